@@ -1,0 +1,95 @@
+"""What can go wrong, one class for each exit code.
+
+    JaccliError
+    ├── GateError          1   a gate or a check failed
+    ├── UsageError         2   wrong flags, names or shapes
+    ├── RefusedError       3   model or input refused or unreadable
+    ├── UnsupportedError   4   the operation is not supported for this model
+    ├── ResourceError      5   not enough memory, disk or time
+    ├── WorkerError        6   a worker process died
+    └── InternalError     70   a bug in jaccli
+
+Two warnings accompany results: ``JaccliWarning`` says that a number is doubtful, its subclass
+``JaccliNote`` only says what was done (a prefix stripped, a fallback taken).
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import ClassVar
+
+
+class JaccliError(Exception):
+    """An error of at most three lines: what was given, what was expected, what to do.
+
+    Args:
+        given: what was found wrong, naming the file, flag or parameter.
+        expected: what would have been right; may be empty.
+        remedy: what the user can do about it; may be empty.
+    """
+
+    exit_code: ClassVar[int] = 70
+
+    def __init__(self, given: str, expected: str = "", remedy: str = "") -> None:
+        self.given, self.expected, self.remedy = given, expected, remedy
+        super().__init__("\n".join(part for part in (given, expected, remedy) if part))
+
+
+class GateError(JaccliError):
+    """A gate such as ``--fail-above`` or a check failed."""
+
+    exit_code = 1
+
+
+class UsageError(JaccliError):
+    """A flag, name or shape that cannot be meant."""
+
+    exit_code = 2
+
+
+class RefusedError(JaccliError):
+    """A model or an input that is unreadable, unsafe or does not fit."""
+
+    exit_code = 3
+
+
+class UnsupportedError(JaccliError):
+    """Something this model, method or layer pair cannot do."""
+
+    exit_code = 4
+
+
+class ResourceError(JaccliError):
+    """Not enough memory, disk or time."""
+
+    exit_code = 5
+
+
+class WorkerError(JaccliError):
+    """A worker process died."""
+
+    exit_code = 6
+
+
+class InternalError(JaccliError):
+    """A bug in jaccli."""
+
+    exit_code = 70
+
+
+class JaccliWarning(UserWarning):
+    """A number that follows may not be what it seems."""
+
+
+class JaccliNote(JaccliWarning):
+    """Something jaccli did that a reader may want to know; numbers are not in doubt."""
+
+
+def warn(message: str) -> None:
+    """Say that a number is doubtful."""
+    warnings.warn(message, JaccliWarning, stacklevel=3)
+
+
+def note(message: str) -> None:
+    """Say what was done."""
+    warnings.warn(message, JaccliNote, stacklevel=3)

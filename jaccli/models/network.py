@@ -1,0 +1,73 @@
+"""What jaccli needs of a model: run it, see and replace activations at module boundaries.
+
+Every model format becomes a ``Network``. A run reports the boundaries of module calls to a ``Tap``,
+which may hand back another value (this is how an activation becomes a variable) or raise ``StopRun``
+(nothing after the target needs to be computed).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class StopRun(Exception):
+    """Raised by a tap that has seen all it wants; ``Network.run`` lets it through."""
+
+
+class Tap(Protocol):
+    """Sees module calls. ``call`` counts the calls of one path within a run, from 1.
+
+    ``paths`` are the module paths whose boundaries are to be reported; None means all of them.
+    The root module is never reported: its input and output are the run's own.
+    """
+
+    paths: frozenset[str] | None
+
+    def enter(
+        self, path: str, call: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Before the call: the arguments to call with."""
+
+    def leave(self, path: str, call: int, output: Any) -> Any:
+        """After the call: the output to go on with."""
+
+
+class Network(ABC):
+    """A model that can be run with its layers in sight. Running changes nothing of the model."""
+
+    kind: str
+
+    @abstractmethod
+    def layers(self) -> Mapping[str, str]:
+        """Module path → type name, for every module but the root, in ``named_modules()`` order."""
+
+    @abstractmethod
+    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None = None) -> Any:
+        """One forward pass from the state the model was handed over with.
+
+        State that the pass leaves behind (buffers, attributes, random generators) is put back.
+        Gradients flow from the output to ``args`` and to whatever the tap put in; nothing in here
+        enters or leaves a gradient mode.
+        """
+
+    @abstractmethod
+    def session(self) -> AbstractContextManager[None]:
+        """Held while a Jacobian is computed: parameters do not ask for gradients inside."""
+
+    @abstractmethod
+    def cast(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Network:
+        """An independent copy with floating-point parameters, buffers and constants converted."""
+
+    @abstractmethod
+    def tensors(self) -> Iterator[Tensor]:
+        """Parameters and buffers: where the model lives and in which dtype."""
+
+    def doubtful(self) -> list[str]:
+        """Why numbers about this model may not mean what they seem (BatchNorm in training mode)."""
+        return []
