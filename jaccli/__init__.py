@@ -1,0 +1,72 @@
+"""Jacobians between layers of trained PyTorch networks.
+
+The names below are all that is public; they are imported when first used, so that the command line
+answers ``--help`` without torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from jaccli.errors import (
+    GateError,
+    InternalError,
+    JaccliError,
+    JaccliNote,
+    JaccliWarning,
+    RefusedError,
+    ResourceError,
+    UnsupportedError,
+    UsageError,
+    WorkerError,
+)
+
+if TYPE_CHECKING:
+    from jaccli.api import Plan, jacobian, operator, plan
+    from jaccli.models.load import load_model
+    from jaccli.operators import JacobianOperator
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GateError",
+    "InternalError",
+    "JaccliError",
+    "JaccliNote",
+    "JaccliWarning",
+    "JacobianOperator",
+    "Plan",
+    "RefusedError",
+    "ResourceError",
+    "UnsupportedError",
+    "UsageError",
+    "WorkerError",
+    "__version__",
+    "jacobian",
+    "load_model",
+    "operator",
+    "plan",
+]
+
+_HOMES = {
+    "Plan": "jaccli.api",
+    "jacobian": "jaccli.api",
+    "operator": "jaccli.api",
+    "plan": "jaccli.api",
+    "load_model": "jaccli.models.load",
+    "JacobianOperator": "jaccli.operators",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'jaccli' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -16,8 +16,11 @@ import torch
 from torch import Tensor
 
 
-class StopRun(Exception):
-    """Raised by a tap that has seen all it wants; ``Network.run`` lets it through."""
+class StopRun(BaseException):
+    """Raised by a tap that has seen all it wants; ``Network.run`` lets it through.
+
+    Not an ``Exception``: a model's own ``except Exception`` must not swallow it.
+    """
 
 
 class Tap(Protocol):

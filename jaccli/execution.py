@@ -1,0 +1,168 @@
+"""Running a decision: J in blocks of samples, checked against an independent product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jaccli import defaults
+from jaccli.errors import ResourceError, UnsupportedError, note, warn
+from jaccli.layers.record import Inputs
+from jaccli.methods import METHODS, MethodGap, MethodName, Task
+from jaccli.methods.base import is_out_of_memory
+from jaccli.planning import Decision
+from jaccli.prepare import Prepared, is_hidden_path
+
+Tick = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """J of some samples and how it was obtained.
+
+    Args:
+        matrix: ``(batch, n_out, n_in)``.
+        method: the method that gave it, which after a gap is not the one asked for.
+        error_estimate: relative Frobenius error, from methods that are not exact.
+        notes: fallbacks taken.
+    """
+
+    matrix: Tensor
+    method: str
+    error_estimate: float | None = None
+    notes: tuple[str, ...] = ()
+    passes: Mapping[str, int] = field(default_factory=dict)
+
+
+_NEXT: dict[MethodName, tuple[MethodName, ...]] = {
+    "forward": ("reverse", "loop"),
+    "reverse": ("loop", "forward"),
+    "replicate": ("reverse", "loop", "forward"),
+    "functional": ("reverse", "loop", "forward"),
+    "loop": ("forward",),
+    "finite-difference": (),
+}
+
+
+def run(prepared: Prepared, decision: Decision, *, tick: Tick = lambda done: None, check: bool = True) -> Outcome:
+    """J of the prepared samples.
+
+    Cost: the method's passes, and with ``check`` one product of J with a vector. A method that cannot
+    do the model is replaced by the next that can, with a note; a J that disagrees with a single
+    backward pass is taken again row by row, with a warning.
+
+    Raises:
+        UnsupportedError: no method can do this model.
+        ResourceError: out of memory.
+    """
+    linear = prepared.linear
+    if decision.method is None:
+        return Outcome(linear.value.new_zeros(linear.shape), "zero", notes=(prepared.why_zero,))
+    gaps: list[str] = []
+    for method in (decision.method, *_NEXT[decision.method]):
+        chunk = decision.chunk if method == decision.method else min(decision.chunk, 16)
+        try:
+            outcome = fill(prepared, method, chunk, tick)
+        except MethodGap as gap:
+            gaps.append(f"{method}: {gap}")
+            continue
+        if gaps:
+            outcome = Outcome(**{**vars(outcome), "notes": (f"{gaps[0]}; taken with {method}", *outcome.notes)})
+        return _believed(prepared, outcome) if check else outcome
+    raise UnsupportedError(
+        f"no Jacobian by {decision.method}: {gaps[0].split(': ', 1)[1]}",
+        "expected a model that this method can differentiate",
+        "try --method finite-difference, which needs no gradients",
+    )
+
+
+def fill(prepared: Prepared, method: MethodName, chunk: int, tick: Tick = lambda done: None) -> Outcome:
+    """J by one method, no fallback.
+
+    Raises:
+        MethodGap: the method cannot do this model.
+        ResourceError: out of memory.
+    """
+    linear = prepared.linear
+    before = linear.passes.copy()
+    try:
+        out = linear.value.new_empty(linear.shape)
+        task = Task(linear, out, chunk, prepared.samples_mix, tick)
+        if METHODS[method].needs_graph and prepared.probe.backward_gap:
+            raise MethodGap(prepared.probe.backward_gap)
+        METHODS[method].fill(task)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(
+            f"out of memory: J has shape {linear.shape}",
+            "expected passes that fit",
+            "set --max-memory, a smaller --chunk, or fewer --samples",
+        ) from None
+    return Outcome(out, method, task.error_estimate, tuple(task.notes), linear.passes - before)
+
+
+def _believed(prepared: Prepared, outcome: Outcome) -> Outcome:
+    """Hold uᵀJ against the probe's backward pass; where they differ, take J row by row and say so."""
+    error = disbelief(prepared, outcome.matrix)
+    if error is None or outcome.method in ("loop", "finite-difference"):
+        return outcome
+    again = fill(prepared, "loop", 1)
+    warn(
+        f"{outcome.method} gave a Jacobian that is {error:.2g} off an independent backward pass; "
+        "it was taken again row by row (loop)"
+    )
+    second = disbelief(prepared, again.matrix)
+    if second is not None:
+        warn(f"two backward passes disagree by {second:.2g}: the model is not deterministic, do not rely on J")
+    return again
+
+
+def disbelief(prepared: Prepared, matrix: Tensor) -> float | None:
+    """The relative difference of uᵀJ from the probe's row, where it is more than rounding; else None."""
+    u, row = prepared.probe.cotangent, prepared.probe.row
+    if u is None or row is None or not matrix.numel():
+        return None
+    chosen = prepared.probe.samples
+    u, row, matrix = u[chosen], row[chosen], matrix[chosen]
+    product = torch.einsum("bo,boi->bi", u.double(), matrix.double())
+    size = torch.linalg.vector_norm(matrix.double().flatten(1), dim=1) * torch.linalg.vector_norm(u.double(), dim=1)
+    difference = torch.linalg.vector_norm(product - row.double(), dim=1) / size.clamp(min=1e-300)
+    difference = difference[difference.isfinite()]
+    error = float(difference.max()) if difference.numel() else 0.0
+    return error if error > torch.finfo(row.dtype).eps ** defaults.BELIEF_POWER else None
+
+
+def report(prepared: Prepared, outcome: Outcome, name: str) -> None:
+    """Warnings and notes about one pair's J."""
+    if not prepared.connected:
+        say = warn if is_hidden_path(prepared) else note
+        say(f"{name}: J is zero: {prepared.why_zero}")
+    if prepared.samples_mix:
+        warn(
+            f"{name}: samples mix: a sample's target depends on the other samples; "
+            "J is each sample's own block, the others held"
+        )
+    for text in outcome.notes if prepared.connected else ():
+        note(f"{name}: {text}")
+    if outcome.error_estimate is not None:
+        note(f"{name}: finite differences, estimated relative error {outcome.error_estimate:.1g}")
+    bad = int((~outcome.matrix.isfinite()).sum())
+    if bad:
+        first = int((~outcome.matrix.isfinite()).flatten(1).any(1).nonzero()[0])
+        warn(f"{name}: J has {bad} non-finite values (first at sample {first})")
+
+
+def split(inputs: Inputs, block: int) -> Iterator[tuple[int, Inputs]]:
+    """Inputs in blocks of samples, with the number of the first."""
+    batch = inputs.batch
+    for start in range(0, batch, block):
+
+        def part(tensor: Tensor, dim: int, at: int = start) -> Any:
+            return tensor.narrow(dim, at, min(block, batch - at))
+
+        yield start, inputs.each(part) if block < batch else inputs

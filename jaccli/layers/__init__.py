@@ -1,0 +1,1 @@
+"""Layer addresses, and the network between two of them as a function."""

@@ -1,0 +1,75 @@
+"""Where in a run an activation is: a boundary of a module call, an element of its value, a slot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from jaccli.errors import UnsupportedError
+from jaccli.layers.address import INPUT, OUTPUT, Address
+from jaccli.layers.slot import Slot, slot_for
+from jaccli.layers.tree import Path, get, locate, put
+
+Key = tuple[str, str, int]
+
+
+@dataclass(frozen=True)
+class Place:
+    """An address resolved against a run: the boundary ``key``, the element ``path``, the ``slot``."""
+
+    address: Address
+    key: Key
+    path: Path
+    slot: Slot
+
+    def tensor(self, value: Any) -> Tensor:
+        """The raw tensor that holds the activation, in a boundary's value."""
+        found: Tensor = get(value, self.path)
+        return found
+
+    def get(self, value: Any) -> Tensor:
+        """The activation ``(batch, *shape)``."""
+        return self.slot.get(self.tensor(value))
+
+    def put(self, value: Any, activation: Tensor) -> Any:
+        """The boundary's value with another activation in it."""
+        return put(value, self.path, self.slot.put(self.tensor(value), activation))
+
+
+def key_of(address: Address) -> Key:
+    """The boundary an address means; without ``#`` it is the first call."""
+    if address.is_model_input:
+        return (INPUT, "out", 1)
+    if address.is_model_output:
+        return (OUTPUT, "out", 1)
+    return (address.path, address.port or "out", address.call or 1)
+
+
+def place(address: Address, value: Any, batch: int, *, source: bool) -> Place:
+    """Resolve an address against the value that its boundary had.
+
+    Raises:
+        UsageError: several tensors or none to choose, samples elsewhere, an index that does not fit.
+        UnsupportedError: no floating-point tensor there.
+    """
+    elements = _positional(address, value)
+    path = locate(value, elements, str(address))
+    return Place(address, key_of(address), path, slot_for(address, get(value, path), batch, distinct=source))
+
+
+def _positional(address: Address, value: Any) -> Path:
+    """``PATH:in.1`` and ``PATH:in.name``: the value of an ``in`` boundary is ``(args, kwargs)``."""
+    if address.port != "in" or address.is_model_input:
+        return address.elements
+    args, kwargs = value
+    if not address.elements:
+        return ("0",) if not kwargs else ()
+    first, rest = address.elements[0], address.elements[1:]
+    if first.isdigit() and int(first) < len(args):
+        return ("0", first, *rest)
+    if first in kwargs:
+        return ("1", first, *rest)
+    have = [*map(str, range(len(args))), *kwargs]
+    raise UnsupportedError(f"layer {str(address)!r}: the call has no argument {first!r}", f"it has {', '.join(have)}")

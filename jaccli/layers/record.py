@@ -1,0 +1,151 @@
+"""One forward pass that remembers the activations asked for, with or without their gradient graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jaccli.errors import UnsupportedError, UsageError
+from jaccli.layers.address import INPUT, OUTPUT, Address
+from jaccli.layers.boundary import Key, Place, key_of, place
+from jaccli.layers.tree import put
+from jaccli.models.network import Network
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the model is called with. ``args[0]`` holds the samples, in its dimension ``dim``."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    dim: int = 0
+
+    @property
+    def batch(self) -> int:
+        """Number of samples."""
+        first = self.args[0]
+        return int(first.shape[self.dim]) if isinstance(first, Tensor) and first.dim() > self.dim else 1
+
+    def each(self, change: Any) -> Inputs:
+        """With ``change(tensor, dim)`` applied to every tensor that has one row a sample."""
+        batch = self.batch
+
+        def apply(value: Any, dim: int = 0) -> Any:
+            if isinstance(value, Tensor) and value.dim() > dim and value.shape[dim] == batch:
+                return change(value, dim)
+            return value
+
+        args = (apply(self.args[0], self.dim), *(apply(a) for a in self.args[1:]))
+        return Inputs(args, {k: apply(v) for k, v in self.kwargs.items()}, self.dim)
+
+
+@dataclass
+class Held:
+    """An activation as the run had it: ``raw`` is the tensor it lies in, ``order`` its turn."""
+
+    place: Place
+    raw: Tensor
+    order: int
+
+    @property
+    def activation(self) -> Tensor:
+        """``(batch, *shape)``, connected to the graph if there is one."""
+        return self.place.slot.get(self.raw)
+
+
+@dataclass
+class Record:
+    """What one forward pass gave: activations by address, and how often each module was called."""
+
+    inputs: Inputs
+    sources: dict[Address, Held]
+    targets: dict[Address, Held]
+    calls: Counter[str]
+
+
+class _Recorder:
+    """The tap of ``record``: cuts sources loose from what came before only where nothing needs it."""
+
+    def __init__(self, sources: Sequence[Address], targets: Sequence[Address], batch: int, live: bool) -> None:
+        self.batch, self.live = batch, live
+        self.wanted: dict[Key, tuple[list[Address], list[Address]]] = {}
+        for position, addresses in enumerate((sources, targets)):
+            for address in addresses:
+                self.wanted.setdefault(key_of(address), ([], []))[position].append(address)
+        self.paths: frozenset[str] | None = frozenset(path for path, _, _ in self.wanted) - {INPUT, OUTPUT}
+        self.sources: dict[Address, Held] = {}
+        self.targets: dict[Address, Held] = {}
+        self.calls: Counter[str] = Counter()
+
+    def enter(self, path: str, call: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.calls[path] = max(self.calls[path], call)
+        return self.at((path, "in", call), (args, kwargs))
+
+    def leave(self, path: str, call: int, output: Any) -> Any:
+        return self.at((path, "out", call), output)
+
+    def at(self, key: Key, value: Any) -> Any:
+        sources, targets = self.wanted.get(key, ((), ()))
+        for address in sources:
+            where = place(address, value, self.batch, source=True)
+            raw, value = self._variable(where, value)
+            self.sources[address] = Held(where, raw, len(self.sources) + len(self.targets))
+        for address in targets:
+            where = place(address, value, self.batch, source=False)
+            # A copy: an in-place operator may follow, as the ReLU after a convolution.
+            raw = where.tensor(value).clone()
+            self.targets[address] = Held(where, raw, len(self.sources) + len(self.targets))
+        return value
+
+    def _variable(self, where: Place, value: Any) -> tuple[Tensor, Any]:
+        shared = [h for h in self.sources.values() if (h.place.key, h.place.path) == (where.key, where.path)]
+        if shared:
+            return shared[0].raw, value
+        raw = where.tensor(value)
+        if not self.live or not raw.requires_grad:
+            raw = raw.detach().clone().requires_grad_(self.live)
+        return raw, put(value, where.path, raw.clone())
+
+
+def record(
+    network: Network, inputs: Inputs, sources: Sequence[Address], targets: Sequence[Address], *, live: bool
+) -> Record:
+    """Run the network once, to its end, and hold the activations.
+
+    With ``live`` the sources require gradients and the targets are connected to them, so that any
+    number of Jacobian products of any pair costs no further forward pass.
+
+    Raises:
+        UsageError: a layer called several times without ``#``, an ambiguous value.
+        UnsupportedError: a layer that this input does not reach.
+    """
+    tap = _Recorder(sources, targets, inputs.batch, live)
+    with torch.set_grad_enabled(live):
+        args = (tap.at((INPUT, "out", 1), inputs.args[0]), *inputs.args[1:])
+        output = network.run(args, inputs.kwargs, tap if tap.paths else None)
+        tap.at((OUTPUT, "out", 1), output)
+    for address in (*sources, *targets):
+        _check_called(address, tap)
+    return Record(inputs, tap.sources, tap.targets, tap.calls)
+
+
+def _check_called(address: Address, tap: _Recorder) -> None:
+    if address.is_model_input or address.is_model_output:
+        return
+    calls = tap.calls[address.path]
+    if calls == 0:
+        raise UnsupportedError(
+            f"layer {str(address)!r} exists, and this input does not reach it: it is not called in the forward pass",
+            "expected a layer that takes part",
+            "'jaccli layers MODEL -i INPUT' shows which do",
+        )
+    if address.call is None and calls > 1:
+        names = ", ".join(f"{address.path}#{k}{address.suffix}" for k in range(1, min(calls, 4) + 1))
+        raise UsageError(f"layer {str(address)!r} is called {calls} times", f"expected one of {names}" + "…" * (calls > 4))
+    if address.call is not None and address.call > calls:
+        raise UnsupportedError(f"layer {str(address)!r}: {address.path!r} is called {calls} times for this input")

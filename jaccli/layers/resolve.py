@@ -1,0 +1,59 @@
+"""From what the user typed to addresses that the network has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from jaccli.errors import UsageError
+from jaccli.layers.address import INPUT, OUTPUT, Address, matches, nearest, parse_address
+from jaccli.models.network import Network
+
+
+def resolve(network: Network, name: str) -> Address:
+    """The address of one layer.
+
+    Raises:
+        UsageError: no such layer; the answer names the nearest.
+    """
+    layers = network.layers()
+    address = parse_address(name, layers)
+    _check_known(address, layers)
+    return address
+
+
+def _check_known(address: Address, layers: Iterable[str]) -> None:
+    known = [INPUT, OUTPUT, *layers]
+    if address.path in known:
+        return
+    near = nearest(address.path, known) or known[:6]
+    raise UsageError(
+        f"layer {str(address)!r} is not in the model",
+        f"nearest: {', '.join(near)}",
+        "'jaccli layers MODEL' lists them all",
+    )
+
+
+def expand(network: Network, names: Sequence[str]) -> list[tuple[Address, bool]]:
+    """Addresses for names and globs, in order and each once; and whether a glob gave it.
+
+    Raises:
+        UsageError: an unknown name, or a glob that matches nothing.
+    """
+    layers = network.layers()
+    found: dict[Address, bool] = {}
+    for name in names:
+        address = parse_address(name, layers)
+        if address.path in layers or not address.is_glob:
+            _check_known(address, layers)
+            found.setdefault(address, False)
+            continue
+        paths = matches(address.path, layers)
+        if not paths:
+            raise UsageError(
+                f"layer {name!r} matches none of the model's {len(layers)} layers",
+                "expected a glob: * within a part, ** across dots, {a,b} choices",
+                "'jaccli layers MODEL' lists them all",
+            )
+        for path in paths:
+            found.setdefault(address.at(path), True)
+    return list(found.items())

@@ -1,0 +1,120 @@
+"""One tensor of a nested value (tuple, list, dict, named tuple, dataclass): find it, replace it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from jaccli.errors import UnsupportedError, UsageError
+
+Path = tuple[str, ...]
+
+
+def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+    """Every tensor in a nested value with the elements that lead to it."""
+    if isinstance(value, Tensor):
+        yield path, value
+        return
+    for key, child in _children(value):
+        yield from leaves(child, (*path, key))
+
+
+def _children(value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return [(str(key), child) for key, child in value.items()]
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [(str(position), child) for position, child in enumerate(value)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    return []
+
+
+def locate(value: Any, elements: Path, name: str) -> Path:
+    """The full path of the tensor that ``elements`` mean: itself, or the only floating-point one below.
+
+    Raises:
+        UsageError: no such element, or several tensors to choose from; the answer lists them.
+        UnsupportedError: no floating-point tensor there.
+    """
+    inside = value
+    for depth, element in enumerate(elements):
+        children = _named_children(inside)
+        if element not in children:
+            have = ", ".join(repr(c) for c in children) or f"a {type(inside).__name__}"
+            raise UsageError(
+                f"layer {name!r}: no element {'.'.join(elements[: depth + 1])!r} in its value",
+                f"it has {have}" if children else f"its value is {have}, without elements",
+            )
+        inside = children[element]
+    found = list(leaves(inside))
+    floating = [(path, tensor) for path, tensor in found if tensor.is_floating_point()]
+    if len(floating) == 1:
+        return (*elements, *floating[0][0])
+    if floating:
+        choices = ", ".join(f"{'.'.join((*elements, *p))} {tuple(t.shape)}" for p, t in floating[:8])
+        raise UsageError(
+            f"layer {name!r}: its value holds {len(floating)} floating-point tensors",
+            f"expected one of the elements {choices}",
+            f"name one, as {_with_element(name, (*elements, *floating[0][0]))!r}",
+        )
+    _no_derivative(found, inside, name)
+
+
+def _no_derivative(found: list[tuple[Path, Tensor]], inside: Any, name: str) -> Any:
+    if found:
+        kind = str(found[0][1].dtype).removeprefix("torch.")
+        raise UnsupportedError(
+            f"layer {name!r} holds {kind} values, and there is no derivative with respect to or of {kind} values",
+            "expected a floating-point activation",
+            "choose a layer after them, as the output of an embedding",
+        )
+    raise UnsupportedError(f"layer {name!r}: its value is {type(inside).__name__}, with no tensor in it")
+
+
+def _with_element(name: str, path: Path) -> str:
+    base = name if ":" in name else f"{name}:out"
+    base = ":".join(base.split(":")[:-1]) + ":" + base.split(":")[-1].split(".")[0]
+    return f"{base}.{'.'.join(path)}"
+
+
+def _named_children(value: Any) -> dict[str, Any]:
+    children = dict(_children(value))
+    for name in getattr(value, "_fields", ()):  # a named tuple answers to its names too
+        children[name] = getattr(value, name)
+    return children
+
+
+def get(value: Any, path: Path) -> Any:
+    """The value at a path."""
+    for element in path:
+        value = _named_children(value)[element]
+    return value
+
+
+def put(value: Any, path: Path, new: Tensor) -> Any:
+    """A copy of the containers along a path, with another tensor at its end."""
+    if not path:
+        return new
+    element, rest = path[0], path[1:]
+    child = put(_named_children(value)[element], rest, new)
+    if isinstance(value, tuple):
+        if element in getattr(value, "_fields", ()):
+            return value._replace(**{element: child})  # type: ignore[attr-defined]
+        items = [child if str(i) == element else v for i, v in enumerate(value)]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return _put_mutable(copy.copy(value), element, child)
+
+
+def _put_mutable(twin: Any, element: str, child: Any) -> Any:
+    if isinstance(twin, Mapping):
+        key = next(k for k in twin if str(k) == element)
+        twin[key] = child  # type: ignore[index]
+    elif isinstance(twin, Sequence):
+        twin[int(element)] = child  # type: ignore[index]
+    else:
+        object.__setattr__(twin, element, child)
+    return twin

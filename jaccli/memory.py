@@ -1,0 +1,99 @@
+"""How much memory there is, and how much a pass through a network takes."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from jaccli import defaults
+from jaccli.operators.linearised import Linearised
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of f's activations for all samples: of all of them together, and of the widest one."""
+
+    total: int
+    widest: int
+
+
+def available(device: torch.device) -> int:
+    """Bytes that may be used on a device when the user sets no limit."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(defaults.MEMORY_SHARE * free)
+    return int(defaults.MEMORY_SHARE * min(_physical(), _cgroup()))
+
+
+def _physical() -> int:
+    try:
+        text = Path("/proc/meminfo").read_text()
+        match = re.search(r"MemAvailable:\s+(\d+) kB", text)
+        if match:
+            return int(match[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _cgroup() -> int:
+    base = Path("/sys/fs/cgroup")
+    try:
+        limit = (base / "memory.max").read_text().strip()
+        used = int((base / "memory.current").read_text())
+        return 2**62 if limit == "max" else max(int(limit) - used, 2**20)
+    except (OSError, ValueError):
+        return 2**62
+
+
+def footprint(linear: Linearised) -> Footprint:
+    """What f holds: read off the gradient graph, or, without one, off one run operator by operator."""
+    sizes = _graph_sizes(linear.live.target) if linear.live is not None else _run_sizes(linear)
+    ends = [_bytes(linear.point), _bytes(linear.value)]
+    return Footprint(sum(sizes) + sum(ends), max([*sizes, *ends]))
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _graph_sizes(value: Tensor) -> list[int]:
+    """Bytes of each operator's result in a gradient graph, which are those of its cotangent."""
+    sizes, seen, stack = [], set(), [value.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        for meta in getattr(node, "_input_metadata", ()):
+            shape = getattr(meta, "shape", ())
+            sizes.append(torch.Size(int(s) for s in shape).numel() * value.element_size())
+        stack.extend(following for following, _ in node.next_functions)
+    return sizes
+
+
+def _run_sizes(linear: Linearised) -> list[int]:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    sizes: list[int] = []
+
+    class Sizes(TorchDispatchMode):
+        pass
+
+    def see(_self, func, _types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        for item in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(item, Tensor):
+                sizes.append(_bytes(item))
+        return out
+
+    # Assigned afterwards: a method of the class body would be wrapped against dynamo, which imports it.
+    Sizes.__torch_dispatch__ = see  # type: ignore[method-assign,assignment]
+    with torch.no_grad(), Sizes():
+        linear.evaluate(linear.point)
+    return sizes

@@ -1,0 +1,15 @@
+"""The methods by name. ``auto`` is resolved by ``jaccli.planning`` to one of these."""
+
+from __future__ import annotations
+
+from jaccli.methods.backward import Functional, Loop, Replicate, Reverse
+from jaccli.methods.base import METHOD_NAMES, Method, MethodGap, MethodName, Task
+from jaccli.methods.finite_difference import FiniteDifference
+from jaccli.methods.forward import Forward
+
+METHODS: dict[MethodName, Method] = {
+    method.name: method
+    for method in (Reverse(), Forward(), Loop(), Replicate(), Functional(), FiniteDifference())
+}
+
+__all__ = ["METHODS", "METHOD_NAMES", "Method", "MethodGap", "MethodName", "Task"]

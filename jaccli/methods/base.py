@@ -1,0 +1,94 @@
+"""What a method is: it fills J from products with J."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from jaccli.operators.linearised import Linearised
+
+MethodName = Literal["auto", "reverse", "forward", "loop", "replicate", "functional", "finite-difference"]
+METHOD_NAMES: tuple[MethodName, ...] = get_args(MethodName)
+
+Tick = Callable[[int], None]
+
+
+class MethodGap(Exception):
+    """A method cannot do this model; the message says why. Another method may."""
+
+
+@dataclass
+class Task:
+    """One J to fill.
+
+    Args:
+        linear: f at the point, with its products.
+        out: ``(batch, n_out, n_in)``, overwritten.
+        chunk: how many rows, columns or copies go through the network at once.
+        samples_mix: whether a sample's target hangs on other samples: then J[b] is the diagonal
+            block, and each sample needs passes of its own.
+        tick: told how many rows or columns were finished.
+        notes: filled with what a reader should know of how it went.
+        error_estimate: filled by a method that is not exact: relative Frobenius error.
+    """
+
+    linear: Linearised
+    out: Tensor
+    chunk: int
+    samples_mix: bool = False
+    tick: Tick = lambda done: None
+    notes: list[str] = field(default_factory=list)
+    error_estimate: float | None = None
+
+    def groups(self) -> list[slice]:
+        """Which samples may share a pass: all of them, or each its own."""
+        batch = self.linear.batch
+        return [slice(b, b + 1) for b in range(batch)] if self.samples_mix else [slice(0, batch)]
+
+    def seeds(self, start: int, stop: int, size: int, group: slice) -> Tensor:
+        """One-hot vectors ``start:stop`` for the samples of a group, zero for others: ``(k, batch, size)``."""
+        seeds = self.out.new_zeros(stop - start, self.linear.batch, size)
+        seeds[:, group, start:stop] = torch.eye(stop - start, dtype=seeds.dtype, device=seeds.device).unsqueeze(1)
+        return seeds
+
+
+class Method(Protocol):
+    """A way to obtain J.
+
+    Attributes:
+        name: as on the command line.
+        by: what it takes one pass for each of.
+        needs_graph: whether the forward pass must be recorded for backward passes.
+    """
+
+    name: MethodName
+    by: Literal["row", "column"]
+    needs_graph: bool
+
+    def fill(self, task: Task) -> None:
+        """Fill ``task.out``.
+
+        Raises:
+            MethodGap: the model has an operator that the method cannot do.
+        """
+
+
+def spans(size: int, chunk: int) -> list[tuple[int, int]]:
+    """``0:size`` in pieces of at most ``chunk``."""
+    return [(start, min(start + chunk, size)) for start in range(0, size, max(chunk, 1))]
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error of torch, short."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch means that memory ran out; on the CPU it is a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)

@@ -1,0 +1,79 @@
+"""Whatever a user calls a model → ``Network``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from jaccli.errors import UsageError, note
+from jaccli.models.network import Network
+from jaccli.models.quote import quote
+
+
+def as_network(model: Any) -> Network:
+    """``model`` as a network; one that is a network already is handed through. Nothing is copied.
+
+    Args:
+        model: an ``nn.Module``, ``ScriptModule``, ``ExportedProgram`` or module of one, or ``Network``.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if isinstance(model, Network):
+        return model
+    model = _unwrapped(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        from jaccli.models.script import ScriptNetwork
+
+        return ScriptNetwork(model)
+    if _may_be_exported(model):
+        from jaccli.models.exported import ExportedNetwork, is_exported
+
+        if is_exported(model):
+            return ExportedNetwork(model)
+    if isinstance(model, nn.Module):
+        from jaccli.models.eager import EagerNetwork
+
+        return EagerNetwork(model)
+    what = (
+        f"the class {model.__name__}"
+        if isinstance(model, type)
+        else f"an object of type {type(model).__name__}"
+    )
+    raise UsageError(
+        f"the model is {what}",
+        "expected an nn.Module, a ScriptModule or an exported program",
+        _remedy(model),
+    )
+
+
+def _unwrapped(model: Any) -> Any:
+    """The module inside ``DataParallel`` and ``torch.compile``: with those, layers cannot be seen."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        # By name: importing the class would import the whole compiler.
+        elif type(model).__name__ == "OptimizedModule" and isinstance(model, nn.Module):
+            inner = model._orig_mod
+        else:
+            return model
+        note(f"the model inside {type(model).__name__} is used")
+        model = inner
+
+
+def _may_be_exported(model: Any) -> bool:
+    # Cheap, so that importing the reader of exported programs is left to those who need it.
+    name = type(model).__name__
+    return name in ("ExportedProgram", "ExportedModel") or name.startswith("GraphModule")
+
+
+def _remedy(model: Any) -> str:
+    if isinstance(model, str):
+        return f"load it first: jaccli.load_model({quote(model)})"
+    if isinstance(model, dict):
+        return "load the state dict into the network that it belongs to"
+    if isinstance(model, type):
+        return "make an instance of it"
+    return "wrap a function in an nn.Module whose forward calls it"

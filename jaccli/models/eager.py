@@ -1,0 +1,141 @@
+"""An ordinary ``nn.Module`` as a network: boundaries are seen through hooks that last one run."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jaccli.models.network import Network, Tap
+from jaccli.models.state import ModuleState, same_noise, without_parameter_gradients
+
+_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+_NOISY = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+
+
+class EagerNetwork(Network):
+    """See ``Network``. The module is used in the mode it is in."""
+
+    kind = "module"
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._state: ModuleState | None = None
+
+    def layers(self) -> Mapping[str, str]:
+        named = self.module.named_modules(remove_duplicate=False)
+        return {path: type(module).__name__ for path, module in named if path}
+
+    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None = None) -> Any:
+        with ExitStack() as stack:
+            if self._state is None:
+                stack.enter_context(self.session())
+            assert self._state is not None
+            self._state.install()
+            stack.enter_context(same_noise(self._device()))
+            stack.enter_context(torch.jit.optimized_execution(False))
+            if tap is not None:
+                stack.enter_context(_hooks(self.module, tap))
+            return self.module(*args, **kwargs)
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        if self._state is not None:
+            yield
+            return
+        # TransformerEncoderLayer skips its submodules, and so their hooks, on its fast path.
+        fast = torch.backends.mha.get_fastpath_enabled()
+        with without_parameter_gradients(self.tensors()):
+            self._state = ModuleState(self.module)
+            torch.backends.mha.set_fastpath_enabled(False)
+            try:
+                yield
+            finally:
+                torch.backends.mha.set_fastpath_enabled(fast)
+                self._state.remove()
+                self._state = None
+
+    def cast(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> EagerNetwork:
+        memo: dict[int, Any] = {}
+        for module in self.module.modules():
+            for value in vars(module).values():
+                # Tensors with a history, as a state kept between calls, refuse to be deep-copied.
+                if isinstance(value, Tensor) and not value.is_leaf:
+                    memo[id(value)] = value.detach().clone()
+        twin = copy.deepcopy(self.module, memo).to(device=device, dtype=dtype)
+        for module in twin.modules():
+            for name, value in list(vars(module).items()):
+                if not name.startswith("_") or isinstance(value, Tensor):
+                    vars(module)[name] = _cast_value(value, device, dtype)
+        return EagerNetwork(twin)
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield from self.module.parameters()
+        yield from self.module.buffers()
+
+    def _device(self) -> torch.device | None:
+        return next((t.device for t in self.tensors()), None)
+
+    def doubtful(self) -> list[str]:
+        named = list(self.module.named_modules())
+        mixing = [n for n, m in named if isinstance(m, _BATCH_NORMS) and (m.training or m.running_mean is None)]
+        noisy = [n for n, m in named if isinstance(m, _NOISY) and m.training and getattr(m, "p", 1)]
+        found = []
+        if mixing:
+            found.append(f"BatchNorm normalises over the batch ({_some(mixing)}): each sample's J depends on the others")
+        if noisy:
+            found.append(f"Dropout is in training mode ({_some(noisy)}): J is that of one random mask")
+        return found
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _cast_value(value: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:
+    if isinstance(value, nn.Parameter | nn.Module):
+        return value
+    if isinstance(value, Tensor):
+        return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+    if type(value) in (list, tuple):
+        return type(value)(_cast_value(v, device, dtype) for v in value)
+    if type(value) is dict:
+        return {k: _cast_value(v, device, dtype) for k, v in value.items()}
+    return value
+
+
+@contextmanager
+def _hooks(module: nn.Module, tap: Tap) -> Iterator[None]:
+    """Report the calls of the modules that the tap wants.
+
+    Hooks sit on objects: of a module registered under two names, both names report each call.
+    """
+    paths: dict[int, list[str]] = {}
+    owners: dict[int, nn.Module] = {}
+    for path, owner in module.named_modules(remove_duplicate=False):
+        if path and (tap.paths is None or path in tap.paths) and not isinstance(owner, torch.jit.ScriptModule):
+            paths.setdefault(id(owner), []).append(path)
+            owners[id(owner)] = owner
+    calls: Counter[int] = Counter()
+
+    def enter(owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        calls[id(owner)] += 1
+        for path in paths[id(owner)]:
+            args, kwargs = tap.enter(path, calls[id(owner)], args, kwargs)
+        return args, kwargs
+
+    def leave(owner: nn.Module, _: Any, output: Any) -> Any:
+        for path in paths[id(owner)]:
+            output = tap.leave(path, calls[id(owner)], output)
+        return output
+
+    with ExitStack() as stack:
+        for owner in owners.values():
+            stack.callback(owner.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            stack.callback(owner.register_forward_hook(leave).remove)
+        yield

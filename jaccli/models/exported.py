@@ -1,0 +1,147 @@
+"""Exported programs (``torch.export``) as models: loaded without running code, layers in sight.
+
+The layers of an exported program are those that left operators in it; see ``pt2.calls`` for what their
+inputs and outputs are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jaccli.errors import RefusedError
+from jaccli.models.network import Network, Tap
+from jaccli.models.pt2.archive import read_archive
+from jaccli.models.pt2.binding import signature
+from jaccli.models.pt2.doubts import doubts, draws_random_numbers
+from jaccli.models.pt2.from_fx import (
+    is_exported_module,
+    is_exported_program,
+    program_from_export,
+    program_from_module,
+)
+from jaccli.models.pt2.model import ExportedModel
+from jaccli.models.pt2.parse import parse_program
+from jaccli.models.pt2.program import Extent
+
+
+def load_exported(path: Path, *, trust: bool = False) -> ExportedModel:
+    """The model in a ``torch.export`` archive; no code in it is run, and no pickle.
+
+    Args:
+        path: a file written by ``torch.export.save`` (torch 2.3 or later).
+        trust: allow operators outside of ``aten`` and ``prims`` that this process knows.
+
+    Raises:
+        RefusedError: the file is not such an archive, is damaged, or would need to run code.
+        UnsupportedError: it uses an operator that jaccli does not run.
+    """
+    archive = read_archive(path)
+    program = parse_program(archive.program, trust=trust)
+    missing = sorted({name for _, name in program.state.values()} - set(archive.tensors))
+    if missing:
+        raise RefusedError(
+            f"{path.name!r} lacks the tensor {missing[0][:60]!r}",
+            "expected an archive with its weights",
+            "export the model again with torch.export.save",
+        )
+    return ExportedModel(program, archive.tensors)
+
+
+def is_exported(model: object) -> bool:
+    """Whether ``ExportedNetwork`` takes it: an ``ExportedModel``, an ``ExportedProgram``, its ``module()``."""
+    return isinstance(model, ExportedModel) or is_exported_program(model) or is_exported_module(model)
+
+
+class ExportedNetwork(Network):
+    """An exported program with its layers in sight.
+
+    Args:
+        model: an ``ExportedModel``, a ``torch.export.ExportedProgram``, or what its ``module()``
+            returns; of the latter two the tensors are shared, not copied.
+    """
+
+    kind = "exported"
+
+    def __init__(self, model: Any) -> None:
+        if isinstance(model, ExportedModel):
+            self.model = model
+        elif is_exported_program(model):
+            self.model = ExportedModel(*program_from_export(model))
+        else:
+            self.model = ExportedModel(*program_from_module(model))
+        self._random = draws_random_numbers(self.model.program.graph)
+
+    def layers(self) -> Mapping[str, str]:
+        """Module path → type name. A module that left no operator is listed and never called."""
+        return dict(self.model.program.modules)
+
+    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None = None) -> Any:
+        """One forward pass. Nothing is written to the model, its input or the random generators.
+
+        Raises:
+            UsageError: the arguments are not those of the model.
+            RefusedError: a shape that the export does not allow.
+        """
+        with _generators_kept(self._random, self.model):
+            return self.model.execute(args, kwargs, tap)[0]
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        asking = [tensor for tensor in self.tensors() if tensor.requires_grad]
+        for tensor in asking:
+            tensor.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for tensor in asking:
+                tensor.requires_grad_(True)
+
+    def session(self) -> AbstractContextManager[None]:
+        """Held while a Jacobian is computed: parameters do not ask for gradients inside."""
+        return self._held()
+
+    def cast(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> ExportedNetwork:
+        """An independent copy with floating-point parameters, buffers and constants converted.
+
+        Tensors that the program makes out of nothing (``zeros``) follow; an explicit conversion of an
+        activation (``x.float()``) stays as exported.
+        """
+        return ExportedNetwork(self.model.converted(device, dtype))
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Parameters, buffers and constants."""
+        yield from self.model.parameters()
+        yield from self.model.buffers()
+
+    def doubtful(self) -> list[str]:
+        """Operators that were exported in training mode."""
+        return doubts(self.model.program.graph)
+
+    def signature(self) -> list[tuple[str, bool]]:
+        """Names of the arguments and whether each must be given."""
+        return signature(self.model.program)
+
+    def input_extents(self) -> list[tuple[Extent, ...] | None]:
+        """Shape of each tensor argument as exported; a free dimension has no size."""
+        return [leaf.shape for leaf in self.model.program.leaves]
+
+
+@contextmanager
+def _generators_kept(needed: bool, model: nn.Module) -> Iterator[None]:
+    if not needed:
+        yield
+        return
+    devices = {
+        tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.device.type == "cuda"
+    }
+    with torch.random.fork_rng(devices=[device.index or 0 for device in devices]):
+        yield
+
+
+__all__ = ["ExportedModel", "ExportedNetwork", "is_exported", "load_exported"]

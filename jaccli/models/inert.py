@@ -1,0 +1,232 @@
+"""What a pickle may ask for: stand-ins that hold data and do nothing.
+
+A pickle names globals (classes and functions) and calls them. Here every name gives one of ours:
+
+* ``Rebuild``: torch's and NumPy's builders, which record what would be built (``TensorSpec``,
+  ``ArrayShell``) and build nothing;
+* a few containers;
+* for everything else a subclass of ``Inert``, which takes any arguments and state and keeps them.
+
+So hyper-parameter objects of any library load, and no foreign code is imported or called.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+
+class Inert(dict[Any, Any]):
+    """Stands in for an object whose class is not loaded; holds what was stored in it."""
+
+    path: ClassVar[str] = ""
+    __slots__ = ("given", "items_added", "state")
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__()
+        self.given = args
+        self.state: Any = None
+        self.items_added: list[Any] = []
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def is_module(self) -> bool:
+        """Whether the state is that of an ``nn.Module``."""
+        return isinstance(self.state, dict) and {"_modules", "_parameters"} <= self.state.keys()
+
+
+def inert_type(path: str) -> type[Inert]:
+    """A class of stand-ins for the global ``path``."""
+    return type("Inert", (Inert,), {"path": path, "__slots__": ()})
+
+
+@dataclass(frozen=True, slots=True)
+class StorageType:
+    """``torch.FloatStorage`` and its like: only the dtype counts, here torch's name for it."""
+
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class DtypeName:
+    """``torch.float32`` in a pickle."""
+
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class StorageRef:
+    """A storage in the file: ``numel`` elements, read from ``source`` under ``key``."""
+
+    source: Any
+    key: str
+    dtype: str
+    numel: int
+    first: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A strided tensor over a storage; sizes, strides and offset in elements, not yet checked."""
+
+    storage: StorageRef
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class SparseSpec:
+    """A sparse tensor, in its parts."""
+
+    layout: str
+    parts: tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class ArrayShell:
+    """A NumPy array, as its pickle describes it."""
+
+    shape: tuple[int, ...] = ()
+    dtype: Any = None
+    fortran: bool = False
+    data: bytes | None = None
+
+
+@dataclass(slots=True)
+class DtypeShell:
+    """A NumPy dtype: kind and width such as ``f4``, and the byte order."""
+
+    code: str
+    order: str = "<"
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """A builder that a pickle may call."""
+
+    path: str
+    call: Callable[..., Any] = field(compare=False)
+
+
+def _ints(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, (tuple, list)) or any(type(value) is not int for value in values):
+        raise ValueError("sizes and strides are integers")
+    return tuple(values)
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> TensorSpec:
+    if not isinstance(storage, StorageRef) or type(offset) is not int:
+        raise ValueError("a tensor needs a storage")
+    return TensorSpec(storage, offset, _ints(size), _ints(stride), storage.dtype)
+
+
+def _tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> TensorSpec:
+    plain = _tensor(storage, offset, size, stride)
+    dtype = rest[2]
+    if not isinstance(dtype, DtypeName):
+        raise ValueError("a tensor needs a dtype")
+    return TensorSpec(plain.storage, plain.offset, plain.size, plain.stride, dtype.dtype)
+
+
+def _first(data: Any = None, *_: Any) -> Any:
+    return data
+
+
+def _sparse(layout: Any, parts: Any) -> SparseSpec:
+    if not isinstance(layout, str) or not isinstance(parts, tuple):
+        raise ValueError("a sparse tensor needs a layout")
+    return SparseSpec(layout, parts)
+
+
+def _from_type(function: Any, _: Any, args: Any, *__: Any) -> Any:
+    # A tensor with attributes, or of a subclass: the plain tensor is what counts.
+    if not isinstance(function, Rebuild) or function.path.endswith("_from_type_v2"):
+        return Inert()
+    return function.call(*args)
+
+
+def _pairs(*args: Any) -> OrderedDict[Any, Any]:
+    return OrderedDict((key, value) for key, value in (args[0] if args else ()))
+
+
+def _bytes(text: Any = b"", _encoding: Any = "latin1") -> bytes:
+    return text.encode("latin1") if isinstance(text, str) else bytes(memoryview(text))
+
+
+def _array(*_: Any) -> ArrayShell:
+    return ArrayShell()
+
+
+def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any) -> ArrayShell:
+    return ArrayShell(_ints(shape), dtype, order == "F", _bytes(data))
+
+
+def _dtype(code: Any, *_: Any) -> DtypeShell:
+    text = code.decode("ascii") if isinstance(code, bytes) else code
+    if not isinstance(text, str):
+        raise ValueError("a dtype has a name")
+    return DtypeShell(text)
+
+
+def _reconstructor(cls: Any, *_: Any) -> Any:
+    return cls() if isinstance(cls, type) and issubclass(cls, Inert) else Inert()
+
+
+_BUILDERS: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _first,
+    "torch._utils._rebuild_device_tensor_from_numpy": _first,
+    "torch._utils._rebuild_xla_tensor": _first,
+    "torch._utils._rebuild_sparse_tensor": _sparse,
+    "torch._tensor._rebuild_from_type_v2": _from_type,
+    "torch.serialization._get_layout": _first,
+    "torch.Size": _first,
+    "torch.nn.parameter.Parameter": _first,
+    "collections.OrderedDict": _pairs,
+    "collections.defaultdict": lambda *_: OrderedDict(),
+    "_codecs.encode": _bytes,
+    "copyreg._reconstructor": _reconstructor,
+}
+for _numpy in ("numpy.core", "numpy._core"):
+    _BUILDERS[f"{_numpy}.multiarray._reconstruct"] = _array
+    _BUILDERS[f"{_numpy}.numeric._frombuffer"] = _frombuffer
+    _BUILDERS[f"{_numpy}.multiarray.scalar"] = lambda dtype, data=b"", *_: ArrayShell((), dtype, False, data)
+_BUILDERS["numpy.dtype"] = _dtype
+
+REBUILD = {path: Rebuild(path, call) for path, call in _BUILDERS.items()}
+
+STORAGES = {
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+    "UntypedStorage": "uint8",
+}
+DTYPES = frozenset(STORAGES.values()) | {
+    "uint16",
+    "uint32",
+    "uint64",
+    "float8_e4m3fn",
+    "float8_e5m2",
+    "float8_e4m3fnuz",
+    "float8_e5m2fnuz",
+}

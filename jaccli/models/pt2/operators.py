@@ -1,0 +1,192 @@
+"""Which operators a file may name. Everything else is refused by name.
+
+An archive is data from a stranger: a graph node may name any attribute of torch. Only dispatcher
+operators of ``aten`` and ``prims`` and arithmetic on numbers are looked up, and of the former not
+those that touch files, print, or read memory by unchecked sizes.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Final
+
+import torch
+
+from jaccli.errors import UnsupportedError
+from jaccli.models.pt2.control import CONTROL
+
+_IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+
+_DENIED: Final = re.compile(
+    # Files, output, other people's storage.
+    r"from_file|save|load|warn|_?print|set_|set_data|data|resize_as_sparse_|_resize_output_?"
+    # Views by sizes that torch takes on trust; export does not produce them.
+    r"|_reshape_alias|_nested_.*|.*_unsafe|_unsafe_.*_(coo|csr|csc|bsr|bsc)_.*|.*from_buffer.*"
+    r"|_efficientzerotensor|_pin_memory|record_stream"
+)
+
+_NUMBER_OPERATORS: Final = [
+    "eq",
+    "ne",
+    "le",
+    "ge",
+    "lt",
+    "gt",
+    "neg",
+    "pos",
+    "abs",
+    "add",
+    "sub",
+    "mul",
+    "floordiv",
+    "truediv",
+    "mod",
+    "and_",
+    "or_",
+    "xor",
+    "not_",
+    "invert",
+    "rshift",
+    "getitem",
+    "index",
+    "is_",
+    "is_not",
+]
+_SYMBOLIC: Final = [
+    "sym_not",
+    "sym_int",
+    "sym_float",
+    "sym_ite",
+    "sym_max",
+    "sym_min",
+    "sym_sum",
+    "sym_sqrt",
+    "sym_fresh_size",
+    "_sym_sqrt",
+    "_sym_cos",
+    "_sym_cosh",
+    "_sym_sin",
+    "_sym_sinh",
+    "_sym_tan",
+    "_sym_tanh",
+    "_sym_asin",
+    "_sym_acos",
+    "_sym_atan",
+    "_sym_exp",
+    "_sym_log2",
+]
+_MATH: Final = [
+    "trunc",
+    "ceil",
+    "floor",
+    "sqrt",
+    "exp",
+    "log",
+    "log2",
+    "sin",
+    "cos",
+    "tan",
+    "sinh",
+    "cosh",
+    "tanh",
+    "asin",
+    "acos",
+    "atan",
+]
+
+
+def _bounded(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Powers and shifts of integers can fill the memory; sizes never need more than 64 bits."""
+
+    def compute(base: Any, exponent: Any) -> Any:
+        if isinstance(exponent, int) and abs(exponent) > 64:
+            raise UnsupportedError(f"the exported model raises a number to {exponent!r}"[:120])
+        return function(base, exponent)
+
+    return compute
+
+
+@cache
+def plain_functions() -> dict[str, Callable[..., Any]]:
+    """Target → function, for arithmetic on numbers."""
+    found: dict[str, Callable[..., Any]] = {}
+    found |= {f"_operator.{name}": getattr(operator, name) for name in _NUMBER_OPERATORS}
+    found |= {f"_operator.{name}": _bounded(getattr(operator, name)) for name in ("pow", "lshift")}
+    found |= {f"math.{name}": getattr(math, name) for name in _MATH}
+    found |= {f"torch.{name}": getattr(torch, name) for name in _SYMBOLIC if hasattr(torch, name)}
+    return found
+
+
+def resolve(target: str, *, trust: bool = False) -> Callable[..., Any]:
+    """The function behind a target such as ``torch.ops.aten.linear.default``.
+
+    Args:
+        target: as written in an archive.
+        trust: allow every operator that is registered in this process.
+
+    Raises:
+        UnsupportedError: it is not on the list, or this torch does not have it.
+    """
+    if target in plain_functions():
+        return plain_functions()[target]
+    parts = target.split(".")
+    if all(_IDENTIFIER.fullmatch(part) for part in parts) and parts[:2] == ["torch", "ops"]:
+        if len(parts) == 4 and parts[2] == "higher_order" and parts[3] in CONTROL:
+            return CONTROL[parts[3]]
+        if len(parts) == 5:
+            found = _overload(parts[2], parts[3], parts[4])
+            if found is not None and (trust or allowed(found)):
+                return found
+    raise unsupported(target)
+
+
+def unsupported(target: str) -> UnsupportedError:
+    """The answer to an operator that is not run."""
+    return UnsupportedError(
+        f"the exported model uses the operator {target[:100]!r}",
+        "jaccli runs aten and prims operators that do not touch files",
+        "re-export the model without it, or use ep.run_decompositions() before torch.export.save",
+    )
+
+
+def _overload(namespace: str, name: str, overload: str) -> torch._ops.OpOverload | None:
+    packet = getattr(getattr(torch.ops, namespace), name, None)
+    if not isinstance(packet, torch._ops.OpOverloadPacket) or overload not in packet.overloads():
+        return None
+    found = getattr(packet, overload)
+    return found if isinstance(found, torch._ops.OpOverload) else None
+
+
+def allowed(op: torch._ops.OpOverload) -> bool:
+    """Whether an operator may be run for a file that nobody vouches for."""
+    name = op._schema.name.split("::")[1]
+    if op.namespace not in ("aten", "prims") or _DENIED.fullmatch(name):
+        return False
+    if any(argument.name in ("filename", "path") for argument in op._schema.arguments):
+        return False
+    # Operators of the TorchScript interpreter (aten::save and the like) are not in the dispatcher.
+    return bool(torch._C._dispatch_has_kernel(op.name()))
+
+
+_SKIPPED: Final = frozenset(
+    {
+        "_assert_tensor_metadata",
+        "_assert_async",
+        "_functional_assert_async",
+        "sym_constrain_range",
+        "sym_constrain_range_for_size",
+        "_functional_sym_constrain_range",
+        "_functional_sym_constrain_range_for_size",
+    }
+)
+
+
+def skipped(op: Callable[..., Any]) -> bool:
+    """Whether an operator only asserts what the export assumed (a dtype that a cast model no longer has)."""
+    if not isinstance(op, torch._ops.OpOverload) or op.namespace != "aten":
+        return False
+    return op._schema.name.split("::")[1] in _SKIPPED

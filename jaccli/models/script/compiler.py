@@ -1,0 +1,188 @@
+"""Graphs into lists of steps.
+
+A compiled function is a frame of slots, filled with the constants, and steps that read some slots and
+write others. Slot 0 is the ``Run``, the next ones are the arguments. Nested blocks share the frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from jaccli.models.script import control
+from jaccli.models.script.operators import draws, resolve, unknown
+from jaccli.models.script.values import carries_tensors
+
+if TYPE_CHECKING:
+    from jaccli.models.script.program import Program
+    from jaccli.models.script.run import Run
+
+Frame = list[Any]
+Step = Callable[[Frame], None]
+
+
+class Compiled:
+    """A function that can be run: ``compiled(run, args)`` gives its return value."""
+
+    __slots__ = ("name", "output", "steps", "template")
+
+    def __init__(self, name: str, template: Frame, steps: list[Step], output: int) -> None:
+        self.name, self.template, self.steps, self.output = name, template, steps, output
+
+    def __call__(self, run: Run, args: list[Any]) -> Any:
+        frame = self.template.copy()
+        frame[0] = run
+        frame[1 : len(args) + 1] = args
+        for step in self.steps:
+            step(frame)
+        return frame[self.output]
+
+
+class Builder:
+    """Compiles one graph; the emitters in ``control`` use it to place values and nested blocks."""
+
+    def __init__(self, program: Program, name: str, graph: Any) -> None:
+        self.program, self.name = program, name
+        self.template: Frame = [None]
+        self.constants: dict[int, Any] = {}
+        self._slots: dict[int, int] = {}
+        self.inputs = [self.slot(value) for value in graph.inputs()]
+
+    def slot(self, value: Any) -> int:
+        """Where a value of the graph is kept."""
+        key = value.unique()
+        if key not in self._slots:
+            self._slots[key] = len(self.template)
+            self.template.append(None)
+        return self._slots[key]
+
+    def slots(self, values: Any) -> list[int]:
+        """Where several values are kept."""
+        return [self.slot(value) for value in values]
+
+    def constant(self, value: Any, content: Any) -> None:
+        """Put a constant into its slot once and for all."""
+        self.constants[value.unique()] = content
+        self.template[self.slot(value)] = content
+
+    def written(self, value: Any) -> bool:
+        """Whether the code may write to this value in place."""
+        return self.program.aliases.value_is_written(self.name, value)
+
+    def block(self, block: Any, release: bool = False) -> list[Step]:
+        """The steps of a block; with ``release`` values are let go after their last use."""
+        nodes = list(block.nodes())
+        dead = _last_uses(block, nodes) if release else {}
+        steps: list[Step] = []
+        for index, node in enumerate(nodes):
+            step = self._emit(node)
+            if step is not None:
+                steps.append(step)
+            if index in dead:
+                steps.append(_release([self.slot(value) for value in dead[index]]))
+        return steps
+
+    def _emit(self, node: Any) -> Step | None:
+        emitter = control.EMITTERS.get(node.kind())
+        if emitter is not None:
+            return emitter(self, node)
+        if next(iter(node.blocks()), None) is not None:
+            raise unknown(node.kind())
+        inputs = list(node.inputs())
+        fn, count = resolve(node, self.constants)
+        step = apply(fn, self.slots(inputs[:count]), self.slots(node.outputs()))
+        drawing, switch = draws(node, inputs)
+        return _drawing(step, None if switch is None else self.slot(inputs[switch])) if drawing else step
+
+
+def compile_graph(program: Program, name: str, graph: Any) -> Compiled:
+    """Compile one function's graph."""
+    builder = Builder(program, name, graph)
+    steps = builder.block(graph, release=True)
+    outputs = builder.slots(graph.outputs())
+    if len(outputs) != 1:
+        raise unknown(f"a function with {len(outputs)} outputs")
+    return Compiled(name, builder.template, steps, outputs[0])
+
+
+def apply(fn: Callable[..., Any], ins: list[int], outs: list[int]) -> Step:
+    """The step that calls ``fn`` on some slots and puts what it returns into others."""
+    if len(outs) == 1:
+        return _single(fn, ins, outs[0])
+
+    def many(frame: Frame) -> None:
+        results = fn(*[frame[i] for i in ins])
+        for out, result in zip(outs, results if outs else (), strict=True):
+            frame[out] = result
+
+    return many
+
+
+def _single(fn: Callable[..., Any], ins: list[int], out: int) -> Step:
+    if len(ins) == 1:
+        (a,) = ins
+
+        def one(frame: Frame) -> None:
+            frame[out] = fn(frame[a])
+
+        return one
+    if len(ins) == 2:
+        a, b = ins
+
+        def two(frame: Frame) -> None:
+            frame[out] = fn(frame[a], frame[b])
+
+        return two
+
+    def some(frame: Frame) -> None:
+        frame[out] = fn(*[frame[i] for i in ins])
+
+    return some
+
+
+def _drawing(step: Step, switch: int | None) -> Step:
+    def draw(frame: Frame) -> None:
+        if switch is None or frame[switch]:
+            frame[0].remember_random()
+        step(frame)
+
+    return draw
+
+
+def _release(slots: list[int]) -> Step:
+    def release(frame: Frame) -> None:
+        for slot in slots:
+            frame[slot] = None
+
+    return release
+
+
+def _last_uses(block: Any, nodes: list[Any]) -> dict[int, list[Any]]:
+    """For each node of a block the values made in it that nobody needs afterwards."""
+    kept = {value.unique() for value in block.outputs()}
+    own = {
+        value.unique(): value
+        for node in nodes
+        if node.kind() != "prim::Constant"
+        for value in node.outputs()
+        if carries_tensors(value) and value.unique() not in kept
+    }
+    last: dict[int, int] = {}
+    for index, node in enumerate(nodes):
+        for key in _used(node) | {value.unique() for value in node.outputs()}:
+            if key in own:
+                last[key] = index
+    dead: dict[int, list[Any]] = {}
+    for key, index in last.items():
+        dead.setdefault(index, []).append(own[key])
+    return dead
+
+
+def _used(node: Any) -> set[int]:
+    used = {value.unique() for value in node.inputs()}
+    for block in node.blocks():
+        used |= {value.unique() for value in block.outputs()}
+        for inner in block.nodes():
+            used |= _used(inner)
+    return used
+

@@ -1,0 +1,192 @@
+"""Operators on numbers, text, lists and dicts, in plain Python.
+
+They are done natively for two reasons: a list that an operator changes must be the same list
+afterwards, and a call through the dispatcher costs ten times a Python one.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from jaccli.errors import RefusedError
+from jaccli.models.script.values import DTYPES, printable
+
+
+def _append(items: list[Any], item: Any) -> list[Any]:
+    items.append(item)
+    return items
+
+
+def _extend(items: list[Any], more: Iterable[Any]) -> None:
+    items.extend(more)
+
+
+def _set_item(items: Any, key: Any, value: Any) -> Any:
+    items[key] = value
+    return items
+
+
+def _slice(items: Any, start: int | None, end: int | None, step: int) -> Any:
+    return items[start:end:step]
+
+
+def _sort(items: list[Any], reverse: bool = False) -> None:
+    items.sort(reverse=reverse)
+
+
+def _pop(items: Any, *key: Any) -> Any:
+    return items.pop(*key)
+
+
+def _range_length(lo: int, hi: int, step: int) -> int:
+    return len(range(lo, hi, step))
+
+
+def _format(template: str, *values: Any) -> str:
+    # Not str.format: a template out of a file could reach into objects with "{0.attribute}".
+    parts = template.split("{}")
+    texts = [str(v) for v in values] + [""] * len(parts)
+    return "".join(part + text for part, text in zip(parts[:-1], texts, strict=False)) + parts[-1]
+
+
+def _raise(message: str, *_: Any) -> None:
+    raise RefusedError(
+        f"the model itself refused the input: {printable(str(message))!r}",
+        "an input that the model accepts",
+    )
+
+
+def _unwrap(value: Any) -> Any:
+    if value is None:
+        _raise("Unwrapping null optional")
+    return value
+
+
+def _tensor(data: Any, dtype: int | None, device: Any, requires_grad: bool) -> torch.Tensor:
+    kind = None if dtype is None else DTYPES[dtype]
+    return torch.tensor(data, dtype=kind, device=device, requires_grad=requires_grad)
+
+
+def _as_tensor(data: Any, dtype: int | None, device: Any) -> torch.Tensor:
+    return torch.as_tensor(data, dtype=None if dtype is None else DTYPES[dtype], device=device)
+
+
+def _first(value: Any, *_: Any) -> Any:
+    return value
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+# Where no argument is a tensor.
+SCALARS: dict[str, Callable[..., Any]] = {
+    "aten::add": operator.add,
+    "aten::add_": operator.iadd,
+    "aten::sub": operator.sub,
+    "aten::mul": operator.mul,
+    "aten::div": operator.truediv,
+    "aten::floordiv": operator.floordiv,
+    "aten::remainder": operator.mod,
+    "aten::neg": operator.neg,
+    "aten::eq": operator.eq,
+    "aten::ne": operator.ne,
+    "aten::lt": operator.lt,
+    "aten::le": operator.le,
+    "aten::gt": operator.gt,
+    "aten::ge": operator.ge,
+    "aten::__and__": operator.and_,
+    "aten::__or__": operator.or_,
+    "aten::__xor__": operator.xor,
+    "aten::Int": int,
+    "aten::Float": float,
+    "aten::Bool": bool,
+    "aten::floor": math.floor,
+    "aten::ceil": math.ceil,
+    "aten::sqrt": math.sqrt,
+    "aten::abs": abs,
+    "prim::abs": abs,
+    "aten::any": any,
+    "aten::all": all,
+    "aten::device": torch.device,
+}
+
+# On any list or dict, whatever it holds.
+CONTAINERS: dict[str, Callable[..., Any]] = {
+    "aten::append": _append,
+    "aten::extend": _extend,
+    "aten::insert": lambda items, i, item: items.insert(i, item),
+    "aten::pop": _pop,
+    "aten::clear": lambda items: items.clear(),
+    "aten::reverse": lambda items: items.reverse(),
+    "aten::copy": lambda items: items.copy(),
+    "aten::_set_item": _set_item,
+    "aten::Delete": operator.delitem,
+    "aten::__getitem__": operator.getitem,
+    "aten::list": list,
+    "aten::dict": dict,
+    "aten::keys": lambda items: list(items.keys()),
+    "aten::values": lambda items: list(items.values()),
+    "aten::items": lambda items: list(items.items()),
+    "aten::popitem": lambda items: items.popitem(),
+    "aten::get": lambda items, key, default=None: items.get(key, default),
+    "aten::setdefault": lambda items, key, value: items.setdefault(key, value),
+    "aten::update": lambda items, more: items.update(more),
+    "aten::slice": _slice,
+    "aten::select": operator.getitem,
+    "aten::add": operator.add,
+    "aten::add_": operator.iadd,
+    "aten::mul": operator.mul,
+    "aten::mul_": operator.imul,
+}
+
+# Containers of plain values only: with tensors inside these compare values.
+PLAIN_CONTAINERS: dict[str, Callable[..., Any]] = {
+    "aten::sort": _sort,
+    "aten::sorted": sorted,
+    "aten::remove": lambda items, item: items.remove(item),
+    "aten::index": lambda items, item: items.index(item),
+    "aten::count": lambda items, item: items.count(item),
+    "aten::sum": sum,
+}
+
+# Whatever the arguments are.
+ALWAYS: dict[str, Callable[..., Any]] = {
+    "aten::__is__": operator.is_,
+    "aten::__isnot__": operator.is_not,
+    "aten::__not__": operator.not_,
+    "aten::__contains__": lambda items, item: item in items,
+    "aten::len": len,
+    "aten::size.": lambda x: list(x.shape),
+    "aten::size.int": torch.Tensor.size,
+    "aten::dim": torch.Tensor.dim,
+    "aten::__range_length": _range_length,
+    "aten::__derive_index": lambda i, start, step: start + i * step,
+    "aten::format": _format,
+    "aten::str": str,
+    "aten::percentFormat": lambda template, *values: template % values,
+    "aten::tensor": _tensor,
+    "aten::as_tensor": _as_tensor,
+    "aten::_unwrap_optional": _unwrap,
+    "aten::wait": _first,
+    "aten::warn": _nothing,
+    "aten::_print": _nothing,
+    "aten::is_grad_enabled": torch.is_grad_enabled,
+    "aten::set_grad_enabled": torch._C._set_grad_enabled,
+    "prim::Print": _nothing,
+    "prim::RaiseException": _raise,
+    "prim::unchecked_cast": _first,
+    "prim::unchecked_unwrap_optional": _first,
+    "prim::tolist": lambda x, *_: x.tolist(),
+    "prim::rangelist": lambda n: list(range(n)),
+    "prim::StringIndex": operator.getitem,
+    "prim::TupleIndex": operator.getitem,
+    "prim::min": min,
+    "prim::max": max,
+    "prim::Uninitialized": _nothing,
+}

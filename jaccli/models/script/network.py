@@ -1,0 +1,149 @@
+"""A TorchScript model as a ``Network``: its graph is run operator by operator, outside its executor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jaccli.errors import UnsupportedError
+from jaccli.models.network import Network, Tap
+from jaccli.models.script import binding
+from jaccli.models.script.program import Code, Program
+from jaccli.models.script.run import Run
+from jaccli.models.script.state import ModuleNode, live_tree, snapshot
+from jaccli.models.script.values import map_tensors, printable
+
+_DRAWS_WHEN_TRAINING = ("Dropout", "RReLU")
+_NORMALISES_WHEN_TRAINING = ("BatchNorm", "InstanceNorm", "SyncBatchNorm")
+
+
+class ScriptNetwork(Network):
+    """A scripted, traced or frozen module with its layers in sight.
+
+    TorchScript's own executor gives wrong derivatives in forward mode and allows no hooks; here every
+    operator is an ordinary PyTorch call, so that ``vmap``, forward mode and double backward work.
+    Overhead: some microseconds an operator. A module that was loaded by ``torch.jit.load`` itself is
+    copied once through memory to get at its functions.
+
+    Args:
+        module: what ``torch.jit`` made or loaded. It is used in the mode it is in and never changed.
+
+    Raises:
+        UnsupportedError: the module has no ``forward``.
+    """
+
+    kind = "torchscript"
+
+    def __init__(self, module: torch.jit.ScriptModule) -> None:
+        code = Code(module)
+        root = live_tree(module, code.shape)
+        self._setup(Program(code, root), module.training)
+
+    def _setup(self, program: Program, training: bool) -> None:
+        self._program, self._root, self._training = program, program.root, training
+        forward = program.code.function(f"{self._root.cls}.forward")
+        if forward is None:
+            raise UnsupportedError("the TorchScript model has no forward method", "a model that can be called")
+        self._schema = forward.schema
+        inputs = list(forward.graph.inputs())[1:]
+        name = f"{self._root.cls}.forward"
+        self._written = [program.aliases.value_is_written(name, value) for value in inputs]
+
+    def layers(self) -> Mapping[str, str]:
+        """Module path → type name such as ``Linear``, for every module but the root."""
+        return {node.path: node.type_name for node in self._root.walk() if node.path}
+
+    def signature(self) -> list[tuple[str, Any]]:
+        """``(name, default)`` of the forward's arguments; ``binding.REQUIRED`` where there is no default."""
+        return binding.signature(self._schema)
+
+    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None = None) -> Any:
+        """One forward pass; see ``Network.run``.
+
+        Arguments may be given by name; an argument the code writes to is copied first.
+
+        Raises:
+            UsageError: the arguments do not fit the signature.
+            RefusedError: the model's own checks refuse the input.
+            UnsupportedError: an operator that cannot be run here.
+        """
+        bound = binding.bind(self._schema, args, kwargs)
+        for i, dirty in enumerate(self._written):
+            if dirty:
+                bound[i] = map_tensors(bound[i], torch.Tensor.clone)
+        forward = self._program.method(self._root.cls, "forward")
+        run, grad_enabled = Run(self._program, tap), torch.is_grad_enabled()
+        try:
+            return forward(run, [run.module(self._root), *bound])
+        finally:
+            run.finish()
+            if torch.is_grad_enabled() != grad_enabled:  # left inside a no_grad block of the model's
+                torch._C._set_grad_enabled(grad_enabled)
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Parameters do not ask for gradients inside."""
+        asking = [t for t in self.tensors() if t.requires_grad and t.is_leaf]
+        for tensor in asking:
+            tensor.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for tensor in asking:
+                tensor.requires_grad_(True)
+
+    def cast(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> ScriptNetwork:
+        """An independent copy; casts that the code spells out stay as they are.
+
+        Costs the memory of the model's tensors once more.
+        """
+
+        def convert(tensor: Tensor) -> Tensor:
+            kind = dtype if tensor.is_floating_point() else None
+            copy = tensor.detach().to(device=device, dtype=kind, copy=True)
+            return copy.requires_grad_(tensor.requires_grad and tensor.is_leaf)
+
+        program = self._program
+        root = snapshot(self._root, program.aliases.fields, convert)
+        other = ScriptNetwork.__new__(ScriptNetwork)
+        chained = convert if program.convert is None else _after(program.convert, convert)
+        other._setup(Program(program.code, root, chained, device or program.device), self._training)
+        return other
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Parameters and buffers, each once."""
+        seen: set[int] = set()
+        for node in self._root.walk():
+            for tensor in node.tensors.values():
+                if id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield tensor
+
+    def doubtful(self) -> list[str]:
+        """Layers whose training mode makes samples mix or results vary."""
+        found = []
+        for node in self._root.walk():
+            kind = node.type_name
+            if not _reads_true(node, "training"):
+                continue
+            name = printable(node.path or kind, 60)
+            if kind.startswith(_NORMALISES_WHEN_TRAINING):
+                found.append(f"{name} ({printable(kind, 40)}) is in training mode: samples of a batch mix")
+            elif any(part in kind for part in _DRAWS_WHEN_TRAINING) and _reads_true(node, "p", True):
+                found.append(f"{name} ({printable(kind, 40)}) is in training mode: results are random")
+        return found
+
+
+def _after(first: Any, second: Any) -> Any:
+    return lambda tensor: second(first(tensor))
+
+
+def _reads_true(node: ModuleNode, name: str, default: bool = False) -> bool:
+    try:
+        return bool(node.read(name))
+    except (RuntimeError, AttributeError, KeyError):
+        return default

@@ -1,0 +1,99 @@
+"""One forward pass: the state it sees, the taps it reports to, the random numbers it draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from jaccli.models.network import Tap
+from jaccli.models.script.state import ModuleNode, adopt
+from jaccli.models.script.values import Instance, map_tensors, protect
+
+if TYPE_CHECKING:
+    from jaccli.models.script.program import Program
+
+
+class Run:
+    """What lasts for one forward pass. Attributes are read from the model and written only here."""
+
+    __slots__ = ("_clones", "_counts", "_modules", "_random", "program", "tap", "wanted")
+
+    def __init__(self, program: Program, tap: Tap | None) -> None:
+        self.program, self.tap = program, tap
+        self.wanted = tap.paths if tap is not None else frozenset[str]()
+        self._modules: dict[int, Instance] = {}
+        self._counts: dict[str, int] = {}
+        self._clones: dict[int, tuple[Any, Any]] = {}
+        self._random: list[Callable[[], None]] | None = None
+
+    def module(self, node: ModuleNode) -> Instance:
+        """The module of a node, one and the same for the whole run."""
+        found = self._modules.get(id(node))
+        if found is None:
+            found = self._modules[id(node)] = Instance(node.cls, {}, node)
+        return found
+
+    def fetch(self, owner: Instance, name: str) -> Any:
+        """An attribute that this run has not read yet."""
+        node: ModuleNode = owner.node
+        if name in node.children:
+            value: Any = self.module(node.children[name])
+        else:
+            value = adopt(node.read(name))
+            if self.program.aliases.field_is_written(owner.cls, name):
+                value = map_tensors(value, self._clone)
+        owner.attrs[name] = value
+        return value
+
+    def _clone(self, tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in self._clones:  # one tensor under two names stays one
+            self._clones[id(tensor)] = (tensor, tensor.clone())
+        copy: torch.Tensor = self._clones[id(tensor)][1]
+        return copy
+
+    def wants(self, owner: Instance) -> bool:
+        """Whether the tap is to see calls of this module."""
+        if self.tap is None or owner.node is None or not owner.node.path:
+            return False
+        return self.wanted is None or owner.node.path in self.wanted
+
+    def call_layer(
+        self, owner: Instance, function: Callable[..., Any], args: list[Any], written: list[bool]
+    ) -> Any:
+        """Call a module's forward under the eyes of the tap.
+
+        Args:
+            owner: the module.
+            function: its compiled forward.
+            args: the arguments, the module itself not among them.
+            written: for each argument, and last for the output, whether the code may write to it in
+                place. What the tap has put in there is cloned: it may be a leaf, or be kept by the tap.
+        """
+        tap, path = self.tap, owner.node.path
+        assert tap is not None
+        call = self._counts[path] = self._counts.get(path, 0) + 1
+        given, _ = tap.enter(path, call, tuple(args), {})
+        if given is not args:
+            pairs = zip(given, args, written, strict=False)
+            given = [protect(new, old) if dirty else new for new, old, dirty in pairs]
+        result = function(self, [owner, *given])
+        output = tap.leave(path, call, result)
+        return protect(output, result) if written[-1] else output
+
+    def remember_random(self) -> None:
+        """Before the first random number: keep the generators' states, to put them back at the end."""
+        if self._random is not None:
+            return
+        state = torch.get_rng_state()
+        self._random = [lambda: torch.set_rng_state(state)]
+        for device in self.program.devices():
+            module = torch.get_device_module(device)
+            kept = module.get_rng_state(device)
+            self._random.append(lambda m=module, s=kept, d=device: m.set_rng_state(s, d))
+
+    def finish(self) -> None:
+        """Put the random generators back."""
+        for restore in self._random or ():
+            restore()

@@ -1,0 +1,209 @@
+"""What kind of model a file holds, told by its content and never by its name. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+from jaccli.errors import RefusedError
+from jaccli.models.foreign import foreign_magic, foreign_text, is_onnx
+from jaccli.models.quote import listed, quote
+
+Kind = Literal["torchscript", "exported", "safetensors", "checkpoint"]
+
+EXPECTED = "expected a TorchScript, .pt2, safetensors or torch.save file"
+_HEAD = 4096
+# The pickled magic number that opens every non-zip torch.save file.
+_LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_MAX_SAFETENSORS_HEADER = 100_000_000
+
+
+def sniff(path: Path) -> Kind:
+    """The kind of model file at ``path``. Reads a few kilobytes and, of a zip, its directory.
+
+    Raises:
+        RefusedError: there is no such file, it cannot be read, or it is something else; the
+            message says what it is and what to give instead.
+    """
+    head, size = _read_head(path)
+    if head.startswith(b"PK"):
+        return _sniff_zip(path)
+    if _is_safetensors(path, head, size):
+        return "safetensors"
+    if head[:1] == b"\x80" and len(head) > 1 and head[1] <= 5:
+        _check_pickle_end(path, head)
+        return "checkpoint"
+    if head[257:262] == b"ustar":
+        return _sniff_tar(path)
+    found = foreign_magic(head) or (is_onnx(head, size) and _ONNX) or foreign_text(head)
+    if found:
+        what, remedy = found
+        raise RefusedError(f"{quote(path)} is {what}", EXPECTED, remedy)
+    raise RefusedError(
+        f"{quote(path)} is not a model file: its content is of no known format",
+        EXPECTED,
+        "check that it was written by torch and was copied or downloaded whole",
+    )
+
+
+_ONNX = (
+    "an ONNX model, which PyTorch cannot run",
+    "give the PyTorch network it was exported from: its state dict with --arch, TorchScript or .pt2",
+)
+
+
+def _read_head(path: Path) -> tuple[bytes, int]:
+    """The first kilobytes and the size of a regular, non-empty file."""
+    try:
+        if path.is_dir():
+            raise RefusedError(f"{quote(path)} is a folder, not a model file", EXPECTED, _inside(path))
+        size = path.stat().st_size
+        if not path.is_file():
+            raise RefusedError(f"{quote(path)} is not a regular file", EXPECTED, "save the model to a file")
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except FileNotFoundError:
+        raise RefusedError(f"no such file: {quote(path)}", EXPECTED, _neighbours(path)) from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a usable path"
+        raise RefusedError(f"{quote(path)} cannot be read: {reason}", EXPECTED) from None
+    if size == 0:
+        raise RefusedError(f"{quote(path)} is an empty file", EXPECTED, "save or download it again")
+    return head, size
+
+
+def _neighbours(path: Path) -> str:
+    """Near misses in the same folder; a hint about SPECs when there are none."""
+    from difflib import get_close_matches
+
+    try:
+        near = get_close_matches(path.name, os.listdir(path.parent), n=3, cutoff=0.6)
+    except OSError:
+        return f"there is no folder {quote(path.parent)} either"
+    if near:
+        return f"near that name: {listed(near)}"
+    return "check the path; Python code is named as package.module:callable or file.py:callable"
+
+
+def _inside(path: Path) -> str:
+    """Which file of a model folder to give."""
+    try:
+        names = sorted(os.listdir(path))
+    except OSError:
+        return ""
+    if "saved_model.pb" in names:
+        return "this is a TensorFlow SavedModel; give the PyTorch network it came from"
+    if ".metadata" in names:
+        return "this is a distributed checkpoint: convert it with torch.distributed.checkpoint.format_utils"
+    models = [
+        name for name in names if name.endswith((".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt"))
+    ]
+    return f"give one file of it: {listed(models)}" if models else "give a file"
+
+
+def _is_safetensors(path: Path, head: bytes, size: int) -> bool:
+    """An 8-byte length and a JSON header whose tensors fill the rest of the file exactly."""
+    if len(head) < 9:
+        return False
+    (length,) = struct.unpack("<Q", head[:8])
+    if head[8:9] != b"{" or not 2 <= length <= _MAX_SAFETENSORS_HEADER:
+        return False
+    damaged = RefusedError(
+        f"{quote(path)} is a safetensors file that is cut short or damaged",
+        f"its header promises more than the {size} bytes that are there",
+        "copy or download it again",
+    )
+    if 8 + length > size:
+        raise damaged
+    with path.open("rb") as file:
+        file.seek(8)
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        if max(ends, default=0) != size - 8 - length:
+            raise damaged
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        raise damaged from None
+    return True
+
+
+def _sniff_zip(path: Path) -> Kind:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error):
+        raise RefusedError(
+            f"{quote(path)} is a zip archive that is cut short or damaged",
+            "expected the whole file, with the directory at its end",
+            "copy or download it again",
+        ) from None
+    # torch puts everything below one folder, whose name is the file's first name.
+    inner = {name.partition("/")[2] for name in names} | set(names)
+    if "archive_format" in inner or any(name.startswith("models/") for name in inner):
+        return "exported"
+    if inner & {"serialized_exported_program.json", "serialized_exported_program.pt"}:
+        return "exported"
+    if ".data/extern_modules" in inner:
+        raise RefusedError(
+            f"{quote(path)} is a torch.package archive, which is Python code",
+            EXPECTED,
+            "save the state_dict of the model in it and give --arch",
+        )
+    if "constants.pkl" in inner:
+        return "torchscript"
+    if "data.pkl" in inner:
+        return "checkpoint"
+    what, remedy = _foreign_zip(names)
+    raise RefusedError(f"{quote(path)} is {what}", EXPECTED, remedy)
+
+
+def _foreign_zip(names: list[str]) -> tuple[str, str]:
+    if names and all(name.endswith(".npy") for name in names):
+        return "an npz file of arrays: an input, not a model", "give it with -i, and a model file first"
+    if "MAR-INF/MANIFEST.json" in names:
+        return "a TorchServe archive (.mar)", "unzip it and give the .pt file inside"
+    if "model.weights.h5" in names:
+        return "a Keras model", "jaccli runs PyTorch networks only; rebuild it in PyTorch"
+    models = [
+        name for name in names if name.endswith((".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt"))
+    ]
+    if models:
+        return "a zip archive with a model file inside", f"unzip it and give {listed(models)}"
+    return "a zip archive that torch did not write", "give the model file itself"
+
+
+def _sniff_tar(path: Path) -> Kind:
+    import tarfile
+
+    try:
+        with tarfile.open(path, "r:") as archive:
+            names = archive.getnames()
+    except (tarfile.TarError, OSError, ValueError):
+        names = []
+    if {"pickle", "storages", "tensors"} <= set(names):
+        return "checkpoint"
+    raise RefusedError(
+        f"{quote(path)} is a tar archive, not a model file",
+        EXPECTED,
+        f"unpack it and give a file of it: {listed(names)}" if names else "copy or download it again",
+    )
+
+
+def _check_pickle_end(path: Path, head: bytes) -> None:
+    """A pickle that is all there ends in a stop opcode; a non-zip torch.save file ends in raw numbers."""
+    if head[2:].startswith(_LEGACY_MAGIC):
+        return
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b".":
+            return
+    raise RefusedError(
+        f"{quote(path)} is a Python pickle that is cut short or damaged",
+        EXPECTED,
+        "copy or download it again",
+    )

@@ -1,0 +1,135 @@
+"""A state dict into a module: what is missing is refused, what is left over is loaded past."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from jaccli.errors import RefusedError, note
+from jaccli.models.quote import listed, quote, shortened
+from jaccli.models.state_dict import match_names
+
+_COMPUTABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_RIGHT_ARCH = "give the --arch, and --arch-arg, that the file was saved from"
+
+
+def load_into(
+    module: nn.Module, state: Mapping[str, Tensor], path: Path | str = "the state dict"
+) -> nn.Module:
+    """``module`` with the values of ``state`` copied in, converted to the file's floating dtype.
+
+    The dtype follows the file where all of its floating tensors agree on float16, bfloat16, float32 or
+    float64. What was done (prefixes, extra names, dtype) is told in notes.
+
+    Raises:
+        RefusedError: names are missing, shapes differ, or integers stand where numbers are needed.
+    """
+    target = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    matched, notes = match_names(state, target, path)
+    _check_shapes(matched, target, path)
+    notes += _take_dtype(module, matched, target, path)
+    matched = {name: _same_rank(value, target.get(name)) for name, value in matched.items()}
+    try:
+        with torch.no_grad():
+            result = module.load_state_dict(matched, strict=False)
+    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise RefusedError(
+            f"{quote(path)} does not load into {type(module).__name__}: {shortened(error)}",
+            "expected the state dict of this architecture",
+            _RIGHT_ARCH,
+        ) from None
+    missing = [name for name in result.missing_keys if name in target]
+    notes += _check_missing(missing, matched, target, path)
+    extra = [name for name in result.unexpected_keys if not name.endswith("_extra_state")]
+    if extra:
+        notes.append(f"loaded past {len(extra)} names that the model does not have: {listed(extra)}")
+    for text in notes:
+        note(f"{Path(path).name}: {text}")
+    return module
+
+
+def _check_shapes(state: Mapping[str, Tensor], target: Mapping[str, Tensor], path: Path | str) -> None:
+    wrong = [
+        (name, tuple(value.shape), tuple(target[name].shape))
+        for name, value in state.items()
+        if name in target and not is_lazy(target[name]) and value.shape != target[name].shape
+        # A single number was of one dimension before PyTorch 0.4.
+        if not (value.numel() == target[name].numel() == 1 and value.dim() + target[name].dim() == 1)
+    ]
+    if wrong:
+        name, here, there = wrong[0]
+        more = f"; {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
+        raise RefusedError(
+            f"{quote(path)} does not fit the model: {quote(name, 60)} has shape {here}",
+            f"expected {there}{more}",
+            _RIGHT_ARCH,
+        )
+
+
+def _same_rank(value: Tensor, target: Tensor | None) -> Tensor:
+    if target is None or is_lazy(target) or value.shape == target.shape or value.numel() != 1:
+        return value
+    return value.reshape(target.shape)
+
+
+def _take_dtype(
+    module: nn.Module, state: Mapping[str, Tensor], target: Mapping[str, Tensor], path: Path | str
+) -> list[str]:
+    """Convert the module to the one floating dtype of the file, if there is one."""
+    dtypes = set()
+    for name, value in state.items():
+        wanted = target[name].dtype if name in target else None
+        if wanted is None or not wanted.is_floating_point:
+            continue
+        if not value.is_floating_point():
+            raise RefusedError(
+                f"{quote(path)} holds {_short(value.dtype)} under {quote(name, 60)}: a quantised model?",
+                f"expected {_short(wanted)}",
+                "save the model before quantisation, or as TorchScript",
+            )
+        dtypes.add(value.dtype)
+    own = {value.dtype for value in target.values() if value.is_floating_point()}
+    if len(dtypes) > 1:
+        return [f"tensors of {listed(sorted(map(_short, dtypes)))} were converted to the model's own dtype"]
+    if not dtypes or dtypes == own or len(own) != 1:
+        return []
+    (dtype,) = dtypes
+    if dtype not in _COMPUTABLE:
+        return [f"tensors of {_short(dtype)} were converted to {_short(own.pop())}"]
+    module.to(dtype)
+    return [f"the weights are {_short(dtype)}, and so the model computes in {_short(dtype)}"]
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_missing(
+    missing: list[str], state: Mapping[str, Tensor], target: Mapping[str, Tensor], path: Path | str
+) -> list[str]:
+    """Refuse what is missing, unless another name of the same tensor is there or it only counts."""
+    loaded = {_place(target[name]) for name in state if name in target}
+    missing = [name for name in missing if is_lazy(target[name]) or _place(target[name]) not in loaded]
+    counters = [name for name in missing if name.rpartition(".")[2] == "num_batches_tracked"]
+    missing = [name for name in missing if name not in counters]
+    if missing:
+        near = get_close_matches(missing[0], list(state), n=3, cutoff=0.5)
+        raise RefusedError(
+            f"{quote(path)} lacks {len(missing)} of the model's {len(target)} tensors: {listed(missing)}",
+            f"nearest in the file: {listed(near)}" if near else f"the file has {listed(state)}",
+            _RIGHT_ARCH,
+        )
+    if counters:
+        return [f"num_batches_tracked is missing for {len(counters)} layers, as in old files: harmless"]
+    return []
+
+
+def _place(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    # Tied weights are one tensor under two names; an empty one is not tied to anything.
+    pointer = tensor.data_ptr() if tensor.numel() else id(tensor)
+    return pointer, tuple(tensor.shape), tuple(tensor.stride())

@@ -1,0 +1,150 @@
+"""f at a point: its value there and its derivative as products, counted."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.autograd.forward_ad as fwad
+from torch import Tensor
+
+from jaccli.layers.function import LayerFunction
+
+
+@dataclass
+class Live:
+    """The gradient graph of one forward pass: the raw source tensor and the target ``(batch, *shape)``."""
+
+    source: Tensor
+    target: Tensor
+
+
+@dataclass
+class Linearised:
+    """f near a point.
+
+    Products are batched over samples, and their vectors are flat: tangents ``(batch, n_in)``,
+    cotangents ``(batch, n_out)``; the plural forms take k of them at once, ``(k, batch, n)``.
+    A vjp is one backward pass through ``live``; a jvp is one forward pass of f with dual numbers.
+
+    Args:
+        f: the function.
+        point: ``(batch, *source shape)``, detached.
+        value: ``f(point)``, detached.
+        live: the graph for vjps; None where it was not recorded.
+        passes: how many products and evaluations of f were made.
+    """
+
+    f: LayerFunction
+    point: Tensor
+    value: Tensor
+    live: Live | None
+    passes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def batch(self) -> int:
+        """Number of samples."""
+        return int(self.point.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(batch, n_out, n_in)``."""
+        return self.batch, self.f.n_out, self.f.n_in
+
+    def evaluate(self, h: Tensor, copies: int = 1) -> Tensor:
+        """f without gradients, at ``copies`` stacked points ``(copies * batch, *shape)``."""
+        self.passes["forward"] += copies
+        f = self.f if copies == 1 else self.f.tiled(copies)
+        return f(h)
+
+    def vjp(self, u: Tensor) -> Tensor:
+        """Jᵀu for each sample: ``(batch, n_out)`` → ``(batch, n_in)``."""
+        row = self.vjp_or_none(u)
+        return self.point.new_zeros(self.batch, self.f.n_in) if row is None else row
+
+    def vjp_or_none(self, u: Tensor) -> Tensor | None:
+        """As ``vjp``; None where no path leads from source to target."""
+        assert self.live is not None
+        self.passes["vjp"] += 1
+        (row,) = torch.autograd.grad(
+            self.live.target,
+            self.live.source,
+            u.reshape(self.live.target.shape),
+            retain_graph=True,
+            allow_unused=True,
+        )
+        return None if row is None else self.f.source.slot.columns(row[None])[0]
+
+    def vjps(self, u: Tensor) -> Tensor:
+        """k vjps in one batched backward pass: ``(k, batch, n_out)`` → ``(k, batch, n_in)``."""
+        assert self.live is not None
+        self.passes["vjp"] += u.shape[0]
+        with _quiet_vmap():
+            (rows,) = torch.autograd.grad(
+                self.live.target,
+                self.live.source,
+                u.reshape(u.shape[0], *self.live.target.shape),
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=True,
+            )
+        if rows is None:
+            return self.point.new_zeros(u.shape[0], self.batch, self.f.n_in)
+        return self.f.source.slot.columns(rows)
+
+    def jvp(self, v: Tensor) -> Tensor:
+        """Jv for each sample, by dual numbers: ``(batch, n_in)`` → ``(batch, n_out)``."""
+        self.passes["jvp"] += 1
+        with fwad.dual_level():
+            out = self.f(fwad.make_dual(self.point, v.reshape(self.point.shape)))
+            tangent = fwad.unpack_dual(out).tangent
+        return self._tangent(tangent)
+
+    def jvps(self, v: Tensor) -> Tensor:
+        """k jvps in one vectorised pass: ``(k, batch, n_in)`` → ``(k, batch, n_out)``."""
+        self.passes["jvp"] += v.shape[0]
+
+        def one(tangent: Tensor) -> Tensor:
+            out: Tensor = torch.func.jvp(self.f, (self.point,), (tangent,))[1]
+            return self._tangent(out)
+
+        with _quiet_vmap():
+            out: Tensor = torch.func.vmap(one, randomness="same")(v.reshape(v.shape[0], *self.point.shape))
+        return out
+
+    def jvp_by_transposition(self, v: Tensor) -> Tensor:
+        """Jv where forward mode has a gap: Jᵀu is linear in u, and its derivative by u along v is Jv.
+
+        Two backward passes (the "double vjp" trick, J. Townsend 2017); the operators need a second
+        derivative formula.
+        """
+        assert self.live is not None
+        self.passes["vjp"] += 2
+        dummy = torch.zeros_like(self.live.target, requires_grad=True)
+        with torch.enable_grad():
+            (row,) = torch.autograd.grad(
+                self.live.target, self.live.source, dummy, create_graph=True, allow_unused=True
+            )
+            if row is None or not row.requires_grad:
+                return self._tangent(None)
+            flat = self.f.source.slot.columns(row[None])[0]
+            (out,) = torch.autograd.grad(flat, dummy, v, allow_unused=True)
+        return self._tangent(out)
+
+    def _tangent(self, tangent: Tensor | None) -> Tensor:
+        if tangent is None:
+            return self.point.new_zeros(self.batch, self.f.n_out)
+        return tangent.reshape(self.batch, -1)
+
+
+@contextmanager
+def _quiet_vmap() -> Iterator[None]:
+    """An operator without a batching rule is run one row at a time: slower, not wrong."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*batching rule.*")
+        warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=DeprecationWarning)
+        yield

@@ -1,0 +1,212 @@
+"""From a network, samples and a layer pair to f linearised at the point, and what was found there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from jaccli.errors import JaccliError, RefusedError, ResourceError
+from jaccli.layers.address import INPUT, Address
+from jaccli.layers.function import LayerFunction
+from jaccli.layers.record import Held, Inputs, Record, record
+from jaccli.methods.base import is_out_of_memory, reason
+from jaccli.models.network import Network
+from jaccli.operators.linearised import Linearised, Live
+
+Pair = tuple[Address, Address]
+
+
+@dataclass
+class Probe:
+    """One backward pass with a random cotangent on some ``samples`` (every other): ``row`` = Jᵀu.
+
+    It tells whether there is a path, whether samples mix, and later whether J can be believed.
+    """
+
+    cotangent: Tensor | None = None
+    row: Tensor | None = None
+    backward_gap: str | None = None
+    samples: slice = field(default_factory=lambda: slice(0, None, 2))
+
+
+@dataclass
+class Prepared:
+    """f at a point with everything that choosing and running a method needs.
+
+    Args:
+        linear: f there.
+        connected: False when no path leads from source to target: J is zero.
+        samples_mix: a sample's target hangs on other samples.
+        probe: see ``Probe``.
+        why_zero: where there is no path, what the values say about it.
+    """
+
+    linear: Linearised
+    connected: bool = True
+    samples_mix: bool = False
+    probe: Probe = field(default_factory=Probe)
+    why_zero: str = ""
+
+
+@contextmanager
+def exact_attention(wanted: bool) -> Iterator[None]:
+    """Attention by plain matrix products: the fused kernels have no forward mode and no batching rule."""
+    if not wanted:
+        yield
+        return
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def computing(network: Network) -> Iterator[None]:
+    """The session in which Jacobians are taken: the network frozen, the caller's gradient mode set aside."""
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(True))
+        stack.enter_context(network.session())
+        yield
+
+
+def prepare(network: Network, inputs: Inputs, pairs: Sequence[Pair], *, graph: bool = True) -> list[Prepared]:
+    """Run the network once and linearise f of every pair. To be called within ``computing``.
+
+    Args:
+        network: the model.
+        inputs: the samples and further arguments.
+        pairs: source and target addresses.
+        graph: record the gradient graph; without it nothing needs gradients.
+
+    Raises:
+        RefusedError: the model refuses the input.
+        ResourceError: out of memory.
+    """
+    inputs = own(inputs)
+    taken = forward(network, inputs, [s for s, _ in pairs], [t for _, t in pairs], live=graph)
+    return [_prepared(network, taken, taken.sources[s], taken.targets[t], graph) for s, t in pairs]
+
+
+def own(inputs: Inputs) -> Inputs:
+    """Inputs cut loose from any graph of the caller, and usable for gradients."""
+
+    def loose(value: object) -> object:
+        if not isinstance(value, Tensor):
+            return value
+        return value.clone() if value.is_inference() else value.detach()
+
+    return Inputs(tuple(map(loose, inputs.args)), {k: loose(v) for k, v in inputs.kwargs.items()}, inputs.dim)
+
+
+def forward(
+    network: Network, inputs: Inputs, sources: Sequence[Address], targets: Sequence[Address], *, live: bool
+) -> Record:
+    """``record`` with the errors of the model's own code made readable."""
+    try:
+        return record(network, inputs, sources, targets, live=live)
+    except JaccliError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise ResourceError(
+                f"out of memory in the forward pass of {inputs.batch} samples",
+                "expected activations that fit",
+                "take fewer samples at a time (--samples 0:8)",
+            ) from None
+        shape = tuple(inputs.args[0].shape) if isinstance(inputs.args[0], Tensor) else type(inputs.args[0]).__name__
+        dtype = str(getattr(inputs.args[0], "dtype", "")).removeprefix("torch.")
+        raise RefusedError(
+            f"the model refuses this input, {shape} {dtype}: {type(error).__name__}: {reason(error)}",
+            "expected samples as the model was trained on, the first dimension counting them",
+            "check the shape of -i, --dtype, and further arguments (--arg NAME=VALUE)",
+        ) from error
+
+
+def _prepared(network: Network, taken: Record, source: Held, target: Held, graph: bool) -> Prepared:
+    f = LayerFunction(network, taken.inputs, source.place, target.place)
+    value = target.activation
+    live = Live(source.raw, value) if graph else None
+    linear = Linearised(f, source.activation.detach(), value.detach(), live)
+    linear.passes["forward"] += 1
+    prepared = Prepared(linear)
+    if graph:
+        _probe(prepared)
+    if not graph or prepared.probe.backward_gap:
+        prepared.samples_mix = moves_others(linear)
+    if not prepared.connected:
+        prepared.why_zero = _why_zero(linear, source, target)
+    return prepared
+
+
+def _probe(prepared: Prepared) -> None:
+    linear = prepared.linear
+    assert linear.live is not None
+    if not linear.live.target.requires_grad:
+        prepared.connected = False
+        return
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(linear.batch, linear.f.n_out, generator=generator).to(linear.value)
+    u[1::2] = 0
+    try:
+        row = linear.vjp_or_none(u)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        prepared.probe.backward_gap = reason(error)
+        return
+    if row is None:
+        prepared.connected = False
+        return
+    prepared.probe = Probe(u, row)
+    others, own_rows = row[1::2].abs(), row[::2].abs()
+    leak = float(others[others.isfinite()].sum()) if others.numel() else 0.0
+    size = float(own_rows[own_rows.isfinite()].sum())
+    prepared.samples_mix = leak > torch.finfo(row.dtype).eps * max(size, torch.finfo(row.dtype).tiny)
+    if prepared.samples_mix:
+        u[1:] = 0
+        prepared.probe = Probe(u, linear.vjp(u), samples=slice(0, 1))
+
+
+def moves_others(linear: Linearised) -> bool:
+    """Whether moving every other sample moves the targets of the rest: the same question without gradients."""
+    if linear.batch == 1:
+        return False
+    moved = _nudged(linear, linear.point)
+    moved[1::2] = linear.point[1::2]
+    with torch.no_grad():
+        value = linear.evaluate(moved)
+    change = (value[1::2] - linear.value[1::2]).abs()
+    scale = float(linear.value[linear.value.isfinite()].abs().max()) if linear.value.numel() else 0.0
+    return bool((change > 64 * torch.finfo(value.dtype).eps * max(scale, 1e-30)).any())
+
+
+def _nudged(linear: Linearised, point: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(point.shape, generator=generator).to(point)
+    scale = point[point.isfinite()].square().mean().sqrt() if point.numel() else point.new_ones(())
+    return point + 0.05 * torch.where(scale > 0, scale, torch.ones_like(scale)) * noise
+
+
+def _why_zero(linear: Linearised, source: Held, target: Held) -> str:
+    """No path: is it so, or does the graph hide one (detach, no_grad, integers between)?"""
+    if target.order < source.order and source.place.address.path != INPUT:
+        return "the target is computed before the source"
+    with torch.no_grad():
+        moved = linear.evaluate(_nudged(linear, linear.point))
+    if torch.equal(moved, linear.value):
+        return "no path leads from the source to the target"
+    return _HIDDEN
+
+
+_HIDDEN = "the target moves with the source, but no gradient flows (detach, no_grad, rounding or an integer between)"
+
+
+def is_hidden_path(prepared: Prepared) -> bool:
+    """Whether J is zero by autograd although values depend on each other."""
+    return prepared.why_zero == _HIDDEN

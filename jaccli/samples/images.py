@@ -1,0 +1,101 @@
+"""A folder of images as samples."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jaccli.errors import RefusedError, ResourceError, UsageError, note
+from jaccli.samples.memory import require_memory
+
+# Pillow's other formats start programs (PostScript) or draw (WMF): not for files from strangers.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+_GRAY = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I")
+
+Pixels = np.ndarray[Any, np.dtype[np.float32]]
+
+
+def read_folder(folder: str) -> Tensor:
+    """All images of a folder, sorted by name: float32 ``(n, channels, height, width)`` in [0, 1].
+
+    One channel if all images are gray, else three; transparency is dropped. Other files are passed
+    over with a note; subfolders are not entered.
+
+    Raises:
+        RefusedError: no images, a damaged one, or images of several sizes.
+        UsageError: Pillow is not installed.
+    """
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+    except OSError as error:
+        raise RefusedError(f"{folder!r} cannot be read: {error.strerror}") from None
+    images: dict[str, Pixels] = {}
+    others = []
+    for name in (name for name in names if not name.startswith(".")):
+        pixels = _read(os.path.join(folder, name), missing_is_error=False)
+        if pixels is None:
+            others.append(name)
+            continue
+        if not images:
+            require_memory(pixels.nbytes * len(names), repr(folder))
+        images[name] = pixels
+    if not images:
+        raise RefusedError(
+            f"{folder!r} holds no images", "expected PNG, JPEG, BMP, GIF, TIFF, WebP or PPM files"
+        )
+    if others:
+        note(f"{folder!r}: {len(others)} files that are no images were passed over, as {others[0]!r}")
+    return _stack(images, folder)
+
+
+def read_image(path: str) -> Tensor:
+    """One image file as a single sample, as ``read_folder``."""
+    pixels = _read(path, missing_is_error=True)
+    assert pixels is not None
+    return _stack({os.path.basename(path): pixels}, path)
+
+
+def _stack(images: dict[str, Pixels], where: str) -> Tensor:
+    (first, example), *_ = images.items()
+    for name, pixels in images.items():
+        if pixels.shape[1:] != example.shape[1:]:
+            sizes = [f"{p.shape[2]}x{p.shape[1]}" for p in (example, pixels)]
+            raise RefusedError(
+                f"{where!r}: {first!r} is {sizes[0]} and {name!r} is {sizes[1]}",
+                "expected images of one size",
+            )
+    channels = max(pixels.shape[0] for pixels in images.values())
+    return torch.from_numpy(np.stack([np.broadcast_to(p, (channels, *p.shape[1:])) for p in images.values()]))
+
+
+def _read(path: str, missing_is_error: bool) -> Pixels | None:
+    """Pixels ``(1 or 3, height, width)``; None where the file is no image."""
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        raise UsageError(
+            f"{path!r} is an image, and Pillow is not installed", remedy="pip install 'jaccli[images]'"
+        ) from None
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.mode in _GRAY:
+                return _gray(image)
+            return np.asarray(image.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
+    except Image.DecompressionBombError:
+        raise ResourceError(f"{path!r} has too many pixels to be opened safely") from None
+    except UnidentifiedImageError:
+        if missing_is_error:
+            raise RefusedError(f"{path!r} is not an image") from None
+        return None
+    except (OSError, ValueError, SyntaxError, EOFError):  # SyntaxError: how Pillow reports a broken PNG
+        raise RefusedError(f"{path!r} is a damaged or truncated image") from None
+
+
+def _gray(image: Any) -> Pixels:
+    if image.mode.startswith("I"):
+        return np.asarray(image, dtype=np.float32)[None] / np.float32(65535)
+    return np.asarray(image.convert("L"), dtype=np.float32)[None] / np.float32(255)

@@ -1,0 +1,120 @@
+"""INPUT → a tensor of samples."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from jaccli.errors import RefusedError, warn
+from jaccli.samples.arrays import as_tensor, read_npy
+from jaccli.samples.containers import open_container, pick_key
+from jaccli.samples.images import read_folder, read_image
+from jaccli.samples.memory import require_memory
+from jaccli.samples.source import Source, open_source, sniff
+from jaccli.samples.spec import (
+    ArgValue,
+    FileInput,
+    FolderInput,
+    InputSpec,
+    RandomInput,
+    StdinInput,
+    check_input,
+)
+from jaccli.samples.table import read_table
+
+
+def load_samples(spec: InputSpec, *, stdin: BinaryIO | None = None) -> Tensor:
+    """The samples of an INPUT, whole, on the CPU; the first dimension is the samples.
+
+    The dtype is the file's (csv: float64; images and random numbers: float32): integers stay integers,
+    and a model's own dtype is a later step's to know. Nothing in a file is ever executed.
+
+    Args:
+        spec: from ``parse_input``.
+        stdin: what ``-`` reads; the process's standard input unless given.
+
+    Raises:
+        RefusedError: unreadable, damaged, no numbers, or no samples.
+        UsageError: several arrays and none named; standard input is a terminal.
+        ResourceError: larger than the memory or the temporary disk.
+    """
+    check_input(spec)
+    match spec:
+        case RandomInput():
+            return _random(spec)
+        case FolderInput():
+            return _checked(read_folder(spec.path), repr(spec.path))
+        case FileInput() | StdinInput():
+            path = spec.path if isinstance(spec, FileInput) else "-"
+            with open_source(path, stdin) as source:
+                return _checked(_read(source, spec.key), source.name)
+
+
+def load_argument(value: ArgValue) -> Any:
+    """A further argument's value: ``@FILE`` is loaded as samples, anything else is itself."""
+    if isinstance(value, FileInput | FolderInput | RandomInput | StdinInput):
+        return load_samples(value)
+    return value
+
+
+def _read(source: Source, key: str | None) -> Tensor:
+    kind = sniff(source)
+    if kind in ("npz", "safetensors", "pt"):
+        container = open_container(source, kind)
+        return container.read(pick_key(container, key, source))
+    if key is not None:
+        raise RefusedError(f"{source.name} is {kind} and holds no arrays with names such as {key!r}")
+    match kind:
+        case "npy":
+            return as_tensor(read_npy(source.handle, source.size, source.name), source.name)
+        case "image":
+            return read_image(source.path)
+        case "text":
+            require_memory(source.size, source.name)
+            return read_table(source.handle, source.name)
+        case _:
+            raise RefusedError(
+                f"{source.name} is JSON",
+                "expected arrays: npy, npz, safetensors, pt, csv or a folder of images",
+            )
+
+
+def _random(spec: RandomInput) -> Tensor:
+    shape = (spec.n, *spec.shape)
+    require_memory(12 * math.prod(shape), f"input {spec}")
+    generator = torch.Generator().manual_seed(spec.seed)
+    draw = torch.randn if spec.dist == "normal" else torch.rand
+    # Drawn in float64 and rounded: torch's float32 path differs in the last bit with the processor.
+    values = draw(shape, generator=generator, dtype=torch.float64).float()
+    return values.clamp_(max=1 - 2**-24) if spec.dist == "uniform" else values
+
+
+def _checked(samples: Tensor, name: str) -> Tensor:
+    if samples.is_complex():
+        raise RefusedError(f"{name} holds complex numbers", "expected real numbers")
+    if samples.dim() == 0:
+        raise RefusedError(
+            f"{name} is a single number", "expected an array whose first dimension is the samples"
+        )
+    if samples.numel() == 0:
+        raise RefusedError(f"{name} holds no samples: shape {tuple(samples.shape)}")
+    if samples.is_floating_point():
+        _warn_non_finite(samples, name)
+    return samples
+
+
+def _warn_non_finite(samples: Tensor, name: str) -> None:
+    # float8 has no isfinite.
+    finite = (samples.float() if samples.element_size() == 1 else samples).isfinite()
+    if not finite.all():
+        count = int((~finite).sum())
+        first = (
+            int((~finite).flatten(1).any(1).nonzero()[0])
+            if samples.dim() > 1
+            else int((~finite).nonzero()[0])
+        )
+        values = "value" if count == 1 else "values"
+        warn(f"{name} has {count} non-finite {values} (first at sample {first})")

@@ -1,0 +1,125 @@
+"""Which format to write, and whether the output may be written. Needs neither torch nor numpy."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Literal, TypeAlias, cast, get_args
+
+from jaccli.errors import UsageError
+
+Format: TypeAlias = Literal[
+    "table", "json", "jsonl", "csv", "markdown", "npy", "npz", "pt", "safetensors", "zarr"
+]
+Kind: TypeAlias = Literal["numbers", "matrix"]
+
+NUMBERS: tuple[Format, ...] = ("table", "json", "jsonl", "csv", "markdown")
+MATRIX: tuple[Format, ...] = ("table", "json", "jsonl", "csv", "npy", "npz", "pt", "safetensors", "zarr")
+BINARY: tuple[Format, ...] = ("npy", "npz", "pt", "safetensors", "zarr")
+
+_EXTENSIONS: dict[str, Format] = {
+    **{f".{name}": name for name in ("json", "jsonl", "csv", "npy", "npz", "pt", "safetensors", "zarr")},
+    ".ndjson": "jsonl",
+    ".md": "markdown",
+    ".pth": "pt",
+    ".txt": "table",
+}
+
+
+def choose_format(explicit: str | None, out: str | None, stdout_is_tty: bool, kind: Kind) -> Format:
+    """``--format`` wins, then the extension of ``-o``, then what standard output is.
+
+    Args:
+        explicit: the value of ``--format``.
+        out: the value of ``-o``; ``-`` and None are standard output.
+        stdout_is_tty: standard output is a terminal.
+        kind: numbers about J, or J itself.
+
+    Raises:
+        UsageError: an unknown format or extension, one that does not fit ``kind``, binary data to a
+            terminal, or zarr to a stream.
+    """
+    allowed = NUMBERS if kind == "numbers" else MATRIX
+    streaming = is_stream(out)
+    terminal = stdout_is_tty if out in (None, "-") else streaming and _is_terminal(out)
+    if explicit is not None:
+        chosen = _named(explicit, allowed, kind)
+    elif streaming:
+        chosen = "table" if terminal else ("jsonl" if kind == "numbers" else "npy")
+    else:
+        chosen = _by_extension(cast(str, out), allowed, kind)
+    if chosen in BINARY and terminal:
+        raise UsageError(
+            f"--format {chosen}: binary data is never written to a terminal",
+            remedy=f"use -o FILE.{chosen}, a pipe, or --format table",
+        )
+    if chosen == "zarr" and streaming:
+        raise UsageError("--format zarr: a zarr store is a folder", remedy="name it with -o NAME.zarr")
+    return chosen
+
+
+def check_output(path: str | None, force: bool) -> None:
+    """Refuse an output that could not be written, before any work is done.
+
+    Raises:
+        UsageError: it exists and ``force`` is not given, is a folder, or its folder is missing or
+            not writable.
+    """
+    if path is None or is_stream(path):
+        return
+    target = os.path.realpath(path)
+    folder = os.path.dirname(target)
+    if not os.path.isdir(folder):
+        raise UsageError(f"--output {path!r}: no such folder {os.path.dirname(path) or folder!r}")
+    if os.path.isdir(target) and not (force and is_zarr(target)):
+        if is_zarr(target):
+            raise UsageError(f"--output {path!r} exists", remedy="use --force to replace it")
+        raise UsageError(f"--output {path!r} is a folder", "expected a file name")
+    if os.path.exists(target) and not force:
+        raise UsageError(f"--output {path!r} exists", remedy="use --force to replace it")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"--output {path!r}: no permission to write into its folder")
+
+
+def is_stream(path: str | None) -> bool:
+    """Standard output, a pipe or a device: nothing that can be replaced."""
+    if path in (None, "-"):
+        return True
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def is_zarr(path: str) -> bool:
+    """A folder with a zarr store's mark in it."""
+    return any(os.path.exists(os.path.join(path, mark)) for mark in ("zarr.json", ".zgroup", ".zarray"))
+
+
+def _is_terminal(path: str) -> bool:
+    return os.path.realpath(path).startswith(("/dev/pts/", "/dev/tty"))
+
+
+def _named(explicit: str, allowed: tuple[Format, ...], kind: Kind) -> Format:
+    if explicit not in get_args(Format):
+        raise UsageError(f"--format {explicit!r} is unknown", f"expected one of {', '.join(allowed)}")
+    return _fitting(cast(Format, explicit), allowed, kind, f"--format {explicit}")
+
+
+def _by_extension(out: str, allowed: tuple[Format, ...], kind: Kind) -> Format:
+    extension = os.path.splitext(out)[1].lower()
+    if extension not in _EXTENSIONS:
+        known = ", ".join(end for end, name in _EXTENSIONS.items() if name in allowed)
+        given = f"extension {extension!r}" if extension else "no extension"
+        raise UsageError(
+            f"--output {out!r}: {given} names no format", f"expected {known}", "or give --format"
+        )
+    return _fitting(_EXTENSIONS[extension], allowed, kind, f"--output {out!r}")
+
+
+def _fitting(chosen: Format, allowed: tuple[Format, ...], kind: Kind, where: str) -> Format:
+    if chosen in allowed:
+        return chosen
+    what = "numbers about J" if kind == "numbers" else "matrices"
+    raise UsageError(f"{where}: {chosen} does not hold {what}", f"expected one of {', '.join(allowed)}")

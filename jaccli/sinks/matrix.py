@@ -1,0 +1,209 @@
+"""Jacobians written block by block: what every format has in common.
+
+    with matrix_sink("npy", "j.npy", force=False) as sink:
+        sink.open([PairMeta("input", "output", (8, 10, 784), "float32")])
+        sink.write("input->output", 0, block)          # (k, 10, 784), as often as it takes
+        sink.close({"command": "..."})                 # now the file appears
+
+Leaving the block without ``close`` leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jaccli.errors import InternalError, ResourceError, note
+from jaccli.samples.memory import format_bytes
+from jaccli.sinks.atomic import open_output
+from jaccli.sinks.choose import is_stream
+from jaccli.sinks.terminal import Style
+
+Block = Tensor | np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class PairMeta:
+    """One layer pair: names, the shape ``(batch, n_out, n_in)`` and the dtype of its J, as ``float32``."""
+
+    source: str
+    target: str
+    shape: tuple[int, int, int]
+    dtype: str
+
+    @property
+    def key(self) -> str:
+        """``fc1->output``."""
+        return f"{self.source}->{self.target}"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch has it."""
+        found: torch.dtype = getattr(torch, self.dtype)
+        return found
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the whole J."""
+        return math.prod(self.shape) * self.torch_dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a sink writes; ``stdout`` stands for standard output in tests and in-process use."""
+
+    out: str | None = None
+    force: bool = False
+    stdout: BinaryIO | None = None
+    style: Style | None = None
+
+
+class MatrixSink(ABC):
+    """Takes J in blocks of samples. A file appears at ``close``; an exception leaves what was there."""
+
+    binary = True
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.pairs: dict[str, PairMeta] = {}
+        self.samples: list[int] = []
+        self._written: dict[str, int] = {}
+        self._stack = ExitStack()
+
+    def open(self, pairs: Sequence[PairMeta], samples: Sequence[int] | None = None) -> None:
+        """Start the output.
+
+        Args:
+            pairs: all pairs that will be written; of one batch size.
+            samples: the numbers by which text formats call the samples; 0, 1, ... unless given.
+
+        Raises:
+            UsageError: the format cannot hold these pairs, or the output cannot be written.
+            ResourceError: the disk (or, for formats written at the end, the memory) is too small.
+        """
+        self.pairs = {pair.key: pair for pair in pairs}
+        if not pairs or len(self.pairs) != len(pairs):
+            raise InternalError("a sink needs pairs, each once")
+        self._written = dict.fromkeys(self.pairs, 0)
+        self.samples = list(samples if samples is not None else range(max(pair.shape[0] for pair in pairs)))
+        self._check_disk()
+        self._open()
+
+    def write(self, key: str, start: int, block: Block) -> None:
+        """Add the samples from ``start`` on; the blocks of a pair come in order.
+
+        Args:
+            key: the pair's key.
+            start: position of the block's first sample in the batch.
+            block: ``(k, n_out, n_in)``, on any device; converted to the pair's dtype.
+
+        Raises:
+            BrokenPipeError: the reader of a pipe left.
+            ResourceError: the disk is full (raised when the sink is left).
+        """
+        pair = self.pairs[key]
+        tensor = block if isinstance(block, Tensor) else torch.from_numpy(np.ascontiguousarray(block))
+        tensor = tensor.detach().to("cpu", pair.torch_dtype).contiguous()
+        fits = tensor.dim() == 3 and tuple(tensor.shape[1:]) == pair.shape[1:]
+        if not fits or start != self._written[key] or start + len(tensor) > pair.shape[0]:
+            raise InternalError(
+                f"block {tuple(tensor.shape)} at sample {start} does not continue {pair.shape}"
+            )
+        self._written[key] += len(tensor)
+        self._write(pair, start, tensor)
+
+    def close(self, provenance: Mapping[str, str] | None = None) -> None:
+        """Finish the output and put it in its place.
+
+        Args:
+            provenance: how J came about (model hash, method, versions, command), for formats that hold it.
+        """
+        missing = [key for key, pair in self.pairs.items() if self._written[key] != pair.shape[0]]
+        if missing:
+            raise InternalError(f"not all samples of {missing[0]!r} were written")
+        self._close(self._provenance(provenance or {}))
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After close() the stack is empty and this does nothing. Without, the output must see an
+        # exception, or it would take its place half done.
+        if error is None:
+            self._stack.__exit__(_AbandonedError, _AbandonedError(), None)
+        else:
+            self._stack.__exit__(kind, error, trace)
+
+    @abstractmethod
+    def _open(self) -> None: ...
+
+    @abstractmethod
+    def _write(self, pair: PairMeta, start: int, block: Tensor) -> None: ...
+
+    @abstractmethod
+    def _close(self, provenance: dict[str, str]) -> None: ...
+
+    def _handle(self) -> BinaryIO:
+        return self._stack.enter_context(open_output(self.target.out, self.target.force, self.target.stdout))
+
+    def _only(self) -> PairMeta | None:
+        """The pair, where there is one only."""
+        return next(iter(self.pairs.values())) if len(self.pairs) == 1 else None
+
+    def _provenance(self, provenance: Mapping[str, str]) -> dict[str, str]:
+        """All as text, and the pair's names where the key (``jacobian``) does not tell them."""
+        found = {str(name): str(value) for name, value in provenance.items()}
+        only = self._only()
+        return {"source": only.source, "target": only.target} | found if only else found
+
+    def _check_disk(self) -> None:
+        if not self.binary or is_stream(self.target.out):
+            return
+        folder = os.path.dirname(os.path.realpath(str(self.target.out)))
+        needed = sum(pair.n_bytes for pair in self.pairs.values())
+        if os.path.isdir(folder) and needed > shutil.disk_usage(folder).free:
+            raise ResourceError(
+                f"--output {self.target.out!r} needs {format_bytes(needed)} of disk",
+                f"free: {format_bytes(shutil.disk_usage(folder).free)}",
+            )
+
+
+class _AbandonedError(Exception):
+    """A sink was left before it was closed."""
+
+
+def numpy_form(block: Tensor) -> np.ndarray[Any, Any]:
+    """For formats of NumPy's types: bfloat16, which it lacks, becomes float32 (exactly)."""
+    array: np.ndarray[Any, Any] = (block.float() if block.dtype == torch.bfloat16 else block).numpy()
+    return array
+
+
+def raw_bytes(array: np.ndarray[Any, Any]) -> memoryview:
+    """The bytes of an array in C order, without a copy where it is in that order already."""
+    flat: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return memoryview(flat)
+
+
+def numpy_dtype(pair: PairMeta) -> np.dtype[Any]:
+    """The dtype of ``numpy_form``."""
+    return np.dtype("float32" if pair.dtype == "bfloat16" else pair.dtype)
+
+
+def note_bfloat16(pairs: Iterable[PairMeta], chosen: str) -> None:
+    """Say, once, that a format holds another dtype than was computed."""
+    if any(pair.dtype == "bfloat16" for pair in pairs):
+        note(f"{chosen} has no bfloat16: stored as float32")

@@ -1,0 +1,132 @@
+"""Matrix sinks that write text: jsonl, csv, json, and the table for people."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jaccli.sinks.matrix import MatrixSink, PairMeta
+from jaccli.sinks.render import render_matrix
+from jaccli.sinks.terminal import Style
+from jaccli.sinks.text import dumps, inert
+
+_TABLE_SAMPLES = 4
+
+
+class JsonLinesSink(MatrixSink):
+    """One sample a line, flushed: ``{"sample", "source", "target", "shape", "dtype", "jacobian"}``."""
+
+    binary = False
+
+    def _open(self) -> None:
+        self._out = self._handle()
+
+    def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
+        for offset, matrix in enumerate(block):
+            head = {
+                "sample": self.samples[start + offset],
+                "source": pair.source,
+                "target": pair.target,
+                "shape": list(pair.shape[1:]),
+                "dtype": pair.dtype,
+            }
+            self._out.write(f'{dumps(head)[:-1]}, "jacobian": {_nested(matrix)}}}\n'.encode())
+            self._out.flush()
+
+    def _close(self, provenance: dict[str, str]) -> None:
+        del provenance  # a line is about one sample
+
+
+class CsvSink(MatrixSink):
+    """One row of J a line: ``sample,source,target,row,v0,v1,...``, blanks after a narrow pair's values."""
+
+    binary = False
+
+    def _open(self) -> None:
+        self._out = self._handle()
+        self._columns = max(pair.shape[2] for pair in self.pairs.values())
+        self._emit([["sample", "source", "target", "row", *(f"v{i}" for i in range(self._columns))]])
+
+    def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
+        blanks = [""] * (self._columns - pair.shape[2])
+        names = [inert(pair.source), inert(pair.target)]
+        for offset, matrix in enumerate(block):
+            sample = self.samples[start + offset]
+            self._emit(
+                [
+                    [sample, *names, row, *values, *blanks]
+                    for row, values in enumerate(matrix.double().tolist())
+                ]
+            )
+
+    def _close(self, provenance: dict[str, str]) -> None:
+        del provenance  # no place for it
+
+    def _emit(self, rows: list[list[Any]]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        self._out.write(text.getvalue().encode())
+        self._out.flush()
+
+
+class JsonSink(MatrixSink):
+    """One document: every pair with its J nested ``(batch, n_out, n_in)``, and the provenance."""
+
+    binary = False
+
+    def _open(self) -> None:
+        self._out = self._handle()
+        self._parts: dict[str, list[str]] = {key: [] for key in self.pairs}
+
+    def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
+        del start
+        self._parts[pair.key] += [_nested(matrix) for matrix in block]
+
+    def _close(self, provenance: dict[str, str]) -> None:
+        self._out.write(b'{"schema_version": 1, "command": "compute", "jacobians": [')
+        for index, (key, parts) in enumerate(self._parts.items()):
+            pair = self.pairs[key]
+            head = {"source": pair.source, "target": pair.target, "shape": pair.shape, "dtype": pair.dtype}
+            matrices = ",\n".join(parts)
+            text = f'{dumps(head)[:-1]}, "samples": {dumps(self.samples)}, "jacobian": [\n{matrices}]}}'
+            self._out.write((",\n" if index else "\n").encode() + text.encode())
+        self._out.write(f'\n], "provenance": {dumps(provenance)}}}\n'.encode())
+
+
+class TableSink(MatrixSink):
+    """The first samples of each pair, drawn."""
+
+    binary = False
+
+    def _open(self) -> None:
+        self._out = self._handle()
+        self._style = self.target.style or Style()
+
+    def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
+        batch, n_out, n_in = pair.shape
+        for position in range(start, min(start + len(block), _TABLE_SAMPLES)):
+            names = f"{inert(pair.source)} -> {inert(pair.target)}"
+            head = f"J of {names}, sample {self.samples[position]}, {n_out} x {n_in}, {pair.dtype}\n"
+            body = render_matrix(
+                block[position - start], source=pair.source, target=pair.target, style=self._style
+            )
+            self._out.write((head + body + "\n").encode())
+        if start + len(block) == batch > _TABLE_SAMPLES:
+            rest = f"{batch - _TABLE_SAMPLES} more samples: --samples picks, -o FILE saves them all\n"
+            self._out.write(rest.encode())
+        self._out.flush()
+
+    def _close(self, provenance: dict[str, str]) -> None:
+        del provenance
+
+
+def _nested(matrix: Tensor) -> str:
+    """A matrix as JSON lists; each number is the exact value of the dtype."""
+    values = matrix.double().tolist()
+    # The checked way costs several times as much, and is seldom needed.
+    return json.dumps(values, allow_nan=False) if bool(torch.isfinite(matrix).all()) else dumps(values)

@@ -1,0 +1,116 @@
+"""Records (plain dicts) in the text formats."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, BinaryIO
+
+from jaccli.errors import InternalError
+from jaccli.sinks.choose import Format
+from jaccli.sinks.table import cell, render_table
+from jaccli.sinks.terminal import Style
+from jaccli.sinks.text import dumps, inert, json_value
+
+Record = Mapping[str, Any]
+
+
+def write_numbers(
+    chosen: Format,
+    out: BinaryIO,
+    *,
+    document: Record,
+    records: Sequence[Record],
+    columns: Sequence[str] | None = None,
+    title: str = "",
+    style: Style | None = None,
+) -> None:
+    """Write one result in one format.
+
+    Args:
+        chosen: one of ``choose.NUMBERS``.
+        out: from ``open_output``.
+        document: what ``json`` writes.
+        records: what every other format writes, one a line.
+        columns: which fields the table and markdown show, in this order; all of them unless given.
+        title: above the table.
+        style: of the table; 80 columns without colour unless given.
+
+    Raises:
+        BrokenPipeError, OSError: from ``out``.
+    """
+    match chosen:
+        case "json":
+            out.write((dumps(document, indent=2) + "\n").encode())
+        case "jsonl":
+            write_jsonl(records, out)
+        case "csv":
+            write_csv(records, out)
+        case "markdown":
+            out.write(markdown_table(records, columns).encode())
+        case "table":
+            out.write(render_table(records, columns, title=title, style=style or Style()).encode())
+        case _:
+            raise InternalError(f"{chosen} does not hold numbers about J")
+    out.flush()
+
+
+def write_jsonl(records: Iterable[Record], out: BinaryIO) -> None:
+    """One record a line, each flushed: a reader downstream sees it at once."""
+    for record in records:
+        out.write((dumps(record) + "\n").encode())
+        out.flush()
+
+
+def write_csv(records: Iterable[Record], out: BinaryIO) -> None:
+    """A header and one record a row. Nested dicts become ``outer.inner``, lists JSON, None nothing."""
+    rows = [flatten(record) for record in records]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(map(inert, columns))
+    table.writerows([_csv_cell(row.get(name)) for name in columns] for row in rows)
+    out.write(text.getvalue().encode())
+
+
+def markdown_table(records: Sequence[Record], columns: Sequence[str] | None = None) -> str:
+    """A GitHub table, numbers to the right."""
+    rows = [flatten(record) for record in records]
+    names = (
+        list(columns) if columns is not None else list(dict.fromkeys(name for row in rows for name in row))
+    )
+    lines = ["| " + " | ".join(map(_markdown_cell, names)) + " |"]
+    marks = ["--:" if any(_is_number(row.get(name)) for row in rows) else ":--" for name in names]
+    lines.append("| " + " | ".join(marks) + " |")
+    lines += ["| " + " | ".join(_markdown_cell(cell(row.get(name))) for name in names) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def flatten(record: Record, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as ``outer.inner``; values as JSON has them."""
+    flat: dict[str, Any] = {}
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = json_value(value)
+    return flat
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _csv_cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return inert(value) if isinstance(value, str) else dumps(value)
+
+
+def _markdown_cell(text: str) -> str:
+    # Backslash first: it must not escape the escapes.
+    shown = inert(text).replace("\\", "\\\\")
+    for mark in "|<>[]*`_":
+        shown = shown.replace(mark, "\\" + mark)
+    return shown

@@ -1,0 +1,138 @@
+"""Saved Jacobians, read back from every format that is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jaccli.errors import RefusedError, UsageError, warn
+from jaccli.samples.arrays import as_tensor, read_npy
+from jaccli.samples.containers import Container, list_keys, open_container, pick_key
+from jaccli.samples.source import Source, open_source, sniff
+from jaccli.samples.spec import FileInput, FolderInput, StdinInput, check_input, parse_input
+from jaccli.sinks.choose import is_zarr
+from jaccli.sinks.matrix_binary import JACOBIAN
+from jaccli.sinks.read_text import read_csv, read_json
+
+UNKNOWN = "?"
+
+
+@dataclass(frozen=True)
+class SavedJacobian:
+    """J ``(batch, n_out, n_in)`` of a pair; a layer's name is ``?`` where the file does not tell it."""
+
+    source: str
+    target: str
+    array: Tensor
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_jacobian(path: str, stdin: BinaryIO | None = None) -> list[SavedJacobian]:
+    """What ``compute`` saved, or any array of two (one sample) or three dimensions.
+
+    The format is told by the content. ``FILE[KEY]`` takes one array of several; ``-`` is standard input.
+
+    Args:
+        path: npy, npz, safetensors, pt, jsonl, json, csv, or a zarr store.
+        stdin: what ``-`` reads; the process's standard input unless given.
+
+    Raises:
+        RefusedError: unreadable, damaged, or not a Jacobian.
+        UsageError: an unknown key, or several arrays of which none is named as a Jacobian.
+    """
+    spec = parse_input(path, "--jacobian")
+    check_input(spec)
+    match spec:
+        case FolderInput():
+            found = _read_zarr(spec.path)
+        case FileInput() | StdinInput():
+            with open_source(spec.path if isinstance(spec, FileInput) else "-", stdin) as source:
+                found = list(_read(source, spec.key))
+        case _:
+            raise UsageError(f"--jacobian {path!r} is no saved Jacobian", "expected a file, or - for a pipe")
+    return [_checked(saved, repr(path)) for saved in found]
+
+
+def _read(source: Source, key: str | None) -> Iterable[SavedJacobian]:
+    kind = sniff(source)
+    match kind:
+        case "npz" | "safetensors" | "pt":
+            return _from_container(open_container(source, kind), key, source)
+        case "npy":
+            array = as_tensor(read_npy(source.handle, source.size, source.name), source.name)
+            return [SavedJacobian(UNKNOWN, UNKNOWN, array)]
+        case "json":
+            return [SavedJacobian(*parts) for parts in read_json(source.handle, source.name)]
+        case "text":
+            return [SavedJacobian(*parts) for parts in read_csv(source.handle, source.name)]
+        case _:
+            raise RefusedError(f"{source.name} is an image", "expected a saved Jacobian")
+
+
+def _from_container(container: Container, key: str | None, source: Source) -> list[SavedJacobian]:
+    keys = [name for name in container.keys if name == JACOBIAN or "->" in name]
+    if key is not None or (not keys and len(container.keys) == 1):
+        keys = [pick_key(container, key, source)]
+    if not keys:
+        if not container.keys:
+            raise RefusedError(f"{source.name} holds no arrays", "expected a saved Jacobian")
+        raise UsageError(
+            f"{source.name} holds {len(container.keys)} arrays, none named {JACOBIAN!r} or 'source->target'",
+            f"expected FILE[KEY] with one of {list_keys(container.keys)}",
+        )
+    return [_named(name, container.read(name), container.metadata) for name in keys]
+
+
+def _named(key: str, array: Tensor, metadata: Mapping[str, str]) -> SavedJacobian:
+    source, arrow, target = key.partition("->")
+    if not arrow:
+        source, target = metadata.get("source", UNKNOWN), metadata.get("target", UNKNOWN)
+    return SavedJacobian(source, target, array, metadata)
+
+
+def _read_zarr(path: str) -> list[SavedJacobian]:
+    if not is_zarr(path):
+        raise RefusedError(f"{path!r} is a folder and no zarr store", "expected a saved Jacobian")
+    try:
+        import zarr
+    except ImportError:
+        raise UsageError(f"{path!r}: zarr is not installed", remedy="pip install 'jaccli[zarr]'") from None
+    try:
+        store: Any = zarr.open(path, mode="r")
+        arrays: list[Any] = (
+            [store] if isinstance(store, zarr.Array) else [array for _, array in store.arrays()]
+        )
+        metadata = {str(k): str(v) for k, v in dict(store.attrs.get("provenance", {})).items()}
+        return [
+            SavedJacobian(
+                str(array.attrs.get("source", UNKNOWN)),
+                str(array.attrs.get("target", UNKNOWN)),
+                as_tensor(np.asarray(array[...]), repr(path)),
+                metadata,
+            )
+            for array in arrays
+        ]
+    except RefusedError:
+        raise
+    except Exception:
+        raise RefusedError(f"{path!r} is a damaged zarr store") from None
+
+
+def _checked(saved: SavedJacobian, name: str) -> SavedJacobian:
+    array = saved.array
+    if array.dim() not in (2, 3) or array.numel() == 0 or array.dtype == torch.bool or array.is_complex():
+        raise RefusedError(
+            f"{name} is no Jacobian: shape {tuple(array.shape)} of {str(array.dtype).removeprefix('torch.')}",
+            "expected real numbers (batch, n_out, n_in), or (n_out, n_in) for one sample",
+        )
+    array = array if array.is_floating_point() else array.double()
+    array = array if array.dim() == 3 else array[None]
+    broken = int((~array.isfinite()).sum())
+    if broken:
+        warn(f"{name} has {broken} non-finite entries")
+    return SavedJacobian(saved.source, saved.target, array, saved.provenance)

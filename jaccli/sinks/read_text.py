@@ -1,0 +1,134 @@
+"""Jacobians saved as text, parsed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jaccli.errors import RefusedError
+from jaccli.samples.table import read_table
+
+Parts = tuple[str, str, Tensor, dict[str, str]]
+_CSV_HEAD = ["sample", "source", "target", "row"]
+_DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+def read_json(handle: BinaryIO, name: str) -> list[Parts]:
+    """The document or the lines that ``compute`` writes: source, target, J and provenance of each pair.
+
+    Raises:
+        RefusedError: not JSON, or not of that form; names the line.
+    """
+    records: list[dict[str, Any]] = []
+    provenance: dict[str, str] = {}
+    for line, document in _documents(handle, name):
+        if isinstance(document.get("jacobians"), list):
+            records += [record for record in document["jacobians"] if isinstance(record, dict)]
+            provenance |= {str(k): str(v) for k, v in dict(document.get("provenance") or {}).items()}
+        elif "jacobian" in document:
+            records.append(document)
+        else:
+            raise RefusedError(f"{name}, line {line}: no field 'jacobian'", "expected what compute writes")
+    pairs: dict[tuple[str, str], list[Tensor]] = {}
+    for record in records:
+        key = str(record.get("source", "?")), str(record.get("target", "?"))
+        pairs.setdefault(key, []).append(_matrix(record, name))
+    return [(*key, _joined(parts, name), provenance) for key, parts in pairs.items()]
+
+
+def read_csv(handle: BinaryIO, name: str) -> list[Parts]:
+    """The rows that ``compute`` writes, or a plain table of numbers as one sample.
+
+    Raises:
+        RefusedError: neither.
+    """
+    head = handle.readline(4096).decode("utf-8-sig", "replace")
+    handle.seek(0)
+    if head.strip().split(",")[:4] != _CSV_HEAD:
+        return [("?", "?", read_table(handle, name), {})]
+    pairs: dict[tuple[str, str], dict[str, list[list[float]]]] = {}
+    text = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
+    rows = csv.reader(text)
+    try:
+        next(rows)
+        for sample, source, target, row, *values in rows:
+            matrix = pairs.setdefault((source, target), {}).setdefault(sample, [])
+            if int(row) != len(matrix):
+                raise ValueError("rows are missing")
+            matrix.append([float(value) for value in values if value])
+    except (ValueError, csv.Error, UnicodeError):
+        raise RefusedError(f"{name}, line {rows.line_num}: not a row of a saved Jacobian") from None
+    finally:
+        text.detach()
+    if not pairs:
+        raise RefusedError(f"{name} holds no rows")
+    return [
+        (*key, _joined([_array(matrix, name)[None] for matrix in samples.values()], name), {})
+        for key, samples in pairs.items()
+    ]
+
+
+def _documents(handle: BinaryIO, name: str) -> Iterable[tuple[int, dict[str, Any]]]:
+    """One document, or one a line."""
+    text = handle.read().decode("utf-8-sig", "replace")
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        whole = None
+    if isinstance(whole, dict):
+        return [(1, whole)]
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            document = json.loads(line)
+        except (ValueError, RecursionError):
+            document = None
+        if not isinstance(document, dict):
+            raise RefusedError(f"{name}, line {number}: not a JSON object, or cut short")
+        found.append((number, document))
+    return found
+
+
+def _matrix(record: dict[str, Any], name: str) -> Tensor:
+    """One record's J as ``(k, n_out, n_in)``."""
+    array = _array(record.get("jacobian"), name)
+    shape = record.get("shape")
+    if isinstance(shape, list) and shape != list(array.shape):
+        raise RefusedError(f"{name}: a Jacobian of shape {tuple(array.shape)} is said to have {tuple(shape)}")
+    if array.dim() not in (2, 3):
+        raise RefusedError(
+            f"{name}: 'jacobian' has {array.dim()} dimensions", "expected 2, or 3 with the samples"
+        )
+    array = array if array.dim() == 3 else array[None]
+    return array.to(_DTYPES.get(str(record.get("dtype")), torch.float64))
+
+
+def _array(nested: Any, name: str) -> Tensor:
+    try:
+        # Text is for "nan" and "inf"; null would become nan silently.
+        array = np.array(nested, dtype=np.float64)
+        if np.isnan(array).any() and "null" in json.dumps(nested):
+            raise ValueError("null")
+    except (ValueError, TypeError, RecursionError):
+        raise RefusedError(f"{name}: 'jacobian' is not a matrix of numbers") from None
+    return torch.from_numpy(array)
+
+
+def _joined(parts: list[Tensor], name: str) -> Tensor:
+    if len({part.shape[1:] for part in parts}) > 1:
+        raise RefusedError(f"{name}: the samples of a pair have several shapes")
+    return torch.cat(parts)
