@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jaccli.errors import ResourceError, UsageError, warn
-from jaccli.execution import Outcome, report, run, split
+from jaccli.errors import UsageError, warn
 from jaccli.layers.address import Address
 from jaccli.layers.record import Inputs
 from jaccli.layers.resolve import resolve
-from jaccli.methods import METHODS, MethodName
+from jaccli.methods import METHODS
 from jaccli.models.adapt import as_network
 from jaccli.models.network import Network
+from jaccli.names import check_method
 from jaccli.operators import JacobianOperator
-from jaccli.planning import Decision, check_method, decide, human
-from jaccli.prepare import Prepared, computing, exact_attention, prepare
+from jaccli.planning import Decision, decide, human
+from jaccli.prepare import Pair, computing, exact_attention, prepare
+from jaccli.stream import Choice, Piece, stream
 
 
 def jacobian(
@@ -60,7 +61,9 @@ def jacobian(
         UnsupportedError: a layer that is not reached, or that has no derivative.
         ResourceError: J does not fit ``max_memory``.
     """
-    return _plan(model, x, source, target, method, max_memory, chunk, args, kwargs, keep=True).first()
+    choice = Choice(check_method(method), max_memory, chunk)
+    network, pair, inputs = _setup(model, x, source, target, args, kwargs)
+    return _joined(stream(network, inputs, [pair], choice, keep=True), inputs.batch)
 
 
 def plan(
@@ -79,81 +82,77 @@ def plan(
 
     The plan holds nothing that depends on the values of ``x``, only on shapes, dtype and device.
     """
-    return _plan(model, x, source, target, method, max_memory, chunk, args, kwargs, keep=False)
+    choice = Choice(check_method(method), max_memory, chunk)
+    network, pair, inputs = _setup(model, x, source, target, args, kwargs)
+    with computing(network), exact_attention(choice.exact_attention):
+        (prepared,) = prepare(network, inputs, [pair], graph=choice.needs_graph)
+        decision = decide(prepared, choice.method, max_memory=max_memory, chunk=chunk, keep=inputs.batch)
+    sample = tuple(s for d, s in enumerate(x.shape) if d != inputs.dim)
+    return Plan(network, pair, choice, decision, sample, x.dtype, x.device, prepared.linear.shape)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plan:
     """A decision for one model, pair and shape of sample: ``plan(x)`` gives J, ``str(plan)`` explains."""
 
     network: Network
-    pair: tuple[Address, Address]
+    pair: Pair
+    choice: Choice
     decision: Decision
     sample: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
-    requested: tuple[MethodName, int | None, int | None]
-    sizes: tuple[int, int, int]
-    _first: tuple[Inputs, Prepared] | None = None
+    shape: tuple[int, int, int]
 
     def __call__(self, x: Tensor, *, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Tensor:
-        """J at other samples ``(batch, …)``; any number of them.
+        """J at other samples ``(batch, …)``, any number of them: ``(batch, n_out, n_in)``.
 
         Raises:
             UsageError: the samples differ from the plan's in shape, dtype or device.
         """
         self._check(x)
-        return self._run(Inputs((x, *args), dict(kwargs or {}), self.pair[0].dim or 0 if self._at_input else 0), None)
-
-    @property
-    def _at_input(self) -> bool:
-        return self.pair[0].is_model_input
-
-    def first(self) -> Tensor:
-        """J at the samples the plan was made from, whose forward pass is there already."""
-        assert self._first is not None
-        return self._run(*self._first)
+        inputs = _inputs(x, args, kwargs, self.pair[0])
+        return _joined(stream(self.network, inputs, [self.pair], self.choice, keep=True, decisions=[self.decision]), inputs.batch)
 
     def _check(self, x: Tensor) -> None:
+        sample = tuple(s for d, s in enumerate(x.shape) if d != _sample_dim(self.pair[0]))
         for name, got, want in (
-            ("sample shape", tuple(x.shape[1:]), self.sample),
+            ("sample shape", sample, self.sample),
             ("dtype", x.dtype, self.dtype),
             ("device", x.device, self.device),
         ):
             if got != want:
                 raise UsageError(f"this plan does not fit: {name} {got}", f"expected {want}", "make a plan for it")
 
-    def _run(self, inputs: Inputs, prepared: Prepared | None) -> Tensor:
-        method, max_memory, chunk = self.requested
-        decision = self.decision
-        needed = inputs.batch * decision.result_bytes // max(self.sizes[0], 1)
-        if max_memory is not None and needed > max_memory:
-            raise ResourceError(f"J needs {human(needed)}", f"expected at most {human(max_memory)} (max_memory)")
-        parts: list[Tensor] = []
-        with computing(self.network), exact_attention(decision.method in ("reverse", "forward")):
-            for _, part in split(inputs, decision.block):
-                if prepared is None or decision.block < inputs.batch:
-                    (prepared,) = prepare(self.network, part, [self.pair], graph=needs_graph(method))
-                outcome = _run_or_plain(prepared, decision)
-                report(prepared, outcome, f"{self.pair[0]!s} -> {self.pair[1]!s}")
-                parts.append(outcome.matrix)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
     def __str__(self) -> str:
-        batch, n_out, n_in = self.sizes
-        return explain(f"{self.pair[0]!s} -> {self.pair[1]!s}", (batch, n_out, n_in), self.decision)
+        return explain(f"{self.pair[0]!s} -> {self.pair[1]!s}", self.shape, self.decision)
 
 
-def _run_or_plain(prepared: Prepared, decision: Decision) -> Outcome:
-    """Run, but for a point where the structural zero of the plan does not hold."""
-    if decision.method is None and prepared.connected:
-        decision = decide(prepared, "auto")
-    return run(prepared, decision)
+def _sample_dim(source: Address) -> int:
+    return (source.dim or 0) if source.is_model_input else 0
 
 
-def needs_graph(method: MethodName) -> bool:
-    """Whether the forward pass is recorded for this choice of method."""
-    return method != "finite-difference"
+def _inputs(x: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any] | None, source: Address) -> Inputs:
+    if not isinstance(x, Tensor):
+        raise UsageError(f"x is a {type(x).__name__}", "expected a torch.Tensor whose first dimension is the samples")
+    if x.dim() == 0 or x.shape[_sample_dim(source)] == 0:
+        raise UsageError(f"x has shape {tuple(x.shape)}", "expected at least one sample in the first dimension")
+    return Inputs((x, *args), dict(kwargs or {}), _sample_dim(source))
+
+
+def _joined(pieces: Iterator[Piece], batch: int) -> Tensor:
+    """All samples' J; more than one block is copied into place, so that the whole is held once."""
+    first = next(pieces).outcome.matrix
+    if first.shape[0] == batch:
+        pieces.close()  # type: ignore[attr-defined]
+        return first
+    whole = first.new_empty(batch, *first.shape[1:])
+    whole[: first.shape[0]] = first
+    del first
+    for piece in pieces:
+        matrix = piece.outcome.matrix
+        whole[piece.start : piece.start + matrix.shape[0]] = matrix
+    return whole
 
 
 def explain(name: str, shape: tuple[int, int, int], decision: Decision) -> str:
@@ -168,10 +167,10 @@ def explain(name: str, shape: tuple[int, int, int], decision: Decision) -> str:
             count, unit = 2 * n_in, "plain forward"
         passes = f"{count} {unit} passes, {min(decision.chunk, count)} at a time"
     lines = [
-        f"plan {name}: J is {n_out} x {n_in} for each of {batch} samples ({human(decision.result_bytes)})",
+        f"plan {name}: J is {n_out} x {n_in} for each of {batch} samples ({human(batch * decision.sample_bytes)})",
         f"  method   {method}: {decision.why}",
         f"  passes   {passes}",
-        f"  memory   {human(decision.peak_bytes)} predicted, {decision.block} samples at a time",
+        f"  memory   {human(decision.peak_bytes)} predicted, at most {decision.block} samples at a time",
     ]
     if decision.predicted_s is not None:
         lines.append(f"  time     {decision.predicted_s * 1e3:.3g} ms predicted")
@@ -179,34 +178,14 @@ def explain(name: str, shape: tuple[int, int, int], decision: Decision) -> str:
     return "\n".join(lines)
 
 
-def _plan(
-    model: Any,
-    x: Tensor,
-    source: str,
-    target: str,
-    method: str,
-    max_memory: int | None,
-    chunk: int | None,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any] | None,
-    *,
-    keep: bool,
-) -> Plan:
-    chosen = check_method(method)
-    if not isinstance(x, Tensor):
-        raise UsageError(f"x is a {type(x).__name__}", "expected a torch.Tensor whose first dimension is the samples")
+def _setup(
+    model: Any, x: Tensor, source: str, target: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None
+) -> tuple[Network, Pair, Inputs]:
     network = as_network(model)
     pair = (resolve(network, source), resolve(network, target))
     for doubt in network.doubtful():
         warn(doubt)
-    inputs = Inputs((x, *args), dict(kwargs or {}), (pair[0].dim or 0) if pair[0].is_model_input else 0)
-    with computing(network), exact_attention(chosen in ("auto", "reverse", "forward")):
-        (prepared,) = prepare(network, inputs, [pair], graph=needs_graph(chosen))
-        decision = decide(prepared, chosen, max_memory=max_memory, chunk=chunk)
-    first = (inputs, prepared) if keep else None
-    requested = (chosen, max_memory, chunk)
-    sample = tuple(x.shape[1:])
-    return Plan(network, pair, decision, sample, x.dtype, x.device, requested, prepared.linear.shape, first)
+    return network, pair, _inputs(x, args, kwargs, pair[0])
 
 
 def operator(
@@ -222,13 +201,9 @@ def operator(
 
     Cost: one recorded forward pass and one backward pass; the operator holds its activations.
     """
-    network = as_network(model)
-    pair = (resolve(network, source), resolve(network, target))
-    for doubt in network.doubtful():
-        warn(doubt)
-    inputs = Inputs((x, *args), dict(kwargs or {}))
+    network, pair, inputs = _setup(model, x, source, target, args, kwargs)
     with computing(network), exact_attention(True):
         (prepared,) = prepare(network, inputs, [pair])
     if prepared.samples_mix:
-        warn("samples mix: products sum over what the samples do to each other")
+        warn("samples mix: each product is of the whole batch's Jacobian, not of each sample's own block")
     return JacobianOperator(prepared.linear, lambda: computing(network))

@@ -27,3 +27,8 @@ FUNCTORCH_IMPORT = 1.0
 # J is held against an independent product; larger differences, relative to the size of the terms, are
 # reported. eps^0.5 leaves three to four digits for rounding in deep networks.
 BELIEF_POWER = 0.5
+# Samples of the first block, from which memory is predicted for the rest: this many, or this many bytes.
+PILOT_SAMPLES = 64
+PILOT_BYTES = 2**20
+# Up to this size a full singular value decomposition is quick; beyond, only the largest value is sought.
+DENSE_SVD = 400

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from jaccli import defaults
 from jaccli.errors import ResourceError, UnsupportedError, note, warn
-from jaccli.layers.record import Inputs
 from jaccli.methods import METHODS, MethodGap, MethodName, Task
 from jaccli.methods.base import is_out_of_memory
 from jaccli.planning import Decision
@@ -64,7 +62,8 @@ def run(prepared: Prepared, decision: Decision, *, tick: Tick = lambda done: Non
         return Outcome(linear.value.new_zeros(linear.shape), "zero", notes=(prepared.why_zero,))
     gaps: list[str] = []
     for method in (decision.method, *_NEXT[decision.method]):
-        chunk = decision.chunk if method == decision.method else min(decision.chunk, 16)
+        chunk = decision.chunk_for(linear.batch)
+        chunk = chunk if method == decision.method else min(chunk, defaults.TRIAL_ROWS)
         try:
             outcome = fill(prepared, method, chunk, tick)
         except MethodGap as gap:
@@ -155,14 +154,3 @@ def report(prepared: Prepared, outcome: Outcome, name: str) -> None:
     if bad:
         first = int((~outcome.matrix.isfinite()).flatten(1).any(1).nonzero()[0])
         warn(f"{name}: J has {bad} non-finite values (first at sample {first})")
-
-
-def split(inputs: Inputs, block: int) -> Iterator[tuple[int, Inputs]]:
-    """Inputs in blocks of samples, with the number of the first."""
-    batch = inputs.batch
-    for start in range(0, batch, block):
-
-        def part(tensor: Tensor, dim: int, at: int = start) -> Any:
-            return tensor.narrow(dim, at, min(block, batch - at))
-
-        yield start, inputs.each(part) if block < batch else inputs

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from jaccli import defaults
-from jaccli.errors import ResourceError, UsageError
+from jaccli.errors import ResourceError
 from jaccli.memory import Footprint, available, footprint
-from jaccli.methods import METHOD_NAMES, METHODS, MethodGap, MethodName, Task
+from jaccli.methods import METHODS, MethodGap, MethodName, Task
 from jaccli.methods.base import is_out_of_memory
 from jaccli.prepare import Prepared
 
@@ -29,69 +29,85 @@ class Decision:
     """How J is going to be obtained.
 
     Args:
-        method: a method, or ``zero`` where no path leads from source to target.
-        chunk: rows, columns or copies that go through the network at once.
-        block: samples taken at a time.
+        method: None where no path leads from source to target, and J is zero.
+        chunk: rows, columns or copies that go through the network at once, for ``batch`` samples.
+        batch: the number of samples it was decided with.
+        block: how many samples may be taken at a time.
         why: the reason for the method.
+        sample_bytes: size of one sample's J.
+        peak_bytes: predicted peak memory of ``batch`` samples beyond the network's own.
         others: why each other method was not taken.
-        result_bytes: size of J for all samples.
-        peak_bytes: predicted peak memory beyond the network's own, of one block.
-        predicted_s: predicted time of one block, where it was measured.
+        predicted_s: predicted time for ``batch`` samples, where it was measured.
     """
 
     method: MethodName | None
     chunk: int
+    batch: int
     block: int
     why: str
-    result_bytes: int
+    sample_bytes: int
     peak_bytes: int
     others: dict[str, str] = field(default_factory=dict)
     predicted_s: float | None = None
 
+    def chunk_for(self, batch: int) -> int:
+        """The chunk that takes the same memory with another number of samples."""
+        return max(1, self.chunk * self.batch // batch)
 
-def check_method(name: str) -> MethodName:
-    """The method of this name.
 
-    Raises:
-        UsageError: there is none.
-    """
-    for known in METHOD_NAMES:
-        if known == name:
-            return known
-    raise UsageError(f"method {name!r} is not known", f"expected one of {', '.join(METHOD_NAMES)}")
+@dataclass(frozen=True)
+class _Room:
+    """Memory: ``limit`` for everything, of which ``kept`` is for results that stay."""
+
+    limit: int
+    kept: int
+    stated: bool
+
+    @property
+    def free(self) -> int:
+        return self.limit - self.kept
 
 
 def decide(
-    prepared: Prepared, method: MethodName, *, max_memory: int | None = None, chunk: int | None = None
+    prepared: Prepared,
+    method: MethodName,
+    *,
+    max_memory: int | None = None,
+    chunk: int | None = None,
+    keep: int = 0,
 ) -> Decision:
     """Choose for a prepared pair.
 
     Args:
-        prepared: f at the samples.
+        prepared: f at some samples.
         method: the user's choice, or ``auto``.
         max_memory: bytes that J and the passes may take; by default a share of what is free.
         chunk: the user's choice of chunk.
+        keep: of how many samples J stays in memory; 0 where each block is written and let go.
 
     Raises:
-        ResourceError: not even one row of one sample fits.
+        ResourceError: the results do not fit, or not even one row of one sample does.
     """
     linear = prepared.linear
     sizes = footprint(linear)
+    limit = max_memory if max_memory is not None else available(linear.value.device)
+    room = _Room(limit, keep * _sample_bytes(prepared), max_memory is not None)
     if not prepared.connected:
-        return _sized(prepared, None, "no path from source to target: J is structurally zero", max_memory, 1, sizes)
+        return _sized(prepared, None, "no path from source to target: J is structurally zero", room, 1, sizes)
     if method != "auto":
-        return _sized(prepared, method, "asked for", max_memory, chunk, sizes)
-    choice, why, others, seconds = _auto(prepared, lambda name: _chunk(prepared, name, max_memory, sizes))
-    decision = _sized(prepared, choice, why, max_memory, chunk, sizes)
-    return Decision(**{**vars(decision), "others": others, "predicted_s": seconds})
+        return _sized(prepared, method, "asked for", room, chunk, sizes)
+    choice, why, others, seconds = _auto(prepared, lambda name: _sized(prepared, name, "", room, chunk, sizes).chunk)
+    decision = _sized(prepared, choice, why, room, chunk, sizes)
+    return replace(decision, others=others, predicted_s=seconds)
 
 
-def _limit(prepared: Prepared, max_memory: int | None) -> int:
-    return max_memory if max_memory is not None else available(prepared.linear.value.device)
+def _sample_bytes(prepared: Prepared) -> int:
+    f = prepared.linear.f
+    return f.n_out * f.n_in * prepared.linear.value.element_size()
 
 
 def _row_bytes(prepared: Prepared, method: MethodName, sizes: Footprint) -> int:
-    """What one more row, column or copy in a chunk costs."""
+    """What one more row, column or copy in a chunk costs, for all samples."""
     linear = prepared.linear
     item = linear.value.element_size()
     seeds = 2 * linear.batch * (linear.f.n_in + linear.f.n_out) * item
@@ -99,43 +115,36 @@ def _row_bytes(prepared: Prepared, method: MethodName, sizes: Footprint) -> int:
     return seeds + held + defaults.ROW_TENSORS * sizes.widest
 
 
-def _chunk(prepared: Prepared, method: MethodName, max_memory: int | None, sizes: Footprint) -> int:
-    linear = prepared.linear
-    count = linear.f.n_out if METHODS[method].by == "row" else linear.f.n_in
-    row = _row_bytes(prepared, method, sizes)
-    room = _limit(prepared, max_memory) - _result(prepared) - sizes.total
-    fits = min(room, max(defaults.WORKING_SET, row)) // row
-    return max(1, min(fits, 2 * count if method == "finite-difference" else count))
-
-
-def _result(prepared: Prepared) -> int:
-    batch, n_out, n_in = prepared.linear.shape
-    return batch * n_out * n_in * prepared.linear.value.element_size()
-
-
 def _sized(
-    prepared: Prepared, method: MethodName | None, why: str, max_memory: int | None, chunk: int | None, sizes: Footprint
+    prepared: Prepared, method: MethodName | None, why: str, room: _Room, chunk: int | None, sizes: Footprint
 ) -> Decision:
-    """Fit chunk and block of samples into memory."""
+    """Fit the chunk and the block of samples into the room there is."""
     linear = prepared.linear
-    limit = _limit(prepared, max_memory)
-    result = _result(prepared)
-    row = _row_bytes(prepared, method or "loop", sizes)
-    chunk = chunk or _chunk(prepared, method or "loop", max_memory, sizes)
-    need = result + sizes.total + min(chunk, 1 if chunk == 1 else chunk) * row
-    block = linear.batch
-    if need > limit:
-        block = max(1, int(linear.batch * limit / (result + sizes.total + row))) if linear.batch > 1 else 1
-        per_sample = (result + sizes.total + row) // linear.batch
-        if per_sample > limit:
-            raise ResourceError(
-                f"one sample's J ({linear.f.n_out} × {linear.f.n_in}) and its passes need {human(per_sample)}",
-                f"expected at most {human(limit)}" + (" (--max-memory)" if max_memory else " (free memory)"),
-                "take part of a layer, as --to 'output[0:100]', or allow more with --max-memory",
-            )
-        chunk = 1
-        need = per_sample * block
-    return Decision(method, int(chunk), block, why, result, int(need))
+    batch, name = linear.batch, method or "loop"
+    row = _row_bytes(prepared, name, sizes)
+    fixed = sizes.total + (0 if room.kept else batch * _sample_bytes(prepared))
+    least = (fixed + row) / batch
+    if room.free < least:
+        raise _too_small(prepared, room, int(least) + room.kept)
+    count = linear.f.n_out if METHODS[name].by == "row" else linear.f.n_in
+    count = 2 * count if name == "finite-difference" else count
+    fits = min(room.free - fixed, max(defaults.WORKING_SET, row)) // row
+    chosen = chunk or max(1, min(int(fits), count))
+    block = max(1, int(room.free * batch / (fixed + min(chosen, defaults.TRIAL_ROWS) * row)))
+    if prepared.samples_mix:
+        block = max(block, batch)
+    peak = fixed + room.kept + chosen * row
+    return Decision(method, chosen, batch, block, why, _sample_bytes(prepared), peak)
+
+
+def _too_small(prepared: Prepared, room: _Room, need: int) -> ResourceError:
+    f = prepared.linear.f
+    what = "all samples' J" if room.kept > room.limit else "one sample's J and its passes"
+    return ResourceError(
+        f"{what}, {f.n_out} x {f.n_in} each, need {human(need)}",
+        f"expected at most {human(room.limit)}" + (" (--max-memory)" if room.stated else " (free memory)"),
+        "take fewer --samples or part of a layer, as --to 'output[0:100]', or allow more with --max-memory",
+    )
 
 
 def human(size: float) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from jaccli.errors import JaccliError, RefusedError, ResourceError
+from jaccli.errors import JaccliError, RefusedError, ResourceError, UnsupportedError, note
 from jaccli.layers.address import INPUT, Address
 from jaccli.layers.function import LayerFunction
 from jaccli.layers.record import Held, Inputs, Record, record
@@ -51,6 +51,16 @@ class Prepared:
     probe: Probe = field(default_factory=Probe)
     why_zero: str = ""
 
+    @property
+    def pair(self) -> Pair:
+        """Source and target."""
+        return self.linear.f.source.address, self.linear.f.target.address
+
+    @property
+    def name(self) -> str:
+        """``fc1 -> output``."""
+        return f"{self.pair[0]!s} -> {self.pair[1]!s}"
+
 
 @contextmanager
 def exact_attention(wanted: bool) -> Iterator[None]:
@@ -84,13 +94,23 @@ def prepare(network: Network, inputs: Inputs, pairs: Sequence[Pair], *, graph: b
         pairs: source and target addresses.
         graph: record the gradient graph; without it nothing needs gradients.
 
+    Returns:
+        One for each pair, without those that a glob gave and that do not fit; a note names them.
+
     Raises:
         RefusedError: the model refuses the input.
         ResourceError: out of memory.
     """
     inputs = own(inputs)
-    taken = forward(network, inputs, [s for s, _ in pairs], [t for _, t in pairs], live=graph)
-    return [_prepared(network, taken, taken.sources[s], taken.targets[t], graph) for s, t in pairs]
+    with readable(inputs):
+        taken = record(network, inputs, [s for s, _ in pairs], [t for _, t in pairs], live=graph)
+    if taken.left_out:
+        names = "; ".join(list(taken.left_out.values())[:4]) + "; …" * (len(taken.left_out) > 4)
+        note(f"{len(taken.left_out)} layers of the glob left out: {names}")
+    kept = [(s, t) for s, t in pairs if s in taken.sources and t in taken.targets]
+    if not kept:
+        raise UnsupportedError("none of the layers that the glob matches can be a source", "; ".join(names.split("; ")[:2]))
+    return [_prepared(network, taken, taken.sources[s], taken.targets[t], graph) for s, t in kept]
 
 
 def own(inputs: Inputs) -> Inputs:
@@ -104,12 +124,16 @@ def own(inputs: Inputs) -> Inputs:
     return Inputs(tuple(map(loose, inputs.args)), {k: loose(v) for k, v in inputs.kwargs.items()}, inputs.dim)
 
 
-def forward(
-    network: Network, inputs: Inputs, sources: Sequence[Address], targets: Sequence[Address], *, live: bool
-) -> Record:
-    """``record`` with the errors of the model's own code made readable."""
+@contextmanager
+def readable(inputs: Inputs) -> Iterator[None]:
+    """The errors of the model's own code, from a forward pass, as errors that a user can act on.
+
+    Raises:
+        RefusedError: the model refuses the input.
+        ResourceError: out of memory.
+    """
     try:
-        return record(network, inputs, sources, targets, live=live)
+        yield
     except JaccliError:
         raise
     except Exception as error:
@@ -119,13 +143,17 @@ def forward(
                 "expected activations that fit",
                 "take fewer samples at a time (--samples 0:8)",
             ) from None
-        shape = tuple(inputs.args[0].shape) if isinstance(inputs.args[0], Tensor) else type(inputs.args[0]).__name__
-        dtype = str(getattr(inputs.args[0], "dtype", "")).removeprefix("torch.")
         raise RefusedError(
-            f"the model refuses this input, {shape} {dtype}: {type(error).__name__}: {reason(error)}",
+            f"the model refuses this input, {_description(inputs.args[0])}: {type(error).__name__}: {reason(error)}",
             "expected samples as the model was trained on, the first dimension counting them",
             "check the shape of -i, --dtype, and further arguments (--arg NAME=VALUE)",
         ) from error
+
+
+def _description(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
 
 
 def _prepared(network: Network, taken: Record, source: Held, target: Held, graph: bool) -> Prepared:

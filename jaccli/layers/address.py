@@ -34,7 +34,8 @@ class Address:
     """One activation, or with a glob in ``path`` a family of them.
 
     ``call`` None means the only call; ``port`` None means the output of a module, and what the word
-    says for ``input`` and ``output``; ``dim`` None means that the samples are in dimension 0.
+    says for ``input`` and ``output``; ``dim`` None means that the samples are in dimension 0;
+    ``globbed``: a glob gave it, so it may be left out where it does not fit.
     """
 
     path: str
@@ -44,6 +45,7 @@ class Address:
     dim: int | None = None
     index: tuple[IndexItem, ...] | None = field(default=None, compare=False)  # a slice has no hash
     suffix: str = ""
+    globbed: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         return self.path + self.suffix
@@ -65,7 +67,7 @@ class Address:
 
     def at(self, path: str) -> Address:
         """The same ending on another path."""
-        return replace(self, path=path)
+        return replace(self, path=path, globbed=True)
 
 
 def parse_address(text: str, known: Iterable[str] = ()) -> Address:

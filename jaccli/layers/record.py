@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaccli.errors import UnsupportedError, UsageError
+from jaccli.errors import JaccliError, UnsupportedError, UsageError
 from jaccli.layers.address import INPUT, OUTPUT, Address
 from jaccli.layers.boundary import Key, Place, key_of, place
 from jaccli.layers.tree import put
@@ -60,12 +60,12 @@ class Held:
 
 @dataclass
 class Record:
-    """What one forward pass gave: activations by address, and how often each module was called."""
+    """What one forward pass gave: activations by address, and why a glob's layers were left out."""
 
     inputs: Inputs
     sources: dict[Address, Held]
     targets: dict[Address, Held]
-    calls: Counter[str]
+    left_out: dict[Address, str]
 
 
 class _Recorder:
@@ -81,6 +81,7 @@ class _Recorder:
         self.sources: dict[Address, Held] = {}
         self.targets: dict[Address, Held] = {}
         self.calls: Counter[str] = Counter()
+        self.left_out: dict[Address, str] = {}
 
     def enter(self, path: str, call: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.calls[path] = max(self.calls[path], call)
@@ -92,15 +93,29 @@ class _Recorder:
     def at(self, key: Key, value: Any) -> Any:
         sources, targets = self.wanted.get(key, ((), ()))
         for address in sources:
-            where = place(address, value, self.batch, source=True)
+            where = self._place(address, value, source=True)
+            if where is None:
+                continue
             raw, value = self._variable(where, value)
             self.sources[address] = Held(where, raw, len(self.sources) + len(self.targets))
         for address in targets:
-            where = place(address, value, self.batch, source=False)
+            where = self._place(address, value, source=False)
+            if where is None:
+                continue
             # A copy: an in-place operator may follow, as the ReLU after a convolution.
             raw = where.tensor(value).clone()
             self.targets[address] = Held(where, raw, len(self.sources) + len(self.targets))
         return value
+
+    def _place(self, address: Address, value: Any, *, source: bool) -> Place | None:
+        """None for what a glob gave and does not fit."""
+        try:
+            return place(address, value, self.batch, source=source)
+        except JaccliError as error:
+            if not address.globbed:
+                raise
+            self.left_out[address] = error.given
+            return None
 
     def _variable(self, where: Place, value: Any) -> tuple[Tensor, Any]:
         shared = [h for h in self.sources.values() if (h.place.key, h.place.path) == (where.key, where.path)]
@@ -130,14 +145,20 @@ def record(
         output = network.run(args, inputs.kwargs, tap if tap.paths else None)
         tap.at((OUTPUT, "out", 1), output)
     for address in (*sources, *targets):
-        _check_called(address, tap)
-    return Record(inputs, tap.sources, tap.targets, tap.calls)
+        try:
+            _check_called(address, tap.calls)
+        except JaccliError as error:
+            if not address.globbed:
+                raise
+            tap.left_out[address] = error.given
+            tap.sources.pop(address, None)
+    return Record(inputs, tap.sources, tap.targets, tap.left_out)
 
 
-def _check_called(address: Address, tap: _Recorder) -> None:
+def _check_called(address: Address, made: Counter[str]) -> None:
     if address.is_model_input or address.is_model_output:
         return
-    calls = tap.calls[address.path]
+    calls = made[address.path]
     if calls == 0:
         raise UnsupportedError(
             f"layer {str(address)!r} exists, and this input does not reach it: it is not called in the forward pass",

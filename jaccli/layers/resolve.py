@@ -33,19 +33,19 @@ def _check_known(address: Address, layers: Iterable[str]) -> None:
     )
 
 
-def expand(network: Network, names: Sequence[str]) -> list[tuple[Address, bool]]:
-    """Addresses for names and globs, in order and each once; and whether a glob gave it.
+def expand(network: Network, names: Sequence[str]) -> list[Address]:
+    """Addresses for names and globs, in order and each once.
 
     Raises:
         UsageError: an unknown name, or a glob that matches nothing.
     """
     layers = network.layers()
-    found: dict[Address, bool] = {}
+    found: dict[Address, None] = {}
     for name in names:
         address = parse_address(name, layers)
         if address.path in layers or not address.is_glob:
             _check_known(address, layers)
-            found.setdefault(address, False)
+            found[address] = None
             continue
         paths = matches(address.path, layers)
         if not paths:
@@ -55,5 +55,5 @@ def expand(network: Network, names: Sequence[str]) -> list[tuple[Address, bool]]
                 "'jaccli layers MODEL' lists them all",
             )
         for path in paths:
-            found.setdefault(address.at(path), True)
-    return list(found.items())
+            found.setdefault(address.at(path))
+    return list(found)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from jaccli.methods.backward import Functional, Loop, Replicate, Reverse
-from jaccli.methods.base import METHOD_NAMES, Method, MethodGap, MethodName, Task
+from jaccli.methods.base import Method, MethodGap, Task
 from jaccli.methods.finite_difference import FiniteDifference
 from jaccli.methods.forward import Forward
+from jaccli.names import MethodName
 
 METHODS: dict[MethodName, Method] = {
     method.name: method
     for method in (Reverse(), Forward(), Loop(), Replicate(), Functional(), FiniteDifference())
 }
 
-__all__ = ["METHODS", "METHOD_NAMES", "Method", "MethodGap", "MethodName", "Task"]
+__all__ = ["METHODS", "Method", "MethodGap", "MethodName", "Task"]

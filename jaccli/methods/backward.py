@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 
 from jaccli.errors import JaccliError
-from jaccli.methods.base import Method, MethodGap, MethodName, Task, is_out_of_memory, reason, spans
+from jaccli.methods.base import Method, MethodGap, Task, is_out_of_memory, reason, spans
+from jaccli.names import MethodName
 
 
 class Loop(Method):

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from jaccli.names import MethodName
 from jaccli.operators.linearised import Linearised
-
-MethodName = Literal["auto", "reverse", "forward", "loop", "replicate", "functional", "finite-difference"]
-METHOD_NAMES: tuple[MethodName, ...] = get_args(MethodName)
 
 Tick = Callable[[int], None]
 

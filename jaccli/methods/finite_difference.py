@@ -10,8 +10,9 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.errors import JaccliError
 from jaccli.methods.backward import check_tiling
-from jaccli.methods.base import Method, MethodGap, MethodName, Task, is_out_of_memory, reason, spans
+from jaccli.methods.base import Method, MethodGap, Task, is_out_of_memory, reason, spans
 from jaccli.methods.steps import Pilot, choose_step, column_norms, step_scale
+from jaccli.names import MethodName
 
 
 class FiniteDifference(Method):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import JaccliError
-from jaccli.methods.base import Method, MethodGap, MethodName, Task, is_out_of_memory, reason, spans
+from jaccli.methods.base import Method, MethodGap, Task, is_out_of_memory, reason, spans
+from jaccli.names import MethodName
 
 
 class Forward(Method):

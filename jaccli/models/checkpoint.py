@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -14,7 +16,7 @@ from jaccli.errors import RefusedError
 from jaccli.models.inert import ArrayShell, Inert, SparseSpec, StorageRef, StorageType, TensorSpec
 from jaccli.models.pickle_reader import PickleReader
 from jaccli.models.quote import listed, quote, shortened
-from jaccli.models.state_dict import Unwrapped, unwrap
+from jaccli.models.state_dict import Unwrapped, is_tensor, unwrap
 from jaccli.models.storages import TailSource, TensorMaker, ZipSource
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -41,12 +43,12 @@ def read_state_dict(
     if isinstance(unwrapped, Inert):
         raise _whole_module(path, type(unwrapped).path)
     if unwrapped is None:
-        raise _no_weights(path, inert)
+        raise _no_weights(path, found, inert)
     maker = TensorMaker(quote(path))
     state = {name: maker.make(name, spec) for name, spec in unwrapped.entries.items()}
     notes = list(unwrapped.notes)
     if inert:
-        notes.append(f"{path.name}: objects of these types were not loaded: {listed(sorted(inert))}")
+        notes.append(f"{path.name}: objects of these types were not loaded: {listed(sorted(inert), 6)}")
     return state, notes
 
 
@@ -145,8 +147,10 @@ def _ref(source: Any, kind: Any, key: Any, numel: Any, first: int = 0) -> Storag
 def _read_trusted(path: Path) -> tuple[dict[str, Tensor] | nn.Module, list[str]]:
     """The same with the file's code executed, as the user asked."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=False)
-    except Exception as error:
+        # An open file, because torch goes by the name of a path.
+        with path.open("rb") as file, contextlib.redirect_stdout(sys.stderr):
+            found = torch.load(file, map_location="cpu", weights_only=False)
+    except (Exception, SystemExit) as error:
         raise RefusedError(
             f"{quote(path)} cannot be loaded: {shortened(error)}",
             "its code needs the modules that it was saved with",
@@ -156,7 +160,7 @@ def _read_trusted(path: Path) -> tuple[dict[str, Tensor] | nn.Module, list[str]]
     if isinstance(unwrapped, nn.Module):
         return unwrapped, [f"{path.name}: a whole pickled module was loaded, its code executed (--trust)"]
     if not isinstance(unwrapped, Unwrapped):
-        raise _no_weights(path, {})
+        raise _no_weights(path, found, {})
     maker = TensorMaker(quote(path))
     made = (TensorSpec, SparseSpec, ArrayShell)
     state = {
@@ -174,7 +178,13 @@ def _whole_module(path: Path, name: str) -> RefusedError:
     )
 
 
-def _no_weights(path: Path, inert: Mapping[str, object]) -> RefusedError:
+def _no_weights(path: Path, found: object, inert: Mapping[str, object]) -> RefusedError:
+    if is_tensor(found):
+        return RefusedError(
+            f"{quote(path)} holds one tensor without a name: an input, not a model",
+            "expected a dict of names and tensors",
+            "give it with -i, and a model file first",
+        )
     if inert:
         return RefusedError(
             f"{quote(path)} holds no state dict; it needs the code of {listed(sorted(inert))}",

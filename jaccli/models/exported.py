@@ -7,12 +7,12 @@ inputs and outputs are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jaccli.errors import RefusedError
 from jaccli.models.network import Network, Tap
@@ -28,6 +28,8 @@ from jaccli.models.pt2.from_fx import (
 from jaccli.models.pt2.model import ExportedModel
 from jaccli.models.pt2.parse import parse_program
 from jaccli.models.pt2.program import Extent
+from jaccli.models.quote import quote
+from jaccli.models.state import same_noise, without_parameter_gradients
 
 
 def load_exported(path: Path, *, trust: bool = False) -> ExportedModel:
@@ -46,7 +48,7 @@ def load_exported(path: Path, *, trust: bool = False) -> ExportedModel:
     missing = sorted({name for _, name in program.state.values()} - set(archive.tensors))
     if missing:
         raise RefusedError(
-            f"{path.name!r} lacks the tensor {missing[0][:60]!r}",
+            f"{quote(path)} lacks the tensor {quote(missing[0])}",
             "expected an archive with its weights",
             "export the model again with torch.export.save",
         )
@@ -54,7 +56,7 @@ def load_exported(path: Path, *, trust: bool = False) -> ExportedModel:
 
 
 def is_exported(model: object) -> bool:
-    """Whether ``ExportedNetwork`` takes it: an ``ExportedModel``, an ``ExportedProgram``, its ``module()``."""
+    """Whether ``ExportedNetwork`` takes it: an ``ExportedModel``, an ``ExportedProgram`` or its module."""
     return isinstance(model, ExportedModel) or is_exported_program(model) or is_exported_module(model)
 
 
@@ -88,23 +90,13 @@ class ExportedNetwork(Network):
             UsageError: the arguments are not those of the model.
             RefusedError: a shape that the export does not allow.
         """
-        with _generators_kept(self._random, self.model):
+        device = next((tensor.device for tensor in self.tensors()), None)
+        with same_noise(device) if self._random else nullcontext():
             return self.model.execute(args, kwargs, tap)[0]
-
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        asking = [tensor for tensor in self.tensors() if tensor.requires_grad]
-        for tensor in asking:
-            tensor.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for tensor in asking:
-                tensor.requires_grad_(True)
 
     def session(self) -> AbstractContextManager[None]:
         """Held while a Jacobian is computed: parameters do not ask for gradients inside."""
-        return self._held()
+        return without_parameter_gradients(self.tensors())
 
     def cast(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> ExportedNetwork:
         """An independent copy with floating-point parameters, buffers and constants converted.
@@ -130,18 +122,6 @@ class ExportedNetwork(Network):
     def input_extents(self) -> list[tuple[Extent, ...] | None]:
         """Shape of each tensor argument as exported; a free dimension has no size."""
         return [leaf.shape for leaf in self.model.program.leaves]
-
-
-@contextmanager
-def _generators_kept(needed: bool, model: nn.Module) -> Iterator[None]:
-    if not needed:
-        yield
-        return
-    devices = {
-        tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.device.type == "cuda"
-    }
-    with torch.random.fork_rng(devices=[device.index or 0 for device in devices]):
-        yield
 
 
 __all__ = ["ExportedModel", "ExportedNetwork", "is_exported", "load_exported"]

@@ -35,6 +35,7 @@ _HOSTILE_MODULES = frozenset(
         *("codeop", "ctypes", "webbrowser", "pip", "commands", "popen2", "pdb", "timeit"),
     )
 )
+_FILE_OPENERS = frozenset(("io.open", "_io.open", "io.FileIO", "_io.FileIO", "io.open_code", "_io.open_code"))
 _HOSTILE_BUILTINS = frozenset(
     ("eval", "exec", "execfile", "compile", "open", "input", "__import__", "breakpoint")
 )
@@ -76,7 +77,8 @@ class PickleReader(pickle._Unpickler):
             module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         path = f"{module}.{name}"
         root = module.partition(".")[0]
-        if root in _HOSTILE_MODULES or (root == "builtins" and name.partition(".")[0] in _HOSTILE_BUILTINS):
+        hostile = root in _HOSTILE_MODULES or path in _FILE_OPENERS
+        if hostile or (root == "builtins" and name.partition(".")[0] in _HOSTILE_BUILTINS):
             raise RefusedError(
                 f"{self._where} asks to run {quote(path)}",
                 "a file of weights runs nothing; this one looks like an attack",

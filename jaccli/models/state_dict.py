@@ -107,14 +107,19 @@ def _is_module(value: Any) -> bool:
     return hasattr(value, "named_parameters") and hasattr(value, "forward")
 
 
-def _holds(value: Any, depth: int = 3) -> bool:
+def _holds(value: Any, depth: int = 3, seen: set[int] | None = None) -> bool:
     """Whether tensors with names, or a module, are in ``value``."""
     if _is_module(value):
         return True
-    if not isinstance(value, Mapping) or depth == 0:
+    # A dict may hold itself many times: each is looked at once.
+    seen = set() if seen is None else seen
+    if not isinstance(value, Mapping) or depth == 0 or id(value) in seen:
         return False
+    seen.add(id(value))
     entries = list(_plain(value).items())
-    return any(isinstance(key, str) and (is_tensor(one) or _holds(one, depth - 1)) for key, one in entries)
+    return any(
+        isinstance(key, str) and (is_tensor(one) or _holds(one, depth - 1, seen)) for key, one in entries
+    )
 
 
 def _choose(inner: list[str], has_tensors: bool, path: Path) -> str | None:

@@ -43,8 +43,11 @@ def load_into(
             "expected the state dict of this architecture",
             _RIGHT_ARCH,
         ) from None
-    missing = [name for name in result.missing_keys if name in target]
-    notes += _check_missing(missing, matched, target, path)
+    counters = [name for name in target.keys() - matched.keys() if _is_counter(name)]
+    missing = [name for name in result.missing_keys if name in target and not _is_counter(name)]
+    _check_missing(missing, matched, target, path)
+    if counters:
+        notes.append(f"num_batches_tracked is missing for {len(counters)} layers, as in old files: harmless")
     extra = [name for name in result.unexpected_keys if not name.endswith("_extra_state")]
     if extra:
         notes.append(f"loaded past {len(extra)} names that the model does not have: {listed(extra)}")
@@ -111,12 +114,10 @@ def _short(dtype: torch.dtype) -> str:
 
 def _check_missing(
     missing: list[str], state: Mapping[str, Tensor], target: Mapping[str, Tensor], path: Path | str
-) -> list[str]:
-    """Refuse what is missing, unless another name of the same tensor is there or it only counts."""
+) -> None:
+    """Refuse what is missing, unless another name of the same tensor is there."""
     loaded = {_place(target[name]) for name in state if name in target}
     missing = [name for name in missing if is_lazy(target[name]) or _place(target[name]) not in loaded]
-    counters = [name for name in missing if name.rpartition(".")[2] == "num_batches_tracked"]
-    missing = [name for name in missing if name not in counters]
     if missing:
         near = get_close_matches(missing[0], list(state), n=3, cutoff=0.5)
         raise RefusedError(
@@ -124,9 +125,10 @@ def _check_missing(
             f"nearest in the file: {listed(near)}" if near else f"the file has {listed(state)}",
             _RIGHT_ARCH,
         )
-    if counters:
-        return [f"num_batches_tracked is missing for {len(counters)} layers, as in old files: harmless"]
-    return []
+
+
+def _is_counter(name: str) -> bool:
+    return name.rpartition(".")[2] == "num_batches_tracked"
 
 
 def _place(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:

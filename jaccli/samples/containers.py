@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickle
+import warnings
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -115,7 +117,8 @@ class _Safetensors(Container):
         try:
             opener: Any = safetensors.safe_open  # untyped
             self._file = opener(source.path, framework="pt", device="cpu")
-            self.keys = list(self._file.keys())
+            # offset_keys() has the order of saving, where the installed version has it.
+            self.keys = list(getattr(self._file, "offset_keys", self._file.keys)())
             self.metadata = dict(self._file.metadata() or {})
         except Exception:
             raise RefusedError(f"{source.name} is a damaged or truncated safetensors file") from None
@@ -162,10 +165,10 @@ def _load_weights_only(source: Source) -> Any:
     """``torch.load`` without pickle, on archives whose declared sizes were checked first."""
     _check_torch_archive(source)
     source.handle.seek(0)
-    import pickle
-
     try:
-        return torch.load(source.handle, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols
+            return torch.load(source.handle, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         # Torch's own message advises to switch the protection off.
         raise RefusedError(

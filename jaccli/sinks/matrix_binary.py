@@ -17,6 +17,7 @@ from jaccli.errors import ResourceError, UsageError
 from jaccli.samples.containers import PROVENANCE
 from jaccli.samples.memory import available_memory, format_bytes
 from jaccli.sinks.atomic import atomic_folder
+from jaccli.sinks.choose import is_stream
 from jaccli.sinks.matrix import MatrixSink, PairMeta, note_bfloat16, numpy_dtype, numpy_form, raw_bytes
 
 JACOBIAN = "jacobian"
@@ -139,18 +140,20 @@ class ZarrSink(MatrixSink):
             raise UsageError(
                 "--format zarr: zarr is not installed", remedy="pip install 'jaccli[zarr]'"
             ) from None
+        if is_stream(self.target.out):
+            raise UsageError("zarr: a store is a folder", remedy="name it with -o NAME.zarr")
         folder = self._stack.enter_context(atomic_folder(str(self.target.out), self.target.force))
         self._group = zarr.open_group(folder, mode="w")
         self._arrays: dict[str, Any] = {}
         note_bfloat16(self.pairs.values(), "zarr")
-        for key, pair in self.pairs.items():
+        for index, (key, pair) in enumerate(self.pairs.items()):
             per_chunk = max(1, min(pair.shape[0], _CHUNK_BYTES // max(pair.n_bytes // pair.shape[0], 1)))
             self._arrays[key] = self._group.create_array(
                 JACOBIAN if self._only() else _path_part(key),
                 shape=pair.shape,
                 dtype=numpy_dtype(pair),
                 chunks=(per_chunk, *pair.shape[1:]),
-                attributes={"source": pair.source, "target": pair.target},
+                attributes={"source": pair.source, "target": pair.target, "index": index},
             )
 
     def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:

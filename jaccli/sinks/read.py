@@ -55,6 +55,8 @@ def read_jacobian(path: str, stdin: BinaryIO | None = None) -> list[SavedJacobia
                 found = list(_read(source, spec.key))
         case _:
             raise UsageError(f"--jacobian {path!r} is no saved Jacobian", "expected a file, or - for a pipe")
+    if not found:
+        raise RefusedError(f"{path!r} holds no Jacobian")
     return [_checked(saved, repr(path)) for saved in found]
 
 
@@ -107,6 +109,7 @@ def _read_zarr(path: str) -> list[SavedJacobian]:
         arrays: list[Any] = (
             [store] if isinstance(store, zarr.Array) else [array for _, array in store.arrays()]
         )
+        arrays.sort(key=lambda array: int(str(array.attrs.get("index", 0))))
         metadata = {str(k): str(v) for k, v in dict(store.attrs.get("provenance", {})).items()}
         return [
             SavedJacobian(

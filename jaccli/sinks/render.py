@@ -22,6 +22,7 @@ from jaccli.sinks.text import inert
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
 _POSITIVE, _NEGATIVE, _MARK = ".+*#", ",-=%", "?"
+_DIGITS = (5, 4, 3)  # two are no longer the matrix itself
 _BLUE, _MIDDLE, _RED = (33, 102, 172), (228, 228, 228), (178, 24, 43)
 _MAGENTA = (255, 0, 255)
 
@@ -49,17 +50,17 @@ def to_numpy(matrix: Tensor) -> Matrix:
 
 
 def _as_numbers(values: Matrix, style: Style) -> str | None:
-    """Aligned columns, or None where they do not fit."""
+    """Aligned columns, with fewer digits where that makes them fit, or None."""
     rows, columns = values.shape
     if rows > max(style.height - 4, 4) or columns * 2 > style.width:
         return None
-    cells = [[f"{value:.5g}" for value in row] for row in values]
-    widths = [max(len(row[i]) for row in cells) for i in range(columns)]
-    if sum(widths) + 2 * columns > style.width:
-        return None
-    return "".join(
-        "".join(f"  {text:>{w}}" for text, w in zip(row, widths, strict=True)) + "\n" for row in cells
-    )
+    for digits in _DIGITS:
+        cells = [[f"{value:.{digits}g}" for value in row] for row in values]
+        widths = [max(len(row[i]) for row in cells) for i in range(columns)]
+        if sum(widths) + 2 * columns <= style.width:
+            lines = ("".join(f"  {text:>{w}}" for text, w in zip(row, widths, strict=True)) for row in cells)
+            return "\n".join(lines) + "\n"
+    return None
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,17 @@ def _caption(name: str, columns: int, margin: int, width: int, unicode: bool) ->
     return Text(" " * margin + (line if unicode else line.replace("→", "->")), no_wrap=True)
 
 
+def _packed(pieces: list[Text], width: int) -> list[Text]:
+    """Pieces side by side, three spaces apart, on as few lines as the width allows."""
+    lines = pieces[:1]
+    for piece in pieces[1:]:
+        if lines[-1].cell_len + 3 + piece.cell_len <= width:
+            lines[-1] = Text.assemble(lines[-1], "   ", piece)
+        else:
+            lines.append(piece)
+    return lines
+
+
 def _legend(
     values: Matrix, grid: _Grid, name: str, height: int, width: int, style: Style, half_blocks: bool
 ) -> list[Text]:
@@ -172,7 +184,8 @@ def _legend(
     else:
         ramp = Text("".join(_shade(step / 4) for step in range(-4, 5)))
     name = inert(name) if style.unicode else inert(name).replace("↓", "(down)")
-    lines = [Text.assemble(f"{name}   {-grid.scale:.3g} ", ramp, f" {grid.scale:.3g}   {span}")]
+    scale = Text.assemble(f"{-grid.scale:.3g} ", ramp, f" {grid.scale:.3g}")
+    lines = _packed([Text(name), scale, Text(span)], style.width)
     rows, columns = values.shape
     if (height, width) != (rows, columns):
         per = f"{-(-rows // height)} x {-(-columns // width)}"

@@ -71,7 +71,10 @@ def onnx(producer: bytes) -> bytes:
 
 NOT_MODELS = {
     "empty": (b"", "an empty file"),
-    "html": (b"\n<!DOCTYPE html><html><body>404</body></html>", "HTML page saved under this name: download failed?"),
+    "html": (
+        b"\n<!DOCTYPE html><html><body>404</body></html>",
+        "HTML page saved under this name: download failed?",
+    ),
     "xml": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "git lfs pull"),
     "json": (b'{"a": 1}', "JSON"),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from jaccli.errors import RefusedError
 from jaccli.models.pt2.payload import load_pickled, load_raw
+from jaccli.models.quote import quote
 
 _MAX_JSON: Final = 1 << 29
 _INFLATE_FREELY: Final = 64 << 20
@@ -44,31 +45,19 @@ class Archive:
     tensors: dict[str, Tensor]
 
 
-def looks_exported(path: Path) -> bool:
-    """Whether a file is an archive of an exported program, by the names in its zip directory."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _layout(archive.namelist()) is not None
-    except _DAMAGE:
-        return False
-
-
 def read_archive(path: Path) -> Archive:
     """Read an archive.
 
     Raises:
         RefusedError: it is not one, it is damaged, or it holds something that would run code.
     """
-    name = repr(path.name)
+    name = quote(path)
     try:
         with zipfile.ZipFile(path) as archive:
             entries = _Entries(archive)
             layout = _layout(entries.names())
             if layout is None:
-                raise RefusedError(
-                    f"{name} is a zip file without an exported program",
-                    "expected an archive written by torch.export.save",
-                )
+                raise _no_program(name, entries.names())
             return _read_old(entries) if layout == "" else _read_new(entries, layout)
     except FileNotFoundError as error:
         raise RefusedError(f"no such file: {name}") from error
@@ -78,6 +67,19 @@ def read_archive(path: Path) -> Archive:
             "expected a .pt2 file written by torch.export.save",
             "copy or export the file again",
         ) from error
+
+
+def _no_program(name: str, names: list[str]) -> RefusedError:
+    if any("/aotinductor/" in entry for entry in names):
+        return RefusedError(
+            f"{name} is a compiled AOTInductor package, machine code without a graph",
+            "expected an archive written by torch.export.save",
+            "give the .pt2 that it was compiled from",
+        )
+    return RefusedError(
+        f"{name} is a zip file without an exported program",
+        "expected an archive written by torch.export.save",
+    )
 
 
 def _layout(names: list[str]) -> str | None:
@@ -146,7 +148,7 @@ def _tensors(entries: _Entries, folder: str, config: dict[str, Any]) -> dict[str
             raise ValueError("a tensor outside of its folder")
         if meta.get("tensor_meta") is None:
             raise RefusedError(
-                f"the archive holds a pickled object, {name[:60]!r}, which only running code could read",
+                f"the archive holds a pickled object, {quote(name)}, which only running code could read",
                 "expected tensors",
                 "re-export the model without custom objects",
             )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from jaccli.errors import RefusedError, UsageError
 from jaccli.models.pt2.program import Extent, Leaf, Program
+from jaccli.models.quote import listed, quote
 
 _SPECIALISED: Final = 2
 """Export gives every free dimension this lower bound, because it treats sizes 0 and 1 apart; not checked."""
@@ -68,15 +69,15 @@ def _arrange(
     unknown = [str(name) for name in kwargs if name not in names[: len(names)] or name in names[: len(args)]]
     if len(args) > len(names) or unknown:
         what = f"no argument {unknown[0]!r} to give" if unknown else f"{len(args)} arguments given"
-        raise UsageError(f"{what}", f"the exported model takes {', '.join(names) or 'none'}"[:200])
+        raise UsageError(f"{what}", f"the exported model takes {listed(names, 6) or 'none'}")
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     for name, leaves in arguments:
         if name not in given:
             if not _fixed(leaves) or len(leaves) != 1:
                 raise UsageError(
-                    f"the argument {name[:60]!r} is missing",
-                    f"the exported model takes {', '.join(names)}"[:200],
-                    f"give it as --arg {name[:60]}=VALUE",
+                    f"the argument {quote(name)} is missing",
+                    f"the exported model takes {listed(names, 6)}",
+                    f"give it as --arg {quote(name)[1:-1]}=VALUE",
                 )
             given[name] = leaves[0].constant
     count = len(program.in_tree.children[0].children)
@@ -89,10 +90,10 @@ def _check_constant(leaf: Leaf, value: Any) -> None:
     wanted = leaf.constant
     same = value is wanted if wanted is None else not isinstance(value, Tensor) and value == wanted
     if not same:
-        shown = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)[:60]
+        shown = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else quote(value)
         raise RefusedError(
             f"an argument is {shown}",
-            f"the model was exported with {repr(wanted)[:60]} there, which fixed it",
+            f"the model was exported with {quote(wanted)} there, which fixed it",
             "leave the argument out, or export the model again with the other value",
         )
 
@@ -101,7 +102,7 @@ def _check_shape(leaf: Leaf, value: Any, sizes: dict[str, tuple[int, str]]) -> N
     """Fixed sizes, bounds, and free sizes that must agree between inputs."""
     assert leaf.shape is not None
     if not isinstance(value, Tensor):
-        raise UsageError(f"the argument {leaf.name!r} is {type(value).__name__!r}", "expected a tensor")
+        raise UsageError(f"the argument {quote(leaf.name)} is {type(value).__name__!r}", "expected a tensor")
     given, wanted = list(value.shape), leaf.shape
     if len(given) != len(wanted):
         raise _misfit(leaf, given, "give an input with as many dimensions")
@@ -120,13 +121,13 @@ def _check_shape(leaf: Leaf, value: Any, sizes: dict[str, tuple[int, str]]) -> N
         if extent.symbol is not None:
             first, other = sizes.setdefault(extent.symbol, (size, str(leaf.name)))
             if first != size:
-                raise _misfit(leaf, given, f"{other!r} has {first} where this has {size}; they must be equal")
+                raise _misfit(leaf, given, f"{quote(other)} has {first} there; they must be equal")
 
 
 def _misfit(leaf: Leaf, given: list[int], remedy: str) -> RefusedError:
     shape = ", ".join(map(_shown, leaf.shape or ()))
     return RefusedError(
-        f"the input {str(leaf.name)[:60]!r} has shape {given}",
+        f"the input {quote(leaf.name)} has shape {given}",
         f"the model was exported for [{shape}]",
         remedy,
     )

@@ -4,14 +4,20 @@ An export keeps operators, not calls. A call is a run of consecutive nodes that 
 Its input are the tensors that come from outside, in order of first use, without the model's own
 parameters, buffers and constants; its output are the tensors made inside and used outside, in the order
 in which they are made. So an argument that a module does not use is not there, one used twice is there
-once, and a module that left no node (``Identity``) is never called.
+once, and a module that left no node (``Identity``) is never called. Recurrent and attention modules of
+torch are known, and give the tuples that they give outside of an export.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Final
 
 from jaccli.models.pt2.program import Frame, Graph, Node, graphs, refs
+
+_RECURRENT: Final = ("torch.nn.modules.rnn.LSTM", "torch.nn.modules.rnn.GRU", "torch.nn.modules.rnn.RNN")
+_RECURRENT_OPERATORS: Final = (["lstm"], ["gru"], ["rnn_tanh"], ["rnn_relu"])
+_ATTENTION: Final = "torch.nn.modules.activation.MultiheadAttention"
 
 Chain = tuple[Frame, ...]
 
@@ -26,6 +32,8 @@ class ModuleCall:
     depth: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    shape: Any = None
+    """For modules whose output is known to be nested, how: names and None in tuples; otherwise None."""
 
 
 def find_calls(graph: Graph, outer: Chain, state: frozenset[str]) -> list[ModuleCall]:
@@ -42,8 +50,8 @@ def find_calls(graph: Graph, outer: Chain, state: frozenset[str]) -> list[Module
     deepest = max((len(chain) for chain in chains), default=0)
     for depth in range(1, deepest + 1):
         for first, last in _runs(chains, depth):
-            path = chains[first][depth - 1].path
-            found.append(_call(graph.nodes, path, first, last, depth, readers, state))
+            frame = chains[first][depth - 1]
+            found.append(_call(graph.nodes, frame, first, last, depth, readers, state))
     return found
 
 
@@ -109,7 +117,7 @@ def _readers(graph: Graph) -> dict[str, list[int]]:
 
 def _call(
     nodes: list[Node],
-    path: str,
+    frame: Frame,
     first: int,
     last: int,
     depth: int,
@@ -122,7 +130,35 @@ def _call(
     used = dict.fromkeys(name for node in inside for name in node.used())
     inputs = tuple(name for name in used if name not in inner and name not in state)
     outputs = tuple(name for name in made if any(index > last for index in readers.get(name, ())))
-    return ModuleCall(path, first, last, depth, inputs, outputs or tuple(inside[-1].made()))
+    shape = _known_shape(frame.type, inside, outputs)
+    if shape is not None:
+        outputs = tuple(
+            dict.fromkeys((*(name for name in outputs if name not in _flat(shape)), *_flat(shape)))
+        )
+    return ModuleCall(frame.path, first, last, depth, inputs, outputs or tuple(inside[-1].made()), shape)
+
+
+def _known_shape(kind: str, inside: list[Node], outputs: tuple[str, ...]) -> Any:
+    """What ``nn.LSTM``, ``nn.GRU``, ``nn.RNN`` and attention return: an export drops what nobody uses."""
+    if kind in _RECURRENT and (made := _recurrent(inside)) is not None and set(outputs) <= set(made):
+        return (made[0], tuple(made[1:])) if kind.endswith("LSTM") else made
+    if kind == _ATTENTION and len(outputs) in (1, 2):
+        return (*outputs, None)[:2]
+    return None
+
+
+def _recurrent(inside: list[Node]) -> tuple[str, ...] | None:
+    """The results of the one recurrent operator in a module, if they leave the module as they are."""
+    found = [node for node in inside if node.target.split(".")[1:2] in _RECURRENT_OPERATORS]
+    made = tuple(found[0].made()) if len(found) == 1 else ()
+    read = {name for node in inside for name in node.used()}
+    return made if len(made) == len(found[0].outputs if found else ()) > 1 and not read & set(made) else None
+
+
+def _flat(shape: Any) -> tuple[str, ...]:
+    if isinstance(shape, tuple):
+        return tuple(name for item in shape for name in _flat(item))
+    return () if shape is None else (shape,)
 
 
 def state_names(graph: Graph, given: frozenset[str]) -> frozenset[str]:

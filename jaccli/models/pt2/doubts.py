@@ -8,6 +8,7 @@ import torch
 
 from jaccli.models.pt2.inplace import named_arguments
 from jaccli.models.pt2.program import Graph, Node, walk
+from jaccli.models.quote import quote
 
 _TRAINING_FLAGS: Final = {
     "batch_norm": "training",
@@ -61,7 +62,7 @@ def _in_training(node: Node) -> bool:
 
 
 def _message(node: Node) -> str:
-    where = f" in {node.stack[-1].path[:60]!r}" if node.stack else ""
+    where = f" in {quote(node.stack[-1].path)}" if node.stack else ""
     if "batch_norm" in _name(node):
         return f"BatchNorm{where} was exported in training mode: samples of a batch depend on each other"
     return f"{_name(node)}{where} was exported in training mode: it draws random numbers"

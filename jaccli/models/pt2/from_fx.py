@@ -18,6 +18,7 @@ from jaccli.models.pt2.operators import plain_functions, skipped, unsupported
 from jaccli.models.pt2.parse import clean_stack, module_types
 from jaccli.models.pt2.program import HERE, Extent, Frame, Graph, Leaf, Node, Output, Program, Ref, StateKind
 from jaccli.models.pt2.trees import LiveTree
+from jaccli.models.quote import quote
 
 _GUARDS: Final = "_guards_fn"
 
@@ -99,7 +100,7 @@ def program_from_module(module: fx.GraphModule) -> tuple[Program, dict[str, Tens
             tensors[node.target] = value
     converter = _Converter(module, state)
     graph = converter.graph()
-    info = module.graph._codegen.pytree_info
+    info: Any = module.graph._codegen.pytree_info  # type: ignore[attr-defined]
     leaves = tuple(_leaf(node, {}) for node in module.graph.nodes if node.op == "placeholder")
     results = graph.outputs
     return (
@@ -111,11 +112,19 @@ def program_from_module(module: fx.GraphModule) -> tuple[Program, dict[str, Tens
             out_tree=LiveTree(info.out_spec),
             results=results,
             mutations={},
-            modules=module_types({name: "" for name, _ in module.named_modules() if name != _GUARDS}, graph),
+            modules=module_types(_module_paths(module), graph),
             argument_names=tuple(info.orig_args) or None,
         ),
         tensors,
     )
+
+
+def _module_paths(module: fx.GraphModule) -> dict[str, str]:
+    """Modules of the user's, without the graphs of control flow."""
+    named = dict(module.named_modules())
+    graphs = (name for name, part in named.items() if name and isinstance(part, fx.GraphModule))
+    inner = (*graphs, _GUARDS)
+    return {name: "" for name in named if not name.startswith(inner)}
 
 
 def _attribute(module: torch.nn.Module, target: str) -> Any:
@@ -230,7 +239,7 @@ class _Converter:
         found = _attribute(self._module, str(target))
         if isinstance(found, fx.GraphModule):
             return _Converter(found, {}).graph()
-        raise UnsupportedError(f"the exported model refers to {str(target)[:60]!r}, which is not a tensor")
+        raise UnsupportedError(f"the exported model refers to {quote(target)}, which is not a tensor")
 
 
 def _is_control(target: Any) -> bool:
@@ -256,4 +265,4 @@ def _target(target: Any) -> str:
 
 
 def _type_name(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind)
+    return f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else str(kind)

@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 
 from jaccli.models.pt2.control import INLINE
+from jaccli.models.pt2.operators import qualified
 from jaccli.models.pt2.program import Graph, Node, graphs, refs
 
 _FRESH: Final = frozenset(
@@ -115,9 +116,9 @@ def functional(op: Callable[..., Any]) -> Callable[..., Any] | None:
         return None
     namespace, name = op._schema.name.split("::")
     packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
-    if packet is None or op._overloadname not in packet.overloads():
+    found = getattr(packet, op._overloadname, None)
+    if not isinstance(found, torch._ops.OpOverload):
         return None
-    found = getattr(packet, op._overloadname)
     ours = [argument.name for argument in op._schema.arguments]
     theirs = [argument.name for argument in found._schema.arguments]
     return found if ours == theirs and not found._schema.is_mutable else None
@@ -188,7 +189,7 @@ def _composite(op: torch._ops.OpOverload) -> bool:
     """Whether an operator is written in terms of others and may hand back an argument."""
     if op._schema.name.split("::")[1] in _FRESH:
         return False
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"))
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(qualified(op), "CompositeImplicitAutograd"))
 
 
 def _last_use(graph: Graph) -> dict[str, int]:

@@ -14,8 +14,10 @@ from jaccli.errors import InternalError, RefusedError
 from jaccli.models.network import Tap
 from jaccli.models.pt2.calls import Chain, ModuleCall, find_calls, state_names
 from jaccli.models.pt2.control import CONTROL
+from jaccli.models.pt2.direct import DIRECT
 from jaccli.models.pt2.inplace import Rewrites, find_rewrites
 from jaccli.models.pt2.program import HERE, Graph, Node, Ref, graphs, refs
+from jaccli.models.quote import quote
 
 _CONTROL: Final = frozenset(CONTROL.values())
 _FACTORIES: Final = frozenset(
@@ -187,13 +189,13 @@ class _Scope:
         if node.op in _CONTROL:
             result = node.op(self._execution.run_inner, *args, **kwargs)
         elif rewrite is not None:
-            result = rewrite[0](*args, **kwargs)
+            result = DIRECT.get(rewrite[0], rewrite[0])(*args, **kwargs)
             result = self._overwrite(rewrite[1], result)
         else:
             dtypes = self._execution.dtypes
             if dtypes and "dtype" in kwargs and node.target.split(".")[1] in _FACTORIES:
                 kwargs["dtype"] = dtypes.get(kwargs["dtype"], kwargs["dtype"])
-            result = node.op(*args, **kwargs)
+            result = DIRECT.get(node.op, node.op)(*args, **kwargs)
         self._store(node, result)
 
     def _overwrite(self, name: str, result: Any) -> Any:
@@ -234,7 +236,7 @@ class _Scope:
         given = tuple(self._lookup(name) for name in names)
         args, _ = tap.enter(call.path, number, given, {})
         if len(args) != len(given):
-            raise InternalError(f"a tap changed the number of inputs of {call.path!r}")
+            raise InternalError(f"a tap changed the number of inputs of {quote(call.path)}")
         changed = {name: new for name, new, old in zip(names, args, given, strict=True) if new is not old}
         if changed:
             self._replaced.append((call, {name: self._own(name, new) for name, new in changed.items()}))
@@ -244,20 +246,34 @@ class _Scope:
             return
         tap = self._execution.tap
         assert tap is not None
-        names = [name for name in call.outputs if isinstance(self._lookup(name), Tensor)]
-        made = tuple(self._lookup(name) for name in names)
-        output = made[0] if len(made) == 1 else made or None
+        shape = call.shape or self._shape(call)
+        output = self._filled(shape)
         changed = tap.leave(call.path, self._numbers[call], output)
         if self._replaced and self._replaced[-1][0] is call:
             self._replaced.pop()
-        if changed is output:
-            return
-        items = (changed,) if len(made) == 1 else tuple(changed)
-        if len(items) != len(made):
-            raise InternalError(f"a tap changed the number of outputs of {call.path!r}")
-        for name, new, old in zip(names, items, made, strict=True):
-            if new is not old:
-                self._values[name] = self._own(name, new)
+        if changed is not output:
+            self._replace(shape, changed, call.path)
+
+    def _shape(self, call: ModuleCall) -> Any:
+        """Names of the output, in a tuple if there are several."""
+        names = tuple(name for name in call.outputs if isinstance(self._values[name], Tensor))
+        return names[0] if len(names) == 1 else names or None
+
+    def _filled(self, shape: Any) -> Any:
+        if isinstance(shape, tuple):
+            return tuple(self._filled(item) for item in shape)
+        return None if shape is None else self._values[shape]
+
+    def _replace(self, shape: Any, value: Any, path: str) -> None:
+        """What comes after the call sees ``value`` under the names in ``shape``."""
+        if isinstance(shape, str):
+            if value is not self._values[shape]:
+                self._values[shape] = self._own(shape, value)
+        elif isinstance(shape, tuple):
+            if not isinstance(value, (tuple, list)) or len(value) != len(shape):
+                raise InternalError(f"a tap changed the number of outputs of {quote(path)}")
+            for item, part in zip(shape, value, strict=True):
+                self._replace(item, part, path)
 
     def _own(self, name: str, value: Any) -> Any:
         """A value that may be written to, if the graph will."""

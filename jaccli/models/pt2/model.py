@@ -13,6 +13,7 @@ from jaccli.models.network import Tap
 from jaccli.models.pt2.binding import bind
 from jaccli.models.pt2.interpreter import Execution, prepare
 from jaccli.models.pt2.program import Program
+from jaccli.models.quote import quote
 
 
 class ExportedModel(nn.Module):
@@ -111,7 +112,7 @@ def _register(root: nn.Module, name: str, tensor: Tensor, kind: str) -> None:
             owner.register_buffer(leaf, tensor, persistent=kind == "buffer")
     except (KeyError, AttributeError, TypeError) as error:
         raise RefusedError(
-            f"the archive has a tensor with the name {name[:60]!r}",
+            f"the archive has a tensor with the name {quote(name)}",
             "expected the names of a module's tensors",
         ) from error
 

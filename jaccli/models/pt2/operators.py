@@ -18,6 +18,7 @@ import torch
 
 from jaccli.errors import UnsupportedError
 from jaccli.models.pt2.control import CONTROL
+from jaccli.models.quote import quote
 
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
@@ -147,7 +148,7 @@ def resolve(target: str, *, trust: bool = False) -> Callable[..., Any]:
 def unsupported(target: str) -> UnsupportedError:
     """The answer to an operator that is not run."""
     return UnsupportedError(
-        f"the exported model uses the operator {target[:100]!r}",
+        f"the exported model uses the operator {quote(target)}",
         "jaccli runs aten and prims operators that do not touch files",
         "re-export the model without it, or use ep.run_decompositions() before torch.export.save",
     )
@@ -155,9 +156,7 @@ def unsupported(target: str) -> UnsupportedError:
 
 def _overload(namespace: str, name: str, overload: str) -> torch._ops.OpOverload | None:
     packet = getattr(getattr(torch.ops, namespace), name, None)
-    if not isinstance(packet, torch._ops.OpOverloadPacket) or overload not in packet.overloads():
-        return None
-    found = getattr(packet, overload)
+    found = getattr(packet, overload, None) if isinstance(packet, torch._ops.OpOverloadPacket) else None
     return found if isinstance(found, torch._ops.OpOverload) else None
 
 
@@ -169,7 +168,13 @@ def allowed(op: torch._ops.OpOverload) -> bool:
     if any(argument.name in ("filename", "path") for argument in op._schema.arguments):
         return False
     # Operators of the TorchScript interpreter (aten::save and the like) are not in the dispatcher.
-    return bool(torch._C._dispatch_has_kernel(op.name()))
+    return bool(torch._C._dispatch_has_kernel(qualified(op)))
+
+
+def qualified(op: torch._ops.OpOverload) -> str:
+    """``aten::add.Tensor``, as the dispatcher calls it."""
+    overload = op._schema.overload_name
+    return f"{op._schema.name}.{overload}" if overload else str(op._schema.name)
 
 
 _SKIPPED: Final = frozenset(

@@ -9,8 +9,21 @@ from typing import Any, Final
 from jaccli.errors import RefusedError, UnsupportedError
 from jaccli.models.pt2.arguments import node_arguments, value_of
 from jaccli.models.pt2.operators import resolve, skipped
-from jaccli.models.pt2.program import Extent, Frame, Graph, Leaf, Node, Output, Program, StateKind
+from jaccli.models.pt2.program import (
+    Extent,
+    Frame,
+    Graph,
+    Leaf,
+    Node,
+    Output,
+    Program,
+    StateKind,
+    graphs,
+    refs,
+    walk,
+)
 from jaccli.models.pt2.trees import Spec, parse_spec
+from jaccli.models.quote import quote
 
 _SYMBOL: Final = re.compile(r"(?:Symbol\('(\w+)'[^()]*\)|([A-Za-z_]\w*))", re.ASCII)
 _NO_STACK: Final = "_empty_nn_module_stack_from_metadata_hook"
@@ -34,7 +47,7 @@ def parse_program(raw: Mapping[str, Any], *, trust: bool = False) -> Program:
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
         version = raw.get("torch_version") if isinstance(raw, Mapping) else None
         raise RefusedError(
-            f"the graph in the archive cannot be read (written by torch {str(version)[:20]!r})",
+            f"the graph in the archive cannot be read (written by torch {quote(version, 24)})",
             "expected the format of torch 2.3 or later",
             "export the model again with a current torch",
         ) from error
@@ -56,6 +69,10 @@ class _Parser:
         results, mutations = self.outputs(signature["output_specs"])
         if in_tree.size() != len(leaves) or out_tree.size() != len(results):
             raise ValueError("the number of inputs or outputs")
+        given = {*state, *(leaf.name for leaf in leaves if leaf.name is not None)}
+        _check_names(graph, given)
+        if not {*refs(results), *refs(mutations)} <= set(refs(graph.outputs)):
+            raise ValueError("a result that is not an output")
         names = call.get("forward_arg_names")
         return Program(
             graph=graph,
@@ -144,14 +161,41 @@ class _Parser:
 
 
 def module_types(listed: Mapping[str, str], graph: Graph) -> dict[str, str]:
-    """Module path → short type name: those listed, then those only met in the graph."""
-    from jaccli.models.pt2.program import walk
-
-    found = {path: "" for path in listed if path and "@" not in path}
+    """Module path → short type name: those listed and those met in the graph, parents before children."""
+    types = {path: "" for path in listed if path and "@" not in path}
     for node in walk(graph):
         for frame in node.stack or ():
-            found[frame.path] = found.get(frame.path) or frame.type.rsplit(".", 1)[-1]
-    return found
+            types[frame.path] = types.get(frame.path) or frame.type.rsplit(".", 1)[-1]
+    children: dict[str, list[str]] = {}
+    for path in types:
+        children.setdefault(path.rpartition(".")[0], []).append(path)
+    # Parents that nothing is known of (a list of modules) leave their children at the top.
+    tops = [path for parent, paths in children.items() if parent not in types for path in paths]
+    ordered: dict[str, str] = {}
+    waiting = tops[::-1]
+    while waiting:
+        path = waiting.pop()
+        ordered[path] = types[path] or "Module"
+        waiting.extend(reversed(children.get(path, [])))
+    return ordered
+
+
+def _check_names(graph: Graph, given: set[str]) -> None:
+    """Every value is made once, before it is read."""
+    if {name for name in graph.inputs if name is not None} != given:
+        raise ValueError("inputs that the graph does not have")
+    known = set(given)
+    for node in graph.nodes:
+        if not known.issuperset(node.used()):
+            raise ValueError("a value that is not there yet")
+        for inner in graphs(node):
+            _check_names(inner, {name for name in inner.inputs if name is not None})
+        made = list(node.made())
+        if len(set(made)) < len(made) or known & set(made):
+            raise ValueError("a value that is made twice")
+        known.update(made)
+    if not known.issuperset(refs(graph.outputs)):
+        raise ValueError("an output that is not there")
 
 
 def _rooted(tree: Spec) -> Spec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import RefusedError
+from jaccli.models.quote import quote
 
 _FREE_EXPANSION: Final = 256 << 20
 """A tensor may claim to be larger than its storage (a stride of 0) up to this many bytes."""
@@ -94,7 +96,7 @@ def _check_extent(
 
 def _unfit(name: str, why: str) -> RefusedError:
     return RefusedError(
-        f"the tensor {name[:60]!r} in the archive does not fit its bytes: {why}"[:200],
+        f"the tensor {quote(name)} in the archive does not fit its bytes: {why}",
         "expected a tensor written by torch.export.save",
     )
 
@@ -107,11 +109,13 @@ def load_pickled(data: bytes, name: str) -> Any:
     """
     _check_packed(data, name)
     try:
-        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception:
         # torch's own message advises the unsafe option.
         raise RefusedError(
-            f"the pickle {name[:60]!r} in the archive holds more than tensors, or is damaged",
+            f"the pickle {quote(name)} in the archive holds more than tensors, or is damaged",
             "expected plain tensors; a pickle is never executed",
             "save the model again with torch.export.save of a current torch",
         ) from None
@@ -145,6 +149,5 @@ def _check_tensor(tensor: Tensor, name: str) -> None:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         raise _unfit(name, "only dense tensors are read")
     stored = tensor.untyped_storage().nbytes()
-    _check_extent(
-        name, list(tensor.shape), list(tensor.stride()), tensor.storage_offset(), tensor.itemsize, stored
-    )
+    sizes, strides = list(tensor.shape), list(tensor.stride())
+    _check_extent(name, sizes, strides, int(tensor.storage_offset()), tensor.itemsize, stored)

@@ -42,7 +42,8 @@ Output = str | None | tuple[str | None, ...]
 class Node:
     """One operator.
 
-    ``args`` and ``kwargs`` hold constants, ``Ref``, ``HERE``, ``Graph`` and containers of them. ``stack`` is None where the export recorded nothing; the root module is not in it.
+    ``args`` and ``kwargs`` hold constants, ``Ref``, ``HERE``, ``Graph`` and containers of them. ``stack``
+    is None where the export recorded nothing; the root module is not in it.
     """
 
     target: str

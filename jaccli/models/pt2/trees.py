@@ -102,7 +102,7 @@ def parse_spec(text: str, fields: Mapping[str, Any]) -> Spec:
     """
     try:
         spec = _node(json.loads(text)[1], fields, depth=0)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
         raise RefusedError("the archive's description of inputs or outputs is damaged") from error
     if spec.size() > _MAX_LEAVES:
         raise RefusedError("the archive describes more inputs or outputs than a model can have")

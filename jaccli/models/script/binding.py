@@ -60,7 +60,9 @@ def bind(schema: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[
         if argument.name not in given and not argument.has_default_value():
             missing = printable(argument.name)
             raise UsageError(
-                f"the model's argument {missing!r} is missing", expected, f"pass it with --arg {missing}=VALUE"
+                f"the model's argument {missing!r} is missing",
+                expected,
+                f"pass it with --arg {missing}=VALUE",
             )
         value = given.get(argument.name, argument.default_value) if given else argument.default_value
         bound.append(_coerce(value, argument, expected))

@@ -30,6 +30,7 @@ class Compiled:
         self.name, self.template, self.steps, self.output = name, template, steps, output
 
     def __call__(self, run: Run, args: list[Any]) -> Any:
+        """Run the function on its arguments, for a method the object first."""
         frame = self.template.copy()
         frame[0] = run
         frame[1 : len(args) + 1] = args
@@ -46,7 +47,9 @@ class Builder:
         self.template: Frame = [None]
         self.constants: dict[int, Any] = {}
         self._slots: dict[int, int] = {}
-        self.inputs = [self.slot(value) for value in graph.inputs()]
+        inputs = [self.slot(value) for value in graph.inputs()]
+        # The module or object whose method this is; the body of a fork has none.
+        self.own = inputs[0] if inputs and "/" not in name else None
 
     def slot(self, value: Any) -> int:
         """Where a value of the graph is kept."""
@@ -68,6 +71,10 @@ class Builder:
     def written(self, value: Any) -> bool:
         """Whether the code may write to this value in place."""
         return self.program.aliases.value_is_written(self.name, value)
+
+    def subgraph(self, node: Any) -> Compiled:
+        """The function that a ``prim::fork`` node carries with it."""
+        return compile_graph(self.program, f"{self.name}/{node.output().unique()}", node.g("Subgraph"))
 
     def block(self, block: Any, release: bool = False) -> list[Step]:
         """The steps of a block; with ``release`` values are let go after their last use."""
@@ -185,4 +192,3 @@ def _used(node: Any) -> set[int]:
         for inner in block.nodes():
             used |= _used(inner)
     return used
-

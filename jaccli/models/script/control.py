@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Overloads are numbered forward__0, and a trace names the further calls of a module forward1, forward2.
 _FORWARD = re.compile(r"forward(\d*|__\d+)")
+_GRAD_MODES = {f"__torch__.torch.autograd.grad_mode.{name}" for name in ("no_grad", "enable_grad")}
 _SEQUENTIAL = re.compile(r"__torch__\.torch\.nn\.modules\.container\.(___torch_mangle_\d+\.)?Sequential")
 
 
@@ -24,10 +25,12 @@ def _constant(builder: Builder, node: Any) -> Step | None:
     if output.type().kind() == "FunctionType":
         return None  # read off its type by the call
     try:
-        value = output.toIValue()
+        value = output.toIValue() if node.kind() == "prim::Constant" else node.t("value")
     except RuntimeError:
         raise UnsupportedError(
-            f"the model holds a constant of type {printable(str(output.type()))!r}", "", "use a model without it"
+            f"the model holds a constant of type {printable(str(output.type()))!r}",
+            "",
+            "use a model without it",
         ) from None
     program = builder.program
     value = map_tensors(value, lambda t: t.to_dense() if t.layout is not torch.strided else t)
@@ -82,7 +85,7 @@ def _call_method(builder: Builder, node: Any) -> Step:
     name, values = node.s("name"), list(node.inputs())
     ins, out = builder.slots(values), builder.slot(node.output())
     owner, method = ins[0], builder.program.method
-    if not _FORWARD.fullmatch(name) or owner == builder.inputs[0]:
+    if not _FORWARD.fullmatch(name) or owner == builder.own:
 
         def call(frame: Frame) -> None:
             frame[out] = method(frame[owner].cls, name)(frame[0], [frame[i] for i in ins])
@@ -121,7 +124,7 @@ def _lost_identity(builder: Builder, node: Any) -> Step:
             frame[slot] = run.call_layer(instance, lambda _, args: args[1], [frame[slot]], written)
         elif run.wanted is not None:
             raise UnsupportedError(
-                f"layer {printable(instance.node.path)!r} is an Identity of a trace, which did not record its value",
+                f"layer {printable(instance.node.path)!r} is an Identity, and the trace did not record its value",
                 "a layer that the trace kept",
                 "name the layer before it, or use torch.jit.script",
             )
@@ -155,10 +158,7 @@ def _call_function(builder: Builder, node: Any) -> Step:
 
 
 def _fork(builder: Builder, node: Any) -> Step:
-    from jaccli.models.script.compiler import compile_graph
-
-    name = f"{builder.name}/{node.output().unique()}"
-    compiled = compile_graph(builder.program, name, node.g("Subgraph"))
+    compiled = builder.subgraph(node)
     ins, out = builder.slots(node.inputs()), builder.slot(node.output())
 
     def fork(frame: Frame) -> None:
@@ -212,10 +212,15 @@ def _context(builder: Builder, node: Any) -> Step:
     name = "__enter__" if entering else "__exit__"
     owner, out, method = builder.slot(node.inputsAt(0)), builder.slot(node.output()), builder.program.method
     extra = [] if entering else [None, None, None]
+    silences = node.inputsAt(0).type().qualified_name() in _GRAD_MODES
 
     def cross(frame: Frame) -> None:
         instance = frame[owner]
         frame[out] = method(instance.cls, name)(frame[0], [instance, *extra])
+        if silences and entering:
+            frame[0].enter_forward_mode(torch.is_grad_enabled())
+        elif silences:
+            frame[0].leave_forward_mode()
 
     return cross
 

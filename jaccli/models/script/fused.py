@@ -84,7 +84,9 @@ REPLACED: dict[str, Callable[..., Any]] = {
     "prim::MKLDNNHardTanh": F.hardtanh,
     "prim::MKLDNNClamp": torch.clamp,
     "prim::MKLDNNScalarMul": torch.mul,
-    "prim::MKLDNNLayerNorm": lambda x, shape, weight, bias, eps, *_: F.layer_norm(x, shape, weight, bias, eps),
+    "prim::MKLDNNLayerNorm": lambda x, shape, weight, bias, eps, *_: F.layer_norm(
+        x, shape, weight, bias, eps
+    ),
     "prim::BroadcastMKLDNNTensors": torch.broadcast_tensors,
 }
 

@@ -41,13 +41,15 @@ class ScriptNetwork(Network):
     def __init__(self, module: torch.jit.ScriptModule) -> None:
         code = Code(module)
         root = live_tree(module, code.shape)
-        self._setup(Program(code, root), module.training)
+        self._setup(Program(code, root))
 
-    def _setup(self, program: Program, training: bool) -> None:
-        self._program, self._root, self._training = program, program.root, training
+    def _setup(self, program: Program) -> None:
+        self._program, self._root = program, program.root
         forward = program.code.function(f"{self._root.cls}.forward")
         if forward is None:
-            raise UnsupportedError("the TorchScript model has no forward method", "a model that can be called")
+            raise UnsupportedError(
+                "the TorchScript model has no forward method", "a model that can be called"
+            )
         self._schema = forward.schema
         inputs = list(forward.graph.inputs())[1:]
         name = f"{self._root.cls}.forward"
@@ -111,7 +113,7 @@ class ScriptNetwork(Network):
         root = snapshot(self._root, program.aliases.fields, convert)
         other = ScriptNetwork.__new__(ScriptNetwork)
         chained = convert if program.convert is None else _after(program.convert, convert)
-        other._setup(Program(program.code, root, chained, device or program.device), self._training)
+        other._setup(Program(program.code, root, chained, device or program.device))
         return other
 
     def tensors(self) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
 class Run:
     """What lasts for one forward pass. Attributes are read from the model and written only here."""
 
-    __slots__ = ("_clones", "_counts", "_modules", "_random", "program", "tap", "wanted")
+    __slots__ = ("_clones", "_counts", "_forward", "_modules", "_random", "program", "tap", "wanted")
 
     def __init__(self, program: Program, tap: Tap | None) -> None:
         self.program, self.tap = program, tap
         self.wanted = tap.paths if tap is not None else frozenset[str]()
         self._modules: dict[int, Instance] = {}
         self._counts: dict[str, int] = {}
+        self._forward: list[bool] = []
         self._clones: dict[int, tuple[Any, Any]] = {}
         self._random: list[Callable[[], None]] | None = None
 
@@ -75,10 +77,9 @@ class Run:
         assert tap is not None
         call = self._counts[path] = self._counts.get(path, 0) + 1
         given, _ = tap.enter(path, call, tuple(args), {})
-        if given is not args:
-            pairs = zip(given, args, written, strict=False)
-            given = [protect(new, old) if dirty else new for new, old, dirty in pairs]
-        result = function(self, [owner, *given])
+        pairs = zip(given, args, written, strict=False)
+        taken = [protect(new, old) if dirty else new for new, old, dirty in pairs]
+        result = function(self, [owner, *taken])
         output = tap.leave(path, call, result)
         return protect(output, result) if written[-1] else output
 
@@ -87,13 +88,24 @@ class Run:
         if self._random is not None:
             return
         state = torch.get_rng_state()
-        self._random = [lambda: torch.set_rng_state(state)]
+        self._random = [partial(torch.set_rng_state, state)]
         for device in self.program.devices():
             module = torch.get_device_module(device)
             kept = module.get_rng_state(device)
-            self._random.append(lambda m=module, s=kept, d=device: m.set_rng_state(s, d))
+            self._random.append(partial(module.set_rng_state, kept, device))
+
+    def enter_forward_mode(self, enabled: bool) -> None:
+        """``no_grad`` and ``enable_grad`` of the model's: forward mode would not heed them by itself."""
+        self._forward.append(torch._C._is_fwd_grad_enabled())
+        torch._C._set_fwd_grad_enabled(enabled)
+
+    def leave_forward_mode(self) -> None:
+        """At the end of such a block."""
+        torch._C._set_fwd_grad_enabled(self._forward.pop())
 
     def finish(self) -> None:
-        """Put the random generators back."""
+        """Put the random generators back, and leave the blocks that an exception jumped out of."""
+        while self._forward:
+            self.leave_forward_mode()
         for restore in self._random or ():
             restore()

@@ -1,0 +1,270 @@
+"""The commands and their options. Bodies are imported when a command runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jaccli import __version__
+from jaccli.cli import options as o
+
+app = typer.Typer(
+    name="jaccli",
+    help="Jacobians between layers of trained PyTorch networks, from a model file, in one command.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"jaccli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def compute(
+    model: o.Model,
+    input: o.Input = None,
+    source: o.From = None,
+    layer: o.Layers = None,
+    target: o.To = "output",
+    output: o.Output = None,
+    format: o.Format = None,
+    force: o.Force = False,
+    samples: o.Samples = None,
+    arg: o.ModelArgs = None,
+    method: o.Method = "auto",
+    chunk: o.Chunk = "auto",
+    max_memory: o.MaxMemory = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    arch: o.Arch = None,
+    arch_arg: o.ArchArgs = None,
+    activation: o.Activation = None,
+    trust: o.Trust = False,
+    seed: o.Seed = None,
+    threads: o.Threads = None,
+    timeout: o.Timeout = None,
+    explain: o.Explain = False,
+    quiet: o.Quiet = False,
+    no_color: o.NoColor = False,
+) -> None:
+    """Jacobian matrices: J[o, i] = ∂target[o] / ∂source[i] for every sample.
+
+    On a terminal they are drawn; in a pipe they are written as npy; with -o the extension decides.
+    """
+    from jaccli.cli import compute as command
+    from jaccli.cli import request as r
+
+    command.run(
+        lambda: r.model_request(path=model, **_model(arch, arch_arg, activation, trust, seed, device, dtype, threads)),
+        lambda: r.input_request(input, samples, arg),
+        r.pair_request([*(source or []), *(layer or [])] or ["input"], target),
+        r.run_request(method, chunk, max_memory, timeout, explain, quiet),
+        r.output_request(output, format, force, no_color, "matrix"),
+    )
+
+
+@app.command()
+def deviation(
+    model: o.OptionalModel = None,
+    input: o.Input = None,
+    layer: o.Layers = None,
+    source: o.From = None,
+    target: o.To = "output",
+    jacobian: o.Jacobian = None,
+    fail_above: Annotated[
+        list[str] | None,
+        typer.Option("--fail-above", metavar="NORM=VALUE", help="Exit with 1 if any sample is above; may be repeated."),
+    ] = None,
+    output: o.Output = None,
+    format: o.Format = None,
+    force: o.Force = False,
+    samples: o.Samples = None,
+    arg: o.ModelArgs = None,
+    method: o.Method = "auto",
+    chunk: o.Chunk = "auto",
+    max_memory: o.MaxMemory = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    arch: o.Arch = None,
+    arch_arg: o.ArchArgs = None,
+    activation: o.Activation = None,
+    trust: o.Trust = False,
+    seed: o.Seed = None,
+    threads: o.Threads = None,
+    timeout: o.Timeout = None,
+    explain: o.Explain = False,
+    quiet: o.Quiet = False,
+    no_color: o.NoColor = False,
+) -> None:
+    """How far J is from the identity: norms of J - I, the trace, the share along the identity."""
+    from jaccli.cli import deviation as command
+    from jaccli.cli import request as r
+
+    gates = r.parse_gates(fail_above or [])
+    out = r.output_request(output, format, force, no_color, "numbers")
+    how = r.run_request(method, chunk, max_memory, timeout, explain, quiet)
+    if jacobian is not None:
+        r.refuse_with_jacobian(model, input, layer, source)
+        command.run_saved(r.saved_request(jacobian, samples), how, out, gates)
+        return
+    command.run(
+        lambda: r.model_request(
+            path=r.needed_model(model), **_model(arch, arch_arg, activation, trust, seed, device, dtype, threads)
+        ),
+        lambda: r.input_request(input, samples, arg),
+        r.pair_request(r.needed_layers([*(layer or []), *(source or [])]), target),
+        how,
+        out,
+        gates,
+    )
+
+
+@app.command()
+def bench(
+    model: o.Model,
+    input: o.Input = None,
+    layer: o.Layers = None,
+    source: o.From = None,
+    target: o.To = "output",
+    methods: Annotated[
+        str | None,
+        typer.Option("--methods", metavar="A,B", help="Which methods; all of them by default.", show_default=False),
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option("--rounds", metavar="N", min=1, help="Rounds; as many as fit --max-time by default.", show_default=False),
+    ] = None,
+    max_time: Annotated[str, typer.Option("--max-time", metavar="TIME", help="Aim of all rounds together.")] = "10s",
+    output: o.Output = None,
+    format: o.Format = None,
+    force: o.Force = False,
+    samples: o.Samples = None,
+    arg: o.ModelArgs = None,
+    chunk: o.Chunk = "auto",
+    max_memory: o.MaxMemory = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    arch: o.Arch = None,
+    arch_arg: o.ArchArgs = None,
+    activation: o.Activation = None,
+    trust: o.Trust = False,
+    seed: o.Seed = None,
+    threads: o.Threads = None,
+    timeout: o.Timeout = None,
+    explain: o.Explain = False,
+    quiet: o.Quiet = False,
+    no_color: o.NoColor = False,
+) -> None:
+    """Methods side by side: time, memory and error against a float64 reference."""
+    from jaccli.cli import bench as command
+    from jaccli.cli import request as r
+
+    command.run(
+        lambda: r.model_request(path=model, **_model(arch, arch_arg, activation, trust, seed, device, dtype, threads)),
+        lambda: r.input_request(input, samples, arg),
+        r.pair_request([*(layer or []), *(source or [])] or ["input"], target),
+        r.run_request("auto", chunk, max_memory, timeout, explain, quiet),
+        r.output_request(output, format, force, no_color, "numbers"),
+        r.bench_request(methods, rounds, max_time),
+    )
+
+
+@app.command()
+def layers(
+    model: o.Model,
+    input: o.Input = None,
+    output: o.Output = None,
+    format: o.Format = None,
+    force: o.Force = False,
+    samples: o.Samples = None,
+    arg: o.ModelArgs = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    arch: o.Arch = None,
+    arch_arg: o.ArchArgs = None,
+    activation: o.Activation = None,
+    trust: o.Trust = False,
+    seed: o.Seed = None,
+    threads: o.Threads = None,
+    timeout: o.Timeout = None,
+    quiet: o.Quiet = False,
+    no_color: o.NoColor = False,
+) -> None:
+    """What can be named as a layer; with -i also how often each is called and the shape of its output."""
+    del quiet
+    from jaccli.cli import layers as command
+    from jaccli.cli import request as r
+
+    command.run(
+        lambda: r.model_request(path=model, **_model(arch, arch_arg, activation, trust, seed, device, dtype, threads)),
+        (lambda: r.input_request(input, samples, arg)) if input is not None else None,
+        r.output_request(output, format, force, no_color, "numbers"),
+        o.parse_seconds(timeout),
+    )
+
+
+@app.command()
+def show(
+    file: Annotated[str | None, typer.Argument(metavar="FILE", help="What compute saved; - for a pipe.", show_default=False)] = None,
+    jacobian: o.Jacobian = None,
+    samples: o.Samples = None,
+    output: o.Output = None,
+    format: o.Format = None,
+    force: o.Force = False,
+    quiet: o.Quiet = False,
+    no_color: o.NoColor = False,
+) -> None:
+    """Look at a saved Jacobian: where it is from, its norms, and a picture of it."""
+    del quiet
+    from jaccli.cli import request as r
+    from jaccli.cli import show as command
+
+    command.run(r.saved_request(r.one_of(file, jacobian), samples), r.output_request(output, format, force, no_color, "numbers"))
+
+
+@app.command()
+def doctor(
+    output: o.Output = None, format: o.Format = None, force: o.Force = False, no_color: o.NoColor = False
+) -> None:
+    """Versions, devices, threads and extras of this installation."""
+    from jaccli.cli import doctor as command
+    from jaccli.cli import request as r
+
+    command.run(r.output_request(output, format, force, no_color, "numbers"))
+
+
+def _model(
+    arch: str | None,
+    arch_arg: list[str] | None,
+    activation: str | None,
+    trust: bool,
+    seed: int | None,
+    device: str | None,
+    dtype: str | None,
+    threads: int | None,
+) -> dict[str, object]:
+    return {
+        "arch": arch,
+        "arch_arg": arch_arg,
+        "activation": activation,
+        "trust": trust,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+        "threads": threads,
+    }

@@ -1,0 +1,75 @@
+"""``jaccli compute``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from jaccli.cli.request import InputRequest, ModelRequest, OutputRequest, PairRequest, RunRequest
+
+if TYPE_CHECKING:
+    from jaccli.planning import Decision
+    from jaccli.prepare import Prepared
+    from jaccli.sinks.matrix import PairMeta
+
+def run(
+    model: Callable[[], ModelRequest],
+    given: Callable[[], InputRequest],
+    names: PairRequest,
+    how: RunRequest,
+    out: OutputRequest,
+) -> None:
+    """Write J of every pair and sample, block by block."""
+    asked, samples = model(), given()
+    from jaccli.cli import work
+    from jaccli.sinks.open_sink import matrix_sink
+    from jaccli.sinks.terminal import style_of
+
+    with work.deadline(how.timeout):
+        loaded = work.load(asked, samples)
+        pairs = work.pairs_of(loaded.network, names)
+        batch = loaded.inputs.batch
+        style = style_of(sys.stdout.buffer, out.no_color)
+        used: dict[str, str] = {}
+        with matrix_sink(out.format, out.path, force=out.force, style=style) as sink:
+
+            def planned(_: Sequence[Decision], ready: Sequence[Prepared]) -> None:
+                sink.open([_meta(p, batch) for p in ready], samples=loaded.numbers)
+
+            for piece in work.pieces(loaded, pairs, how, on_plan=planned):
+                key = f"{piece.pair[0]!s}->{piece.pair[1]!s}"
+                sink.write(key, piece.start, piece.outcome.matrix)
+                used[key] = piece.outcome.method
+            sink.close(_provenance(asked, used))
+
+
+def _meta(prepared: Prepared, batch: int) -> PairMeta:
+    from jaccli.sinks.matrix import PairMeta
+
+    f = prepared.linear.f
+    dtype = str(prepared.linear.value.dtype).removeprefix("torch.")
+    return PairMeta(str(f.source.address), str(f.target.address), (batch, f.n_out, f.n_in), dtype)
+
+
+def _provenance(asked: ModelRequest, methods: Mapping[str, str]) -> dict[str, str]:
+    """How this J came about."""
+    import platform
+    from pathlib import Path
+
+    import torch
+
+    from jaccli import __version__
+    from jaccli.models.load import model_hash
+
+    return {
+        "model": asked.path,
+        "model_sha256": model_hash(asked.path) if Path(asked.path).is_file() else "",
+        "pairs": ", ".join(methods),
+        "method": ", ".join(dict.fromkeys(methods.values())),
+        "jaccli": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "command": shlex.join(["jaccli", *sys.argv[1:]]),
+    }

@@ -1,0 +1,94 @@
+"""``jaccli layers``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from jaccli.cli.request import InputRequest, ModelRequest, OutputRequest
+
+
+def run(
+    model: Callable[[], ModelRequest],
+    given: Callable[[], InputRequest] | None,
+    out: OutputRequest,
+    timeout: float | None,
+) -> None:
+    """List the layers; with an input, what a forward pass shows of them."""
+    asked = model()
+    samples = given() if given is not None else None
+    from jaccli.cli import work
+    from jaccli.sinks.atomic import open_output
+    from jaccli.sinks.numbers import write_numbers
+    from jaccli.sinks.terminal import style_of
+
+    with work.deadline(timeout):
+        if samples is None:
+            network = work.load_network(asked)
+            rows = [_row(path, kind) for path, kind in _names(network)]
+        else:
+            loaded = work.load(asked, samples)
+            network = loaded.network
+            rows = _seen(network, loaded.inputs)
+        document = {"schema_version": 1, "command": "layers", "model": asked.path, "layers": rows}
+        shown = [name for name in ("layer", "type", "calls", "shape", "elements") if any(name in row for row in rows)]
+        with open_output(out.path, out.force) as handle:
+            style = style_of(sys.stdout.buffer, out.no_color)
+            table = [{**row, **_readable(row)} for row in rows] if out.format in ("table", "markdown") else rows
+            write_numbers(out.format, handle, document=document, records=table, columns=shown, style=style)
+
+
+def _names(network: Any) -> list[tuple[str, str]]:
+    return [("input", "(model input)"), *network.layers().items(), ("output", "(model output)")]
+
+
+def _row(path: str, kind: str) -> dict[str, Any]:
+    return {"layer": path, "type": kind}
+
+
+def _seen(network: Any, inputs: Any) -> list[dict[str, Any]]:
+    from jaccli.layers.calls import Seen, shapes, watch
+
+    found, output = watch(network, inputs)
+    found["input"] = Seen(1, shapes(inputs.args[0]))
+    found["output"] = Seen(1, shapes(output))
+    rows = []
+    for path, kind in _names(network):
+        seen = found.get(path, Seen())
+        row = _row(path, kind) | {"calls": seen.calls, "shape": None}
+        floating = {name: shape for name, (shape, dtype) in seen.outputs.items() if dtype.startswith(("float", "bfloat"))}
+        if len(seen.outputs) == 1 or len(floating) == 1:
+            name, (shape, dtype) = next(
+                (n, s) for n, s in seen.outputs.items() if len(seen.outputs) == 1 or n in floating
+            )
+            row |= {"shape": _sample(shape, inputs.batch), "dtype": dtype}
+            if shape[:1] != (inputs.batch,):
+                row["samples_dim"] = _dim(shape, inputs.batch)
+        elif seen.outputs:
+            row["elements"] = {name: _sample(shape, inputs.batch) for name, (shape, _) in seen.outputs.items()}
+        rows.append(row)
+    return rows
+
+
+def _dim(shape: tuple[int, ...], batch: int) -> int | None:
+    return shape.index(batch) if batch in shape else None
+
+
+def _sample(shape: tuple[int, ...], batch: int) -> list[int]:
+    """One sample's shape: without the dimension that holds the samples."""
+    dim = _dim(shape, batch)
+    return [size for d, size in enumerate(shape) if d != dim]
+
+
+def _readable(row: dict[str, Any]) -> dict[str, str]:
+    def text(shape: list[int] | None) -> str:
+        return "x".join(map(str, shape)) or "scalar" if shape is not None else "-"
+
+    shown: dict[str, str] = {}
+    if "calls" in row:
+        dim = row.get("samples_dim")
+        shown["shape"] = text(row["shape"]) + (f" (samples in @{dim})" if dim else "")
+    if "elements" in row:
+        shown["elements"] = ", ".join(f"{name} {text(shape)}" for name, shape in row["elements"].items())
+    return shown

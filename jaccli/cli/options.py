@@ -1,0 +1,168 @@
+"""The options that commands share, as types for Typer, and what they mean together."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+from jaccli.errors import UsageError
+
+_MODEL = "A model file (TorchScript, state dict, .pt2; told by its content), or package.module:callable."
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL, show_default=False)]
+OptionalModel = Annotated[str | None, typer.Argument(metavar="[MODEL]", help=_MODEL, show_default=False)]
+Input = Annotated[
+    str | None,
+    typer.Option(
+        "-i",
+        "--input",
+        metavar="INPUT",
+        help="Samples: npy, npz[key], safetensors[key], pt, csv, a folder of images, -, or random:3x32x32,n=8.",
+        show_default=False,
+    ),
+]
+Layers = Annotated[
+    list[str] | None,
+    typer.Option("--layer", metavar="LAYER", help="Source layer or glob; may be repeated.", show_default=False),
+]
+From = Annotated[
+    list[str] | None,
+    typer.Option("--from", metavar="LAYER", help="Source layer; 'input' if not given.", show_default=False),
+]
+To = Annotated[str, typer.Option("--to", metavar="LAYER", help="Target layer.")]
+Output = Annotated[
+    str | None,
+    typer.Option("-o", "--output", metavar="FILE|-", help="Where to write; standard output by default."),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        help="table, json, jsonl, csv, npy, npz, pt, safetensors, zarr (bench: markdown).",
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+Samples = Annotated[
+    str | None, typer.Option("--samples", metavar="PICK", help="Which samples: 0:8, or 3,5.", show_default=False)
+]
+ModelArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arg", metavar="NAME=VALUE", help="A further argument of the model, by name or position (1=16000, m=@m.npy)."
+    ),
+]
+Arch = Annotated[
+    str | None,
+    typer.Option("--arch", metavar="SPEC", help="The network of a state dict: package.module:callable or file.py:name."),
+]
+ArchArgs = Annotated[
+    list[str] | None, typer.Option("--arch-arg", metavar="NAME=VALUE", help="An argument for --arch; may be repeated.")
+]
+Activation = Annotated[
+    str | None,
+    typer.Option("--activation", metavar="NAME", help="Rebuild a plain chain of linear layers with this activation."),
+]
+Trust = Annotated[bool, typer.Option("--trust", help="The model file may run code.")]
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method", metavar="NAME", help="auto, reverse, forward, loop, replicate, functional or finite-difference."
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda[:n], mps, xpu or auto.", show_default="cpu")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", metavar="NAME", help="float32, float64, bfloat16 or float16; the model's own by default."),
+]
+Chunk = Annotated[str, typer.Option("--chunk", metavar="auto|N", help="Rows or columns that go through at once.")]
+MaxMemory = Annotated[
+    str | None, typer.Option("--max-memory", metavar="SIZE", help="For J and the passes, as 4GiB.", show_default=False)
+]
+Threads = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads.", show_default=False)]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Of fresh weights.", show_default=False)]
+Timeout = Annotated[
+    str | None, typer.Option("--timeout", metavar="TIME", help="Give up after this, as 60s.", show_default=False)
+]
+Explain = Annotated[bool, typer.Option("--explain", help="Print the plan on standard error.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No notes, no progress; warnings stay.")]
+NoColor = Annotated[bool, typer.Option("--no-color", help="No colours.")]
+Jacobian = Annotated[
+    str | None,
+    typer.Option("--jacobian", metavar="FILE|-", help="A saved Jacobian, in place of MODEL and -i.", show_default=False),
+]
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_bytes(text: str | None, flag: str = "--max-memory") -> int | None:
+    """``4GiB``, ``500MB``, ``1e9`` → bytes.
+
+    Raises:
+        UsageError: not a size.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:e\d+)?)\s*([kmgt]i?)?b?\s*", text.lower())
+    if not match or float(match[1]) <= 0:
+        raise UsageError(f"{flag} {text!r} is not a size", "expected a number with a unit, as 4GiB or 500MB")
+    unit = match[2] or ""
+    return int(float(match[1]) * (_BINARY[unit] if unit.endswith("i") else _UNITS[unit]))
+
+
+def parse_seconds(text: str | None, flag: str = "--timeout") -> float | None:
+    """``60s``, ``5m``, ``500ms``, ``1.5h``, ``60`` → seconds.
+
+    Raises:
+        UsageError: not a time.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(ms|s|m|min|h)?\s*", text.lower())
+    if not match or float(match[1]) <= 0:
+        raise UsageError(f"{flag} {text!r} is not a time", "expected a number with a unit, as 60s, 5m or 1h")
+    return float(match[1]) * {"ms": 1e-3, "s": 1, "m": 60, "min": 60, "h": 3600}[match[2] or "s"]
+
+
+def parse_chunk(text: str) -> int | None:
+    """``auto`` or a positive number.
+
+    Raises:
+        UsageError: neither.
+    """
+    if text == "auto":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise UsageError(f"--chunk {text!r} is not understood", "expected auto or a whole number from 1")
+    return int(text)
+
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+def check_dtype(name: str | None) -> str | None:
+    """A dtype's name as it is.
+
+    Raises:
+        UsageError: not one that J can be taken in.
+    """
+    if name is not None and name not in DTYPES:
+        raise UsageError(f"--dtype {name!r} is not known", f"expected one of {', '.join(DTYPES)}")
+    return name
+
+
+def check_device(name: str | None) -> str:
+    """A device's name as it is; whether it is there is found out later.
+
+    Raises:
+        UsageError: not the name of a device.
+    """
+    if name is None:
+        return "cpu"
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", name):
+        raise UsageError(f"--device {name!r} is not known", "expected cpu, cuda, cuda:N, mps, xpu or auto")
+    return name

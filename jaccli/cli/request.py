@@ -1,0 +1,288 @@
+"""What a command was asked for, checked as far as that goes without torch."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaccli.cli.options import check_device, check_dtype, parse_bytes, parse_chunk, parse_seconds
+from jaccli.errors import UsageError
+from jaccli.layers.address import parse_address
+from jaccli.models.factory import is_spec, parse_arch_args
+from jaccli.models.sniff import sniff
+from jaccli.names import METHOD_NAMES, MethodName, check_method
+from jaccli.samples.spec import (
+    ArgValue,
+    InputSpec,
+    Selection,
+    StdinInput,
+    check_input,
+    parse_input,
+    parse_model_arg,
+    parse_samples,
+)
+from jaccli.sinks.choose import Format, Kind, check_output, choose_format
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """MODEL and what goes with it."""
+
+    path: str
+    arch: str | None
+    arch_args: dict[str, object]
+    activation: str | None
+    trust: bool
+    seed: int | None
+    device: str
+    dtype: str | None
+    threads: int | None
+
+
+@dataclass(frozen=True)
+class InputRequest:
+    """INPUT and what goes with it."""
+
+    spec: InputSpec
+    samples: Selection | None
+    arguments: tuple[tuple[str | int, ArgValue], ...]
+
+
+@dataclass(frozen=True)
+class PairRequest:
+    """Layer names as typed."""
+
+    sources: tuple[str, ...]
+    target: str
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """How J is to be obtained."""
+
+    method: str
+    chunk: int | None
+    max_memory: int | None
+    timeout: float | None
+    explain: bool
+    quiet: bool
+
+
+def model_request(
+    path: str,
+    arch: str | None,
+    arch_arg: list[str] | None,
+    activation: str | None,
+    trust: bool,
+    seed: int | None,
+    device: str | None,
+    dtype: str | None,
+    threads: int | None,
+) -> ModelRequest:
+    """Check everything about MODEL that needs no torch: that it is there, and what kind of file.
+
+    Raises:
+        UsageError: flags that cannot be meant, weights without a network.
+        RefusedError: no such file, or not a model.
+    """
+    arch_args = parse_arch_args(arch_arg or [])
+    checked = check_device(device), check_dtype(dtype)
+    if not is_spec(path):
+        from pathlib import Path
+
+        kind = sniff(Path(path))
+        if kind == "safetensors" and arch is None and activation is None:
+            raise UsageError(
+                f"{path!r} holds weights without a network",
+                "expected --arch package.module:callable or file.py:callable",
+                "or --activation NAME, if it is a plain chain of linear layers",
+            )
+    return ModelRequest(path, arch, arch_args, activation, trust, seed, *checked, threads)
+
+
+def input_request(text: str | None, samples: str | None, arguments: Sequence[str] | None) -> InputRequest:
+    """Check INPUT, ``--samples`` and ``--arg``.
+
+    Raises:
+        UsageError: not given, or not understood.
+        RefusedError: no such file.
+    """
+    if text is None:
+        raise UsageError("no samples are given", "expected -i INPUT", "as -i x.npy, -i - or -i random:3x32x32")
+    spec = parse_input(text)
+    picked = parse_samples(samples) if samples is not None else None
+    given = tuple(parse_model_arg(argument) for argument in arguments or ())
+    names = [name for name, _ in given]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"--arg {name} is given twice", "expected each argument once")
+        if name == 0:
+            raise UsageError("--arg 0 is the samples' place", "expected positions from 1", "samples go in by -i")
+    if not isinstance(spec, StdinInput):
+        check_input(spec)
+    return InputRequest(spec, picked, given)
+
+
+def pair_request(sources: Sequence[str], target: str) -> PairRequest:
+    """Check the grammar of layer names.
+
+    Raises:
+        UsageError: an ending that is not of the grammar.
+    """
+    for name in (*sources, target):
+        parse_address(name)
+    return PairRequest(tuple(sources), target)
+
+
+def run_request(
+    method: str, chunk: str, max_memory: str | None, timeout: str | None, explain: bool, quiet: bool
+) -> RunRequest:
+    """Check how J is to be obtained.
+
+    Raises:
+        UsageError: an unknown method, or values that are not understood.
+    """
+    check_method(method)
+    return RunRequest(
+        method, parse_chunk(chunk), parse_bytes(max_memory), parse_seconds(timeout), explain, quiet
+    )
+
+
+@dataclass(frozen=True)
+class OutputRequest:
+    """Where the result goes and in which form."""
+
+    path: str | None
+    format: Format
+    force: bool
+    no_color: bool
+
+
+def output_request(path: str | None, format: str | None, force: bool, no_color: bool, kind: Kind) -> OutputRequest:
+    """Check that the output can be written, before any work.
+
+    Raises:
+        UsageError: an unknown format, a file that exists, a folder that does not.
+    """
+    chosen = choose_format(format, path, sys.stdout.isatty(), kind)
+    check_output(path, force)
+    return OutputRequest(path, chosen, force, no_color)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """``--fail-above NORM=VALUE``."""
+
+    norm: str
+    limit: float
+
+
+GATED = ("frobenius", "relative", "spectral", "l1", "max_abs", "trace", "alpha", "identity_share")
+
+
+def parse_gates(texts: Sequence[str]) -> tuple[Gate, ...]:
+    """Read ``NORM=VALUE``.
+
+    Raises:
+        UsageError: another norm, or not a number.
+    """
+    gates = []
+    for text in texts:
+        norm, equals, value = text.partition("=")
+        try:
+            limit = float(value) if equals else math.nan
+        except ValueError:
+            limit = math.nan
+        if norm not in GATED or math.isnan(limit):
+            raise UsageError(f"--fail-above {text!r} is not understood", f"expected NORM=VALUE, NORM one of {', '.join(GATED)}")
+        gates.append(Gate(norm, limit))
+    return tuple(gates)
+
+
+@dataclass(frozen=True)
+class SavedRequest:
+    """A saved Jacobian and which of its samples."""
+
+    path: str
+    samples: Selection | None
+
+
+def saved_request(path: str, samples: str | None) -> SavedRequest:
+    """Check ``--jacobian``.
+
+    Raises:
+        UsageError: not understood.
+        RefusedError: no such file.
+    """
+    spec = parse_input(path, "--jacobian")
+    if not isinstance(spec, StdinInput):
+        check_input(spec)
+    return SavedRequest(path, parse_samples(samples) if samples is not None else None)
+
+
+def refuse_with_jacobian(
+    model: str | None, given: str | None, layer: Sequence[str] | None, source: Sequence[str] | None
+) -> None:
+    """A saved Jacobian stands in place of MODEL and INPUT.
+
+    Raises:
+        UsageError: both are given.
+    """
+    for value, name in ((model, "MODEL"), (given, "--input"), (layer, "--layer"), (source, "--from")):
+        if value:
+            raise UsageError(f"--jacobian and {name} are both given", "expected a saved Jacobian, or a model and its input")
+
+
+def needed_model(model: str | None) -> str:
+    """MODEL, where no saved Jacobian is given.
+
+    Raises:
+        UsageError: not given.
+    """
+    if model is None:
+        raise UsageError("no MODEL is given", "expected MODEL -i INPUT --layer LAYER, or --jacobian FILE")
+    return model
+
+
+def needed_layers(names: list[str]) -> list[str]:
+    """The layers of ``deviation``.
+
+    Raises:
+        UsageError: not given.
+    """
+    if not names:
+        raise UsageError("no layer is given", "expected --layer LAYER", "'jaccli layers MODEL' lists them; 'input' is one too")
+    return names
+
+
+def one_of(file: str | None, jacobian: str | None) -> str:
+    """``show FILE`` or ``show --jacobian FILE``.
+
+    Raises:
+        UsageError: both or neither.
+    """
+    if (file is None) == (jacobian is None):
+        raise UsageError("expected one saved Jacobian" + (", got two" if file else ""), "as 'jaccli show J.npy', or '-' for a pipe")
+    return file if file is not None else str(jacobian)
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """Which methods, and how long."""
+
+    methods: tuple[MethodName, ...]
+    rounds: int | None
+    max_time: float
+
+
+def bench_request(methods: str | None, rounds: int | None, max_time: str) -> BenchRequest:
+    """Check ``--methods``, ``--rounds`` and ``--max-time``.
+
+    Raises:
+        UsageError: an unknown method.
+    """
+    names = [name.strip() for name in methods.split(",")] if methods is not None else list(METHOD_NAMES)
+    checked = tuple(dict.fromkeys(check_method(name) for name in names))
+    return BenchRequest(checked, rounds, parse_seconds(max_time, "--max-time") or 10.0)

@@ -1,0 +1,85 @@
+"""``jaccli show``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from jaccli.cli.request import OutputRequest, SavedRequest
+
+
+def run(saved: SavedRequest, out: OutputRequest) -> None:
+    """Describe and draw a saved Jacobian."""
+    from jaccli.sinks.atomic import open_output
+    from jaccli.sinks.numbers import write_numbers
+    from jaccli.sinks.read import read_jacobian
+    from jaccli.sinks.terminal import style_of
+
+    found = read_jacobian(saved.path)
+    style = style_of(sys.stdout.buffer, out.no_color)
+    entries = []
+    for jacobian in found:
+        batch = jacobian.array.shape[0]
+        numbers = saved.samples.indices(batch) if saved.samples else list(range(batch))
+        entries.append((jacobian, numbers))
+    with open_output(out.path, out.force) as handle:
+        if out.format == "table":
+            for jacobian, numbers in entries:
+                _draw(handle, jacobian, numbers, style, every=saved.samples is not None)
+            return
+        rows = [row for jacobian, numbers in entries for row in _rows(jacobian, numbers)]
+        document = {
+            "schema_version": 1,
+            "command": "show",
+            "jacobians": [
+                {
+                    "source": {"layer": jacobian.source},
+                    "target": {"layer": jacobian.target},
+                    "shape": list(jacobian.array.shape),
+                    "dtype": str(jacobian.array.dtype).removeprefix("torch."),
+                    "provenance": dict(jacobian.provenance),
+                    "samples": [{k: v for k, v in row.items() if k not in ("source", "target")} for row in _rows(jacobian, numbers)],
+                }
+                for jacobian, numbers in entries
+            ],
+        }
+        write_numbers(out.format, handle, document=document, records=rows, style=style)
+
+
+def _rows(jacobian: Any, numbers: list[int]) -> list[dict[str, Any]]:
+    rows = []
+    for number in numbers:
+        one = jacobian.array[number].double()
+        finite = one[one.isfinite()]
+        rows.append(
+            {
+                "source": jacobian.source,
+                "target": jacobian.target,
+                "sample": number,
+                "frobenius": float(one.norm()),
+                "min": float(finite.min()) if finite.numel() else float("nan"),
+                "max": float(finite.max()) if finite.numel() else float("nan"),
+                "zeros": float((one == 0).double().mean()),
+                "non_finite": int((~one.isfinite()).sum()),
+            }
+        )
+    return rows
+
+
+def _draw(handle: Any, jacobian: Any, numbers: list[int], style: Any, *, every: bool) -> None:
+    """The description, and pictures: of the first sample, or of those that were picked."""
+    from jaccli.sinks.render import render_matrix
+    from jaccli.sinks.text import inert
+
+    batch, n_out, n_in = jacobian.array.shape
+    dtype = str(jacobian.array.dtype).removeprefix("torch.")
+    head = f"{jacobian.source} -> {jacobian.target}: {batch} samples, each {n_out} x {n_in}, {dtype}"
+    lines = [inert(head), *(f"  {inert(k)}: {inert(v)}" for k, v in jacobian.provenance.items() if v)]
+    handle.write(("\n".join(lines) + "\n").encode())
+    for number in numbers if every else numbers[:1]:
+        row = _rows(jacobian, [number])[0]
+        facts = f"sample {number}: frobenius {row['frobenius']:.6g}, from {row['min']:.4g} to {row['max']:.4g}, {row['zeros']:.0%} zeros"
+        drawn = render_matrix(jacobian.array[number], source=jacobian.source, target=jacobian.target, style=style)
+        handle.write(f"\n{facts}\n{drawn}".encode())
+    if not every and len(numbers) > 1:
+        handle.write(f"\n{len(numbers) - 1} more samples: --samples 0:{len(numbers)} draws them\n".encode())

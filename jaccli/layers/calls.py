@@ -1,0 +1,61 @@
+"""Which layers an input reaches, how often, and what shapes their outputs have."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from jaccli.layers.record import Inputs
+from jaccli.layers.tree import leaves
+from jaccli.models.network import Network
+from jaccli.prepare import readable
+
+
+@dataclass
+class Seen:
+    """One layer in a run: its calls, and of the first the output's tensors: element → shape and dtype."""
+
+    calls: int = 0
+    outputs: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
+
+
+class _Watcher:
+    def __init__(self) -> None:
+        self.paths: frozenset[str] | None = None
+        self.seen: dict[str, Seen] = {}
+
+    def enter(self, path: str, call: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        seen = self.seen.setdefault(path, Seen())
+        seen.calls = max(seen.calls, call)
+        return args, kwargs
+
+    def leave(self, path: str, call: int, output: Any) -> Any:
+        if call == 1:
+            self.seen[path].outputs = shapes(output)
+        return output
+
+
+def shapes(value: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The tensors of a nested value: element → shape and dtype; a tensor itself is element ``""``."""
+    return {".".join(p): (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for p, t in leaves(value)}
+
+
+def watch(network: Network, inputs: Inputs) -> tuple[dict[str, Seen], Any]:
+    """Run once and see every module call; also the model's output.
+
+    Raises:
+        RefusedError: the model refuses the input.
+    """
+    watcher = _Watcher()
+    with readable(inputs), torch.no_grad():
+        output = network.run(inputs.args, inputs.kwargs, watcher)
+    return watcher.seen, output
+
+
+def count_calls(network: Network, inputs: Inputs) -> Counter[str]:
+    """How often each layer is called. Cost: one forward pass without gradients."""
+    seen, _ = watch(network, inputs)
+    return Counter({path: layer.calls for path, layer in seen.items()})

@@ -1,0 +1,25 @@
+"""Names that the command line checks without torch."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Literal, get_args
+
+from jaccli.errors import UsageError
+
+MethodName = Literal["auto", "reverse", "forward", "loop", "replicate", "functional", "finite-difference"]
+METHOD_NAMES: tuple[MethodName, ...] = get_args(MethodName)
+
+
+def check_method(name: str) -> MethodName:
+    """The method of this name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for known in METHOD_NAMES:
+        if known == name:
+            return known
+    near = difflib.get_close_matches(name, METHOD_NAMES, 1)
+    hint = f"did you mean {near[0]!r}?" if near else ""
+    raise UsageError(f"method {name!r} is not known", f"expected one of {', '.join(METHOD_NAMES)}", hint)

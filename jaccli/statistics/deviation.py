@@ -1,0 +1,84 @@
+"""How far a square J is from the identity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import ArpackError, svds
+from torch import Tensor
+
+from jaccli import defaults
+from jaccli.errors import UsageError
+
+NORMS = ("frobenius", "relative", "spectral", "l1", "max_abs", "trace", "alpha", "identity_share")
+
+
+def deviation(matrix: Tensor) -> dict[str, float]:
+    """The contract's figures for one sample.
+
+    With D = J − I: ‖D‖_F, ‖D‖_F/√n, ‖D‖₂, Σ|D|, max|D|, tr J, α = tr J/n and α²n/‖J‖_F², which is the
+    share of ‖J‖_F² that lies along the identity.
+
+    Args:
+        matrix: ``(n, n)``; the figures are taken in float64.
+
+    Raises:
+        UsageError: not square.
+    """
+    n_out, n_in = matrix.shape
+    if n_out != n_in:
+        raise UsageError(
+            f"J is {n_out} x {n_in}, and only a square J can be held against the identity",
+            "expected a source and a target of the same size",
+            "choose another --layer or --to; 'jaccli layers MODEL -i INPUT' shows sizes",
+        )
+    j = matrix.detach().to("cpu", torch.float64)
+    d = j - torch.eye(n_in, dtype=torch.float64)
+    frobenius = float(torch.linalg.vector_norm(d))
+    trace = float(j.trace())
+    alpha = trace / n_in
+    squares = float(torch.linalg.vector_norm(j)) ** 2
+    return {
+        "frobenius": frobenius,
+        "relative": frobenius / math.sqrt(n_in),
+        "spectral": spectral_norm(d),
+        "l1": float(d.abs().sum()),
+        "max_abs": float(d.abs().max()),
+        "trace": trace,
+        "alpha": alpha,
+        "identity_share": alpha**2 * n_in / squares if squares else math.nan,
+    }
+
+
+def spectral_norm(matrix: Tensor) -> float:
+    """The largest singular value of a float64 matrix on the CPU; NaN where entries are not finite.
+
+    Cost: a full decomposition of a small matrix; of a large one some products (Lanczos, ARPACK).
+    """
+    if not bool(matrix.isfinite().all()):
+        return math.nan
+    if min(matrix.shape) <= defaults.DENSE_SVD:
+        return float(torch.linalg.svdvals(matrix)[0])
+    start = np.ones(min(matrix.shape)) + np.linspace(0.0, 0.5, min(matrix.shape))
+    try:
+        return float(svds(matrix.numpy(), k=1, v0=start, tol=1e-10, return_singular_vectors=False)[0])
+    except ArpackError:
+        return float(torch.linalg.svdvals(matrix)[0])
+
+
+def summary(samples: Sequence[dict[str, float]], fields: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Mean, standard deviation (of the population), least and greatest of each field over samples."""
+    table: dict[str, dict[str, float]] = {}
+    for name in fields:
+        values = np.array([sample[name] for sample in samples], dtype=np.float64)
+        with np.errstate(all="ignore"):
+            table[name] = {
+                "mean": float(values.mean()),
+                "std": float(values.std()),
+                "min": float(values.min()),
+                "max": float(values.max()),
+            }
+    return table

@@ -1,0 +1,173 @@
+"""All pairs, all samples: J in pieces, so that nothing larger than a block of samples need be held."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from jaccli import defaults
+from jaccli.errors import RefusedError
+from jaccli.execution import Outcome, report, run
+from jaccli.layers.record import Inputs
+from jaccli.models.network import Network
+from jaccli.names import MethodName
+from jaccli.planning import Decision, decide
+from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare
+
+Tick = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the user asked for; see ``planning.decide``."""
+
+    method: MethodName = "auto"
+    max_memory: int | None = None
+    chunk: int | None = None
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether the forward pass is recorded."""
+        return self.method != "finite-difference"
+
+    @property
+    def exact_attention(self) -> bool:
+        """Whether attention must be made of operators that vmap and forward mode know."""
+        return self.method in ("auto", "reverse", "forward")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """J of one pair for the samples from ``start`` on."""
+
+    pair: Pair
+    start: int
+    decision: Decision
+    outcome: Outcome
+    source_shape: tuple[int, ...]
+    target_shape: tuple[int, ...]
+
+
+@dataclass
+class Watch:
+    """Seconds spent preparing and deciding, and computing."""
+
+    plan_s: float = 0.0
+    compute_s: float = 0.0
+    _last: float = field(default_factory=time.perf_counter)
+
+    def restart(self) -> None:
+        """What follows begins now."""
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """What lay between the last call and now was this."""
+        now = time.perf_counter()
+        setattr(self, name, getattr(self, name) + now - self._last)
+        self._last = now
+
+
+def stream(
+    network: Network,
+    inputs: Inputs,
+    pairs: Sequence[Pair],
+    choice: Choice,
+    *,
+    keep: bool = False,
+    decisions: Sequence[Decision] | None = None,
+    accept: Callable[[Prepared], bool] = lambda prepared: True,
+    on_plan: Callable[[Sequence[Decision], Sequence[Prepared]], None] = lambda decided, prepared: None,
+    tick: Tick = lambda done: None,
+    watch: Watch | None = None,
+) -> Iterator[Piece]:
+    """J of every pair, block of samples by block; all pairs of a block from one forward pass.
+
+    Args:
+        network: the model.
+        inputs: samples and further arguments.
+        pairs: addresses.
+        choice: method and memory.
+        keep: the caller holds all results, which then count towards the memory limit.
+        decisions: made before, one for each pair; else they are made on the first block.
+        accept: whether a pair is wanted, now that the shape of its J is known.
+        on_plan: told the decisions when they are made.
+        tick: told how many rows or columns of one sample block were finished.
+        watch: filled with times.
+    """
+    watch = watch or Watch()
+    batch, start = inputs.batch, 0
+    size = min(batch, min(d.block for d in decisions) if decisions else _pilot(inputs))
+    with computing(network), exact_attention(choice.exact_attention):
+        while start < batch:
+            watch.restart()
+            ready, size = _ready(network, inputs, pairs, choice, start, size)
+            if decisions is None:
+                ready = [p for p in ready if accept(p)]
+                pairs = [p.pair for p in ready]
+                if not ready:
+                    return
+                held = batch if keep else 0
+                decisions = [_decide(p, choice, held, len(pairs)) for p in ready]
+                on_plan(decisions, ready)
+            watch.lap("plan_s")
+            for prepared, decision in zip(ready, decisions, strict=True):
+                yield _piece(prepared, decision, start, tick, watch)
+            start += size
+            size = min(batch - start, min(d.block for d in decisions))
+            del ready
+
+
+def _pilot(inputs: Inputs) -> int:
+    """Samples of the first block: few where samples are large."""
+    first = inputs.args[0]
+    sample = first.numel() * first.element_size() // max(inputs.batch, 1) if isinstance(first, Tensor) else 1
+    return max(defaults.PILOT_SAMPLES, defaults.PILOT_BYTES // max(sample, 1))
+
+
+def _decide(prepared: Prepared, choice: Choice, held: int, pairs: int) -> Decision:
+    limit = choice.max_memory // pairs if choice.max_memory is not None else None
+    return decide(prepared, choice.method, max_memory=limit, chunk=choice.chunk, keep=held)
+
+
+def _ready(
+    network: Network, inputs: Inputs, pairs: Sequence[Pair], choice: Choice, start: int, size: int
+) -> tuple[list[Prepared], int]:
+    """A block prepared; all samples at once where they mix, or where the model takes no other number."""
+    whole = start == 0 and size == inputs.batch
+    try:
+        ready = prepare(network, _part(inputs, start, size), pairs, graph=choice.needs_graph)
+    except RefusedError:
+        if whole or start:
+            raise
+        return prepare(network, inputs, pairs, graph=choice.needs_graph), inputs.batch
+    if not whole and start == 0 and any(p.samples_mix for p in ready):
+        return prepare(network, inputs, pairs, graph=choice.needs_graph), inputs.batch
+    return ready, size
+
+
+def _part(inputs: Inputs, start: int, size: int) -> Inputs:
+    if size >= inputs.batch:
+        return inputs
+
+    def narrow(tensor: Tensor, dim: int) -> Tensor:
+        return tensor.narrow(dim, start, size)
+
+    return inputs.each(narrow)
+
+
+def _piece(prepared: Prepared, decision: Decision, start: int, tick: Tick, watch: Watch) -> Piece:
+    f = prepared.linear.f
+    watch.restart()
+    if decision.method is None and prepared.connected:
+        # A plan made where there was no path, used at a point where there is one.
+        decision = decide(prepared, "auto")
+    outcome = run(prepared, decision, tick=tick)
+    if outcome.matrix.device.type != "cpu":
+        torch.accelerator.synchronize()
+    watch.lap("compute_s")
+    report(prepared, outcome, prepared.name)
+    return Piece(prepared.pair, start, decision, outcome, f.source.slot.shape, f.target.slot.shape)
