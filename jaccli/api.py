@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,7 +112,10 @@ class Plan:
         """
         self._check(x)
         inputs = _inputs(x, args, kwargs, self.pair[0])
-        return _joined(stream(self.network, inputs, [self.pair], self.choice, keep=True, decisions=[self.decision]), inputs.batch)
+        return _joined(
+            stream(self.network, inputs, [self.pair], self.choice, keep=True, decisions=[self.decision]),
+            inputs.batch,
+        )
 
     def _check(self, x: Tensor) -> None:
         sample = tuple(s for d, s in enumerate(x.shape) if d != _sample_dim(self.pair[0]))
@@ -140,11 +143,11 @@ def _inputs(x: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any] | None, so
     return Inputs((x, *args), dict(kwargs or {}), _sample_dim(source))
 
 
-def _joined(pieces: Iterator[Piece], batch: int) -> Tensor:
+def _joined(pieces: Generator[Piece, None, None], batch: int) -> Tensor:
     """All samples' J; more than one block is copied into place, so that the whole is held once."""
     first = next(pieces).outcome.matrix
     if first.shape[0] == batch:
-        pieces.close()  # type: ignore[attr-defined]
+        pieces.close()
         return first
     whole = first.new_empty(batch, *first.shape[1:])
     whole[: first.shape[0]] = first

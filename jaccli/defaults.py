@@ -32,3 +32,7 @@ PILOT_SAMPLES = 64
 PILOT_BYTES = 2**20
 # Up to this size a full singular value decomposition is quick; beyond, only the largest value is sought.
 DENSE_SVD = 400
+# Rounds of a bench: enough for an interval, few enough to wait for. Bootstrap resamples of it.
+BENCH_ROUNDS = 30
+BENCH_SHORT = 0.5
+BOOTSTRAPS = 2000

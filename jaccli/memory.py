@@ -87,13 +87,13 @@ def _run_sizes(linear: Linearised) -> list[int]:
 
     def see(_self, func, _types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         out = func(*args, **(kwargs or {}))
-        for item in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(item, Tensor):
-                sizes.append(_bytes(item))
+        sizes.extend(
+            _bytes(item) for item in (out if isinstance(out, tuple | list) else (out,)) if isinstance(item, Tensor)
+        )
         return out
 
     # Assigned afterwards: a method of the class body would be wrapped against dynamo, which imports it.
-    Sizes.__torch_dispatch__ = see  # type: ignore[method-assign,assignment]
-    with torch.no_grad(), Sizes():
+    Sizes.__torch_dispatch__ = see  # type: ignore[method-assign]
+    with torch.no_grad(), Sizes():  # type: ignore[no-untyped-call]
         linear.evaluate(linear.point)
     return sizes

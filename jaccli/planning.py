@@ -172,27 +172,24 @@ def _auto(
         return "reverse", f"{shape}: backward passes are soon done", others, None
     predicted = _tried(prepared, loop_s, chunk_of)
     best = min(predicted, key=lambda name: predicted[name])
-    others = {name: f"{_seconds(s)} predicted" for name, s in predicted.items() if name != best}
+    others = {name: f"{seconds(s)} predicted" for name, s in predicted.items() if name != best}
     if "forward" not in predicted:
         others["forward"] = f"{n_in} columns against {n_out} rows"
     others["finite-difference"] = "not exact"
-    return best, f"{shape}: {_seconds(predicted[best])} predicted, the least", others, predicted[best]
+    return best, f"{shape}: {seconds(predicted[best])} predicted, the least", others, predicted[best]
 
 
-def _seconds(value: float) -> str:
+def seconds(value: float) -> str:
+    """Seconds for people."""
     return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
 
 
-def _tried(
-    prepared: Prepared, loop_s: float, chunk_of: Callable[[MethodName], int]
-) -> dict[MethodName, float]:
+def _tried(prepared: Prepared, loop_s: float, chunk_of: Callable[[MethodName], int]) -> dict[MethodName, float]:
     """Predicted seconds of each candidate, from a few of its rows or columns."""
     n_out, n_in = prepared.linear.f.n_out, prepared.linear.f.n_in
     predicted: dict[MethodName, float] = {"loop": loop_s}
     candidates: list[MethodName] = ["reverse"]
-    if n_in < 2 * n_out and min(loop_s, loop_s * n_in / n_out) > defaults.FUNCTORCH_IMPORT / 4:
-        candidates.append("forward")
-    elif 2 * n_in <= n_out:
+    if (n_in < 2 * n_out and min(loop_s, loop_s * n_in / n_out) > defaults.FUNCTORCH_IMPORT / 4) or 2 * n_in <= n_out:
         candidates.append("forward")
     for name in candidates:
         seconds = _trial(prepared, name, min(defaults.TRIAL_ROWS, chunk_of(name)))
@@ -231,7 +228,7 @@ def _without_backward(
     prepared: Prepared, chunk_of: Callable[[MethodName], int]
 ) -> tuple[MethodName, str, dict[str, str], float | None]:
     gap = prepared.probe.backward_gap or "no gradients"
-    others = {name: f"the backward pass fails: {gap}" for name in ("reverse", "loop", "replicate", "functional")}
+    others = dict.fromkeys(("reverse", "loop", "replicate", "functional"), f"the backward pass fails: {gap}")
     linear = prepared.linear
     task = Task(linear, linear.value.new_zeros(linear.shape), chunk_of("forward"))
     try:

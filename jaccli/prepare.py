@@ -85,7 +85,9 @@ def computing(network: Network) -> Iterator[None]:
         yield
 
 
-def prepare(network: Network, inputs: Inputs, pairs: Sequence[Pair], *, graph: bool = True) -> list[Prepared]:
+def prepare(
+    network: Network, inputs: Inputs, pairs: Sequence[Pair], *, graph: bool = True, probe: bool = True
+) -> list[Prepared]:
     """Run the network once and linearise f of every pair. To be called within ``computing``.
 
     Args:
@@ -93,6 +95,7 @@ def prepare(network: Network, inputs: Inputs, pairs: Sequence[Pair], *, graph: b
         inputs: the samples and further arguments.
         pairs: source and target addresses.
         graph: record the gradient graph; without it nothing needs gradients.
+        probe: look for a path, for mixing samples and for a failing backward pass; one product.
 
     Returns:
         One for each pair, without those that a glob gave and that do not fit; a note names them.
@@ -109,8 +112,10 @@ def prepare(network: Network, inputs: Inputs, pairs: Sequence[Pair], *, graph: b
         note(f"{len(taken.left_out)} layers of the glob left out: {names}")
     kept = [(s, t) for s, t in pairs if s in taken.sources and t in taken.targets]
     if not kept:
-        raise UnsupportedError("none of the layers that the glob matches can be a source", "; ".join(names.split("; ")[:2]))
-    return [_prepared(network, taken, taken.sources[s], taken.targets[t], graph) for s, t in kept]
+        raise UnsupportedError(
+            "none of the layers that the glob matches can be a source", "; ".join(names.split("; ")[:2])
+        )
+    return [_prepared(network, taken, taken.sources[s], taken.targets[t], graph, probe) for s, t in kept]
 
 
 def own(inputs: Inputs) -> Inputs:
@@ -156,13 +161,15 @@ def _description(value: object) -> str:
     return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
 
 
-def _prepared(network: Network, taken: Record, source: Held, target: Held, graph: bool) -> Prepared:
+def _prepared(network: Network, taken: Record, source: Held, target: Held, graph: bool, probe: bool) -> Prepared:
     f = LayerFunction(network, taken.inputs, source.place, target.place)
     value = target.activation
     live = Live(source.raw, value) if graph else None
     linear = Linearised(f, source.activation.detach(), value.detach(), live)
     linear.passes["forward"] += 1
     prepared = Prepared(linear)
+    if not probe:
+        return prepared
     if graph:
         _probe(prepared)
     if not graph or prepared.probe.backward_gap:
@@ -205,7 +212,7 @@ def moves_others(linear: Linearised) -> bool:
     """Whether moving every other sample moves the targets of the rest: the same question without gradients."""
     if linear.batch == 1:
         return False
-    moved = _nudged(linear, linear.point)
+    moved = _nudged(linear.point)
     moved[1::2] = linear.point[1::2]
     with torch.no_grad():
         value = linear.evaluate(moved)
@@ -214,7 +221,7 @@ def moves_others(linear: Linearised) -> bool:
     return bool((change > 64 * torch.finfo(value.dtype).eps * max(scale, 1e-30)).any())
 
 
-def _nudged(linear: Linearised, point: Tensor) -> Tensor:
+def _nudged(point: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(point.shape, generator=generator).to(point)
     scale = point[point.isfinite()].square().mean().sqrt() if point.numel() else point.new_ones(())
@@ -226,7 +233,7 @@ def _why_zero(linear: Linearised, source: Held, target: Held) -> str:
     if target.order < source.order and source.place.address.path != INPUT:
         return "the target is computed before the source"
     with torch.no_grad():
-        moved = linear.evaluate(_nudged(linear, linear.point))
+        moved = linear.evaluate(_nudged(linear.point))
     if torch.equal(moved, linear.value):
         return "no path leads from the source to the target"
     return _HIDDEN

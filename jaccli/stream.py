@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -83,7 +83,7 @@ def stream(
     on_plan: Callable[[Sequence[Decision], Sequence[Prepared]], None] = lambda decided, prepared: None,
     tick: Tick = lambda done: None,
     watch: Watch | None = None,
-) -> Iterator[Piece]:
+) -> Generator[Piece, None, None]:
     """J of every pair, block of samples by block; all pairs of a block from one forward pass.
 
     Args:

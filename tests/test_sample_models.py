@@ -83,9 +83,7 @@ PAIRS: list[tuple[Callable[[], nn.Module], str, tuple[int, ...]]] = [
 
 
 @pytest.mark.parametrize(("load", "inputs", "shape"), PAIRS)
-def test_every_model_takes_its_inputs(
-    load: Callable[[], nn.Module], inputs: str, shape: tuple[int, ...]
-) -> None:
+def test_every_model_takes_its_inputs(load: Callable[[], nn.Module], inputs: str, shape: tuple[int, ...]) -> None:
     x = samples(inputs)
     assert x.dtype == torch.float32
     assert len(x) <= 8

@@ -168,9 +168,7 @@ def test_archives_that_unpack_to_too_much(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 3, 2)])
-def test_non_finite_values_are_loaded_and_reported(
-    bad: float, shape: tuple[int, ...], tmp_path: Path
-) -> None:
+def test_non_finite_values_are_loaded_and_reported(bad: float, shape: tuple[int, ...], tmp_path: Path) -> None:
     array = np.zeros(shape, np.float32)
     array[2] = bad
     np.save(tmp_path / "x.npy", array)

@@ -147,9 +147,7 @@ def test_model_arg(text: str, expected: tuple[object, object]) -> None:
     assert type(value) is type(expected[1])
 
 
-@pytest.mark.parametrize(
-    "text", ["", "x", "=1", "a b=1", "-1=3", "x=[1", "x=[__import__('os')]", "x=@-", "x=@"]
-)
+@pytest.mark.parametrize("text", ["", "x", "=1", "a b=1", "-1=3", "x=[1", "x=[__import__('os')]", "x=@-", "x=@"])
 def test_bad_model_arg(text: str) -> None:
     with pytest.raises(UsageError, match="--arg"):
         parse_model_arg(text)

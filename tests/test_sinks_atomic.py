@@ -104,9 +104,7 @@ def test_sigterm_leaves_nothing(tmp_path: Path) -> None:
         "with atomic_file(sys.argv[1], False) as handle:\n"
         "    handle.write(b'x' * 100000); print('ready', flush=True); time.sleep(60)\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "x")], stdout=subprocess.PIPE
-    ) as process:
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "x")], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
         assert len(os.listdir(tmp_path)) == 1

@@ -125,9 +125,7 @@ def test_hostile_names_stay_text(chosen: Format, color: bool) -> None:
 
 @given(st.text())
 def test_inert_text_has_no_active_character(text: str) -> None:
-    assert not any(
-        ord(char) < 32 or 127 <= ord(char) < 160 or char in "\u202e\u200b\u2028" for char in inert(text)
-    )
+    assert not any(ord(char) < 32 or 127 <= ord(char) < 160 or char in "\u202e\u200b\u2028" for char in inert(text))
     assert inert("fc1.weight → é") == "fc1.weight → é"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -70,8 +71,8 @@ def compute(
     from jaccli.cli import request as r
 
     command.run(
-        lambda: r.model_request(path=model, **_model(arch, arch_arg, activation, trust, seed, device, dtype, threads)),
-        lambda: r.input_request(input, samples, arg),
+        partial(r.model_request, model, arch, arch_arg, activation, trust, seed, device, dtype, threads),
+        partial(r.input_request, input, samples, arg),
         r.pair_request([*(source or []), *(layer or [])] or ["input"], target),
         r.run_request(method, chunk, max_memory, timeout, explain, quiet),
         r.output_request(output, format, force, no_color, "matrix"),
@@ -123,10 +124,10 @@ def deviation(
         command.run_saved(r.saved_request(jacobian, samples), how, out, gates)
         return
     command.run(
-        lambda: r.model_request(
-            path=r.needed_model(model), **_model(arch, arch_arg, activation, trust, seed, device, dtype, threads)
+        partial(
+            r.model_request, r.needed_model(model), arch, arch_arg, activation, trust, seed, device, dtype, threads
         ),
-        lambda: r.input_request(input, samples, arg),
+        partial(r.input_request, input, samples, arg),
         r.pair_request(r.needed_layers([*(layer or []), *(source or [])]), target),
         how,
         out,
@@ -147,7 +148,13 @@ def bench(
     ] = None,
     rounds: Annotated[
         int | None,
-        typer.Option("--rounds", metavar="N", min=1, help="Rounds; as many as fit --max-time by default.", show_default=False),
+        typer.Option(
+            "--rounds",
+            metavar="N",
+            min=1,
+            help="Rounds; as many as fit --max-time by default.",
+            show_default=False,
+        ),
     ] = None,
     max_time: Annotated[str, typer.Option("--max-time", metavar="TIME", help="Aim of all rounds together.")] = "10s",
     output: o.Output = None,
@@ -175,8 +182,8 @@ def bench(
     from jaccli.cli import request as r
 
     command.run(
-        lambda: r.model_request(path=model, **_model(arch, arch_arg, activation, trust, seed, device, dtype, threads)),
-        lambda: r.input_request(input, samples, arg),
+        partial(r.model_request, model, arch, arch_arg, activation, trust, seed, device, dtype, threads),
+        partial(r.input_request, input, samples, arg),
         r.pair_request([*(layer or []), *(source or [])] or ["input"], target),
         r.run_request("auto", chunk, max_memory, timeout, explain, quiet),
         r.output_request(output, format, force, no_color, "numbers"),
@@ -211,8 +218,8 @@ def layers(
     from jaccli.cli import request as r
 
     command.run(
-        lambda: r.model_request(path=model, **_model(arch, arch_arg, activation, trust, seed, device, dtype, threads)),
-        (lambda: r.input_request(input, samples, arg)) if input is not None else None,
+        partial(r.model_request, model, arch, arch_arg, activation, trust, seed, device, dtype, threads),
+        partial(r.input_request, input, samples, arg) if input is not None else None,
         r.output_request(output, format, force, no_color, "numbers"),
         o.parse_seconds(timeout),
     )
@@ -220,7 +227,10 @@ def layers(
 
 @app.command()
 def show(
-    file: Annotated[str | None, typer.Argument(metavar="FILE", help="What compute saved; - for a pipe.", show_default=False)] = None,
+    file: Annotated[
+        str | None,
+        typer.Argument(metavar="FILE", help="What compute saved; - for a pipe.", show_default=False),
+    ] = None,
     jacobian: o.Jacobian = None,
     samples: o.Samples = None,
     output: o.Output = None,
@@ -234,7 +244,10 @@ def show(
     from jaccli.cli import request as r
     from jaccli.cli import show as command
 
-    command.run(r.saved_request(r.one_of(file, jacobian), samples), r.output_request(output, format, force, no_color, "numbers"))
+    command.run(
+        r.saved_request(r.one_of(file, jacobian), samples),
+        r.output_request(output, format, force, no_color, "numbers"),
+    )
 
 
 @app.command()
@@ -246,25 +259,3 @@ def doctor(
     from jaccli.cli import request as r
 
     command.run(r.output_request(output, format, force, no_color, "numbers"))
-
-
-def _model(
-    arch: str | None,
-    arch_arg: list[str] | None,
-    activation: str | None,
-    trust: bool,
-    seed: int | None,
-    device: str | None,
-    dtype: str | None,
-    threads: int | None,
-) -> dict[str, object]:
-    return {
-        "arch": arch,
-        "arch_arg": arch_arg,
-        "activation": activation,
-        "trust": trust,
-        "seed": seed,
-        "device": device,
-        "dtype": dtype,
-        "threads": threads,
-    }

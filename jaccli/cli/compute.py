@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jaccli.prepare import Prepared
     from jaccli.sinks.matrix import PairMeta
 
+
 def run(
     model: Callable[[], ModelRequest],
     given: Callable[[], InputRequest],

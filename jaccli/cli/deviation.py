@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from jaccli.prepare import Prepared
     from jaccli.stream import Piece
 
-COLUMNS = ("source", "target", "sample", "frobenius", "relative", "spectral", "max_abs", "alpha", "identity_share")
+COLUMNS = (
+    "source",
+    "target",
+    "sample",
+    "frobenius",
+    "relative",
+    "spectral",
+    "max_abs",
+    "alpha",
+    "identity_share",
+)
 
 
 def run(
@@ -45,7 +55,10 @@ def run(
             record = found.setdefault(str(piece.pair[0]), _record(piece))
             record["samples"] += _figures(piece.outcome.matrix, loaded.numbers[piece.start :])
         if not found:
-            raise UsageError("none of the layers that the glob matches has a square J", "expected source and target of one size")
+            raise UsageError(
+                "none of the layers that the glob matches has a square J",
+                "expected source and target of one size",
+            )
         _finish(list(found.values()), loaded.timing.document(), out, gates)
 
 
@@ -70,7 +83,10 @@ def run_saved(saved: SavedRequest, how: RunRequest, out: OutputRequest, gates: S
             record = _empty(jacobian.source, jacobian.target)
             batch = jacobian.array.shape[0]
             numbers = saved.samples.indices(batch) if saved.samples else list(range(batch))
-            record["source"]["shape"], record["target"]["shape"] = [jacobian.array.shape[2]], [jacobian.array.shape[1]]
+            record["source"]["shape"], record["target"]["shape"] = (
+                [jacobian.array.shape[2]],
+                [jacobian.array.shape[1]],
+            )
             record["method"] = jacobian.provenance.get("method", "saved")
             record["samples"] = _figures(jacobian.array[numbers], numbers)
             found.append(record)
@@ -78,7 +94,13 @@ def run_saved(saved: SavedRequest, how: RunRequest, out: OutputRequest, gates: S
 
 
 def _empty(source: str, target: str) -> dict[str, Any]:
-    return {"source": {"layer": source}, "target": {"layer": target}, "method": "", "samples": [], "summary": {}}
+    return {
+        "source": {"layer": source},
+        "target": {"layer": target},
+        "method": "",
+        "samples": [],
+        "summary": {},
+    }
 
 
 def _is_square(prepared: Prepared) -> bool:
@@ -115,7 +137,9 @@ def _finish(found: list[dict[str, Any]], timing: dict[str, float], out: OutputRe
     for record in found:
         record["summary"] = summary(record["samples"], NORMS)
     rows = [
-        {"source": r["source"]["layer"], "target": r["target"]["layer"], **sample} for r in found for sample in r["samples"]
+        {"source": r["source"]["layer"], "target": r["target"]["layer"], **sample}
+        for r in found
+        for sample in r["samples"]
     ]
     document = {"schema_version": 1, "command": "deviation", "pairs": found, "timing": timing}
     style = style_of(sys.stdout.buffer, out.no_color)

@@ -40,7 +40,13 @@ def run(out: OutputRequest) -> None:
     document = {"schema_version": 1, "command": "doctor", "facts": facts}
     records = [{"what": name, "found": value} for name, value in facts.items()]
     with open_output(out.path, out.force) as handle:
-        write_numbers(out.format, handle, document=document, records=records, style=style_of(sys.stdout.buffer, out.no_color))
+        write_numbers(
+            out.format,
+            handle,
+            document=document,
+            records=records,
+            style=style_of(sys.stdout.buffer, out.no_color),
+        )
 
 
 def _version(package: str) -> str:
@@ -65,5 +71,9 @@ def _devices() -> list[str]:
     for kind in ("cuda", "mps", "xpu"):
         backend = torch.get_device_module(kind)
         if backend.is_available():
-            found += [kind] if kind == "mps" else [f"{kind}:{n} ({backend.get_device_name(n)})" for n in range(backend.device_count())]
+            found += (
+                [kind]
+                if kind == "mps"
+                else [f"{kind}:{n} ({backend.get_device_name(n)})" for n in range(backend.device_count())]
+            )
     return found

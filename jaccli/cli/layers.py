@@ -57,11 +57,11 @@ def _seen(network: Any, inputs: Any) -> list[dict[str, Any]]:
     for path, kind in _names(network):
         seen = found.get(path, Seen())
         row = _row(path, kind) | {"calls": seen.calls, "shape": None}
-        floating = {name: shape for name, (shape, dtype) in seen.outputs.items() if dtype.startswith(("float", "bfloat"))}
+        floating = {
+            name: shape for name, (shape, dtype) in seen.outputs.items() if dtype.startswith(("float", "bfloat"))
+        }
         if len(seen.outputs) == 1 or len(floating) == 1:
-            name, (shape, dtype) = next(
-                (n, s) for n, s in seen.outputs.items() if len(seen.outputs) == 1 or n in floating
-            )
+            shape, dtype = seen.outputs[next(iter(floating or seen.outputs))]
             row |= {"shape": _sample(shape, inputs.batch), "dtype": dtype}
             if shape[:1] != (inputs.batch,):
                 row["samples_dim"] = _dim(shape, inputs.batch)

@@ -45,20 +45,26 @@ Format = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Samples = Annotated[
-    str | None, typer.Option("--samples", metavar="PICK", help="Which samples: 0:8, or 3,5.", show_default=False)
+    str | None,
+    typer.Option("--samples", metavar="PICK", help="Which samples: 0:8, or 3,5.", show_default=False),
 ]
 ModelArgs = Annotated[
     list[str] | None,
     typer.Option(
-        "--arg", metavar="NAME=VALUE", help="A further argument of the model, by name or position (1=16000, m=@m.npy)."
+        "--arg",
+        metavar="NAME=VALUE",
+        help="A further argument of the model, by name or position (1=16000, m=@m.npy).",
     ),
 ]
 Arch = Annotated[
     str | None,
-    typer.Option("--arch", metavar="SPEC", help="The network of a state dict: package.module:callable or file.py:name."),
+    typer.Option(
+        "--arch", metavar="SPEC", help="The network of a state dict: package.module:callable or file.py:name."
+    ),
 ]
 ArchArgs = Annotated[
-    list[str] | None, typer.Option("--arch-arg", metavar="NAME=VALUE", help="An argument for --arch; may be repeated.")
+    list[str] | None,
+    typer.Option("--arch-arg", metavar="NAME=VALUE", help="An argument for --arch; may be repeated."),
 ]
 Activation = Annotated[
     str | None,
@@ -68,11 +74,14 @@ Trust = Annotated[bool, typer.Option("--trust", help="The model file may run cod
 Method = Annotated[
     str,
     typer.Option(
-        "--method", metavar="NAME", help="auto, reverse, forward, loop, replicate, functional or finite-difference."
+        "--method",
+        metavar="NAME",
+        help="auto, reverse, forward, loop, replicate, functional or finite-difference.",
     ),
 ]
 Device = Annotated[
-    str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda[:n], mps, xpu or auto.", show_default="cpu")
+    str | None,
+    typer.Option("--device", metavar="NAME", help="cpu, cuda[:n], mps, xpu or auto.", show_default="cpu"),
 ]
 Dtype = Annotated[
     str | None,
@@ -80,19 +89,23 @@ Dtype = Annotated[
 ]
 Chunk = Annotated[str, typer.Option("--chunk", metavar="auto|N", help="Rows or columns that go through at once.")]
 MaxMemory = Annotated[
-    str | None, typer.Option("--max-memory", metavar="SIZE", help="For J and the passes, as 4GiB.", show_default=False)
+    str | None,
+    typer.Option("--max-memory", metavar="SIZE", help="For J and the passes, as 4GiB.", show_default=False),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads.", show_default=False)]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Of fresh weights.", show_default=False)]
 Timeout = Annotated[
-    str | None, typer.Option("--timeout", metavar="TIME", help="Give up after this, as 60s.", show_default=False)
+    str | None,
+    typer.Option("--timeout", metavar="TIME", help="Give up after this, as 60s.", show_default=False),
 ]
 Explain = Annotated[bool, typer.Option("--explain", help="Print the plan on standard error.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No notes, no progress; warnings stay.")]
 NoColor = Annotated[bool, typer.Option("--no-color", help="No colours.")]
 Jacobian = Annotated[
     str | None,
-    typer.Option("--jacobian", metavar="FILE|-", help="A saved Jacobian, in place of MODEL and -i.", show_default=False),
+    typer.Option(
+        "--jacobian", metavar="FILE|-", help="A saved Jacobian, in place of MODEL and -i.", show_default=False
+    ),
 ]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jaccli.methods import METHODS
@@ -62,3 +62,16 @@ def progress(quiet: bool) -> Iterator[Bar]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as display:
         yield Bar(display, display.add_task("", total=None))
+
+
+@contextlib.contextmanager
+def status(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """One line on a terminal's standard error that says what is going on; silent elsewhere."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status("") as line:
+        yield lambda text: line.update(escape(text))

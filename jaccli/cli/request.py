@@ -145,9 +145,7 @@ def run_request(
         UsageError: an unknown method, or values that are not understood.
     """
     check_method(method)
-    return RunRequest(
-        method, parse_chunk(chunk), parse_bytes(max_memory), parse_seconds(timeout), explain, quiet
-    )
+    return RunRequest(method, parse_chunk(chunk), parse_bytes(max_memory), parse_seconds(timeout), explain, quiet)
 
 
 @dataclass(frozen=True)
@@ -196,7 +194,10 @@ def parse_gates(texts: Sequence[str]) -> tuple[Gate, ...]:
         except ValueError:
             limit = math.nan
         if norm not in GATED or math.isnan(limit):
-            raise UsageError(f"--fail-above {text!r} is not understood", f"expected NORM=VALUE, NORM one of {', '.join(GATED)}")
+            raise UsageError(
+                f"--fail-above {text!r} is not understood",
+                f"expected NORM=VALUE, NORM one of {', '.join(GATED)}",
+            )
         gates.append(Gate(norm, limit))
     return tuple(gates)
 
@@ -232,7 +233,9 @@ def refuse_with_jacobian(
     """
     for value, name in ((model, "MODEL"), (given, "--input"), (layer, "--layer"), (source, "--from")):
         if value:
-            raise UsageError(f"--jacobian and {name} are both given", "expected a saved Jacobian, or a model and its input")
+            raise UsageError(
+                f"--jacobian and {name} are both given", "expected a saved Jacobian, or a model and its input"
+            )
 
 
 def needed_model(model: str | None) -> str:
@@ -253,7 +256,11 @@ def needed_layers(names: list[str]) -> list[str]:
         UsageError: not given.
     """
     if not names:
-        raise UsageError("no layer is given", "expected --layer LAYER", "'jaccli layers MODEL' lists them; 'input' is one too")
+        raise UsageError(
+            "no layer is given",
+            "expected --layer LAYER",
+            "'jaccli layers MODEL' lists them; 'input' is one too",
+        )
     return names
 
 
@@ -264,7 +271,10 @@ def one_of(file: str | None, jacobian: str | None) -> str:
         UsageError: both or neither.
     """
     if (file is None) == (jacobian is None):
-        raise UsageError("expected one saved Jacobian" + (", got two" if file else ""), "as 'jaccli show J.npy', or '-' for a pipe")
+        raise UsageError(
+            "expected one saved Jacobian" + (", got two" if file else ""),
+            "as 'jaccli show J.npy', or '-' for a pipe",
+        )
     return file if file is not None else str(jacobian)
 
 

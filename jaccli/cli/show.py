@@ -38,7 +38,10 @@ def run(saved: SavedRequest, out: OutputRequest) -> None:
                     "shape": list(jacobian.array.shape),
                     "dtype": str(jacobian.array.dtype).removeprefix("torch."),
                     "provenance": dict(jacobian.provenance),
-                    "samples": [{k: v for k, v in row.items() if k not in ("source", "target")} for row in _rows(jacobian, numbers)],
+                    "samples": [
+                        {k: v for k, v in row.items() if k not in ("source", "target")}
+                        for row in _rows(jacobian, numbers)
+                    ],
                 }
                 for jacobian, numbers in entries
             ],
@@ -78,7 +81,8 @@ def _draw(handle: Any, jacobian: Any, numbers: list[int], style: Any, *, every: 
     handle.write(("\n".join(lines) + "\n").encode())
     for number in numbers if every else numbers[:1]:
         row = _rows(jacobian, [number])[0]
-        facts = f"sample {number}: frobenius {row['frobenius']:.6g}, from {row['min']:.4g} to {row['max']:.4g}, {row['zeros']:.0%} zeros"
+        span = f"from {row['min']:.4g} to {row['max']:.4g}, {row['zeros']:.0%} zeros"
+        facts = f"sample {number}: frobenius {row['frobenius']:.6g}, {span}"
         drawn = render_matrix(jacobian.array[number], source=jacobian.source, target=jacobian.target, style=style)
         handle.write(f"\n{facts}\n{drawn}".encode())
     if not every and len(numbers) > 1:

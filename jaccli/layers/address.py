@@ -139,7 +139,9 @@ def _parse_index(text: str, inside: str) -> tuple[IndexItem, ...]:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         node = None
     if not isinstance(node, ast.Subscript):
-        raise UsageError(f"layer {text!r}: [{inside}] is not an index", "expected a NumPy-style index, as [-1] or [:, 0]")
+        raise UsageError(
+            f"layer {text!r}: [{inside}] is not an index", "expected a NumPy-style index, as [-1] or [:, 0]"
+        )
     items: Sequence[ast.expr] = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
     return tuple(_index_item(text, item) for item in items)
 

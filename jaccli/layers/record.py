@@ -167,6 +167,8 @@ def _check_called(address: Address, made: Counter[str]) -> None:
         )
     if address.call is None and calls > 1:
         names = ", ".join(f"{address.path}#{k}{address.suffix}" for k in range(1, min(calls, 4) + 1))
-        raise UsageError(f"layer {str(address)!r} is called {calls} times", f"expected one of {names}" + "…" * (calls > 4))
+        raise UsageError(
+            f"layer {str(address)!r} is called {calls} times", f"expected one of {names}" + "…" * (calls > 4)
+        )
     if address.call is not None and address.call > calls:
         raise UnsupportedError(f"layer {str(address)!r}: {address.path!r} is called {calls} times for this input")

@@ -61,18 +61,18 @@ def locate(value: Any, elements: Path, name: str) -> Path:
             f"expected one of the elements {choices}",
             f"name one, as {_with_element(name, (*elements, *floating[0][0]))!r}",
         )
-    _no_derivative(found, inside, name)
+    raise _no_derivative(found, inside, name)
 
 
-def _no_derivative(found: list[tuple[Path, Tensor]], inside: Any, name: str) -> Any:
+def _no_derivative(found: list[tuple[Path, Tensor]], inside: Any, name: str) -> UnsupportedError:
     if found:
         kind = str(found[0][1].dtype).removeprefix("torch.")
-        raise UnsupportedError(
+        return UnsupportedError(
             f"layer {name!r} holds {kind} values, and there is no derivative with respect to or of {kind} values",
             "expected a floating-point activation",
             "choose a layer after them, as the output of an embedding",
         )
-    raise UnsupportedError(f"layer {name!r}: its value is {type(inside).__name__}, with no tensor in it")
+    return UnsupportedError(f"layer {name!r}: its value is {type(inside).__name__}, with no tensor in it")
 
 
 def _with_element(name: str, path: Path) -> str:

@@ -9,8 +9,7 @@ from jaccli.methods.forward import Forward
 from jaccli.names import MethodName
 
 METHODS: dict[MethodName, Method] = {
-    method.name: method
-    for method in (Reverse(), Forward(), Loop(), Replicate(), Functional(), FiniteDifference())
+    method.name: method for method in (Reverse(), Forward(), Loop(), Replicate(), Functional(), FiniteDifference())
 }
 
 __all__ = ["METHODS", "Method", "MethodGap", "MethodName", "Task"]

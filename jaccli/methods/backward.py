@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from jaccli.errors import JaccliError
 from jaccli.methods.base import Method, MethodGap, Task, is_out_of_memory, reason, spans
@@ -24,7 +26,7 @@ class Loop(Method):
             seed = task.out.new_zeros(linear.batch, linear.f.n_out)
             for row in range(linear.f.n_out):
                 seed[group, row] = 1
-                task.out[group, row] = _attempt(lambda s=seed: linear.vjp(s))[group]  # type: ignore[misc]
+                task.out[group, row] = _attempt(linear.vjp, seed)[group]
                 seed[group, row] = 0
                 task.tick(1)
 
@@ -45,7 +47,7 @@ class Reverse(Method):
         for group in task.groups():
             for start, stop in spans(linear.f.n_out, task.chunk):
                 seeds = task.seeds(start, stop, linear.f.n_out, group)
-                rows = _attempt(lambda s=seeds: linear.vjps(s))  # type: ignore[misc]
+                rows = _attempt(linear.vjps, seeds)
                 task.out[group, start:stop] = rows[:, group].movedim(0, 1)
                 task.tick(stop - start)
 
@@ -75,7 +77,7 @@ class Replicate(Method):
             seeds = task.seeds(start, stop, linear.f.n_out, slice(None)).reshape(value.shape)
             linear.passes["forward"] += copies
             linear.passes["vjp"] += copies
-            grad = _attempt(lambda v=value, p=points, s=seeds: torch.autograd.grad(v, p, s)[0])  # type: ignore[misc]
+            grad = _attempt(_gradient, value, points, seeds)
             task.out[:, start:stop] = grad.reshape(copies, linear.batch, -1).movedim(0, 1)
             task.tick(copies)
 
@@ -94,15 +96,15 @@ class Functional(Method):
         linear.passes["vjp"] += linear.f.n_out
         batch, n_out, n_in = linear.shape
 
-        def summed(h: torch.Tensor) -> torch.Tensor:
+        def summed(h: Tensor) -> Tensor:
             return linear.f(h).reshape(batch, n_out).sum(0)
 
         with torch.enable_grad():
             if task.samples_mix:
-                full = _attempt(lambda: jacobian(linear.f, linear.point)).reshape(batch, n_out, batch, n_in)
+                full = _attempt(jacobian, linear.f, linear.point).reshape(batch, n_out, batch, n_in)
                 task.out.copy_(full.diagonal(dim1=0, dim2=2).movedim(-1, 0))
             else:
-                rows = _attempt(lambda: jacobian(summed, linear.point))
+                rows = _attempt(jacobian, summed, linear.point)
                 task.out.copy_(rows.reshape(n_out, batch, n_in).movedim(0, 1))
         task.tick(n_out)
 
@@ -119,16 +121,20 @@ def check_tiling(task: Task) -> None:
     try:
         with torch.no_grad():
             twice = linear.evaluate(torch.cat([linear.point] * 2), copies=2)
-    except JaccliError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise MethodGap(f"the model does not take copies of the batch: {reason(error)}") from None
     want = torch.cat([linear.value] * 2)
     if twice.shape != want.shape or not _close(twice, want):
         raise MethodGap("with copies of the batch the model gives other values")
 
 
-def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+def _gradient(value: Tensor, point: Tensor, cotangent: Tensor) -> Tensor:
+    return torch.autograd.grad(value, point, cotangent)[0]
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
     """Equal but for rounding, which may differ with the number of samples."""
     tolerance = torch.finfo(b.dtype).eps ** 0.75
     finite = b[b.isfinite()].abs()
@@ -136,10 +142,10 @@ def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
 
 
-def _attempt(call):  # type: ignore[no-untyped-def]
+def _attempt(call: Callable[..., Tensor], *args: Any) -> Tensor:
     """Run a pass; an error of torch becomes a gap, but for memory, which another method would not mend."""
     try:
-        return call()
+        return call(*args)
     except JaccliError:
         raise
     except Exception as error:

@@ -52,7 +52,7 @@ class Forward(Method):
             ("vectorised", linear.jvps, nullcontext()),
             ("column by column", one_by_one, nullcontext()),
         ]
-        if task.out.device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        if task.out.device.type == "cpu" and torch.backends.mkldnn.is_available():
             ways.append(("column by column without oneDNN", one_by_one, torch.backends.mkldnn.flags(enabled=False)))
         return ways
 

@@ -50,7 +50,8 @@ def step_scale(point: Tensor) -> Tensor:
 
 def column_norms(block: Tensor) -> Tensor:
     """``(batch, n_out, k)`` → ``(batch, k)``."""
-    return torch.linalg.vector_norm(block, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(block, dim=1)
+    return norms
 
 
 def choose_step(factors: list[float], quotients: Tensor, bends: Tensor, scale: Tensor) -> Pilot:

@@ -1,0 +1,1 @@
+"""MODEL as a network that jaccli can run with its layers in sight."""

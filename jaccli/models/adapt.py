@@ -37,11 +37,7 @@ def as_network(model: Any) -> Network:
         from jaccli.models.eager import EagerNetwork
 
         return EagerNetwork(model)
-    what = (
-        f"the class {model.__name__}"
-        if isinstance(model, type)
-        else f"an object of type {type(model).__name__}"
-    )
+    what = f"the class {model.__name__}" if isinstance(model, type) else f"an object of type {type(model).__name__}"
     raise UsageError(
         f"the model is {what}",
         "expected an nn.Module, a ScriptModule or an exported program",

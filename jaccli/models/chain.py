@@ -86,9 +86,7 @@ def check_activation(name: str) -> str:
     )
 
 
-def rebuild_chain(
-    state: Mapping[str, Tensor], activation: str, path: Path | str, *, ordered: bool = True
-) -> nn.Module:
+def rebuild_chain(state: Mapping[str, Tensor], activation: str, path: Path | str, *, ordered: bool = True) -> nn.Module:
     """The chain of linear layers whose state dict this is, with ``activation`` between them.
 
     The order is that of the file (``ordered``) if the shapes chain in it, else that of the numbers in the

@@ -191,9 +191,7 @@ def _no_weights(path: Path, found: object, inert: Mapping[str, object]) -> Refus
             "expected names and tensors, which need no code to load",
             "save model.state_dict(); or --trust, if you trust the file to run code",
         )
-    return RefusedError(
-        f"{quote(path)} holds no state dict", "expected a dict of names and tensors", _SAVE_AGAIN
-    )
+    return RefusedError(f"{quote(path)} holds no state dict", "expected a dict of names and tensors", _SAVE_AGAIN)
 
 
 def _tar_format(path: Path) -> RefusedError:

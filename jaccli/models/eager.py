@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit._fuser import optimized_execution
 
 from jaccli.models.network import Network, Tap
 from jaccli.models.state import ModuleState, same_noise, without_parameter_gradients
@@ -38,7 +39,7 @@ class EagerNetwork(Network):
             assert self._state is not None
             self._state.install()
             stack.enter_context(same_noise(self._device()))
-            stack.enter_context(torch.jit.optimized_execution(False))
+            stack.enter_context(optimized_execution(False))
             if tap is not None:
                 stack.enter_context(_hooks(self.module, tap))
             return self.module(*args, **kwargs)
@@ -84,10 +85,12 @@ class EagerNetwork(Network):
     def doubtful(self) -> list[str]:
         named = list(self.module.named_modules())
         mixing = [n for n, m in named if isinstance(m, _BATCH_NORMS) and (m.training or m.running_mean is None)]
-        noisy = [n for n, m in named if isinstance(m, _NOISY) and m.training and getattr(m, "p", 1)]
+        noisy = [n for n, m in named if isinstance(m, _NOISY) and m.training and getattr(m, "p", 1.0) != 0]
         found = []
         if mixing:
-            found.append(f"BatchNorm normalises over the batch ({_some(mixing)}): each sample's J depends on the others")
+            found.append(
+                f"BatchNorm normalises over the batch ({_some(mixing)}): each sample's J depends on the others"
+            )
         if noisy:
             found.append(f"Dropout is in training mode ({_some(noisy)}): J is that of one random mask")
         return found

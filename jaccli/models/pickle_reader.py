@@ -36,9 +36,7 @@ _HOSTILE_MODULES = frozenset(
     )
 )
 _FILE_OPENERS = frozenset(("io.open", "_io.open", "io.FileIO", "_io.FileIO", "io.open_code", "_io.open_code"))
-_HOSTILE_BUILTINS = frozenset(
-    ("eval", "exec", "execfile", "compile", "open", "input", "__import__", "breakpoint")
-)
+_HOSTILE_BUILTINS = frozenset(("eval", "exec", "execfile", "compile", "open", "input", "__import__", "breakpoint"))
 
 
 class PickleReader(pickle._Unpickler):

@@ -99,9 +99,7 @@ def _inside(path: Path) -> str:
         return "this is a TensorFlow SavedModel; give the PyTorch network it came from"
     if ".metadata" in names:
         return "this is a distributed checkpoint: convert it with torch.distributed.checkpoint.format_utils"
-    models = [
-        name for name in names if name.endswith((".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt"))
-    ]
+    models = [name for name in names if name.endswith((".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt"))]
     return f"give one file of it: {listed(models)}" if models else "give a file"
 
 
@@ -169,9 +167,7 @@ def _foreign_zip(names: list[str]) -> tuple[str, str]:
         return "a TorchServe archive (.mar)", "unzip it and give the .pt file inside"
     if "model.weights.h5" in names:
         return "a Keras model", "jaccli runs PyTorch networks only; rebuild it in PyTorch"
-    models = [
-        name for name in names if name.endswith((".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt"))
-    ]
+    models = [name for name in names if name.endswith((".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt"))]
     if models:
         return "a zip archive with a model file inside", f"unzip it and give {listed(models)}"
     return "a zip archive that torch did not write", "give the model file itself"

@@ -117,9 +117,7 @@ def _holds(value: Any, depth: int = 3, seen: set[int] | None = None) -> bool:
         return False
     seen.add(id(value))
     entries = list(_plain(value).items())
-    return any(
-        isinstance(key, str) and (is_tensor(one) or _holds(one, depth - 1, seen)) for key, one in entries
-    )
+    return any(isinstance(key, str) and (is_tensor(one) or _holds(one, depth - 1, seen)) for key, one in entries)
 
 
 def _choose(inner: list[str], has_tensors: bool, path: Path) -> str | None:
@@ -165,9 +163,7 @@ def without_infixes(state: Mapping[str, T], wanted: Iterable[str] = ()) -> tuple
     return result, notes
 
 
-def match_names(
-    state: Mapping[str, T], wanted: Iterable[str], path: Path | str
-) -> tuple[dict[str, T], list[str]]:
+def match_names(state: Mapping[str, T], wanted: Iterable[str], path: Path | str) -> tuple[dict[str, T], list[str]]:
     """``state`` under the names that the model uses: a prefix taken off or put on, parametrizations renamed.
 
     Raises:
@@ -178,9 +174,7 @@ def match_names(
     best = _best_prefix(state, names, path)
     if best.startswith("-"):
         prefix = best[1:]
-        state = {
-            name[len(prefix) :] if name.startswith(prefix) else name: v for name, v in _last(state, prefix)
-        }
+        state = {name[len(prefix) :] if name.startswith(prefix) else name: v for name, v in _last(state, prefix)}
         notes.append(f"the prefix {quote(prefix)} was taken off the names")
     elif best:
         state = {best + name: value for name, value in state.items()}
@@ -237,9 +231,7 @@ _PARAMETRIZED = (
 )
 
 
-def _rename_parametrizations(
-    state: dict[str, T], wanted: set[str], notes: list[str]
-) -> tuple[dict[str, T], list[str]]:
+def _rename_parametrizations(state: dict[str, T], wanted: set[str], notes: list[str]) -> tuple[dict[str, T], list[str]]:
     renamed: dict[str, T] = {}
     count = 0
     for name, value in state.items():

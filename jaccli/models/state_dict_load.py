@@ -18,9 +18,7 @@ _COMPUTABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _RIGHT_ARCH = "give the --arch, and --arch-arg, that the file was saved from"
 
 
-def load_into(
-    module: nn.Module, state: Mapping[str, Tensor], path: Path | str = "the state dict"
-) -> nn.Module:
+def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path | str = "the state dict") -> nn.Module:
     """``module`` with the values of ``state`` copied in, converted to the file's floating dtype.
 
     The dtype follows the file where all of its floating tensors agree on float16, bfloat16, float32 or

@@ -47,9 +47,7 @@ class MappedFile:
         part: torch.UntypedStorage = self._bytes[start : start + nbytes]
         if start % 16 == 0:
             return part
-        copied: torch.UntypedStorage = (
-            torch.tensor([], dtype=torch.uint8).set_(part).clone().untyped_storage()
-        )
+        copied: torch.UntypedStorage = torch.tensor([], dtype=torch.uint8).set_(part).clone().untyped_storage()
         return copied
 
 
@@ -213,18 +211,14 @@ class TensorMaker:
         return self._storages[key]
 
     def _sparse(self, name: str, spec: SparseSpec) -> Tensor:
-        parts: list[Any] = [
-            self.make(name, part) if isinstance(part, TensorSpec) else part for part in spec.parts
-        ]
+        parts: list[Any] = [self.make(name, part) if isinstance(part, TensorSpec) else part for part in spec.parts]
         if spec.layout == "torch.sparse_coo":
             indices, values, size = parts[:3]
             return torch.sparse_coo_tensor(indices, values, size, check_invariants=True)
         layouts = ("sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc")
         layout = {f"torch.{kind}": getattr(torch, kind) for kind in layouts}[spec.layout]
         outer, inner, values, size = parts
-        return torch.sparse_compressed_tensor(
-            outer, inner, values, size, layout=layout, check_invariants=True
-        )
+        return torch.sparse_compressed_tensor(outer, inner, values, size, layout=layout, check_invariants=True)
 
 
 def _from_array(shell: ArrayShell) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,9 +46,10 @@ def load_torchscript(path: Path, *, trust: bool) -> torch.jit.ScriptModule:
 
 def _load(path: Path) -> tuple[torch.jit.ScriptModule, object]:
     unit = torch._C.CompilationUnit()
+    load: Any = torch._C.import_ir_module  # its stub lacks the last argument
+    wrap: Any = torch.jit._recursive.wrap_cpp_module
     try:
-        handle = torch._C.import_ir_module(unit, str(path), torch.device("cpu"), {}, False)
-        return torch.jit._recursive.wrap_cpp_module(handle), unit
+        return wrap(load(unit, str(path), torch.device("cpu"), {}, False)), unit
     except Exception as error:  # whatever a damaged file makes torch raise
         raise _explain(str(error), path) from None
 

@@ -63,7 +63,7 @@ class JacobianOperator:
             return torch.stack([self._linear.vjp(column) for column in u.unbind(-1)], dim=-1)
 
     @property
-    def T(self) -> TransposedOperator:
+    def T(self) -> TransposedOperator:  # noqa: N802 - as in NumPy
         """The transposed map, ``(batch, n_in, n_out)``."""
         return TransposedOperator(self)
 

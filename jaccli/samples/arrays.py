@@ -29,9 +29,7 @@ def read_npy(handle: IO[bytes], size: int, name: str, *, text: bool = False) -> 
     """
     shape, dtype = _header(handle, name)
     if dtype.hasobject:
-        raise RefusedError(
-            f"{name} holds Python objects (a pickle, which could run code)", "expected numbers"
-        )
+        raise RefusedError(f"{name} holds Python objects (a pickle, which could run code)", "expected numbers")
     if not text:
         _check_numbers(dtype, name)
     n_bytes = math.prod(shape) * dtype.itemsize

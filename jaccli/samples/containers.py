@@ -64,11 +64,7 @@ def pick_key(container: Container, key: str | None, source: Source) -> str:
         return container.keys[0]
     if key in container.keys:
         return str(key)
-    given = (
-        f"{source.name} holds {len(container.keys)} arrays"
-        if key is None
-        else f"{source.name} has no {key!r}"
-    )
+    given = f"{source.name} holds {len(container.keys)} arrays" if key is None else f"{source.name} has no {key!r}"
     raise UsageError(given, f"expected one of {list_keys(container.keys)}", "name it as FILE[KEY]")
 
 
@@ -152,9 +148,7 @@ class _TorchFile(Container):
         tensor = self._tensors[key].detach()
         name = f"{self._source.name}[{key!r}]"
         if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
-            raise RefusedError(
-                f"{name} is sparse, nested, quantized or without data", "expected a dense tensor"
-            )
+            raise RefusedError(f"{name} is sparse, nested, quantized or without data", "expected a dense tensor")
         # A stride of 0 lets a small file claim any number of elements.
         if tensor.numel() * tensor.element_size() > max(tensor.untyped_storage().nbytes(), 1 << 28):
             raise RefusedError(f"{name} claims {tensor.numel()} elements that the file does not hold")
@@ -191,9 +185,7 @@ def _check_torch_archive(source: Source) -> None:
     with zipfile.ZipFile(source.handle) as archive:
         members = archive.infolist()
     if any(info.compress_type != zipfile.ZIP_STORED for info in members):
-        raise RefusedError(
-            f"{source.name} is compressed, which torch.save never does", remedy="save it again"
-        )
+        raise RefusedError(f"{source.name} is compressed, which torch.save never does", remedy="save it again")
     declared = sum(info.file_size for info in members)
     if declared > source.size:
         raise RefusedError(f"{source.name} claims {declared} bytes and has {source.size}")

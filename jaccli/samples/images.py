@@ -44,9 +44,7 @@ def read_folder(folder: str) -> Tensor:
             require_memory(pixels.nbytes * len(names), repr(folder))
         images[name] = pixels
     if not images:
-        raise RefusedError(
-            f"{folder!r} holds no images", "expected PNG, JPEG, BMP, GIF, TIFF, WebP or PPM files"
-        )
+        raise RefusedError(f"{folder!r} holds no images", "expected PNG, JPEG, BMP, GIF, TIFF, WebP or PPM files")
     if others:
         note(f"{folder!r}: {len(others)} files that are no images were passed over, as {others[0]!r}")
     return _stack(images, folder)

@@ -96,9 +96,7 @@ def _checked(samples: Tensor, name: str) -> Tensor:
     if samples.is_complex():
         raise RefusedError(f"{name} holds complex numbers", "expected real numbers")
     if samples.dim() == 0:
-        raise RefusedError(
-            f"{name} is a single number", "expected an array whose first dimension is the samples"
-        )
+        raise RefusedError(f"{name} is a single number", "expected an array whose first dimension is the samples")
     if samples.numel() == 0:
         raise RefusedError(f"{name} holds no samples: shape {tuple(samples.shape)}")
     if samples.is_floating_point():
@@ -111,10 +109,6 @@ def _warn_non_finite(samples: Tensor, name: str) -> None:
     finite = (samples.float() if samples.element_size() == 1 else samples).isfinite()
     if not finite.all():
         count = int((~finite).sum())
-        first = (
-            int((~finite).flatten(1).any(1).nonzero()[0])
-            if samples.dim() > 1
-            else int((~finite).nonzero()[0])
-        )
+        first = int((~finite).flatten(1).any(1).nonzero()[0]) if samples.dim() > 1 else int((~finite).nonzero()[0])
         values = "value" if count == 1 else "values"
         warn(f"{name} has {count} non-finite {values} (first at sample {first})")

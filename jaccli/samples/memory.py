@@ -19,9 +19,7 @@ def require_memory(n_bytes: int, what: str) -> None:
     """
     available = available_memory()
     if available is not None and n_bytes > available:
-        raise ResourceError(
-            f"{what} needs {format_bytes(n_bytes)} of memory", f"available: {format_bytes(available)}"
-        )
+        raise ResourceError(f"{what} needs {format_bytes(n_bytes)} of memory", f"available: {format_bytes(available)}")
 
 
 def format_bytes(n_bytes: float) -> str:

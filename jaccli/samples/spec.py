@@ -193,9 +193,7 @@ def parse_samples(text: str, flag: str = "--samples") -> Selection:
             raise UsageError(f"{flag} {text!r}: {part!r} is not understood", "expected 0:8, 3,5, -1 or ::2")
         values = [int(field) if field else None for field in fields]
         if len(fields) > 3 or (len(fields) == 3 and values[2] == 0):
-            raise UsageError(
-                f"{flag} {text!r}: {part!r} is not a slice", "expected START:STOP[:STEP], STEP not 0"
-            )
+            raise UsageError(f"{flag} {text!r}: {part!r} is not a slice", "expected START:STOP[:STEP], STEP not 0")
         parts.append(slice(*values) if len(fields) > 1 else cast(int, values[0]))
     return Selection(tuple(parts), text, flag)
 
@@ -250,9 +248,7 @@ def _parse_list(text: str, where: str) -> list[ArgValue]:
             continue
         if isinstance(value, list) and _is_plain(value):
             return cast("list[ArgValue]", value)
-    raise UsageError(
-        f"{where}: {text!r} is not a list", "expected numbers, true, null or quoted text, as [1,2]"
-    )
+    raise UsageError(f"{where}: {text!r} is not a list", "expected numbers, true, null or quoted text, as [1,2]")
 
 
 def _is_plain(value: object) -> bool:

@@ -29,9 +29,7 @@ def read_table(handle: BinaryIO, name: str) -> Tensor:
             row = np.array([_number(field) for field in fields])
         except ValueError:
             column, bad = next((i, f) for i, f in enumerate(fields, 1) if not _is_number(f))
-            raise RefusedError(
-                f"{name}, line {line}, column {column}: {bad[:40]!r} is not a number"
-            ) from None
+            raise RefusedError(f"{name}, line {line}, column {column}: {bad[:40]!r} is not a number") from None
         if rows and len(row) != len(rows[0]):
             raise RefusedError(
                 f"{name}, line {line}: {len(row)} columns", f"expected {len(rows[0])} as in the rows before"

@@ -8,9 +8,7 @@ from typing import Literal, TypeAlias, cast, get_args
 
 from jaccli.errors import UsageError
 
-Format: TypeAlias = Literal[
-    "table", "json", "jsonl", "csv", "markdown", "npy", "npz", "pt", "safetensors", "zarr"
-]
+Format: TypeAlias = Literal["table", "json", "jsonl", "csv", "markdown", "npy", "npz", "pt", "safetensors", "zarr"]
 Kind: TypeAlias = Literal["numbers", "matrix"]
 
 NUMBERS: tuple[Format, ...] = ("table", "json", "jsonl", "csv", "markdown")
@@ -112,9 +110,7 @@ def _by_extension(out: str, allowed: tuple[Format, ...], kind: Kind) -> Format:
     if extension not in _EXTENSIONS:
         known = ", ".join(end for end, name in _EXTENSIONS.items() if name in allowed)
         given = f"extension {extension!r}" if extension else "no extension"
-        raise UsageError(
-            f"--output {out!r}: {given} names no format", f"expected {known}", "or give --format"
-        )
+        raise UsageError(f"--output {out!r}: {given} names no format", f"expected {known}", "or give --format")
     return _fitting(_EXTENSIONS[extension], allowed, kind, f"--output {out!r}")
 
 

@@ -117,9 +117,7 @@ class MatrixSink(ABC):
         tensor = tensor.detach().to("cpu", pair.torch_dtype).contiguous()
         fits = tensor.dim() == 3 and tuple(tensor.shape[1:]) == pair.shape[1:]
         if not fits or start != self._written[key] or start + len(tensor) > pair.shape[0]:
-            raise InternalError(
-                f"block {tuple(tensor.shape)} at sample {start} does not continue {pair.shape}"
-            )
+            raise InternalError(f"block {tuple(tensor.shape)} at sample {start} does not continue {pair.shape}")
         self._written[key] += len(tensor)
         self._write(pair, start, tensor)
 

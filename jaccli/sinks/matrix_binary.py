@@ -119,9 +119,7 @@ class TorchSink(_CollectedSink):
 
     def _finish(self, named: dict[str, Tensor], provenance: dict[str, str]) -> None:
         # A block may be a view of something larger, which torch.save would store whole.
-        whole = {
-            key: t if t.untyped_storage().nbytes() == t.nbytes else t.clone() for key, t in named.items()
-        }
+        whole = {key: t if t.untyped_storage().nbytes() == t.nbytes else t.clone() for key, t in named.items()}
         guarded: Any = _Remembering(self._out)
         try:
             torch.save({**whole, PROVENANCE: provenance}, guarded)
@@ -137,9 +135,7 @@ class ZarrSink(MatrixSink):
         try:
             import zarr
         except ImportError:
-            raise UsageError(
-                "--format zarr: zarr is not installed", remedy="pip install 'jaccli[zarr]'"
-            ) from None
+            raise UsageError("--format zarr: zarr is not installed", remedy="pip install 'jaccli[zarr]'") from None
         if is_stream(self.target.out):
             raise UsageError("zarr: a store is a folder", remedy="name it with -o NAME.zarr")
         folder = self._stack.enter_context(atomic_folder(str(self.target.out), self.target.force))

@@ -57,12 +57,7 @@ class CsvSink(MatrixSink):
         names = [inert(pair.source), inert(pair.target)]
         for offset, matrix in enumerate(block):
             sample = self.samples[start + offset]
-            self._emit(
-                [
-                    [sample, *names, row, *values, *blanks]
-                    for row, values in enumerate(matrix.double().tolist())
-                ]
-            )
+            self._emit([[sample, *names, row, *values, *blanks] for row, values in enumerate(matrix.double().tolist())])
 
     def _close(self, provenance: dict[str, str]) -> None:
         del provenance  # no place for it
@@ -112,9 +107,7 @@ class TableSink(MatrixSink):
         for position in range(start, min(start + len(block), _TABLE_SAMPLES)):
             names = f"{inert(pair.source)} -> {inert(pair.target)}"
             head = f"J of {names}, sample {self.samples[position]}, {n_out} x {n_in}, {pair.dtype}\n"
-            body = render_matrix(
-                block[position - start], source=pair.source, target=pair.target, style=self._style
-            )
+            body = render_matrix(block[position - start], source=pair.source, target=pair.target, style=self._style)
             self._out.write((head + body + "\n").encode())
         if start + len(block) == batch > _TABLE_SAMPLES:
             rest = f"{batch - _TABLE_SAMPLES} more samples: --samples picks, -o FILE saves them all\n"

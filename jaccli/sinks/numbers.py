@@ -77,9 +77,7 @@ def write_csv(records: Iterable[Record], out: BinaryIO) -> None:
 def markdown_table(records: Sequence[Record], columns: Sequence[str] | None = None) -> str:
     """A GitHub table, numbers to the right."""
     rows = [flatten(record) for record in records]
-    names = (
-        list(columns) if columns is not None else list(dict.fromkeys(name for row in rows for name in row))
-    )
+    names = list(columns) if columns is not None else list(dict.fromkeys(name for row in rows for name in row))
     lines = ["| " + " | ".join(map(_markdown_cell, names)) + " |"]
     marks = ["--:" if any(_is_number(row.get(name)) for row in rows) else ":--" for name in names]
     lines.append("| " + " | ".join(marks) + " |")

@@ -106,9 +106,7 @@ def _read_zarr(path: str) -> list[SavedJacobian]:
         raise UsageError(f"{path!r}: zarr is not installed", remedy="pip install 'jaccli[zarr]'") from None
     try:
         store: Any = zarr.open(path, mode="r")
-        arrays: list[Any] = (
-            [store] if isinstance(store, zarr.Array) else [array for _, array in store.arrays()]
-        )
+        arrays: list[Any] = [store] if isinstance(store, zarr.Array) else [array for _, array in store.arrays()]
         arrays.sort(key=lambda array: int(str(array.attrs.get("index", 0))))
         metadata = {str(k): str(v) for k, v in dict(store.attrs.get("provenance", {})).items()}
         return [

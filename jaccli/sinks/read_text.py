@@ -110,9 +110,7 @@ def _matrix(record: dict[str, Any], name: str) -> Tensor:
     if isinstance(shape, list) and shape != list(array.shape):
         raise RefusedError(f"{name}: a Jacobian of shape {tuple(array.shape)} is said to have {tuple(shape)}")
     if array.dim() not in (2, 3):
-        raise RefusedError(
-            f"{name}: 'jacobian' has {array.dim()} dimensions", "expected 2, or 3 with the samples"
-        )
+        raise RefusedError(f"{name}: 'jacobian' has {array.dim()} dimensions", "expected 2, or 3 with the samples")
     array = array if array.dim() == 3 else array[None]
     return array.to(_DTYPES.get(str(record.get("dtype")), torch.float64))
 

@@ -57,9 +57,7 @@ def cell(value: Any) -> str:
     return inert(str(value))
 
 
-def _across(
-    names: list[str], rows: list[list[str]], records: Sequence[Mapping[str, Any]], style: Style
-) -> Table:
+def _across(names: list[str], rows: list[list[str]], records: Sequence[Mapping[str, Any]], style: Style) -> Table:
     table = Table(box=box.SIMPLE_HEAD if style.unicode else box.ASCII2, pad_edge=False)
     for name in names:
         numeric = any(isinstance(json_value(record.get(name)), int | float) for record in records)

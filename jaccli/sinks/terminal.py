@@ -38,9 +38,7 @@ def style_of(out: BinaryIO, no_color: bool = False) -> Style:
     color = (wanted or bool(os.environ.get("FORCE_COLOR"))) and not no_color
     locale = next((os.environ[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if os.environ.get(name)), "")
     unicode = not terminal or locale.upper().replace("-", "").endswith("UTF8")
-    return Style(
-        max(size.columns, 20), max(size.lines, 10), color, unicode, terminal or "COLUMNS" in os.environ
-    )
+    return Style(max(size.columns, 20), max(size.lines, 10), color, unicode, terminal or "COLUMNS" in os.environ)
 
 
 def to_text(drawing: RenderableType, style: Style) -> str:

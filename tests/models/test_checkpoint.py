@@ -416,9 +416,7 @@ def test_missing_names_are_refused_with_the_nearest():
 
 
 def test_another_architecture_is_refused_with_both_shapes():
-    with pytest.raises(
-        RefusedError, match=r"'fc1\.weight' has shape \(4, 3\)\nexpected \(5, 3\); 6 more differ"
-    ):
+    with pytest.raises(RefusedError, match=r"'fc1\.weight' has shape \(4, 3\)\nexpected \(5, 3\); 6 more differ"):
         load_into(Net(5), state(), "m.pt")
 
 
@@ -430,9 +428,7 @@ def test_counters_that_old_files_lack_are_harmless():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_the_model_takes_the_one_dtype_of_the_file(dtype):
-    values = {
-        name: value.to(dtype) if value.is_floating_point() else value for name, value in state(5).items()
-    }
+    values = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state(5).items()}
     net = loaded(Net(), values, f"computes in {str(dtype)[6:]}")
     assert same(net.state_dict(), values)
 

@@ -177,9 +177,7 @@ def leaves(value: Any) -> list[Tensor]:
 class Recorder:
     """A tap that keeps what it sees and may put something else in its place."""
 
-    def __init__(
-        self, paths: set[str] | None = None, swap: dict[Any, Any] | None = None, stop: Any = None
-    ) -> None:
+    def __init__(self, paths: set[str] | None = None, swap: dict[Any, Any] | None = None, stop: Any = None) -> None:
         self.paths = None if paths is None else frozenset(paths)
         self.seen: dict[Any, Any] = {}
         self._swap, self._stop = swap or {}, stop
@@ -195,9 +193,7 @@ class Recorder:
         return self._swap.get((path, call, "out"), output)
 
 
-def eager_seen(
-    model: nn.Module, args: Any, kwargs: Any, swap: dict[Any, Any] | None = None
-) -> tuple[Any, dict]:
+def eager_seen(model: nn.Module, args: Any, kwargs: Any, swap: dict[Any, Any] | None = None) -> tuple[Any, dict]:
     """The same with hooks on the module itself."""
     seen, calls, swap = {}, Counter(), swap or {}
     handles = []
@@ -398,9 +394,7 @@ def test_input_is_not_written_to(exported: Callable[[str], Exported]) -> None:
 
 
 def test_random_numbers_are_the_same_in_every_run() -> None:
-    program = torch.export.export(
-        nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(4)).train(), (torch.randn(3, 4),)
-    )
+    program = torch.export.export(nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(4)).train(), (torch.randn(3, 4),))
     network = ExportedNetwork(program)
     x, generator = torch.randn(3, 4), torch.get_rng_state()
     torch.testing.assert_close(network.run((x,), {}), network.run((x,), {}), rtol=0, atol=0)
@@ -412,9 +406,7 @@ def test_random_numbers_are_the_same_in_every_run() -> None:
 def test_names_and_layers(exported: Callable[[str], Exported]) -> None:
     made = exported("residual")
     model = load_exported(made.path)
-    assert [name for name, _ in model.named_parameters()] == [
-        name for name, _ in made.eager.named_parameters()
-    ]
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in made.eager.named_parameters()]
     wanted = {name: type(module).__name__ for name, module in made.eager.named_modules() if name}
     wanted["inner.2"] = "Module"  # Identity leaves no node that would tell its type
     got = dict(ExportedNetwork(model).layers())

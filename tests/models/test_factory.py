@@ -176,9 +176,7 @@ def test_wrong_names_are_usage_errors(folder, spec, said):
 
 
 def test_arguments_it_does_not_take_are_a_usage_error(folder):
-    with pytest.raises(
-        UsageError, match=r"unexpected keyword argument 'wdth'\nit takes \(width=7, act='relu'\)"
-    ):
+    with pytest.raises(UsageError, match=r"unexpected keyword argument 'wdth'\nit takes \(width=7, act='relu'\)"):
         build("nets.py:Net", {"wdth": 3})
 
 
@@ -197,9 +195,7 @@ def test_what_the_users_code_raises_is_told_in_three_lines(folder, spec, said):
     assert "second line" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "code", ["import not_installed_at_all", "def f(:", "1 / 0", "raise SystemExit('usage')"]
-)
+@pytest.mark.parametrize("code", ["import not_installed_at_all", "def f(:", "1 / 0", "raise SystemExit('usage')"])
 def test_a_file_that_cannot_be_imported(folder, code):
     (folder / "broken.py").write_text(code)
     modules = set(sys.modules)

@@ -62,9 +62,7 @@ def test_a_module_that_is_given_stays_as_it_is(tmp_path):
 
 def test_weights_without_arch_say_what_to_give(tmp_path):
     save_file(mlp(3, 4, 2).state_dict(), tmp_path / "m.pt")
-    with pytest.raises(
-        UsageError, match=r"holds weights without a network\nexpected --arch .*\nor --activation"
-    ):
+    with pytest.raises(UsageError, match=r"holds weights without a network\nexpected --arch .*\nor --activation"):
         load_model(tmp_path / "m.pt")
 
 
@@ -85,9 +83,7 @@ def test_options_that_do_not_go_together(tmp_path, options, said):
 def test_a_pickled_module_with_and_without_trust(tmp_path):
     torch.save(mlp(3, 4, 2).train(), tmp_path / "m.pt")
     for options in ({}, {"arch": make}, {"activation": "tanh"}):
-        with pytest.raises(
-            RefusedError, match=r"needs the code of 'torch\.nn\.modules\.container\.Sequential'"
-        ):
+        with pytest.raises(RefusedError, match=r"needs the code of 'torch\.nn\.modules\.container\.Sequential'"):
             load_model(tmp_path / "m.pt", **options)
     with pytest.warns(JaccliNote, match="--trust"):
         model = load_model(tmp_path / "m.pt", trust=True)

@@ -36,9 +36,7 @@ def tensor(name: str) -> dict[str, Any]:
     return {"as_tensor": {"name": name}}
 
 
-def meta(
-    sizes: list[int], strides: list[int], offset: int = 0, dtype: int = 7, layout: int = 7
-) -> dict[str, Any]:
+def meta(sizes: list[int], strides: list[int], offset: int = 0, dtype: int = 7, layout: int = 7) -> dict[str, Any]:
     return {
         "dtype": dtype,
         "sizes": [{"as_int": size} for size in sizes],
@@ -285,9 +283,7 @@ SPOILERS: dict[str, Callable[[Made], object]] = {
     "weight outside": lambda made: made.weights["fc.weight"].update(path_name="../secret"),
     "weight absent": lambda made: made.weights["fc.weight"].update(path_name="weight_9"),
     "bad stack": lambda made: made.graph["nodes"][0]["metadata"].update(nn_module_stack="a;b"),
-    "bad tree": lambda made: made.program["graph_module"]["module_call_graph"][0]["signature"].update(
-        out_spec="[["
-    ),
+    "bad tree": lambda made: made.program["graph_module"]["module_call_graph"][0]["signature"].update(out_spec="[["),
     "big endian": lambda made: made.files.update(byteorder=b"big"),
     "two inputs": lambda made: made.program["graph_module"]["signature"]["input_specs"].pop(),
     "value read before it is made": lambda made: made.graph["nodes"].insert(0, EARLY),

@@ -64,9 +64,7 @@ def test_other_arrangements_are_refused() -> None:
             tree.flatten(bad)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[", "[1]", "{}", '[1, {"type": "builtins.dict"}]', "[1, " + "[" * 5000]
-)
+@pytest.mark.parametrize("text", ["", "[", "[1]", "{}", '[1, {"type": "builtins.dict"}]', "[1, " + "[" * 5000])
 def test_damage(text: str) -> None:
     with pytest.raises(RefusedError, match="damaged"):
         parse_spec(text, {})

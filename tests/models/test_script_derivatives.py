@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jaccli.models.script import ScriptNetwork
-from tests.models.script_nets import SCENARIOS
+from tests.models.script_nets import scenario
 
 # Networks of one differentiable input whose output is, or starts with, a tensor.
 NAMES = [
@@ -48,7 +48,7 @@ def close(a: Tensor, b: Tensor) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_jacobians_agree(name: str) -> None:
-    eager, module, args = SCENARIOS[name]()
+    eager, module, args = scenario(name)
     J, _ = truth(eager, args)
     network = ScriptNetwork(module)
 
@@ -72,7 +72,7 @@ def test_jacobians_agree(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in NO_EAGER_VMAP])
 def test_vmapped_transforms_agree(name: str) -> None:
-    eager, module, args = SCENARIOS[name]()
+    eager, module, args = scenario(name)
     J, _ = truth(eager, args)
     network = ScriptNetwork(module)
 
@@ -85,7 +85,7 @@ def test_vmapped_transforms_agree(name: str) -> None:
 
 
 def test_second_derivatives_agree() -> None:
-    eager, module, args = SCENARIOS["twice"]()
+    eager, module, args = scenario("twice")
     network = ScriptNetwork(module)
 
     def squared(run: Any, x: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def test_second_derivatives_agree() -> None:
 
 
 def test_parameters_get_gradients_outside_a_session() -> None:
-    eager, module, args = SCENARIOS["chain"]()
+    eager, module, args = scenario("chain")
     network = ScriptNetwork(module)
     ours = torch.autograd.grad(network.run(args, {}).sum(), list(network.tensors()))
     theirs = torch.autograd.grad(eager(*args).sum(), list(eager.parameters()))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from jaccli.errors import JaccliError, RefusedError, UnsupportedError, UsageError
 from jaccli.models.script import ScriptNetwork
-from tests.models.script_nets import SCENARIOS, Control, Images, Stateful, Twice, make
+from tests.models.script_nets import SCENARIOS, Control, Images, Stateful, Twice, make, scenario
 
 
 def reloaded(module: Any) -> Any:
@@ -29,7 +29,7 @@ def same(a: Any, b: Any) -> None:
 @pytest.mark.parametrize("name", SCENARIOS)
 @pytest.mark.parametrize("source", ["made here", "loaded"])
 def test_outputs_are_the_modules_own_and_repeat(name: str, source: str) -> None:
-    _, module, args = SCENARIOS[name]()
+    _, module, args = scenario(name)
     if source == "loaded":
         module = reloaded(module)
     network = ScriptNetwork(module)
@@ -43,7 +43,7 @@ def test_outputs_are_the_modules_own_and_repeat(name: str, source: str) -> None:
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_the_module_stays_as_it_was(name: str) -> None:
-    _, module, args = SCENARIOS[name]()
+    _, module, args = scenario(name)
     before = {key: value.clone() for key, value in module.state_dict().items()}
     flags = [m.training for m in module.modules()]
     versions = [t._version for t in [*module.parameters(), *module.buffers()]]
@@ -56,7 +56,7 @@ def test_the_module_stays_as_it_was(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_layers_are_named_modules(name: str) -> None:
-    eager, module, _ = SCENARIOS[name]()
+    eager, module, _ = scenario(name)
     layers = ScriptNetwork(reloaded(module)).layers()
     assert list(layers) == [path for path, _ in module.named_modules() if path]
     assert all(layers[path] == type(m).__name__ for path, m in eager.named_modules() if path)
@@ -69,9 +69,7 @@ def test_a_float64_copy_agrees_and_is_independent(name: str) -> None:
     _, module, args = SCENARIOS[name]()
     network = ScriptNetwork(module)
     double = network.cast(dtype=torch.float64)
-    wide = torch.utils._pytree.tree_map_only(
-        Tensor, lambda t: t.double() if t.is_floating_point() else t, args
-    )
+    wide = torch.utils._pytree.tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, args)
     with torch.no_grad():
         single_out, double_out = network.run(args, {}), double.run(wide, {})
         for a, b in zip(
@@ -123,8 +121,9 @@ def test_session_turns_parameters_off_and_on_again() -> None:
     _, module, args = make(Twice, (2, 4))
     module.fc.bias.requires_grad_(False)
     network = ScriptNetwork(module)
-    with pytest.raises(KeyError), network.session():
+    with network.session():
         assert not network.run(args, {}).requires_grad
+    with pytest.raises(KeyError), network.session():
         raise KeyError
     assert module.fc.weight.requires_grad
     assert not module.fc.bias.requires_grad
@@ -177,7 +176,7 @@ def test_the_models_own_refusal_is_passed_on() -> None:
 @pytest.mark.parametrize("name", ["chain", "images", "control"])
 @pytest.mark.parametrize("load", [False, True])
 def test_frozen_modules_run(finish: Any, name: str, load: bool) -> None:
-    _, module, args = SCENARIOS[name]()
+    _, module, args = scenario(name)
     frozen = finish(module)
     want = module(*args)
     if load and finish is torch.jit.optimize_for_inference and name == "images":
@@ -196,7 +195,7 @@ def test_frozen_modules_run(finish: Any, name: str, load: bool) -> None:
 
 
 def test_print_does_not_reach_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
-    _, module, args = SCENARIOS["strings"]()
+    _, module, args = scenario("strings")
     ScriptNetwork(module).run(args, {})
     assert capfd.readouterr().out == ""
 
@@ -219,7 +218,7 @@ def test_grad_mode_is_put_back_when_a_tap_stops_inside_no_grad() -> None:
         def forward(self, x: Tensor) -> Tensor:
             with torch.no_grad():
                 y = self.fc(x)
-            return y
+            return y * 2
 
     from jaccli.models.network import StopRun
 

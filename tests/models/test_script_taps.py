@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from jaccli.errors import UnsupportedError
 from jaccli.models.network import StopRun
 from jaccli.models.script import ScriptNetwork
-from tests.models.script_nets import SCENARIOS, Inplace, Twice, make
+from tests.models.script_nets import Inplace, Twice, make, scenario
 from tests.models.test_script_networks import reloaded, same
 
 # Where eager mode calls the same modules with the same arguments (a trace drops Identity's, say).
@@ -80,7 +80,7 @@ def eager_run(module: nn.Module, args: Any, tap: Record) -> Any:
 @pytest.mark.parametrize("name", COMPARABLE)
 @pytest.mark.parametrize("load", [False, True])
 def test_boundaries_are_those_of_eager_hooks(name: str, load: bool) -> None:
-    eager, module, args = SCENARIOS[name]()
+    eager, module, args = scenario(name)
     network = ScriptNetwork(reloaded(module) if load else module)
     ours, theirs = Record(), Record()
     with torch.no_grad():
@@ -92,19 +92,17 @@ def test_boundaries_are_those_of_eager_hooks(name: str, load: bool) -> None:
 
 @pytest.mark.parametrize("name", COMPARABLE)
 def test_replacing_an_activation_does_what_a_hook_does(name: str) -> None:
-    eager, module, args = SCENARIOS[name]()
+    eager, module, args = scenario(name)
     seen = Record()
     with torch.no_grad():
         ScriptNetwork(module).run(args, {}, seen)
     for key in seen.values:
         swap = {key: lambda t: (t * 2 + 1).requires_grad_()}
-        # A second copy of the state: eager mode keeps what a call leaves behind.
-        eager, module, args = SCENARIOS[name]()
+        if name == "state":  # eager mode keeps what a call leaves behind
+            eager, module, args = scenario(name)
         out = ScriptNetwork(module).run(args, {}, Record(swap=swap))
         with torch.no_grad():
-            reference = eager_run(
-                eager, tuple(a.clone() for a in args), Record(swap={key: lambda t: t * 2 + 1})
-            )
+            reference = eager_run(eager, tuple(a.clone() for a in args), Record(swap={key: lambda t: t * 2 + 1}))
         same(out.detach(), reference)
 
 
@@ -132,12 +130,12 @@ def test_a_leaf_put_before_an_in_place_operator_stays_whole_and_gets_its_gradien
 
 
 def test_an_identity_in_a_trace_is_found_in_a_sequential_and_refused_elsewhere() -> None:
-    _, module, args = SCENARIOS["chain traced"]()
+    _, module, args = scenario("chain traced")
     tap = Record(paths=frozenset({"0", "1"}))
     ScriptNetwork(module).run(args, {}, tap)
     same(tap.values["1", 1, "in"], tap.values["0", 1, "out"])
     same(tap.values["1", 1, "out"], tap.values["0", 1, "out"])
-    _, module, args = SCENARIOS["twice traced"]()
+    _, module, args = scenario("twice traced")
     network = ScriptNetwork(module)
     network.run(args, {}, Record())
     with pytest.raises(UnsupportedError, match="skip"):
@@ -145,7 +143,7 @@ def test_an_identity_in_a_trace_is_found_in_a_sequential_and_refused_elsewhere()
 
 
 def test_interface_and_container_choices_are_reported_by_their_path() -> None:
-    _, module, args = SCENARIOS["dynamic"]()
+    _, module, args = scenario("dynamic")
     tap = Record()
     ScriptNetwork(module).run(args, {}, tap)
     assert [path for kind, path, _ in tap.events if kind == "enter"] == ["table.a", "pick", "table.b"]
@@ -153,7 +151,7 @@ def test_interface_and_container_choices_are_reported_by_their_path() -> None:
 
 @pytest.mark.parametrize("name", ["encoder", "attention", "transformer"])
 def test_attention_layers_are_reached_without_gradients_too(name: str) -> None:
-    _, module, args = SCENARIOS[name]()
+    _, module, args = scenario(name)
     network, tap = ScriptNetwork(module), Record()
     with torch.no_grad(), network.session():
         network.run(args, {}, tap)

@@ -109,9 +109,7 @@ class _Entries:
 
     def read(self, name: str, limit: int | None = None) -> bytes:
         entry = self._archive.getinfo(name)
-        bomb = entry.file_size > _INFLATE_FREELY and entry.file_size > _MAX_RATIO * max(
-            entry.compress_size, 1
-        )
+        bomb = entry.file_size > _INFLATE_FREELY and entry.file_size > _MAX_RATIO * max(entry.compress_size, 1)
         if bomb or (limit is not None and entry.file_size > limit):
             raise RefusedError(
                 f"an entry of the archive unpacks to {entry.file_size} bytes from {entry.compress_size}",
@@ -127,9 +125,7 @@ def _read_new(entries: _Entries, model: str) -> Archive:
     root, stem = model.split("/")[0], model.split("/")[-1].removesuffix(".json")
     names = set(entries.names())
     if f"{root}/byteorder" in names and entries.read(f"{root}/byteorder", 16).strip() != b"little":
-        raise RefusedError(
-            "the archive was written on a big-endian machine", "expected little-endian tensors"
-        )
+        raise RefusedError("the archive was written on a big-endian machine", "expected little-endian tensors")
     tensors: dict[str, Tensor] = {}
     for folder, label in (("weights", "weights"), ("constants", "constants")):
         config = f"{root}/data/{folder}/{stem}_{label}_config.json"

@@ -147,9 +147,7 @@ def node_arguments(
     return tuple(args), kwargs
 
 
-def _loose_arguments(
-    raw: list[Mapping[str, Any]], parse_graph: ParseGraph
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _loose_arguments(raw: list[Mapping[str, Any]], parse_graph: ParseGraph) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments of arithmetic and control flow, which have no schema."""
     args: list[Any] = []
     kwargs: dict[str, Any] = {}

@@ -110,9 +110,7 @@ def _check_shape(leaf: Leaf, value: Any, sizes: dict[str, tuple[int, str]]) -> N
         if extent.size is not None and size != extent.size:
             batch = dimension == 0 and extent.size > 0
             remedy = (
-                f"export with dynamic_shapes, or give {extent.size} samples"
-                if batch
-                else "export with dynamic_shapes"
+                f"export with dynamic_shapes, or give {extent.size} samples" if batch else "export with dynamic_shapes"
             )
             raise _misfit(leaf, given, remedy)
         low = extent.low if extent.low > _SPECIALISED else 0

@@ -132,9 +132,7 @@ def _call(
     outputs = tuple(name for name in made if any(index > last for index in readers.get(name, ())))
     shape = _known_shape(frame.type, inside, outputs)
     if shape is not None:
-        outputs = tuple(
-            dict.fromkeys((*(name for name in outputs if name not in _flat(shape)), *_flat(shape)))
-        )
+        outputs = tuple(dict.fromkeys((*(name for name in outputs if name not in _flat(shape)), *_flat(shape))))
     return ModuleCall(frame.path, first, last, depth, inputs, outputs or tuple(inside[-1].made()), shape)
 
 

@@ -26,8 +26,7 @@ _GUARDS: Final = "_guards_fn"
 def is_exported_program(model: object) -> bool:
     """Whether this is what ``torch.export.export`` returns; torch.export is not imported for it."""
     return any(
-        cls.__name__ == "ExportedProgram" and cls.__module__.startswith("torch.export")
-        for cls in type(model).__mro__
+        cls.__name__ == "ExportedProgram" and cls.__module__.startswith("torch.export") for cls in type(model).__mro__
     )
 
 
@@ -35,9 +34,7 @@ def is_exported_module(model: object) -> bool:
     """Whether this is what ``ExportedProgram.module()`` returns: operators only, traced from modules."""
     if not isinstance(model, fx.GraphModule) or not hasattr(model.graph._codegen, "pytree_info"):
         return False
-    called = [
-        node for node in model.graph.nodes if node.op in ("call_module", "call_method", "call_function")
-    ]
+    called = [node for node in model.graph.nodes if node.op in ("call_module", "call_method", "call_function")]
     if any(node.op != "call_function" and node.target != _GUARDS for node in called):
         return False
     return any("nn_module_stack" in node.meta for node in called)
@@ -177,9 +174,7 @@ class _Converter:
                 nodes.append(self._node(node))
             elif node.op == "output":
                 given = node.args[0]
-                outputs = tuple(
-                    self._value(item) for item in (given if isinstance(given, (tuple, list)) else (given,))
-                )
+                outputs = tuple(self._value(item) for item in (given if isinstance(given, (tuple, list)) else (given,)))
         return Graph(tuple(inputs), nodes, outputs)
 
     def _node(self, node: fx.Node) -> Node:
@@ -215,10 +210,7 @@ class _Converter:
                 return (node.name,)
             names[index] = user.name
         self._folded.update(taken)
-        listed = (
-            isinstance(value, list)
-            and len(getattr(getattr(node.target, "_schema", None), "returns", ())) == 1
-        )
+        listed = isinstance(value, list) and len(getattr(getattr(node.target, "_schema", None), "returns", ())) == 1
         return (tuple(names),) if listed else (*names,)
 
     def _value(self, value: Any) -> Any:
@@ -259,9 +251,7 @@ def _operator(target: Any) -> Callable[..., Any]:
 
 
 def _target(target: Any) -> str:
-    return (
-        str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
-    )
+    return str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
 
 
 def _type_name(kind: Any) -> str:

@@ -120,9 +120,7 @@ class Execution:
         tap: sees module calls.
     """
 
-    def __init__(
-        self, device: torch.device, dtypes: Mapping[torch.dtype, torch.dtype], tap: Tap | None = None
-    ) -> None:
+    def __init__(self, device: torch.device, dtypes: Mapping[torch.dtype, torch.dtype], tap: Tap | None = None) -> None:
         self.device, self.dtypes, self.tap = device, dtypes, tap
         self.counts: Counter[str] = Counter()
 
@@ -214,9 +212,7 @@ class _Scope:
         outputs = node.outputs
         if not outputs:
             return
-        single = len(outputs) == 1 and (
-            isinstance(outputs[0], tuple) or not isinstance(result, (tuple, list))
-        )
+        single = len(outputs) == 1 and (isinstance(outputs[0], tuple) or not isinstance(result, (tuple, list)))
         results = (result,) if single else tuple(result)
         for output, item in zip(outputs, results, strict=False):
             if isinstance(output, tuple):

@@ -116,9 +116,7 @@ class _Parser:
             elif kind == "constant_input":
                 leaves.append(Leaf(None, value_of(spec["value"], self.graph)))
             else:
-                raise UnsupportedError(
-                    f"the exported model takes a {kind.replace('_', ' ')[:40]!r} as an input"
-                )
+                raise UnsupportedError(f"the exported model takes a {kind.replace('_', ' ')[:40]!r} as an input")
         return state, leaves
 
     def leaf(self, arg: Mapping[str, Any], values: Mapping[str, Any]) -> Leaf:

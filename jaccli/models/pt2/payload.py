@@ -79,9 +79,7 @@ def _number(raw: Any) -> int:
     return value
 
 
-def _check_extent(
-    name: str, sizes: list[int], strides: list[int], offset: int, itemsize: int, stored: int
-) -> None:
+def _check_extent(name: str, sizes: list[int], strides: list[int], offset: int, itemsize: int, stored: int) -> None:
     count = 1
     for size in sizes:
         count *= size

@@ -60,9 +60,7 @@ class Spec:
         if self.kind == "leaf":
             return [value]
         parts = self._parts(value)
-        return [
-            leaf for child, part in zip(self.children, parts, strict=True) for leaf in child.flatten(part)
-        ]
+        return [leaf for child, part in zip(self.children, parts, strict=True) for leaf in child.flatten(part)]
 
     def _parts(self, value: Any) -> list[Any]:
         if self.kind == "dict":

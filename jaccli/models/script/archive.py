@@ -41,9 +41,7 @@ def screen_archive(path: Path) -> None:
         for name in sorted(names):
             if name in {"data.pkl", "constants.pkl"}:
                 folder = name.removesuffix(".pkl")
-                tensors = Tensors(
-                    {k[len(folder) + 1 :]: n for k, n in sizes.items() if k.startswith(folder + "/")}
-                )
+                tensors = Tensors({k[len(folder) + 1 :]: n for k, n in sizes.items() if k.startswith(folder + "/")})
                 inspect_pickle(reader.get_record(name), tensors, path)
             elif name.startswith("code/") and not name.endswith(".debug_pkl"):
                 _screen_source(reader.get_record(name), path)

@@ -32,9 +32,7 @@ def describe(schema: Any) -> str:
 
 def signature(schema: Any) -> list[tuple[str, Any]]:
     """``(name, default)`` of every argument but ``self``; ``REQUIRED`` where there is no default."""
-    return [
-        (a.name, a.default_value if a.has_default_value() else REQUIRED) for a in list(schema.arguments)[1:]
-    ]
+    return [(a.name, a.default_value if a.has_default_value() else REQUIRED) for a in list(schema.arguments)[1:]]
 
 
 def bind(schema: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:

@@ -124,8 +124,8 @@ def _lost_identity(builder: Builder, node: Any) -> Step:
             frame[slot] = run.call_layer(instance, lambda _, args: args[1], [frame[slot]], written)
         elif run.wanted is not None:
             raise UnsupportedError(
-                f"layer {printable(instance.node.path)!r} is an Identity, and the trace did not record its value",
-                "a layer that the trace kept",
+                f"layer {printable(instance.node.path)!r} is an Identity that the trace left out",
+                "a layer that the trace recorded",
                 "name the layer before it, or use torch.jit.script",
             )
 
@@ -169,9 +169,7 @@ def _fork(builder: Builder, node: Any) -> Step:
 
 def _if(builder: Builder, node: Any) -> Step:
     condition, outs = builder.slot(node.inputsAt(0)), builder.slots(node.outputs())
-    (yes, yes_ends), (no, no_ends) = (
-        (builder.block(block), builder.slots(block.outputs())) for block in node.blocks()
-    )
+    (yes, yes_ends), (no, no_ends) = ((builder.block(block), builder.slots(block.outputs())) for block in node.blocks())
 
     def branch(frame: Frame) -> None:
         steps, ends = (yes, yes_ends) if frame[condition] else (no, no_ends)

@@ -17,7 +17,7 @@ def _attention(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     weights, biases = qkv_weight.chunk(3), qkv_bias.chunk(3)
     q, k, v = (
-        F.linear(x, w, b).unflatten(-1, (heads, -1)).transpose(1, 2)
+        F.linear(x, w, b).reshape(*x.shape[:2], heads, -1).transpose(1, 2)
         for x, w, b in zip((query, key, value), weights, biases, strict=True)
     )
     scores = q @ k.transpose(-2, -1) * (embed_dim // heads) ** -0.5
@@ -84,9 +84,7 @@ REPLACED: dict[str, Callable[..., Any]] = {
     "prim::MKLDNNHardTanh": F.hardtanh,
     "prim::MKLDNNClamp": torch.clamp,
     "prim::MKLDNNScalarMul": torch.mul,
-    "prim::MKLDNNLayerNorm": lambda x, shape, weight, bias, eps, *_: F.layer_norm(
-        x, shape, weight, bias, eps
-    ),
+    "prim::MKLDNNLayerNorm": lambda x, shape, weight, bias, eps, *_: F.layer_norm(x, shape, weight, bias, eps),
     "prim::BroadcastMKLDNNTensors": torch.broadcast_tensors,
 }
 

@@ -169,7 +169,7 @@ ALWAYS: dict[str, Callable[..., Any]] = {
     "aten::__derive_index": lambda i, start, step: start + i * step,
     "aten::format": _format,
     "aten::str": str,
-    "aten::percentFormat": lambda template, *values: template % values,
+    "aten::percentFormat": lambda template, *values: template % (values[0] if len(values) == 1 else values),
     "aten::tensor": _tensor,
     "aten::as_tensor": _as_tensor,
     "aten::_unwrap_optional": _unwrap,

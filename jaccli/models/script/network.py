@@ -47,9 +47,7 @@ class ScriptNetwork(Network):
         self._program, self._root = program, program.root
         forward = program.code.function(f"{self._root.cls}.forward")
         if forward is None:
-            raise UnsupportedError(
-                "the TorchScript model has no forward method", "a model that can be called"
-            )
+            raise UnsupportedError("the TorchScript model has no forward method", "a model that can be called")
         self._schema = forward.schema
         inputs = list(forward.graph.inputs())[1:]
         name = f"{self._root.cls}.forward"

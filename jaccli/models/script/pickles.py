@@ -102,9 +102,7 @@ class _Inert(pickle.Unpickler):
         self.foreign = ""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == "__torch__" and not f"{module}.{name}.".startswith(
-            "__torch__.torch.classes."
-        ):
+        if module.split(".")[0] == "__torch__" and not f"{module}.{name}.".startswith("__torch__.torch.classes."):
             return _Object
         if module == "torch" and name in _ITEMSIZES:
             return name

@@ -106,10 +106,11 @@ def _unit_of(module: torch.jit.ScriptModule) -> tuple[Any, Any]:
         return ours, module._c
     # Loaded by the user: the functions that its methods call are out of reach, but a copy has them.
     buffer = io.BytesIO()
+    load: Any = torch._C.import_ir_module_from_buffer  # its stub lacks the last argument
     try:
         torch.jit.save(module, buffer)
         unit = torch._C.CompilationUnit()
-        copy = torch._C.import_ir_module_from_buffer(unit, buffer.getvalue(), None, {}, False)
+        copy = load(unit, buffer.getvalue(), None, {}, False)
     except RuntimeError:
         return None, module._c
     return unit, copy

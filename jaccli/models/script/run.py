@@ -61,9 +61,7 @@ class Run:
             return False
         return self.wanted is None or owner.node.path in self.wanted
 
-    def call_layer(
-        self, owner: Instance, function: Callable[..., Any], args: list[Any], written: list[bool]
-    ) -> Any:
+    def call_layer(self, owner: Instance, function: Callable[..., Any], args: list[Any], written: list[bool]) -> Any:
         """Call a module's forward under the eyes of the tap.
 
         Args:

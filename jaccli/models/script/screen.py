@@ -20,8 +20,8 @@ _UNSAFE = {
     "aten::_unsafe_masked_index_put_accumulate", "aten::_sparse_coo_tensor_unsafe",
     "aten::_sparse_compressed_tensor_unsafe", "aten::_sparse_csr_tensor_unsafe",
     "aten::_sparse_csc_tensor_unsafe", "aten::_sparse_bsr_tensor_unsafe", "aten::_sparse_bsc_tensor_unsafe",
-    "aten::_nested_view_from_buffer", "aten::_nested_view_from_jagged", "aten::_cufft_set_plan_cache_max_size",
-    "aten::_cufft_clear_plan_cache", "aten::set_data",
+    "aten::_nested_view_from_buffer", "aten::_nested_view_from_jagged", "aten::set_data",
+    "aten::_cufft_set_plan_cache_max_size", "aten::_cufft_clear_plan_cache",
 }  # fmt: skip
 
 # Computes, and is run through PyTorch's own operator table.
@@ -69,9 +69,7 @@ def _verdict(node: Any) -> str:
     known = kind in control.EMITTERS or kind in natives.ALWAYS or kind in natives.SCALARS
     if kind.startswith("prim::"):
         return (
-            ""
-            if known or kind in fused.REPLACED or kind in _PRIM
-            else "uses an operator that is not known to be safe"
+            "" if known or kind in fused.REPLACED or kind in _PRIM else "uses an operator that is not known to be safe"
         )
     if kind.partition("::")[0] not in _NAMESPACES:
         return "uses an operator that is not PyTorch's own"

@@ -36,11 +36,11 @@ class ModuleNode:
             yield from child.walk()
 
 
-def live_tree(module: torch.jit.ScriptModule, shape: Any, path: str = "") -> ModuleNode:
+def live_tree(module: Any, shape: Any, path: str = "") -> ModuleNode:
     """The tree of a module; attributes are those the module has when they are read.
 
     Args:
-        module: the model or one of its submodules.
+        module: the model, a ``ScriptModule``, or one of its submodules.
         shape: the same module in the compilation unit whose graphs are run.
         path: its dotted path.
     """

@@ -117,9 +117,7 @@ def matches(value: Any, kind: Any) -> bool:
     if name == "ListType":
         return isinstance(value, list) and all(matches(v, inner[0]) for v in value)
     if name == "DictType":
-        return isinstance(value, dict) and all(
-            matches(k, inner[0]) and matches(v, inner[1]) for k, v in value.items()
-        )
+        return isinstance(value, dict) and all(matches(k, inner[0]) and matches(v, inner[1]) for k, v in value.items())
     if name == "TupleType":
         return (
             isinstance(value, tuple)

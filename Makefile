@@ -1,0 +1,46 @@
+# `make demo` and `make test` work from a fresh clone: each installs what it needs into .venv first.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+MODELS := sample_models
+
+.PHONY: demo test lint bench format models clean help
+
+help:
+	@echo "make demo    install, and run the main job on a sample model"
+	@echo "make test    install, and run the tests"
+	@echo "make lint    ruff and mypy"
+	@echo "make bench   methods side by side on sample models"
+	@echo "make models  build the sample models again"
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[all]' pytest pytest-xdist hypothesis ruff mypy
+	touch $(STAMP)
+
+demo: $(STAMP)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh sample_models/demo.sh
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/run.py
+
+models: $(STAMP)
+	$(BIN)/python $(MODELS)/build.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

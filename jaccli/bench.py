@@ -1,0 +1,230 @@
+"""Methods side by side: interleaved rounds, one process, the same samples, checked against a reference."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jaccli import defaults
+from jaccli.errors import JaccliError
+from jaccli.execution import Outcome, fill
+from jaccli.layers.record import Inputs
+from jaccli.methods import MethodGap
+from jaccli.methods.base import reason
+from jaccli.models.network import Network
+from jaccli.names import MethodName
+from jaccli.planning import Decision, decide
+from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare
+from jaccli.reference import Reference, reference, relative_error
+from jaccli.stream import Choice, stream
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Contender:
+    """One method in the race.
+
+    Args:
+        method: its name.
+        status: ``ok``, or ``failed`` with ``why``.
+        takes: the method that ``auto`` chose.
+        times_s: seconds of each round, forward pass included.
+        peak_bytes: most memory held at once beyond what was there before, J included.
+        max_error: largest relative Frobenius error of a sample against the reference.
+        predicted_s: what the plan said.
+        plan_s: seconds that planning took, once.
+    """
+
+    method: MethodName
+    status: str = "ok"
+    why: str = ""
+    takes: str = ""
+    times_s: list[float] = field(default_factory=list)
+    peak_bytes: int | None = None
+    max_error: float | None = None
+    predicted_s: float | None = None
+    plan_s: float = 0.0
+    call: Callable[[], Tensor] | None = None
+
+    @property
+    def median_s(self) -> float:
+        """Median of the rounds."""
+        return float(np.median(self.times_s)) if self.times_s else float("nan")
+
+
+@dataclass(frozen=True)
+class Race:
+    """All contenders and what they were held against."""
+
+    contenders: list[Contender]
+    reference: Reference
+    rounds: int
+    shape: tuple[int, int, int]
+
+
+def race(
+    network: Network,
+    inputs: Inputs,
+    pair: Pair,
+    methods: Sequence[MethodName],
+    *,
+    rounds: int | None = None,
+    max_time: float = 10.0,
+    max_memory: int | None = None,
+    chunk: int | None = None,
+    say: Say = lambda text: None,
+) -> Race:
+    """Time the methods on one pair.
+
+    Each is warmed up and checked once, then all take turns, in an order that rotates, until the rounds
+    are done: at least three, at most ``BENCH_ROUNDS``, about ``max_time`` seconds in all. What is timed
+    is one whole J from samples that are there: forward pass and products; for ``auto``, a call of a
+    plan, its checks included.
+
+    Args:
+        network: the model.
+        inputs: samples and further arguments.
+        pair: addresses.
+        methods: which.
+        rounds: how many; by default what fits.
+        max_time: aim in seconds.
+        max_memory: as for ``jaccli.jacobian``.
+        chunk: as for ``jaccli.jacobian``.
+        say: told what is going on.
+    """
+    choice = Choice("auto", max_memory, chunk)
+    with computing(network):
+        with exact_attention(True):
+            (probe,) = prepare(network, inputs, [pair])
+        say("reference in float64")
+        truth = reference(network, inputs, pair, probe.samples_mix)
+        contenders = [_enter(network, inputs, pair, replace(choice, method=m), probe) for m in methods]
+        for contender in contenders:
+            say(f"warm-up {contender.method}")
+            _warm_up(contender, truth)
+        running = [c for c in contenders if c.status == "ok"]
+        count = rounds or _rounds([c.times_s.pop() for c in running], max_time)
+        for turn in range(count):
+            say(f"round {turn + 1} of {count}")
+            for position in range(len(running)):
+                contender = running[(turn + position) % len(running)]
+                contender.times_s.append(_timed(contender)[0])
+        for contender in running:
+            say(f"memory of {contender.method}")
+            contender.peak_bytes = _peak_bytes(contender)
+    return Race(contenders, truth, count, probe.linear.shape)
+
+
+def _enter(network: Network, inputs: Inputs, pair: Pair, choice: Choice, probe: Prepared) -> Contender:
+    contender = Contender(choice.method)
+    start = time.perf_counter()
+    try:
+        with exact_attention(choice.exact_attention):
+            (prepared,) = prepare(network, inputs, [pair], graph=choice.needs_graph)
+            decision = decide(
+                prepared, choice.method, max_memory=choice.max_memory, chunk=choice.chunk, keep=inputs.batch
+            )
+    except JaccliError as error:
+        contender.status, contender.why = "failed", error.given
+        return contender
+    contender.plan_s = time.perf_counter() - start
+    contender.takes, contender.predicted_s = decision.method or "zero", decision.predicted_s
+    contender.call = _caller(network, inputs, pair, choice, decision, probe)
+    return contender
+
+
+def _caller(
+    network: Network, inputs: Inputs, pair: Pair, choice: Choice, decision: Decision, probe: Prepared
+) -> Callable[[], Tensor]:
+    if choice.method == "auto" or decision.method is None:
+        # What a user's call of a plan costs, its checks included.
+        return lambda: torch.cat(
+            [p.outcome.matrix for p in stream(network, inputs, [pair], choice, keep=True, decisions=[decision])]
+        )
+    method = decision.method
+
+    def plain() -> Tensor:
+        with exact_attention(choice.exact_attention):
+            (prepared,) = prepare(network, inputs, [pair], graph=choice.needs_graph, probe=False)
+            prepared.samples_mix = probe.samples_mix
+            outcome: Outcome = fill(prepared, method, decision.chunk)
+        return outcome.matrix
+
+    return plain
+
+
+def _warm_up(contender: Contender, truth: Reference) -> None:
+    if contender.status != "ok":
+        return
+    try:
+        seconds, matrix = _timed(contender)
+        if seconds < defaults.BENCH_SHORT:  # a first call imports and allocates
+            seconds, matrix = _timed(contender)
+    except (JaccliError, MethodGap) as error:
+        contender.status = "failed"
+        contender.why = error.given if isinstance(error, JaccliError) else reason(error)
+        return
+    contender.max_error = relative_error(matrix, truth.matrix)
+    contender.times_s.append(seconds)
+
+
+def _timed(contender: Contender) -> tuple[float, Tensor]:
+    assert contender.call is not None
+    _synchronise()
+    start = time.perf_counter()
+    matrix = contender.call()
+    _synchronise()
+    return time.perf_counter() - start, matrix
+
+
+def _synchronise() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def _rounds(warm: Sequence[float], max_time: float) -> int:
+    total = sum(warm)
+    return int(min(max(max_time / max(total, 1e-9), 3), defaults.BENCH_ROUNDS))
+
+
+def _peak_bytes(contender: Contender) -> int:
+    """The most bytes that one more call holds at once, by the allocator's own account."""
+    from torch.profiler import ProfilerActivity, profile
+
+    assert contender.call is not None
+    if torch.accelerator.is_available():
+        backend: Any = torch.get_device_module()
+        backend.reset_peak_memory_stats()
+        before = backend.memory_allocated()
+        contender.call()
+        if backend.max_memory_allocated() > before:
+            return int(backend.max_memory_allocated() - before)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False) as recorded:
+        contender.call()
+    held = peak = 0
+    events = recorded.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    for _, change in changes:
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+def ratio_interval(times: Sequence[float], base: Sequence[float]) -> tuple[float, float, float]:
+    """The ratio of two medians with a 95 % bootstrap interval (Efron and Tibshirani 1993, percentiles).
+
+    Rounds are drawn in pairs: what slows the machine down in one round slows both.
+    """
+    a, b = np.asarray(times), np.asarray(base)
+    generator = np.random.default_rng(0)
+    picks = generator.integers(0, len(a), (defaults.BOOTSTRAPS, len(a)))
+    ratios = np.median(a[picks], axis=1) / np.median(b[picks], axis=1)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return float(np.median(a) / np.median(b)), float(low), float(high)

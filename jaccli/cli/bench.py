@@ -1,0 +1,154 @@
+"""``jaccli bench``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jaccli.cli.request import (
+    BenchRequest,
+    InputRequest,
+    ModelRequest,
+    OutputRequest,
+    PairRequest,
+    RunRequest,
+)
+from jaccli.errors import UsageError
+
+if TYPE_CHECKING:
+    from jaccli.bench import Contender, Race
+
+COLUMNS = ("method", "takes", "median", "spread", "relative", "peak", "error", "predicted", "status")
+
+
+def run(
+    model: Callable[[], ModelRequest],
+    given: Callable[[], InputRequest],
+    names: PairRequest,
+    how: RunRequest,
+    out: OutputRequest,
+    bench: BenchRequest,
+) -> None:
+    """Race the methods on one pair and print the result."""
+    asked, samples = model(), given()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler talks on standard error otherwise
+    from jaccli.bench import race
+    from jaccli.cli import work
+    from jaccli.cli.progress import status
+
+    with work.deadline(how.timeout):
+        loaded = work.load(asked, samples)
+        pairs = work.pairs_of(loaded.network, names)
+        if len(pairs) != 1:
+            raise UsageError(f"bench takes one pair, got {len(pairs)}", "expected one --layer that is no glob")
+        with status(how.quiet) as say:
+            result = race(
+                loaded.network,
+                loaded.inputs,
+                pairs[0],
+                bench.methods,
+                rounds=bench.rounds,
+                max_time=bench.max_time,
+                max_memory=how.max_memory,
+                chunk=how.chunk,
+                say=say,
+            )
+        rows = _rows(result)
+        _write(rows, result, pairs[0], loaded, out)
+
+
+def _rows(result: Race) -> list[dict[str, Any]]:
+    from jaccli.bench import ratio_interval
+
+    ran = [c for c in result.contenders if c.times_s]
+    fastest = min(ran, key=lambda c: c.median_s, default=None)
+    rows = []
+    for contender in result.contenders:
+        row: dict[str, Any] = {
+            "method": contender.method,
+            "status": contender.status,
+            "takes": contender.takes,
+            "times_s": contender.times_s,
+            "median_s": contender.median_s if contender.times_s else None,
+            "relative": None,
+            "peak_bytes": contender.peak_bytes,
+            "max_error": contender.max_error,
+        }
+        if contender.times_s and fastest is not None:
+            ratio, low, high = ratio_interval(contender.times_s, fastest.times_s)
+            row |= {"relative": ratio, "relative_ci95": [low, high]} | _spread(contender)
+        if contender.why:
+            row["why"] = contender.why
+        row |= {"plan_s": contender.plan_s, "predicted_s": contender.predicted_s}
+        rows.append(row)
+    return rows
+
+
+def _spread(contender: Contender) -> dict[str, float]:
+    import numpy as np
+
+    low, high = np.quantile(contender.times_s, [0.25, 0.75])
+    return {"min_s": min(contender.times_s), "max_s": max(contender.times_s), "iqr_s": float(high - low)}
+
+
+def _write(rows: Sequence[dict[str, Any]], result: Race, pair: Any, loaded: Any, out: OutputRequest) -> None:
+    import torch
+
+    from jaccli.sinks.atomic import open_output
+    from jaccli.sinks.numbers import write_numbers
+    from jaccli.sinks.terminal import style_of
+
+    batch, n_out, n_in = result.shape
+    document = {
+        "schema_version": 1,
+        "command": "bench",
+        "pair": {
+            "source": {"layer": str(pair[0]), "size": n_in},
+            "target": {"layer": str(pair[1]), "size": n_out},
+        },
+        "samples": batch,
+        "rounds": result.rounds,
+        "threads": torch.get_num_threads(),
+        "reference": result.reference.name,
+        "methods": list(rows),
+        "timing": loaded.timing.document(),
+    }
+    people = out.format in ("table", "markdown")
+    title = (
+        f"{pair[0]!s} -> {pair[1]!s}: J is {n_out} x {n_in} for each of {batch} samples; {result.rounds} rounds; "
+        f"errors against {result.reference.name}"
+    )
+    with open_output(out.path, out.force) as handle:
+        write_numbers(
+            out.format,
+            handle,
+            document=document,
+            records=[_readable(row) for row in rows] if people else rows,
+            columns=COLUMNS if people else None,
+            title=title if out.format == "table" else "",
+            style=style_of(sys.stdout.buffer, out.no_color),
+        )
+
+
+def _readable(row: dict[str, Any]) -> dict[str, Any]:
+    from jaccli.planning import human, seconds
+
+    takes = row["takes"] if row["takes"] != row["method"] else ""
+    shown = {
+        "method": row["method"],
+        "takes": takes,
+        "status": row["status"] + (f": {row['why']}" if "why" in row else ""),
+    }
+    if row["median_s"] is None:
+        return shown
+    low, high = row["relative_ci95"]
+    return shown | {
+        "median": seconds(row["median_s"]),
+        "spread": f"{seconds(row['min_s'])} .. {seconds(row['max_s'])}",
+        "relative": f"{row['relative']:.2f} [{low:.2f}, {high:.2f}]",
+        "peak": human(row["peak_bytes"]),
+        "error": f"{row['max_error']:.1e}" if row["max_error"] is not None else "",
+        "predicted": seconds(row["predicted_s"]) if row["predicted_s"] is not None else "",
+    }
