@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -21,7 +21,11 @@ _LISTS = {"ListType", "DictType"}
 
 def schema_of(node: Any) -> Any:
     """The operator schema of a node, None where it has none."""
-    text = node.schema()
+    return _parsed(node.schema())
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> Any:
     return None if text == "(no schema)" else torch._C.parse_schema(text)
 
 
