@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-# Finite differences: columns of the pilot, and its steps around eps^(1/3) in powers of ten. Seven steps
-# over three decades cost 14 evaluations a column and hold the optimum of smooth and of kinked networks.
+# Finite differences. Columns of the pilot, and steps a decade: from eps^(1/3)/100, where rounding rules, to
+# the scale of the coordinate itself, which suits linear and piecewise linear networks.
 PILOT_COLUMNS = 4
-PILOT_EXPONENTS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
+TRY_ALL = 16  # up to so many columns, each takes the best of all steps
+PILOT_STEPS_A_DECADE = 3
+# A change between two steps is truncation, not noise, when it is this many times the noise expected.
+STANDS_OUT = 2.5
+# A column whose coordinate is small may grow its step, by this much squared a round.
+GROW = 3.0
+GROW_ROUNDS = 3
 # A column is taken again when its second difference stands this far out, with a step this much smaller.
 MEND_RATIO = 6.0
 MEND_SHRINK = 4.0
-MEND_ROUNDS = 2
+MEND_ROUNDS = 3
+MEND_SHARE = 0.25  # of the columns, at most
 
 # Bytes that one batched pass may work on. Larger chunks save nothing once a pass fills the caches: rows
 # of a batched backward pass cost the same from some MiB on, and far more once they leave the cache.

@@ -1,16 +1,20 @@
 """The step of a finite difference: how large rounding noise and truncation are, and their balance.
 
 A central difference with step h errs by noise ~ η / h, from rounding in f, and by a bias that grows
-with h, ~ h² where f is smooth and ~ h^½ in norm where f has kinks (ReLU). Both are read off differences
-between neighbouring steps, so no order is assumed for the bias.
+with h: as h² where f is smooth, by jumps where a kink (ReLU) comes into reach. Both are read off the
+changes between neighbouring steps, so no order is assumed for the bias. A change counts as bias only
+where it stands out of the noise.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from jaccli import defaults
 
 
 @dataclass(frozen=True)
@@ -19,33 +23,31 @@ class Pilot:
 
     Args:
         factor: step in units of each coordinate's scale.
-        noise: rounding error of a column's difference f(x+h) − f(x−h), over 2; in units of f.
-        bias: typical truncation error of a column at the chosen step.
+        noise: ``(batch,)`` η: the rounding error of a column is ``noise / step``.
+        bias: truncation error of a column at the chosen step, as a fraction of its norm.
         curve: second difference over step, as a fraction of the column's norm, typical at that step.
     """
 
     factor: float
-    noise: float
+    noise: Tensor
     bias: float
     curve: float
 
-    def bend(self, norms: Tensor) -> Tensor:
-        """What a second difference over its step usually is for columns of these norms."""
-        return self.curve * norms.double()
 
+def step_scale(point: Tensor) -> tuple[Tensor, Tensor]:
+    """The scale of each coordinate in each sample, ``(batch, n_in)``, and the most it could be.
 
-def step_scale(point: Tensor) -> Tensor:
-    """The scale of each coordinate in each sample, ``(batch, n_in)``: what a relative step is relative to.
-
-    The larger of the value and the coordinate's root mean square over samples; where both vanish, or
-    one sample has to speak for itself, a share of that sample's root mean square; 1 for a zero sample.
+    The scale is the larger of the value and the coordinate's root mean square over samples; where both
+    are zero the sample's own root mean square, and 1 for a sample of zeros. A coordinate may be small
+    by chance or by nature; the second result is its scale if it is by chance.
     """
     finite = torch.where(point.isfinite(), point, torch.zeros_like(point))
     over_samples = finite.square().mean(0, keepdim=True).sqrt()
     of_sample = finite.square().mean(1, keepdim=True).sqrt()
     of_sample = torch.where(of_sample > 0, of_sample, torch.ones_like(of_sample))
-    share = 0.3 if point.shape[0] < 4 else 0.01
-    return torch.maximum(torch.maximum(finite.abs(), over_samples), share * of_sample)
+    own = torch.maximum(finite.abs(), over_samples)
+    scale = torch.where(own > 0, own, of_sample)
+    return scale, torch.maximum(scale, of_sample)
 
 
 def column_norms(block: Tensor) -> Tensor:
@@ -54,31 +56,109 @@ def column_norms(block: Tensor) -> Tensor:
     return norms
 
 
-def choose_step(factors: list[float], quotients: Tensor, bends: Tensor, scale: Tensor) -> Pilot:
-    """The factor with the least estimated error over the pilot columns.
+def trial_steps(scale: Tensor, most: Tensor) -> Tensor:
+    """Ascending steps for each sample and column, ``(steps, batch, k)``, float64.
+
+    From where noise rules, a hundredth of eps^(1/3) of the scale, to the most that the scale could be: a
+    linear or piecewise linear f wants that much.
+    """
+    least = torch.finfo(scale.dtype).eps ** (1 / 3) / 100 * scale.double()
+    decades = torch.log10(most.double() / least)
+    count = math.ceil(float(decades.max()) * defaults.PILOT_STEPS_A_DECADE) + 1
+    along = torch.linspace(0, 1, count, dtype=torch.float64, device=scale.device).reshape(-1, 1, 1)
+    return least * 10 ** (along * decades)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Some columns at many steps, and the error to expect of each.
 
     Args:
-        factors: ascending steps, in units of the scale.
-        quotients: ``(steps, batch, n_out, k)`` difference quotients, float64.
+        steps: ``(steps, batch, k)``, ascending.
+        quotients: ``(steps, batch, n_out, k)`` difference quotients.
         bends: ``(steps, batch, k)`` norms of the second differences.
-        scale: ``(batch, k)``.
+        noise, bias: ``(steps, batch, k)`` expected errors.
+        eta: ``(batch,)``.
     """
-    steps = torch.tensor(factors, dtype=torch.float64, device=scale.device).reshape(-1, 1, 1) * scale
+
+    steps: Tensor
+    quotients: Tensor
+    bends: Tensor
+    noise: Tensor
+    bias: Tensor
+    eta: Tensor
+
+    @property
+    def squared(self) -> Tensor:
+        """``(steps, batch, k)`` squared errors, infinite where the quotient is not finite."""
+        total = self.noise.square() + self.bias.square()
+        return torch.where(total.isfinite(), total, torch.full_like(total, torch.inf))
+
+
+def judge(steps: Tensor, quotients: Tensor, bends: Tensor, floor: Tensor) -> Trials:
+    """Expected errors of columns taken at many steps; ``floor`` ``(batch,)`` is the least that η can be."""
     change = torch.linalg.vector_norm(quotients[1:] - quotients[:-1], dim=2)
-    noise = _noise_level(change, steps)
-    floor = noise / steps
-    drift = (change.square() - floor[1:].square() - floor[:-1].square()).clamp(min=0).sqrt()
-    bias = torch.cat([torch.zeros_like(steps[:1]), drift.cumsum(0)])
-    total = (floor.square() + bias.square()).mean(dim=(1, 2))
-    total = torch.where(total.isfinite(), total, torch.full_like(total, torch.inf))
-    best = int(total.argmin())
-    norms = torch.linalg.vector_norm(quotients[best], dim=1)
-    curve = (bends[best] / steps[best]).median() / norms.median().clamp(min=torch.finfo(torch.float64).tiny)
-    return Pilot(factors[best], noise, float(bias[best].square().mean().sqrt()), float(curve))
+    eta = torch.maximum(_noise_level(change, steps), floor)
+    noise = eta.reshape(1, -1, 1) / steps
+    return Trials(steps, quotients, bends, noise, _bias(change, noise, steps), eta)
 
 
-def _noise_level(change: Tensor, steps: Tensor) -> float:
-    """η with noise η / h, from the smallest steps, where rounding rules; the median ignores kinks."""
+def best_columns(trials: Trials) -> tuple[Tensor, float]:
+    """For each sample and column the quotient with the least expected error, and the sum of their squares."""
+    squared = trials.squared
+    least, which = squared.min(dim=0)
+    picked = which.reshape(1, which.shape[0], 1, which.shape[1]).expand(-1, -1, trials.quotients.shape[2], -1)
+    return trials.quotients.gather(0, picked)[0], float(least[least.isfinite()].sum())
+
+
+def choose_step(trials: Trials, scale: Tensor) -> Pilot:
+    """One factor of the scale ``(batch, k)`` for all columns: that with the least expected error.
+
+    Where a few columns stand out for their bias, theirs is not counted in full: they will be mended.
+    """
+    squared, noise = trials.squared, trials.noise.square()
+    spoilt = (trials.bias.square() > defaults.MEND_RATIO**2 * noise).double().mean(dim=(1, 2), keepdim=True)
+    mended = torch.minimum(squared, defaults.MEND_SHRINK**2 * noise)
+    expected = torch.where(spoilt < defaults.MEND_SHARE, mended, squared)
+    best = int(expected.mean(dim=(1, 2)).argmin())
+    norms = torch.linalg.vector_norm(trials.quotients[best], dim=1)
+    curve = float((trials.bends[best] / trials.steps[best]).median()) / (float(norms.median()) or 1.0)
+    share = float((trials.bias[best] / norms.clamp(min=1e-300)).median())
+    refined = _refined(trials, best)
+    factor = float((trials.steps[best] / scale).median())
+    return Pilot(factor * refined, trials.eta, share * refined**2, curve * refined)
+
+
+def _noise_level(change: Tensor, steps: Tensor) -> Tensor:
+    """η of each sample with noise η / h, from the smallest steps, where rounding rules."""
     levels = change / (steps[:-1].reciprocal().square() + steps[1:].reciprocal().square()).sqrt()
-    smallest = levels[:2].flatten(1).median(dim=1).values
-    return float(smallest.min())
+    return levels[:2].transpose(0, 1).flatten(1).median(dim=1).values
+
+
+def _bias(change: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
+    """What each step is off: changes on the way up to it, or a share of the change to the next one.
+
+    For a smooth f the change from h to r h is r² − 1 times the bias at h.
+    """
+    expected = (noise[:-1].square() + noise[1:].square()).sqrt()
+    drift = torch.where(change > defaults.STANDS_OUT * expected, change, torch.zeros_like(change))
+    below = torch.cat([torch.zeros_like(noise[:1]), drift.cumsum(0)])
+    above = torch.cat([drift / ((steps[1:] / steps[:-1]).square() - 1), torch.zeros_like(noise[:1])])
+    return torch.maximum(below, above)
+
+
+def _refined(trials: Trials, best: int) -> float:
+    """Between grid steps: where noise² / m² + bias² m⁴ is least, if the bias grows as h² there."""
+    quotients = trials.quotients[best : best + 3]
+    if len(quotients) < 3:
+        return 1.0
+    ratio = float((trials.steps[best + 1] / trials.steps[best]).median()) ** 2
+    changes = torch.linalg.vector_norm(quotients[1:] - quotients[:-1], dim=2)
+    now, following = (float(change.square().mean().sqrt()) for change in changes)
+    level = float(trials.noise[best].square().mean().sqrt())
+    smooth = following > 0.5 * ratio * now and now > level
+    if not smooth or not math.isfinite(following):
+        return 1.0
+    bias = now / (ratio - 1)
+    most = ratio**0.25
+    return min(max((level**2 / (2 * bias**2)) ** (1 / 6), 1 / most), most)
