@@ -9,13 +9,14 @@ TRY_ALL = 16  # up to so many columns, each takes the best of all steps
 PILOT_STEPS_A_DECADE = 3
 # A change between two steps is truncation, not noise, when it is this many times the noise expected.
 STANDS_OUT = 2.5
+STANDS_FAR_OUT = 4.0
 # A column whose coordinate is small may grow its step, by this much squared a round.
 GROW = 3.0
 GROW_ROUNDS = 3
 # A column is taken again when its second difference stands this far out, with a step this much smaller.
 MEND_RATIO = 6.0
 MEND_SHRINK = 4.0
-MEND_ROUNDS = 3
+MEND_ROUNDS = 10
 MEND_SHARE = 0.25  # of the columns, at most
 
 # Bytes that one batched pass may work on. Larger chunks save nothing once a pass fills the caches: rows

@@ -141,6 +141,8 @@ def report(prepared: Prepared, outcome: Outcome, name: str) -> None:
     if not prepared.connected:
         say = warn if is_hidden_path(prepared) else note
         say(f"{name}: J is zero: {prepared.why_zero}")
+    elif outcome.method == "finite-difference" and not outcome.matrix.any():
+        note(f"{name}: J is zero: the target does not move with the source")
     if prepared.samples_mix:
         warn(
             f"{name}: samples mix: a sample's target depends on the other samples; "

@@ -146,7 +146,7 @@ class InPlace(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.fc(x)
         h.mul_(2).add_(1)
-        h[:, 0] = h[:, 1] * h[:, 2]
+        h[:, 0] = h[:, 1] + h[:, 2]
         h.tanh_()
         return self.head(h)
 
@@ -170,7 +170,7 @@ class Remembering(nn.Module):
         return super()._apply(fn, recurse)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = torch.tanh(self.fc(x) + self.hidden + self.past[-1]) * self.trace / (1 + self.calls)
+        h = torch.tanh(self.fc(x) + self.hidden + self.past[-1] + self.trace) / (1 + self.calls)
         self.calls += 1
         self.hidden = h
         self.past.append(h * 2)

@@ -181,10 +181,14 @@ class Block:
     def shrink(self) -> None:
         """Smaller steps where the second difference stands out: a kink within the step, or curvature."""
         for _ in range(defaults.MEND_ROUNDS):
-            usual = self.noise(self.steps) + self.pilot.curve * column_norms(self.quotients).double()
-            spoilt = self.bend.double() / self.steps.double() > defaults.MEND_RATIO * usual
-            if not self._again(spoilt, self.steps / defaults.MEND_SHRINK, larger=False):
+            if not self._again(self._spoilt(), self.steps / defaults.MEND_SHRINK, larger=False):
                 return
+        still = self.bend.double() / self.steps.double()
+        self.bias = torch.where(self._spoilt(), still, self.bias)
+
+    def _spoilt(self) -> Tensor:
+        usual = self.noise(self.steps) + self.pilot.curve * column_norms(self.quotients).double()
+        return self.bend.double() / self.steps.double() > defaults.MEND_RATIO * usual
 
     def grow(self) -> None:
         """Larger steps where a coordinate is small: by chance, if the quotient stays the same."""

@@ -62,7 +62,9 @@ def trial_steps(scale: Tensor, most: Tensor) -> Tensor:
     From where noise rules, a hundredth of eps^(1/3) of the scale, to the most that the scale could be: a
     linear or piecewise linear f wants that much.
     """
-    least = torch.finfo(scale.dtype).eps ** (1 / 3) / 100 * scale.double()
+    eps = torch.finfo(scale.dtype).eps
+    # Not below what moves a coordinate at all, which in bfloat16 is the larger.
+    least = max(eps ** (1 / 3) / 100, 4 * eps) * scale.double()
     decades = torch.log10(most.double() / least)
     count = math.ceil(float(decades.max()) * defaults.PILOT_STEPS_A_DECADE) + 1
     along = torch.linspace(0, 1, count, dtype=torch.float64, device=scale.device).reshape(-1, 1, 1)
@@ -141,8 +143,11 @@ def _bias(change: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
     For a smooth f the change from h to r h is r² − 1 times the bias at h.
     """
     expected = (noise[:-1].square() + noise[1:].square()).sqrt()
-    drift = torch.where(change > defaults.STANDS_OUT * expected, change, torch.zeros_like(change))
-    below = torch.cat([torch.zeros_like(noise[:1]), drift.cumsum(0)])
+    none = torch.zeros_like(change)
+    # A false alarm on the way up would spoil every larger step, so more is asked for there.
+    jumps = torch.where(change > defaults.STANDS_FAR_OUT * expected, change, none)
+    below = torch.cat([torch.zeros_like(noise[:1]), jumps.cumsum(0)])
+    drift = torch.where(change > defaults.STANDS_OUT * expected, change, none)
     above = torch.cat([drift / ((steps[1:] / steps[:-1]).square() - 1), torch.zeros_like(noise[:1])])
     return torch.maximum(below, above)
 

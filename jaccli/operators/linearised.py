@@ -100,9 +100,9 @@ class Linearised:
         """Jv for each sample, by dual numbers: ``(batch, n_in)`` → ``(batch, n_out)``."""
         self.passes["jvp"] += 1
         with fwad.dual_level():
-            out = self.f(fwad.make_dual(self.point, v.reshape(self.point.shape)))
+            out = self.f(fwad.make_dual(self.point, v.to(self.point).reshape(self.point.shape)))
             tangent = fwad.unpack_dual(out).tangent
-        return self._tangent(tangent)
+        return self._tangent(tangent).detach()
 
     def jvps(self, v: Tensor) -> Tensor:
         """k jvps in one vectorised pass: ``(k, batch, n_in)`` → ``(k, batch, n_out)``."""
@@ -113,8 +113,9 @@ class Linearised:
             return self._tangent(out)
 
         with _quiet_vmap():
-            out: Tensor = torch.func.vmap(one, randomness="same")(v.reshape(v.shape[0], *self.point.shape))
-        return out
+            tangents = v.to(self.point).reshape(v.shape[0], *self.point.shape)
+            out: Tensor = torch.func.vmap(one, randomness="same")(tangents)
+        return out.detach()  # a tensor outside the model may ask for gradients
 
     def jvp_by_transposition(self, v: Tensor) -> Tensor:
         """Jv where forward mode has a gap: Jᵀu is linear in u, and its derivative by u along v is Jv.
@@ -132,7 +133,7 @@ class Linearised:
             if row is None or not row.requires_grad:
                 return self._tangent(None)
             flat = self.f.source.slot.columns(row[None])[0]
-            (out,) = torch.autograd.grad(flat, dummy, v, allow_unused=True)
+            (out,) = torch.autograd.grad(flat, dummy, v.to(flat), allow_unused=True)
         return self._tangent(out)
 
     def _tangent(self, tangent: Tensor | None) -> Tensor:
