@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,17 +11,19 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import UsageError, warn
+from jaccli.execution import report_path
 from jaccli.layers.address import Address
 from jaccli.layers.record import Inputs
 from jaccli.layers.resolve import resolve
 from jaccli.methods import METHODS
 from jaccli.models.adapt import as_network
 from jaccli.models.network import Network
+from jaccli.models.state import Noise, same_noise
 from jaccli.names import check_method
 from jaccli.operators import JacobianOperator
 from jaccli.planning import Decision, decide, human
 from jaccli.prepare import Pair, computing, exact_attention, prepare
-from jaccli.stream import Choice, Piece, stream
+from jaccli.stream import Choice, collect, stream
 
 
 def jacobian(
@@ -63,7 +66,7 @@ def jacobian(
     """
     choice = Choice(check_method(method), max_memory, chunk)
     network, pair, inputs = _setup(model, x, source, target, args, kwargs)
-    return _joined(stream(network, inputs, [pair], choice, keep=True), inputs.batch)
+    return collect(stream(network, inputs, [pair], choice, keep=True), inputs.batch)
 
 
 def plan(
@@ -112,7 +115,7 @@ class Plan:
         """
         self._check(x)
         inputs = _inputs(x, args, kwargs, self.pair[0])
-        return _joined(
+        return collect(
             stream(self.network, inputs, [self.pair], self.choice, keep=True, decisions=[self.decision]),
             inputs.batch,
         )
@@ -143,21 +146,6 @@ def _inputs(x: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any] | None, so
     return Inputs((x, *args), dict(kwargs or {}), _sample_dim(source))
 
 
-def _joined(pieces: Generator[Piece, None, None], batch: int) -> Tensor:
-    """All samples' J; more than one block is copied into place, so that the whole is held once."""
-    first = next(pieces).outcome.matrix
-    if first.shape[0] == batch:
-        pieces.close()
-        return first
-    whole = first.new_empty(batch, *first.shape[1:])
-    whole[: first.shape[0]] = first
-    del first
-    for piece in pieces:
-        matrix = piece.outcome.matrix
-        whole[piece.start : piece.start + matrix.shape[0]] = matrix
-    return whole
-
-
 def explain(name: str, shape: tuple[int, int, int], decision: Decision) -> str:
     """A plan that a person can read."""
     batch, n_out, n_in = shape
@@ -169,11 +157,13 @@ def explain(name: str, shape: tuple[int, int, int], decision: Decision) -> str:
         if decision.method == "finite-difference":
             count, unit = 2 * n_in, "plain forward"
         passes = f"{count} {unit} passes, {min(decision.chunk, count)} at a time"
+    samples = f"each of {batch} samples" if batch > 1 else "one sample"
+    at_once = f"at most {decision.block} samples at a time" if decision.block < batch else "all samples at a time"
     lines = [
-        f"plan {name}: J is {n_out} x {n_in} for each of {batch} samples ({human(batch * decision.sample_bytes)})",
+        f"plan {name}: J is {n_out} x {n_in} for {samples} ({human(batch * decision.sample_bytes)})",
         f"  method   {method}: {decision.why}",
         f"  passes   {passes}",
-        f"  memory   {human(decision.peak_bytes)} predicted, at most {decision.block} samples at a time",
+        f"  memory   {human(decision.peak_bytes)} predicted, {at_once}",
     ]
     if decision.predicted_s is not None:
         lines.append(f"  time     {decision.predicted_s * 1e3:.3g} ms predicted")
@@ -207,6 +197,30 @@ def operator(
     network, pair, inputs = _setup(model, x, source, target, args, kwargs)
     with computing(network), exact_attention(True):
         (prepared,) = prepare(network, inputs, [pair])
+    report_path(prepared, prepared.name)
     if prepared.samples_mix:
         warn("samples mix: each product is of the whole batch's Jacobian, not of each sample's own block")
-    return JacobianOperator(prepared.linear, lambda: computing(network))
+    return JacobianOperator(prepared.linear, _as_it_is(network))
+
+
+def _as_it_is(network: Network) -> Callable[[], AbstractContextManager[None]]:
+    """Sessions in which the network is what it is now: the same noise, the same parameters."""
+    device = next((t.device for t in network.tensors()), None)
+    noise, stamp = Noise.now(device), _versions(network)
+
+    @contextmanager
+    def session() -> Iterator[None]:
+        if _versions(network) != stamp:
+            raise UsageError(
+                "the model's parameters or buffers have changed since this operator was made",
+                "expected the model as it was",
+                "make a new operator",
+            )
+        with computing(network), exact_attention(True), same_noise(device, noise):
+            yield
+
+    return session
+
+
+def _versions(network: Network) -> list[tuple[int, int]]:
+    return [(id(t), 0 if t.is_inference() else t._version) for t in network.tensors()]

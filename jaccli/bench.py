@@ -22,7 +22,7 @@ from jaccli.names import MethodName
 from jaccli.planning import Decision, decide
 from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare
 from jaccli.reference import Reference, reference, relative_error
-from jaccli.stream import Choice, stream
+from jaccli.stream import Choice, collect, stream
 
 Say = Callable[[str], None]
 
@@ -110,7 +110,8 @@ def race(
             say(f"warm-up {contender.method}")
             _warm_up(contender, truth)
         running = [c for c in contenders if c.status == "ok"]
-        count = rounds or _rounds([c.times_s.pop() for c in running], max_time)
+        warm = [c.times_s.pop() for c in running]
+        count = rounds or _rounds(warm, max_time)
         for turn in range(count):
             say(f"round {turn + 1} of {count}")
             for position in range(len(running)):
@@ -145,9 +146,7 @@ def _caller(
 ) -> Callable[[], Tensor]:
     if choice.method == "auto" or decision.method is None:
         # What a user's call of a plan costs, its checks included.
-        return lambda: torch.cat(
-            [p.outcome.matrix for p in stream(network, inputs, [pair], choice, keep=True, decisions=[decision])]
-        )
+        return lambda: collect(stream(network, inputs, [pair], choice, keep=True, decisions=[decision]), inputs.batch)
     method = decision.method
 
     def plain() -> Tensor:
@@ -165,7 +164,7 @@ def _warm_up(contender: Contender, truth: Reference) -> None:
         return
     try:
         seconds, matrix = _timed(contender)
-        if seconds < defaults.BENCH_SHORT:  # a first call imports and allocates
+        if seconds < defaults.BENCH_SHORT:
             seconds, matrix = _timed(contender)
     except (JaccliError, MethodGap) as error:
         contender.status = "failed"

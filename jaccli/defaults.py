@@ -42,5 +42,6 @@ PILOT_BYTES = 2**20
 DENSE_SVD = 400
 # Rounds of a bench: enough for an interval, few enough to wait for. Bootstrap resamples of it.
 BENCH_ROUNDS = 30
-BENCH_SHORT = 0.5
+# A first call that takes less than this, in seconds, is made again: it imports (functorch: some seconds).
+BENCH_SHORT = 5.0
 BOOTSTRAPS = 2000

@@ -15,6 +15,7 @@ Two warnings accompany results: ``JaccliWarning`` says that a number is doubtful
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import ClassVar
 
@@ -87,9 +88,17 @@ class JaccliNote(JaccliWarning):
 
 def warn(message: str) -> None:
     """Say that a number is doubtful."""
-    warnings.warn(message, JaccliWarning, stacklevel=3)
+    warnings.warn(message, JaccliWarning, stacklevel=_caller())
 
 
 def note(message: str) -> None:
     """Say what was done."""
-    warnings.warn(message, JaccliNote, stacklevel=3)
+    warnings.warn(message, JaccliNote, stacklevel=_caller())
+
+
+def _caller() -> int:
+    """The ``stacklevel`` of the first frame outside of this package: the line of the user's own code."""
+    frame, level = sys._getframe(2), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == __package__:
+        frame, level = frame.f_back, level + 1
+    return level

@@ -12,7 +12,8 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.errors import RefusedError
 from jaccli.execution import Outcome, report, run
-from jaccli.layers.record import Inputs
+from jaccli.layers.record import Inputs, record
+from jaccli.methods.base import close
 from jaccli.models.network import Network
 from jaccli.names import MethodName
 from jaccli.planning import Decision, decide
@@ -121,6 +122,21 @@ def stream(
             del ready
 
 
+def collect(pieces: Generator[Piece, None, None], batch: int) -> Tensor:
+    """All samples' J of one pair; several blocks are copied into place, so that the whole is held once."""
+    first = next(pieces).outcome.matrix
+    if first.shape[0] == batch:
+        pieces.close()
+        return first
+    whole = first.new_empty(batch, *first.shape[1:])
+    whole[: first.shape[0]] = first
+    del first
+    for piece in pieces:
+        matrix = piece.outcome.matrix
+        whole[piece.start : piece.start + matrix.shape[0]] = matrix
+    return whole
+
+
 def _pilot(inputs: Inputs) -> int:
     """Samples of the first block: few where samples are large."""
     first = inputs.args[0]
@@ -144,9 +160,30 @@ def _ready(
         if whole or start:
             raise
         return prepare(network, inputs, pairs, graph=choice.needs_graph), inputs.batch
-    if not whole and start == 0 and any(p.samples_mix for p in ready):
+    if not whole and start == 0 and (any(p.samples_mix for p in ready) or not _separable(network, inputs, pairs, size)):
         return prepare(network, inputs, pairs, graph=choice.needs_graph), inputs.batch
     return ready, size
+
+
+def _separable(network: Network, inputs: Inputs, pairs: Sequence[Pair], size: int) -> bool:
+    """Whether the last samples alone have the values that they have among all.
+
+    An argument may have as many rows as there are samples, and not be one row a sample. Cost: where
+    there is such an argument, two forward passes without gradients.
+    """
+    extras = [*inputs.args[1:], *inputs.kwargs.values()]
+    if not any(isinstance(e, Tensor) and e.dim() and e.shape[0] == inputs.batch for e in extras):
+        return True
+    sources, targets = [s for s, _ in pairs], [t for _, t in pairs]
+    size = min(size, inputs.batch)
+    every = record(network, inputs, sources, targets, live=False).targets
+    part = record(network, _part(inputs, inputs.batch - size, size), sources, targets, live=False).targets
+    return all(
+        part[t].activation.shape[1:] == every[t].activation.shape[1:]
+        and close(part[t].activation, every[t].activation[-size:])
+        for t in set(targets)
+        if t in every
+    )
 
 
 def _part(inputs: Inputs, start: int, size: int) -> Inputs:
