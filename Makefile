@@ -16,9 +16,9 @@ help:
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e '.[all]' pytest pytest-xdist hypothesis ruff mypy
+		--no-build-isolation -e '.[all]' pytest pytest-xdist hypothesis ruff mypy
 	touch $(STAMP)
 
 demo: $(STAMP)
