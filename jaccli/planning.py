@@ -21,7 +21,7 @@ from jaccli.errors import ResourceError
 from jaccli.memory import Footprint, available, footprint
 from jaccli.methods import METHODS, MethodGap, MethodName, Task
 from jaccli.methods.base import is_out_of_memory
-from jaccli.prepare import Prepared
+from jaccli.prepare import Prepared, readable
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ def decide(
         ResourceError: the results do not fit, or not even one row of one sample does.
     """
     linear = prepared.linear
-    sizes = footprint(linear)
+    with readable(linear.f.inputs):
+        sizes = footprint(linear)
     limit = max_memory if max_memory is not None else available(linear.value.device)
     room = _Room(limit, keep * _sample_bytes(prepared), max_memory is not None)
     if not prepared.connected:

@@ -289,3 +289,17 @@ class Widened(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cumsum(x.double() ** 2, 1)
+
+
+class Cumulative(nn.Module):
+    """Each sample's output hangs on those before it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x**2 + x.sin().cumsum(0)
+
+
+class CumulativeBack(nn.Module):
+    """Each sample's output hangs on those after it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x**2 + x.sin().flip(0).cumsum(0).flip(0)

@@ -226,7 +226,6 @@ TABLE = [
         "BatchNorm in training mode", of(lambda: nn.Linear(4, 3), lambda: nn.BatchNorm1d(3), nn.Tanh), normal(5, 4),
         takes=ALONE, warns="samples mix", train=True,
     ),
-    Scenario("samples mix two apart", nets.Rolled, normal(5, 3), takes=ALONE, warns="samples mix"),
     Scenario(
         "dropout in training mode", of(lambda: nn.Linear(6, 6), lambda: nn.Dropout(0.5), nn.Tanh), normal(3, 6),
         takes=ALONE, warns="Dropout", train=True, dtypes=(torch.float64,),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -16,8 +17,9 @@ from jaccli.layers.resolve import resolve
 from jaccli.models.adapt import as_network
 from jaccli.names import METHOD_NAMES
 from jaccli.stream import Choice, stream
+from tests import nets, oracle
 from tests.oracle import error
-from tests.scenarios import BY_NAME, CASES, TABLE, Scenario, case_name
+from tests.scenarios import BY_NAME, CASES, TABLE, Scenario, case_name, of
 
 EXACT = {torch.float64: 1e-10, torch.float32: 3e-5, torch.bfloat16: 5e-2}
 DIFFERENCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.3}
@@ -170,12 +172,10 @@ def test_tensor_outside_the_model_that_wants_gradients(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_a_dtype_of_its_own_inside(method: str) -> None:
-    from tests.nets import Widened
-
     x = torch.tensor([[1.0, 2.0, 3.0], [0.5, -1.0, 4.0]])
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        j = jaccli.jacobian(Widened(), x, method=method)
+        j = jaccli.jacobian(nets.Widened(), x, method=method)
     assert not [w for w in said if "taken with" in str(w.message)]
     assert j.dtype == torch.float64
     truth = torch.tril(torch.ones(3, 3, dtype=torch.float64)) * 2 * x.double().unsqueeze(1)
@@ -193,8 +193,6 @@ def test_exact_methods_without_tolerance() -> None:
 
 @pytest.mark.parametrize(("net", "takes"), [("OnlyForward", "forward"), ("NoBackward", "finite-difference")])
 def test_auto_without_a_backward_pass(net: str, takes: str) -> None:
-    from tests import nets
-
     x = torch.randn(3, 4, dtype=torch.float64)
     s = Scenario("broken backward", getattr(nets, net), lambda: x)
     outcome, said = take(s, torch.float64, "auto")
@@ -223,3 +221,29 @@ def test_no_path_is_said(name: str, method: str) -> None:
     said = take(BY_NAME[name], torch.float32, method)[1]
     assert any("J is zero" in str(w.message) for w in said)
     assert all(issubclass(w.category, jaccli.JaccliNote) for w in said)
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("net", ["Rolled", "Cumulative", "CumulativeBack"])
+@pytest.mark.parametrize("batch", [2, 4])
+def test_samples_that_mix_in_odd_ways(batch: int, net: str, method: str) -> None:
+    """Neighbours that do not show it, or only one of two: each J is still the sample's own block."""
+    s = Scenario(net, getattr(nets, net), lambda: torch.randn(batch, 3))
+    outcome, said = take(s, torch.float64, method)
+    x = s.x(torch.float64)
+    own = torch.diag_embed(2 * x + (x.cos() if net != "Rolled" or batch == 2 else 0))
+    assert error(outcome.matrix, own) < 1e-7
+    if net != "Rolled" or batch == 4:
+        doubts = [str(w.message) for w in said if not issubclass(w.category, jaccli.JaccliNote)]
+        assert len(doubts) == 1
+        assert "samples mix" in doubts[0]
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_batch_norm_in_training_mode_with_one_sample(method: str) -> None:
+    """Copies of one sample have its statistics, and its derivatives only if they stay apart."""
+    build = of(lambda: nn.Conv1d(1, 2, 3), lambda: nn.BatchNorm1d(2), nn.Tanh)
+    s = Scenario("lone BatchNorm", build, lambda: torch.randn(1, 1, 6), train=True)
+    model = s.model(torch.float64)
+    truth = oracle.jacobian(copy.deepcopy(model), s.x(torch.float64), oracle.INPUT, oracle.OUTPUT)
+    assert error(take(s, torch.float64, method)[0].matrix, truth) < 1e-6

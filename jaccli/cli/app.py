@@ -17,6 +17,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+Examples:
+  jaccli layers model.pt
+  jaccli compute model.pt -i x.npy --from blocks.1 -o J.npy
+  jaccli deviation model.pt -i x.npy --layer 'blocks.*' --fail-above relative=0.1
+
+\b
+Exit codes: 0 done, 1 a gate or check failed, 2 wrong usage, 3 model or input
+refused, 4 not supported for this model, 5 not enough memory, disk or time,
+70 a bug in jaccli, 130 interrupted.""",
 )
 
 
@@ -35,15 +45,22 @@ def _root(
     del version
 
 
-@app.command()
+@app.command(
+    short_help="Jacobian matrices.",
+    epilog="""\b
+Examples:
+  jaccli compute model.pt -i x.npy -o J.npy
+  jaccli compute weights.safetensors --arch nets.py:Net -i random:3x32x32,n=4 --from conv1 -o J.safetensors
+  cat x.npy | jaccli compute model.pt -i - -o - | jaccli show -""",
+)
 def compute(
     model: o.Model,
     input: o.Input = None,
     source: o.From = None,
     layer: o.Layers = None,
-    target: o.To = "output",
+    target: o.To = None,
     output: o.Output = None,
-    format: o.Format = None,
+    format: o.MatrixFormat = None,
     force: o.Force = False,
     samples: o.Samples = None,
     arg: o.ModelArgs = None,
@@ -73,23 +90,35 @@ def compute(
     command.run(
         partial(r.model_request, model, arch, arch_arg, activation, trust, seed, device, dtype, threads),
         partial(r.input_request, input, samples, arg),
-        r.pair_request([*(source or []), *(layer or [])] or ["input"], target),
-        r.run_request(method, chunk, max_memory, timeout, explain, quiet),
+        r.pair_request([*(source or []), *(layer or [])] or ["input"], target or "output"),
+        r.run_request(method, chunk, max_memory, timeout, explain, quiet, no_color),
         r.output_request(output, format, force, no_color, "matrix"),
     )
 
 
-@app.command()
+@app.command(
+    short_help="How far J is from the identity.",
+    epilog="""\b
+Examples:
+  jaccli deviation model.pt -i x.npy --layer fc1
+  jaccli deviation model.pt -i x.npy --layer 'blocks.*' --fail-above relative=0.1
+  jaccli deviation --jacobian J.npy --format json""",
+)
 def deviation(
     model: o.OptionalModel = None,
     input: o.Input = None,
     layer: o.Layers = None,
     source: o.From = None,
-    target: o.To = "output",
+    target: o.To = None,
     jacobian: o.Jacobian = None,
     fail_above: Annotated[
         list[str] | None,
-        typer.Option("--fail-above", metavar="NORM=VALUE", help="Exit with 1 if any sample is above; may be repeated."),
+        typer.Option(
+            "--fail-above",
+            metavar="NORM=VALUE",
+            help="Exit with 1 if any sample is above, as relative=0.1; may be repeated.",
+            show_default=False,
+        ),
     ] = None,
     output: o.Output = None,
     format: o.Format = None,
@@ -118,9 +147,12 @@ def deviation(
 
     gates = r.parse_gates(fail_above or [])
     out = r.output_request(output, format, force, no_color, "numbers")
-    how = r.run_request(method, chunk, max_memory, timeout, explain, quiet)
+    how = r.run_request(method, chunk, max_memory, timeout, explain, quiet, no_color)
     if jacobian is not None:
-        r.refuse_with_jacobian(model, input, layer, source)
+        r.refuse_with_jacobian(
+            {"MODEL": model, "--input": input, "--layer": layer, "--from": source, "--to": target}
+            | {"--arg": arg, "--arch": arch, "--activation": activation}
+        )
         command.run_saved(r.saved_request(jacobian, samples), how, out, gates)
         return
     command.run(
@@ -128,35 +160,37 @@ def deviation(
             r.model_request, r.needed_model(model), arch, arch_arg, activation, trust, seed, device, dtype, threads
         ),
         partial(r.input_request, input, samples, arg),
-        r.pair_request(r.needed_layers([*(layer or []), *(source or [])]), target),
+        r.pair_request(r.needed_layers([*(layer or []), *(source or [])]), target or "output"),
         how,
         out,
         gates,
     )
 
 
-@app.command()
+@app.command(
+    short_help="Methods side by side: time, memory, error.",
+    epilog="""\b
+Examples:
+  jaccli bench model.pt -i x.npy --layer fc1 --methods auto,loop
+  jaccli bench model.pt -i x.npy --rounds 5 -o bench.md""",
+)
 def bench(
     model: o.Model,
     input: o.Input = None,
     layer: o.Layers = None,
     source: o.From = None,
-    target: o.To = "output",
+    target: o.To = None,
     methods: Annotated[
         str | None,
-        typer.Option("--methods", metavar="A,B", help="Which methods; all of them by default.", show_default=False),
+        typer.Option("--methods", metavar="A,B", help="Which methods; all of them if not given.", show_default=False),
     ] = None,
     rounds: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            "--rounds",
-            metavar="N",
-            min=1,
-            help="Rounds; as many as fit --max-time by default.",
-            show_default=False,
+            "--rounds", metavar="N", help="Rounds; as many as fit --max-time if not given.", show_default=False
         ),
     ] = None,
-    max_time: Annotated[str, typer.Option("--max-time", metavar="TIME", help="Aim of all rounds together.")] = "10s",
+    max_time: Annotated[str, typer.Option("--max-time", metavar="TIME", help="Aim for all rounds together.")] = "10s",
     output: o.Output = None,
     format: o.Format = None,
     force: o.Force = False,
@@ -184,14 +218,20 @@ def bench(
     command.run(
         partial(r.model_request, model, arch, arch_arg, activation, trust, seed, device, dtype, threads),
         partial(r.input_request, input, samples, arg),
-        r.pair_request([*(layer or []), *(source or [])] or ["input"], target),
-        r.run_request("auto", chunk, max_memory, timeout, explain, quiet),
+        r.pair_request([*(layer or []), *(source or [])] or ["input"], target or "output"),
+        r.run_request("auto", chunk, max_memory, timeout, explain, quiet, no_color),
         r.output_request(output, format, force, no_color, "numbers"),
         r.bench_request(methods, rounds, max_time),
     )
 
 
-@app.command()
+@app.command(
+    short_help="What can be named as a layer.",
+    epilog="""\b
+Examples:
+  jaccli layers model.pt
+  jaccli layers model.pt -i x.npy --format json""",
+)
 def layers(
     model: o.Model,
     input: o.Input = None,
@@ -225,7 +265,12 @@ def layers(
     )
 
 
-@app.command()
+@app.command(
+    short_help="Look at a saved Jacobian.",
+    epilog="""\b
+Examples:
+  jaccli show J.safetensors --samples 0:3""",
+)
 def show(
     file: Annotated[
         str | None,
@@ -236,6 +281,7 @@ def show(
     output: o.Output = None,
     format: o.Format = None,
     force: o.Force = False,
+    timeout: o.Timeout = None,
     quiet: o.Quiet = False,
     no_color: o.NoColor = False,
 ) -> None:
@@ -247,14 +293,20 @@ def show(
     command.run(
         r.saved_request(r.one_of(file, jacobian), samples),
         r.output_request(output, format, force, no_color, "numbers"),
+        o.parse_seconds(timeout),
     )
 
 
-@app.command()
+@app.command(short_help="Versions, devices, threads, extras.")
 def doctor(
-    output: o.Output = None, format: o.Format = None, force: o.Force = False, no_color: o.NoColor = False
+    output: o.Output = None,
+    format: o.Format = None,
+    force: o.Force = False,
+    quiet: o.Quiet = False,
+    no_color: o.NoColor = False,
 ) -> None:
     """Versions, devices, threads and extras of this installation."""
+    del quiet
     from jaccli.cli import doctor as command
     from jaccli.cli import request as r
 

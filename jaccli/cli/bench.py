@@ -20,7 +20,12 @@ from jaccli.errors import UsageError
 if TYPE_CHECKING:
     from jaccli.bench import Contender, Race
 
-COLUMNS = ("method", "takes", "median", "spread", "relative", "peak", "error", "predicted", "status")
+COLUMNS = ("method", "median", "min..max", "relative", "peak", "error")
+_LEGEND = """
+median: of the rounds; min..max: in the same unit; relative: to the fastest,
+with a 95 % interval; peak: most memory held at once, J included; error: the
+largest relative error of a sample's J
+"""
 
 
 def run(
@@ -36,14 +41,16 @@ def run(
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler talks on standard error otherwise
     from jaccli.bench import race
     from jaccli.cli import work
+    from jaccli.cli.boundary import release_messages
     from jaccli.cli.progress import status
 
     with work.deadline(how.timeout):
         loaded = work.load(asked, samples)
         pairs = work.pairs_of(loaded.network, names)
         if len(pairs) != 1:
-            raise UsageError(f"bench takes one pair, got {len(pairs)}", "expected one --layer that is no glob")
-        with status(how.quiet) as say:
+            raise UsageError(f"bench takes one layer pair, got {len(pairs)}", "expected one --layer and no glob")
+        release_messages()
+        with status(how.quiet, how.no_color) as say:
             result = race(
                 loaded.network,
                 loaded.inputs,
@@ -99,6 +106,7 @@ def _write(rows: Sequence[dict[str, Any]], result: Race, pair: Any, loaded: Any,
     from jaccli.sinks.atomic import open_output
     from jaccli.sinks.numbers import write_numbers
     from jaccli.sinks.terminal import style_of
+    from jaccli.sinks.text import inert
 
     batch, n_out, n_in = result.shape
     document = {
@@ -116,10 +124,11 @@ def _write(rows: Sequence[dict[str, Any]], result: Race, pair: Any, loaded: Any,
         "timing": loaded.timing.document(),
     }
     people = out.format in ("table", "markdown")
-    title = (
-        f"{pair[0]!s} -> {pair[1]!s}: J is {n_out} x {n_in} for each of {batch} samples; {result.rounds} rounds; "
-        f"errors against {result.reference.name}"
-    )
+    head = f"{pair[0]!s} -> {pair[1]!s}: J is {n_out} x {n_in} for {'each of ' * (batch > 1)}{batch} sample"
+    rounds = f"{result.rounds} round" + "s" * (result.rounds != 1)
+    known = result.reference.matrix is not None
+    against = f"errors against {result.reference.name}" if known else "no reference: no backward pass works"
+    title = head + "s" * (batch > 1) + f"; {rounds}; {against}"
     with open_output(out.path, out.force) as handle:
         write_numbers(
             out.format,
@@ -130,25 +139,25 @@ def _write(rows: Sequence[dict[str, Any]], result: Race, pair: Any, loaded: Any,
             title=title if out.format == "table" else "",
             style=style_of(sys.stdout.buffer, out.no_color),
         )
+        if people:
+            failed = [f"{row['method']} failed: {inert(row['why'])}\n" for row in rows if row["status"] != "ok"]
+            legend = _LEGEND if out.format == "table" else f"\n{title}\n"
+            handle.write((legend + ("\n" + "\n".join(failed) if failed else "")).encode())
 
 
 def _readable(row: dict[str, Any]) -> dict[str, Any]:
     from jaccli.planning import human, seconds
 
-    takes = row["takes"] if row["takes"] != row["method"] else ""
-    shown = {
-        "method": row["method"],
-        "takes": takes,
-        "status": row["status"] + (f": {row['why']}" if "why" in row else ""),
-    }
+    takes = f" ({row['takes']})" if row["takes"] not in ("", row["method"]) else ""
+    shown = {"method": row["method"] + takes}
     if row["median_s"] is None:
-        return shown
+        return shown | {"median": row["status"]}
     low, high = row["relative_ci95"]
+    scale = 1e3 if row["median_s"] < 1 else 1  # the unit that ``seconds`` takes
     return shown | {
         "median": seconds(row["median_s"]),
-        "spread": f"{seconds(row['min_s'])} .. {seconds(row['max_s'])}",
+        "min..max": f"{row['min_s'] * scale:.3g}..{row['max_s'] * scale:.3g}",
         "relative": f"{row['relative']:.2f} [{low:.2f}, {high:.2f}]",
         "peak": human(row["peak_bytes"]),
         "error": f"{row['max_error']:.1e}" if row["max_error"] is not None else "",
-        "predicted": seconds(row["predicted_s"]) if row["predicted_s"] is not None else "",
     }

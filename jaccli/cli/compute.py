@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -62,6 +61,7 @@ def _provenance(asked: ModelRequest, methods: Mapping[str, str]) -> dict[str, st
     import torch
 
     from jaccli import __version__
+    from jaccli.cli.boundary import command_line
     from jaccli.models.load import model_hash
 
     return {
@@ -72,5 +72,5 @@ def _provenance(asked: ModelRequest, methods: Mapping[str, str]) -> dict[str, st
         "jaccli": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "command": shlex.join(["jaccli", *sys.argv[1:]]),
+        "command": command_line(),
     }

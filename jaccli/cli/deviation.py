@@ -20,11 +20,11 @@ from jaccli.errors import GateError, UsageError, note
 
 if TYPE_CHECKING:
     from jaccli.prepare import Prepared
+    from jaccli.sinks.terminal import Style
     from jaccli.stream import Piece
 
+_DIGITS_WIDE = 8  # of -0.01234
 COLUMNS = (
-    "source",
-    "target",
     "sample",
     "frobenius",
     "relative",
@@ -143,11 +143,44 @@ def _finish(found: list[dict[str, Any]], timing: dict[str, float], out: OutputRe
     ]
     document = {"schema_version": 1, "command": "deviation", "pairs": found, "timing": timing}
     style = style_of(sys.stdout.buffer, out.no_color)
-    shown = COLUMNS if out.format in ("table", "markdown") else None
-    title = "deviation of J from the identity" if out.format == "table" else ""
+    people = out.format in ("table", "markdown")
     with open_output(out.path, out.force) as handle:
-        write_numbers(out.format, handle, document=document, records=rows, columns=shown, title=title, style=style)
+        write_numbers(
+            out.format,
+            handle,
+            document=document,
+            records=[_readable(row) for row in rows] if people else rows,
+            columns=_columns(found, style) if people else None,
+            title=_title(found) if out.format == "table" else "",
+            style=style,
+        )
     _gate(rows, gates)
+
+
+def _columns(found: Sequence[dict[str, Any]], style: Style) -> list[str]:
+    """A layer that is the same in all rows is in the title; a terminal too narrow gets fewer norms."""
+    longest = {end: max(len(r[end]["layer"]) for r in found) for end in ("source", "target")}
+    named = [end for end in ("source", "target") if len({r[end]["layer"] for r in found}) > 1]
+    columns = [*named, *COLUMNS]
+    for name in ("max_abs", "frobenius"):
+        width = sum(max(longest.get(c, 0), len(c), _DIGITS_WIDE) + 2 for c in columns)
+        if named and style.fixed and width > style.width:
+            columns.remove(name)
+    return columns
+
+
+def _title(found: Sequence[dict[str, Any]]) -> str:
+    source, target = (found[0][end]["layer"] for end in ("source", "target"))
+    if len(found) == 1:
+        size = math.prod(found[0]["source"]["shape"])
+        return f"J - I of {source} -> {target}, {size} x {size}, method {found[0]['method']}"
+    same = len({r["target"]["layer"] for r in found}) == 1
+    return f"J - I of {len(found)} layers" + f" -> {target}" * same
+
+
+def _readable(row: dict[str, Any]) -> dict[str, Any]:
+    """Four digits: enough to look at, and nine columns fit."""
+    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}
 
 
 def _gate(rows: Sequence[dict[str, Any]], gates: Sequence[Gate]) -> None:

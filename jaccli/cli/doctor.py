@@ -38,7 +38,8 @@ def run(out: OutputRequest) -> None:
         **{f"extra {name}": _extra(name, module) for name, module in _EXTRAS.items()},
     }
     document = {"schema_version": 1, "command": "doctor", "facts": facts}
-    records = [{"what": name, "found": value} for name, value in facts.items()]
+    # Text, so that a table sets all of them to the left.
+    records = [{"what": name, "found": str(value) if out.format == "table" else value} for name, value in facts.items()]
     with open_output(out.path, out.force) as handle:
         write_numbers(
             out.format,

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from jaccli.errors import UsageError
+from jaccli.names import METHOD_NAMES
+from jaccli.sinks.choose import MATRIX, NUMBERS
+
+
+def _completed(names: Sequence[str], incomplete: str) -> list[str]:
+    """What a shell offers for a value."""
+    return [name for name in names if name.startswith(incomplete)]
+
 
 _MODEL = "A model file (TorchScript, state dict, .pt2; told by its content), or package.module:callable."
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL, show_default=False)]
-OptionalModel = Annotated[str | None, typer.Argument(metavar="[MODEL]", help=_MODEL, show_default=False)]
+OptionalModel = Annotated[str | None, typer.Argument(metavar="MODEL", help=_MODEL, show_default=False)]
 Input = Annotated[
     str | None,
     typer.Option(
@@ -30,23 +39,44 @@ From = Annotated[
     list[str] | None,
     typer.Option("--from", metavar="LAYER", help="Source layer; 'input' if not given.", show_default=False),
 ]
-To = Annotated[str, typer.Option("--to", metavar="LAYER", help="Target layer.")]
+To = Annotated[
+    str | None,
+    typer.Option("--to", metavar="LAYER", help="Target layer; 'output' if not given.", show_default=False),
+]
 Output = Annotated[
     str | None,
-    typer.Option("-o", "--output", metavar="FILE|-", help="Where to write; standard output by default."),
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FILE|-",
+        help="Where to write; the extension names the format. Standard output by default.",
+        show_default=False,
+    ),
 ]
 Format = Annotated[
     str | None,
     typer.Option(
         "--format",
         metavar="NAME",
-        help="table, json, jsonl, csv, npy, npz, pt, safetensors, zarr (bench: markdown).",
+        help="table (on a terminal), jsonl (in a pipe), json, csv or markdown.",
+        autocompletion=lambda incomplete: _completed(NUMBERS, incomplete),
+        show_default=False,
+    ),
+]
+MatrixFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        help="table (on a terminal), npy (in a pipe), npz, pt, safetensors, zarr, json, jsonl or csv.",
+        autocompletion=lambda incomplete: _completed(MATRIX, incomplete),
+        show_default=False,
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Samples = Annotated[
     str | None,
-    typer.Option("--samples", metavar="PICK", help="Which samples: 0:8, or 3,5.", show_default=False),
+    typer.Option("--samples", metavar="PICK", help="Which samples: 0:8, or 3,5, counted from 0.", show_default=False),
 ]
 ModelArgs = Annotated[
     list[str] | None,
@@ -70,35 +100,54 @@ Activation = Annotated[
     str | None,
     typer.Option("--activation", metavar="NAME", help="Rebuild a plain chain of linear layers with this activation."),
 ]
-Trust = Annotated[bool, typer.Option("--trust", help="The model file may run code.")]
+Trust = Annotated[bool, typer.Option("--trust", help="The model file may run code, and read and write other files.")]
 Method = Annotated[
     str,
     typer.Option(
         "--method",
         metavar="NAME",
-        help="auto, reverse, forward, loop, replicate, functional or finite-difference.",
+        help=f"{', '.join(METHOD_NAMES[:-1])} or {METHOD_NAMES[-1]}.",
+        autocompletion=lambda incomplete: _completed(METHOD_NAMES, incomplete),
     ),
 ]
 Device = Annotated[
     str | None,
-    typer.Option("--device", metavar="NAME", help="cpu, cuda[:n], mps, xpu or auto.", show_default="cpu"),
+    typer.Option(
+        "--device", metavar="NAME", help="cpu (if not given), cuda[:n], mps, xpu or auto.", show_default=False
+    ),
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option("--dtype", metavar="NAME", help="float32, float64, bfloat16 or float16; the model's own by default."),
+    typer.Option(
+        "--dtype", metavar="NAME", help="float32, float64, bfloat16 or float16; the model's own if not given."
+    ),
 ]
 Chunk = Annotated[str, typer.Option("--chunk", metavar="auto|N", help="Rows or columns that go through at once.")]
 MaxMemory = Annotated[
     str | None,
-    typer.Option("--max-memory", metavar="SIZE", help="For J and the passes, as 4GiB.", show_default=False),
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        help="What J and the passes may take, as 4GiB or 500MB; a share of what is free if not given.",
+        show_default=False,
+    ),
 ]
-Threads = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads.", show_default=False)]
-Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Of fresh weights.", show_default=False)]
+Threads = Annotated[
+    str | None, typer.Option("--threads", metavar="N", help="CPU threads; all cores if not given.", show_default=False)
+]
+Seed = Annotated[
+    str | None,
+    typer.Option("--seed", metavar="N", help="For the fresh weights of a MODEL that is code.", show_default=False),
+]
 Timeout = Annotated[
     str | None,
-    typer.Option("--timeout", metavar="TIME", help="Give up after this, as 60s.", show_default=False),
+    typer.Option(
+        "--timeout", metavar="TIME", help="Give up after this, as 60s or 5m; exit code 5.", show_default=False
+    ),
 ]
-Explain = Annotated[bool, typer.Option("--explain", help="Print the plan on standard error.")]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="Print the plan on standard error: method, passes, memory, and why.")
+]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No notes, no progress; warnings stay.")]
 NoColor = Annotated[bool, typer.Option("--no-color", help="No colours.")]
 Jacobian = Annotated[
@@ -141,6 +190,19 @@ def parse_seconds(text: str | None, flag: str = "--timeout") -> float | None:
     return float(match[1]) * {"ms": 1e-3, "s": 1, "m": 60, "min": 60, "h": 3600}[match[2] or "s"]
 
 
+def parse_count(text: str | None, flag: str, least: int = 1) -> int | None:
+    """A whole number.
+
+    Raises:
+        UsageError: not one, or less than ``least``.
+    """
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < least:
+        raise UsageError(f"{flag} {text!r} is not understood", f"expected a whole number from {least}")
+    return int(text)
+
+
 def parse_chunk(text: str) -> int | None:
     """``auto`` or a positive number.
 
@@ -149,7 +211,7 @@ def parse_chunk(text: str) -> int | None:
     """
     if text == "auto":
         return None
-    if not text.isdigit() or int(text) < 1:
+    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < 1:
         raise UsageError(f"--chunk {text!r} is not understood", "expected auto or a whole number from 1")
     return int(text)
 

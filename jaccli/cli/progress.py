@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jaccli.methods import METHODS
 from jaccli.planning import Decision
 from jaccli.prepare import Prepared
+
+# Work that is done before this, in seconds, shows no bar.
+_DELAY = 1.0
 
 
 class Bar:
@@ -19,7 +24,9 @@ class Bar:
         self._display, self._task = display, task
         self._batch = 1
         self._block = 1
-        self._total = 0.0
+        self._lock = threading.Lock()
+        self._wanted = False
+        self._since = time.perf_counter()
 
     def expect(self, batch: int, decisions: Sequence[Decision], ready: Sequence[Prepared]) -> None:
         """How much there is to do: samples times rows or columns."""
@@ -28,9 +35,8 @@ class Bar:
             (p.linear.f.n_out if d.method is None or METHODS[d.method].by == "row" else p.linear.f.n_in)
             for d, p in zip(decisions, ready, strict=True)
         ]
-        self._total = float(sum(counts) * batch)
         if self._display is not None:
-            self._display.update(self._task, total=self._total)
+            self._display.update(self._task, total=float(sum(counts) * batch))
 
     def tick(self, done: int) -> None:
         """Some rows or columns of the present block are there."""
@@ -42,9 +48,45 @@ class Bar:
         done = piece.start + piece.outcome.matrix.shape[0]
         self._block = min(max(piece.decision.block, 1), max(self._batch - done, 1))
 
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[Bar]:
+        """There from ``_DELAY`` on, while the block lasts."""
+        timer = threading.Timer(_DELAY, self._show)
+        timer.daemon = True
+        self._wanted = True
+        timer.start()
+        try:
+            yield self
+        finally:
+            timer.cancel()
+            self._hide()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Not there while results go to the same terminal."""
+        if self._display is None or not sys.stdout.isatty():
+            yield
+            return
+        self._hide()
+        yield
+        self._wanted = True
+        if time.perf_counter() - self._since > _DELAY:
+            self._show()
+
+    def _show(self) -> None:
+        with self._lock:
+            if self._display is not None and self._wanted:
+                self._display.start()
+
+    def _hide(self) -> None:
+        with self._lock:
+            self._wanted = False
+            if self._display is not None:
+                self._display.stop()
+
 
 @contextlib.contextmanager
-def progress(quiet: bool) -> Iterator[Bar]:
+def progress(quiet: bool, no_color: bool = False) -> Iterator[Bar]:
     """A bar with elapsed and remaining time; silent in a pipe and with ``--quiet``."""
     if quiet or not sys.stderr.isatty():
         yield Bar()
@@ -60,12 +102,15 @@ def progress(quiet: bool) -> Iterator[Bar]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
-        yield Bar(display, display.add_task("", total=None))
+    # Standard output is written as bytes, and the bar is put aside for it.
+    console = Console(stderr=True, no_color=no_color or None)
+    display = Progress(*columns, console=console, transient=True, redirect_stdout=False)
+    with Bar(display, display.add_task("", total=None)).shown() as bar:
+        yield bar
 
 
 @contextlib.contextmanager
-def status(quiet: bool) -> Iterator[Callable[[str], None]]:
+def status(quiet: bool, no_color: bool = False) -> Iterator[Callable[[str], None]]:
     """One line on a terminal's standard error that says what is going on; silent elsewhere."""
     if quiet or not sys.stderr.isatty():
         yield lambda text: None
@@ -73,5 +118,5 @@ def status(quiet: bool) -> Iterator[Callable[[str], None]]:
     from rich.console import Console
     from rich.markup import escape
 
-    with Console(stderr=True).status("") as line:
+    with Console(stderr=True, no_color=no_color or None).status("") as line:
         yield lambda text: line.update(escape(text))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from jaccli.cli.options import check_device, check_dtype, parse_bytes, parse_chunk, parse_seconds
+from jaccli.cli.options import check_device, check_dtype, parse_bytes, parse_chunk, parse_count, parse_seconds
+from jaccli.cli.peek import check_arch, is_weights
 from jaccli.errors import UsageError
 from jaccli.layers.address import parse_address
 from jaccli.models.factory import is_spec, parse_arch_args
+from jaccli.models.quote import quote
 from jaccli.models.sniff import sniff
 from jaccli.names import METHOD_NAMES, MethodName, check_method
 from jaccli.samples.spec import (
@@ -68,6 +71,7 @@ class RunRequest:
     timeout: float | None
     explain: bool
     quiet: bool
+    no_color: bool = False
 
 
 def model_request(
@@ -76,10 +80,10 @@ def model_request(
     arch_arg: list[str] | None,
     activation: str | None,
     trust: bool,
-    seed: int | None,
+    seed: str | None,
     device: str | None,
     dtype: str | None,
-    threads: int | None,
+    threads: str | None,
 ) -> ModelRequest:
     """Check everything about MODEL that needs no torch: that it is there, and what kind of file.
 
@@ -89,17 +93,19 @@ def model_request(
     """
     arch_args = parse_arch_args(arch_arg or [])
     checked = check_device(device), check_dtype(dtype)
+    counts = parse_count(seed, "--seed", 0), parse_count(threads, "--threads")
     if not is_spec(path):
-        from pathlib import Path
-
         kind = sniff(Path(path))
-        if kind == "safetensors" and arch is None and activation is None:
+        weights = kind == "safetensors" or (kind == "checkpoint" and not trust and is_weights(Path(path)))
+        if weights and arch is None and activation is None:
             raise UsageError(
-                f"{path!r} holds weights without a network",
+                f"{quote(path)} holds weights without a network",
                 "expected --arch package.module:callable or file.py:callable",
                 "or --activation NAME, if it is a plain chain of linear layers",
             )
-    return ModelRequest(path, arch, arch_args, activation, trust, seed, *checked, threads)
+        if arch is not None:
+            check_arch(arch)
+    return ModelRequest(path, arch, arch_args, activation, trust, counts[0], *checked, counts[1])
 
 
 def input_request(text: str | None, samples: str | None, arguments: Sequence[str] | None) -> InputRequest:
@@ -137,7 +143,13 @@ def pair_request(sources: Sequence[str], target: str) -> PairRequest:
 
 
 def run_request(
-    method: str, chunk: str, max_memory: str | None, timeout: str | None, explain: bool, quiet: bool
+    method: str,
+    chunk: str,
+    max_memory: str | None,
+    timeout: str | None,
+    explain: bool,
+    quiet: bool,
+    no_color: bool = False,
 ) -> RunRequest:
     """Check how J is to be obtained.
 
@@ -145,7 +157,8 @@ def run_request(
         UsageError: an unknown method, or values that are not understood.
     """
     check_method(method)
-    return RunRequest(method, parse_chunk(chunk), parse_bytes(max_memory), parse_seconds(timeout), explain, quiet)
+    size, seconds = parse_bytes(max_memory), parse_seconds(timeout)
+    return RunRequest(method, parse_chunk(chunk), size, seconds, explain, quiet, no_color)
 
 
 @dataclass(frozen=True)
@@ -223,15 +236,13 @@ def saved_request(path: str, samples: str | None) -> SavedRequest:
     return SavedRequest(path, parse_samples(samples) if samples is not None else None)
 
 
-def refuse_with_jacobian(
-    model: str | None, given: str | None, layer: Sequence[str] | None, source: Sequence[str] | None
-) -> None:
+def refuse_with_jacobian(others: Mapping[str, object]) -> None:
     """A saved Jacobian stands in place of MODEL and INPUT.
 
     Raises:
         UsageError: both are given.
     """
-    for value, name in ((model, "MODEL"), (given, "--input"), (layer, "--layer"), (source, "--from")):
+    for name, value in others.items():
         if value:
             raise UsageError(
                 f"--jacobian and {name} are both given", "expected a saved Jacobian, or a model and its input"
@@ -287,12 +298,12 @@ class BenchRequest:
     max_time: float
 
 
-def bench_request(methods: str | None, rounds: int | None, max_time: str) -> BenchRequest:
+def bench_request(methods: str | None, rounds: str | None, max_time: str) -> BenchRequest:
     """Check ``--methods``, ``--rounds`` and ``--max-time``.
 
     Raises:
-        UsageError: an unknown method.
+        UsageError: an unknown method, or values that are not understood.
     """
     names = [name.strip() for name in methods.split(",")] if methods is not None else list(METHOD_NAMES)
     checked = tuple(dict.fromkeys(check_method(name) for name in names))
-    return BenchRequest(checked, rounds, parse_seconds(max_time, "--max-time") or 10.0)
+    return BenchRequest(checked, parse_count(rounds, "--rounds"), parse_seconds(max_time, "--max-time") or 10.0)

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from jaccli.cli.request import OutputRequest, SavedRequest
 
+_ORDER = ("model", "model_sha256", "method", "command", "jaccli", "torch", "python")
+_IN_THE_HEAD = ("source", "target", "pairs")
 
-def run(saved: SavedRequest, out: OutputRequest) -> None:
+
+def run(saved: SavedRequest, out: OutputRequest, timeout: float | None) -> None:
     """Describe and draw a saved Jacobian."""
+    from jaccli.cli import work
+
+    with work.deadline(timeout):
+        _show(saved, out)
+
+
+def _show(saved: SavedRequest, out: OutputRequest) -> None:
     from jaccli.sinks.atomic import open_output
     from jaccli.sinks.numbers import write_numbers
     from jaccli.sinks.read import read_jacobian
@@ -37,7 +48,7 @@ def run(saved: SavedRequest, out: OutputRequest) -> None:
                     "target": {"layer": jacobian.target},
                     "shape": list(jacobian.array.shape),
                     "dtype": str(jacobian.array.dtype).removeprefix("torch."),
-                    "provenance": dict(jacobian.provenance),
+                    "provenance": {k: jacobian.provenance[k] for k in _ordered(jacobian.provenance)},
                     "samples": [
                         {k: v for k, v in row.items() if k not in ("source", "target")}
                         for row in _rows(jacobian, numbers)
@@ -47,6 +58,11 @@ def run(saved: SavedRequest, out: OutputRequest) -> None:
             ],
         }
         write_numbers(out.format, handle, document=document, records=rows, style=style)
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    """Always the same order: safetensors keeps none."""
+    return sorted(names, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
 
 
 def _rows(jacobian: Any, numbers: list[int]) -> list[dict[str, Any]]:
@@ -76,8 +92,12 @@ def _draw(handle: Any, jacobian: Any, numbers: list[int], style: Any, *, every: 
 
     batch, n_out, n_in = jacobian.array.shape
     dtype = str(jacobian.array.dtype).removeprefix("torch.")
-    head = f"{jacobian.source} -> {jacobian.target}: {batch} samples, each {n_out} x {n_in}, {dtype}"
-    lines = [inert(head), *(f"  {inert(k)}: {inert(v)}" for k, v in jacobian.provenance.items() if v)]
+    samples = f"{batch} sample" + "s" * (batch != 1)
+    head = f"{jacobian.source} -> {jacobian.target}: {samples}, each J {n_out} x {n_in}, {dtype}"
+    about = {k: v for k, v in jacobian.provenance.items() if v and k not in _IN_THE_HEAD}
+    order = _ordered(about)
+    width = max(map(len, order), default=0)
+    lines = [inert(head), *(f"  {inert(k):<{width}}  {inert(about[k])}" for k in order)]
     handle.write(("\n".join(lines) + "\n").encode())
     for number in numbers if every else numbers[:1]:
         row = _rows(jacobian, [number])[0]
@@ -86,4 +106,5 @@ def _draw(handle: Any, jacobian: Any, numbers: list[int], style: Any, *, every: 
         drawn = render_matrix(jacobian.array[number], source=jacobian.source, target=jacobian.target, style=style)
         handle.write(f"\n{facts}\n{drawn}".encode())
     if not every and len(numbers) > 1:
-        handle.write(f"\n{len(numbers) - 1} more samples: --samples 0:{len(numbers)} draws them\n".encode())
+        more = f"{len(numbers) - 1} more sample" + "s" * (len(numbers) > 2)
+        handle.write(f"\n{more}: --samples 0:{len(numbers)} draws all\n".encode())

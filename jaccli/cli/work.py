@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jaccli.api import explain
-from jaccli.cli.boundary import STARTED
+from jaccli.cli.boundary import STARTED, release_messages
 from jaccli.cli.progress import progress
 from jaccli.cli.request import InputRequest, ModelRequest, PairRequest, RunRequest
 from jaccli.errors import ResourceError, UsageError, warn
@@ -177,9 +177,10 @@ def pieces(
     accept: Callable[[Prepared], bool] = lambda prepared: True,
 ) -> Iterator[Piece]:
     """J of every pair in blocks, with progress on a terminal and the plan if it is asked for."""
-    with progress(request.quiet) as bar:
+    with progress(request.quiet, request.no_color) as bar:
 
         def planned(decisions: Sequence[Decision], ready: Sequence[Prepared]) -> None:
+            release_messages()
             bar.expect(loaded.inputs.batch, decisions, ready)
             if request.explain:
                 _explain(decisions, ready, loaded.inputs.batch)
@@ -197,7 +198,8 @@ def pieces(
         )
         with contextlib.closing(run):
             for piece in run:
-                yield piece
+                with bar.aside():
+                    yield piece
                 bar.finished(piece)
 
 
@@ -212,12 +214,19 @@ def _explain(decisions: Sequence[Decision], ready: Sequence[Prepared], batch: in
         print("\n".join(inert(line) for line in text.splitlines()), file=sys.stderr)
 
 
+class _TimeIsUp(BaseException):
+    """Not an ``Exception``: whoever tries a method and takes another when it fails must not catch it."""
+
+
 @contextlib.contextmanager
 def deadline(seconds: float | None) -> Iterator[None]:
-    """``--timeout``: raise in the main thread when the time is over.
+    """``--timeout``: leave the block when the time, counted from the start of the process, is over.
+
+    Python sees the alarm between two torch operators: one that is running ends first. Passes are cut
+    into chunks of some ten MiB, so that is a matter of milliseconds, save for a model's own huge operator.
 
     Raises:
-        ResourceError: it is.
+        ResourceError: it is over.
     """
     import signal
 
@@ -226,12 +235,16 @@ def deadline(seconds: float | None) -> Iterator[None]:
         return
 
     def over(*_: object) -> None:
-        raise ResourceError(f"not done within {seconds:g} s (--timeout)", "", "allow more time, or take fewer samples")
+        raise _TimeIsUp
 
     previous = signal.signal(signal.SIGALRM, over)
     signal.setitimer(signal.ITIMER_REAL, max(seconds - (time.perf_counter() - STARTED), 1e-3))
     try:
         yield
+    except _TimeIsUp:
+        raise ResourceError(
+            f"not done within {seconds:g} s (--timeout)", "", "allow more time, or take fewer --samples"
+        ) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)

@@ -13,10 +13,16 @@ def resolve(network: Network, name: str) -> Address:
     """The address of one layer.
 
     Raises:
-        UsageError: no such layer; the answer names the nearest.
+        UsageError: no such layer, and the answer names the nearest; or a glob.
     """
     layers = network.layers()
     address = parse_address(name, layers)
+    if address.is_glob and address.path not in layers:
+        raise UsageError(
+            f"layer {name!r} is a glob, and one layer is wanted here",
+            "expected a target without * ? { }",
+            "globs and several layers go into --layer",
+        )
     _check_known(address, layers)
     return address
 

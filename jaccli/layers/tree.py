@@ -68,9 +68,9 @@ def _no_derivative(found: list[tuple[Path, Tensor]], inside: Any, name: str) -> 
     if found:
         kind = str(found[0][1].dtype).removeprefix("torch.")
         return UnsupportedError(
-            f"layer {name!r} holds {kind} values, and there is no derivative with respect to or of {kind} values",
-            "expected a floating-point activation",
-            "choose a layer after them, as the output of an embedding",
+            f"layer {name!r} holds {kind} values, and {kind} has no derivative",
+            "expected a floating-point activation: J is a limit of ever smaller steps",
+            "choose a layer after it, as the output of an embedding, or give samples as floats",
         )
     return UnsupportedError(f"layer {name!r}: its value is {type(inside).__name__}, with no tensor in it")
 

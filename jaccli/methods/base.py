@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from jaccli.names import MethodName
+from jaccli.operators.faults import is_out_of_memory, reason
 from jaccli.operators.linearised import Linearised
+
+__all__ = ["Method", "MethodGap", "Task", "Tick", "close", "is_out_of_memory", "nudged", "reason", "spans"]
 
 Tick = Callable[[int], None]
 
@@ -80,13 +83,20 @@ def spans(size: int, chunk: int) -> list[tuple[int, int]]:
     return [(start, min(start + chunk, size)) for start in range(0, size, max(chunk, 1))]
 
 
-def reason(error: BaseException) -> str:
-    """The first line of an error of torch, short."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."
+def nudged(point: Tensor) -> Tensor:
+    """A point nearby: every value some percent smaller, which keeps to the range that a model may insist on.
+
+    Samples of zeros are moved away from zero.
+    """
+    generator = torch.Generator().manual_seed(1)
+    share = 0.02 + 0.08 * torch.rand(point.shape, generator=generator).to(point)
+    zero = (point == 0).reshape(point.shape[0], -1).all(1).reshape(-1, *[1] * (point.dim() - 1))
+    return torch.where(zero, share, point * (1 - share))
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch means that memory ran out; on the CPU it is a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+def close(a: Tensor, b: Tensor) -> bool:
+    """Equal but for rounding, which may differ with the number of samples."""
+    tolerance = torch.finfo(b.dtype).eps ** 0.75
+    finite = b[b.isfinite()].abs()
+    scale = float(finite.max()) if finite.numel() else 0.0
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True)

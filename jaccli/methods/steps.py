@@ -64,7 +64,7 @@ def trial_steps(scale: Tensor, most: Tensor) -> Tensor:
     """
     eps = torch.finfo(scale.dtype).eps
     # Not below what moves a coordinate at all, which in bfloat16 is the larger.
-    least = max(eps ** (1 / 3) / 100, 4 * eps) * scale.double()
+    least: Tensor = max(eps ** (1 / 3) / 100, 4 * eps) * scale.double()
     decades = torch.log10(most.double() / least)
     count = math.ceil(float(decades.max()) * defaults.PILOT_STEPS_A_DECADE) + 1
     along = torch.linspace(0, 1, count, dtype=torch.float64, device=scale.device).reshape(-1, 1, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -136,24 +137,46 @@ def _refill(container: Any, items: Any) -> None:
 _ABSENT = object()
 
 
+@dataclass(frozen=True)
+class Noise:
+    """Where the random generators stand: the CPU's, and that of an accelerator in use."""
+
+    cpu: Tensor
+    other: Tensor | None
+    device: torch.device | None
+
+    @classmethod
+    def now(cls, device: torch.device | None) -> Noise:
+        """The present state."""
+        away = device if device is not None and device.type != "cpu" else None
+        return cls(torch.get_rng_state(), torch.get_device_module(away).get_rng_state() if away else None, away)
+
+    def restore(self) -> None:
+        """Put the generators there."""
+        torch.set_rng_state(self.cpu)
+        if self.device is not None:
+            torch.get_device_module(self.device).set_rng_state(self.other)
+
+
 @contextmanager
-def same_noise(device: torch.device | None) -> Iterator[None]:
-    """Put the random generators back afterwards, so that every pass draws the same numbers."""
-    cpu = torch.get_rng_state()
-    accelerator = torch.get_device_module(device) if device is not None and device.type != "cpu" else None
-    other = accelerator.get_rng_state() if accelerator else None
+def same_noise(device: torch.device | None, start: Noise | None = None) -> Iterator[None]:
+    """Put the random generators back afterwards, so that every pass draws the same numbers.
+
+    With ``start`` they begin there.
+    """
+    before = Noise.now(device)
+    if start is not None:
+        start.restore()
     try:
         yield
     finally:
-        torch.set_rng_state(cpu)
-        if accelerator:
-            accelerator.set_rng_state(other)
+        before.restore()
 
 
 @contextmanager
 def without_parameter_gradients(tensors: Iterator[Tensor]) -> Iterator[None]:
     """Switch ``requires_grad`` of leaves off, and back on afterwards."""
-    asking = [t for t in tensors if t.is_leaf and t.requires_grad]
+    asking = [t for t in tensors if t.is_leaf and t.requires_grad and not t.is_inference()]
     for tensor in asking:
         tensor.requires_grad_(False)
     try:

@@ -69,6 +69,8 @@ class Linearised:
     def vjp_or_none(self, u: Tensor) -> Tensor | None:
         """As ``vjp``; None where no path leads from source to target."""
         assert self.live is not None
+        if not self.live.target.requires_grad:
+            return None
         self.passes["vjp"] += 1
         (row,) = torch.autograd.grad(
             self.live.target,
@@ -82,6 +84,8 @@ class Linearised:
     def vjps(self, u: Tensor) -> Tensor:
         """k vjps in one batched backward pass: ``(k, batch, n_out)`` → ``(k, batch, n_in)``."""
         assert self.live is not None
+        if not self.live.target.requires_grad:
+            return self.point.new_zeros(u.shape[0], self.batch, self.f.n_in)
         self.passes["vjp"] += u.shape[0]
         with _quiet_vmap():
             (rows,) = torch.autograd.grad(
@@ -124,6 +128,8 @@ class Linearised:
         derivative formula.
         """
         assert self.live is not None
+        if not self.live.target.requires_grad:
+            return self._tangent(None)
         self.passes["vjp"] += 2
         dummy = torch.zeros_like(self.live.target, requires_grad=True)
         with torch.enable_grad():

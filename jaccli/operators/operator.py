@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from jaccli.errors import UsageError
+from jaccli.errors import ResourceError, UnsupportedError, UsageError
+from jaccli.operators.faults import is_out_of_memory, reason
 from jaccli.operators.linearised import Linearised
 
 
@@ -17,7 +18,8 @@ class JacobianOperator:
 
     The forward pass was made when the operator was; ``rmatvec`` costs one backward pass, ``matvec``
     one forward pass with dual numbers, or two backward passes where an operator of the model has no
-    forward-mode formula. Nothing of size ``n_out × n_in`` is ever held.
+    forward-mode formula. Nothing of size ``n_out × n_in`` is ever held. Products raise ``UsageError``
+    once the model's parameters or buffers have changed, and ``UnsupportedError`` where no pass works.
 
     Attributes:
         shape: ``(batch, n_out, n_in)``.
@@ -54,13 +56,13 @@ class JacobianOperator:
         """JV for each sample: ``(batch, n_in, k)`` → ``(batch, n_out, k)``; k products, one after another."""
         v = self._checked(v, 3, "n_in")
         with self._session():
-            return torch.stack([self._product(column) for column in v.unbind(-1)], dim=-1)
+            return torch.stack([self._forward(column) for column in v.unbind(-1)], dim=-1)
 
     def rmatmat(self, u: Tensor) -> Tensor:
         """JᵀU for each sample: ``(batch, n_out, k)`` → ``(batch, n_in, k)``; k products, one after another."""
         u = self._checked(u, 3, "n_out")
         with self._session():
-            return torch.stack([self._linear.vjp(column) for column in u.unbind(-1)], dim=-1)
+            return torch.stack([_product("Jᵀu", self._linear.vjp, column) for column in u.unbind(-1)], dim=-1)
 
     @property
     def T(self) -> TransposedOperator:  # noqa: N802 - as in NumPy
@@ -71,13 +73,13 @@ class JacobianOperator:
         f = self._linear.f
         return f"JacobianOperator({f.source.address!s} → {f.target.address!s}, shape={self.shape}, {self.dtype})"
 
-    def _product(self, v: Tensor) -> Tensor:
+    def _forward(self, v: Tensor) -> Tensor:
         if self._forward_mode:
             try:
                 return self._linear.jvp(v)
             except (RuntimeError, NotImplementedError):
                 self._forward_mode = False
-        return self._linear.jvp_by_transposition(v)
+        return _product("Jv", self._linear.jvp_by_transposition, v)
 
     def _checked(self, vectors: Tensor, dims: int, size: str) -> Tensor:
         batch, n_out, n_in = self.shape
@@ -89,6 +91,19 @@ class JacobianOperator:
                 f"expected (batch, {size}{tail}) = ({want[0]}, {want[1]}{tail})",
             )
         return vectors.to(self.device, self.dtype)
+
+
+def _product(name: str, take: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:
+    try:
+        return take(vector)
+    except (RuntimeError, NotImplementedError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise ResourceError(f"out of memory in {name}", "", "give fewer samples at a time") from None
+        raise UnsupportedError(
+            f"no product {name}: {reason(error)}",
+            "expected a model that can be differentiated",
+            "jaccli.jacobian(method='finite-difference') needs no gradients",
+        ) from error
 
 
 class TransposedOperator:

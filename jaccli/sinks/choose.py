@@ -109,8 +109,8 @@ def _by_extension(out: str, allowed: tuple[Format, ...], kind: Kind) -> Format:
     extension = os.path.splitext(out)[1].lower()
     if extension not in _EXTENSIONS:
         known = ", ".join(end for end, name in _EXTENSIONS.items() if name in allowed)
-        given = f"extension {extension!r}" if extension else "no extension"
-        raise UsageError(f"--output {out!r}: {given} names no format", f"expected {known}", "or give --format")
+        given = f"extension {extension!r} names no format" if extension else "no extension, so no format"
+        raise UsageError(f"--output {out!r}: {given}", f"expected {known}", "or give --format")
     return _fitting(_EXTENSIONS[extension], allowed, kind, f"--output {out!r}")
 
 

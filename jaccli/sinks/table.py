@@ -58,7 +58,9 @@ def cell(value: Any) -> str:
 
 
 def _across(names: list[str], rows: list[list[str]], records: Sequence[Mapping[str, Any]], style: Style) -> Table:
-    table = Table(box=box.SIMPLE_HEAD if style.unicode else box.ASCII2, pad_edge=False)
+    table = Table(
+        box=box.SIMPLE_HEAD if style.unicode else box.ASCII2, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0)
+    )
     for name in names:
         numeric = any(isinstance(json_value(record.get(name)), int | float) for record in records)
         table.add_column(Text(inert(name)), justify="right" if numeric else "left", overflow="fold")

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,12 @@ from jaccli.cli import boundary
 from . import nets
 
 BIN = Path(sys.executable).parent / "jaccli"
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "LANG": "C.UTF-8", "COLUMNS": "", "TERM": "xterm-256color"}
+ENV = {
+    **{name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR", "FORCE_COLOR")},
+    "OMP_NUM_THREADS": "1",
+    "LANG": "C.UTF-8",
+    "TERM": "xterm-256color",
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def process(*argv: object, cwd: Path, stdin: bytes = b"", env: Mapping[str, str]
 
 
 @pytest.fixture(scope="session")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models and inputs, good and bad. Tests write elsewhere, or under names of their own."""
     folder = tmp_path_factory.mktemp("cli")
     torch.manual_seed(0)
@@ -91,7 +96,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     _inputs(folder)
     _rubbish(folder)
     (folder / "nets.py").write_text(Path(nets.__file__).read_text())
-    yield folder
+    return folder
 
 
 def _models(folder: Path) -> None:
@@ -105,7 +110,7 @@ def _models(folder: Path) -> None:
         "single": nets.Single(),
     }
     for name, module in modules.items():
-        torch.jit.script(module.eval()).save(str(folder / f"{name}.pt"))  # type: ignore[no-untyped-call]
+        torch.jit.script(module.eval()).save(str(folder / f"{name}.pt"))
     mlp = modules["mlp"]
     save_file(mlp.state_dict(), folder / "mlp.safetensors")
     torch.save({"state_dict": {f"module.{k}": v for k, v in mlp.state_dict().items()}}, folder / "mlp.ckpt")

@@ -1,0 +1,73 @@
+"""Looks into a model file and at ``--arch`` that need no torch, so that a wrong call is answered at once."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from jaccli.errors import UsageError
+from jaccli.models.inert import StorageRef, StorageType
+from jaccli.models.pickle_reader import PickleReader
+from jaccli.models.quote import quote
+from jaccli.models.state_dict import Unwrapped, unwrap
+
+# A pickle without its tensors is small; a larger one is left to the loader.
+_LARGEST = 50_000_000
+_LEGACY_HEADERS = 3
+
+
+def is_weights(path: Path) -> bool:
+    """Whether a ``torch.save`` file surely holds weights and no module; nothing of it is executed.
+
+    False as well for all that cannot be told here: the loader then says what is wrong.
+    """
+    try:
+        return isinstance(unwrap(_content(path), path), Unwrapped)
+    except Exception:
+        return False
+
+
+def _content(path: Path) -> Any:
+    """The object in the file, with stand-ins for tensors and everything else that is not plain data."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            (record,) = (info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
+            if record.file_size > _LARGEST:
+                return None
+            return _load(io.BytesIO(archive.read(record)), path)
+    with path.open("rb") as file:
+        content = io.BytesIO(file.read(_LARGEST))
+    for _ in range(_LEGACY_HEADERS):
+        _load(content, path)
+    return _load(content, path)
+
+
+def _load(file: io.BytesIO, path: Path) -> Any:
+    def storage(data: tuple[Any, ...]) -> StorageRef:
+        kind, key, _, numel = data[:4]
+        if not isinstance(kind, StorageType):
+            raise ValueError("a storage has a type")
+        return StorageRef(None, key, kind.dtype, numel, 0)
+
+    def nested(_: Any) -> Any:
+        raise ValueError("bytes of another file")
+
+    return PickleReader(file, storage, nested, quote(path)).load()
+
+
+def check_arch(spec: str) -> None:
+    """Refuse an ``--arch`` that names no callable, or a file that is not there.
+
+    Raises:
+        UsageError: it does.
+    """
+    form = "expected package.module:callable or path/file.py:callable"
+    place, colon, name = spec.rpartition(":")
+    if not colon or not place or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
+        raise UsageError(f"--arch {quote(spec)} is not the name of a callable", form)
+    if place.endswith(".py") and not os.path.isfile(place):
+        raise UsageError(f"--arch {quote(spec)}: no such file {quote(place)}", form, "check the path")

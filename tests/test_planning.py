@@ -1,0 +1,190 @@
+"""Plans: reusable, refused where they do not fit, and passes as many as they say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import jaccli
+from jaccli.layers.record import Inputs
+from jaccli.layers.resolve import expand, resolve
+from jaccli.models.adapt import as_network
+from jaccli.names import METHOD_NAMES
+from jaccli.planning import decide
+from jaccli.prepare import computing, prepare
+from jaccli.stream import Choice, stream
+from tests.oracle import error
+from tests.scenarios import BY_NAME, TABLE, Scenario, case_name, chain
+
+EXACT_METHODS = [m for m in METHOD_NAMES if m != "finite-difference"]
+STATELESS = [s for s in TABLE if not s.train and torch.float64 in s.dtypes and s.source != "emb"]
+
+
+@pytest.mark.filterwarnings("ignore::jaccli.JaccliWarning")
+@pytest.mark.parametrize("s", STATELESS, ids=case_name)
+def test_a_plan_run_elsewhere_equals_a_fresh_one(s: Scenario) -> None:
+    model, x, extras = s.model(torch.float64), s.x(torch.float64), s.extras(torch.float64)
+    plan = jaccli.plan(model, x, s.source, s.target, **extras)
+    assert f"{s.source} -> {s.target}" in str(plan)
+    assert plan.shape == tuple(s.truth().shape)
+    elsewhere = x.flip(0) * 1.5 + 0.25
+    fresh = jaccli.jacobian(model, elsewhere, s.source, s.target, method="loop", **extras)
+    assert error(plan(elsewhere, **extras), fresh) < 1e-10
+    assert error(plan(x, **extras), s.truth()) < 1e-10
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_plan_takes_any_number_of_samples(method: str) -> None:
+    model = chain(4, 6, 3)().double()
+    plan = jaccli.plan(model, torch.randn(3, 4, dtype=torch.float64), method=method)
+    for batch in (1, 2, 7, 150):
+        x = torch.randn(batch, 4, dtype=torch.float64)
+        assert error(plan(x), jaccli.jacobian(model, x, method="loop")) < 1e-7
+
+
+def test_plan_refuses_field_by_field() -> None:
+    plan = jaccli.plan(chain(4, 3)(), torch.randn(2, 4))
+    for x, field in ((torch.randn(2, 5), "sample shape"), (torch.randn(2, 4, 1), "sample shape"),
+                     (torch.randn(2, 4).double(), "dtype"), (torch.randn(2, 4, device="meta"), "device")):
+        with pytest.raises(jaccli.UsageError, match=f"does not fit: {field}"):
+            plan(x)
+
+
+def test_plan_made_where_there_is_no_path() -> None:
+    class Gate(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x**2 if x.sum() > 0 else torch.zeros_like(x)
+
+    x = torch.tensor([[1.0, 2.0]])
+    with pytest.warns(jaccli.JaccliNote, match="J is zero"):
+        plan = jaccli.plan(Gate(), -x)
+        assert not plan(-x).any()
+    assert torch.equal(plan(x)[0], torch.diag(2 * x[0]))
+
+
+@pytest.mark.parametrize(("method", "counts"), [
+    ("reverse", {"vjp": 5}), ("loop", {"vjp": 5}), ("forward", {"jvp": 7}), ("functional", {"forward": 1, "vjp": 5}),
+    ("replicate", {"forward": 3 + 5, "vjp": 5}),
+])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_numbers_of_passes(method: Any, counts: dict[str, int], chunk: int) -> None:
+    network = as_network(chain(7, 6, 5)())
+    pair = (resolve(network, "input"), resolve(network, "output"))
+    (piece,) = stream(network, Inputs((torch.randn(3, 7),)), [pair], Choice(method, None, chunk))
+    assert dict(piece.outcome.passes) == counts
+    assert piece.outcome.method == method
+
+
+def test_passes_of_samples_that_mix() -> None:
+    network = as_network(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
+    pair = (resolve(network, "input"), resolve(network, "output"))
+    with pytest.warns(jaccli.JaccliWarning, match="samples mix"):
+        (piece,) = stream(network, Inputs((torch.randn(5, 4),)), [pair], Choice("reverse"))
+    assert piece.outcome.passes["vjp"] == 5 * 3
+
+
+class Counted(nn.Sequential):
+    calls = 0
+
+    def forward(self, x: Any) -> Any:
+        type(self).calls += 1
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("method", ["auto", "reverse", "loop"])
+def test_one_forward_pass_for_many_pairs(method: Any) -> None:
+    model = Counted(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(5)))
+    network = as_network(model)
+    target = resolve(network, "output")
+    pairs = [(s, target) for s in expand(network, ["input", "*", "2.0"])]
+    assert len(pairs) == 7
+    Counted.calls = 0
+    pieces = list(stream(network, Inputs((torch.randn(3, 4),)), pairs, Choice(method)))
+    assert Counted.calls == 1
+    assert [p.pair for p in pieces] == pairs
+
+
+def test_pairs_do_not_disturb_each_other() -> None:
+    """From one forward pass, with sources on the way of others, as each alone."""
+    for name in ("residual, tokens", "second call to head", "dict key", "conv", "LSTM state"):
+        s = BY_NAME[name]
+        model, x = s.model(torch.float64), s.x(torch.float64)
+        network = as_network(model)
+        names = {"conv": ["input", "0", "1", "1[0]", "3"], "second call to head": ["input", "fc#1", "fc#2", "fc#2:in"],
+                 "residual, tokens": ["input", "norm", "up", "up:in", "down"], "LSTM state": ["input", "rnn:out.0"],
+                 "dict key": ["input", "body:out.mean", "body:out.spread", "body.a"]}[name]
+        target = {"dict key": "output:out.extra"}.get(name, "output")
+        pairs = [(resolve(network, n), resolve(network, target)) for n in names]
+        pieces = list(stream(network, Inputs((x,)), pairs, Choice("reverse")))
+        for source, piece in zip(names, pieces, strict=True):
+            alone = jaccli.jacobian(model, x, source, target, method="loop")
+            assert error(piece.outcome.matrix, alone) < 1e-10, (name, source)
+
+
+def test_blocks_of_samples_are_joined() -> None:
+    model = chain(4, 5, 3)().double()
+    x = torch.randn(200, 4, dtype=torch.float64)
+    gate = torch.randn(200, 3, dtype=torch.float64)
+    whole = jaccli.jacobian(model, x, method="loop")
+    by_row = torch.cat([jaccli.jacobian(model, row[None], method="loop") for row in x])
+    assert error(whole, by_row) < 1e-10
+
+    class Gated(nn.Module):
+        def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+            return model(x) * gate
+
+    gated = jaccli.jacobian(Gated(), x, args=(gate,))
+    assert error(gated, whole * gate.unsqueeze(-1)) < 1e-10
+
+
+@pytest.mark.parametrize("rows", [2, 100])
+def test_an_argument_as_long_as_the_batch_that_is_not_per_sample(rows: int) -> None:
+    """Taking samples in blocks must not cut a weight that happens to have as many rows."""
+    weight = 0.02 * torch.randn(100, 300, dtype=torch.float64)
+    x = torch.randn(100, 300, dtype=torch.float64)
+
+    class Product(nn.Module):
+        def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+            return torch.tanh(x @ weight[:rows].T)
+
+    truth = (1 - torch.tanh(x @ weight[:rows].T) ** 2).unsqueeze(-1) * weight[:rows]
+    blocks = jaccli.jacobian(Product(), x, args=(weight,), max_memory=truth.numel() * 8 + 2**21)
+    assert error(blocks, truth) < 1e-10
+
+    class Pooled(nn.Module):
+        def forward(self, x: Tensor, *, weight: Tensor) -> Tensor:
+            return x[:, :2] * weight.sum()
+
+    x = torch.randn(100, 3000, dtype=torch.float64)
+    j = jaccli.jacobian(Pooled(), x, kwargs={"weight": weight})
+    assert error(j, weight.sum() * torch.eye(2, 3000, dtype=torch.float64).expand(100, 2, 3000)) < 1e-10
+
+
+def test_arguments_of_each_sample_go_with_their_blocks() -> None:
+    class Gated(nn.Module):
+        def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+            return x[:, :2] * gate
+
+    x, gate = torch.randn(100, 3000, dtype=torch.float64), torch.randn(100, 1, dtype=torch.float64)
+    j = jaccli.jacobian(Gated(), x, args=(gate,))
+    assert error(j, gate.unsqueeze(-1) * torch.eye(2, 3000, dtype=torch.float64)) < 1e-10
+
+
+def test_auto_says_why() -> None:
+    network = as_network(chain(4, 5, 3)())
+    pair = (resolve(network, "input"), resolve(network, "output"))
+    with computing(network):
+        (prepared,) = prepare(network, Inputs((torch.randn(2, 4),)), [pair])
+        decision = decide(prepared, "auto")
+        assert decision.method in METHOD_NAMES
+        assert decision.why
+        assert decision.others
+        assert decide(prepared, "loop").why == "asked for"
+
+
+def test_unknown_method() -> None:
+    with pytest.raises(jaccli.UsageError, match=r"reverze.*\n.*\n.*reverse"):
+        jaccli.jacobian(nn.Linear(2, 2), torch.randn(1, 2), method="reverze")
