@@ -18,8 +18,16 @@ LAYERS = [
     ["errors", "names", "defaults"],
     ["models.network"],
     ["models"],
-    ["layers.address", "layers.tree", "layers.slot", "layers.boundary", "layers.record", "layers.resolve",
-     "layers.function", "layers"],
+    [
+        "layers.address",
+        "layers.tree",
+        "layers.slot",
+        "layers.boundary",
+        "layers.record",
+        "layers.resolve",
+        "layers.function",
+        "layers",
+    ],
     ["operators"],
     ["methods"],
     ["prepare", "memory", "planning"],
@@ -52,8 +60,12 @@ def imported(path: Path) -> Iterator[tuple[str, bool]]:
     """Absolute imports of a file, and whether they run when it is imported."""
     tree = ast.parse(path.read_text())
     late = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
-    late |= {id(n) for f in ast.walk(tree) if isinstance(f, ast.If) and "TYPE_CHECKING" in ast.dump(f.test)
-             for n in ast.walk(f)}
+    late |= {
+        id(n)
+        for f in ast.walk(tree)
+        if isinstance(f, ast.If) and "TYPE_CHECKING" in ast.dump(f.test)
+        for n in ast.walk(f)
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, id(node) not in late) for alias in node.names)
@@ -61,7 +73,10 @@ def imported(path: Path) -> Iterator[tuple[str, bool]]:
             assert node.level == 0, f"{path}: a relative import"
             for alias in node.names:
                 inside = f"{node.module}.{alias.name}"
-                is_module = node.module.startswith("jaccli") and (ROOT / Path(*inside.split(".")[1:])).with_suffix(".py").exists()
+                is_module = (
+                    node.module.startswith("jaccli")
+                    and (ROOT / Path(*inside.split(".")[1:])).with_suffix(".py").exists()
+                )
                 yield (inside if is_module else str(node.module)), id(node) not in late
 
 
@@ -96,8 +111,19 @@ def test_methods_know_no_model_and_sinks_no_operator() -> None:
                 assert not module.startswith(("jaccli.operators", "jaccli.methods", "jaccli.models")), here
 
 
-@pytest.mark.parametrize("module", ["jaccli", "jaccli.cli.app", "jaccli.cli.request", "jaccli.errors", "jaccli.names",
-                                    "jaccli.defaults", "jaccli.layers.address", "jaccli.__main__"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "jaccli",
+        "jaccli.cli.app",
+        "jaccli.cli.request",
+        "jaccli.errors",
+        "jaccli.names",
+        "jaccli.defaults",
+        "jaccli.layers.address",
+        "jaccli.__main__",
+    ],
+)
 def test_no_torch_at_start(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'numpy', 'scipy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -34,8 +34,14 @@ class Log:
 def test_boundaries_in_order() -> None:
     log = Log()
     EagerNetwork(nets.Shared()).run((torch.randn(2, 4),), {}, log)
-    assert log.seen == [("in", "fc", 1), ("out", "fc", 1), ("in", "fc", 2), ("out", "fc", 2), ("in", "head", 1),
-                        ("out", "head", 1)]
+    assert log.seen == [
+        ("in", "fc", 1),
+        ("out", "fc", 1),
+        ("in", "fc", 2),
+        ("out", "fc", 2),
+        ("in", "head", 1),
+        ("out", "head", 1),
+    ]
 
 
 def test_only_wanted_paths_and_a_stop() -> None:
@@ -84,12 +90,18 @@ def test_cast_is_an_independent_copy(build: Any) -> None:
         assert model.hidden.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("build", "train", "word"), [
-    (lambda: nn.BatchNorm1d(3), True, "BatchNorm"), (lambda: nn.BatchNorm1d(3), False, ""),
-    (lambda: nn.BatchNorm1d(3, track_running_stats=False), False, "BatchNorm"),
-    (lambda: nn.Dropout(0.5), True, "Dropout"), (lambda: nn.Dropout(0.0), True, ""),
-    (lambda: nn.Dropout(0.5), False, ""), (chain(3, 3), True, ""),
-])
+@pytest.mark.parametrize(
+    ("build", "train", "word"),
+    [
+        (lambda: nn.BatchNorm1d(3), True, "BatchNorm"),
+        (lambda: nn.BatchNorm1d(3), False, ""),
+        (lambda: nn.BatchNorm1d(3, track_running_stats=False), False, "BatchNorm"),
+        (lambda: nn.Dropout(0.5), True, "Dropout"),
+        (lambda: nn.Dropout(0.0), True, ""),
+        (lambda: nn.Dropout(0.5), False, ""),
+        (chain(3, 3), True, ""),
+    ],
+)
 def test_doubts(build: Any, train: bool, word: str) -> None:
     doubts = EagerNetwork(build().train(train)).doubtful()
     assert [word in d for d in doubts] == ([True] if word else [])

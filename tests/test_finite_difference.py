@@ -29,8 +29,13 @@ def kinked() -> nn.Module:
 
 def decoder() -> nn.Module:
     return nn.Sequential(
-        nn.Linear(12, 32), nn.ReLU(), nn.Unflatten(1, (8, 2, 2)), nn.ConvTranspose2d(8, 4, 4, 2, 1), nn.ReLU(),
-        nn.ConvTranspose2d(4, 1, 4, 2, 1), nn.Sigmoid(),
+        nn.Linear(12, 32),
+        nn.ReLU(),
+        nn.Unflatten(1, (8, 2, 2)),
+        nn.ConvTranspose2d(8, 4, 4, 2, 1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(4, 1, 4, 2, 1),
+        nn.Sigmoid(),
     )
 
 

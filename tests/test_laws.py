@@ -61,11 +61,16 @@ def test_residual_is_identity_plus_branch() -> None:
     assert error(whole, torch.eye(4, dtype=torch.float64) + branch) < 1e-14
 
 
-@pytest.mark.parametrize(("layer", "slope"), [
-    (nn.Softplus(), torch.sigmoid), (nn.Tanh(), lambda x: 1 - torch.tanh(x) ** 2),
-    (nn.Sigmoid(), lambda x: torch.sigmoid(x) * torch.sigmoid(-x)), (nn.ReLU(), lambda x: (x > 0).double()),
-    (nn.SELU(), None),
-])
+@pytest.mark.parametrize(
+    ("layer", "slope"),
+    [
+        (nn.Softplus(), torch.sigmoid),
+        (nn.Tanh(), lambda x: 1 - torch.tanh(x) ** 2),
+        (nn.Sigmoid(), lambda x: torch.sigmoid(x) * torch.sigmoid(-x)),
+        (nn.ReLU(), lambda x: (x > 0).double()),
+        (nn.SELU(), None),
+    ],
+)
 def test_elementwise_layers_are_diagonal(layer: nn.Module, slope: Any) -> None:
     x = torch.randn(3, 6, dtype=torch.float64)
     for method in ("auto", "reverse", "forward", "replicate"):
@@ -108,18 +113,28 @@ class Tangle(nn.Module):
             for other in chosen[1:]:
                 mixed = mixed + other if merge == "add" else mixed * other.sigmoid()
             out = layer(mixed)
-            values.append({"tanh": torch.tanh, "relu": torch.relu, "inplace": torch.relu_, "none": lambda t: t}[act](out))
+            values.append(
+                {"tanh": torch.tanh, "relu": torch.relu, "inplace": torch.relu_, "none": lambda t: t}[act](out)
+            )
         return values[-1]
 
 
-NODE = st.tuples(st.lists(st.integers(0, 5), min_size=1, max_size=3), st.sampled_from(["add", "times"]),
-                 st.sampled_from(["tanh", "relu", "inplace", "none"]))
+NODE = st.tuples(
+    st.lists(st.integers(0, 5), min_size=1, max_size=3),
+    st.sampled_from(["add", "times"]),
+    st.sampled_from(["tanh", "relu", "inplace", "none"]),
+)
 
 
 @SOME
-@given(plan=st.lists(NODE, min_size=1, max_size=6), width=st.integers(1, 4), batch=st.integers(1, 4),
-       seed=st.integers(0, 99), ends=st.tuples(st.integers(-1, 5), st.integers(0, 6)),
-       method=st.sampled_from(["auto", "reverse", "forward", "loop", "replicate", "functional", "finite-difference"]))
+@given(
+    plan=st.lists(NODE, min_size=1, max_size=6),
+    width=st.integers(1, 4),
+    batch=st.integers(1, 4),
+    seed=st.integers(0, 99),
+    ends=st.tuples(st.integers(-1, 5), st.integers(0, 6)),
+    method=st.sampled_from(["auto", "reverse", "forward", "loop", "replicate", "functional", "finite-difference"]),
+)
 @pytest.mark.filterwarnings("ignore::jaccli.JaccliWarning")
 def test_random_networks(plan: Any, width: int, batch: int, seed: int, ends: tuple[int, int], method: str) -> None:
     model = Tangle(plan, width, seed).double()
@@ -134,8 +149,12 @@ def test_random_networks(plan: Any, width: int, batch: int, seed: int, ends: tup
 
 
 @SOME
-@given(sizes=st.lists(st.integers(1, 6), min_size=2, max_size=4), batch=st.integers(1, 4), chunk=st.integers(1, 9),
-       method=st.sampled_from(["reverse", "forward", "replicate", "finite-difference"]))
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=2, max_size=4),
+    batch=st.integers(1, 4),
+    chunk=st.integers(1, 9),
+    method=st.sampled_from(["reverse", "forward", "replicate", "finite-difference"]),
+)
 @pytest.mark.filterwarnings("ignore::jaccli.JaccliWarning")
 def test_random_chains_and_chunks(sizes: list[int], batch: int, chunk: int, method: str) -> None:
     model, x = chain(*sizes)().double(), torch.randn(batch, sizes[0], dtype=torch.float64)

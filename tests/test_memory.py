@@ -42,7 +42,10 @@ LIMIT = 40 * 2**20
 @pytest.mark.parametrize("method", ["auto", "reverse", "forward", "replicate", "finite-difference"])
 def test_limit_is_kept(method: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT, method, str(LIMIT)], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-W", "ignore", "-c", SCRIPT, method, str(LIMIT)],
+        capture_output=True,
+        text=True,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -50,7 +53,9 @@ def test_limit_is_kept(method: str) -> None:
     assert grown < LIMIT, f"{grown / 2**20:.1f} MiB against {LIMIT / 2**20:.0f} MiB"
 
 
-@pytest.mark.parametrize("method", ["auto", "reverse", "forward", "replicate", "finite-difference", "loop", "functional"])
+@pytest.mark.parametrize(
+    "method", ["auto", "reverse", "forward", "replicate", "finite-difference", "loop", "functional"]
+)
 def test_impossible_limit(method: str) -> None:
     with pytest.raises(jaccli.ResourceError, match=r"30 x 50.*KiB") as caught:
         jaccli.jacobian(nn.Linear(50, 30), torch.randn(8, 50), method=method, max_memory=5000)

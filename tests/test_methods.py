@@ -92,8 +92,20 @@ def test_result_stands_on_its_own(s: Scenario, method: str) -> None:
     assert x.grad is None
 
 
-CHUNKED = ["wide", "tall", "conv", "attention", "LSTM", "index list", "BatchNorm in training mode", "dict key",
-           "source of size 1", "target of size 1", "GRU, time first inside", "embedding"]
+CHUNKED = [
+    "wide",
+    "tall",
+    "conv",
+    "attention",
+    "LSTM",
+    "index list",
+    "BatchNorm in training mode",
+    "dict key",
+    "source of size 1",
+    "target of size 1",
+    "GRU, time first inside",
+    "embedding",
+]
 
 
 @pytest.mark.parametrize("method", ["reverse", "forward", "replicate", "finite-difference"])

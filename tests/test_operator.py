@@ -63,8 +63,14 @@ def test_parameters_may_change_after_the_operator_was_made() -> None:
 
 def test_wrong_shapes_are_refused() -> None:
     a = jaccli.operator(nn.Linear(3, 2), torch.randn(4, 3))
-    for call, shape in ((a.matvec, (4, 2)), (a.rmatvec, (4, 3)), (a.matvec, (3,)), (a.matmat, (4, 3)),
-                        (a.rmatmat, (3, 2, 1)), (a.matvec, (5, 3))):
+    for call, shape in (
+        (a.matvec, (4, 2)),
+        (a.rmatvec, (4, 3)),
+        (a.matvec, (3,)),
+        (a.matmat, (4, 3)),
+        (a.rmatmat, (3, 2, 1)),
+        (a.matvec, (5, 3)),
+    ):
         with pytest.raises(jaccli.UsageError, match="expected"):
             call(torch.randn(*shape))
 

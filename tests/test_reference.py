@@ -76,8 +76,13 @@ def test_deviation_against_numpy(n: int) -> None:
     d = j - np.eye(n)
     got = deviation(torch.from_numpy(j))
     want = {
-        "frobenius": np.linalg.norm(d), "relative": np.linalg.norm(d) / math.sqrt(n), "spectral": np.linalg.norm(d, 2),
-        "l1": np.abs(d).sum(), "max_abs": np.abs(d).max(), "trace": np.trace(j), "alpha": np.trace(j) / n,
+        "frobenius": np.linalg.norm(d),
+        "relative": np.linalg.norm(d) / math.sqrt(n),
+        "spectral": np.linalg.norm(d, 2),
+        "l1": np.abs(d).sum(),
+        "max_abs": np.abs(d).max(),
+        "trace": np.trace(j),
+        "alpha": np.trace(j) / n,
         "identity_share": np.trace(j) ** 2 / n / np.linalg.norm(j) ** 2,
     }
     assert tuple(got) == NORMS

@@ -38,6 +38,7 @@ def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code; see the contract for their meaning."""
     from jaccli.cli.app import app
 
+    argv = argv or ["--help"]
     _command_line[:] = argv
     quiet = "-q" in argv or "--quiet" in argv
     try:
@@ -88,7 +89,11 @@ def _answer(error: BaseException) -> int:
 def _usage(error: Any) -> str:
     text = " ".join(str(error.format_message()).split())
     context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "jaccli"
+    from jaccli.cli.app import app
+
+    names = [command.callback.__name__ for command in app.registered_commands if command.callback is not None]
+    known = next((word for word in _command_line[:1] if word in names), "")
+    command = context.command_path if context is not None else f"jaccli {known}".strip()
     return f"{text}\n'{command} --help' shows how it is used"
 
 

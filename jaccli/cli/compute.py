@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from jaccli.cli.request import InputRequest, ModelRequest, OutputRequest, PairRequest, RunRequest
+from jaccli.errors import note
+from jaccli.sinks.choose import is_stream
 
 if TYPE_CHECKING:
     from jaccli.planning import Decision
@@ -43,6 +45,9 @@ def run(
                 sink.write(key, piece.start, piece.outcome.matrix)
                 used[key] = piece.outcome.method
             sink.close(_provenance(asked, used))
+    if not is_stream(out.path):
+        shapes = ", ".join(" x ".join(map(str, pair.shape)) for pair in sink.pairs.values())
+        note(f"wrote {out.path}: {shapes}")
 
 
 def _meta(prepared: Prepared, batch: int) -> PairMeta:

@@ -82,13 +82,13 @@ def run_saved(saved: SavedRequest, how: RunRequest, out: OutputRequest, gates: S
         for jacobian in read_jacobian(saved.path):
             record = _empty(jacobian.source, jacobian.target)
             batch = jacobian.array.shape[0]
-            numbers = saved.samples.indices(batch) if saved.samples else list(range(batch))
+            picked = saved.samples.indices(batch) if saved.samples else list(range(batch))
             record["source"]["shape"], record["target"]["shape"] = (
                 [jacobian.array.shape[2]],
                 [jacobian.array.shape[1]],
             )
             record["method"] = jacobian.provenance.get("method", "saved")
-            record["samples"] = _figures(jacobian.array[numbers], numbers)
+            record["samples"] = _figures(jacobian.array[picked], [jacobian.numbers[p] for p in picked])
             found.append(record)
         _finish(found, timing.document(), out, gates)
 

@@ -90,5 +90,5 @@ def _readable(row: dict[str, Any]) -> dict[str, str]:
         dim = row.get("samples_dim")
         shown["shape"] = text(row["shape"]) + (f" (samples in @{dim})" if dim else "")
     if "elements" in row:
-        shown["elements"] = ", ".join(f"{name} {text(shape)}" for name, shape in row["elements"].items())
+        shown["elements"] = ", ".join(f"out.{name} ({text(shape)})" for name, shape in row["elements"].items())
     return shown

@@ -9,7 +9,7 @@ from typing import Any
 from jaccli.cli.request import OutputRequest, SavedRequest
 
 _ORDER = ("model", "model_sha256", "method", "command", "jaccli", "torch", "python")
-_IN_THE_HEAD = ("source", "target", "pairs")
+_IN_THE_HEAD = ("source", "target", "pairs", "samples")
 
 
 def run(saved: SavedRequest, out: OutputRequest, timeout: float | None) -> None:
@@ -74,7 +74,7 @@ def _rows(jacobian: Any, numbers: list[int]) -> list[dict[str, Any]]:
             {
                 "source": jacobian.source,
                 "target": jacobian.target,
-                "sample": number,
+                "sample": jacobian.numbers[number],
                 "frobenius": float(one.norm()),
                 "min": float(finite.min()) if finite.numel() else float("nan"),
                 "max": float(finite.max()) if finite.numel() else float("nan"),

@@ -165,5 +165,6 @@ def _refined(trials: Trials, best: int) -> float:
     if not smooth or not math.isfinite(following):
         return 1.0
     bias = now / (ratio - 1)
-    most = ratio**0.25
-    return min(max((level**2 / (2 * bias**2)) ** (1 / 6), 1 / most), most)
+    most: float = ratio**0.25
+    balance: float = (level**2 / (2 * bias**2)) ** (1 / 6)
+    return min(max(balance, 1 / most), most)

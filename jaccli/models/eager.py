@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
 from jaccli.models.network import Network, Tap
-from jaccli.models.state import ModuleState, same_noise, without_parameter_gradients
+from jaccli.models.state import ModuleState, attribute_tensors, same_noise, without_parameter_gradients
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _NOISY = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
@@ -63,11 +63,10 @@ class EagerNetwork(Network):
 
     def cast(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> EagerNetwork:
         memo: dict[int, Any] = {}
-        for module in self.module.modules():
-            for value in vars(module).values():
-                # Tensors with a history, as a state kept between calls, refuse to be deep-copied.
-                if isinstance(value, Tensor) and not value.is_leaf:
-                    memo[id(value)] = value.detach().clone()
+        for value in attribute_tensors(self.module):
+            # Tensors with a history, as a state kept between calls, refuse to be deep-copied.
+            if not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
         twin = copy.deepcopy(self.module, memo).to(device=device, dtype=dtype)
         for module in twin.modules():
             for name, value in list(vars(module).items()):

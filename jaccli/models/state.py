@@ -25,7 +25,7 @@ class ModuleState:
     def __init__(self, module: nn.Module) -> None:
         self._modules = list(module.modules())
         self._attributes = [_attributes(m) for m in self._modules]
-        self._buffers = [dict(m._buffers) for m in self._modules]
+        self._buffers = [_buffers(m) for m in self._modules]
         self._containers = [(c, _items(c)) for c in _containers(self._attributes)]
         self._copies: dict[int, _Copy] = {}
 
@@ -79,7 +79,18 @@ def _version(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
+def _buffers(module: nn.Module) -> dict[str, Any]:
+    if isinstance(module, torch.jit.ScriptModule):
+        return dict(module.named_buffers(recurse=False))
+    return dict(module._buffers)
+
+
 def _restore_buffers(module: nn.Module, buffers: dict[str, Any]) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        # What a script holds is on the other side of a binding: its slots are set one by one.
+        for name, tensor in buffers.items():
+            module._c.setattr(name, tensor)
+        return
     now = module._buffers
     if now.keys() != buffers.keys() or any(now[name] is not tensor for name, tensor in buffers.items()):
         now.clear()
@@ -91,16 +102,33 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
+    if isinstance(module, torch.jit.ScriptModule):
+        return {}
     return {name: value for name, value in vars(module).items() if name not in _MACHINERY}
 
 
 def _restore_attributes(module: nn.Module, attributes: dict[str, Any]) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        return
     now = vars(module)
     for name in [n for n in now if n not in attributes and n not in _MACHINERY]:
         del now[name]
     for name, value in attributes.items():
         if now.get(name) is not value or name not in now:
             now[name] = value
+
+
+def attribute_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Tensors in the plain attributes of all modules, those in containers too."""
+    held = [_attributes(m) for m in module.modules()]
+    for values in [*(list(h.values()) for h in held), *(_values(c) for c in _containers(held))]:
+        for value in values:
+            items = value if isinstance(value, tuple) else (value,)
+            yield from (item for item in items if isinstance(item, Tensor))
+
+
+def _values(container: Any) -> list[Any]:
+    return list(container.values() if isinstance(container, dict) else container)
 
 
 def _containers(attributes: list[dict[str, Any]]) -> list[Any]:

@@ -165,6 +165,8 @@ class MatrixSink(ABC):
     def _provenance(self, provenance: Mapping[str, str]) -> dict[str, str]:
         """All as text, and the pair's names where the key (``jacobian``) does not tell them."""
         found = {str(name): str(value) for name, value in provenance.items()}
+        if self.samples != list(range(len(self.samples))):
+            found["samples"] = ",".join(map(str, self.samples))
         only = self._only()
         return {"source": only.source, "target": only.target} | found if only else found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -30,6 +31,14 @@ class SavedJacobian:
     target: str
     array: Tensor
     provenance: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers that the samples had in their input; 0, 1, … where the file does not tell."""
+        batch = self.array.shape[0]
+        told = self.provenance.get("samples", "").split(",")
+        known = len(told) == batch and all(re.fullmatch("[0-9]{1,18}", number) for number in told)
+        return [int(number) for number in told] if known else list(range(batch))
 
 
 def read_jacobian(path: str, stdin: BinaryIO | None = None) -> list[SavedJacobian]:

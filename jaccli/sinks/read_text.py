@@ -42,10 +42,18 @@ def read_json(handle: BinaryIO, name: str) -> list[Parts]:
         else:
             raise RefusedError(f"{name}, line {line}: no field 'jacobian'", "expected what compute writes")
     pairs: dict[tuple[str, str], list[Tensor]] = {}
+    numbers: dict[tuple[str, str], list[str]] = {}
     for record in records:
         key = str(record.get("source", "?")), str(record.get("target", "?"))
         pairs.setdefault(key, []).append(_matrix(record, name))
-    return [(*key, _joined(parts, name), provenance) for key, parts in pairs.items()]
+        numbers.setdefault(key, []).append(str(record.get("sample", "")))
+    return [(*key, _joined(parts, name), _numbered(numbers[key]) | provenance) for key, parts in pairs.items()]
+
+
+def _numbered(samples: Iterable[str]) -> dict[str, str]:
+    """The samples' numbers as provenance, where every record tells one."""
+    told = list(samples)
+    return {"samples": ",".join(told)} if all(number.isdecimal() for number in told) else {}
 
 
 def read_csv(handle: BinaryIO, name: str) -> list[Parts]:
@@ -75,7 +83,7 @@ def read_csv(handle: BinaryIO, name: str) -> list[Parts]:
     if not pairs:
         raise RefusedError(f"{name} holds no rows")
     return [
-        (*key, _joined([_array(matrix, name)[None] for matrix in samples.values()], name), {})
+        (*key, _joined([_array(matrix, name)[None] for matrix in samples.values()], name), _numbered(samples))
         for key, samples in pairs.items()
     ]
 

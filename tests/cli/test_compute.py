@@ -254,3 +254,21 @@ def test_explain_says_the_plan_on_standard_error(cli: Run) -> None:
 
 def test_an_option_may_stand_anywhere(cli: Run) -> None:
     assert json.loads(cli("compute", "--format", "jsonl", "-i", "x2.npy", "--samples=0", "linear.pt").ok().out)
+
+
+@pytest.mark.parametrize("extension", [name for name in FORMATS if name != "npy"])
+def test_a_saved_jacobian_remembers_the_numbers_of_its_samples(cli: Run, tmp_path: Path, extension: str) -> None:
+    saved = str(tmp_path / f"numbered.{extension}")
+    cli(*LINEAR, "--samples", "2,1", "-o", saved).ok()
+    for command in (("deviation", "--jacobian"), ("show",)):
+        rows = cli(*command, saved, "--format", "jsonl").ok().lines
+        assert [row["sample"] for row in rows] == [2, 1]
+
+
+def test_a_file_that_was_written_is_named(cli: Run, tmp_path: Path) -> None:
+    assert f"note: wrote {tmp_path / 'J.npy'}: 5 x 2 x 3" in cli(*MLP, "-o", str(tmp_path / "J.npy")).ok().err
+    assert "wrote" not in cli(*MLP, "-q", "-o", str(tmp_path / "K.npy")).ok().err
+
+
+def test_no_arguments_show_the_help(cli: Run) -> None:
+    assert cli().ok().text == cli("--help").ok().text
