@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ def normal(*shape: int) -> Callable[[], Tensor]:
 def chain(*sizes: int, between: Callable[[], nn.Module] = nn.Tanh) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         layers: list[nn.Module] = []
-        for a, b in zip(sizes, sizes[1:], strict=False):
+        for a, b in pairwise(sizes):
             layers += [nn.Linear(a, b), between()]
         return nn.Sequential(*layers[:-1])
 

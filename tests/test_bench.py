@@ -54,7 +54,7 @@ def test_a_method_that_cannot_run_says_why() -> None:
 
 def test_samples_that_mix_are_held_against_their_own_blocks() -> None:
     network, pair = entry(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="samples mix"):
         result = race(network, Inputs((torch.randn(5, 4),)), pair, ["auto", "reverse", "loop", "forward"], rounds=2)
     for c in result.contenders:
         assert c.status == "ok", c.why

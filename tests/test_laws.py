@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -41,7 +42,7 @@ def test_chain_rule_over_adjacent_pairs(method: str) -> None:
     x = torch.randn(3, 5, dtype=torch.float64)
     stops = ["input", "0", "1", "2", "3", "4"]
     whole = torch.eye(5, dtype=torch.float64).expand(3, 5, 5)
-    for a, b in zip(stops, stops[1:], strict=False):
+    for a, b in pairwise(stops):
         whole = jaccli.jacobian(model, x, a, b, method=method) @ whole
         assert error(whole, jaccli.jacobian(model, x, "input", b, method=method)) < 1e-12
 

@@ -62,7 +62,11 @@ def _one_factor(difference: Differences) -> float:
     """Many columns: the factor of a pilot, mended where it does not suit; the sum of squared errors."""
     task, n_in = difference.task, difference.n_in
     count = min(max(n_in // 8, defaults.PILOT_COLUMNS), defaults.TRY_ALL)
-    columns = torch.linspace(0, n_in - 1, count, dtype=torch.float64).round().long().unique()
+    # Coordinates that are small by chance would ask for a factor far too large for the others: they grow later.
+    share = (difference.scale / difference.most).amin(0)
+    typical = (share * defaults.GROW >= 1).nonzero().flatten()
+    among = typical if len(typical) >= defaults.PILOT_COLUMNS else share.argsort(descending=True)[:count]
+    columns = among[torch.linspace(0, len(among) - 1, count, dtype=torch.float64).round().long().unique()]
     pilot = choose_step(_trials(difference, columns, difference.scale), difference.scale[:, columns].double())
     squares = 0.0
     for start, stop in spans(n_in, max(task.chunk // 2, 1)):
