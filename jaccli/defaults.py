@@ -5,7 +5,9 @@ from __future__ import annotations
 # Finite differences. Columns of the pilot, and steps a decade: from eps^(1/3)/100, where rounding rules, to
 # the scale of the coordinate itself, which suits linear and piecewise linear networks.
 PILOT_COLUMNS = 4
+PILOT_OUTPUTS = 1024  # of each sample
 TRY_ALL = 16  # up to so many columns, each takes the best of all steps
+STEPS_A_DECADE = 5  # where each column takes the best of all
 PILOT_STEPS_A_DECADE = 3
 # A change between two steps is truncation, not noise, when it is this many times the noise expected.
 STANDS_OUT = 2.5

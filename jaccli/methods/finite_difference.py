@@ -42,7 +42,9 @@ class FiniteDifference(Method):
     def fill(self, task: Task) -> None:
         with torch.inference_mode():
             difference = Differences(task)
-            few = difference.n_in <= defaults.TRY_ALL
+            # All steps of all columns are held at once, in float64.
+            held = defaults.TRY_ALL * task.out.numel() * 8
+            few = difference.n_in <= defaults.TRY_ALL and held <= defaults.WORKING_SET
             squares = _every_step(difference) if few else _one_factor(difference)
             size = float(torch.linalg.vector_norm(task.out.double()))
         task.error_estimate = squares**0.5 / size if size else None
@@ -52,7 +54,9 @@ def _every_step(difference: Differences) -> float:
     """Few columns: each sample and column takes the best of all steps; the sum of squared errors."""
     task = difference.task
     every = torch.arange(difference.n_in)
-    columns, squares = best_columns(_trials(difference, every, difference.most))
+    columns, squares = best_columns(
+        _trials(difference, every, difference.most, difference.n_out, defaults.STEPS_A_DECADE)
+    )
     task.out.copy_(columns)
     task.tick(difference.n_in)
     return squares
@@ -67,7 +71,8 @@ def _one_factor(difference: Differences) -> float:
     typical = (share * defaults.GROW >= 1).nonzero().flatten()
     among = typical if len(typical) >= defaults.PILOT_COLUMNS else share.argsort(descending=True)[:count]
     columns = among[torch.linspace(0, len(among) - 1, count, dtype=torch.float64).round().long().unique()]
-    pilot = choose_step(_trials(difference, columns, difference.scale), difference.scale[:, columns].double())
+    trials = _trials(difference, columns, difference.scale, defaults.PILOT_OUTPUTS)
+    pilot = choose_step(trials, difference.scale[:, columns].double())
     squares = 0.0
     for start, stop in spans(n_in, max(task.chunk // 2, 1)):
         block = Block(difference, pilot, torch.arange(start, stop))
@@ -79,15 +84,27 @@ def _one_factor(difference: Differences) -> float:
     return squares
 
 
-def _trials(difference: Differences, columns: Tensor, most: Tensor) -> Trials:
-    """Some columns at many steps, up to the ``most`` of each."""
-    steps = trial_steps(difference.scale[:, columns], most[:, columns])
-    taken = [difference.central(columns, step.to(difference.point.dtype)) for step in steps]
-    quotients, bends = (torch.stack(part).double() for part in zip(*taken, strict=True))
+def _trials(
+    difference: Differences, columns: Tensor, most: Tensor, outputs: int, a_decade: int = defaults.PILOT_STEPS_A_DECADE
+) -> Trials:
+    """Some columns at many steps, up to the ``most`` of each; at most ``outputs`` of the outputs are kept."""
+    steps = trial_steps(difference.scale[:, columns], most[:, columns], a_decade)
+    kept = (
+        torch.linspace(0, difference.n_out - 1, min(outputs, difference.n_out), dtype=torch.float64)
+        .round()
+        .long()
+        .unique()
+    )
+    weight = (difference.n_out / len(kept)) ** 0.5  # so that norms are those of whole columns
+    quotients, bends = [], []
+    for step in steps:
+        quotient, bend = difference.central(columns, step.to(difference.point.dtype))
+        quotients.append(weight * quotient[:, kept].double())
+        bends.append(bend.double())
     # Rounding to the nearest in f(x+h) − f(x−h), over 2: each output contributes eps/√24 of itself.
     rounding = torch.finfo(difference.value.dtype).eps / 24**0.5
     floor = rounding * torch.linalg.vector_norm(difference.value.double(), dim=1)
-    return judge(steps, quotients, bends, floor)
+    return judge(steps, torch.stack(quotients), torch.stack(bends), floor)
 
 
 class Differences:

@@ -56,17 +56,17 @@ def column_norms(block: Tensor) -> Tensor:
     return norms
 
 
-def trial_steps(scale: Tensor, most: Tensor) -> Tensor:
+def trial_steps(scale: Tensor, most: Tensor, a_decade: int) -> Tensor:
     """Ascending steps for each sample and column, ``(steps, batch, k)``, float64.
 
-    From where noise rules, a hundredth of eps^(1/3) of the scale, to the most that the scale could be: a
-    linear or piecewise linear f wants that much.
+    From where noise rules, a hundredth of eps^(1/3) of the scale, to twice the most that the scale could
+    be: a linear or piecewise linear f wants that much.
     """
     eps = torch.finfo(scale.dtype).eps
     # Not below what moves a coordinate at all, which in bfloat16 is the larger.
     least: Tensor = max(eps ** (1 / 3) / 100, 4 * eps) * scale.double()
-    decades = torch.log10(most.double() / least)
-    count = math.ceil(float(decades.max()) * defaults.PILOT_STEPS_A_DECADE) + 1
+    decades = torch.log10(2 * most.double() / least)
+    count = math.ceil(float(decades.max()) * a_decade) + 1
     along = torch.linspace(0, 1, count, dtype=torch.float64, device=scale.device).reshape(-1, 1, 1)
     return least * 10 ** (along * decades)
 
@@ -102,7 +102,10 @@ def judge(steps: Tensor, quotients: Tensor, bends: Tensor, floor: Tensor) -> Tri
     change = torch.linalg.vector_norm(quotients[1:] - quotients[:-1], dim=2)
     eta = torch.maximum(_noise_level(change, steps), floor)
     noise = eta.reshape(1, -1, 1) / steps
-    return Trials(steps, quotients, bends, noise, _bias(change, noise, steps), eta)
+    bias = _bias(change, noise, steps)
+    # A step that leaves the domain of f, as below zero under a logarithm.
+    outside = ~torch.linalg.vector_norm(quotients, dim=2).isfinite()
+    return Trials(steps, quotients, bends, noise, bias.masked_fill(outside, torch.inf), eta)
 
 
 def best_columns(trials: Trials) -> tuple[Tensor, float]:
@@ -125,7 +128,7 @@ def choose_step(trials: Trials, scale: Tensor) -> Pilot:
     best = int(expected.mean(dim=(1, 2)).argmin())
     norms = torch.linalg.vector_norm(trials.quotients[best], dim=1)
     curve = float((trials.bends[best] / trials.steps[best]).median()) / (float(norms.median()) or 1.0)
-    share = float((trials.bias[best] / norms.clamp(min=1e-300)).median())
+    share = float((trials.bias[best] / norms.clamp(min=1e-300)).nan_to_num(0.0, 0.0, 0.0).median())
     refined = _refined(trials, best)
     factor = float((trials.steps[best] / scale).median())
     return Pilot(factor * refined, trials.eta, share * refined**2, curve * refined)
@@ -134,7 +137,7 @@ def choose_step(trials: Trials, scale: Tensor) -> Pilot:
 def _noise_level(change: Tensor, steps: Tensor) -> Tensor:
     """η of each sample with noise η / h, from the smallest steps, where rounding rules."""
     levels = change / (steps[:-1].reciprocal().square() + steps[1:].reciprocal().square()).sqrt()
-    return levels[:2].transpose(0, 1).flatten(1).median(dim=1).values
+    return levels[:2].transpose(0, 1).flatten(1).nan_to_num(0.0, 0.0, 0.0).median(dim=1).values
 
 
 def _bias(change: Tensor, noise: Tensor, steps: Tensor) -> Tensor:

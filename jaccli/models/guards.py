@@ -1,0 +1,234 @@
+"""Operators of PyTorch that trust their arguments: refused in a stranger's file, or checked before they run.
+
+Operators with a leading underscore and backward formulas are internals: their callers have checked sizes
+and indices, they themselves read and write where they are told. Of these only the ones that real traces and
+exports hold are let through. Some public ones also crash the process on numbers that no network gives them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from jaccli.errors import RefusedError
+
+_INTERNALS: Final = frozenset(
+    """
+    _adaptive_avg_pool2d _adaptive_avg_pool3d _add_relu _addmm_activation _assert_async _assert_scalar
+    _assert_tensor_metadata _batch_norm_impl_index _cast_Byte _cast_Char _cast_Double _cast_Float _cast_Half
+    _cast_Int _cast_Long _cast_Short _cdist_forward _chunk_cat _coalesce _conj _conj_copy _conj_physical
+    _convolution _convolution_mode _copy_from _dim_arange _dimI _dimV _embedding_bag _embedding_bag_forward_only
+    _enum_name _euclidean_dist _fft_c2c _fft_c2r _fft_r2c _functional_assert_async _functional_assert_scalar
+    _functional_sym_constrain_range _functional_sym_constrain_range_for_size _get_tracing_state _grad_sum_to_size
+    _grouped_mm _histogramdd_bin_edges _histogramdd_from_bin_cts _histogramdd_from_bin_tensors _infer_size _int_mm
+    _is_all_true _is_any_true _is_zerotensor _lazy_clone _linalg_check_errors _linalg_det _linalg_eigh
+    _linalg_eigvals _linalg_slogdet _linalg_solve_ex _linalg_svd _list_to_tensor _local_scalar_dense
+    _log_softmax _logcumsumexp _lu_with_info _make_dual _make_per_channel_quantized_tensor
+    _make_per_tensor_quantized_tensor _masked_scale _masked_softmax _native_batch_norm_legit
+    _native_batch_norm_legit_functional _native_batch_norm_legit_no_training _native_multi_head_attention _neg_view
+    _neg_view_copy _nested_tensor_from_mask _nested_tensor_from_mask_left_aligned _no_grad_embedding_renorm_
+    _no_grad_fill_ _no_grad_normal_ _no_grad_uniform_ _no_grad_zero_ _pack_padded_sequence _pack_sequence
+    _pad_circular _pad_enum _pad_packed_sequence _pdist_forward _prelu_kernel _print _remove_batch_dim
+    _reshape_copy _reshape_from_tensor _safe_softmax _sample_dirichlet _scaled_dot_product_attention
+    _scaled_dot_product_attention_math _scaled_dot_product_efficient_attention
+    _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu _scaled_mm _set_item
+    _shape_as_tensor _size_if_not_equal _softmax _sparse_softmax _stack _standard_gamma _tensor_to_list
+    _test_check_tensor _to_copy _to_cpu _to_dense _transform_bias_rescale_qkv _transformer_encoder_layer_fwd
+    _triangular_solve _trilinear _unique _unique2 _unsafe_index _unsafe_index_put _unsafe_masked_index
+    _unsafe_masked_index_put_accumulate _unsafe_view _unwrap_optional _upsample_bicubic2d_aa
+    _upsample_bilinear2d_aa _upsample_lanczos2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d
+    _upsample_nearest_exact3d _weight_norm _weight_norm_interface _fused_rms_norm _fused_dropout _fw_primal
+    _foreach_.*
+    """.split()
+) - {"_foreach_.*"}
+
+# Backward formulas write where an index tensor says; the rest compute with sizes they do not check, or go
+# around PyTorch (files, storages, oneDNN's and FBGEMM's packed layouts).
+_REFUSED: Final = re.compile(
+    r".*_backward.*|from_file|save|load|set_data|mkldnn_.*|fbgemm_.*|slow_conv.*|thnn_conv.*|conv_depthwise3d"
+    r"|segment_reduce.*|sparse_resize.*|quantized_(lstm|gru|rnn).*|.*_unsafe|resize_as_sparse_|cudnn_.*|miopen_.*"
+)
+
+
+def forbidden(name: str) -> bool:
+    """Whether the ``aten`` operator of this name (without overload) is kept from files that nobody vouches for."""
+    if name.startswith("_") and not name.startswith("__"):
+        base = name.removesuffix("_") if not name.startswith("_no_grad") else name
+        return name not in _INTERNALS and base not in _INTERNALS and not name.startswith("_foreach_")
+    return _REFUSED.fullmatch(name) is not None
+
+
+def guarded(op: Any) -> Callable[..., Any]:
+    """An overload of an ``aten`` operator, behind a check of its arguments where it does none itself.
+
+    The check costs some microseconds, and operators that need none are handed back as they are.
+
+    Raises:
+        RefusedError: later, from the call: arguments that would crash the process.
+    """
+    schema = op._schema
+    namespace, _, name = schema.name.partition("::")
+    check = _CHECKS.get(name.removesuffix("_")) if namespace in ("aten", "prims") else None
+    call: Callable[..., Any] = getattr(op, "_op", op)
+    if check is None:
+        return op if check is None else call
+    names = [argument.name for argument in schema.arguments]
+
+    @wraps(call, assigned=())
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        replaced = check(name, given)
+        return call(*args, **kwargs) if replaced is None else replaced
+
+    return checked
+
+
+def _refuse(name: str, why: str) -> RefusedError:
+    return RefusedError(
+        f"the model calls {name} in a way that would crash: {why}",
+        "arguments that fit together",
+        "check the input, and whether the model file is whole and from a source you trust",
+    )
+
+
+def _batch_norm(name: str, given: dict[str, Any]) -> None:
+    """Sizes: the kernels behind ``batch_norm`` read one number a channel without asking."""
+    x = given["input"]
+    channels = x.shape[1] if x.dim() > 1 else 1
+    for key in ("weight", "bias", "running_mean", "running_var"):
+        held = given.get(key)
+        if isinstance(held, Tensor) and held.numel() != channels:
+            raise _refuse(name, f"{key} has {held.numel()} numbers for {channels} channels")
+
+
+def _weight_norm(name: str, given: dict[str, Any]) -> None:
+    v, g, dim = given["v"], given["g"], given.get("dim", 0)
+    if v.dim() and dim in (0, v.dim() - 1) and g.numel() != v.shape[dim]:
+        raise _refuse(name, f"g has {g.numel()} numbers for {v.shape[dim]}")
+
+
+def _attention(name: str, given: dict[str, Any]) -> None:
+    q, k, v = given["query"], given["key"], given["value"]
+    if min(q.dim(), k.dim(), v.dim()) < 2 or k.shape[-2] != v.shape[-2] or q.shape[-1] != k.shape[-1]:
+        raise _refuse(name, "query, key and value do not fit")
+    kernel = name.startswith("_")
+    if kernel and (q.dim() != 4 or k.shape[:2] != v.shape[:2] or q.shape[0] != k.shape[0] or q.shape[1] % k.shape[1]):
+        raise _refuse(name, "query, key and value do not fit")
+
+
+_GATES: Final = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+def _recurrent(name: str, given: dict[str, Any]) -> None:
+    """Weights against state and input: oneDNN takes their sizes on trust."""
+    states = given["hx"] if isinstance(given["hx"], (list, tuple)) else [given["hx"]]
+    params: Sequence[Tensor] = given["params"]
+    data = given.get("input", given.get("data"))
+    assert isinstance(data, Tensor)
+    directions, layers, biases = 1 + bool(given["bidirectional"]), int(given["num_layers"]), bool(given["has_biases"])
+    hidden, width = states[0].shape[-1], data.shape[-1]
+    step = 2 * (1 + biases)
+    projected = len(states) > 1 and states[1].shape[-1] != hidden
+    cell = states[1].shape[-1] if projected else hidden
+    step += projected
+    if "batch_sizes" in given:
+        _batch_sizes(name, given["batch_sizes"], data.shape[0])
+    elif data.dim() == 3:
+        batch = data.shape[0 if given.get("batch_first") else 1]
+        if any(state.dim() != 3 or state.shape[:2] != (layers * directions, batch) for state in states):
+            raise _refuse(name, "the state does not fit the input")
+    if len(params) != layers * directions * step:
+        raise _refuse(name, f"{len(params)} weights for {layers} layers")
+    for index in range(0, len(params), step):
+        before = width if index // step < directions else hidden * directions
+        gates = _GATES[name] * cell
+        wanted = [(gates, before), (gates, hidden), *([(gates,)] * (2 * biases)), *([(hidden, cell)] * projected)]
+        if [tuple(p.shape) for p in params[index : index + step]] != wanted:
+            raise _refuse(name, "a weight does not fit the state and the input")
+
+
+def _batch_sizes(name: str, sizes: Tensor, rows: int) -> None:
+    if _hidden(sizes):
+        return
+    listed = sizes.flatten().tolist()
+    falling = all(a >= b for a, b in zip(listed, listed[1:], strict=False))
+    if not listed or not falling or listed[-1] < 1 or sum(listed) != rows:
+        raise _refuse(name, "the batch sizes do not fit the data")
+
+
+def _unpacking(name: str, given: dict[str, Any]) -> None:
+    _batch_sizes(name, given["batch_sizes"], given["data"].shape[0])
+
+
+def _packing(name: str, given: dict[str, Any]) -> None:
+    x, lengths = given["input"], given["lengths"]
+    longest = x.shape[1 if given.get("batch_first") else 0]
+    if not _hidden(lengths) and lengths.numel() and not 0 < int(lengths.min()) <= int(lengths.max()) <= longest:
+        raise _refuse(name, "lengths beyond the input")
+
+
+def _ctc(name: str, given: dict[str, Any]) -> None:
+    """Labels index the classes, unchecked."""
+    targets, classes = given["targets"], given["log_probs"].shape[-1]
+    if not 0 <= int(given.get("blank", 0)) < classes:
+        raise _refuse(name, "the blank is no class")
+    if not _hidden(targets) and targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
+        raise _refuse(name, "a target is no class")
+
+
+def _fractional(name: str, given: dict[str, Any]) -> None:
+    samples = given["random_samples"]
+    if not _hidden(samples) and not bool(((samples >= 0) & (samples < 1)).all()):
+        raise _refuse(name, "random samples outside of [0, 1)")
+
+
+def _finite(name: str, given: dict[str, Any]) -> None:
+    """LAPACK crashes on what is not a number, or prints about it."""
+    first = given.get("self", given.get("A", given.get("input")))
+    if isinstance(first, Tensor) and not _hidden(first) and not bool(first.isfinite().all()):
+        raise _refuse(name, "a matrix with infinite or undefined entries")
+
+
+def _division(_: str, given: dict[str, Any]) -> Tensor | None:
+    """The smallest integer divided by -1 is a trap of the processor."""
+    a, b = given["self"], given["other"]
+    whole = not (isinstance(a, Tensor) and (a.is_floating_point() or a.is_complex()))
+    whole &= isinstance(b, int) or (isinstance(b, Tensor) and not (b.is_floating_point() or b.is_complex()))
+    if not whole or given.get("rounding_mode") != "trunc":
+        return None
+    b = b if isinstance(b, Tensor) else torch.tensor(b)
+    minus = b == -1
+    result = torch.where(minus, -a, torch.div(a, torch.where(minus, 1, b), rounding_mode="trunc"))
+    return result
+
+
+def _hidden(tensor: Tensor) -> bool:
+    """Whether a tensor stands for many inside ``vmap``, and cannot be looked into."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+
+
+_CHECKS: Final[dict[str, Callable[[str, dict[str, Any]], Tensor | None]]] = {
+    **dict.fromkeys(
+        (
+            *("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional"),
+            *("_native_batch_norm_legit_no_training", "_batch_norm_impl_index"),
+        ),
+        _batch_norm,
+    ),
+    **dict.fromkeys(("_weight_norm", "_weight_norm_interface"), _weight_norm),
+    **dict.fromkeys(
+        ("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu", "_flash_attention"), _attention
+    ),
+    **dict.fromkeys(_GATES, _recurrent),
+    "_pack_padded_sequence": _packing,
+    "_pad_packed_sequence": _unpacking,
+    **dict.fromkeys(("ctc_loss", "_ctc_loss"), _ctc),
+    **dict.fromkeys(("fractional_max_pool2d", "fractional_max_pool3d"), _fractional),
+    **dict.fromkeys(("linalg_eigvals", "_linalg_eigvals", "linalg_lstsq", "linalg_eig"), _finite),
+    **dict.fromkeys(("div", "divide"), _division),
+}
