@@ -152,7 +152,7 @@ def test_layers_table(cli: Run) -> None:
     text = cli("layers", "tricky.pt", "-i", "x4.npy", "--format", "table").ok().text
     assert "4 (samples in @1)" in text
     assert "out.0 (2), out.1 (2)" in text
-    assert "a 4, b 4" in text
+    assert "out.a (4), out.b (4)" in text
     assert cli("layers", "tricky.pt", "-i", "x4.npy", "--format", "markdown").ok().text.startswith("| layer | type |")
 
 
