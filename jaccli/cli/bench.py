@@ -41,7 +41,7 @@ def run(
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler talks on standard error otherwise
     from jaccli.bench import race
     from jaccli.cli import work
-    from jaccli.cli.boundary import release_messages
+    from jaccli.cli.messages import release_messages
     from jaccli.cli.progress import status
 
     with work.deadline(how.timeout):

@@ -66,7 +66,7 @@ def _provenance(asked: ModelRequest, methods: Mapping[str, str]) -> dict[str, st
     import torch
 
     from jaccli import __version__
-    from jaccli.cli.boundary import command_line
+    from jaccli.cli.messages import command_line
     from jaccli.models.load import model_hash
 
     return {

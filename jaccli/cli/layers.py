@@ -49,8 +49,10 @@ def _row(path: str, kind: str) -> dict[str, Any]:
 
 def _seen(network: Any, inputs: Any) -> list[dict[str, Any]]:
     from jaccli.layers.calls import Seen, shapes, watch
+    from jaccli.prepare import readable
 
-    found, output = watch(network, inputs)
+    with readable(inputs):
+        found, output = watch(network, inputs)
     found["input"] = Seen(1, shapes(inputs.args[0]))
     found["output"] = Seen(1, shapes(output))
     rows = []

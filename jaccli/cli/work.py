@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jaccli.api import explain
-from jaccli.cli.boundary import STARTED, release_messages
+from jaccli.cli.messages import STARTED, release_messages
 from jaccli.cli.progress import progress
 from jaccli.cli.request import InputRequest, ModelRequest, PairRequest, RunRequest
 from jaccli.errors import ResourceError, UsageError, warn

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from jaccli.layers.record import Inputs
 from jaccli.layers.tree import leaves
 from jaccli.models.network import Network
-from jaccli.prepare import readable
 
 
 @dataclass
@@ -44,18 +42,8 @@ def shapes(value: Any) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def watch(network: Network, inputs: Inputs) -> tuple[dict[str, Seen], Any]:
-    """Run once and see every module call; also the model's output.
-
-    Raises:
-        RefusedError: the model refuses the input.
-    """
+    """Run once, without gradients, and see every module call; also the model's output."""
     watcher = _Watcher()
-    with readable(inputs), torch.no_grad():
+    with torch.no_grad():
         output = network.run(inputs.args, inputs.kwargs, watcher)
     return watcher.seen, output
-
-
-def count_calls(network: Network, inputs: Inputs) -> Counter[str]:
-    """How often each layer is called. Cost: one forward pass without gradients."""
-    seen, _ = watch(network, inputs)
-    return Counter({path: layer.calls for path, layer in seen.items()})

@@ -1,0 +1,92 @@
+"""What a command says on standard error beside its errors, and what command it is."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import typer
+
+from jaccli.errors import GateError, JaccliNote, JaccliWarning
+from jaccli.sinks.text import inert
+
+STARTED = time.perf_counter()
+
+_command_line: list[str] = []
+
+
+def start_command(argv: Sequence[str]) -> None:
+    """Remember the words of the command that begins."""
+    _command_line[:] = argv
+
+
+def words() -> list[str]:
+    """The words of the command that is running, without ``jaccli``."""
+    return list(_command_line)
+
+
+def command_line() -> str:
+    """The command that is running, as one would type it."""
+    return shlex.join(["jaccli", *_command_line])
+
+
+@dataclass
+class _Messages:
+    """Notes and warnings, each once. Held back until results are near, so that an error stands alone."""
+
+    quiet: bool
+    held: list[str] | None = field(default_factory=list)
+    said: set[str] = field(default_factory=set)
+
+    def show(self, message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        kind = "note" if issubclass(category, JaccliNote) else "warning"
+        text = inert(" ".join(str(message).split()))
+        if text in self.said or not issubclass(category, JaccliWarning) or (kind == "note" and self.quiet):
+            return
+        self.said.add(text)
+        if self.held is None:
+            say(f"{kind}: {text}")
+        else:
+            self.held.append(f"{kind}: {text}")
+
+    def release(self) -> None:
+        for line in self.held or ():
+            say(line)
+        self.held = None
+
+
+_messages = _Messages(quiet=False)
+
+
+def release_messages() -> None:
+    """Print what was held back, and from now on everything as it comes: results follow."""
+    _messages.release()
+
+
+def say(line: str) -> None:
+    """One line on standard error, if anybody listens."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def said_on_stderr(quiet: bool) -> Iterator[None]:
+    """Warnings and notes of jaccli go to standard error; ``quiet`` leaves notes out, never warnings."""
+    global _messages
+    _messages = _Messages(quiet)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", JaccliWarning)
+        warnings.showwarning = _messages.show
+        try:
+            yield
+        except (GateError, typer.Exit):
+            release_messages()
+            raise
+        release_messages()
