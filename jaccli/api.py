@@ -12,9 +12,9 @@ from torch import Tensor
 
 from jaccli.errors import UsageError, warn
 from jaccli.execution import report_path
-from jaccli.layers.address import Address
 from jaccli.layers.record import Inputs
 from jaccli.layers.resolve import resolve
+from jaccli.layers.samples import find_samples
 from jaccli.methods import METHODS
 from jaccli.models.adapt import as_network
 from jaccli.models.network import Network
@@ -22,7 +22,7 @@ from jaccli.models.state import Noise, same_noise
 from jaccli.names import check_method
 from jaccli.operators import JacobianOperator
 from jaccli.planning import Decision, decide, human
-from jaccli.prepare import Pair, computing, exact_attention, prepare
+from jaccli.prepare import Pair, computing, exact_attention, prepare, readable
 from jaccli.stream import Choice, collect, stream
 
 
@@ -64,7 +64,7 @@ def jacobian(
         UnsupportedError: a layer that is not reached, or that has no derivative.
         ResourceError: J does not fit ``max_memory``.
     """
-    choice = Choice(check_method(method), max_memory, chunk)
+    choice = _choice(method, max_memory, chunk)
     network, pair, inputs = _setup(model, x, source, target, args, kwargs)
     return collect(stream(network, inputs, [pair], choice, keep=True), inputs.batch)
 
@@ -85,13 +85,13 @@ def plan(
 
     The plan holds nothing that depends on the values of ``x``, only on shapes, dtype and device.
     """
-    choice = Choice(check_method(method), max_memory, chunk)
+    choice = _choice(method, max_memory, chunk)
     network, pair, inputs = _setup(model, x, source, target, args, kwargs)
     with computing(network), exact_attention(choice.exact_attention):
         (prepared,) = prepare(network, inputs, [pair], graph=choice.needs_graph)
         decision = decide(prepared, choice.method, max_memory=max_memory, chunk=chunk, keep=inputs.batch)
     sample = tuple(s for d, s in enumerate(x.shape) if d != inputs.dim)
-    return Plan(network, pair, choice, decision, sample, x.dtype, x.device, prepared.linear.shape)
+    return Plan(network, pair, choice, decision, sample, x.dtype, x.device, prepared.linear.shape, inputs.dim)
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ class Plan:
     dtype: torch.dtype
     device: torch.device
     shape: tuple[int, int, int]
+    dim: int = 0
 
     def __call__(self, x: Tensor, *, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Tensor:
         """J at other samples ``(batch, …)``, any number of them: ``(batch, n_out, n_in)``.
@@ -114,14 +115,14 @@ class Plan:
             UsageError: the samples differ from the plan's in shape, dtype or device.
         """
         self._check(x)
-        inputs = _inputs(x, args, kwargs, self.pair[0])
+        inputs = _inputs(x, args, kwargs, self.dim)
         return collect(
             stream(self.network, inputs, [self.pair], self.choice, keep=True, decisions=[self.decision]),
             inputs.batch,
         )
 
     def _check(self, x: Tensor) -> None:
-        sample = tuple(s for d, s in enumerate(x.shape) if d != _sample_dim(self.pair[0]))
+        sample = tuple(s for d, s in enumerate(x.shape) if d != self.dim)
         for name, got, want in (
             ("sample shape", sample, self.sample),
             ("dtype", x.dtype, self.dtype),
@@ -134,16 +135,19 @@ class Plan:
         return explain(f"{self.pair[0]!s} -> {self.pair[1]!s}", self.shape, self.decision)
 
 
-def _sample_dim(source: Address) -> int:
-    return (source.dim or 0) if source.is_model_input else 0
+def _choice(method: str, max_memory: int | None, chunk: int | None) -> Choice:
+    for name, value in (("max_memory", max_memory), ("chunk", chunk)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name}={value!r}", "expected a whole number from 1, or None")
+    return Choice(check_method(method), max_memory, chunk)
 
 
-def _inputs(x: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any] | None, source: Address) -> Inputs:
+def _inputs(x: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any] | None, dim: int = 0) -> Inputs:
     if not isinstance(x, Tensor):
         raise UsageError(f"x is a {type(x).__name__}", "expected a torch.Tensor whose first dimension is the samples")
-    if x.dim() == 0 or x.shape[_sample_dim(source)] == 0:
-        raise UsageError(f"x has shape {tuple(x.shape)}", "expected at least one sample in the first dimension")
-    return Inputs((x, *args), dict(kwargs or {}), _sample_dim(source))
+    if x.dim() <= dim or x.shape[dim] == 0:
+        raise UsageError(f"x has shape {tuple(x.shape)}", f"expected at least one sample in dimension {dim}")
+    return Inputs((x, *args), dict(kwargs or {}), dim)
 
 
 def explain(name: str, shape: tuple[int, int, int], decision: Decision) -> str:
@@ -178,7 +182,10 @@ def _setup(
     pair = (resolve(network, source), resolve(network, target))
     for doubt in network.doubtful():
         warn(doubt)
-    return network, pair, _inputs(x, args, kwargs, pair[0])
+    inputs = _inputs(x, args, kwargs)
+    with computing(network), readable(inputs):
+        inputs = find_samples(network, inputs, pair)
+    return network, pair, _inputs(x, args, kwargs, inputs.dim)
 
 
 def operator(

@@ -26,6 +26,8 @@ MEND_SHARE = 0.25  # of the columns, at most
 WORKING_SET = 32 * 2**20
 # A backward pass holds about this many tensors of the widest activation's size for each row.
 ROW_TENSORS = 4
+# Share of the memory left for passes that they are planned to fill: allocators round up and kernels scratch.
+MEMORY_FILL = 0.75
 # Share of the machine's free memory that may be used when --max-memory is not given.
 MEMORY_SHARE = 0.6
 # Below this predicted time, in seconds, trying methods out costs more than it can save.
@@ -47,3 +49,5 @@ BENCH_ROUNDS = 30
 # A first call that takes less than this, in seconds, is made again: it imports (functorch: some seconds).
 BENCH_SHORT = 5.0
 BOOTSTRAPS = 2000
+# An estimated relative error above this is a warning, not a note.
+DOUBTFUL_ERROR = 0.01

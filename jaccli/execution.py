@@ -75,7 +75,7 @@ def run(prepared: Prepared, decision: Decision, *, tick: Tick = lambda done: Non
     raise UnsupportedError(
         f"no Jacobian by {decision.method}: {gaps[0].split(': ', 1)[1]}",
         "expected a model that this method can differentiate",
-        "try --method finite-difference, which needs no gradients",
+        "" if decision.method == "finite-difference" else "try --method finite-difference, which needs no gradients",
     )
 
 
@@ -167,7 +167,8 @@ def report(prepared: Prepared, outcome: Outcome, name: str) -> None:
     for text in outcome.notes if prepared.connected else ():
         note(f"{name}: {text}")
     if outcome.error_estimate is not None:
-        note(f"{name}: finite differences, estimated relative error {outcome.error_estimate:.1g}")
+        say = warn if outcome.error_estimate > defaults.DOUBTFUL_ERROR else note
+        say(f"{name}: finite differences, estimated relative error {outcome.error_estimate:.1g}")
     if not bool(torch.linalg.vector_norm(outcome.matrix).isfinite()):
         bad = int((~outcome.matrix.isfinite()).sum())
         if not bad:  # the sum of squares overflowed

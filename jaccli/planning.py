@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from jaccli import defaults
-from jaccli.errors import ResourceError
+from jaccli.errors import ResourceError, note
 from jaccli.memory import Footprint, available, footprint
 from jaccli.methods import METHODS, MethodGap, MethodName, Task
 from jaccli.methods.base import is_out_of_memory
@@ -129,12 +129,13 @@ def _sized(
         raise _too_small(prepared, room, int(least) + room.kept)
     count = linear.f.n_out if METHODS[name].by == "row" else linear.f.n_in
     count = 2 * count if name == "finite-difference" else count
-    fits = min(room.free - fixed, max(defaults.WORKING_SET, row)) // row
+    fits = min(int(defaults.MEMORY_FILL * (room.free - fixed)), max(defaults.WORKING_SET, row)) // row
     chosen = chunk or max(1, min(int(fits), count))
     block = max(1, int(room.free * batch / (fixed + min(chosen, defaults.TRIAL_ROWS) * row)))
     if prepared.samples_mix:
         block = max(block, batch)
-    peak = fixed + room.kept + chosen * row
+    taken = min(block, batch) / batch
+    peak = int(taken * (fixed + chosen * row)) + room.kept
     return Decision(method, chosen, batch, block, why, _sample_bytes(prepared), peak)
 
 
@@ -236,5 +237,7 @@ def _without_backward(
         METHODS["forward"].fill(task)
     except MethodGap as forward_gap:
         others["forward"] = str(forward_gap)
+        note(f"{prepared.name}: the backward pass fails ({gap}), and so does forward mode; taken by finite differences")
         return "finite-difference", "neither backward nor forward passes work", others, None
+    note(f"{prepared.name}: the backward pass fails ({gap}); taken in forward mode")
     return "forward", "the backward pass fails", others, None

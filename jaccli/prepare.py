@@ -175,6 +175,9 @@ def _prepared(network: Network, taken: Record, source: Held, target: Held, graph
         _probe(prepared)
     if not graph or prepared.probe.backward_gap:
         prepared.samples_mix = moves_others(linear)
+    if not graph:
+        moved = _value_at(linear, nudged(linear.point))
+        prepared.connected = moved is None or not torch.equal(moved, linear.value)
     if not prepared.connected:
         prepared.why_zero = _why_zero(linear, source, target)
     return prepared

@@ -13,7 +13,7 @@ from jaccli import defaults
 from jaccli.errors import RefusedError
 from jaccli.execution import Outcome, report, run
 from jaccli.layers.record import Inputs, record
-from jaccli.methods.base import close
+from jaccli.layers.samples import close
 from jaccli.models.network import Network
 from jaccli.names import MethodName
 from jaccli.planning import Decision, decide
@@ -114,6 +114,11 @@ def stream(
                 held = batch if keep else 0
                 decisions = [_decide(p, choice, held, len(pairs)) for p in ready]
                 on_plan(decisions, ready)
+                fits = min(d.block for d in decisions)
+                if fits < size:  # the first block was only to learn from
+                    size = fits
+                    del ready
+                    continue
             watch.lap("plan_s")
             for prepared, decision in zip(ready, decisions, strict=True):
                 yield _piece(prepared, decision, start, tick, watch)

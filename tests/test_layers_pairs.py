@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli.layers.calls import count_calls
+from jaccli.layers.calls import watch
 from jaccli.layers.record import Inputs
 from jaccli.layers.resolve import expand
 from jaccli.layers.tree import leaves, put
@@ -19,6 +19,10 @@ from jaccli.models.adapt import as_network
 from jaccli.stream import Choice, stream
 from tests import nets
 from tests.scenarios import chain
+
+
+def calls_of(model: nn.Module, x: Tensor) -> dict[str, int]:
+    return {path: seen.calls for path, seen in watch(as_network(model), Inputs((x,)))[0].items()}
 
 
 def refused(kind: type[jaccli.JaccliError], model: nn.Module, *pair: str, x: Tensor | None = None) -> str:
@@ -129,11 +133,11 @@ def test_a_shared_module_answers_to_both_names() -> None:
     model, x = Tied(), torch.randn(3, 4)
     assert set(as_network(model).layers()) == {"a", "b"}
     assert torch.equal(jaccli.jacobian(model, x, "a"), jaccli.jacobian(model, x, "b"))
-    assert count_calls(as_network(model), Inputs((x,))) == {"a": 1, "b": 1}
+    assert calls_of(model, x) == {"a": 1, "b": 1}
 
 
 def test_calls_are_counted() -> None:
-    counted = count_calls(as_network(nets.Shared()), Inputs((torch.randn(3, 4),)))
+    counted = calls_of(nets.Shared(), torch.randn(3, 4))
     assert counted == {"fc": 2, "head": 1}
 
 

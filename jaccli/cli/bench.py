@@ -45,8 +45,8 @@ def run(
     from jaccli.cli.progress import status
 
     with work.deadline(how.timeout):
-        loaded = work.load(asked, samples)
-        pairs = work.pairs_of(loaded.network, names)
+        loaded = work.load(asked, samples, names)
+        pairs = loaded.pairs
         if len(pairs) != 1:
             raise UsageError(f"bench takes one layer pair, got {len(pairs)}", "expected one --layer and no glob")
         release_messages()

@@ -30,8 +30,8 @@ def run(
     from jaccli.sinks.terminal import style_of
 
     with work.deadline(how.timeout):
-        loaded = work.load(asked, samples)
-        pairs = work.pairs_of(loaded.network, names)
+        loaded = work.load(asked, samples, names)
+        pairs = loaded.pairs
         batch = loaded.inputs.batch
         style = style_of(sys.stdout.buffer, out.no_color)
         used: dict[str, str] = {}

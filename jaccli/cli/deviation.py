@@ -48,8 +48,8 @@ def run(
     from jaccli.cli import work
 
     with work.deadline(how.timeout):
-        loaded = work.load(asked, samples)
-        pairs = work.pairs_of(loaded.network, names)
+        loaded = work.load(asked, samples, names)
+        pairs = loaded.pairs
         found: dict[str, dict[str, Any]] = {}
         for piece in work.pieces(loaded, pairs, how, accept=_is_square):
             record = found.setdefault(str(piece.pair[0]), _record(piece))

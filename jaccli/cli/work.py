@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,15 +15,17 @@ from jaccli.api import explain
 from jaccli.cli.messages import STARTED, release_messages
 from jaccli.cli.progress import progress
 from jaccli.cli.request import InputRequest, ModelRequest, PairRequest, RunRequest
-from jaccli.errors import ResourceError, UsageError, warn
+from jaccli.errors import ResourceError, UnsupportedError, UsageError, warn
 from jaccli.layers.record import Inputs
 from jaccli.layers.resolve import expand, resolve
+from jaccli.layers.samples import find_samples, same_values
 from jaccli.models.adapt import as_network
 from jaccli.models.load import load_model
 from jaccli.models.network import Network
 from jaccli.names import check_method
+from jaccli.operators.faults import is_out_of_memory, reason
 from jaccli.planning import Decision
-from jaccli.prepare import Pair, Prepared
+from jaccli.prepare import Pair, Prepared, computing, readable
 from jaccli.samples.load import load_argument, load_samples
 from jaccli.stream import Choice, Piece, Watch, stream
 
@@ -57,6 +59,7 @@ class Loaded:
     inputs: Inputs
     numbers: list[int]
     timing: Timing
+    pairs: list[Pair]
 
 
 def load_network(request: ModelRequest) -> Network:
@@ -80,10 +83,22 @@ def load_network(request: ModelRequest) -> Network:
     network = as_network(model)
     dtype = getattr(torch, request.dtype) if request.dtype else None
     if device.type != "cpu" or dtype is not None:
-        network = network.cast(device, dtype)
+        network = _converted(network, device, dtype)
     for doubt in network.doubtful():
         warn(doubt)
     return network
+
+
+def _converted(network: Network, device: torch.device, dtype: torch.dtype | None) -> Network:
+    try:
+        return network.cast(device, dtype)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        if is_out_of_memory(error):
+            raise ResourceError(f"the model does not fit the memory of {device}") from None
+        what = f"{device} in {str(dtype).removeprefix('torch.')}" if dtype is not None else str(device)
+        raise UnsupportedError(
+            f"the model does not go to {what}: {reason(error)}", "", "choose another --device or --dtype"
+        ) from error
 
 
 def find_device(name: str) -> torch.device:
@@ -105,20 +120,18 @@ def find_device(name: str) -> torch.device:
     return torch.device(device.type, device.index or 0)
 
 
-def load(model: ModelRequest, given: InputRequest) -> Loaded:
+def load(model: ModelRequest, given: InputRequest, names: PairRequest | None = None) -> Loaded:
     """Load MODEL and INPUT together.
 
     Raises:
-        UsageError: flags that do not fit what was loaded.
+        UsageError: flags that do not fit what was loaded, or a name that the model does not have.
         RefusedError: unreadable or refused.
     """
     timing = Timing()
     start = time.perf_counter()
     samples = load_samples(given.spec)
     network = load_network(model)
-    numbers = given.samples.indices(samples.shape[0]) if given.samples else list(range(samples.shape[0]))
-    if given.samples:
-        samples = samples[numbers]
+    pairs = _pairs(network, names) if names is not None else []
     first = next((t for t in network.tensors() if t.is_floating_point()), None)
     dtype = getattr(torch, model.dtype) if model.dtype else first.dtype if first is not None else torch.float32
     device = find_device(model.device)
@@ -128,17 +141,37 @@ def load(model: ModelRequest, given: InputRequest) -> Loaded:
             return value
         return value.to(device, dtype if value.is_floating_point() else None)
 
-    arguments = [(name, _argument(value, given, ready)) for name, value in given.arguments]
-    inputs = _bind(ready(samples), arguments)
+    inputs = _bind(ready(samples), [(name, ready(load_argument(value))) for name, value in given.arguments])
+    with computing(network), readable(inputs):
+        inputs = find_samples(network, inputs, [address for pair in pairs for address in pair])
+    numbers = given.samples.indices(inputs.batch) if given.samples else list(range(inputs.batch))
+    if given.samples:
+        with readable(inputs):
+            inputs = pick(network, inputs, numbers)
     timing.load_s = time.perf_counter() - start
-    return Loaded(network, inputs, numbers, timing)
+    return Loaded(network, inputs, numbers, timing, pairs)
 
 
-def _argument(value: Any, given: InputRequest, ready: Any) -> Any:
-    loaded = load_argument(value)
-    if isinstance(loaded, Tensor) and given.samples is not None:
-        loaded = loaded[given.samples.indices(loaded.shape[0])]
-    return ready(loaded)
+def pick(network: Network, inputs: Inputs, numbers: Sequence[int]) -> Inputs:
+    """Some of the samples. An argument with as many rows may hold one row a sample, or not: the values tell.
+
+    Cost: where there is such an argument, two or three forward passes without gradients.
+    """
+
+    def rows(tensor: Tensor, dim: int) -> Tensor:
+        return tensor.index_select(dim, torch.tensor(numbers, device=tensor.device))
+
+    alone = replace(inputs, args=(rows(inputs.args[0], inputs.dim), *inputs.args[1:]))
+    extras = [*inputs.args[1:], *inputs.kwargs.values()]
+    if not any(isinstance(e, Tensor) and e.dim() and e.shape[0] == inputs.batch for e in extras):
+        return alone
+    together = inputs.each(rows)
+    if same_values(network, inputs, together, numbers):
+        return together
+    if same_values(network, inputs, alone, numbers):
+        return alone
+    warn("--samples: the picked samples alone do not give the values that they have among all; --arg may be why")
+    return together
 
 
 def _bind(samples: Tensor, arguments: Sequence[tuple[str | int, Any]]) -> Inputs:
@@ -153,12 +186,8 @@ def _bind(samples: Tensor, arguments: Sequence[tuple[str | int, Any]]) -> Inputs
     return Inputs((samples, *(positions[p] for p in sorted(positions))), named)
 
 
-def pairs_of(network: Network, request: PairRequest) -> list[Pair]:
-    """The pairs meant, globs expanded.
-
-    Raises:
-        UsageError: a name that the model does not have.
-    """
+def _pairs(network: Network, request: PairRequest) -> list[Pair]:
+    """The pairs meant, globs expanded."""
     target = resolve(network, request.target)
     return [(source, target) for source in expand(network, request.sources)]
 

@@ -54,12 +54,12 @@ def place(address: Address, value: Any, batch: int, *, source: bool) -> Place:
         UsageError: several tensors or none to choose, samples elsewhere, an index that does not fit.
         UnsupportedError: no floating-point tensor there.
     """
-    elements = _positional(address, value)
+    elements = elements_in(address, value)
     path = locate(value, elements, str(address))
     return Place(address, key_of(address), path, slot_for(address, get(value, path), batch, distinct=source))
 
 
-def _positional(address: Address, value: Any) -> Path:
+def elements_in(address: Address, value: Any) -> Path:
     """``PATH:in.1`` and ``PATH:in.name``: the value of an ``in`` boundary is ``(args, kwargs)``."""
     if address.port != "in" or address.is_model_input:
         return address.elements

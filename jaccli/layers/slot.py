@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,18 +80,20 @@ def slot_for(address: Address, tensor: Tensor, batch: int, *, distinct: bool) ->
     full = tuple(tensor.shape) if dim is None else tuple(s for d, s in enumerate(tensor.shape) if d != dim)
     if address.index is None:
         return Slot(dim, full, full)
-    numbers = torch.arange(math.prod(full)).reshape(full)
+    numbers = np.arange(math.prod(full)).reshape(full)
     index = tuple(list(item) if isinstance(item, tuple) else item for item in address.index)
     try:
-        chosen = numbers[index]
-    except (IndexError, RuntimeError, ValueError, TypeError):
+        chosen = np.asarray(numbers[index])
+    except (IndexError, ValueError, TypeError):
         raise UsageError(
             f"layer {str(address)!r}: the index does not fit one sample's shape {full}",
             "expected a NumPy-style index into it",
         ) from None
-    if distinct and chosen.unique().numel() != chosen.numel():
+    if chosen.size == 0:
+        raise UsageError(f"layer {str(address)!r}: the index picks nothing of one sample's shape {full}")
+    if distinct and np.unique(chosen).size != chosen.size:
         raise UsageError(f"layer {str(address)!r}: an element is named twice", "a source holds each element once")
-    return Slot(dim, full, tuple(chosen.shape), chosen.flatten())
+    return Slot(dim, full, tuple(chosen.shape), torch.from_numpy(chosen.flatten()))
 
 
 def _sample_dim(address: Address, shape: tuple[int, ...], batch: int) -> int | None:

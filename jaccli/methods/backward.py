@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import JaccliError
-from jaccli.methods.base import Method, MethodGap, Task, close, is_out_of_memory, nudged, reason, spans
+from jaccli.layers.samples import close
+from jaccli.methods.base import Method, MethodGap, Task, is_out_of_memory, nudged, reason, spans
 from jaccli.names import MethodName
 
 

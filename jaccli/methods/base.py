@@ -13,7 +13,7 @@ from jaccli.names import MethodName
 from jaccli.operators.faults import is_out_of_memory, reason
 from jaccli.operators.linearised import Linearised
 
-__all__ = ["Method", "MethodGap", "Task", "Tick", "close", "is_out_of_memory", "nudged", "reason", "spans"]
+__all__ = ["Method", "MethodGap", "Task", "Tick", "is_out_of_memory", "nudged", "reason", "spans"]
 
 Tick = Callable[[int], None]
 
@@ -92,11 +92,3 @@ def nudged(point: Tensor) -> Tensor:
     share = 0.02 + 0.08 * torch.rand(point.shape, generator=generator).to(point)
     zero = (point == 0).reshape(point.shape[0], -1).all(1).reshape(-1, *[1] * (point.dim() - 1))
     return torch.where(zero, share, point * (1 - share))
-
-
-def close(a: Tensor, b: Tensor) -> bool:
-    """Equal but for rounding, which may differ with the number of samples."""
-    tolerance = torch.finfo(b.dtype).eps ** 0.75
-    finite = b[b.isfinite()].abs()
-    scale = float(finite.max()) if finite.numel() else 0.0
-    return torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True)

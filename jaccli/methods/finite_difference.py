@@ -40,7 +40,8 @@ class FiniteDifference(Method):
     needs_graph = False
 
     def fill(self, task: Task) -> None:
-        with torch.inference_mode():
+        # Not inference_mode: a model may take gradients of its own inside.
+        with torch.no_grad():
             difference = Differences(task)
             # All steps of all columns are held at once, in float64.
             held = defaults.TRY_ALL * task.out.numel() * 8

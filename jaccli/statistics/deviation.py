@@ -49,7 +49,7 @@ def deviation(matrix: Tensor) -> dict[str, float]:
         "max_abs": float(d.abs().max()),
         "trace": trace,
         "alpha": alpha,
-        "identity_share": alpha**2 * n_in / squares if squares else math.nan,
+        "identity_share": min(alpha**2 * n_in / squares, 1.0) if squares else math.nan,
     }
 
 

@@ -1,0 +1,140 @@
+"""Nesting that overflows the stack of C code is refused before any of that code sees it."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from jaccli.errors import RefusedError
+from jaccli.models.checkpoint import read_state_dict
+from jaccli.models.exported import load_exported
+from jaccli.models.pickle_shape import check_nesting, check_torch_file
+from jaccli.models.script.nesting import too_nested
+from jaccli.models.torchscript import load_torchscript
+from tests.models.test_pt2_archive import Made, meta, node, tensor
+from tests.models.test_script_security import Clean, rewritten, saved
+
+DEEP = b")" + b"\x85" * 100_000  # a tuple in a tuple in a tuple …
+N = 20_000
+
+
+def test_depth_of_pickles() -> None:
+    check_nesting(b"\x80\x02]" + b"(" + b"]" * 5000 + b"e.")
+    check_nesting(b"\x80\x02]q\x00" + b"K\x01a" * 5000 + b".")
+    for hostile in (b"\x80\x02" + DEEP + b".", b"\x80\x02}" + DEEP + b"K\x01s.", b"\x80\x02)r\xff\xff\xff\x7f."):
+        with pytest.raises(ValueError, match=r"deep|high"):
+            check_nesting(hostile)
+
+
+def test_lists_that_are_filled_later_cannot_hide_their_depth() -> None:
+    made = b"".join(b"]r" + struct.pack("<I", i) for i in range(3000))
+    linked = b"".join(b"j" + struct.pack("<I", i) + b"j" + struct.pack("<I", i + 1) + b"a0" for i in range(2999))
+    with pytest.raises(ValueError, match="deep"):
+        check_nesting(b"\x80\x02" + made + linked + b".", cycles=True)
+
+
+def test_real_files_pass() -> None:
+    for legacy in (False, True):
+        buffer = io.BytesIO()
+        torch.save(nn.Linear(2, 2).state_dict(), buffer, _use_new_zipfile_serialization=not legacy)
+        check_torch_file(buffer)
+        assert buffer.tell() == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"}" + DEEP + b"K\x01s",
+        b"\x8f(" + DEEP + b"\x90",
+        b"(" + DEEP + b"\x91",
+        b"(" + DEEP + b"K\x01d",
+        b"\x96" + struct.pack("<Q", 1 << 45) + b"x",
+    ],
+    ids=["dict", "set", "frozenset", "DICT", "bytearray"],
+)
+def test_checkpoints_with_such_keys_are_refused(body: bytes, tmp_path: Path) -> None:
+    (tmp_path / "m.pt").write_bytes(b"\x80\x05" + body + b".")
+    with pytest.raises(RefusedError):
+        read_state_dict(tmp_path / "m.pt", "checkpoint")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"\x80\x02" + DEEP + b".",
+        b"\x80\x02(]ctorch.jit._pickle\nrestore_type_tag\n(]X" + struct.pack("<I", 5 * N) + b"List[" * N + b"tRt.",
+    ],
+)
+@pytest.mark.parametrize("where", ["constants.pkl", "debug_pkl"])
+def test_torchscript_pickles(record: bytes, where: str, tmp_path: Path) -> None:
+    path = rewritten(saved(Clean(), tmp_path / "m.pt"), lambda n, d: record if n.endswith(where) else d)
+    with pytest.raises(RefusedError):
+        load_torchscript(path, trust=False)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "(" * N + "1" + ")" * N, "-" * N + "1", "1" + "+1" * N, "not " * N + "True", "1 if True else " * N + "1",
+        "x" + "[0]" * N, "x" + ".T" * N, "annotate(" + "List[" * N + "int" + "]" * N + ", [])",
+    ],
+    ids=["parentheses", "minus", "plus", "not", "ternary", "subscript", "attribute", "type"],
+)  # fmt: skip
+def test_torchscript_source(line: str, tmp_path: Path) -> None:
+    assert too_nested(f"  y = {line}\n")
+
+    def change(name: str, data: bytes) -> bytes:
+        return data.replace(b"    fc = self.fc", b"    y = " + line.encode() + b"\n    fc = self.fc")
+
+    with pytest.raises(RefusedError, match="nested absurdly deep"):
+        load_torchscript(rewritten(saved(Clean(), tmp_path / "m.pt"), change), trust=False)
+
+
+def test_blocks_and_flat_code() -> None:
+    assert too_nested("if a:\n  y = 1\n" + "elif b:\n  y = 1\n" * 2000)
+    assert too_nested(" " * 2000 + "y = 1\n")
+    assert not too_nested("x = [" + "-1.5e-3, " * N + "1]\n")
+    assert not too_nested("".join(f"y{i} = torch.add(x, (1 + 2) * 3)\n" for i in range(N)))
+    assert not too_nested('raise("' + "(" * N + '")\n# ' + "(" * N + "\n")
+
+
+def test_exported_names_and_sizes(tmp_path: Path) -> None:
+    made = Made()
+    state = made.program["graph_module"]["signature"]["input_specs"][0]["parameter"]
+    state["parameter_name"] = name = "a." * 5000 + "w"
+    made.weights = {name: made.weights["fc.weight"]}
+    with pytest.raises(RefusedError):
+        load_exported(made.write(tmp_path / "deep.pt2"))
+    for described in (meta([0, 2**70], [1, 1]), meta([1] * 100, [1] * 100), meta([0], [1], 2**70)):
+        made = Made()
+        made.weights["fc.weight"]["tensor_meta"] = described
+        with pytest.raises(RefusedError):
+            load_exported(made.write(tmp_path / "size.pt2"))
+    made = Made()
+    made.weights["fc.weight"]["path_name"] = "../../../../../../etc/passwd"
+    with pytest.raises(RefusedError):
+        load_exported(made.write(tmp_path / "path.pt2"))
+
+
+def test_exported_kernels_check_their_arguments(tmp_path: Path) -> None:
+    made = Made()
+    given = [(name, tensor("w" if name != "input" else "x")) for name in ("input", "running_mean", "running_var")]
+    numbers = [("momentum", {"as_float": 0.1}), ("eps", {"as_float": 1e-5})]
+    none = [(name, {"as_none": True}) for name in ("weight", "bias")]
+    wrong = node("torch.ops.aten._native_batch_norm_legit_no_training.default", [*given, *numbers, *none])
+    made.graph["nodes"] = [wrong]
+    model = load_exported(made.write(tmp_path / "m.pt2"))
+    with pytest.raises(RefusedError, match="would crash"):
+        model(torch.ones(3, 2))
+    assert json.loads(zipfile.ZipFile(tmp_path / "m.pt2").read(_program(tmp_path / "m.pt2")))
+
+
+def _program(path: Path) -> str:
+    return next(name for name in zipfile.ZipFile(path).namelist() if "/models/" in name)

@@ -1,0 +1,140 @@
+"""Operators that would crash the process are refused, by name or by their arguments; their real uses are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from jaccli.errors import RefusedError
+from jaccli.models.guards import guarded
+from jaccli.models.operator_names import forbidden
+from jaccli.models.pt2.operators import resolve
+from jaccli.models.script import natives
+from jaccli.models.script.natives import ALWAYS, CONTAINERS, SCALARS
+
+A = torch.ops.aten
+FAR = 100_000_000
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_reshape_alias", "_cummax_helper", "_convert_indices_from_csr_to_coo", "_fused_adam_", "_coalesced_",
+        "_sparse_coo_tensor_unsafe", "max_pool2d_with_indices_backward", "embedding_dense_backward",
+        "segment_reduce", "slow_conv_transpose2d", "mkldnn_rnn_layer", "from_file", "_thnn_fused_lstm_cell",
+    ],
+)  # fmt: skip
+def test_internals_are_refused_by_name(name: str) -> None:
+    assert forbidden(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["linear", "_convolution", "__and__", "_weight_norm", "_softmax", "_unsafe_index", "relu_", "_foreach_add",
+     "_native_batch_norm_legit_no_training", "_scaled_dot_product_flash_attention_for_cpu", "_conj"],
+)  # fmt: skip
+def test_what_traces_and_exports_hold_is_not(name: str) -> None:
+    assert not forbidden(name)
+
+
+def ones(*shape: int) -> Tensor:
+    return torch.ones(*shape)
+
+
+def lstm(wide: int, hidden: int, batch: int = 2) -> tuple[Any, ...]:
+    weights = [ones(4 * 8, wide), ones(4 * 8, hidden), ones(4 * 8), ones(4 * 8)]
+    states = [ones(1, batch, 8), ones(1, batch, 8)]
+    return (ones(2, 5, 4), states, weights, True, 1, 0.0, False, False, True)
+
+
+BAD: list[tuple[Any, tuple[Any, ...]]] = [
+    (A.native_batch_norm.default, (ones(2, 9), ones(1), ones(1), ones(1), ones(1), False, 0.1, 1e-5)),
+    (A._native_batch_norm_legit_no_training.default, (ones(2, 9), None, None, ones(9), ones(1), 0.1, 1e-5)),
+    (A._weight_norm.default, (ones(9, 1), ones(1), 0)),
+    (A.lstm.input, lstm(4, 1)),
+    (A.lstm.input, lstm(4, 8, batch=1)),
+    (A._pad_packed_sequence.default, (ones(3, 2), torch.tensor([2, -1]), False, 0.0, 4)),
+    (A._pack_padded_sequence.default, (ones(3, 2, 2), torch.tensor([FAR, 1]), False)),
+    (A.ctc_loss.IntList, (ones(5, 1, 3), torch.tensor([[FAR, 1, 2]]), [5], [3])),
+    (A.fractional_max_pool2d.default, (ones(1, 1, 8, 8), [2, 2], [4, 4], torch.full((1, 1, 2), 1e9))),
+    (A.linalg_eigvals.default, (torch.full((3, 3), float("nan")),)),
+    (A.sparse_coo_tensor.indices_size, (torch.tensor([[FAR]]), ones(1), [3])),
+    (A.scaled_dot_product_attention.default, (ones(1, 1, 9, 8), ones(1, 1, 9, 8), ones(1, 1, 4, 8))),
+]
+
+
+@pytest.mark.parametrize(("op", "args"), BAD, ids=lambda value: str(value) if not isinstance(value, tuple) else "")
+def test_arguments_that_crash_are_refused(op: Any, args: tuple[Any, ...]) -> None:
+    with pytest.raises(RefusedError, match="would crash"):
+        guarded(op)(*args)
+
+
+GOOD: list[tuple[Any, tuple[Any, ...]]] = [
+    (A.native_batch_norm.default, (ones(2, 9), ones(9), None, ones(9), ones(9), False, 0.1, 1e-5)),
+    (A._weight_norm.default, (ones(9, 2), ones(9, 1), 0)),
+    (A.lstm.input, lstm(4, 8)),
+    (A._pad_packed_sequence.default, (ones(3, 2), torch.tensor([2, 1]), False, 0.0, 4)),
+    (A._pack_padded_sequence.default, (ones(3, 2, 2), torch.tensor([3, 1]), False)),
+    (A.ctc_loss.IntList, (ones(5, 1, 3), torch.tensor([[1, 1, 2]]), [5], [3])),
+    (A.linalg_eigvals.default, (torch.eye(3),)),
+    (A.scaled_dot_product_attention.default, (ones(1, 1, 9, 8), ones(1, 1, 4, 8), ones(1, 1, 4, 8))),
+]
+
+
+@pytest.mark.parametrize(("op", "args"), GOOD, ids=lambda value: str(value) if not isinstance(value, tuple) else "")
+def test_arguments_that_fit_give_what_the_operator_gives(op: Any, args: tuple[Any, ...]) -> None:
+    torch.testing.assert_close(guarded(op)(*args), op(*args), equal_nan=True)
+
+
+def test_the_smallest_integer_can_be_divided_by_minus_one() -> None:
+    lowest = torch.tensor([-(2**63), 7, -7])
+    divided = guarded(A.div.Tensor_mode)(lowest, torch.tensor([-1, 2, 2]), rounding_mode="trunc")
+    assert divided.tolist() == [-(2**63), 3, -3]
+    here = torch.tensor([-(2**31)], dtype=torch.int32)
+    assert guarded(A.div_.Scalar_mode)(here, -1, rounding_mode="trunc") is here
+
+
+@pytest.mark.parametrize(
+    ("function", "args"),
+    [
+        (CONTAINERS["aten::mul"], ([0], 10**10)),
+        (SCALARS["aten::mul"], ("a", 10**10)),
+        (CONTAINERS["aten::mul_"], ([0], 10**10)),
+        (ALWAYS["aten::percentFormat"], ("%9999999999d", 3)),
+        (ALWAYS["prim::rangelist"], (10**10,)),
+    ],
+)
+def test_text_and_lists_do_not_fill_the_memory(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    with pytest.raises(Exception, match=r"no network needs that|refused the input"):
+        function(*args)
+
+
+def test_whole_numbers_have_64_bits_as_in_torchscript() -> None:
+    assert natives._multiply(2**62, 2) == -(2**63)
+    assert natives._multiply(3, -4) == -12
+    assert ALWAYS["aten::percentFormat"]("%s is %d%%", "x", 3) == "x is 3%"
+
+
+@pytest.mark.parametrize(
+    ("target", "args"),
+    [
+        ("_operator.mul", ([0], 10**10)),
+        ("_operator.mod", ("%9999999999d", 5)),
+        ("_operator.mul", (1 << 100, 1 << 100)),
+        ("_operator.pow", (1 << 64, 64)),
+    ],
+)
+def test_exported_arithmetic_stays_small(target: str, args: tuple[Any, ...]) -> None:
+    with pytest.raises(Exception, match=r"exported model (computes|raises)"):
+        resolve(target)(*args)
+    assert resolve("_operator.mul")(6, 7) == 42
+
+
+def test_exported_operators_are_screened_too() -> None:
+    for name in ("_reshape_alias.default", "max_pool2d_with_indices_backward.default", "_fused_adam.default"):
+        with pytest.raises(Exception, match="uses the operator"):
+            resolve(f"torch.ops.aten.{name}")
