@@ -1,66 +1,19 @@
-"""Operators of PyTorch that trust their arguments: refused in a stranger's file, or checked before they run.
+"""Checks of arguments that PyTorch's kernels take on trust, made before they run.
 
-Operators with a leading underscore and backward formulas are internals: their callers have checked sizes
-and indices, they themselves read and write where they are told. Of these only the ones that real traces and
-exports hold are let through. Some public ones also crash the process on numbers that no network gives them.
+Some operators that real networks use crash the process, or read memory that is not theirs, on arguments
+that no real network gives them. A model file is a stranger's: each of these operators is checked first.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from functools import wraps
+from itertools import pairwise
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from jaccli.errors import RefusedError
-
-_INTERNALS: Final = frozenset(
-    """
-    _adaptive_avg_pool2d _adaptive_avg_pool3d _add_relu _addmm_activation _assert_async _assert_scalar
-    _assert_tensor_metadata _batch_norm_impl_index _cast_Byte _cast_Char _cast_Double _cast_Float _cast_Half
-    _cast_Int _cast_Long _cast_Short _cdist_forward _chunk_cat _coalesce _conj _conj_copy _conj_physical
-    _convolution _convolution_mode _copy_from _dim_arange _dimI _dimV _embedding_bag _embedding_bag_forward_only
-    _enum_name _euclidean_dist _fft_c2c _fft_c2r _fft_r2c _functional_assert_async _functional_assert_scalar
-    _functional_sym_constrain_range _functional_sym_constrain_range_for_size _get_tracing_state _grad_sum_to_size
-    _grouped_mm _histogramdd_bin_edges _histogramdd_from_bin_cts _histogramdd_from_bin_tensors _infer_size _int_mm
-    _is_all_true _is_any_true _is_zerotensor _lazy_clone _linalg_check_errors _linalg_det _linalg_eigh
-    _linalg_eigvals _linalg_slogdet _linalg_solve_ex _linalg_svd _list_to_tensor _local_scalar_dense
-    _log_softmax _logcumsumexp _lu_with_info _make_dual _make_per_channel_quantized_tensor
-    _make_per_tensor_quantized_tensor _masked_scale _masked_softmax _native_batch_norm_legit
-    _native_batch_norm_legit_functional _native_batch_norm_legit_no_training _native_multi_head_attention _neg_view
-    _neg_view_copy _nested_tensor_from_mask _nested_tensor_from_mask_left_aligned _no_grad_embedding_renorm_
-    _no_grad_fill_ _no_grad_normal_ _no_grad_uniform_ _no_grad_zero_ _pack_padded_sequence _pack_sequence
-    _pad_circular _pad_enum _pad_packed_sequence _pdist_forward _prelu_kernel _print _remove_batch_dim
-    _reshape_copy _reshape_from_tensor _safe_softmax _sample_dirichlet _scaled_dot_product_attention
-    _scaled_dot_product_attention_math _scaled_dot_product_efficient_attention
-    _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu _scaled_mm _set_item
-    _shape_as_tensor _size_if_not_equal _softmax _sparse_softmax _stack _standard_gamma _tensor_to_list
-    _test_check_tensor _to_copy _to_cpu _to_dense _transform_bias_rescale_qkv _transformer_encoder_layer_fwd
-    _triangular_solve _trilinear _unique _unique2 _unsafe_index _unsafe_index_put _unsafe_masked_index
-    _unsafe_masked_index_put_accumulate _unsafe_view _unwrap_optional _upsample_bicubic2d_aa
-    _upsample_bilinear2d_aa _upsample_lanczos2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d
-    _upsample_nearest_exact3d _weight_norm _weight_norm_interface _fused_rms_norm _fused_dropout _fw_primal
-    _foreach_.*
-    """.split()
-) - {"_foreach_.*"}
-
-# Backward formulas write where an index tensor says; the rest compute with sizes they do not check, or go
-# around PyTorch (files, storages, oneDNN's and FBGEMM's packed layouts).
-_REFUSED: Final = re.compile(
-    r".*_backward.*|from_file|save|load|set_data|mkldnn_.*|fbgemm_.*|slow_conv.*|thnn_conv.*|conv_depthwise3d"
-    r"|segment_reduce.*|sparse_resize.*|quantized_(lstm|gru|rnn).*|.*_unsafe|resize_as_sparse_|cudnn_.*|miopen_.*"
-)
-
-
-def forbidden(name: str) -> bool:
-    """Whether the ``aten`` operator of this name (without overload) is kept from files that nobody vouches for."""
-    if name.startswith("_") and not name.startswith("__"):
-        base = name.removesuffix("_") if not name.startswith("_no_grad") else name
-        return name not in _INTERNALS and base not in _INTERNALS and not name.startswith("_foreach_")
-    return _REFUSED.fullmatch(name) is not None
 
 
 def guarded(op: Any) -> Callable[..., Any]:
@@ -74,16 +27,17 @@ def guarded(op: Any) -> Callable[..., Any]:
     schema = op._schema
     namespace, _, name = schema.name.partition("::")
     check = _CHECKS.get(name.removesuffix("_")) if namespace in ("aten", "prims") else None
-    call: Callable[..., Any] = getattr(op, "_op", op)
+    call: Callable[..., Any] = op
     if check is None:
-        return op if check is None else call
+        return call
     names = [argument.name for argument in schema.arguments]
 
-    @wraps(call, assigned=())
     def checked(*args: Any, **kwargs: Any) -> Any:
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         replaced = check(name, given)
-        return call(*args, **kwargs) if replaced is None else replaced
+        if replaced is None:
+            return call(*args, **kwargs)
+        return given["self"].copy_(replaced) if name.endswith("_") else replaced
 
     return checked
 
@@ -156,7 +110,7 @@ def _batch_sizes(name: str, sizes: Tensor, rows: int) -> None:
     if _hidden(sizes):
         return
     listed = sizes.flatten().tolist()
-    falling = all(a >= b for a, b in zip(listed, listed[1:], strict=False))
+    falling = all(a >= b for a, b in pairwise(listed))
     if not listed or not falling or listed[-1] < 1 or sum(listed) != rows:
         raise _refuse(name, "the batch sizes do not fit the data")
 
@@ -203,8 +157,21 @@ def _division(_: str, given: dict[str, Any]) -> Tensor | None:
         return None
     b = b if isinstance(b, Tensor) else torch.tensor(b)
     minus = b == -1
-    result = torch.where(minus, -a, torch.div(a, torch.where(minus, 1, b), rounding_mode="trunc"))
-    return result
+    return torch.where(minus, -a, torch.div(a, torch.where(minus, 1, b), rounding_mode="trunc"))
+
+
+def _sparse(name: str, given: dict[str, Any]) -> None:
+    """Indices, to which kernels write without a look."""
+    indices, size = given.get("indices"), given.get("size")
+    if not isinstance(indices, Tensor):
+        raise _refuse(name, "a compressed sparse tensor, whose indices nobody checks")
+    if _hidden(indices) or not indices.numel():
+        return
+    limits = torch.tensor(list(size or ())[: indices.shape[0]], device=indices.device)
+    if int(indices.min()) < 0 or (size is not None and len(limits) != indices.shape[0]):
+        raise _refuse(name, "indices that do not fit the size")
+    if size is not None and bool((indices.amax(1) >= limits).any()):
+        raise _refuse(name, "an index beyond the size")
 
 
 def _hidden(tensor: Tensor) -> bool:
@@ -230,5 +197,12 @@ _CHECKS: Final[dict[str, Callable[[str, dict[str, Any]], Tensor | None]]] = {
     **dict.fromkeys(("ctc_loss", "_ctc_loss"), _ctc),
     **dict.fromkeys(("fractional_max_pool2d", "fractional_max_pool3d"), _fractional),
     **dict.fromkeys(("linalg_eigvals", "_linalg_eigvals", "linalg_lstsq", "linalg_eig"), _finite),
+    **dict.fromkeys(
+        (
+            *("sparse_coo_tensor", "sparse_csr_tensor", "sparse_csc_tensor", "sparse_bsr_tensor"),
+            *("sparse_bsc_tensor", "sparse_compressed_tensor"),
+        ),
+        _sparse,
+    ),
     **dict.fromkeys(("div", "divide"), _division),
 }

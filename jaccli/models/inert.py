@@ -153,7 +153,10 @@ def _from_type(function: Any, _: Any, args: Any, *__: Any) -> Any:
 
 
 def _pairs(*args: Any) -> OrderedDict[Any, Any]:
-    return OrderedDict((key, value) for key, value in (args[0] if args else ()))
+    pairs = [(key, value) for key, value in (args[0] if args else ())]
+    if any(isinstance(key, tuple) for key, _ in pairs):  # whose hash may overflow the stack
+        raise ValueError("a key that is a tuple")
+    return OrderedDict(pairs)
 
 
 def _bytes(text: Any = b"", _encoding: Any = "latin1") -> bytes:

@@ -8,6 +8,7 @@ calls, sets or appends is let through only on the stand-ins of ``jaccli.models.i
 from __future__ import annotations
 
 import pickle
+import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import IO, Any, ClassVar
@@ -52,6 +53,7 @@ class PickleReader(pickle._Unpickler):
     stack: list[Any]
     metastack: list[list[Any]]
     append: Callable[[Any], None]
+    read: Callable[[int], bytes]
 
     def __init__(
         self,
@@ -152,6 +154,19 @@ class PickleReader(pickle._Unpickler):
         values = self._pop_mark()
         _extend(self.stack[-1], values)
 
+    def _frozenset(self) -> None:
+        values = self._pop_mark()
+        self.append(frozenset(map(_keyable, values)))
+
+    def _dict(self) -> None:
+        values = self._pop_mark()
+        self.append({_keyable(values[i]): values[i + 1] for i in range(0, len(values), 2)})
+
+    def _bytearray(self) -> None:
+        # The machine itself would take all the memory that the file asks for before it reads a byte.
+        (size,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(size)))
+
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
     dispatch.update(
         {
@@ -164,6 +179,9 @@ class PickleReader(pickle._Unpickler):
             pickle.SETITEM[0]: _setitem,
             pickle.SETITEMS[0]: _setitems,
             pickle.ADDITEMS[0]: _additems,
+            pickle.FROZENSET[0]: _frozenset,
+            pickle.DICT[0]: _dict,
+            pickle.BYTEARRAY8[0]: _bytearray,
         }
     )
     # Not written by torch or by pickle's newer protocols: instances by name, registered extensions,
@@ -190,13 +208,26 @@ def _call(function: Any, args: Any) -> Any:
     return Inert(function, *args)
 
 
+_MAX_KEY_DEPTH = 16
+
+
+def _keyable(value: Any, depth: int = 0) -> Any:
+    """A key of a dict or set. ``hash`` of a deeply nested tuple overflows the stack and ends the process."""
+    if isinstance(value, tuple):
+        if depth == _MAX_KEY_DEPTH:
+            raise pickle.UnpicklingError("a key is nested too deep")
+        for item in value:
+            _keyable(item, depth + 1)
+    return value
+
+
 def _extend(target: Any, values: list[Any]) -> None:
-    if type(target) is list:
+    if type(target) is set:
+        target.update(map(_keyable, values))
+    elif type(target) is list:
         target.extend(values)
     elif isinstance(target, Inert):
         target.items_added.extend(values)
-    elif type(target) is set:
-        target.update(values)
     else:
         raise pickle.UnpicklingError("can only append to lists")
 
@@ -205,4 +236,4 @@ def _update(target: Any, values: list[Any]) -> None:
     if type(target) not in (dict, OrderedDict) and not isinstance(target, Inert):
         raise pickle.UnpicklingError("can only set items of dicts")
     for index in range(0, len(values), 2):
-        target[values[index]] = values[index + 1]
+        target[_keyable(values[index])] = values[index + 1]

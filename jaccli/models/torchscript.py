@@ -7,6 +7,7 @@ graphs that torch made of it afterwards (``script.screen``): source can hide thi
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from jaccli.errors import RefusedError, ResourceError
+from jaccli.models.ration import rationed
 from jaccli.models.script.archive import screen_archive
 from jaccli.models.script.program import remember_unit
 from jaccli.models.script.screen import screen_graphs
@@ -36,7 +38,8 @@ def load_torchscript(path: Path, *, trust: bool) -> torch.jit.ScriptModule:
     """
     if not trust:
         screen_archive(path)
-    module, unit = _load(path)
+    with contextlib.nullcontext() if trust else rationed(path.stat().st_size):
+        module, unit = _load(path)
     if not trust:
         screen_graphs(unit, path)
     module.eval()
@@ -57,7 +60,7 @@ def _load(path: Path) -> tuple[torch.jit.ScriptModule, object]:
 def _explain(message: str, path: Path) -> RefusedError | ResourceError:
     """An error of our own: torch's text is long, and holds source code out of the file."""
     name = repr(printable(str(path), 200))
-    if "DefaultCPUAllocator" in message:
+    if "DefaultCPUAllocator" in message or "bad_alloc" in message:
         return ResourceError(f"not enough memory to load {name}", "", "free some, or use a larger machine")
     unknown = re.search(r"Unknown builtin op: ([\w:]+)", message)
     if unknown:

@@ -73,8 +73,8 @@ def _header(handle: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any
             shape, _, dtype = npy_format.read_array_header_2_0(handle)
     except Exception:  # a header is text that NumPy evaluates as a literal: anything can go wrong
         raise RefusedError(f"{name} is a damaged or truncated npy file") from None
-    if any(length < 0 for length in shape):
-        raise RefusedError(f"{name} is a damaged npy file: shape {shape}")
+    if any(type(length) is not int or length < 0 for length in shape):
+        raise RefusedError(f"{name} is a damaged npy file: shape {str(shape)[:80]}")
     return tuple(int(length) for length in shape), dtype
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import RefusedError, ResourceError, UsageError
+from jaccli.models.pickle_shape import check_torch_file
 from jaccli.samples.arrays import as_tensor, read_npy
 from jaccli.samples.memory import require_memory
 from jaccli.samples.source import Kind, Source
@@ -162,6 +163,7 @@ def _load_weights_only(source: Source) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols
+            check_torch_file(source.handle)
             return torch.load(source.handle, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         # Torch's own message advises to switch the protection off.

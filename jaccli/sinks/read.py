@@ -19,6 +19,7 @@ from jaccli.samples.spec import FileInput, FolderInput, StdinInput, check_input,
 from jaccli.sinks.choose import is_zarr
 from jaccli.sinks.matrix_binary import JACOBIAN
 from jaccli.sinks.read_text import read_csv, read_json
+from jaccli.sinks.zarr_screen import screen_store
 
 UNKNOWN = "?"
 
@@ -113,6 +114,7 @@ def _read_zarr(path: str) -> list[SavedJacobian]:
         import zarr
     except ImportError:
         raise UsageError(f"{path!r}: zarr is not installed", remedy="pip install 'jaccli[zarr]'") from None
+    screen_store(path)
     try:
         store: Any = zarr.open(path, mode="r")
         arrays: list[Any] = [store] if isinstance(store, zarr.Array) else [array for _, array in store.arrays()]

@@ -36,7 +36,8 @@ def read_json(handle: BinaryIO, name: str) -> list[Parts]:
     for line, document in _documents(handle, name):
         if isinstance(document.get("jacobians"), list):
             records += [record for record in document["jacobians"] if isinstance(record, dict)]
-            provenance |= {str(k): str(v) for k, v in dict(document.get("provenance") or {}).items()}
+            found = document.get("provenance")
+            provenance |= {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
         elif "jacobian" in document:
             records.append(document)
         else:
@@ -116,7 +117,9 @@ def _matrix(record: dict[str, Any], name: str) -> Tensor:
     array = _array(record.get("jacobian"), name)
     shape = record.get("shape")
     if isinstance(shape, list) and shape != list(array.shape):
-        raise RefusedError(f"{name}: a Jacobian of shape {tuple(array.shape)} is said to have {tuple(shape)}")
+        raise RefusedError(
+            f"{name}: a Jacobian of shape {tuple(array.shape)} is said to have {str(tuple(shape[:9]))[:80]}"
+        )
     if array.dim() not in (2, 3):
         raise RefusedError(f"{name}: 'jacobian' has {array.dim()} dimensions", "expected 2, or 3 with the samples")
     array = array if array.dim() == 3 else array[None]
@@ -129,7 +132,7 @@ def _array(nested: Any, name: str) -> Tensor:
         array = np.array(nested, dtype=np.float64)
         if np.isnan(array).any() and "null" in json.dumps(nested):
             raise ValueError("null")
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         raise RefusedError(f"{name}: 'jacobian' is not a matrix of numbers") from None
     return torch.from_numpy(array)
 

@@ -16,6 +16,7 @@ from jaccli.errors import RefusedError
 from jaccli.models.checkpoint import read_state_dict
 from jaccli.models.exported import load_exported
 from jaccli.models.pickle_shape import check_nesting, check_torch_file
+from jaccli.models.ration import rationed
 from jaccli.models.script.nesting import too_nested
 from jaccli.models.torchscript import load_torchscript
 from tests.models.test_pt2_archive import Made, meta, node, tensor
@@ -138,3 +139,11 @@ def test_exported_kernels_check_their_arguments(tmp_path: Path) -> None:
 
 def _program(path: Path) -> str:
     return next(name for name in zipfile.ZipFile(path).namelist() if "/models/" in name)
+
+
+def test_loading_has_a_ration_of_memory() -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with rationed(1000), pytest.raises(RuntimeError, match="allocate"):
+        torch.empty(1 << 33, dtype=torch.uint8)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before

@@ -106,6 +106,11 @@ def test_the_smallest_integer_can_be_divided_by_minus_one() -> None:
         (CONTAINERS["aten::mul_"], ([0], 10**10)),
         (ALWAYS["aten::percentFormat"], ("%9999999999d", 3)),
         (ALWAYS["prim::rangelist"], (10**10,)),
+        (ALWAYS["aten::center"], ("a", 10**10, " ")),
+        (ALWAYS["aten::zfill"], ("a", 10**10)),
+        (ALWAYS["aten::expandtabs"], ("\t", 10**10)),
+        (ALWAYS["aten::replace"], ("a" * 10**4, "a", "b" * 10**4, -1)),
+        (ALWAYS["aten::join"], ("b" * 10**5, ["a"] * 10**5)),
     ],
 )
 def test_text_and_lists_do_not_fill_the_memory(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -116,6 +121,7 @@ def test_text_and_lists_do_not_fill_the_memory(function: Callable[..., Any], arg
 def test_whole_numbers_have_64_bits_as_in_torchscript() -> None:
     assert natives._multiply(2**62, 2) == -(2**63)
     assert natives._multiply(3, -4) == -12
+    assert ALWAYS["aten::center"]("a", 3, "-") == "-a-"
     assert ALWAYS["aten::percentFormat"]("%s is %d%%", "x", 3) == "x is 3%"
 
 

@@ -32,8 +32,9 @@ _DAMAGE: Final = (
     TypeError,
     ValueError,
     AttributeError,
-    NotImplementedError,
-    RecursionError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,  # torch, on sizes it cannot take; and recursion
 )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from jaccli.errors import InternalError, RefusedError
+from jaccli.models.guards import guarded
 from jaccli.models.network import Tap
 from jaccli.models.pt2.calls import Chain, ModuleCall, find_calls, state_names
 from jaccli.models.pt2.control import CONTROL
@@ -45,6 +47,12 @@ _FACTORIES: Final = frozenset(
     ]
 )
 """Operators whose dtype follows a model that is cast: in the model it was the dtype of an activation."""
+
+
+@cache
+def _checked(op: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator behind the check of its arguments that it needs, if it needs one."""
+    return guarded(op) if isinstance(op, torch._ops.OpOverload) else op
 
 
 @dataclass(frozen=True)
@@ -187,13 +195,13 @@ class _Scope:
         if node.op in _CONTROL:
             result = node.op(self._execution.run_inner, *args, **kwargs)
         elif rewrite is not None:
-            result = DIRECT.get(rewrite[0], rewrite[0])(*args, **kwargs)
+            result = (DIRECT.get(rewrite[0]) or _checked(rewrite[0]))(*args, **kwargs)
             result = self._overwrite(rewrite[1], result)
         else:
             dtypes = self._execution.dtypes
             if dtypes and "dtype" in kwargs and node.target.split(".")[1] in _FACTORIES:
                 kwargs["dtype"] = dtypes.get(kwargs["dtype"], kwargs["dtype"])
-            result = DIRECT.get(node.op, node.op)(*args, **kwargs)
+            result = (DIRECT.get(node.op) or _checked(node.op))(*args, **kwargs)
         self._store(node, result)
 
     def _overwrite(self, name: str, result: Any) -> Any:

@@ -15,6 +15,8 @@ from jaccli.models.pt2.interpreter import Execution, prepare
 from jaccli.models.pt2.program import Program
 from jaccli.models.quote import quote
 
+_MAX_DEPTH = 100  # modules within modules; torch walks them by recursion
+
 
 class ExportedModel(nn.Module):
     """An exported program as a module, called like the model that was exported and in the mode it had then.
@@ -30,6 +32,7 @@ class ExportedModel(nn.Module):
 
     def __init__(self, program: Program, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
+        self.training = False  # the mode was fixed when the program was exported
         self.program = program
         self._dtypes: dict[torch.dtype, torch.dtype] = {}
         self._inputs: dict[str, str] = {}
@@ -100,6 +103,8 @@ def _register(root: nn.Module, name: str, tensor: Tensor, kind: str) -> None:
     *path, leaf = name.split(".")
     owner = root
     try:
+        if len(path) > _MAX_DEPTH:
+            raise KeyError("nested too deep")
         for part in path:
             if part not in owner._modules:
                 owner.add_module(part, nn.Module())

@@ -17,6 +17,7 @@ from typing import Any, Final
 import torch
 
 from jaccli.errors import UnsupportedError
+from jaccli.models.operator_names import forbidden
 from jaccli.models.pt2.control import CONTROL
 from jaccli.models.quote import quote
 
@@ -100,6 +101,24 @@ _MATH: Final = [
 ]
 
 
+_NUMBERS: Final = (bool, int, float, torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
+_MAX_BITS: Final = 128
+
+
+def _arithmetic(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Numbers only: lists and text can be multiplied, and text formatted, until the memory is full."""
+
+    def compute(*values: Any) -> Any:
+        if not all(isinstance(value, _NUMBERS) for value in values):
+            raise UnsupportedError("the exported model computes with something that is no number")
+        result = function(*values)
+        if type(result) is int and result.bit_length() > _MAX_BITS:
+            raise UnsupportedError("the exported model computes an absurdly large number")
+        return result
+
+    return compute
+
+
 def _bounded(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """Powers and shifts of integers can fill the memory; sizes never need more than 64 bits."""
 
@@ -115,8 +134,9 @@ def _bounded(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 def plain_functions() -> dict[str, Callable[..., Any]]:
     """Target → function, for arithmetic on numbers."""
     found: dict[str, Callable[..., Any]] = {}
-    found |= {f"_operator.{name}": getattr(operator, name) for name in _NUMBER_OPERATORS}
-    found |= {f"_operator.{name}": _bounded(getattr(operator, name)) for name in ("pow", "lshift")}
+    found |= {f"_operator.{name}": _arithmetic(getattr(operator, name)) for name in _NUMBER_OPERATORS}
+    found |= {f"_operator.{name}": getattr(operator, name) for name in ("getitem", "is_", "is_not", "eq", "ne")}
+    found |= {f"_operator.{name}": _arithmetic(_bounded(getattr(operator, name))) for name in ("pow", "lshift")}
     found |= {f"math.{name}": getattr(math, name) for name in _MATH}
     found |= {f"torch.{name}": getattr(torch, name) for name in _SYMBOLIC if hasattr(torch, name)}
     return found
@@ -163,7 +183,7 @@ def _overload(namespace: str, name: str, overload: str) -> torch._ops.OpOverload
 def allowed(op: torch._ops.OpOverload) -> bool:
     """Whether an operator may be run for a file that nobody vouches for."""
     name = op._schema.name.split("::")[1]
-    if op.namespace not in ("aten", "prims") or _DENIED.fullmatch(name):
+    if op.namespace not in ("aten", "prims") or _DENIED.fullmatch(name) or forbidden(name):
         return False
     if any(argument.name in ("filename", "path") for argument in op._schema.arguments):
         return False

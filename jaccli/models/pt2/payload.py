@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import RefusedError
+from jaccli.models.pickle_shape import check_torch_file
 from jaccli.models.quote import quote
 
 _FREE_EXPANSION: Final = 256 << 20
@@ -41,6 +42,7 @@ _DTYPES: Final[dict[int, str]] = {
     35: "uint64",
 }
 _STRIDED: Final = 7
+_MAX_DIMENSIONS: Final = 64
 
 
 def dtype_of(code: Any) -> torch.dtype:
@@ -63,7 +65,12 @@ def load_raw(data: bytearray, meta: Mapping[str, Any], name: str) -> Tensor:
     offset = _number(meta["storage_offset"])
     if int(meta["layout"]) != _STRIDED:
         raise _unfit(name, "its layout is not strided")
-    if len(sizes) != len(strides) or min([*sizes, *strides, offset], default=0) < 0:
+    if (
+        len(sizes) != len(strides)
+        or len(sizes) > _MAX_DIMENSIONS
+        or max(sizes, default=0) >= 1 << 63
+        or min([*sizes, *strides, offset], default=0) < 0
+    ):
         raise _unfit(name, "its sizes make no sense")
     _check_extent(name, sizes, strides, offset, dtype.itemsize, len(data))
     if not data:
@@ -107,6 +114,7 @@ def load_pickled(data: bytes, name: str) -> Any:
     """
     _check_packed(data, name)
     try:
+        check_torch_file(io.BytesIO(data))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

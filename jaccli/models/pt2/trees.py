@@ -7,6 +7,7 @@ import re
 from collections import namedtuple
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from keyword import iskeyword
 from typing import Any, Literal, Protocol
 
 from jaccli.errors import RefusedError, UsageError
@@ -157,7 +158,7 @@ def _named(context: Any, parts: tuple[Spec, ...], fields: Mapping[str, Any]) -> 
     if not (isinstance(names, list) and len(names) == len(parts)):
         return Spec("tuple", parts)
     name = str(context).rsplit(".", 1)[-1]
-    valid = re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) is not None
+    valid = re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) is not None and not iskeyword(name)
     return Spec("named", parts, tuple(str(item) for item in names), name if valid else "Result")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from jaccli.models.script.nesting import too_nested
 from jaccli.models.script.pickles import Tensors, damaged, inspect_pickle, refuse
 from jaccli.models.script.values import printable
 
@@ -45,6 +46,8 @@ def screen_archive(path: Path) -> None:
                 inspect_pickle(reader.get_record(name), tensors, path)
             elif name.startswith("code/") and not name.endswith(".debug_pkl"):
                 _screen_source(reader.get_record(name), path)
+            elif name.endswith(".debug_pkl"):  # read by torch to say where an error is
+                inspect_pickle(reader.get_record(name), Tensors({}), path)
     except RuntimeError:
         raise damaged(path, "it is truncated or damaged") from None
 
@@ -94,8 +97,11 @@ def _screen_source(source: bytes, path: Path) -> None:
         text = source.decode()
     except UnicodeDecodeError:
         raise damaged(path, "its code is not text") from None
+    if too_nested(text):
+        raise refuse(path, "holds code nested absurdly deep")
     text = re.sub(r"\\\r?\n", "", text)
-    text = re.sub(r"\s*\.\s*", ".", text)
+    text = re.sub(r"\s+", " ", text)  # first, or the next line takes quadratic time on a run of spaces
+    text = re.sub(r" ?\. ?", ".", text)
     for pattern, what in _FORBIDDEN:
         if pattern.search(text):
             raise refuse(path, what)

@@ -6,7 +6,7 @@ write others. Slot 0 is the ``Run``, the next ones are the arguments. Nested blo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from jaccli.models.script import control
@@ -76,10 +76,10 @@ class Builder:
         """The function that a ``prim::fork`` node carries with it."""
         return compile_graph(self.program, f"{self.name}/{node.output().unique()}", node.g("Subgraph"))
 
-    def block(self, block: Any, release: bool = False) -> list[Step]:
-        """The steps of a block; with ``release`` values are let go after their last use."""
+    def block(self, block: Any, release: bool = False, keep: Iterable[Any] = ()) -> list[Step]:
+        """The steps of a block; with ``release`` values but ``keep`` are let go after their last use."""
         nodes = list(block.nodes())
-        dead = _last_uses(block, nodes) if release else {}
+        dead = _last_uses([*block.outputs(), *keep], nodes) if release else {}
         steps: list[Step] = []
         for index, node in enumerate(nodes):
             step = self._emit(node)
@@ -164,9 +164,9 @@ def _release(slots: list[int]) -> Step:
     return release
 
 
-def _last_uses(block: Any, nodes: list[Any]) -> dict[int, list[Any]]:
-    """For each node of a block the values made in it that nobody needs afterwards."""
-    kept = {value.unique() for value in block.outputs()}
+def _last_uses(keep: list[Any], nodes: list[Any]) -> dict[int, list[Any]]:
+    """For each node of a block the values made in it that nobody needs afterwards; never those to keep."""
+    kept = {value.unique() for value in keep}
     own = {
         value.unique(): value
         for node in nodes

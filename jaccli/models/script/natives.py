@@ -8,13 +8,83 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-from jaccli.errors import RefusedError
+from jaccli.errors import RefusedError, ResourceError
 from jaccli.models.script.values import DTYPES, printable
+
+_MAX_ITEMS = 1 << 26
+
+
+def _multiply(a: Any, b: Any) -> Any:
+    """Numbers as in TorchScript, which has 64 bits; text and lists not beyond all memory."""
+    if isinstance(a, (str, list, tuple)) or isinstance(b, (str, list, tuple)):
+        items, times = (b, a) if isinstance(a, int) else (a, b)
+        _bounded(len(items) * times)
+    product = a * b
+    return _in_64_bits(product) if type(product) is int else product
+
+
+def _repeat(items: Any, times: int) -> Any:
+    _bounded(len(items) * times)
+    items *= times
+    return items
+
+
+def _join(a: Any, b: Any) -> Any:
+    if isinstance(a, (str, list)):
+        _bounded(len(a) + len(b))
+    return a + b
+
+
+def _join_in_place(a: Any, b: Any) -> Any:
+    if isinstance(a, (str, list)):
+        _bounded(len(a) + len(b))
+    a += b
+    return a
+
+
+def _bounded(length: int) -> None:
+    if length > _MAX_ITEMS:
+        raise ResourceError(f"the model makes a list or text of {length} items", "", "no network needs that")
+
+
+def _padded(how: Callable[..., str]) -> Callable[..., str]:
+    def pad(text: str, width: int, *fill: str) -> str:
+        _bounded(width)
+        return how(text, width, *fill)
+
+    return pad
+
+
+def _expand_tabs(text: str, width: int = 8) -> str:
+    _bounded(text.count("\t") * width)
+    return text.expandtabs(width)
+
+
+def _replace(text: str, old: str, new: str, most: int = -1) -> str:
+    _bounded(text.count(old) * len(new))
+    return text.replace(old, new, most)
+
+
+def _join_texts(between: str, texts: list[str]) -> str:
+    _bounded(len(between) * len(texts) + sum(map(len, texts)))
+    return between.join(texts)
+
+
+def _in_64_bits(number: int) -> int:
+    return number if -(1 << 63) <= number < 1 << 63 else (number + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _percent(template: str, *values: Any) -> str:
+    # TorchScript knows no widths, and "%999999999d" fills the memory.
+    if re.search(r"%[^a-zA-Z%]", template):
+        _raise("Incomplete format specifier")
+    return str(template % (values[0] if len(values) == 1 else values))
 
 
 def _append(items: list[Any], item: Any) -> list[Any]:
@@ -86,10 +156,10 @@ def _nothing(*_: Any) -> None:
 
 # Where no argument is a tensor.
 SCALARS: dict[str, Callable[..., Any]] = {
-    "aten::add": operator.add,
-    "aten::add_": operator.iadd,
+    "aten::add": _join,
+    "aten::add_": _join_in_place,
     "aten::sub": operator.sub,
-    "aten::mul": operator.mul,
+    "aten::mul": _multiply,
     "aten::div": operator.truediv,
     "aten::floordiv": operator.floordiv,
     "aten::remainder": operator.mod,
@@ -139,10 +209,10 @@ CONTAINERS: dict[str, Callable[..., Any]] = {
     "aten::update": lambda items, more: items.update(more),
     "aten::slice": _slice,
     "aten::select": operator.getitem,
-    "aten::add": operator.add,
-    "aten::add_": operator.iadd,
-    "aten::mul": operator.mul,
-    "aten::mul_": operator.imul,
+    "aten::add": _join,
+    "aten::add_": _join_in_place,
+    "aten::mul": _multiply,
+    "aten::mul_": _repeat,
 }
 
 # Containers of plain values only: with tensors inside these compare values.
@@ -169,7 +239,14 @@ ALWAYS: dict[str, Callable[..., Any]] = {
     "aten::__derive_index": lambda i, start, step: start + i * step,
     "aten::format": _format,
     "aten::str": str,
-    "aten::percentFormat": lambda template, *values: template % (values[0] if len(values) == 1 else values),
+    "aten::center": _padded(str.center),
+    "aten::ljust": _padded(str.ljust),
+    "aten::rjust": _padded(str.rjust),
+    "aten::zfill": _padded(str.zfill),
+    "aten::expandtabs": _expand_tabs,
+    "aten::replace": _replace,
+    "aten::join": _join_texts,
+    "aten::percentFormat": _percent,
     "aten::tensor": _tensor,
     "aten::as_tensor": _as_tensor,
     "aten::_unwrap_optional": _unwrap,
@@ -183,7 +260,7 @@ ALWAYS: dict[str, Callable[..., Any]] = {
     "prim::unchecked_cast": _first,
     "prim::unchecked_unwrap_optional": _first,
     "prim::tolist": lambda x, *_: x.tolist(),
-    "prim::rangelist": lambda n: list(range(n)),
+    "prim::rangelist": lambda n: _multiply([0], n) and list(range(n)),
     "prim::StringIndex": operator.getitem,
     "prim::TupleIndex": operator.getitem,
     "prim::min": min,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from jaccli.errors import UnsupportedError
+from jaccli.models.guards import guarded
 from jaccli.models.script import fused, natives
 from jaccli.models.script.values import printable
 
@@ -113,7 +114,8 @@ def _overload(kind: str, schema: Any) -> Callable[..., Any]:
         overload = _lookup(kind, schema)
     except (AttributeError, RuntimeError):
         raise unknown(kind) from None
-    op: Callable[..., Any] = getattr(overload, "_op", overload)  # saves a Python frame a call
+    checked = guarded(overload)
+    op: Callable[..., Any] = getattr(checked, "_op", checked)  # saves a Python frame a call
     return op
 
 

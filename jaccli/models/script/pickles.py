@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaccli.errors import RefusedError
+from jaccli.models.pickle_shape import check_nesting
 from jaccli.models.script.values import printable
 
 _ITEMSIZES = {
@@ -29,6 +30,7 @@ _OPCODES = {
     "POP",
 }  # fmt: skip
 
+_MAX_TYPE_DEPTH = 200
 _MAX_EXPANDED = 1 << 31  # elements of a tensor that repeats its storage
 
 
@@ -95,6 +97,13 @@ def _first(value: Any = None, *_: Any) -> Any:
     return value
 
 
+def _tagged(value: Any = None, tag: Any = "", *_: Any) -> Any:
+    """A list or dict with its type in words, which torch parses by calling itself once a bracket."""
+    if isinstance(tag, str) and tag.count("[") > _MAX_TYPE_DEPTH:
+        raise ValueError("a type is nested absurdly deep")
+    return value
+
+
 class _Inert(pickle.Unpickler):
     def __init__(self, data: bytes, tensors: Tensors) -> None:
         super().__init__(io.BytesIO(data))
@@ -115,7 +124,7 @@ class _Inert(pickle.Unpickler):
         if full in builders:
             return builders[full]
         if module == "torch.jit._pickle" and name.startswith(("build_", "restore_type_tag")):
-            return _first
+            return _tagged
         self.foreign = full
         raise pickle.UnpicklingError
 
@@ -135,6 +144,10 @@ def inspect_pickle(data: bytes, tensors: Tensors, path: Path) -> None:
         opcodes = {"no pickle at all"}
     if opcodes - _OPCODES:
         raise refuse(path, f"holds a pickle that torch did not write ({min(opcodes - _OPCODES)})")
+    try:
+        check_nesting(data, cycles=True)
+    except ValueError:
+        raise refuse(path, "holds objects nested absurdly deep") from None
     reader = _Inert(data, tensors)
     try:
         reader.load()

@@ -15,6 +15,7 @@ from jaccli.models.script.aliases import Aliases
 from jaccli.models.script.compiler import Compiled, compile_graph
 from jaccli.models.script.fused import SWITCHED_OFF
 from jaccli.models.script.state import ModuleNode
+from jaccli.models.script.traced import Traced, restore
 from jaccli.models.script.values import printable
 
 # Where the functions of a loaded module are; torch.jit.load itself forgets it.
@@ -66,6 +67,7 @@ class Program:
         self.aliases = Aliases(code, f"{root.cls}.forward")
         self._compiled: dict[str, Compiled] = {}
         self._methods: dict[tuple[str, str], Compiled] = {}
+        self._traced: dict[str, Traced | None] = {}
 
     def method(self, cls: str, name: str) -> Compiled:
         """A method, by the class of the object it is called on."""
@@ -73,6 +75,13 @@ class Program:
         if found is None:
             found = self._methods[cls, name] = self.function(f"{cls}.{name}")
         return found
+
+    def traced(self, name: str) -> Traced | None:
+        """A method whose trace lost the structure of the module's value, with that structure."""
+        if name not in self._traced:
+            graph = self.code.graph(name)
+            self._traced[name] = None if graph is None else restore(self, name, graph)
+        return self._traced[name]
 
     def function(self, name: str) -> Compiled:
         """A function by its qualified name.

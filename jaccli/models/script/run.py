@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jaccli.models.network import Tap
+from jaccli.models.script.compiler import Compiled
 from jaccli.models.script.state import ModuleNode, adopt
+from jaccli.models.script.traced import arrange
 from jaccli.models.script.values import Instance, map_tensors, protect
 
 if TYPE_CHECKING:
@@ -74,12 +76,19 @@ class Run:
         tap, path = self.tap, owner.node.path
         assert tap is not None
         call = self._counts[path] = self._counts.get(path, 0) + 1
-        given, _ = tap.enter(path, call, tuple(args), {})
-        pairs = zip(given, args, written, strict=False)
+        traced = self.program.traced(function.name) if isinstance(function, Compiled) else None
+        given, _ = tap.enter(path, call, tuple(args) if traced is None else traced.open(args), {})
+        flat = given if traced is None else traced.close(given)
+        pairs = zip(flat, args, written, strict=False)
         taken = [protect(new, old) if dirty else new for new, old, dirty in pairs]
-        result = function(self, [owner, *taken])
+        if traced is None:
+            result = function(self, [owner, *taken])
+            output = tap.leave(path, call, result)
+            return protect(output, result) if written[-1] else output
+        parts = traced.function(self, [owner, *taken])
+        result = arrange(traced.outputs, parts)
         output = tap.leave(path, call, result)
-        return protect(output, result) if written[-1] else output
+        return traced.result(parts, protect(output, result) if written[-1] else output)
 
     def remember_random(self) -> None:
         """Before the first random number: keep the generators' states, to put them back at the end."""

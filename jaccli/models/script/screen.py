@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaccli.models.operator_names import forbidden
 from jaccli.models.script import control, fused, natives
 from jaccli.models.script.aliases import walk
 from jaccli.models.script.pickles import refuse
@@ -67,6 +68,10 @@ def _verdict(node: Any) -> str:
     if kind in _UNSAFE or kind.startswith("aten::_test"):
         return "uses an operator that is not safe"
     known = kind in control.EMITTERS or kind in natives.ALWAYS or kind in natives.SCALARS
+    ours = known or kind in natives.CONTAINERS or kind in fused.REPLACED
+    namespace, _, name = kind.partition("::")
+    if namespace == "aten" and not ours and forbidden(name):
+        return "uses an operator that is not safe"
     if kind.startswith("prim::"):
         return (
             "" if known or kind in fused.REPLACED or kind in _PRIM else "uses an operator that is not known to be safe"
