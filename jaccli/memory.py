@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from jaccli import defaults
 from jaccli.operators.linearised import Linearised
+from jaccli.samples.memory import available_memory
 
 
 @dataclass(frozen=True)
@@ -27,28 +26,13 @@ def available(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(defaults.MEMORY_SHARE * free)
-    return int(defaults.MEMORY_SHARE * min(_physical(), _cgroup()))
+    unused = available_memory()
+    return int(defaults.MEMORY_SHARE * (unused if unused is not None else _all_of_it()))
 
 
-def _physical() -> int:
-    try:
-        text = Path("/proc/meminfo").read_text()
-        match = re.search(r"MemAvailable:\s+(\d+) kB", text)
-        if match:
-            return int(match[1]) * 1024
-    except OSError:
-        pass
+def _all_of_it() -> int:
+    """Where the system does not say what is free: what it has."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _cgroup() -> int:
-    base = Path("/sys/fs/cgroup")
-    try:
-        limit = (base / "memory.max").read_text().strip()
-        used = int((base / "memory.current").read_text())
-        return 2**62 if limit == "max" else max(int(limit) - used, 2**20)
-    except (OSError, ValueError):
-        return 2**62
 
 
 def footprint(linear: Linearised) -> Footprint:
