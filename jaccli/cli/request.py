@@ -15,7 +15,7 @@ from jaccli.layers.address import parse_address
 from jaccli.models.factory import is_spec, parse_arch_args
 from jaccli.models.quote import quote
 from jaccli.models.sniff import sniff
-from jaccli.names import METHOD_NAMES, MethodName, check_method
+from jaccli.names import METHOD_NAMES, NORMS, MethodName, check_method
 from jaccli.samples.spec import (
     ArgValue,
     InputSpec,
@@ -190,9 +190,6 @@ class Gate:
     limit: float
 
 
-GATED = ("frobenius", "relative", "spectral", "l1", "max_abs", "trace", "alpha", "identity_share")
-
-
 def parse_gates(texts: Sequence[str]) -> tuple[Gate, ...]:
     """Read ``NORM=VALUE``.
 
@@ -206,10 +203,10 @@ def parse_gates(texts: Sequence[str]) -> tuple[Gate, ...]:
             limit = float(value) if equals else math.nan
         except ValueError:
             limit = math.nan
-        if norm not in GATED or math.isnan(limit):
+        if norm not in NORMS or math.isnan(limit):
             raise UsageError(
                 f"--fail-above {text!r} is not understood",
-                f"expected NORM=VALUE, NORM one of {', '.join(GATED)}",
+                f"expected NORM=VALUE, NORM one of {', '.join(NORMS)}",
             )
         gates.append(Gate(norm, limit))
     return tuple(gates)

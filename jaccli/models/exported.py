@@ -27,7 +27,6 @@ from jaccli.models.pt2.from_fx import (
 )
 from jaccli.models.pt2.model import ExportedModel
 from jaccli.models.pt2.parse import parse_program
-from jaccli.models.pt2.program import Extent
 from jaccli.models.quote import quote
 from jaccli.models.state import same_noise, without_parameter_gradients
 
@@ -118,10 +117,6 @@ class ExportedNetwork(Network):
     def signature(self) -> list[tuple[str, bool]]:
         """Names of the arguments and whether each must be given."""
         return signature(self.model.program)
-
-    def input_extents(self) -> list[tuple[Extent, ...] | None]:
-        """Shape of each tensor argument as exported; a free dimension has no size."""
-        return [leaf.shape for leaf in self.model.program.leaves]
 
 
 __all__ = ["ExportedModel", "ExportedNetwork", "is_exported", "load_exported"]

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.errors import UsageError
+from jaccli.names import NORMS
 
-NORMS = ("frobenius", "relative", "spectral", "l1", "max_abs", "trace", "alpha", "identity_share")
+__all__ = ["NORMS", "deviation", "spectral_norm", "summary"]
 
 
 def deviation(matrix: Tensor) -> dict[str, float]:

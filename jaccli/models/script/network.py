@@ -16,6 +16,7 @@ from jaccli.models.script.program import Code, Program
 from jaccli.models.script.run import Run
 from jaccli.models.script.state import ModuleNode, live_tree, snapshot
 from jaccli.models.script.values import map_tensors, printable
+from jaccli.models.state import without_parameter_gradients
 
 _DRAWS_WHEN_TRAINING = ("Dropout", "RReLU")
 _NORMALISES_WHEN_TRAINING = ("BatchNorm", "InstanceNorm", "SyncBatchNorm")
@@ -87,14 +88,8 @@ class ScriptNetwork(Network):
     @contextmanager
     def session(self) -> Iterator[None]:
         """Parameters do not ask for gradients inside."""
-        asking = [t for t in self.tensors() if t.requires_grad and t.is_leaf]
-        for tensor in asking:
-            tensor.requires_grad_(False)
-        try:
+        with without_parameter_gradients(self.tensors()):
             yield
-        finally:
-            for tensor in asking:
-                tensor.requires_grad_(True)
 
     def cast(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> ScriptNetwork:
         """An independent copy; casts that the code spells out stay as they are.
