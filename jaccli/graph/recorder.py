@@ -1,0 +1,313 @@
+"""Operators as they are dispatched, in single-assignment form.
+
+A ``Recorder`` is a dispatch mode. Every operator below autograd becomes a ``Node`` whose tensors are
+``Value``s. Writes in place are turned into new values (see ``aliases``), so that what a later step
+needs is never overwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+Kind = Literal["input", "constant", "node"]
+
+
+class CaptureGap(Exception):
+    """The network does something that cannot be recorded as a graph; the message says what."""
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """One tensor of the graph.
+
+    Args:
+        tensor: what it was when recorded.
+        kind: handed in, found outside (a weight), or computed by ``node``.
+        node: what computed it, as its output number ``out``.
+        varies: hangs on an input of the graph.
+        active: hangs on the source.
+    """
+
+    tensor: Tensor
+    kind: Kind = "node"
+    node: Node | None = None
+    out: int = 0
+    varies: bool = False
+    active: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape."""
+        return tuple(self.tensor.shape)
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """One operator call; ``Value`` stands in for tensors in its arguments, also inside lists."""
+
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[Value] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """``aten.addmm``."""
+        return str(self.op.overloadpacket)
+
+    def inputs(self) -> list[Value]:
+        """The values among the arguments, in order."""
+        found: list[Value] = []
+        each(self.args, found.append)
+        each(tuple(self.kwargs.values()), found.append)
+        return found
+
+
+def each(tree: Any, see: Callable[[Value], Any]) -> None:
+    """Call ``see`` on every value in nested lists and tuples."""
+    for item in tree:
+        if isinstance(item, Value):
+            see(item)
+        elif isinstance(item, list | tuple):
+            each(item, see)
+
+
+def swap(tree: Any, change: Callable[[Value], Any]) -> Any:
+    """The same nesting with every value changed."""
+    if isinstance(tree, Value):
+        return change(tree)
+    if isinstance(tree, list | tuple):
+        return type(tree)([swap(item, change) for item in tree])
+    if isinstance(tree, dict):
+        return {key: swap(item, change) for key, item in tree.items()}
+    return tree
+
+
+@dataclass(eq=False, slots=True)
+class _Entry:
+    """A tensor object of the run, what it stands for now, and the view it came by."""
+
+    tensor: Tensor
+    value: Value
+    parent: _Entry | None = None
+    view: tuple[Any, tuple[Any, ...], dict[str, Any], int] | None = None
+    epoch: int = 0
+
+    @property
+    def root(self) -> _Entry:
+        entry = self
+        while entry.parent is not None:
+            entry = entry.parent
+        return entry
+
+
+class Recorder(TorchDispatchMode):
+    """Records while it is entered.
+
+    Attributes:
+        nodes: in order of execution.
+        guards: values whose content steered the run (a branch), with what was read.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.nodes: list[Node] = []
+        self.guards: list[tuple[Value, Any]] = []
+        self.entries: dict[int, _Entry] = {}
+        self.storages: dict[int, _Entry] = {}
+        self.changes: dict[int, int] = {}
+        self.lying: dict[int, list[Value]] = {}
+
+    def declare(self, tensor: Tensor, *, active: bool = False) -> Value:
+        """An input of the graph."""
+        value = Value(tensor, "input", varies=True, active=active)
+        self._enter(tensor, value)
+        self.lying.setdefault(_storage(tensor), []).append(value)
+        return value
+
+    def value_of(self, tensor: Tensor) -> Value:
+        """What a tensor of the run stands for now."""
+        entry = self.entries.get(id(tensor))
+        if entry is None:
+            return self._foreign(tensor)
+        return self._current(entry)
+
+    def _foreign(self, tensor: Tensor) -> Value:
+        known = self.storages.get(_storage(tensor))
+        if known is not None and (self.changes.get(id(known.root)) or known.root.value.kind != "constant"):
+            raise CaptureGap("a tensor is shared with another one behind the recording's back")
+        value = Value(tensor, "constant")
+        self._enter(tensor, value)
+        self.lying.setdefault(_storage(tensor), []).append(value)
+        return value
+
+    def _enter(self, tensor: Tensor, value: Value, parent: _Entry | None = None, view: Any = None) -> _Entry:
+        entry = _Entry(tensor, value, parent, view)
+        self.entries[id(tensor)] = entry
+        if parent is None:
+            self.storages[_storage(tensor)] = entry
+        else:
+            entry.epoch = self.changes.get(id(entry.root), 0)
+        return entry
+
+    def _current(self, entry: _Entry) -> Value:
+        if entry.parent is None:
+            return entry.value
+        epoch = self.changes.get(id(entry.root), 0)
+        if entry.epoch != epoch:  # something that it is a view of was written to
+            assert entry.view is not None
+            op, args, kwargs, out = entry.view
+            parent = self._current(entry.parent)
+            entry.value = self.emit(op, (parent, *args), kwargs)[out]
+            entry.epoch = epoch
+        return entry.value
+
+    def emit(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> list[Value]:
+        """Run an operator on values and record it."""
+        tensors, named = swap(args, lambda v: v.tensor), swap(kwargs or {}, lambda v: v.tensor)
+        return self._record(op, args, kwargs or {}, op(*tensors, **named))
+
+    def _record(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[Value]:
+        node = Node(op, args, kwargs)
+        inputs = node.inputs()
+        varies, active = any(v.varies for v in inputs), any(v.active for v in inputs)
+        if op.overloadpacket in _BLIND:
+            varies = active = False
+        elif op.overloadpacket is aten.detach:
+            active = False
+        elif active and not torch.is_grad_enabled():
+            raise CaptureGap("the model computes without gradients, or by an autograd function of its own")
+        outputs = result if isinstance(result, list | tuple) else (result,)
+        for position, tensor in enumerate(outputs):
+            if isinstance(tensor, Tensor):
+                floating = tensor.is_floating_point() or tensor.is_complex()
+                value = Value(tensor, "node", node, position, varies, active and floating)
+                node.outputs.append(value)
+                self.lying.setdefault(_storage(tensor), []).append(value)
+        self.nodes.append(node)
+        return node.outputs
+
+    def see(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One dispatched operator."""
+        kind = _KINDS.get(op)
+        if kind is None:
+            kind = _KINDS[op] = _kind(op)
+        values, named = self._values(args), self._values(kwargs)
+        if kind == "write":
+            return self._write(op, args, values, kwargs, named)
+        result = op(*args, **kwargs)
+        if kind == "read":
+            self._guard(values[0], result)
+            return result
+        if kind == "shape" and any(v.varies for v in Node(op, values, named).inputs()):
+            raise CaptureGap(f"the shape of {op.overloadpacket}'s result hangs on the values")
+        if kind == "random":
+            raise CaptureGap(f"{op.overloadpacket} draws random numbers")
+        if kind == "view" and isinstance(values[0], Value):
+            return self._view(op, args, values, named, result)
+        outputs = iter(self._record(op, values, named, result))
+        for tensor in result if isinstance(result, list | tuple) else (result,):
+            if isinstance(tensor, Tensor):
+                value = next(outputs)
+                if id(tensor) not in self.entries:
+                    self._enter(tensor, value)
+        return result
+
+    def _values(self, tree: Any) -> Any:
+        if isinstance(tree, Tensor):
+            return self.value_of(tree)
+        if isinstance(tree, list | tuple):
+            return type(tree)([self._values(item) for item in tree])
+        if isinstance(tree, dict):
+            return {key: self._values(item) for key, item in tree.items()}
+        return tree
+
+    def _view(self, op: Any, args: Any, values: Any, named: Any, result: Any) -> Any:
+        parent = self.entries[id(args[0])]
+        outputs = self._record(op, values, named, result)
+        for value in outputs:
+            view = (op, values[1:], named, value.out)
+            if value.tensor is not args[0]:
+                self._enter(value.tensor, value, parent, view)
+        return result
+
+    def _guard(self, value: Value, result: Any) -> None:
+        if not value.varies:
+            return
+        if value.tensor.is_floating_point() or value.tensor.is_complex():
+            raise CaptureGap("the model reads a number out of a tensor (.item()) and computes with it")
+        self.guards.append((value, result))
+
+    def _write(self, op: Any, args: Any, values: Any, kwargs: Any, named: Any) -> Any:
+        from jaccli.graph.aliases import functional, written_into
+
+        pure = functional(op)
+        if pure is None:
+            raise CaptureGap(f"{op.overloadpacket} writes in place, and no form of it does not")
+        entry = self.entries[id(args[0])]
+        (new,) = self.emit(pure, values, named)
+        self._keep_old(entry)
+        while True:
+            root, parent = entry.root, entry.parent
+            entry.value = new
+            if parent is None:
+                break
+            assert entry.view is not None
+            new = written_into(self, self._current(parent), new, entry.view)
+            self.changes[id(root)] = self.changes.get(id(root), 0) + 1
+            entry.epoch = self.changes[id(root)]
+            entry = parent
+        self.changes[id(entry)] = self.changes.get(id(entry), 0) + 1
+        below = self.entries[id(args[0])]
+        while below.parent is not None:
+            below.epoch = self.changes[id(entry)]
+            below = below.parent
+        op(*args, **kwargs)
+        return args[0]
+
+    def _keep_old(self, entry: _Entry) -> None:
+        """Values that lie in the memory about to be written get a copy of their own."""
+        for value in self.lying.pop(_storage(entry.tensor), ()):
+            value.tensor = value.tensor.clone()
+
+
+def _dispatch(self: Recorder, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    return self.see(op, args, kwargs or {})
+
+
+# Assigned afterwards: a method of the class body would be wrapped against dynamo, which imports it (1.25 s).
+Recorder.__torch_dispatch__ = _dispatch  # type: ignore[method-assign]
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+# Of their tensor argument these take the shape, dtype and device only.
+_BLIND = frozenset(
+    getattr(aten, name)
+    for name in "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty".split()
+) | {aten.new_empty_strided}
+
+_KINDS: dict[Any, str] = {}
+
+
+def _kind(op: Any) -> str:
+    schema = op._schema
+    if op is aten._local_scalar_dense.default:
+        return "read"
+    if any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments):
+        return "write"
+    if torch.Tag.dynamic_output_shape in op.tags:
+        return "shape"
+    if torch.Tag.nondeterministic_seeded in op.tags:
+        return "random"
+    first = schema.arguments[0] if schema.arguments else None
+    return "view" if first is not None and first.alias_info is not None else "plain"
