@@ -23,7 +23,9 @@ from jaccli.names import check_method
 from jaccli.operators import JacobianOperator
 from jaccli.planning import Decision, decide, human
 from jaccli.prepare import Pair, computing, exact_attention, prepare, readable
+from jaccli.replay import Replay
 from jaccli.stream import Choice, collect, stream
+from jaccli.tuning import tuned
 
 
 def jacobian(
@@ -91,7 +93,8 @@ def plan(
         (prepared,) = prepare(network, inputs, [pair], graph=choice.needs_graph)
         decision = decide(prepared, choice.method, max_memory=max_memory, chunk=chunk, keep=inputs.batch)
     sample = tuple(s for d, s in enumerate(x.shape) if d != inputs.dim)
-    return Plan(network, pair, choice, decision, sample, x.dtype, x.device, prepared.linear.shape, inputs.dim)
+    decision, replay = tuned(network, pair, choice, decision, inputs, prepared)
+    return Plan(network, pair, choice, decision, sample, x.dtype, x.device, prepared.linear.shape, inputs.dim, replay)
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class Plan:
     device: torch.device
     shape: tuple[int, int, int]
     dim: int = 0
+    replay: Replay | None = None
 
     def __call__(self, x: Tensor, *, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Tensor:
         """J at other samples ``(batch, …)``, any number of them: ``(batch, n_out, n_in)``.
@@ -116,6 +120,8 @@ class Plan:
         """
         self._check(x)
         inputs = _inputs(x, args, kwargs, self.dim)
+        if self.replay is not None and inputs.batch <= self.decision.block:
+            return self.replay(inputs)
         return collect(
             stream(self.network, inputs, [self.pair], self.choice, keep=True, decisions=[self.decision]),
             inputs.batch,
@@ -155,7 +161,9 @@ def explain(name: str, shape: tuple[int, int, int], decision: Decision) -> str:
     batch, n_out, n_in = shape
     method = decision.method or "none"
     passes = "no passes"
-    if decision.method is not None:
+    if decision.method == "structured":
+        passes = f"1 forward pass, {len(decision.steps)} steps instead of {n_out} backward passes"
+    elif decision.method is not None:
         unit = "backward" if METHODS[decision.method].by == "row" else "forward"
         count = n_out if METHODS[decision.method].by == "row" else n_in
         if decision.method == "finite-difference":
@@ -169,6 +177,7 @@ def explain(name: str, shape: tuple[int, int, int], decision: Decision) -> str:
         f"  passes   {passes}",
         f"  memory   {human(decision.peak_bytes)} predicted, {at_once}",
     ]
+    lines += [f"  step     {step}" for step in decision.steps]
     if decision.predicted_s is not None:
         lines.append(f"  time     {decision.predicted_s * 1e3:.3g} ms predicted")
     lines += [f"  not {other}: {why}" for other, why in decision.others.items()]

@@ -32,6 +32,10 @@ MEMORY_FILL = 0.75
 MEMORY_SHARE = 0.6
 # Below this predicted time, in seconds, trying methods out costs more than it can save.
 TRIAL_FROM = 0.02
+# The structured engine is taken without trials when it predicts less than this share of a loop over rows.
+CLEARLY = 0.25
+# Runs of a recorded program that tell how many threads serve it best.
+REPLAY_TRIES = 3
 # Rows or columns of a trial.
 TRIAL_ROWS = 8
 # The first vectorised forward pass of a process imports for about a second.

@@ -37,6 +37,7 @@ class Outcome:
 
 
 _NEXT: dict[MethodName, tuple[MethodName, ...]] = {
+    "structured": ("reverse", "loop", "forward"),
     "forward": ("reverse", "loop"),
     "reverse": ("loop", "forward"),
     "replicate": ("reverse", "loop", "forward"),
@@ -90,7 +91,7 @@ def fill(prepared: Prepared, method: MethodName, chunk: int, tick: Tick = lambda
     before = linear.passes.copy()
     try:
         out = linear.value.new_empty(linear.shape)
-        task = Task(linear, out, chunk, prepared.samples_mix, tick)
+        task = Task(linear, out, chunk, prepared.samples_mix, tick, engine=prepared.engine)
         if METHODS[method].needs_graph and prepared.probe.backward_gap:
             raise MethodGap(prepared.probe.backward_gap)
         METHODS[method].fill(task)
@@ -102,7 +103,7 @@ def fill(prepared: Prepared, method: MethodName, chunk: int, tick: Tick = lambda
             "expected passes that fit",
             "set --max-memory, a smaller --chunk, or fewer --samples",
         ) from None
-    return Outcome(out, method, task.error_estimate, tuple(task.notes), linear.passes - before)
+    return Outcome(task.out, method, task.error_estimate, tuple(task.notes), linear.passes - before)
 
 
 def _believed(prepared: Prepared, outcome: Outcome) -> Outcome:

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from jaccli.errors import UsageError
 
-MethodName = Literal["auto", "reverse", "forward", "loop", "replicate", "functional", "finite-difference"]
+MethodName = Literal["auto", "structured", "reverse", "forward", "loop", "replicate", "functional", "finite-difference"]
 # Of J - I, as ``deviation`` gives them and ``--fail-above`` takes them.
 NORMS = ("frobenius", "relative", "spectral", "l1", "max_abs", "trace", "alpha", "identity_share")
 METHOD_NAMES: tuple[MethodName, ...] = get_args(MethodName)

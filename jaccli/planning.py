@@ -5,6 +5,7 @@
     no path from source to target             nothing to compute: zeros
     the backward pass fails                   forward, or finite-difference
     one backward pass each is soon done       reverse, or forward where columns are far fewer
+    the engine predicts far less              structured
     otherwise                                 the candidates are tried on a few rows; the fastest wins
 """
 
@@ -18,6 +19,10 @@ import torch
 
 from jaccli import defaults
 from jaccli.errors import ResourceError, note
+from jaccli.graph.capture import capture
+from jaccli.graph.chain import Bracket
+from jaccli.graph.engine import engine
+from jaccli.graph.recorder import CaptureGap
 from jaccli.memory import Footprint, available, footprint
 from jaccli.methods import METHODS, MethodGap, MethodName, Task
 from jaccli.methods.base import is_out_of_memory
@@ -38,6 +43,8 @@ class Decision:
         peak_bytes: predicted peak memory of ``batch`` samples beyond the network's own.
         others: why each other method was not taken.
         predicted_s: predicted time for ``batch`` samples, where it was measured.
+        bracket: of the structured method: how the chain is multiplied out.
+        steps: the same for people.
     """
 
     method: MethodName | None
@@ -49,6 +56,8 @@ class Decision:
     peak_bytes: int
     others: dict[str, str] = field(default_factory=dict)
     predicted_s: float | None = None
+    bracket: Bracket | None = None
+    steps: tuple[str, ...] = ()
 
     def chunk_for(self, batch: int) -> int:
         """The chunk that takes the same memory with another number of samples."""
@@ -95,11 +104,37 @@ def decide(
     room = _Room(limit, keep * _sample_bytes(prepared), max_memory is not None)
     if not prepared.connected:
         return _sized(prepared, None, "no path from source to target: J is structurally zero", room, 1, sizes)
+    if method == "structured":
+        gap = look(prepared)
+        if gap is None:
+            return with_structure(prepared, _sized(prepared, method, "asked for", room, chunk, sizes))
+        decision = _sized(prepared, method, "asked for", room, chunk, sizes)
+        return replace(decision, others={"structured": gap})
     if method != "auto":
         return _sized(prepared, method, "asked for", room, chunk, sizes)
     choice, why, others, seconds = _auto(prepared, lambda name: _sized(prepared, name, "", room, chunk, sizes).chunk)
     decision = _sized(prepared, choice, why, room, chunk, sizes)
-    return replace(decision, others=others, predicted_s=seconds)
+    decision = replace(decision, others=others, predicted_s=seconds)
+    return with_structure(prepared, decision) if choice == "structured" else decision
+
+
+def look(prepared: Prepared) -> str | None:
+    """Capture f as a graph and find the bracketing, once; why it cannot be done, or None."""
+    if prepared.engine is None:
+        if prepared.samples_mix:
+            return "samples mix"
+        try:
+            prepared.engine = engine(capture(prepared.linear.f))
+        except CaptureGap as gap:
+            return str(gap)
+    return None
+
+
+def with_structure(prepared: Prepared, decision: Decision) -> Decision:
+    """The decision with the bracketing that ``look`` found."""
+    assert prepared.engine is not None
+    found = prepared.engine
+    return replace(decision, bracket=found.bracket, steps=tuple(found.describe()), predicted_s=found.seconds)
 
 
 def _sample_bytes(prepared: Prepared) -> int:
@@ -172,11 +207,20 @@ def _auto(
     if loop_s < defaults.TRIAL_FROM:
         others = {"loop": "rows one by one, where they go together", "forward": f"{n_in} columns, not fewer"}
         return "reverse", f"{shape}: backward passes are soon done", others, None
+    gap = look(prepared)
+    engine_s = prepared.engine.seconds if prepared.engine is not None else float("inf")
+    if engine_s < defaults.CLEARLY * loop_s:
+        others = dict.fromkeys(("reverse", "loop"), f"at most {seconds(loop_s)}")
+        return "structured", f"{shape}: {seconds(engine_s)} predicted from the network's structure", others, engine_s
     predicted = _tried(prepared, loop_s, chunk_of)
+    if gap is None:
+        predicted["structured"] = engine_s
     best = min(predicted, key=lambda name: predicted[name])
     others = {name: f"{seconds(s)} predicted" for name, s in predicted.items() if name != best}
     if "forward" not in predicted:
         others["forward"] = f"{n_in} columns against {n_out} rows"
+    if gap is not None:
+        others["structured"] = gap
     others["finite-difference"] = "not exact"
     return best, f"{shape}: {seconds(predicted[best])} predicted, the least", others, predicted[best]
 

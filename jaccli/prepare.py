@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import JaccliError, RefusedError, ResourceError, UnsupportedError, note
+from jaccli.graph.engine import Engine
 from jaccli.layers.address import INPUT, Address
 from jaccli.layers.function import LayerFunction
 from jaccli.layers.record import Held, Inputs, Record, record
@@ -43,6 +44,7 @@ class Prepared:
         samples_mix: a sample's target hangs on other samples.
         probe: see ``Probe``.
         why_zero: where there is no path, what the values say about it.
+        engine: f captured as a graph, where that was done.
     """
 
     linear: Linearised
@@ -50,6 +52,7 @@ class Prepared:
     samples_mix: bool = False
     probe: Probe = field(default_factory=Probe)
     why_zero: str = ""
+    engine: Engine | None = None
 
     @property
     def pair(self) -> Pair:

@@ -38,7 +38,7 @@ class Choice:
     @property
     def exact_attention(self) -> bool:
         """Whether attention must be made of operators that vmap and forward mode know."""
-        return self.method in ("auto", "reverse", "forward")
+        return self.method in ("auto", "structured", "reverse", "forward")
 
 
 @dataclass(frozen=True)

@@ -136,10 +136,12 @@ def encoder() -> nn.Module:
 
 KINK = {"finite-difference": 0.02}
 # Copies of the batch do not fit, or are not what the model does with one batch.
-ALONE = {"replicate": "reverse"}
+ALONE = {"replicate": "reverse", "structured": "reverse"}
 # Without gradients a missing path shows only in the values.
-ZERO = dict.fromkeys(("auto", "reverse", "forward", "loop", "replicate", "functional"), "zero")
-NO_FORWARD = {"forward": "reverse"}
+ZERO = dict.fromkeys(("auto", "structured", "reverse", "forward", "loop", "replicate", "functional"), "zero")
+# No operators of real numbers to see: an autograd function of the model's own, complex numbers.
+NO_GRAPH = {"structured": "reverse"}
+NO_FORWARD = {"forward": "reverse"} | NO_GRAPH
 
 TABLE = [
     Scenario("linear map", lambda: nn.Linear(3, 2, bias=False), normal(2, 3)),
@@ -346,9 +348,9 @@ TABLE = [
         kwargs=lambda: {"shift": torch.randn(3, 3)},
     ),
     Scenario("extra argument for all", nets.Arguments, normal(3, 4), args=lambda: (torch.randn(1, 3),)),
-    Scenario("complex inside", of(lambda: nn.Linear(4, 6), nets.Fourier), normal(3, 4)),
+    Scenario("complex inside", of(lambda: nn.Linear(4, 6), nets.Fourier), normal(3, 4), takes=NO_GRAPH),
     Scenario("custom function", of(nets.Cubed, lambda: nn.Linear(3, 4)), normal(2, 3), takes=NO_FORWARD),
-    Scenario("bound to its batch", nets.Fixed, normal(4, 6), takes=ALONE),
+    Scenario("bound to its batch", nets.Fixed, normal(4, 6), takes={"replicate": "reverse"}),
     Scenario("source is target", chain(4, 5, 3), normal(3, 4), "0", "0", (At("0"), At("0"))),
     Scenario("input is target", chain(4, 5, 3), normal(3, 4), "input", "input", (INPUT, INPUT)),
     Scenario("source after target", chain(4, 5, 6, 3), normal(3, 4), "3", "0", (At("2"), At("0")), takes=ZERO),

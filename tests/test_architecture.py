@@ -16,6 +16,7 @@ ROOT = Path(jaccli.__file__).parent
 # Each layer may import what stands in the same line or above it.
 LAYERS = [
     ["errors", "names", "defaults"],
+    ["calibration"],
     ["models.network"],
     ["models"],
     ["samples"],
@@ -30,11 +31,14 @@ LAYERS = [
         "layers",
     ],
     ["operators"],
+    ["graph"],
     ["methods"],
     ["prepare", "memory", "planning"],
     ["execution"],
     ["stream"],
     ["sinks", "statistics"],
+    ["replay"],
+    ["tuning"],
     ["reference", "api"],
     ["bench"],
     ["cli", "__main__", ""],

@@ -297,17 +297,21 @@ def show(
     )
 
 
-@app.command(short_help="Versions, devices, threads, extras.")
+@app.command(short_help="Versions, devices, threads, extras, speed.")
 def doctor(
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="Measure how fast each device is (about a second), and keep that."),
+    ] = False,
     output: o.Output = None,
     format: o.Format = None,
     force: o.Force = False,
     quiet: o.Quiet = False,
     no_color: o.NoColor = False,
 ) -> None:
-    """Versions, devices, threads and extras of this installation."""
+    """Versions, devices, threads and extras of this installation, and the speed that plans count on."""
     del quiet
     from jaccli.cli import doctor as command
     from jaccli.cli import request as r
 
-    command.run(r.output_request(output, format, force, no_color, "numbers"))
+    command.run(r.output_request(output, format, force, no_color, "numbers"), calibrate)

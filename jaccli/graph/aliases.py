@@ -21,7 +21,7 @@ def functional(op: Any) -> Any:
     name = schema.name.split("::")[1]
     if len(written) != 1 or written[0] is not schema.arguments[0] and written[0].name != "self":
         return None
-    if name in ("transpose_", "t_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_", "as_strided_", "resize_"):
+    if name in ("as_strided_", "resize_", "set_", "resize_as_"):
         return None
     if torch.Tag.nondeterministic_seeded in op.tags or not name.endswith("_") or name.startswith("_"):
         return None

@@ -15,8 +15,8 @@ from jaccli.graph.recorder import CaptureGap, Node, Recorder, Value
 from jaccli.layers.address import INPUT, OUTPUT
 from jaccli.layers.boundary import Key, Place
 from jaccli.layers.function import LayerFunction
-from jaccli.methods.base import is_out_of_memory, reason
 from jaccli.models.network import StopRun
+from jaccli.operators.faults import is_out_of_memory, reason
 
 
 @dataclass
@@ -64,7 +64,7 @@ def capture(f: LayerFunction) -> Graph:
 def _captured(f: LayerFunction) -> Graph:
     recorder = Recorder()
     args, kwargs = f.inputs.args, dict(f.inputs.kwargs)
-    inputs = [recorder.declare(t) for t in _tensors((args, kwargs))]
+    inputs = [recorder.declare(t) for t in tensors_in((args, kwargs))]
     tap = _Mark(recorder, f.source, f.target)
     try:
         with recording(recorder):
@@ -105,13 +105,14 @@ def needed(nodes: list[Node], wanted: list[Value]) -> list[Node]:
     return kept[::-1]
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """Tensors in nested lists, tuples and dicts, in order."""
     items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
     for item in items:
         if isinstance(item, Tensor):
             yield item
         else:
-            yield from _tensors(item)
+            yield from tensors_in(item)
 
 
 class _Mark:

@@ -8,6 +8,7 @@ matrix products*, 2003; U. Naumann, *Matrix-Free Jacobian Chaining*, 2024).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -88,6 +89,32 @@ class Chain:
             meter.on = False
         return table[0, count - 1][0]
 
+    def sweeps(self, within: float, other_than: Bracket) -> list[Bracket]:
+        """All rows back, and all columns forward, where predicted to take no longer than ``within`` seconds."""
+        found = []
+        meter.on = True
+        try:
+            for way in ("pull", "push"):
+                bracket = self._sweep(way)
+                if bracket.seconds <= within and _ways(bracket) != _ways(other_than):
+                    found.append(bracket)
+        finally:
+            meter.on = False
+        return found
+
+    def _sweep(self, way: Literal["pull", "push"]) -> Bracket:
+        count = len(self.cuts) - 1
+        bracket, sides = None, None
+        for step in range(1, count + 1):
+            i, j = (count - step, count) if way == "pull" else (0, step)
+            meter.reset()
+            sides = self._do(way, i, j, i, [sides] if sides is not None else [], None)
+            before = bracket.seconds if bracket is not None else 0.0
+            peak = max(meter.peak, bracket.peak if bracket is not None else 0)
+            bracket = Bracket(i, j, way, (bracket,) if bracket is not None else (), before + meter.seconds, peak)
+        assert bracket is not None
+        return bracket
+
     def _interval(self, table: dict[tuple[int, int], tuple[Bracket, Sides]], i: int, j: int) -> tuple[Bracket, Sides]:
         found: list[tuple[Bracket, Sides]] = []
         options: list[tuple[Way, tuple[tuple[int, int], ...]]] = []
@@ -128,6 +155,26 @@ class Chain:
         assert rows is not None and columns is not None
         return Sides(rows=product(rows, columns, source.shape))
 
+    def describe(self, bracket: Bracket) -> list[str]:
+        """The steps of a bracketing in the order in which they are taken."""
+        lines: list[str] = []
+        for part in bracket.parts:
+            lines += self.describe(part)
+        i, j = bracket.first, bracket.last
+        name = f"J[{i}..{j}]"
+        ends = f"{_size(self.cuts[j])} x {_size(self.cuts[i])}"
+        rest = bracket.seconds - sum(p.seconds for p in bracket.parts)
+        if bracket.way == "product":
+            later, earlier = bracket.parts
+            how = f"J[{later.first}..{later.last}] J[{earlier.first}..{earlier.last}], multiplied"
+        elif not bracket.parts:
+            how = f"from {self.stretches[i].contents()}, {'rows' if bracket.way == 'pull' else 'columns'}"
+        elif bracket.way == "pull":
+            how = f"rows of J[{i + 1}..{j}] pulled back through {self.stretches[i].contents()}"
+        else:
+            how = f"columns of J[{i}..{j - 1}] pushed through {self.stretches[j - 1].contents()}"
+        return [*lines, f"{name} {ends}: {how}, {rest * 1e3:.3g} ms"]
+
     def run(self, bracket: Bracket, like: Tensor) -> Bundle | None:
         """J as rows over the source; None where it is zero."""
         return self._run(bracket, like).as_rows(self.cuts[bracket.first])
@@ -137,3 +184,10 @@ class Chain:
         middle = bracket.parts[0].first if bracket.way == "product" else bracket.first
         return self._do(bracket.way, bracket.first, bracket.last, middle, parts, like)
 
+
+def _size(value: Value) -> int:
+    return math.prod(value.shape[1:])
+
+
+def _ways(bracket: Bracket) -> object:
+    return (bracket.way, bracket.first, bracket.last, tuple(_ways(p) for p in bracket.parts))

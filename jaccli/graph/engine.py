@@ -15,6 +15,10 @@ from jaccli.graph.recorder import CaptureGap
 from jaccli.graph.sweep import derivatives
 
 
+# A sweep is tried by the clock when it is predicted to take at most so many times the best bracketing.
+NEAR = 2.0
+
+
 @dataclass
 class Engine:
     """A graph with its chain and the bracketing chosen for it."""
@@ -23,9 +27,26 @@ class Engine:
     chain: Chain
     bracket: Bracket | None
 
+    @property
+    def seconds(self) -> float:
+        """Predicted, forward pass not included."""
+        return self.bracket.seconds if self.bracket is not None else 0.0
 
-def engine(graph: Graph) -> Engine:
-    """Plan for a graph.
+    def brackets(self) -> list[Bracket]:
+        """The best bracketing and, where they may come near it, all rows back and all columns forward."""
+        if self.bracket is None:
+            return []
+        return [self.bracket, *self.chain.sweeps(within=NEAR * self.bracket.seconds, other_than=self.bracket)]
+
+    def describe(self) -> list[str]:
+        """The bracketing, for people."""
+        if self.bracket is None:
+            return ["nothing to multiply"]
+        return self.chain.describe(self.bracket)
+
+
+def engine(graph: Graph, bracket: Bracket | None = None) -> Engine:
+    """Plan for a graph, or take a bracketing that was found for another capture of it.
 
     Raises:
         CaptureGap: an operator is out of reach.
@@ -34,7 +55,10 @@ def engine(graph: Graph) -> Engine:
     maps_of = derivatives(nodes)
     cuts, parts = stretches(nodes, graph.source, graph.target, maps_of)
     chain = Chain(cuts, parts, maps_of)
-    return Engine(graph, chain, chain.best() if parts else None)
+    if not parts:
+        return Engine(graph, chain, None)
+    fits = bracket is not None and bracket.last == len(parts)
+    return Engine(graph, chain, bracket if fits else chain.best())
 
 
 def jacobian(plan: Engine) -> Tensor:
@@ -53,6 +77,9 @@ def jacobian(plan: Engine) -> Tensor:
         if rows is None:
             return target.new_zeros(batch, target[0].numel(), source[0].numel())
         try:
-            return matrix(rows)
+            found = matrix(rows)
         except ValueError as error:
             raise CaptureGap(str(error)) from None
+        # The result is the caller's own: in order, and of no larger tensor.
+        mine = rows.fresh and found.is_contiguous() and found.untyped_storage().nbytes() == found.nbytes
+        return found if mine else found.clone(memory_format=torch.contiguous_format)

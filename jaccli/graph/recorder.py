@@ -248,6 +248,8 @@ class Recorder(TorchDispatchMode):
     def _write(self, op: Any, args: Any, values: Any, kwargs: Any, named: Any) -> Any:
         from jaccli.graph.aliases import functional, written_into
 
+        if op.overloadpacket in _RELABELLED:
+            return self._relabel(op, args, kwargs, named)
         pure = functional(op)
         if pure is None:
             raise CaptureGap(f"{op.overloadpacket} writes in place, and no form of it does not")
@@ -270,6 +272,28 @@ class Recorder(TorchDispatchMode):
             below.epoch = self.changes[id(entry)]
             below = below.parent
         op(*args, **kwargs)
+        return args[0]
+
+    def _relabel(self, op: Any, args: Any, kwargs: Any, named: Any) -> Any:
+        """``transpose_`` and the like: the object becomes a view of what it was."""
+        from jaccli.graph.aliases import functional
+
+        old = self.entries[id(args[0])]
+        pure = functional(op) or aten.transpose.int
+        before = _Entry(args[0].view_as(args[0]), self._current(old), old.parent, old.view, old.epoch)
+        for value in self.lying.get(_storage(args[0]), ()):
+            if value.tensor is args[0]:
+                value.tensor = before.tensor
+        (new,) = self.emit(pure, (before.value, *args[1:]), named)
+        op(*args, **kwargs)
+        if old.parent is None:
+            self.storages[_storage(args[0])] = before
+            self.changes[id(before)] = self.changes.pop(id(old), 0)
+            for entry in self.entries.values():
+                if entry.parent is old:
+                    entry.parent = before
+        view = (pure, args[1:], named, 0)
+        self.entries[id(args[0])] = _Entry(args[0], new, before, view, self.changes.get(id(before.root), 0))
         return args[0]
 
     def _keep_old(self, entry: _Entry) -> None:
@@ -295,6 +319,9 @@ _BLIND = frozenset(
     getattr(aten, name)
     for name in "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty".split()
 ) | {aten.new_empty_strided}
+
+# These change what the tensor object means, and no element.
+_RELABELLED = frozenset(getattr(aten, name) for name in "transpose_ t_ squeeze_ unsqueeze_ swapaxes_ swapdims_".split())
 
 _KINDS: dict[Any, str] = {}
 

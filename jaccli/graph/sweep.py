@@ -8,7 +8,8 @@ from functools import reduce
 
 from jaccli.graph import rules_elementwise, rules_linear, rules_reduce, rules_shape
 from jaccli.graph.bundle import Bundle, total
-from jaccli.graph.primitives import Embed, Primitive, assembled
+from jaccli.graph.convolution import Conv
+from jaccli.graph.primitives import Embed, Gather, Matrix, Pick, Primitive, Projection, assembled
 from jaccli.graph.recorder import CaptureGap, Node, Value
 from jaccli.graph.rules import Map, maps
 
@@ -20,6 +21,18 @@ class Stretch:
 
     def __init__(self, nodes: Sequence[Node], source: Value, target: Value, maps_of: dict[Node, list[Map]]) -> None:
         self.nodes, self.source, self.target, self.maps_of = list(nodes), source, target, maps_of
+
+    def contents(self) -> str:
+        """The operators that mix elements, by name and number."""
+        names = Counter(
+            type(step).__name__.lower()
+            for node in self.nodes
+            for m in self.maps_of[node]
+            for step in m.steps
+            if isinstance(step, Matrix | Conv | Projection | Gather | Pick)
+        )
+        known = {"conv": "convolution", "projection": "normalisation or softmax", "gather": "pooling", "pick": "index"}
+        return ", ".join(f"{n} {known.get(k, k)}" for k, n in names.items()) or "diagonals and views"
 
     def pull(self, rows: Bundle) -> Bundle | None:
         """∂target/∂v by ∂target/∂(this target) given: ``rows`` over the target in, over the source out."""

@@ -6,10 +6,11 @@ from jaccli.methods.backward import Functional, Loop, Replicate, Reverse
 from jaccli.methods.base import Method, MethodGap, Task
 from jaccli.methods.finite_difference import FiniteDifference
 from jaccli.methods.forward import Forward
+from jaccli.methods.structured import Structured
 from jaccli.names import MethodName
 
 METHODS: dict[MethodName, Method] = {
-    method.name: method for method in (Reverse(), Forward(), Loop(), Replicate(), Functional(), FiniteDifference())
+    method.name: method for method in (Structured(), Reverse(), Forward(), Loop(), Replicate(), Functional(), FiniteDifference())
 }
 
 __all__ = ["METHODS", "Method", "MethodGap", "MethodName", "Task"]

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from jaccli.graph.engine import Engine
 from jaccli.names import MethodName
 from jaccli.operators.faults import is_out_of_memory, reason
 from jaccli.operators.linearised import Linearised
@@ -35,6 +36,7 @@ class Task:
         tick: told how many rows or columns were finished.
         notes: filled with what a reader should know of how it went.
         error_estimate: filled by a method that is not exact: relative Frobenius error.
+        engine: f captured as a graph, where that was done before.
     """
 
     linear: Linearised
@@ -44,6 +46,7 @@ class Task:
     tick: Tick = lambda done: None
     notes: list[str] = field(default_factory=list)
     error_estimate: float | None = None
+    engine: Engine | None = None
 
     def groups(self) -> list[slice]:
         """Which samples may share a pass: all of them, or each its own."""

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
-from jaccli.models.network import Network, Tap
+from jaccli.models.network import Network, Tap, Same
 from jaccli.models.state import ModuleState, attribute_tensors, same_noise, without_parameter_gradients
 
+_PLAIN = frozenset((bool, int, float, str, tuple, type(None)))
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _NOISY = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
 
@@ -77,6 +78,16 @@ class EagerNetwork(Network):
     def tensors(self) -> Iterator[Tensor]:
         yield from self.module.parameters()
         yield from self.module.buffers()
+
+    def stamp(self) -> tuple[Any, ...]:
+        found = list(super().stamp())
+        for module in self.module.modules():
+            for value in vars(module).values():
+                if isinstance(value, dict):
+                    found.append((len(value), *(id(v) for v in value.values() if not isinstance(v, Tensor | nn.Module))))
+                elif not isinstance(value, Tensor):
+                    found.append(value if type(value) in _PLAIN else Same(value))
+        return tuple(found)
 
     def _device(self) -> torch.device | None:
         return next((t.device for t in self.tensors()), None)

@@ -41,6 +41,21 @@ class Tap(Protocol):
         """After the call: the output to go on with."""
 
 
+class Same:
+    """Equal to itself by identity."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
 class Network(ABC):
     """A model that can be run with its layers in sight. Running changes nothing of the model."""
 
@@ -70,6 +85,13 @@ class Network(ABC):
     @abstractmethod
     def tensors(self) -> Iterator[Tensor]:
         """Parameters and buffers: where the model lives and in which dtype."""
+
+    def stamp(self) -> tuple[Any, ...]:
+        """What a recorded program rests on; another stamp means that it has to be recorded again.
+
+        Holds what it names, so that no identity is used twice.
+        """
+        return tuple((Same(t), 0 if t.is_inference() else t._version) for t in self.tensors())
 
     def doubtful(self) -> list[str]:
         """Why numbers about this model may not mean what they seem (BatchNorm in training mode)."""

@@ -1,0 +1,190 @@
+"""A program: from samples to J in one straight line of operators, with nothing of the point in it.
+
+The engine's run at one point is recorded, on top of the captured graph; what does not hang on the inputs
+is computed once, what nothing needs is left out, and the rest becomes a Python function of tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jaccli.graph.capture import Graph
+from jaccli.graph.engine import Engine, jacobian
+from jaccli.graph.recorder import Value
+from jaccli.graph.tracer import Slot, Step, Tracer
+
+
+@dataclass
+class Program:
+    """A straight line of operators.
+
+    Attributes:
+        call: from the input tensors to J and the guards' values.
+        source: the Python code of it.
+        guards: what the run was steered by: the values that must be read again.
+        steps: how many operators.
+    """
+
+    call: Callable[..., tuple[Tensor, ...]]
+    source: str
+    guards: list[Any] = field(default_factory=list)
+    steps: int = 0
+
+
+def trace(graph: Graph, plan: Engine) -> tuple[Program, Tensor]:
+    """Run the engine once and record it. ``plan`` must not have run before: what it keeps would be baked in.
+
+    Returns:
+        The program, and J at the point of the capture.
+    """
+    tracer = Tracer()
+    steps = _forward(graph, tracer)
+    with torch.no_grad(), tracer:
+        matrix = jacobian(plan)
+    tracer.steps = [*steps, *tracer.steps]
+    result = tracer.slot_of(matrix)
+    guards = [(tracer.slot_of(v.tensor), read) for v, read in graph.guards]
+    wanted = [result, *(slot for slot, _ in guards)]
+    inputs = [tracer.slot_of(v.tensor) for v in graph.inputs]
+    live = _live(tracer.steps, wanted)
+    program = _compiled(live, inputs, wanted)
+    program.guards = [read for _, read in guards]
+    return program, matrix
+
+
+def _forward(graph: Graph, tracer: Tracer) -> list[Step]:
+    """The captured nodes as steps."""
+    slots: dict[Value, Slot] = {}
+
+    def slot(value: Value) -> Slot:
+        if value not in slots:
+            slots[value] = tracer.adopt(value.tensor, value.varies)
+        return slots[value]
+
+    for value in graph.inputs:
+        slot(value)
+    steps = []
+    for node in graph.nodes:
+        outputs: list[Slot | None] = []
+        returns = node.op._schema.returns
+        many = len(returns) > 1 or str(returns[0].type).startswith("List")
+        size = max((v.out for v in node.outputs), default=0) + 1
+        by_place = {v.out: v for v in node.outputs}
+        args, kwargs = _swapped(node.args, slot), _swapped(node.kwargs, slot)
+        for place in range(size):
+            outputs.append(slot(by_place[place]) if place in by_place else None)
+        steps.append(Step(node.op, args, kwargs, outputs, many))
+    return steps
+
+
+def _swapped(tree: Any, change: Callable[[Value], Slot]) -> Any:
+    if isinstance(tree, Value):
+        return change(tree)
+    if isinstance(tree, list | tuple):
+        return type(tree)([_swapped(item, change) for item in tree])
+    if isinstance(tree, dict):
+        return {key: _swapped(item, change) for key, item in tree.items()}
+    return tree
+
+
+def _slots(tree: Any) -> list[Slot]:
+    if isinstance(tree, Slot):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = tuple(tree.values())
+    if isinstance(tree, list | tuple):
+        return [slot for item in tree for slot in _slots(item)]
+    return []
+
+
+def _live(steps: Sequence[Step], wanted: Sequence[Slot]) -> list[Step]:
+    """The steps that must run: they make, or write into, memory that varies and that the result needs."""
+    needed = {s.memory for s in wanted}
+    kept = []
+    for step in reversed(steps):
+        made = [s.memory for s in (*step.outputs, *step.written) if s is not None]
+        if any(m in needed and m.varies for m in made):
+            kept.append(step)
+            needed.update(s.memory for s in (*_slots(step.args), *_slots(step.kwargs)))
+    return kept[::-1]
+
+
+def _compiled(steps: Sequence[Step], inputs: Sequence[Slot], wanted: Sequence[Slot]) -> Program:
+    """The steps as a Python function."""
+    names: dict[Slot, str] = {slot: f"x{i}" for i, slot in enumerate(inputs)}
+    space: dict[str, Any] = {}
+    last: dict[Slot, int] = {}
+    for position, step in enumerate(steps):
+        for slot in (*_slots(step.args), *_slots(step.kwargs), *(s for s in step.outputs if s is not None)):
+            last[slot] = position
+    last.update(dict.fromkeys([*wanted, *inputs], len(steps)))
+    made = {s for step in steps for s in step.outputs if s is not None}
+
+    def name(slot: Slot) -> str:
+        if slot not in names:
+            if slot in made:
+                names[slot] = f"v{len(names)}"
+            else:
+                names[slot] = f"c{len(names)}"
+                assert slot.tensor is not None
+                space[names[slot]] = slot.tensor
+        return names[slot]
+
+    def text(tree: Any) -> str:
+        if isinstance(tree, Slot):
+            return name(tree)
+        if isinstance(tree, list):
+            return f"[{', '.join(map(text, tree))}]"
+        if isinstance(tree, tuple):
+            return f"({''.join(text(item) + ', ' for item in tree)})"
+        if tree is None or isinstance(tree, bool | int | str):
+            return repr(tree)
+        if isinstance(tree, float) and abs(tree) < 1e308:
+            return repr(tree)
+        key = f"k{len(space)}"
+        space[key] = tree
+        return key
+
+    lines = []
+    for position, step in enumerate(steps):
+        key = _function(step, space)
+        arguments = [text(a) for a in step.args] + [f"{k}={text(v)}" for k, v in step.kwargs.items()]
+        call = f"{key}({', '.join(arguments)})"
+        fresh = [s for s in step.outputs if s is not None and s not in step.written]
+        if not fresh:
+            lines.append(call)
+        elif step.many:
+            targets = [name(s) if s is not None and last.get(s, -1) > position else "_" for s in step.outputs]
+            lines.append(f"{', '.join(targets)}, *_ = {call}")
+            lines.append("_ = None")
+        else:
+            lines.append(f"{name(fresh[0])} = {call}")
+        ended = {s for s in (*_slots(step.args), *_slots(step.kwargs)) if last[s] == position and s in made}
+        if ended:
+            lines.append(" = ".join(name(s) for s in ended) + " = None")
+    results = "".join(f"{name(slot)}, " for slot in wanted)
+    source = f"def program({', '.join(names[s] for s in inputs)}):\n    " + "\n    ".join([*lines, f"return ({results})"])
+    exec(compile(source, "<program>", "exec"), space)  # noqa: S102 - built from operators, not from text of a model
+    return Program(space["program"], source, steps=len(steps))
+
+
+def _function(step: Step, space: dict[str, Any]) -> str:
+    """The quickest callable of an operator: torch's own function where it takes the same arguments."""
+    name = step.op._schema.name.split("::")[1]
+    key = f"{name}_{step.op._overloadname}"
+    if key not in space:
+        function = getattr(torch, name, None) if name in _QUICK else None
+        function = torch.Tensor.view if name == "view" and step.op._overloadname == "default" else function
+        space[key] = function or step.op
+    return key
+
+
+_QUICK = frozenset(
+    """mm bmm addmm baddbmm mul add sub div neg tanh sigmoid relu exp sin cos sqrt rsqrt cat stack permute t transpose
+    select sum mean unsqueeze convolution addcmul addcdiv gather index_select clone ge gt le lt eq zeros ones""".split()
+)

@@ -1,0 +1,127 @@
+"""The operators that a run of the engine makes, recorded so that they can be made again at another point."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from jaccli.graph.recorder import CaptureGap, Value
+
+
+@dataclass(eq=False, slots=True)
+class Memory:
+    """What tensors that are views of each other share."""
+
+    varies: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Slot:
+    """One tensor of a program; only constants and inputs are held on to."""
+
+    memory: Memory
+    tensor: Tensor | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Step:
+    """One operator call on slots; ``outputs`` that stand among the arguments were written in place."""
+
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[Slot | None]
+    many: bool
+    written: list[Slot] = field(default_factory=list)
+
+
+class Tracer(TorchDispatchMode):
+    """Records while it is entered, on top of the values of a captured graph."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.steps: list[Step] = []
+        self.known: dict[int, tuple[Any, Slot]] = {}
+        self.memories: dict[int, Memory] = {}
+
+    def adopt(self, tensor: Tensor, varies: bool) -> Slot:
+        """A tensor that exists before."""
+        memory = self.memories.setdefault(_storage(tensor), Memory())
+        memory.varies |= varies
+        slot = Slot(memory, tensor)
+        self.known[id(tensor)] = (weakref.ref(tensor), slot)
+        return slot
+
+    def slot_of(self, tensor: Tensor) -> Slot:
+        """What a tensor is in the program; unknown ones are constants."""
+        found = self.known.get(id(tensor))
+        if found is not None and found[0]() is tensor:
+            return found[1]
+        return self.adopt(tensor, False)
+
+    def forget(self, values: list[Value]) -> None:
+        """Nothing of the run is kept alive but constants."""
+        for value in values:
+            found = self.known.get(id(value.tensor))
+            if found is not None and value.varies and value.kind == "node":
+                found[1].tensor = None
+
+    def see(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One dispatched operator."""
+        if op is torch.ops.aten._local_scalar_dense.default and self.slot_of(args[0]).memory.varies:
+            raise CaptureGap("the engine read a number out of a tensor")
+        inputs: list[Slot] = []
+        slots, named = self._slots(args, inputs), self._slots(kwargs, inputs)
+        varies = any(s.memory.varies for s in inputs)
+        result = op(*args, **kwargs)
+        many = isinstance(result, list | tuple)
+        step = Step(op, slots, named, [], many)
+        for argument, given in zip(op._schema.arguments, args, strict=False):
+            alias = argument.alias_info
+            if alias is not None and alias.is_write and isinstance(given, Tensor):
+                slot = self.slot_of(given)
+                slot.memory.varies |= varies
+                step.written.append(slot)
+        for tensor in result if many else (result,):
+            step.outputs.append(self._output(tensor, varies, step) if isinstance(tensor, Tensor) else None)
+        self.steps.append(step)
+        return result
+
+    def _output(self, tensor: Tensor, varies: bool, step: Step) -> Slot:
+        found = self.known.get(id(tensor))
+        if found is not None and found[0]() is tensor:
+            return found[1]
+        storage = _storage(tensor)
+        alias = any(a.alias_info is not None for a in step.op._schema.arguments)
+        if not alias or storage not in self.memories:
+            self.memories[storage] = Memory(varies)
+        memory = self.memories[storage]
+        slot = Slot(memory, None if varies else tensor)
+        self.known[id(tensor)] = (weakref.ref(tensor), slot)
+        return slot
+
+    def _slots(self, tree: Any, seen: list[Slot]) -> Any:
+        if isinstance(tree, Tensor):
+            seen.append(self.slot_of(tree))
+            return seen[-1]
+        if isinstance(tree, list | tuple):
+            return type(tree)([self._slots(item, seen) for item in tree])
+        if isinstance(tree, dict):
+            return {key: self._slots(item, seen) for key, item in tree.items()}
+        return tree
+
+
+def _dispatch(self: Tracer, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    return self.see(op, args, kwargs or {})
+
+
+Tracer.__torch_dispatch__ = _dispatch  # type: ignore[method-assign]
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)

@@ -1,0 +1,189 @@
+"""A structured plan at work: programs recorded once, checked at a second point, and run from then on."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jaccli import defaults
+from jaccli.errors import JaccliError, UsageError
+from jaccli.graph.capture import capture, tensors_in
+from jaccli.graph.chain import Bracket
+from jaccli.graph.engine import engine
+from jaccli.graph.program import Program, trace
+from jaccli.graph.recorder import CaptureGap
+from jaccli.layers.record import Inputs
+from jaccli.methods.base import nudged
+from jaccli.models.network import Network
+from jaccli.planning import Decision
+from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare
+from jaccli.stream import Choice, collect, stream
+
+Signature = tuple[Any, ...]
+
+
+@dataclass
+class Recorded:
+    """A program for inputs of one signature, and how many threads serve it best."""
+
+    program: Program
+    threads: int
+    seconds: float
+
+
+@dataclass
+class Replay:
+    """J of further samples by programs; what cannot be replayed is computed anew each time.
+
+    Attributes:
+        programs: by the shapes, dtypes and devices of the inputs; None where replay was given up.
+        stamp: of the network when they were recorded.
+    """
+
+    network: Network
+    pair: Pair
+    choice: Choice
+    decision: Decision
+    programs: dict[Signature, Recorded | None] = field(default_factory=dict)
+    stamp: tuple[Any, ...] = ()
+
+    def __call__(self, inputs: Inputs) -> Tensor:
+        """J of the samples, ``(batch, n_out, n_in)``.
+
+        Raises:
+            UsageError: the model takes another branch than it took when the plan was made.
+        """
+        now = self.network.stamp()
+        if now != self.stamp:
+            self.programs.clear()
+            self.stamp = now
+        signature = _signature(inputs)
+        if signature not in self.programs:
+            matrix = self._anew(inputs)
+            self.programs[signature] = self.record(inputs, matrix)
+            return matrix
+        recorded = self.programs[signature]
+        if recorded is None:
+            return self._anew(inputs)
+        matrix, *guards = _run(recorded, inputs)
+        for value, read in zip(guards, recorded.program.guards, strict=True):
+            if value.item() != read:
+                raise UsageError(
+                    f"this plan does not fit: taken branch {value.item()!r}",
+                    f"expected {read!r}: the model reads it out of its activations and goes another way",
+                    "make a plan for these samples",
+                )
+        return matrix
+
+    def _anew(self, inputs: Inputs) -> Tensor:
+        pieces = stream(self.network, inputs, [self.pair], self.choice, keep=True, decisions=[self.decision])
+        return collect(pieces, inputs.batch)
+
+    def prepare(self, inputs: Inputs, prepared: Prepared) -> float | None:
+        """Record at the samples of the plan; seconds of a call, or None where it cannot be replayed."""
+        self.stamp = self.network.stamp()
+        brackets = prepared.engine.brackets() if prepared.engine is not None else []
+        recorded = self.record(inputs, brackets=brackets)
+        self.programs[_signature(inputs)] = recorded
+        return None if recorded is None else recorded.seconds
+
+    def record(
+        self, inputs: Inputs, truth: Tensor | None = None, brackets: Sequence[Bracket] = ()
+    ) -> Recorded | None:
+        """Record programs at these inputs and keep the fastest; None where the engine disagrees with it elsewhere.
+
+        Cost: some times J; what is checked are J here, by an independent product, and J at a point nearby.
+        """
+        try:
+            truth = self._anew(inputs) if truth is None else truth
+            found = []
+            for bracket in brackets or [self.decision.bracket]:
+                program, matrix = self._traced(inputs, bracket)
+                if _alike(matrix, truth):
+                    found.append((_fastest(Recorded(program, torch.get_num_threads(), 0.0), inputs), bracket))
+            if not found:
+                return None
+            recorded, bracket = min(found, key=lambda item: item[0].seconds)
+            self.decision = replace(self.decision, bracket=bracket)
+            return recorded if self._holds(recorded, inputs) else None
+        except (CaptureGap, JaccliError, RuntimeError):
+            return None
+
+    def _holds(self, recorded: Recorded, inputs: Inputs) -> bool:
+        """Whether the program gives J at another point too: nothing of the point may be baked in."""
+        elsewhere = Inputs((nudged(inputs.args[0]), *inputs.args[1:]), inputs.kwargs, inputs.dim)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            there = self._anew(elsewhere)
+        got, *guards = _run(recorded, elsewhere)
+        same_way = all(v.item() == read for v, read in zip(guards, recorded.program.guards, strict=True))
+        return not same_way or _alike(got, there)
+
+    def _traced(self, inputs: Inputs, bracket: Bracket | None) -> tuple[Program, Tensor]:
+        with computing(self.network), exact_attention(self.choice.exact_attention):
+            (prepared,) = prepare(self.network, inputs, [self.pair], graph=False, probe=False)
+            graph = capture(prepared.linear.f)
+            return trace(graph, engine(graph, bracket))
+
+
+def _run(recorded: Recorded, inputs: Inputs) -> tuple[Tensor, ...]:
+    tensors = [t.detach() for t in _tensors(inputs)]
+    with torch.no_grad(), threads(recorded.threads):
+        return recorded.program.call(*tensors)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many threads inside operators; setting them costs half a microsecond."""
+    before = torch.get_num_threads()
+    if before == count:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fastest(recorded: Recorded, inputs: Inputs) -> Recorded:
+    """With as many threads as serve it best: small operators are faster on one."""
+    most = torch.get_num_threads()
+    found = []
+    for count in {1, most}:
+        tried = replace(recorded, threads=count)
+        times = []
+        for _ in range(defaults.REPLAY_TRIES):
+            start = time.perf_counter()
+            _run(tried, inputs)
+            times.append(time.perf_counter() - start)
+        found.append(replace(tried, seconds=min(times)))
+    return min(found, key=lambda r: r.seconds)
+
+
+def _tensors(inputs: Inputs) -> list[Tensor]:
+    return list(tensors_in((inputs.args, dict(inputs.kwargs))))
+
+
+def _signature(inputs: Inputs) -> Signature:
+    """What the operators of a program rest on."""
+    rest = tuple(a for a in (*inputs.args, *inputs.kwargs.items()) if not isinstance(a, Tensor))
+    found = tuple((tuple(t.shape), t.dtype, t.device) for t in _tensors(inputs))
+    return (found, repr(rest) if len(inputs.args) + len(inputs.kwargs) > 1 else "")
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Equal up to rounding of their dtype."""
+    if a.shape != b.shape:
+        return False
+    size = float(torch.linalg.vector_norm(b.double()))
+    off = float(torch.linalg.vector_norm((a - b).double()))
+    return off <= 64 * torch.finfo(a.dtype).eps * max(size, 1e-30) or not torch.isfinite(torch.tensor(size)).item()
+
