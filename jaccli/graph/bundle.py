@@ -57,7 +57,7 @@ def spread(form: Form, tensor: Tensor, dims: Iterable[int] | None = None) -> tup
             sizes.append(1 if tensor.shape[axis] == 1 else atom.size)
             places.append((d, a))
     if tuple(sizes) != tuple(tensor.shape[: len(chosen)]):
-        tensor = tensor.reshape(*sizes, *extra)
+        tensor = tensor.reshape([*sizes, *extra])
     labels: list[Label] = []
     windows: list[Label] = []
     for axis, (d, a) in enumerate(places):
@@ -229,6 +229,15 @@ def merged(bundle: Bundle, d: int) -> Bundle:
     if len(atoms) == 1:
         return bundle
     form = bundle.form.with_dim(d, (Free(math.prod(x.size for x in atoms)),))
+    return bundle.made(form, None if bundle.data is None else bundle.data.reshape(form.sizes), bundle.fresh)
+
+
+def without_ones(bundle: Bundle) -> Bundle:
+    """Axes of size 1 are not stored."""
+    dims = tuple(() if atoms == (Free(1),) else atoms for atoms in bundle.form.dims)
+    if dims == bundle.form.dims:
+        return bundle
+    form = replace(bundle.form, dims=dims)
     return bundle.made(form, None if bundle.data is None else bundle.data.reshape(form.sizes), bundle.fresh)
 
 

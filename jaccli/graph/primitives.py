@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from jaccli.graph.bundle import Bundle, cleaned, merged, split_atom, spread, unlink, widened
+from jaccli.graph.bundle import Bundle, cleaned, merged, split_atom, spread, unlink, widened, without_ones
 from jaccli.graph.einsum import arranged, contract
 from jaccli.graph.form import Atom, Form, Free, Label, Link
 from jaccli.graph.meter import meter
@@ -111,6 +111,7 @@ class Reshape:
     def apply(self, bundle: Bundle) -> Bundle:
         if self.old == self.new:
             return bundle
+        bundle = without_ones(bundle)
         dims: list[tuple[Atom, ...]] = []
         position = 0  # of the atom that comes next, in reading order
         for want in self.new:
@@ -464,12 +465,12 @@ class Gather:
         new = replace(new, flat=frozenset())
         meter.move(3 * new.numel)
         if bundle.data is None:
-            return _without_ones(Bundle(new, None))
+            return without_ones(Bundle(new, None))
         axis = new.layout.index((self.dim, 0))
         index = arranged(*spread(new, self.index.tensor), new.layout).expand(new.sizes)
         sizes = list(new.sizes)
         sizes[axis] = self.full
-        return _without_ones(bundle.made(new, bundle.data.expand(sizes).gather(axis, index)))
+        return without_ones(bundle.made(new, bundle.data.expand(sizes).gather(axis, index)))
 
 
 @dataclass(frozen=True)
@@ -491,11 +492,11 @@ class Scatter:
         old = replace(bundle.form, flat=frozenset())
         meter.move(3 * old.numel + form.numel)
         if bundle.data is None:
-            return _without_ones(Bundle(form, None))
+            return without_ones(Bundle(form, None))
         index = arranged(*spread(old, self.index.tensor), old.layout).expand(old.sizes)
         out = bundle.data.new_zeros(form.sizes)
         out.scatter_add_(form.layout.index((self.dim, 0)), index, bundle.data.expand(old.sizes))
-        return _without_ones(bundle.made(form, out))
+        return without_ones(bundle.made(form, out))
 
 
 def _in_full(bundle: Bundle, dim: int) -> Bundle:
@@ -503,14 +504,6 @@ def _in_full(bundle: Bundle, dim: int) -> Bundle:
     keys = [key for key, (_, _, atom) in bundle.form.links.items() if not bundle.form.plain(atom) and atom.width > 1]
     bundle = merged(unlink(bundle, keys), dim)
     return bundle if bundle.form.dims[dim] else Embed(dim, 2, 0, 1).free(bundle)
-
-
-def _without_ones(bundle: Bundle) -> Bundle:
-    dims = tuple(() if atoms == (Free(1),) else atoms for atoms in bundle.form.dims)
-    if dims == bundle.form.dims:
-        return bundle
-    form = replace(bundle.form, dims=dims)
-    return bundle.made(form, None if bundle.data is None else bundle.data.reshape(form.sizes), bundle.fresh)
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,10 @@ class Recorder(TorchDispatchMode):
         kind = _KINDS.get(op)
         if kind is None:
             kind = _KINDS[op] = _kind(op)
+        if op is aten.rrelu_with_noise.default and not (*args, *[0.125, 1 / 3, False][len(args) - 2 :])[4]:
+            # In eval mode it is a leaky ReLU, though its schema says that it writes noise.
+            low, high = (*args, 0.125, 1 / 3)[2:4]
+            return self.see(aten.leaky_relu.default, (args[0], (low + high) / 2), {})
         values, named = self._values(args), self._values(kwargs)
         if kind == "write":
             return self._write(op, args, values, kwargs, named)
@@ -206,7 +210,7 @@ class Recorder(TorchDispatchMode):
         if kind == "read":
             self._guard(values[0], result)
             return result
-        if kind == "shape" and any(v.varies for v in Node(op, values, named).inputs()):
+        if kind == "shape" and any(v.varies for v in _steering(op, values, named)):
             raise CaptureGap(f"the shape of {op.overloadpacket}'s result hangs on the values")
         if kind == "random":
             raise CaptureGap(f"{op.overloadpacket} draws random numbers")
@@ -308,6 +312,14 @@ def _dispatch(self: Recorder, op: Any, types: Any, args: Any = (), kwargs: Any =
 
 # Assigned afterwards: a method of the class body would be wrapped against dynamo, which imports it (1.25 s).
 Recorder.__torch_dispatch__ = _dispatch  # type: ignore[method-assign]
+
+
+def _steering(op: Any, values: Any, named: Any) -> list[Value]:
+    """The values that the result's shape hangs on: of an index its masks, else all."""
+    node = Node(op, values, named)
+    if op.overloadpacket in (aten.index, aten._unsafe_index):
+        return [v for v in node.inputs()[1:] if v.tensor.dtype in (torch.bool, torch.uint8)]
+    return node.inputs()
 
 
 def _storage(tensor: Tensor) -> int:

@@ -42,6 +42,10 @@ def pointwise(node: Node) -> list[Map]:
 
 
 RULES["pointwise"] = pointwise
+for _name in ("log_sigmoid_forward", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "softplus", "softshrink",
+              "hardshrink", "threshold", "mish", "silu", "elu", "celu", "selu", "gelu", "clamp", "clamp_min", "clamp_max",
+              "relu6", "lerp", "addcmul", "addcdiv", "maximum", "minimum", "fmod", "remainder", "frac", "erfinv"):
+    RULES[f"aten.{_name}"] = pointwise
 
 
 def _swapped(tree: Any, old: Value, new: Value) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaccli.graph.primitives import Drop, Embed, Expand, Gather, Late, Matrix, Mul, Permute, Pick, Primitive, Reshape
+from jaccli.graph.primitives import Drop, Embed, Expand, Gather, Late, Matrix, Mul, Permute, Pick, Primitive, Reshape, Scale, Scatter
 from jaccli.graph.recorder import CaptureGap, Node, Value
 from jaccli.graph.rules import Map, active, bound, normal, only_active, reshaped, rule, sliced
 from jaccli.graph.rules_elementwise import broadcast
@@ -361,6 +361,53 @@ def _positions(index_: Tensor) -> list[Tensor]:
     if index_.dtype in (torch.bool, torch.uint8):
         return list(index_.nonzero().unbind(1))
     return [index_]
+
+
+@rule("index_add", "scatter_add", "scatter", "index_copy", "scatter_reduce")
+def scattered(node: Node) -> list[Map]:
+    """Rows added or put at positions of one dimension, the positions being constant."""
+    found = only_active(node, "self", "src", "source")
+    base, index_, out = found["self"], found["index"], node.outputs[0]
+    piece = found.get("src") if "src" in found else found.get("source")
+    name = node.name.removeprefix("aten.")
+    if index_.varies or name == "scatter_reduce" or found.get("reduce") is not None:
+        raise CaptureGap(f"{node.name} with an index that hangs on the input, or a reduction")
+    dim = normal(found["dim"], len(base.shape))
+    full, alpha = base.shape[dim], float(found.get("alpha") or 1)
+    adds = name in ("index_add", "scatter_add")
+    result = []
+    if name.startswith("index"):
+        steps: tuple[Primitive, ...] = (Drop(dim, full, index_.tensor.reshape(-1)), *_scaled(alpha))
+        used = index_.tensor.reshape(-1)
+        shape = tuple(full if d == dim else 1 for d in range(len(base.shape)))
+
+        def mask() -> Tensor:
+            keep = torch.ones(full, dtype=out.tensor.dtype, device=out.tensor.device)
+            return keep.index_fill(0, used, 0).reshape(shape)
+    else:
+        trimmed = [(d, n, index_.shape[d]) for d, n in enumerate(piece.shape)] if isinstance(piece, Value) else []
+        cut = [s for d, n, m in trimmed for s in sliced(d, n, 0, m)]
+        if any(index_.shape[d] != n for d, n in enumerate(base.shape) if d != dim):
+            raise CaptureGap(f"{node.name} into part of the other dimensions")
+        steps = (*cut, Scatter(dim, full, Late(lambda: index_.tensor), index_.shape))
+        shape = base.shape
+
+        def mask() -> Tensor:
+            return torch.ones(shape, dtype=out.tensor.dtype, device=out.tensor.device).scatter(dim, index_.tensor, 0)
+
+        if not adds and bool((torch.zeros(shape).scatter_add(dim, index_.tensor.cpu(), torch.ones(index_.shape)) > 1).any()):
+            raise CaptureGap(f"{node.name} with repeated positions")
+    if name == "index_copy" and index_.tensor.unique().numel() != index_.tensor.numel():
+        raise CaptureGap("an index_copy with repeated positions")
+    if active(piece):
+        result.append(Map(piece, out, steps))
+    if active(base):
+        result.append(Map(base, out, () if adds else (Mul(Late(mask), shape),)))
+    return result
+
+
+def _scaled(alpha: float) -> tuple[Primitive, ...]:
+    return () if alpha == 1 else (Scale(alpha),)
 
 
 @rule("gather")

@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import reduce
 
-from jaccli.graph import rules_elementwise, rules_linear, rules_reduce, rules_shape
-from jaccli.graph.bundle import Bundle, total
+from jaccli.graph import rules_elementwise, rules_linear, rules_opaque, rules_reduce, rules_shape
+from jaccli.graph.bundle import Bundle, total, without_ones
 from jaccli.graph.convolution import Conv
 from jaccli.graph.primitives import Embed, Gather, Matrix, Pick, Primitive, Projection, assembled
 from jaccli.graph.recorder import CaptureGap, Node, Value
 from jaccli.graph.rules import Map, maps
 
-_REGISTERED = (rules_elementwise, rules_linear, rules_reduce, rules_shape)
+_REGISTERED = (rules_elementwise, rules_linear, rules_opaque, rules_reduce, rules_shape)
 
 
 class Stretch:
@@ -103,7 +103,7 @@ def _through(bundle: Bundle | None, steps: Sequence[Primitive]) -> _Part | None:
         return _Part(bundle, last)
     if last is not None:
         bundle = last.apply(bundle)
-    return None if bundle is None else _Part(bundle)
+    return None if bundle is None else _Part(without_ones(bundle))
 
 
 def _sum(parts: list[_Part]) -> Bundle | None:
