@@ -61,7 +61,7 @@ def _small(device: torch.device) -> Iterator[Probe]:
     mixed = torch.zeros(_PERMUTED, dtype=torch.float32, device=device).transpose(1, 2)
     yield Probe(("overhead", "", 1), 1, lambda: torch.mul(one, one), 50)
     for name, function in _FUNCTIONS.items():
-        yield Probe(("functions", name, _ELEMENTS), _ELEMENTS, partial(function, many))
+        yield Probe(("functions", name, _ELEMENTS), _ELEMENTS, partial(function, many), 3)
     moved = 2 * mixed.nbytes
     yield Probe(("strided", "", moved), moved, lambda: mixed.contiguous())
 
