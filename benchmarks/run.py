@@ -1,100 +1,119 @@
-"""Methods side by side on the sample models: `make bench`, or `python benchmarks/run.py [--rounds N] [NAME …]`.
+"""jaccli and its peers side by side: `make bench`, or `python benchmarks/run.py [NETWORK …] [--rounds N] …`.
 
-Each row is one method on one network, in interleaved rounds of one process: median, ratio to the fastest
-with a 95 % interval, peak memory and error against float64. Machines differ and are shared: compare the
-ratios, not the times.
+How to read the table. Every line is one network (``networks.py``) and one layer pair. ``jaccli ms`` is a
+call of a plan that was made at other samples; the forward pass from the input is in it, for the peers too.
+``ratio eager`` and ``ratio best`` are that time over the best eager PyTorch peer and over the best peer of
+all, ``torch.compile`` and JAX among them, with a 95 % bootstrap interval over rounds; below 1 jaccli is
+faster; ``target`` is what ``ratio best`` should not exceed. ``first ms`` is the first ``jaccli.jacobian`` of a
+fresh process, after imports, and ``ratio first`` that over the quickest first call of the eager peers, each in
+a process of its own. ``memory`` is the peak of a planned call over 1.25 times J plus the network's activations;
+``held MiB`` is what the plan keeps between calls. ``floor ms`` is the larger of the fewest operations known
+over this machine's matrix-product rate and J's bytes over its write rate: ``to floor`` is hardly ever below 1.
+
+How it is measured. Every contender is held against float64 before it is timed; a wrong one is left out and
+reported. Each peer races in its fastest setting (chunk size, layout, attention kernel), found in a warm-up;
+one that is more than 20 times slower than the best of its family, or needs more than 10 s, keeps the figure of
+its warm-up. The others take turns in rounds, in one process for each network, in an order that rotates, with
+garbage collection off. Machines differ and are shared: believe the ratios, not the times.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import sys
-import warnings
-from dataclasses import dataclass
+import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler talks on standard error otherwise
 
-import numpy as np
+import jax_peers
+import report
 import torch
-
-import jaccli
-from jaccli.bench import race, ratio_interval
-from jaccli.layers.record import Inputs
-from jaccli.layers.resolve import resolve
-from jaccli.models.adapt import as_network
-from jaccli.names import METHOD_NAMES
-from jaccli.sinks.numbers import markdown_table
-
-SAMPLES = Path(__file__).parents[1] / "sample_models"
+from costs import Machine
+from networks import CASES
+from peers import COMPILED, EAGER
+from session import Options, limit_threads, measure_apart
 
 
-@dataclass(frozen=True)
-class Case:
-    """A network with its samples and the pair to take."""
-
-    model: str
-    samples: str
-    source: str = "input"
-    target: str = "output"
-    arch: str | None = None
-
-
-CASES = {
-    "mlp": Case("near_identity.pt", "near_identity_x.npy", source="fc1"),
-    "decoder": Case("decoder.safetensors", "decoder_z.npy", arch=f"{SAMPLES}/nets.py:Decoder"),
-    "residual": Case("residual.ckpt", "residual_x.npy", source="blocks.0", arch=f"{SAMPLES}/nets.py:ResidualNet"),
-    "transformer": Case("transformer.pt2", "transformer_x.npy", source="blocks.0", target="blocks.1"),
-    "control flow": Case("control_flow.pt", "control_flow_bright_x.npy"),
-}
-
-
-def rows(name: str, case: Case, rounds: int | None) -> list[dict[str, str]]:
-    """One row a method."""
-    network = as_network(jaccli.load_model(SAMPLES / case.model, arch=case.arch))
-    samples = torch.from_numpy(np.load(SAMPLES / case.samples))
-    pair = (resolve(network, case.source), resolve(network, case.target))
-    result = race(network, Inputs((samples,)), pair, METHOD_NAMES, rounds=rounds)
-    fastest = min((c for c in result.contenders if c.times_s), key=lambda c: c.median_s)
-    batch, n_out, n_in = result.shape
-    found = []
-    for contender in result.contenders:
-        row = {"network": f"{name}, {batch} x {n_out} x {n_in}", "method": contender.method}
-        if contender.times_s:
-            ratio, low, high = ratio_interval(contender.times_s, fastest.times_s)
-            row |= {
-                "median ms": f"{contender.median_s * 1e3:.3g}",
-                "to the fastest": f"{ratio:.2f} [{low:.2f}, {high:.2f}]",
-                "peak MiB": f"{(contender.peak_bytes or 0) / 2**20:.3g}",
-                "error": f"{contender.max_error:.1e}" if contender.max_error is not None else "",
-                "note": f"took {contender.takes}" if contender.method == "auto" else "",
-            }
-        else:
-            row["note"] = contender.why
-        found.append(row)
-    return found
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, with ``options`` made of it."""
+    parser = argparse.ArgumentParser(
+        description="jaccli and its peers side by side", epilog=f"networks: {', '.join(CASES)}"
+    )
+    parser.add_argument("names", nargs="*", metavar="NETWORK", help="all by default")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--peers", help="only these, separated by commas; 'none' for jaccli alone")
+    parser.add_argument("--no-jax", action="store_true")
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--no-first", action="store_true", help="leave the first calls out")
+    parser.add_argument("--first-repeats", type=int, default=3, metavar="N", help="processes for each first call")
+    parser.add_argument("--threads", type=int, help="for torch and JAX")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="everything, rewritten after each network")
+    parser.add_argument("--plan", action="store_true", help="show jaccli's plans, on standard error")
+    chosen = parser.parse_args(given)
+    known = (*EAGER, *COMPILED, *jax_peers.JAX)
+    wanted = known if chosen.peers is None else tuple(p for p in chosen.peers.split(",") if p != "none")
+    for what, names, expected in (("network", chosen.names, CASES), ("peer", wanted, known)):
+        if unknown := set(names) - set(expected):
+            parser.error(f"unknown {what} {', '.join(sorted(unknown))}; expected of {', '.join(expected)}")
+    without = (COMPILED if chosen.no_compile else {}, jax_peers.JAX if chosen.no_jax else ())
+    wanted = tuple(p for p in wanted if not any(p in group for group in without))
+    repeats = 0 if chosen.no_first else chosen.first_repeats
+    chosen.options = Options(chosen.rounds, wanted, repeats, chosen.threads)
+    return chosen
 
 
-def main() -> None:
-    """Print a table in Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(CASES)}; all by default")
-    parser.add_argument("--rounds", type=int, default=None)
-    options = parser.parse_args()
-    unknown = set(options.names) - set(CASES)
-    if unknown:
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; expected {', '.join(CASES)}")
-    warnings.simplefilter("ignore")
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, Python {platform.python_version()}\n")
-    table: list[dict[str, str]] = []
-    for name in options.names or CASES:
-        print(f"racing {name}", file=sys.stderr)
-        table += rows(name, CASES[name], options.rounds)
-    columns = ("network", "method", "median ms", "to the fastest", "peak MiB", "error", "note")
-    print(markdown_table(table, columns))
+def about() -> dict[str, Any]:
+    """What this was measured on and with."""
+    import jaccli
+
+    return {
+        "jaccli": jaccli.__version__,
+        "torch": torch.__version__,
+        **jax_peers.versions(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def note_missing(options: Options) -> None:
+    """Say which peers cannot run here."""
+    if missing := [p for p in options.peers if p in jax_peers.JAX and p not in jax_peers.available()]:
+        print(f"note: left out: {', '.join(missing)} (pip install jax asdex)", file=sys.stderr)
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Measure, and print the table in Markdown; 1 if a network could not be measured."""
+    chosen = arguments(given)
+    limit_threads(chosen.threads)
+    note_missing(chosen.options)
+    facts = about()
+    print(" · ".join(f"{key} {value}" for key, value in facts.items()) + "\n", flush=True)
+    results: list[tuple[report.Result, Machine]] = []
+    names = chosen.names or list(CASES)
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # compile times are those of a first time
+        for name in names:
+            found = measure_apart(name, chosen.options)
+            if found is None:
+                continue
+            results.append(found)
+            print(report.details(found[0]) + (f"\n{found[0].plan}\n" if chosen.plan else ""), file=sys.stderr)
+            if chosen.json:
+                chosen.json.write_text(json.dumps(report.document(results, facts), indent=1))
+    if results:
+        print(report.table([result for result, _ in results]))
+    return int(len(results) < len(names))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -37,7 +37,9 @@ class Bundle:
 def identity_bundle(shape: tuple[int, ...], like: Tensor | None) -> Bundle:
     """The identity on an activation: nothing stored but a one."""
     form = identity(shape)
-    return Bundle(form, None if like is None else like.new_ones(form.sizes))
+    if like is None:
+        return Bundle(form, None)
+    return Bundle(form, torch.ones(form.sizes, dtype=like.dtype, device=like.device))
 
 
 def spread(form: Form, tensor: Tensor, dims: Iterable[int] | None = None) -> tuple[Tensor, list[Label]]:

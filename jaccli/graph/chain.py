@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +22,8 @@ from jaccli.graph.recorder import Node, Value
 from jaccli.graph.rules import Map
 from jaccli.graph.sweep import Stretch
 
+# Places within a stretch where rows and columns are tried to meet.
+MEETINGS = 4
 Way = Literal["pull", "push", "product", "identity"]
 
 
@@ -35,6 +38,7 @@ class Bracket:
             ``parts``, later and earlier.
         seconds: predicted.
         peak: the largest number of elements of one intermediate result.
+        meet: where in the stretch rows and columns meet; see ``Stretch.pull``.
     """
 
     first: int
@@ -43,6 +47,7 @@ class Bracket:
     parts: tuple[Bracket, ...] = ()
     seconds: float = 0.0
     peak: int = 0
+    meet: int | None = None
 
 
 @dataclass
@@ -75,32 +80,31 @@ class Chain:
         self.stretches = [
             Stretch(nodes, a, b, maps_of) for nodes, a, b in zip(stretches, self.cuts, self.cuts[1:], strict=False)
         ]
+        self.meetings = [stretch.meetings(MEETINGS) for stretch in self.stretches]
 
     def best(self) -> Bracket:
         """The cheapest bracketing by dry runs. Cost: some 50 µs for each pair of cuts and each node."""
         count = len(self.cuts)
         table: dict[tuple[int, int], tuple[Bracket, Sides]] = {}
-        meter.on = True
-        try:
+        with self._counting():
             for length in range(1, count):
                 for i in range(count - length):
                     table[i, i + length] = self._interval(table, i, i + length)
-        finally:
-            meter.on = False
         return table[0, count - 1][0]
 
     def sweeps(self, within: float, other_than: Bracket) -> list[Bracket]:
         """All rows back, and all columns forward, where predicted to take no longer than ``within`` seconds."""
         found = []
-        meter.on = True
-        try:
+        with self._counting():
             for way in ("pull", "push"):
                 bracket = self._sweep(way)
                 if bracket.seconds <= within and _ways(bracket) != _ways(other_than):
                     found.append(bracket)
-        finally:
-            meter.on = False
         return found
+
+    def _counting(self) -> AbstractContextManager[None]:
+        tensor = self.cuts[0].tensor
+        return meter.counting(tensor.device, tensor.dtype)
 
     def _sweep(self, way: Literal["pull", "push"]) -> Bracket:
         count = len(self.cuts) - 1
@@ -117,37 +121,42 @@ class Chain:
 
     def _interval(self, table: dict[tuple[int, int], tuple[Bracket, Sides]], i: int, j: int) -> tuple[Bracket, Sides]:
         found: list[tuple[Bracket, Sides]] = []
-        options: list[tuple[Way, tuple[tuple[int, int], ...]]] = []
+        options: list[tuple[Way, tuple[tuple[int, int], ...], int | None]] = []
+        back, forth = ((i + 1, j),), ((i, j - 1),)
         if j == i + 1:
-            options = [("pull", ()), ("push", ())]
-        else:
-            options = [("pull", ((i + 1, j),)), ("push", ((i, j - 1),))]
-            options += [("product", ((k, j), (i, k))) for k in range(i + 1, j)]
-        for way, keys in options:
+            back = forth = ()  # type: ignore[assignment]
+        options = [("pull", back, None), ("push", forth, None)]
+        options += [("product", ((k, j), (i, k)), None) for k in range(i + 1, j)]
+        options += [("pull", back, p) for p in self.meetings[i]]
+        if j > i + 1:
+            options += [("push", forth, p) for p in self.meetings[j - 1]]
+        for way, keys, meet in options:
             parts = tuple(table[key][0] for key in keys)
             before = sum(p.seconds for p in parts)
             if found and before >= min(b.seconds for b, _ in found):
                 continue
             meter.reset()
             middle = keys[0][0] if way == "product" else i
-            sides = self._do(way, i, j, middle, [table[key][1] for key in keys], None)
+            sides = self._do(way, i, j, middle, [table[key][1] for key in keys], None, meet)
             peak = max([meter.peak, *(p.peak for p in parts)])
-            found.append((Bracket(i, j, way, parts, before + meter.seconds, peak), sides))
+            if j - i == len(self.cuts) - 1 and sides.rows is None and sides.columns is not None:
+                meter.strided(sides.columns.form.numel)  # J is wanted as rows
+            found.append((Bracket(i, j, way, parts, before + meter.seconds, peak, meet), sides))
         return min(found, key=lambda item: item[0].seconds)
 
-    def _do(self, way: Way, i: int, j: int, k: int, parts: Sequence[Sides], like: Tensor | None) -> Sides:
+    def _do(self, way: Way, i: int, j: int, k: int, parts: Sequence[Sides], like: Tensor | None, meet: int | None = None) -> Sides:
         source, target = self.cuts[i], self.cuts[j]
         if any(p.zero for p in parts):
             return Sides(zero=True)
         if way == "pull":
             rows = parts[0].as_rows(self.cuts[i + 1]) if parts else identity_bundle(target.shape, like)
             assert rows is not None
-            rows = self.stretches[i].pull(rows)
+            rows = self.stretches[i].pull(rows, meet or 0)
             return Sides(rows=rows, zero=rows is None)
         if way == "push":
             columns = parts[0].as_columns(self.cuts[j - 1]) if parts else identity_bundle(source.shape, like)
             assert columns is not None
-            columns = self.stretches[j - 1].push(columns)
+            columns = self.stretches[j - 1].push(columns, source.shape, meet)
             return Sides(columns=columns, zero=columns is None)
         middle = self.cuts[k]
         later, earlier = parts
@@ -173,6 +182,8 @@ class Chain:
             how = f"rows of J[{i + 1}..{j}] pulled back through {self.stretches[i].contents()}"
         else:
             how = f"columns of J[{i}..{j - 1}] pushed through {self.stretches[j - 1].contents()}"
+        if bracket.meet is not None:
+            how += ", rows and columns meeting within"
         return [*lines, f"{name} {ends}: {how}, {rest * 1e3:.3g} ms"]
 
     def run(self, bracket: Bracket, like: Tensor) -> Bundle | None:
@@ -182,7 +193,7 @@ class Chain:
     def _run(self, bracket: Bracket, like: Tensor) -> Sides:
         parts = [self._run(part, like) for part in bracket.parts]
         middle = bracket.parts[0].first if bracket.way == "product" else bracket.first
-        return self._do(bracket.way, bracket.first, bracket.last, middle, parts, like)
+        return self._do(bracket.way, bracket.first, bracket.last, middle, parts, like, bracket.meet)
 
 
 def _size(value: Value) -> int:
@@ -190,4 +201,4 @@ def _size(value: Value) -> int:
 
 
 def _ways(bracket: Bracket) -> object:
-    return (bracket.way, bracket.first, bracket.last, tuple(_ways(p) for p in bracket.parts))
+    return (bracket.way, bracket.first, bracket.last, bracket.meet, tuple(_ways(p) for p in bracket.parts))

@@ -160,7 +160,8 @@ class Conv:
     def _count(self, lead: int, inner: Sequence[int], outer: Sequence[int]) -> None:
         places = math.prod((inner if self.adjoint else outer)[1:])
         flops = 2.0 * lead * places * math.prod(self.kernel) * self.x[1] * self.y[1] / self.groups
-        meter.convolve(flops, lead * (math.prod(inner) + math.prod(outer)), min(self.x[1], self.y[1]) // self.groups)
+        channels = (inner[0] // self.groups, outer[0] // self.groups)
+        meter.convolve(flops, lead * (math.prod(inner) + math.prod(outer)), channels, self.adjoint)
 
 
 def _convolution(

@@ -1,91 +1,118 @@
-"""What a dry run costs: operations, bytes moved and operators called, in seconds of a calibrated machine."""
+"""What a dry run costs: operations, bytes moved and operators called, in seconds of this machine."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
+import torch
+
+from jaccli.calibration import Calibration, known
 from jaccli.graph.form import Label
 
 
 @dataclass
 class Meter:
-    """Adds up. Rates are those of ``known``; seconds are of one dry run since ``reset``.
+    """Adds up what bundles in a dry run would do.
 
     Attributes:
-        flops: floating-point operations of matrix products and convolutions.
-        moved: elements read and written by all else.
-        calls: operators.
-        seconds: predicted time.
+        seconds: predicted.
+        flops: of matrix products and convolutions.
         peak: the largest number of elements in one result.
+        machine: rates.
+        dtype: of the elements.
+        on: whether it counts.
+        memo: what was asked of the machine before.
     """
 
-    gemm_rate: float = 8e10
-    batched_rate: float = 3e10
-    element_rate: float = 2.5e9
-    call_s: float = 4e-6
-    flops: float = 0.0
-    moved: float = 0.0
-    calls: int = 0
     seconds: float = 0.0
+    flops: float = 0.0
     peak: int = 0
+    machine: Calibration = field(default_factory=Calibration.typical)
+    dtype: torch.dtype = torch.float32
     on: bool = False
+    memo: dict[Hashable, float] = field(default_factory=dict)
 
     def reset(self) -> None:
         """Start again."""
-        self.flops = self.moved = self.seconds = 0.0
-        self.calls = self.peak = 0
+        self.seconds = self.flops = 0.0
+        self.peak = 0
+
+    @contextmanager
+    def counting(self, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+        """Count in here, at the rates of a device."""
+        machine = known(device)
+        if machine is not self.machine:
+            self.memo.clear()
+        self.machine, self.dtype, self.on = machine, dtype, True
+        try:
+            yield
+        finally:
+            self.on = False
+
+    def product(self, a: Mapping[Label, int], b: Mapping[Label, int], out: Sequence[Label]) -> None:
+        """A contraction of labelled factors, with the copies that bring its axes in order."""
+        if not self.on:
+            return
+        both = [x for x in a if x in b and not (a[x] == 1) ^ (b[x] == 1)]
+        summed = [x for x in both if x not in out]
+        size = {x: max(a.get(x, 1), b.get(x, 1)) for x in (*a, *b)}
+        if not summed:
+            self.move(2 * math.prod(size.values()))
+            return
+        batch = [x for x in both if x in out]
+        only_a = [x for x in a if x not in both and a[x] > 1]
+        only_b = [x for x in b if x not in both and b[x] > 1]
+        for factor, wanted in ((a, [*batch, *only_a, *summed]), (b, [*batch, *summed, *only_b])):
+            order = [x for x in factor if x in wanted and size[x] > 1]
+            if order != [x for x in wanted if size[x] > 1] and (batch or order[-1:] != summed[-1:]):
+                self.seconds += self.machine.strided_seconds(2 * self._bytes(math.prod(factor.values())))
+        n, i, j, k = (math.prod(size[x] for x in group) for group in (batch, only_a, only_b, summed))
+        self.gemm(n, i, j, k)
 
     def gemm(self, batch: int, i: int, j: int, k: int) -> None:
         """``batch`` products of (i, k) and (k, j)."""
         if not self.on:
             return
-        flops = 2.0 * batch * i * j * k
-        rate = self.gemm_rate if batch == 1 else self.batched_rate
-        small = min(i, j, k)
-        rate *= small / (small + 8.0)  # thin products run at the speed of memory
-        self.flops += flops
-        self.calls += 1
-        self.seconds += max(flops / rate, batch * (i * j + i * k + k * j) / self.element_rate) + self.call_s
-        self.peak = max(self.peak, batch * i * j)
-
-    def product(self, a: Mapping[Label, int], b: Mapping[Label, int], out: list[Label]) -> None:
-        """A contraction of labelled factors."""
-        if not self.on:
-            return
-
-        def size(labels: list[Label]) -> int:
-            return math.prod(max(a.get(x, 1), b.get(x, 1)) for x in labels)
-
-        common = [x for x in a if x in b and not (a[x] == 1) ^ (b[x] == 1)]
-        summed = [x for x in common if x not in out]
-        if not summed:
-            self.move(2 * size(list({**a, **b})))
-            return
-        batch = [x for x in common if x in out]
-        only_a = [x for x in a if x not in common and a[x] > 1]
-        only_b = [x for x in b if x not in common and b[x] > 1]
-        self.gemm(size(batch), size(only_a), size(only_b), size(summed))
+        self.flops += 2.0 * batch * i * j * k
+        key = (i, j, k, batch, self.dtype)
+        if key not in self.memo:
+            self.memo[key] = self.machine.gemm_seconds(*key) + self.machine.overhead_s
+        self.seconds += self.memo[key]
+        self._result(batch * i * j)
 
     def move(self, elements: float, fresh: int = 0) -> None:
-        """An elementwise step."""
+        """An elementwise step that reads and writes so many elements."""
         if not self.on:
             return
-        self.moved += elements
-        self.calls += 1
-        self.seconds += elements / self.element_rate + self.call_s
-        self.peak = max(self.peak, fresh)
+        self.seconds += self.machine.elementwise_seconds(self._bytes(elements)) + self.machine.overhead_s
+        self._result(fresh)
 
-    def convolve(self, flops: float, elements: float, channels: int) -> None:
-        """A convolution; few channels leave vector units idle."""
+    def strided(self, elements: float) -> None:
+        """A copy into another order."""
+        if self.on:
+            self.seconds += self.machine.strided_seconds(self._bytes(2 * elements)) + self.machine.overhead_s
+
+    def convolve(self, flops: float, elements: float, channels: tuple[int, int], transposed: bool) -> None:
+        """A convolution with its channels last."""
         if not self.on:
             return
         self.flops += flops
-        self.calls += 1
-        rate = self.gemm_rate * 0.5 * channels / (channels + 8.0)
-        self.seconds += max(flops / rate, elements / self.element_rate) + 5 * self.call_s
-        self.peak = max(self.peak, int(elements))
+        key = (flops, channels, transposed, self.dtype)
+        if key not in self.memo:
+            self.memo[key] = self.machine.conv_seconds(flops, channels, True, transposed, self.dtype)
+        works = self.memo[key]
+        self.seconds += max(works, self.machine.elementwise_seconds(self._bytes(elements))) + 4 * self.machine.overhead_s
+        self._result(int(elements))
+
+    def _result(self, elements: int) -> None:
+        self.peak = max(self.peak, elements)
+        self.seconds += self.machine.fresh_seconds(self._bytes(elements))
+
+    def _bytes(self, elements: float) -> int:
+        return int(elements) * self.dtype.itemsize
 
 
 meter = Meter()

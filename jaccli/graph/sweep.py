@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import reduce
 
+from torch import Tensor
+
 from jaccli.graph import rules_elementwise, rules_linear, rules_opaque, rules_reduce, rules_shape
-from jaccli.graph.bundle import Bundle, total, without_ones
+from jaccli.graph.bundle import Bundle, identity_bundle, product, total, transposed, without_ones
 from jaccli.graph.convolution import Conv
 from jaccli.graph.primitives import Embed, Gather, Matrix, Pick, Primitive, Projection, assembled
 from jaccli.graph.recorder import CaptureGap, Node, Value
 from jaccli.graph.rules import Map, maps
 
+_MIXING = (Matrix, Conv, Projection, Gather, Pick)
 _REGISTERED = (rules_elementwise, rules_linear, rules_opaque, rules_reduce, rules_shape)
 
 
@@ -29,15 +33,59 @@ class Stretch:
             for node in self.nodes
             for m in self.maps_of[node]
             for step in m.steps
-            if isinstance(step, Matrix | Conv | Projection | Gather | Pick)
+            if isinstance(step, _MIXING)
         )
         known = {"conv": "convolution", "projection": "normalisation or softmax", "gather": "pooling", "pick": "index"}
         return ", ".join(f"{n} {known.get(k, k)}" for k, n in names.items()) or "diagonals and views"
 
-    def pull(self, rows: Bundle) -> Bundle | None:
-        """∂target/∂v by ∂target/∂(this target) given: ``rows`` over the target in, over the source out."""
+    def pull(self, rows: Bundle, meet: int = 0) -> Bundle | None:
+        """∂target/∂v by ∂target/∂(this target) given: ``rows`` over the target in, over the source out.
+
+        With ``meet`` rows are pulled back to the values that are alive before that node only, and multiplied
+        with the columns pushed forward to them: where many rows meet few columns, as in attention.
+        """
+        found = self._pulled(rows, meet)
+        if not meet:
+            return found.get(self.source)
+        columns = self._pushed(identity_bundle(self.source.shape, _like(rows, self.source)), meet)
+        return self._met(found, columns, self.source.shape)
+
+    def push(self, columns: Bundle, ends: tuple[int, ...] = (), meet: int | None = None) -> Bundle | None:
+        """``columns`` over the source in, over the target out; ``meet`` as for ``pull``, the other way round.
+
+        ``ends``: the shape of the activation that the columns belong to; needed with ``meet``.
+        """
+        if meet is None:
+            return self._pushed(columns, len(self.nodes)).get(self.target)
+        found = self._pushed(columns, meet)
+        rows = self._pulled(identity_bundle(self.target.shape, _like(columns, self.target)), meet)
+        met = self._met(rows, found, ends)
+        return None if met is None else transposed(met, self.target.shape)
+
+    @staticmethod
+    def _met(rows: dict[Value, Bundle], columns: dict[Value, Bundle], shape: tuple[int, ...]) -> Bundle | None:
+        terms = [product(rows[v], columns[v], shape) for v in rows if v in columns]
+        return reduce(total, terms) if terms else None
+
+    def meetings(self, most: int) -> list[int]:
+        """Places where several values are alive after an operator that mixes elements: the narrowest ones."""
+        last: dict[Value, int] = {self.target: len(self.nodes)}
+        for position, node in enumerate(self.nodes):
+            for m in self.maps_of[node]:
+                last[m.source] = position
+        widths: dict[int, int] = {}
+        alive = {self.source}
+        for position, node in enumerate(self.nodes[:-1]):
+            alive |= {v for v in node.outputs if v in last}
+            alive = {v for v in alive if last[v] > position}
+            if len(alive) > 1 and any(isinstance(s, _MIXING) for m in self.maps_of[node] for s in m.steps):
+                widths[position + 1] = sum(math.prod(v.shape) for v in alive if v is not self.source)
+        return sorted(sorted(widths, key=lambda p: widths[p])[:most])
+
+    def _pulled(self, rows: Bundle, stop: int) -> dict[Value, Bundle]:
+        """Rows over every value that is alive before node ``stop``."""
         waiting: dict[Value, list[_Part]] = {self.target: [_Part(rows)]}
-        for node in reversed(self.nodes):
+        for node in reversed(self.nodes[stop:]):
             done: dict[Value, Bundle | None] = {}
             for out in node.outputs:
                 if out in waiting:
@@ -45,24 +93,21 @@ class Stretch:
             found = self.maps_of[node]
             for out, bundle in done.items():
                 mine = [m for m in found if m.target is out]
-                if not mine and bundle is not None and not any(m.target is out for m in found):
-                    _no_rule(node, out)
                 if bundle is not None and len(mine) > 1:
                     bundle = _lent(bundle)
                 for m in mine:
                     part = _through(bundle, [step.T for step in reversed(m.steps)])
                     if part is not None:
                         waiting.setdefault(m.source, []).append(part)
-        parts = waiting.get(self.source)
-        return _sum(parts) if parts else None
+        return _finished(waiting)
 
-    def push(self, columns: Bundle) -> Bundle | None:
-        """``columns`` over the source in, over the target out."""
+    def _pushed(self, columns: Bundle, stop: int) -> dict[Value, Bundle]:
+        """Columns over every value that is alive before node ``stop``."""
         waiting: dict[Value, list[_Part]] = {self.source: [_Part(columns)]}
         known: dict[Value, Bundle | None] = {}
         uses = Counter(m.source for node in self.nodes for m in self.maps_of[node])
         left = uses.copy()
-        for m in (m for node in self.nodes for m in self.maps_of[node]):
+        for m in (m for node in self.nodes[:stop] for m in self.maps_of[node]):
             if m.source not in known:
                 bundle = _sum(waiting.pop(m.source)) if m.source in waiting else None
                 known[m.source] = bundle if bundle is None or uses[m.source] == 1 else _lent(bundle)
@@ -73,8 +118,17 @@ class Stretch:
             part = _through(bundle, m.steps)
             if part is not None:
                 waiting.setdefault(m.target, []).append(part)
-        parts = waiting.get(self.target)
-        return _sum(parts) if parts else None
+        return {**{v: b for v, b in known.items() if b is not None}, **_finished(waiting)}
+
+
+def _finished(waiting: dict[Value, list[_Part]]) -> dict[Value, Bundle]:
+    summed = {value: _sum(parts) for value, parts in waiting.items()}
+    return {value: bundle for value, bundle in summed.items() if bundle is not None}
+
+
+def _like(bundle: Bundle, value: Value) -> Tensor | None:
+    """The tensor whose dtype and device an identity takes; none in a dry run."""
+    return None if bundle.data is None else value.tensor
 
 
 class _Part:
@@ -139,13 +193,6 @@ def _layers(group: list[tuple[Bundle, Embed]]) -> list[list[tuple[Bundle, Embed]
             layers.append([(bundle, e)])
             taken.append(places)
     return layers
-
-
-def _no_rule(node: Node, out: Value) -> None:
-    raise CaptureGap(f"output {out.out} of {node.name} has no derivative rule")
-
-
-Through = Callable[[Bundle], Bundle | None]
 
 
 def derivatives(nodes: Sequence[Node]) -> dict[Node, list[Map]]:
