@@ -67,7 +67,9 @@ def gelu(x: Array) -> Array:
 
 
 def max_pool(x: Array) -> Array:
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2), (1, 2, 2), "VALID")
+    """2×2 by reshaping: as fast as ``reduce_window``, which asdex does not know."""
+    channels, height, width = x.shape
+    return x.reshape(channels, height // 2, 2, width // 2, 2).max((2, 4))
 
 
 def chain(p: Weights, name: str, count: int, x: Array, activation: Callable[[Array], Array]) -> Array:

@@ -19,7 +19,7 @@ from jaccli.graph.bundle import Bundle, matrix
 from jaccli.graph.coloring import By, Coloring, coloring, fewest
 from jaccli.graph.form import End, Form, Free, Link
 from jaccli.graph.meter import meter
-from jaccli.graph.pattern import DENSEST, MOST_WORK, Pattern, pattern
+from jaccli.graph.pattern import DENSEST, Pattern, pattern
 from jaccli.graph.recorder import Node, Value
 from jaccli.graph.rules import Map
 from jaccli.graph.sets import IntArray
@@ -154,7 +154,7 @@ def coloured_plan(
     nodes: Sequence[Node],
     maps_of: dict[Node, list[Map]],
     densest: float = DENSEST,
-    work: float = MOST_WORK,
+    work: float | None = None,
 ) -> Coloured | None:
     """The quickest coloured passes between two values; None where J is too dense or its pattern not known.
 
@@ -164,9 +164,9 @@ def coloured_plan(
         nodes: the active nodes between them, in order.
         maps_of: their derivatives.
         densest: the largest share of entries of a J worth colouring.
-        work: how much may be spent on the pattern; a million takes some 30 ms.
+        work: what may be spent on the pattern, see ``pattern``.
 
-    Cost: the pattern and its colouring, up to some 100 ms; nothing of the point is used or kept.
+    Cost: the pattern, its colouring, and two dry runs; nothing of the point is used or kept.
     """
     found = pattern(nodes, maps_of, source, target, densest, work)
     if found is None:

@@ -24,13 +24,14 @@ _MILD = (1e-3, 1e3)
 # Facts are followed back through so many operators.
 _DEEPEST = 60
 
-_SAME = frozenset("clone alias detach contiguous _to_copy to dropout lift_fresh".split())
-_MOVED = frozenset(
-    """view _unsafe_view reshape _reshape_alias unsqueeze squeeze permute t transpose expand repeat slice narrow select
-    unbind split split_with_sizes chunk cat stack flip roll index_select index diagonal unfold""".split()
-)
-_ZERO_TO_ZERO = frozenset("neg relu tanh sin abs gelu silu sqrt square leaky_relu elu".split())
-_SOFTMAX = frozenset("_softmax _safe_softmax softmax".split())
+_SAME = {"clone", "alias", "detach", "contiguous", "_to_copy", "to", "dropout", "lift_fresh"}
+_MOVED = {
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze", "permute", "t", "transpose", "expand",
+    "repeat", "slice", "narrow", "select", "unbind", "split", "split_with_sizes", "chunk", "cat", "stack", "flip",
+    "roll", "index_select", "index", "diagonal", "unfold",
+}  # fmt: skip
+_ZERO_TO_ZERO = {"neg", "relu", "tanh", "sin", "abs", "gelu", "silu", "sqrt", "square", "leaky_relu", "elu"}
+_SOFTMAX = {"_softmax", "_safe_softmax", "softmax"}
 
 
 class Known:
@@ -68,7 +69,7 @@ class Known:
         if name in _SOFTMAX and fact == "zero":
             mask = self.where(found["self"], "-inf", depth)
             # A row with nothing else in it is not zero, but undefined or even.
-            return None if mask is None else mask & ~mask.all(found["dim"], keepdim=True)
+            return None if mask is None else mask & ~torch.all(mask, int(found["dim"]), keepdim=True)
         if name in ("addmm", "baddbmm") and fact == "-inf" and found["beta"] == 1:
             mask = self.where(found["self"], "-inf", depth)
             return None if mask is None else mask.expand(value.shape)

@@ -13,27 +13,39 @@ import torch
 from torch import Tensor
 
 from jaccli.graph.convolution import Conv
+from jaccli.graph.footprint import Along, Factors, Footprint, Links, SamplesMixed
 from jaccli.graph.known import Known, constant
 from jaccli.graph.primitives import Gather, Matrix, Mul, Primitive, Projection
-from jaccli.graph.reach import Along, Factors, Footprint, Links, SamplesMixed, reach
+from jaccli.graph.reach import reach
 from jaccli.graph.recorder import Node, Value
 from jaccli.graph.rules import Map, bound, normal
 from jaccli.graph.sets import BoolArray, IntArray, Sets, TooMuchWork
 
 # A denser J is not worth colouring.
 DENSEST = 0.25
-# Numbers of sets looked at, some 50 ms.
-MOST_WORK = 2e6
+# Numbers of sets that may be looked at, some 15 ns each: so many, and a share of the elements of J, which take
+# as long to write.
+_WORK = 1e5
+_WORK_SHARE = 0.3
 
-_RUNNING = frozenset(f"aten.{name}" for name in "cumprod logcumsumexp cummax cummin".split())
-_MASKED_POOLS = frozenset(f"aten.{name}" for name in "max_pool2d_with_indices max_pool3d_with_indices".split())
-_ADAPTIVE_POOLS = frozenset(f"aten.{name}" for name in "adaptive_max_pool2d adaptive_max_pool3d".split())
+_RUNNING = {"cumprod", "logcumsumexp", "cummax", "cummin"}
+_WINDOWED_POOLS = {"max_pool2d_with_indices", "max_pool3d_with_indices"}
+_ADAPTIVE_POOLS = {"adaptive_max_pool2d", "adaptive_max_pool3d"}
 # These scale by masks of their own, made of positions alone.
-_BY_PLACE = frozenset(
-    f"aten.{name}"
-    for name in "slice_scatter select_scatter index_put _unsafe_index_put as_strided tril triu "
-    "im2col diag_embed".split()
-)
+_BY_PLACE = {
+    "slice_scatter", "select_scatter", "index_put", "_unsafe_index_put", "as_strided", "tril", "triu", "im2col",
+    "diag_embed",
+}  # fmt: skip
+# The only elementwise operators whose factors may be the same at every point.
+_CHOICES = {"where", "masked_fill", "mul", "div"}
+# The arguments of matrix products, left and right.
+_PRODUCTS = {
+    "mm": ("self", "mat2"),
+    "bmm": ("self", "mat2"),
+    "addmm": ("mat1", "mat2"),
+    "baddbmm": ("batch1", "batch2"),
+    "linear": ("input", "weight"),
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ class Pattern:
         return np.repeat(np.arange(self.shape[0]), np.diff(self.indptr))
 
     @cached_property
-    def T(self) -> Pattern:
+    def T(self) -> Pattern:  # noqa: N802
         """The transpose."""
         order = np.argsort(self.indices, kind="stable")
         counts = np.bincount(self.indices, minlength=self.shape[1])
@@ -85,7 +97,7 @@ def pattern(
     source: Value,
     target: Value,
     densest: float = DENSEST,
-    work: float = MOST_WORK,
+    work: float | None = None,
 ) -> Pattern | None:
     """The pattern of one sample's J, ``(n_out, n_in)``.
 
@@ -98,7 +110,9 @@ def pattern(
         source: ``(batch, …)``.
         target: ``(batch, …)``.
         densest: the largest share of entries of a pattern worth having.
-        work: numbers that may be looked at; a million takes some 30 ms.
+        work: numbers of sets that may be looked at, some 15 ns each; by default as long as J takes to write.
+
+    Cost: some 50 µs a map, and the work.
 
     Returns:
         None where samples cannot be told apart, J is denser, or it is too much work to find out.
@@ -107,6 +121,8 @@ def pattern(
     size = math.prod(source.shape[1:])
     if not size or not target_size or not batch or target.shape[:1] != (batch,):
         return None
+    if work is None:
+        work = _WORK + _WORK_SHARE * batch * size * target_size
     pool = Sets(size, densest, work)
     try:
         foot = _swept(nodes, maps_of, source, target, pool)
@@ -126,7 +142,7 @@ def _swept(
     """The footprint of the target; None where nothing of the source gets there."""
     known = Known()
     batch = source.shape[0]
-    feet = {source: Footprint(pool.singles((1, *source.shape[1:])), 0, 1, batch)}
+    feet = {source: Footprint(pool, pool.singles((1, *source.shape[1:])), 0, 1, batch)}
     last_use = {m.source: node for node in nodes for m in maps_of[node]}
     for node in nodes:
         for m in maps_of[node]:
@@ -134,9 +150,9 @@ def _swept(
                 continue
             foot = feet[m.source]
             for step in _steps(node, m):
-                foot = reach(step, foot, pool, _factors(node, m, known))
+                foot = reach(step, foot, _factors(node, m, known))
             if m.target in feet:
-                foot = _joined(pool, feet[m.target], foot)
+                foot = _joined(feet[m.target], foot)
             feet[m.target] = foot
         for value in {m.source for m in maps_of[node]}:
             if last_use[value] is node and value is not target:
@@ -144,19 +160,24 @@ def _swept(
     return feet.get(target)
 
 
-def _joined(pool: Sets, a: Footprint, b: Footprint) -> Footprint:
+def _joined(a: Footprint, b: Footprint) -> Footprint:
     if a.batch > 1 and (a.dim, a.inner) != (b.dim, b.inner):
         raise SamplesMixed
-    return a.made(pool.pairs(a.sets, b.sets))
+    return a.made(a.pool.pairs(a.sets, b.sets))
+
+
+def _name(node: Node) -> str:
+    return node.name.removeprefix("aten.")
 
 
 def _steps(node: Node, m: Map) -> tuple[Primitive | Along, ...]:
     """The primitives of a map, or what says more about it: an index that hangs on the values keeps to a window."""
-    if node.name in _RUNNING and m.source.shape:
+    name = _name(node)
+    if name in _RUNNING and m.source.shape:
         dim = normal(bound(node)["dim"], len(m.source.shape))
         n = m.source.shape[dim]
         return (Along(dim, Links.of(np.tri(n, dtype=np.bool_))),)
-    if node.name in _MASKED_POOLS | _ADAPTIVE_POOLS and any(isinstance(s, Gather) for s in m.steps):
+    if name in _WINDOWED_POOLS | _ADAPTIVE_POOLS and any(isinstance(s, Gather) for s in m.steps):
         n = 3 if "3d" in node.name else 2
         tables = [_window(node, m, d, n) for d in range(n)]
         return tuple(Along(len(m.source.shape) - n + d, Links.at(table)) for d, table in enumerate(tables))
@@ -167,7 +188,7 @@ def _window(node: Node, m: Map, d: int, n: int) -> IntArray:
     """``(n_out, width)``: positions that a pooling looks at along direction ``d`` of ``n``, -1 for none."""
     size, count = m.source.shape[len(m.source.shape) - n + d], m.target.shape[len(m.target.shape) - n + d]
     places, found = np.arange(count)[:, None], bound(node)
-    if node.name in _ADAPTIVE_POOLS:
+    if _name(node) in _ADAPTIVE_POOLS:
         low, high = places * size // count, -(-(places + 1) * size // count)
         table = low + np.arange(int((high - low).max()))
         return np.where(table < high, table, -1)
@@ -219,12 +240,11 @@ def _zeros(step: Any, node: Node, m: Map, known: Known) -> Tensor | None:
 def _other_factor(step: Any, node: Node, m: Map) -> Value | None:
     """The value that a product multiplies by, where the factor is nothing else."""
     found = bound(node)
-    name = node.name.removeprefix("aten.")
-    if isinstance(step, Matrix) and name in ("mm", "bmm", "addmm", "baddbmm", "linear"):
-        pairs = {"mm": ("self", "mat2"), "bmm": ("self", "mat2"), "addmm": ("mat1", "mat2"),
-                 "baddbmm": ("batch1", "batch2"), "linear": ("input", "weight")}  # fmt: skip
-        left, right = (found[key] for key in pairs[name])
-        return right if step.dim == len(m.source.shape) - 1 else left
+    name = _name(node)
+    if isinstance(step, Matrix) and name in _PRODUCTS:
+        left, right = (found[key] for key in _PRODUCTS[name])
+        factor: Value = right if step.dim == len(m.source.shape) - 1 else left
+        return factor
     if isinstance(step, Mul) and name == "mul":
         other = found["other"] if m.source is found["self"] else found["self"]
         return other if isinstance(other, Value) else None
@@ -235,7 +255,7 @@ def _shaped(step: Any, node: Node, m: Map, mask: Tensor) -> Tensor:
     """A mask over that value, in the shape of the factor."""
     if isinstance(step, Mul):
         return mask.reshape(step.shape)
-    if node.name == "aten.linear" or step.dim != len(m.source.shape) - 1:
+    if _name(node) == "linear" or step.dim != len(m.source.shape) - 1:
         mask = mask.transpose(-1, -2)
     if mask.dim() == 3 and step.shape[0] == 1 and mask.shape[0] != 1:
         mask = mask.all(0, keepdim=True)
@@ -244,12 +264,9 @@ def _shaped(step: Any, node: Node, m: Map, mask: Tensor) -> Tensor:
 
 def _may_be_constant(node: Node, step: Mul | Matrix) -> bool:
     """Whether it is worth asking: not where the factor is surely one of the values."""
-    if node.name in _BY_PLACE:
+    if _name(node) in _BY_PLACE:
         return True
     if isinstance(step, Matrix):
         return not step.parallel
     constants = [v for v in node.inputs() if not v.varies]
-    return bool(constants) and (torch.Tag.pointwise not in node.op.tags or node.name in _CHOICES)
-
-
-_CHOICES = frozenset(f"aten.{name}" for name in "where masked_fill mul div".split())
+    return bool(constants) and (torch.Tag.pointwise not in node.op.tags or _name(node) in _CHOICES)

@@ -5,7 +5,7 @@ implementation serves tangents pushed forward and cotangents pulled back.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -70,7 +70,7 @@ class Mul:
         if bundle.data is None:
             return Bundle(new, None)
         factor, labels = spread(form, self.factor.tensor)
-        factor = arranged(factor, labels, form.layout)
+        factor = _laid_out_as(arranged(factor, labels, form.layout), bundle.data)
         if bundle.fresh and form.flat == new.flat:
             return bundle.made(new, bundle.data.mul_(factor))
         if math.prod(form.sizes) == 1:
@@ -95,6 +95,34 @@ class Scale:
         if bundle.data is None:
             return bundle
         return bundle.made(bundle.form, bundle.data * self.factor)
+
+
+def multiplied(bundle: Bundle, factors: Sequence[Mul | Scale]) -> Bundle:
+    """Scaled by all factors, which are multiplied with each other first: they are the smaller."""
+    number = math.prod(f.factor for f in factors if isinstance(f, Scale))
+    tensors = [f for f in factors if isinstance(f, Mul)]
+    if not tensors:
+        return Scale(number).apply(bundle)
+    if len(tensors) == 1 and number == 1:
+        return tensors[0].apply(bundle)
+    shape = tuple(torch.broadcast_shapes(*(f.shape for f in tensors)))
+
+    def make() -> Tensor:
+        whole = tensors[0].factor.tensor if number == 1 else tensors[0].factor.tensor * number
+        for f in tensors[1:]:
+            whole = whole * f.factor.tensor
+        return whole
+
+    return Mul(Late(make), shape).apply(bundle)
+
+
+def _laid_out_as(factor: Tensor, data: Tensor) -> Tensor:
+    """A small factor with its axes in memory in the order of the data's: else every access of it strides."""
+    if factor.numel() * 2 > data.numel() or factor.dim() < 3 or data.is_contiguous():
+        return factor
+    order = sorted(range(data.dim()), key=lambda d: -data.stride(d))
+    back = [order.index(d) for d in range(data.dim())]
+    return factor.permute(order).contiguous().permute(back)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ theirs, so that an activation is an array of numbers, and few sets stand behind 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ class Sets:
     Args:
         size: elements of the source.
         densest: sets with a larger share of the elements than this count as all of them.
-        work: numbers that may be looked at in all before ``TooMuchWork`` is raised; a million takes some 30 ms.
+        work: numbers that may be looked at in all before ``TooMuchWork`` is raised, some 15 ns each.
     """
 
     def __init__(self, size: int, densest: float = 1.0, work: float = float("inf")) -> None:
@@ -106,7 +107,7 @@ class Sets:
         block = max(1, _MARKS // self.size)
         numbers = np.empty(groups, np.int64)
         edges = np.searchsorted(owner, np.arange(0, groups + block, block))
-        for i, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        for i, (low, high) in enumerate(itertools.pairwise(edges)):
             first, count = i * block, min(block, groups - i * block)
             sizes = self.count[members[low:high]]
             self.spend(float(sizes.sum()) + count * self.size / 32)

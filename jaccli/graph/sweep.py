@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
 
 from torch import Tensor
@@ -12,7 +13,8 @@ from torch import Tensor
 from jaccli.graph import rules_elementwise, rules_linear, rules_opaque, rules_reduce, rules_shape
 from jaccli.graph.bundle import Bundle, identity_bundle, product, total, transposed, without_ones
 from jaccli.graph.convolution import Conv
-from jaccli.graph.primitives import Embed, Gather, Matrix, Pick, Primitive, Projection, assembled
+from jaccli.graph.form import Link
+from jaccli.graph.primitives import Embed, Gather, Matrix, Mul, Pick, Primitive, Projection, Scale, assembled, multiplied
 from jaccli.graph.recorder import CaptureGap, Node, Value
 from jaccli.graph.rules import Map, maps
 
@@ -86,17 +88,17 @@ class Stretch:
         """Rows over every value that is alive before node ``stop``."""
         waiting: dict[Value, list[_Part]] = {self.target: [_Part(rows)]}
         for node in reversed(self.nodes[stop:]):
-            done: dict[Value, Bundle | None] = {}
+            done: dict[Value, _Part | None] = {}
             for out in node.outputs:
                 if out in waiting:
                     done[out] = _sum(waiting.pop(out))
             found = self.maps_of[node]
-            for out, bundle in done.items():
+            for out, given in done.items():
                 mine = [m for m in found if m.target is out]
-                if bundle is not None and len(mine) > 1:
-                    bundle = _lent(bundle)
+                if given is not None and len(mine) > 1:
+                    given = given.lent()
                 for m in mine:
-                    part = _through(bundle, [step.T for step in reversed(m.steps)])
+                    part = _through(given, [step.T for step in reversed(m.steps)])
                     if part is not None:
                         waiting.setdefault(m.source, []).append(part)
         return _finished(waiting)
@@ -104,26 +106,26 @@ class Stretch:
     def _pushed(self, columns: Bundle, stop: int) -> dict[Value, Bundle]:
         """Columns over every value that is alive before node ``stop``."""
         waiting: dict[Value, list[_Part]] = {self.source: [_Part(columns)]}
-        known: dict[Value, Bundle | None] = {}
+        known: dict[Value, _Part | None] = {}
         uses = Counter(m.source for node in self.nodes for m in self.maps_of[node])
         left = uses.copy()
         for m in (m for node in self.nodes[:stop] for m in self.maps_of[node]):
             if m.source not in known:
-                bundle = _sum(waiting.pop(m.source)) if m.source in waiting else None
-                known[m.source] = bundle if bundle is None or uses[m.source] == 1 else _lent(bundle)
-            bundle = known[m.source]
+                given = _sum(waiting.pop(m.source)) if m.source in waiting else None
+                known[m.source] = given if given is None or uses[m.source] == 1 else given.lent()
+            given = known[m.source]
             left[m.source] -= 1
             if not left[m.source]:
                 known.pop(m.source)
-            part = _through(bundle, m.steps)
+            part = _through(given, m.steps)
             if part is not None:
                 waiting.setdefault(m.target, []).append(part)
-        return {**{v: b for v, b in known.items() if b is not None}, **_finished(waiting)}
+        return {**{v: p.scaled() for v, p in known.items() if p is not None}, **_finished(waiting)}
 
 
 def _finished(waiting: dict[Value, list[_Part]]) -> dict[Value, Bundle]:
     summed = {value: _sum(parts) for value, parts in waiting.items()}
-    return {value: bundle for value, bundle in summed.items() if bundle is not None}
+    return {value: part.scaled() for value, part in summed.items() if part is not None}
 
 
 def _like(bundle: Bundle, value: Value) -> Tensor | None:
@@ -131,42 +133,63 @@ def _like(bundle: Bundle, value: Value) -> Tensor | None:
     return None if bundle.data is None else value.tensor
 
 
+@dataclass(frozen=True)
 class _Part:
-    """One contribution to a value; the last embedding is held back, so that parts become one tensor."""
+    """One contribution to a value, with what is still to be done to it.
 
-    def __init__(self, bundle: Bundle, embed: Embed | None = None) -> None:
-        self.bundle, self.embed = bundle, embed
+    Args:
+        bundle: the vectors.
+        factors: scalings held back: several become one, on the activation, before they touch the vectors.
+        embed: held back, so that parts side by side become one tensor.
+    """
+
+    bundle: Bundle
+    factors: tuple[Mul | Scale, ...] = ()
+    embed: Embed | None = None
+
+    def scaled(self) -> Bundle:
+        """The vectors with the scalings applied."""
+        return multiplied(self.bundle, self.factors)
+
+    def lent(self) -> _Part:
+        """The same vectors, not to be written into."""
+        bundle = self.scaled()
+        return _Part(Bundle(bundle.form, bundle.data, False))
 
 
-def _lent(bundle: Bundle) -> Bundle:
-    """The same data, not to be written into."""
-    return Bundle(bundle.form, bundle.data, False)
-
-
-def _through(bundle: Bundle | None, steps: Sequence[Primitive]) -> _Part | None:
-    *first, last = steps if steps else [None]
-    for step in first:
-        if bundle is None or step is None:
-            break
-        bundle = step.apply(bundle)
-    if bundle is None:
+def _through(part: _Part | None, steps: Sequence[Primitive]) -> _Part | None:
+    if part is None:
         return None
-    if isinstance(last, Embed) and not bundle.form.links.keys() & {
-        getattr(x, "key", None) for x in bundle.form.dims[last.dim]
-    }:
-        return _Part(bundle, last)
-    if last is not None:
-        bundle = last.apply(bundle)
-    return None if bundle is None else _Part(without_ones(bundle))
+    bundle: Bundle | None = part.bundle
+    factors = part.factors
+    for position, step in enumerate(steps):
+        assert bundle is not None
+        if isinstance(step, Mul | Scale):
+            factors = (*factors, step)
+            continue
+        bundle, factors = multiplied(bundle, factors), ()
+        if position == len(steps) - 1 and isinstance(step, Embed) and not _linked(bundle, step.dim):
+            return _Part(bundle, (), step)
+        bundle = step.apply(bundle)
+        if bundle is None:
+            return None
+        bundle = without_ones(bundle)
+    return None if bundle is None else _Part(bundle, factors)
 
 
-def _sum(parts: list[_Part]) -> Bundle | None:
+def _linked(bundle: Bundle, dim: int) -> bool:
+    return any(isinstance(atom, Link) for atom in bundle.form.dims[dim])
+
+
+def _sum(parts: list[_Part]) -> _Part | None:
     """The sum of contributions; embedded ones in one dimension that do not overlap are put side by side."""
+    if len(parts) == 1 and parts[0].embed is None:
+        return parts[0]
     groups: dict[object, list[tuple[Bundle, Embed]]] = {}
     bundles = []
     for part in parts:
         if part.embed is None:
-            bundles.append(part.bundle)
+            bundles.append(part.scaled())
             continue
         form, dim = part.bundle.form, part.embed.dim
         rest = (*form.dims[:dim], *form.dims[dim + 1 :])
@@ -175,7 +198,7 @@ def _sum(parts: list[_Part]) -> Bundle | None:
     for group in groups.values():
         for layer in _layers(group):
             bundles.append(assembled(layer))
-    return reduce(total, bundles) if bundles else None
+    return _Part(reduce(total, bundles)) if bundles else None
 
 
 def _layers(group: list[tuple[Bundle, Embed]]) -> list[list[tuple[Bundle, Embed]]]:
