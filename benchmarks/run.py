@@ -85,8 +85,10 @@ def about() -> dict[str, Any]:
     }
 
 
-def note_missing(options: Options) -> None:
-    """Say which peers cannot run here."""
+def note_doubts(options: Options) -> None:
+    """Say which peers cannot run here, and whether the machine is busy."""
+    if os.getloadavg()[0] > 0.5:
+        print("note: others use this machine; torch's threads wait for each other and suffer most", file=sys.stderr)
     if missing := [p for p in options.peers if p in jax_peers.JAX and p not in jax_peers.available()]:
         print(f"note: left out: {', '.join(missing)} (pip install jax asdex)", file=sys.stderr)
 
@@ -95,7 +97,7 @@ def main(given: Sequence[str] | None = None) -> int:
     """Measure, and print the table in Markdown; 1 if a network could not be measured."""
     chosen = arguments(given)
     limit_threads(chosen.threads)
-    note_missing(chosen.options)
+    note_doubts(chosen.options)
     facts = about()
     print(" · ".join(f"{key} {value}" for key, value in facts.items()) + "\n", flush=True)
     results: list[tuple[report.Result, Machine]] = []

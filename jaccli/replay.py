@@ -17,6 +17,7 @@ from jaccli.errors import JaccliError, UsageError
 from jaccli.graph.capture import capture, tensors_in
 from jaccli.graph.chain import Bracket
 from jaccli.graph.engine import engine
+from jaccli.graph.pool import Pool
 from jaccli.graph.program import Program, trace
 from jaccli.graph.recorder import CaptureGap
 from jaccli.layers.record import Inputs
@@ -45,6 +46,7 @@ class Replay:
     Attributes:
         programs: by the shapes, dtypes and devices of the inputs; None where replay was given up.
         stamp: of the network when they were recorded.
+        pool: memory for results.
     """
 
     network: Network
@@ -53,6 +55,7 @@ class Replay:
     decision: Decision
     programs: dict[Signature, Recorded | None] = field(default_factory=dict)
     stamp: tuple[Any, ...] = ()
+    pool: Pool = field(default_factory=Pool)
 
     def __call__(self, inputs: Inputs) -> Tensor:
         """J of the samples, ``(batch, n_out, n_in)``.
@@ -72,7 +75,7 @@ class Replay:
         recorded = self.programs[signature]
         if recorded is None:
             return self._anew(inputs)
-        matrix, *guards = _run(recorded, inputs)
+        matrix, *guards = _run(recorded, inputs, self.pool)
         for value, read in zip(guards, recorded.program.guards, strict=True):
             if value.item() != read:
                 raise UsageError(
@@ -107,7 +110,7 @@ class Replay:
             for bracket in brackets or [self.decision.bracket]:
                 program, matrix = self._traced(inputs, bracket)
                 if _alike(matrix, truth):
-                    found.append((_fastest(Recorded(program, torch.get_num_threads(), 0.0), inputs), bracket))
+                    found.append((_fastest(Recorded(program, torch.get_num_threads(), 0.0), inputs, self.pool), bracket))
             if not found:
                 return None
             recorded, bracket = min(found, key=lambda item: item[0].seconds)
@@ -122,7 +125,7 @@ class Replay:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             there = self._anew(elsewhere)
-        got, *guards = _run(recorded, elsewhere)
+        got, *guards = _run(recorded, elsewhere, self.pool)
         same_way = all(v.item() == read for v, read in zip(guards, recorded.program.guards, strict=True))
         return not same_way or _alike(got, there)
 
@@ -133,10 +136,16 @@ class Replay:
             return trace(graph, engine(graph, bracket))
 
 
-def _run(recorded: Recorded, inputs: Inputs) -> tuple[Tensor, ...]:
+def _run(recorded: Recorded, inputs: Inputs, pool: Pool) -> tuple[Tensor, ...]:
     tensors = [t.detach() for t in _tensors(inputs)]
+    program = recorded.program
     with torch.no_grad(), threads(recorded.threads):
-        return recorded.program.call(*tensors)
+        if not program.placing:
+            result, *guards = program.call(*tensors, None)
+            return (result.clone() if program.constant else result, *guards)
+        result = pool.take(program.shape, program.dtype, tensors[0].device)
+        _, *guards = program.call(*tensors, result.view(-1))
+        return (result, *guards)
 
 
 @contextmanager
@@ -153,7 +162,7 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _fastest(recorded: Recorded, inputs: Inputs) -> Recorded:
+def _fastest(recorded: Recorded, inputs: Inputs, pool: Pool) -> Recorded:
     """With as many threads as serve it best: small operators are faster on one."""
     most = torch.get_num_threads()
     found = []
@@ -162,7 +171,7 @@ def _fastest(recorded: Recorded, inputs: Inputs) -> Recorded:
         times = []
         for _ in range(defaults.REPLAY_TRIES):
             start = time.perf_counter()
-            _run(tried, inputs)
+            _run(tried, inputs, pool)
             times.append(time.perf_counter() - start)
         found.append(replace(tried, seconds=min(times)))
     return min(found, key=lambda r: r.seconds)

@@ -49,7 +49,7 @@ class Known:
 
     def _found(self, value: Value, fact: Fact, depth: int) -> Tensor | None:
         if not value.varies:
-            if not value.tensor.is_floating_point() or value.tensor.is_meta:
+            if value.tensor.is_meta or (fact == "-inf" and not value.tensor.is_floating_point()):
                 return None
             mask = value.tensor == 0 if fact == "zero" else value.tensor <= _AS_GOOD_AS_INFINITE
             return mask if bool(mask.any()) else None
@@ -110,8 +110,8 @@ class Known:
         masks = [self._operand(x, fact, depth) for x in (yes, no)]
         if masks == [None, None]:
             return None
-        kept = [none if m is None else m.to(none.device) for m in masks]
-        return torch.where(condition.tensor.bool(), *kept).expand(value.shape)
+        first, second = (none if m is None else m.to(none.device) for m in masks)
+        return torch.where(condition.tensor.bool(), first, second).expand(value.shape)
 
     def _moved(self, node: Node, value: Value, fact: Fact, depth: int) -> Tensor | None:
         """An operator that only moves elements moves the mask."""

@@ -123,7 +123,7 @@ def pattern(
         return None
     if work is None:
         work = _WORK + _WORK_SHARE * batch * size * target_size
-    pool = Sets(size, densest, work)
+    pool = Sets(size, min(1.0, 2 * densest), work)  # rows may be denser than J
     try:
         foot = _swept(nodes, maps_of, source, target, pool)
     except (SamplesMixed, TooMuchWork):

@@ -6,6 +6,7 @@ is computed once, what nothing needs is left out, and the rest becomes a Python 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,16 +25,23 @@ class Program:
     """A straight line of operators.
 
     Attributes:
-        call: from the input tensors to J and the guards' values.
+        call: from the input tensors and ``out`` to J and the guards' values.
         source: the Python code of it.
         guards: what the run was steered by: the values that must be read again.
         steps: how many operators.
+        shape: of J; likewise ``dtype``.
+        constant: J does not hang on the inputs: what is returned is the program's own.
+        placing: whether J is written into the memory given as ``out``, a flat tensor; else that may be None.
     """
 
     call: Callable[..., tuple[Tensor, ...]]
     source: str
     guards: list[Any] = field(default_factory=list)
     steps: int = 0
+    shape: tuple[int, ...] = ()
+    dtype: torch.dtype = torch.float32
+    placing: bool = False
+    constant: bool = False
 
 
 def trace(graph: Graph, plan: Engine) -> tuple[Program, Tensor]:
@@ -51,7 +59,7 @@ def trace(graph: Graph, plan: Engine) -> tuple[Program, Tensor]:
     guards = [(tracer.slot_of(v.tensor), read) for v, read in graph.guards]
     wanted = [result, *(slot for slot, _ in guards)]
     inputs = [tracer.slot_of(v.tensor) for v in graph.inputs]
-    live = _live(tracer.steps, wanted)
+    live, wanted = _plainer(_live(tracer.steps, wanted), wanted, inputs)
     program = _compiled(live, inputs, wanted)
     program.guards = [read for _, read in guards]
     return program, matrix
@@ -114,6 +122,85 @@ def _live(steps: Sequence[Step], wanted: Sequence[Slot]) -> list[Step]:
     return kept[::-1]
 
 
+# These hand their input on when the result lies in memory as the input does.
+_HANDED_ON = frozenset("permute view expand reshape _unsafe_view alias detach clone _to_copy t transpose".split())
+
+
+def _plainer(steps: list[Step], wanted: list[Slot], inputs: Sequence[Slot]) -> tuple[list[Step], list[Slot]]:
+    """Without the steps that change nothing, such as a copy of what nobody writes into."""
+    same: dict[Slot, Slot] = {}
+
+    def now(slot: Slot) -> Slot:
+        while slot in same:
+            slot = same[slot]
+        return slot
+
+    kept = []
+    for step in steps:
+        name = step.op._schema.name.split("::")[1]
+        source = step.args[0] if step.args and isinstance(step.args[0], Slot) else None
+        out = step.outputs[0] if len(step.outputs) == 1 else None
+        if name in _HANDED_ON and source is not None and out is not None and not step.written:
+            alike = (source.shape, source.stride, source.dtype) == (out.shape, out.stride, out.dtype)
+            apart = source.memory is not out.memory
+            if alike and not (apart and (source.memory.written or out.memory.written or out is wanted[0])):
+                same[out] = source
+                continue
+        kept.append(step)
+    for step in kept:
+        step.args, step.kwargs = _renamed(step.args, now), _renamed(step.kwargs, now)
+    return kept, [now(s) for s in wanted]
+
+
+def _renamed(tree: Any, now: Callable[[Slot], Slot]) -> Any:
+    if isinstance(tree, Slot):
+        return now(tree)
+    if isinstance(tree, list | tuple):
+        return type(tree)([_renamed(item, now) for item in tree])
+    if isinstance(tree, dict):
+        return {key: _renamed(item, now) for key, item in tree.items()}
+    return tree
+
+
+# Operators that can put their result where they are told.
+_OUT = frozenset("mm bmm mul add sub div cat clone zeros new_zeros new_empty empty".split())
+
+
+def _creation(steps: Sequence[Step], result: Slot) -> int | None:
+    """The step that makes J's memory, if it makes nothing more and can make it in a given place."""
+    for position, step in enumerate(steps):
+        made = [s for s in step.outputs if s is not None and s.memory is result.memory]
+        if not made:
+            continue
+        name = step.op._schema.name.split("::")[1]
+        whole = math.prod(made[0].shape) == math.prod(result.shape) and made[0].dtype == result.dtype
+        dense = made[0].stride == _contiguous(made[0].shape) and result.stride == _contiguous(result.shape)
+        return position if name in _OUT and whole and dense and not step.written else None
+    return None
+
+
+def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for n in reversed(shape):
+        strides.append(step)
+        step *= max(n, 1)
+    return tuple(strides[::-1])
+
+
+def _into(step: Step, call: str, key: str, first: str) -> str:
+    """The same operator with its result at ``out``, a flat tensor of J's elements."""
+    name = step.op._schema.name.split("::")[1]
+    assert step.outputs[0] is not None
+    place = f"out.view({list(step.outputs[0].shape)})"
+    if name in ("zeros", "new_zeros"):
+        return f"{place}.zero_()"
+    if name in ("empty", "new_empty"):
+        return place
+    if name == "clone":
+        return f"{place}.copy_({first})"
+    return f"{call[:-1]}, out={place})"
+
+
 def _compiled(steps: Sequence[Step], inputs: Sequence[Slot], wanted: Sequence[Slot]) -> Program:
     """The steps as a Python function."""
     names: dict[Slot, str] = {slot: f"x{i}" for i, slot in enumerate(inputs)}
@@ -151,10 +238,13 @@ def _compiled(steps: Sequence[Step], inputs: Sequence[Slot], wanted: Sequence[Sl
         return key
 
     lines = []
+    placed = _creation(steps, wanted[0])
     for position, step in enumerate(steps):
         key = _function(step, space)
         arguments = [text(a) for a in step.args] + [f"{k}={text(v)}" for k, v in step.kwargs.items()]
         call = f"{key}({', '.join(arguments)})"
+        if position == placed:
+            call = _into(step, call, key, arguments[0])
         fresh = [s for s in step.outputs if s is not None and s not in step.written]
         if not fresh:
             lines.append(call)
@@ -168,9 +258,11 @@ def _compiled(steps: Sequence[Step], inputs: Sequence[Slot], wanted: Sequence[Sl
         if ended:
             lines.append(" = ".join(name(s) for s in ended) + " = None")
     results = "".join(f"{name(slot)}, " for slot in wanted)
-    source = f"def program({', '.join(names[s] for s in inputs)}):\n    " + "\n    ".join([*lines, f"return ({results})"])
+    source = f"def program({', '.join([*(names[s] for s in inputs), 'out'])}):\n    " + "\n    ".join([*lines, f"return ({results})"])
     exec(compile(source, "<program>", "exec"), space)  # noqa: S102 - built from operators, not from text of a model
-    return Program(space["program"], source, steps=len(steps))
+    result = wanted[0]
+    placing = placed is not None and result.stride == _contiguous(result.shape)
+    return Program(space["program"], source, steps=len(steps), shape=result.shape, dtype=result.dtype, placing=placing, constant=result not in made)
 
 
 def _function(step: Step, space: dict[str, Any]) -> str:

@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from jaccli.graph.recorder import CaptureGap, Value
+from jaccli.graph.recorder import CaptureGap
 
 
 @dataclass(eq=False, slots=True)
 class Memory:
-    """What tensors that are views of each other share."""
+    """What tensors that are views of each other share.
+
+    ``written``: some operator writes into it.
+    """
 
     varies: bool = False
+    written: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -26,6 +30,9 @@ class Slot:
 
     memory: Memory
     tensor: Tensor | None = None
+    shape: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(eq=False, slots=True)
@@ -53,7 +60,7 @@ class Tracer(TorchDispatchMode):
         """A tensor that exists before."""
         memory = self.memories.setdefault(_storage(tensor), Memory())
         memory.varies |= varies
-        slot = Slot(memory, tensor)
+        slot = Slot(memory, tensor, tuple(tensor.shape), tensor.stride(), tensor.dtype)
         self.known[id(tensor)] = (weakref.ref(tensor), slot)
         return slot
 
@@ -63,13 +70,6 @@ class Tracer(TorchDispatchMode):
         if found is not None and found[0]() is tensor:
             return found[1]
         return self.adopt(tensor, False)
-
-    def forget(self, values: list[Value]) -> None:
-        """Nothing of the run is kept alive but constants."""
-        for value in values:
-            found = self.known.get(id(value.tensor))
-            if found is not None and value.varies and value.kind == "node":
-                found[1].tensor = None
 
     def see(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One dispatched operator."""
@@ -86,6 +86,7 @@ class Tracer(TorchDispatchMode):
             if alias is not None and alias.is_write and isinstance(given, Tensor):
                 slot = self.slot_of(given)
                 slot.memory.varies |= varies
+                slot.memory.written = True
                 step.written.append(slot)
         for tensor in result if many else (result,):
             step.outputs.append(self._output(tensor, varies, step) if isinstance(tensor, Tensor) else None)
@@ -101,7 +102,7 @@ class Tracer(TorchDispatchMode):
         if not alias or storage not in self.memories:
             self.memories[storage] = Memory(varies)
         memory = self.memories[storage]
-        slot = Slot(memory, None if varies else tensor)
+        slot = Slot(memory, None if varies else tensor, tuple(tensor.shape), tensor.stride(), tensor.dtype)
         self.known[id(tensor)] = (weakref.ref(tensor), slot)
         return slot
 
