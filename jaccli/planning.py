@@ -123,10 +123,11 @@ def look(prepared: Prepared) -> str | None:
     if prepared.engine is None:
         if prepared.samples_mix:
             return "samples mix"
-        try:
-            prepared.engine = engine(capture(prepared.linear.f))
-        except CaptureGap as gap:
-            return str(gap)
+        with readable(prepared.linear.f.inputs):
+            try:
+                prepared.engine = engine(capture(prepared.linear.f))
+            except CaptureGap as gap:
+                return str(gap)
     return None
 
 

@@ -61,6 +61,7 @@ def compute(
     target: o.To = None,
     output: o.Output = None,
     format: o.MatrixFormat = None,
+    sparse: o.Sparse = False,
     force: o.Force = False,
     samples: o.Samples = None,
     arg: o.ModelArgs = None,
@@ -92,7 +93,7 @@ def compute(
         partial(r.input_request, input, samples, arg),
         r.pair_request([*(source or []), *(layer or [])] or ["input"], target or "output"),
         r.run_request(method, chunk, max_memory, timeout, explain, quiet, no_color),
-        r.output_request(output, format, force, no_color, "matrix"),
+        r.output_request(output, format, force, no_color, "matrix", sparse),
     )
 
 

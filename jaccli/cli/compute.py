@@ -13,7 +13,7 @@ from jaccli.sinks.choose import is_stream
 if TYPE_CHECKING:
     from jaccli.planning import Decision
     from jaccli.prepare import Prepared
-    from jaccli.sinks.matrix import PairMeta
+    from jaccli.sinks.matrix import MatrixSink, PairMeta
 
 
 def run(
@@ -26,16 +26,13 @@ def run(
     """Write J of every pair and sample, block by block."""
     asked, samples = model(), given()
     from jaccli.cli import work
-    from jaccli.sinks.open_sink import matrix_sink
-    from jaccli.sinks.terminal import style_of
 
     with work.deadline(how.timeout):
         loaded = work.load(asked, samples, names)
         pairs = loaded.pairs
         batch = loaded.inputs.batch
-        style = style_of(sys.stdout.buffer, out.no_color)
         used: dict[str, str] = {}
-        with matrix_sink(out.format, out.path, force=out.force, style=style) as sink:
+        with _sink(out) as sink:
 
             def planned(_: Sequence[Decision], ready: Sequence[Prepared]) -> None:
                 sink.open([_meta(p, batch) for p in ready], samples=loaded.numbers)
@@ -46,8 +43,28 @@ def run(
                 used[key] = piece.outcome.method
             sink.close(_provenance(asked, used))
     if not is_stream(out.path):
-        shapes = ", ".join(" x ".join(map(str, pair.shape)) for pair in sink.pairs.values())
-        note(f"wrote {out.path}: {shapes}")
+        note(f"wrote {out.path}: {', '.join(_size(sink, pair) for pair in sink.pairs.values())}")
+
+
+def _sink(out: OutputRequest) -> MatrixSink:
+    from jaccli.sinks.open_sink import matrix_sink
+    from jaccli.sinks.sparse import sparse_sink
+    from jaccli.sinks.terminal import style_of
+
+    if out.sparse:
+        return sparse_sink(out.format, out.path, force=out.force)
+    return matrix_sink(out.format, out.path, force=out.force, style=style_of(sys.stdout.buffer, out.no_color))
+
+
+def _size(sink: MatrixSink, pair: PairMeta) -> str:
+    """``8 x 10 x 784``, and how much of it a sparse file keeps."""
+    from jaccli.sinks.sparse import SparseSink
+
+    size = " x ".join(map(str, pair.shape))
+    if not isinstance(sink, SparseSink):
+        return size
+    kept = sink.kept[pair.key]
+    return f"{size} ({kept} entries a sample, {kept / (pair.shape[1] * pair.shape[2]):.2%})"
 
 
 def _meta(prepared: Prepared, batch: int) -> PairMeta:

@@ -73,6 +73,7 @@ MatrixFormat = Annotated[
         show_default=False,
     ),
 ]
+Sparse = Annotated[bool, typer.Option("--sparse", help="Save only what is not zero, and where: as npz or safetensors.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Samples = Annotated[
     str | None,

@@ -28,6 +28,9 @@ from jaccli.samples.spec import (
 )
 from jaccli.sinks.choose import Format, Kind, check_output, choose_format
 
+# The formats that hold a sparse J.
+SPARSE: tuple[Format, ...] = ("npz", "safetensors")
+
 
 @dataclass(frozen=True)
 class ModelRequest:
@@ -169,17 +172,26 @@ class OutputRequest:
     format: Format
     force: bool
     no_color: bool
+    sparse: bool = False
 
 
-def output_request(path: str | None, format: str | None, force: bool, no_color: bool, kind: Kind) -> OutputRequest:
+def output_request(
+    path: str | None, format: str | None, force: bool, no_color: bool, kind: Kind, sparse: bool = False
+) -> OutputRequest:
     """Check that the output can be written, before any work.
 
     Raises:
-        UsageError: an unknown format, a file that exists, a folder that does not.
+        UsageError: an unknown format, a file that exists, a folder that does not, a format that has no sparse form.
     """
     chosen = choose_format(format, path, sys.stdout.isatty(), kind)
+    if sparse and chosen not in SPARSE:
+        raise UsageError(
+            f"--sparse: {chosen} does not hold a sparse J",
+            f"expected --format {' or '.join(SPARSE)}",
+            "or leave --sparse out",
+        )
     check_output(path, force)
-    return OutputRequest(path, chosen, force, no_color)
+    return OutputRequest(path, chosen, force, no_color, sparse)
 
 
 @dataclass(frozen=True)

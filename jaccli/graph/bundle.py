@@ -236,7 +236,7 @@ def merged(bundle: Bundle, d: int) -> Bundle:
 
 def without_ones(bundle: Bundle) -> Bundle:
     """Axes of size 1 are not stored."""
-    dims = tuple(() if atoms == (Free(1),) else atoms for atoms in bundle.form.dims)
+    dims = tuple(tuple(x for x in atoms if x != Free(1)) for atoms in bundle.form.dims)
     if dims == bundle.form.dims:
         return bundle
     form = replace(bundle.form, dims=dims)
@@ -294,9 +294,13 @@ def _same_splits(a: Bundle, b: Bundle) -> tuple[Bundle, Bundle]:
 
 def total(a: Bundle, b: Bundle) -> Bundle:
     """The sum of two bundles over the same activation."""
-    a, b = aligned(a, b)
-    if a.form.dims != b.form.dims:
+    a, b = aligned(without_ones(a), without_ones(b))
+    while a.form.dims != b.form.dims:
+        before = (a.form, b.form)
         a, b = _same_dims(a, b)
+        a, b = aligned(a, b)
+        if (a.form, b.form) == before:  # nothing but links of one is left between them
+            break
     if len(a.form.links) > len(b.form.links):
         a, b = b, a
     flat = a.form.flat & b.form.flat
@@ -394,7 +398,7 @@ def transposed(bundle: Bundle, shape: tuple[int, ...]) -> Bundle:
         bundle: J as columns or as rows.
         shape: of the activation that the ends belong to.
     """
-    bundle = ungraded(bundle)
+    bundle = ungraded(without_ones(bundle))
     form = bundle.form
     place: dict[Label, Label] = {}
     ends: list[End] = []
@@ -434,7 +438,7 @@ def product(rows: Bundle, columns: Bundle, shape: tuple[int, ...]) -> Bundle:
     Returns:
         Ends are the target, dims the source.
     """
-    rows, columns = ungraded(rows), ungraded(columns)
+    rows, columns = ungraded(without_ones(rows)), ungraded(without_ones(columns))
     for d in range(len(rows.form.dims)):
         rows, columns = _same_atoms_split(rows, columns, d)
     r, c = rows.form, columns.form

@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from abc import abstractmethod
+from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -27,6 +28,7 @@ _SAFETENSORS_DTYPE = {
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
+    torch.int64: "I64",
 }
 _CHUNK_BYTES = 4 << 20
 
@@ -89,29 +91,41 @@ class NpzSink(_CollectedSink):
     """npz with the provenance as JSON text under ``provenance``."""
 
     def _finish(self, named: dict[str, Tensor], provenance: dict[str, str]) -> None:
-        note_bfloat16(self.pairs.values(), "npz")
-        with zipfile.ZipFile(self._out, "w") as archive:
-            for key, tensor in named.items():
-                _add_array(archive, key, numpy_form(tensor))
-            _add_array(archive, PROVENANCE, np.array(json.dumps(provenance)))
+        write_npz(self._out, named, provenance, self.pairs.values())
 
 
 class SafetensorsSink(_CollectedSink):
     """safetensors with the provenance as metadata; written tensor by tensor, so a pipe will do."""
 
     def _finish(self, named: dict[str, Tensor], provenance: dict[str, str]) -> None:
-        header: dict[str, Any] = {"__metadata__": provenance}
-        offset = 0
+        write_safetensors(self._out, named, provenance)
+
+
+def write_npz(
+    out: BinaryIO, named: Mapping[str, Tensor], provenance: Mapping[str, str], pairs: Iterable[PairMeta]
+) -> None:
+    """Arrays and provenance as npz."""
+    note_bfloat16(pairs, "npz")
+    with zipfile.ZipFile(out, "w") as archive:
         for key, tensor in named.items():
-            end = offset + tensor.nbytes
-            name = _SAFETENSORS_DTYPE[tensor.dtype]
-            header[key] = {"dtype": name, "shape": list(tensor.shape), "data_offsets": [offset, end]}
-            offset = end
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)  # the format wants the data aligned
-        self._out.write(len(text).to_bytes(8, "little") + text)
-        for tensor in named.values():
-            self._out.write(raw_bytes(tensor.view(torch.uint8).numpy()))
+            _add_array(archive, key, numpy_form(tensor))
+        _add_array(archive, PROVENANCE, np.array(json.dumps(provenance)))
+
+
+def write_safetensors(out: BinaryIO, named: Mapping[str, Tensor], provenance: Mapping[str, str]) -> None:
+    """Tensors and provenance as safetensors."""
+    header: dict[str, Any] = {"__metadata__": provenance}
+    offset = 0
+    for key, tensor in named.items():
+        end = offset + tensor.nbytes
+        name = _SAFETENSORS_DTYPE[tensor.dtype]
+        header[key] = {"dtype": name, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the format wants the data aligned
+    out.write(len(text).to_bytes(8, "little") + text)
+    for tensor in named.values():
+        out.write(raw_bytes(tensor.contiguous().view(torch.uint8).numpy()))
 
 
 class TorchSink(_CollectedSink):

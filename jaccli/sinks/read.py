@@ -19,6 +19,7 @@ from jaccli.samples.spec import FileInput, FolderInput, StdinInput, check_input,
 from jaccli.sinks.choose import is_zarr
 from jaccli.sinks.matrix_binary import JACOBIAN
 from jaccli.sinks.read_text import read_csv, read_json
+from jaccli.sinks.sparse import SparseSamples, read_sparse, sparse_keys
 from jaccli.sinks.zarr_screen import screen_store
 
 UNKNOWN = "?"
@@ -26,11 +27,14 @@ UNKNOWN = "?"
 
 @dataclass(frozen=True)
 class SavedJacobian:
-    """J ``(batch, n_out, n_in)`` of a pair; a layer's name is ``?`` where the file does not tell it."""
+    """J ``(batch, n_out, n_in)`` of a pair; a layer's name is ``?`` where the file does not tell it.
+
+    Of a sparse file ``array`` is sparse too: ``array[i]`` is a dense tensor, ``array[[i, k]]`` samples still sparse.
+    """
 
     source: str
     target: str
-    array: Tensor
+    array: Tensor | SparseSamples
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -87,6 +91,12 @@ def _read(source: Source, key: str | None) -> Iterable[SavedJacobian]:
 
 
 def _from_container(container: Container, key: str | None, source: Source) -> list[SavedJacobian]:
+    sparse = sparse_keys(container.keys)
+    if sparse and (key is None or key in sparse):
+        return [
+            _named(name, read_sparse(container.read, name, source.name), container.metadata)
+            for name in (sparse if key is None else [key])
+        ]
     keys = [name for name in container.keys if name == JACOBIAN or "->" in name]
     if key is not None or (not keys and len(container.keys) == 1):
         keys = [pick_key(container, key, source)]
@@ -100,7 +110,7 @@ def _from_container(container: Container, key: str | None, source: Source) -> li
     return [_named(name, container.read(name), container.metadata) for name in keys]
 
 
-def _named(key: str, array: Tensor, metadata: Mapping[str, str]) -> SavedJacobian:
+def _named(key: str, array: Tensor | SparseSamples, metadata: Mapping[str, str]) -> SavedJacobian:
     source, arrow, target = key.partition("->")
     if not arrow:
         source, target = metadata.get("source", UNKNOWN), metadata.get("target", UNKNOWN)
@@ -137,6 +147,9 @@ def _read_zarr(path: str) -> list[SavedJacobian]:
 
 def _checked(saved: SavedJacobian, name: str) -> SavedJacobian:
     array = saved.array
+    if isinstance(array, SparseSamples):
+        _warn_of_non_finite(array.data, name)
+        return saved
     if array.dim() not in (2, 3) or array.numel() == 0 or array.dtype == torch.bool or array.is_complex():
         raise RefusedError(
             f"{name} is no Jacobian: shape {tuple(array.shape)} of {str(array.dtype).removeprefix('torch.')}",
@@ -144,7 +157,11 @@ def _checked(saved: SavedJacobian, name: str) -> SavedJacobian:
         )
     array = array if array.is_floating_point() else array.double()
     array = array if array.dim() == 3 else array[None]
+    _warn_of_non_finite(array, name)
+    return SavedJacobian(saved.source, saved.target, array, saved.provenance)
+
+
+def _warn_of_non_finite(array: Tensor, name: str) -> None:
     broken = int((~array.isfinite()).sum())
     if broken:
         warn(f"{name} has {broken} non-finite entries")
-    return SavedJacobian(saved.source, saved.target, array, saved.provenance)

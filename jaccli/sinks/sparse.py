@@ -1,0 +1,184 @@
+"""J kept sparse: the entries that are nonzero in any sample, and where they are.
+
+    data     (batch, nnz)   the entries of each sample
+    indices  (2, nnz)       int64, rows above columns, in row order
+    shape    (3,)           int64: batch, n_out, n_in
+
+Of several pairs in one file, the pair's key stands before these: ``fc1->output.data``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from jaccli.errors import InternalError, RefusedError
+from jaccli.samples.memory import require_memory
+from jaccli.sinks.choose import Format
+from jaccli.sinks.matrix import MatrixSink, PairMeta, Target
+from jaccli.sinks.matrix_binary import write_npz, write_safetensors
+
+_PARTS = ("data", "indices", "shape")
+# Elements beyond this overflow the numbers by which they are counted.
+_MOST_ELEMENTS = 2**62
+
+
+class SparseSink(MatrixSink):
+    """Holds the nonzero entries of the blocks seen so far, each with the places where any of its samples has one."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        self.kept: dict[str, int] = {}  # entries of a sample, once closed
+
+    def _check_disk(self) -> None:
+        """What will be written is known at the end."""
+
+    def _open(self) -> None:
+        self._out = self._handle()
+        self._parts: dict[str, list[tuple[Tensor, Tensor]]] = {key: [] for key in self.pairs}
+
+    def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
+        del start
+        flat = block.reshape(len(block), -1)
+        places = (flat != 0).any(0).nonzero().reshape(-1)  # NaN is not zero
+        self._parts[pair.key].append((places, flat.index_select(1, places)))
+
+    def _close(self, provenance: dict[str, str]) -> None:
+        named: dict[str, Tensor] = {}
+        for key, pair in self.pairs.items():
+            prefix = "" if self._only() else f"{key}."
+            data, places = _merged(pair, self._parts.pop(key))
+            self.kept[key] = len(places)
+            named[f"{prefix}indices"] = torch.stack([places // pair.shape[2], places % pair.shape[2]])
+            named[f"{prefix}shape"] = torch.tensor(pair.shape)
+            named[f"{prefix}data"] = data
+        self._finish(named, {**provenance, "layout": "sparse"})
+
+    @abstractmethod
+    def _finish(self, named: dict[str, Tensor], provenance: dict[str, str]) -> None: ...
+
+
+def _merged(pair: PairMeta, parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The entries of all blocks at the places of any: ``(batch, nnz)``, and the places ``(nnz,)``."""
+    places = torch.cat([found for found, _ in parts]).unique()
+    require_memory(pair.shape[0] * len(places) * pair.torch_dtype.itemsize, f"the sparse J of {pair.key!r}")
+    data = torch.zeros(pair.shape[0], len(places), dtype=pair.torch_dtype)
+    start = 0
+    for found, entries in parts:
+        data[start : start + len(entries)].index_copy_(1, torch.searchsorted(places, found), entries)
+        start += len(entries)
+    return data, places
+
+
+class SparseNpzSink(SparseSink):
+    """As npz."""
+
+    def _finish(self, named: dict[str, Tensor], provenance: dict[str, str]) -> None:
+        write_npz(self._out, named, provenance, self.pairs.values())
+
+
+class SparseSafetensorsSink(SparseSink):
+    """As safetensors."""
+
+    def _finish(self, named: dict[str, Tensor], provenance: dict[str, str]) -> None:
+        write_safetensors(self._out, named, provenance)
+
+
+def sparse_sink(
+    chosen: Format, out: str | None = None, *, force: bool = False, stdout: BinaryIO | None = None
+) -> SparseSink:
+    """The sparse sink for one of ``choose.SPARSE``; see ``open_sink.matrix_sink``."""
+    if chosen == "npz":
+        return SparseNpzSink(Target(out, force, stdout))
+    if chosen == "safetensors":
+        return SparseSafetensorsSink(Target(out, force, stdout))
+    raise InternalError(f"{chosen} does not hold a sparse J")
+
+
+@dataclass(frozen=True)
+class SparseSamples:
+    """J of several samples, read like a tensor ``(batch, n_out, n_in)``; only the sample asked for is made dense.
+
+    Args:
+        data: ``(batch, nnz)``.
+        places: ``(nnz,)``, in a sample's J as one row after another.
+        matrix: ``(n_out, n_in)``.
+    """
+
+    data: Tensor
+    places: Tensor
+    matrix: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(batch, n_out, n_in)``."""
+        return (len(self.data), *self.matrix)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the entries."""
+        return self.data.dtype
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, which: int | Sequence[int]) -> Tensor | SparseSamples:
+        """One sample's J, dense; or some of the samples, still sparse."""
+        if not isinstance(which, int):
+            return SparseSamples(self.data[list(which)], self.places, self.matrix)
+        out = torch.zeros(math.prod(self.matrix), dtype=self.data.dtype)
+        return out.index_copy_(0, self.places, self.data[which]).reshape(self.matrix)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for number in range(len(self)):
+            one = self[number]
+            assert isinstance(one, Tensor)
+            yield one
+
+
+def sparse_keys(keys: Sequence[str]) -> list[str]:
+    """What stands before ``data``, ``indices`` and ``shape``: ``""``, or pairs' keys."""
+    starts = [key.removesuffix("data") for key in keys if key == "data" or key.endswith(".data")]
+    return [start.removesuffix(".") for start in starts if all(start + part in keys for part in _PARTS)]
+
+
+def read_sparse(read: Callable[[str], Tensor], key: str, name: str) -> SparseSamples:
+    """A sparse J of a file.
+
+    Args:
+        read: an array by its name.
+        key: of ``sparse_keys``.
+        name: of the file, for messages.
+
+    Raises:
+        RefusedError: the parts do not make a matrix.
+        ResourceError: one sample's J does not fit into memory.
+    """
+    data, indices, shape = (read(f"{key}.{part}" if key else part) for part in _PARTS)
+    whole = tuple(shape.tolist()) if shape.dtype == torch.int64 and shape.shape == (3,) else ()
+    if len(whole) != 3 or min(whole) < 1 or math.prod(whole) > _MOST_ELEMENTS:
+        raise RefusedError(f"{name} is no sparse Jacobian: its shape is not (batch, n_out, n_in)")
+    batch, n_out, n_in = whole
+    if indices.dtype != torch.int64 or indices.dim() != 2 or data.shape != (batch, indices.shape[1]):
+        raise RefusedError(
+            f"{name} is no sparse Jacobian: data {tuple(data.shape)}, indices {tuple(indices.shape)}",
+            f"expected ({batch}, nnz) and (2, nnz)",
+        )
+    if data.dtype == torch.bool or data.is_complex() or len(indices) != 2:
+        raise RefusedError(f"{name} is no sparse Jacobian", "expected real numbers, and rows above columns")
+    rows, columns = indices
+    inside = ((rows >= 0) & (rows < n_out) & (columns >= 0) & (columns < n_in)).all()
+    if not bool(inside):
+        raise RefusedError(f"{name} is damaged: entries outside of {n_out} x {n_in}")
+    places = rows * n_in + columns
+    if len(places.unique()) != len(places):
+        raise RefusedError(f"{name} is damaged: an entry is given twice")
+    data = data if data.is_floating_point() else data.double()
+    require_memory(n_out * n_in * data.dtype.itemsize, f"one sample's J of {name}")
+    return SparseSamples(data, places, (n_out, n_in))
