@@ -14,7 +14,8 @@ from jaccli.graph.einsum import arranged, contract
 from jaccli.graph.form import Atom, End, Form, Free, Key, Label, Link, identity
 from jaccli.graph.meter import meter
 
-_MANY_BOXES = 64
+# Windows of more than this share of their axis are stored in full.
+_WIDE = 0.5
 
 
 @dataclass(frozen=True)
@@ -358,6 +359,12 @@ def _same_atoms(a: Bundle, b: Bundle, d: int) -> tuple[Bundle, Bundle]:
             if x.key == y.key and replace(x, clean=y.clean) == y:
                 a, b = cleaned(a), cleaned(b)
                 continue
+            if x.key == y.key and x.size == y.size and x.stride == y.stride:
+                low = min(x.offset, y.offset)
+                width = max(x.offset + x.width, y.offset + y.width) - low
+                if width <= _WIDE * x.size:
+                    a, b = grown(cleaned(a), d, position, low, width), grown(cleaned(b), d, position, low, width)
+                    continue
             if x.size == y.size or not (a.form.plain(x) and b.form.plain(y)):
                 a, b = unlink(a, [x.key]), unlink(b, [y.key])
                 continue
@@ -371,6 +378,25 @@ def _same_atoms(a: Bundle, b: Bundle, d: int) -> tuple[Bundle, Bundle]:
         if not ok:
             return merged(a, d), merged(b, d)
     return a, b
+
+
+def grown(bundle: Bundle, d: int, a: int, offset: int, width: int) -> Bundle:
+    """A window made wider, with zeros."""
+    old, form = bundle.form.dims[d][a], bundle.form
+    assert isinstance(old, Link)
+    if (old.offset, old.width) == (offset, width):
+        return bundle
+    new = replace(old, offset=offset, width=width)
+    wide = form.with_dim(d, tuple(new if x is old else x for x in form.dims[d]))
+    meter.move(form.numel + wide.numel)
+    data = bundle.data
+    if data is None:
+        return Bundle(wide, None)
+    if old.width == 1:
+        data = arranged(data, form.layout, wide.layout)
+    axis = wide.layout.index((d, a))
+    pads = [0, 0] * (data.dim() - 1 - axis) + [old.offset - offset, offset + width - old.offset - old.width]
+    return bundle.made(wide, torch.constant_pad_nd(data, pads))
 
 
 def _cut(bundle: Bundle, d: int, a: int, high: int) -> tuple[Bundle, bool]:

@@ -103,19 +103,16 @@ class Coloured:
 
     def predict(self) -> tuple[float, int]:
         """Seconds and elements of the largest intermediate result, by a dry run of one chunk."""
-        before, meter.on = meter.on, True
-        try:
+        start = self._start
+        batch, count = start.shape[0], min(self.chunk, self.passes)
+        with meter.counting(start.tensor.device, start.tensor.dtype):
             meter.reset()
-            start = self._start
-            self._through(_bundle(start.shape, min(self.chunk, self.passes), None))
-            rounds = -(-self.passes // self.chunk)
-            seconds, peak = meter.seconds * rounds, meter.peak
+            self._through(_bundle(start.shape, count, None))
+            seconds, peak = meter.seconds * -(-self.passes // self.chunk), meter.peak
             meter.reset()
-            full = start.shape[0] * math.prod(self.pattern.shape)
-            meter.move(full + 3 * start.shape[0] * self.pattern.nnz, fresh=full)
+            full = batch * math.prod(self.pattern.shape)
+            meter.move(full + 3 * batch * self.pattern.nnz, fresh=full)
             return seconds + meter.seconds, peak
-        finally:
-            meter.on = before
 
     def _through(self, bundle: Bundle) -> Bundle | None:
         return self.stretch.pull(bundle) if self._by_row else self.stretch.push(bundle)

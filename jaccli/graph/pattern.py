@@ -26,7 +26,7 @@ DENSEST = 0.25
 # Numbers of sets that may be looked at, some 15 ns each: so many, and a share of the elements of J, which take
 # as long to write.
 _WORK = 1e5
-_WORK_SHARE = 0.3
+_WORK_SHARE = 0.4
 
 _RUNNING = {"cumprod", "logcumsumexp", "cummax", "cummin"}
 _WINDOWED_POOLS = {"max_pool2d_with_indices", "max_pool3d_with_indices"}

@@ -299,6 +299,9 @@ class Slice:
             atom = atoms[0]
             if atom.width == 1 and atom.stride == 1 and self.step == 1:
                 return self._narrowed(bundle, atom)
+            if self.step == 1 and self.count > 1:  # windows reach out of what is left
+                moved = replace(atom, offset=atom.offset - self.start, size=self.count, clean=False)
+                return bundle.made(bundle.form.with_dim(self.dim, (moved,)), bundle.data, bundle.fresh)
             bundle = unlink(bundle, [atom.key])
         bundle = merged(bundle, self.dim)
         return self._picked(bundle)
@@ -355,8 +358,10 @@ class Embed:
         if self.count == self.full:
             return bundle
         atoms = bundle.form.dims[self.dim]
-        if len(atoms) == 1 and isinstance(atoms[0], Link) and atoms[0].width == 1:
-            atom = atoms[0]
+        if len(atoms) == 1 and isinstance(atoms[0], Link) and (atoms[0].width == 1 or self.step == 1):
+            bundle = cleaned(bundle)
+            (atom,) = bundle.form.dims[self.dim]
+            assert isinstance(atom, Link)
             moved = replace(
                 atom,
                 size=self.full,

@@ -167,8 +167,8 @@ def _direct(name: str, formula: Any) -> None:
         return [Map(value, out, (Mul(Late(lambda: formula(value.tensor, out.tensor)), out.shape),))]
 
 
-_direct("tanh", lambda x, y: 1 - y * y)
-_direct("sigmoid", lambda x, y: y * (1 - y))
+_direct("tanh", lambda x, y: torch.addcmul(torch.ones((), dtype=y.dtype, device=y.device), y, y, value=-1))
+_direct("sigmoid", lambda x, y: torch.addcmul(y, y, y, value=-1))
 _direct("relu", lambda x, y: (y > 0).to(y.dtype))
 _direct("exp", lambda x, y: y)
 _direct("sin", lambda x, y: torch.cos(x))
