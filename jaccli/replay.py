@@ -23,6 +23,7 @@ from jaccli.graph.recorder import CaptureGap
 from jaccli.layers.record import Inputs
 from jaccli.methods.base import nudged
 from jaccli.models.network import Network
+from jaccli.models.stamp import Stamp
 from jaccli.planning import Decision
 from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare
 from jaccli.stream import Choice, collect, stream
@@ -54,7 +55,7 @@ class Replay:
     choice: Choice
     decision: Decision
     programs: dict[Signature, Recorded | None] = field(default_factory=dict)
-    stamp: tuple[Any, ...] = ()
+    stamp: Stamp | None = None
     pool: Pool = field(default_factory=Pool)
 
     def __call__(self, inputs: Inputs) -> Tensor:

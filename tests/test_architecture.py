@@ -17,6 +17,7 @@ ROOT = Path(jaccli.__file__).parent
 LAYERS = [
     ["errors", "names", "defaults"],
     ["calibration"],
+    ["models.stamp"],
     ["models.network"],
     ["models"],
     ["samples"],

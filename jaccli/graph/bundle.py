@@ -43,6 +43,15 @@ def identity_bundle(shape: tuple[int, ...], like: Tensor | None) -> Bundle:
     return Bundle(form, torch.ones(form.sizes, dtype=like.dtype, device=like.device))
 
 
+def narrowed(bundle: Bundle, dim: int, start: int, size: int) -> Bundle:
+    """Of an identity, a range of the ends of one dimension."""
+    (atom,) = bundle.form.dims[dim]
+    assert isinstance(atom, Link)
+    ends = tuple(replace(e, start=start, size=size) if e.key == atom.key else e for e in bundle.form.ends)
+    form = replace(bundle.form.with_dim(dim, (replace(atom, offset=start),)), ends=ends)
+    return Bundle(form, bundle.data, bundle.fresh)
+
+
 def spread(form: Form, tensor: Tensor, dims: Iterable[int] | None = None) -> tuple[Tensor, list[Label]]:
     """A tensor over the dims (sizes of 1 broadcast), its axes labelled as the bundle's data.
 
@@ -521,8 +530,12 @@ def _same_atoms_split(a: Bundle, b: Bundle, d: int) -> tuple[Bundle, Bundle]:
     return a, b
 
 
-def matrix(bundle: Bundle) -> Tensor:
+def matrix(bundle: Bundle, whole: bool = True) -> Tensor:
     """``(batch, n_ends, n_dims)``; the first dimension of both is the samples.
+
+    Args:
+        bundle: J as rows.
+        whole: with zeros for ends that it does not cover; else only those that it covers.
 
     Raises:
         ValueError: samples are not linked with samples.
@@ -533,7 +546,8 @@ def matrix(bundle: Bundle) -> Tensor:
         raise ValueError("samples mix")
     kept = {x.key for x in batch if isinstance(x, Link)}
     bundle = unlink(bundle, form.links.keys() - kept)
-    bundle = widened(bundle, tuple(replace(e, start=0, size=e.full) for e in bundle.form.ends))
+    if whole:
+        bundle = widened(bundle, tuple(replace(e, start=0, size=e.full) for e in bundle.form.ends))
     form, data = bundle.form, bundle.data
     assert data is not None
     n_batch = math.prod(e.size for e in form.ends if e.key in kept)

@@ -16,7 +16,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from jaccli.graph.bundle import Bundle, identity_bundle, product, transposed
+from jaccli.graph.bundle import Bundle, identity_bundle, narrowed, product, transposed
 from jaccli.graph.meter import meter
 from jaccli.graph.recorder import Node, Value
 from jaccli.graph.rules import Map
@@ -69,6 +69,16 @@ class Sides:
         if self.columns is None and self.rows is not None:
             self.columns = transposed(self.rows, target.shape)
         return self.columns
+
+
+@dataclass(frozen=True)
+class Part:
+    """A range of one dimension of the activation at a cut."""
+
+    cut: int
+    dim: int
+    start: int
+    size: int
 
 
 class Chain:
@@ -144,17 +154,18 @@ class Chain:
             found.append((Bracket(i, j, way, parts, before + meter.seconds, peak, meet), sides))
         return min(found, key=lambda item: item[0].seconds)
 
-    def _do(self, way: Way, i: int, j: int, k: int, parts: Sequence[Sides], like: Tensor | None, meet: int | None = None) -> Sides:
+    def _do(self, way: Way, i: int, j: int, k: int, parts: Sequence[Sides], like: Tensor | None, meet: int | None = None,
+            part: Part | None = None) -> Sides:
         source, target = self.cuts[i], self.cuts[j]
         if any(p.zero for p in parts):
             return Sides(zero=True)
         if way == "pull":
-            rows = parts[0].as_rows(self.cuts[i + 1]) if parts else identity_bundle(target.shape, like)
+            rows = parts[0].as_rows(self.cuts[i + 1]) if parts else self._seeds(j, like, part)
             assert rows is not None
             rows = self.stretches[i].pull(rows, meet or 0)
             return Sides(rows=rows, zero=rows is None)
         if way == "push":
-            columns = parts[0].as_columns(self.cuts[j - 1]) if parts else identity_bundle(source.shape, like)
+            columns = parts[0].as_columns(self.cuts[j - 1]) if parts else self._seeds(i, like, part)
             assert columns is not None
             columns = self.stretches[j - 1].push(columns, source.shape, meet)
             return Sides(columns=columns, zero=columns is None)
@@ -186,14 +197,39 @@ class Chain:
             how += ", rows and columns meeting within"
         return [*lines, f"{name} {ends}: {how}, {rest * 1e3:.3g} ms"]
 
-    def run(self, bracket: Bracket, like: Tensor) -> Bundle | None:
-        """J as rows over the source; None where it is zero."""
-        return self._run(bracket, like).as_rows(self.cuts[bracket.first])
+    def _seeds(self, cut: int, like: Tensor | None, part: Part | None) -> Bundle:
+        """The identity on a cut, or the part of it that was asked for."""
+        whole = identity_bundle(self.cuts[cut].shape, like)
+        return narrowed(whole, part.dim, part.start, part.size) if part is not None and part.cut == cut else whole
 
-    def _run(self, bracket: Bracket, like: Tensor) -> Sides:
-        parts = [self._run(part, like) for part in bracket.parts]
+    def run(self, bracket: Bracket, like: Tensor, part: Part | None = None) -> Bundle | None:
+        """J as rows over the source; None where it is zero.
+
+        Args:
+            bracket: how.
+            like: a tensor of the dtype and on the device wanted.
+            part: the rows or columns wanted, of those that ``divisible`` gives.
+        """
+        return self._run(bracket, like, part).as_rows(self.cuts[bracket.first])
+
+    def _run(self, bracket: Bracket, like: Tensor, part: Part | None) -> Sides:
+        parts = [self._run(p, like, part) for p in bracket.parts]
         middle = bracket.parts[0].first if bracket.way == "product" else bracket.first
-        return self._do(bracket.way, bracket.first, bracket.last, middle, parts, like, bracket.meet)
+        return self._do(bracket.way, bracket.first, bracket.last, middle, parts, like, bracket.meet, part)
+
+    def divisible(self, bracket: Bracket) -> int | None:
+        """The cut whose identity J grows from alone, so that J can be had part by part: target, source or neither.
+
+        With parts, all that does not grow from that identity is computed once for each of them.
+        """
+        count = len(self.cuts) - 1
+        for way, cut in (("pull", count), ("push", 0)):
+            at: Bracket | None = bracket
+            while at is not None and at.parts and at.way == way:
+                at = at.parts[0]
+            if at is not None and not at.parts and at.way == way and cut in (at.first, at.last):
+                return cut
+        return None
 
 
 def _size(value: Value) -> int:

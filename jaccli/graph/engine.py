@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from jaccli.graph.bundle import identity_bundle, matrix
+from jaccli.graph.bundle import Bundle, identity_bundle, matrix, widened
 from jaccli.graph.capture import Graph
-from jaccli.graph.chain import Bracket, Chain
+from jaccli.graph.chain import Bracket, Chain, Part
 from jaccli.graph.cuts import active_nodes, stretches
 from jaccli.graph.recorder import CaptureGap
 from jaccli.graph.sweep import derivatives
 
 
+# One intermediate result is this share of J at most, or this many bytes where that is more; else J is taken
+# part by part, in so many parts at most: each has its own steps in a recorded program.
+SHARE = 0.25
+AT_LEAST = 2**20
+MOST_PARTS = 32
 # A sweep is tried by the clock when it is predicted to take at most so many times the best bracketing.
 NEAR = 2.0
 
@@ -68,18 +74,65 @@ def jacobian(plan: Engine) -> Tensor:
         CaptureGap: samples mix.
     """
     source, target = plan.graph.source.tensor, plan.graph.target.tensor
-    batch = source.shape[0]
+    batch, n_out, n_in = source.shape[0], target[0].numel(), source[0].numel()
     with torch.no_grad():
         if plan.bracket is None:
-            rows = identity_bundle(plan.graph.source.shape, source) if plan.graph.source is plan.graph.target else None
-        else:
-            rows = plan.chain.run(plan.bracket, source)
-        if rows is None:
-            return target.new_zeros(batch, target[0].numel(), source[0].numel())
-        try:
-            found = matrix(rows)
-        except ValueError as error:
-            raise CaptureGap(str(error)) from None
-        # The result is the caller's own: in order, and of no larger tensor.
-        mine = rows.fresh and found.is_contiguous() and found.untyped_storage().nbytes() == found.nbytes
-        return found if mine else found.clone(memory_format=torch.contiguous_format)
+            same = plan.graph.source is plan.graph.target
+            return _whole(identity_bundle(plan.graph.source.shape, source) if same else None, target, n_in)
+        parts = _parts(plan, batch * n_out * n_in)
+        if len(parts) < 2:
+            return _whole(plan.chain.run(plan.bracket, source), target, n_in)
+        out = target.new_empty(batch, n_out, n_in)
+        by_row, position = parts[0].cut != 0, 0
+        step = (n_out if by_row else n_in) // plan.chain.cuts[parts[0].cut].shape[parts[0].dim]
+        for part in parts:
+            rows = plan.chain.run(plan.bracket, source, part)
+            place = out.narrow(1 if by_row else 2, position * step, part.size * step)
+            place.copy_(_some(rows, place, part, by_row)) if rows is not None else place.zero_()
+            position += part.size
+        return out
+
+
+def _whole(rows: Bundle | None, target: Tensor, n_in: int) -> Tensor:
+    """All of J, the caller's own: in order, and of no larger tensor."""
+    if rows is None:
+        return target.new_zeros(target.shape[0], target[0].numel(), n_in)
+    found = _matrix(rows)
+    mine = rows.fresh and found.is_contiguous() and found.untyped_storage().nbytes() == found.nbytes
+    return found if mine else found.clone(memory_format=torch.contiguous_format)
+
+
+def _matrix(rows: Bundle, whole: bool = True) -> Tensor:
+    try:
+        return matrix(rows, whole)
+    except ValueError as error:
+        raise CaptureGap(str(error)) from None
+
+
+def _some(rows: Bundle, place: Tensor, part: Part, by_row: bool) -> Tensor:
+    """The rows or columns of one part."""
+    if by_row:
+        covered = tuple(
+            replace(e, start=part.start, size=part.size)
+            if e.key == (part.dim, 1) and e.full != part.size
+            else replace(e, start=0, size=e.full)
+            for e in rows.form.ends
+        )
+        return _matrix(widened(rows, covered), whole=False)
+    return _matrix(rows).reshape(place.shape[0], place.shape[1], -1).narrow(2, 0, place.shape[2])
+
+
+def _parts(plan: Engine, elements: int) -> list[Part]:
+    """Ranges of rows, so that what is held between steps stays small beside J and within the caches."""
+    assert plan.bracket is not None
+    cut = plan.chain.divisible(plan.bracket)
+    limit = max(SHARE * elements, AT_LEAST // plan.graph.target.tensor.element_size())
+    if cut is None or cut == 0 or plan.bracket.peak <= limit:
+        return []
+    shape = plan.chain.cuts[cut].shape
+    dim = next((d for d in range(1, len(shape)) if shape[d] > 1), None)
+    if dim is None:
+        return []
+    count = min(shape[dim], MOST_PARTS, -(-int(plan.bracket.peak) // int(limit)))
+    edges = [round(i * shape[dim] / count) for i in range(count + 1)]
+    return [Part(cut, dim, a, b - a) for a, b in pairwise(edges)]

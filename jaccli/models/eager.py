@@ -12,10 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
-from jaccli.models.network import Network, Tap, Same
+from jaccli.models.network import Network, Tap
+from jaccli.models.stamp import Stamp
 from jaccli.models.state import ModuleState, attribute_tensors, same_noise, without_parameter_gradients
 
-_PLAIN = frozenset((bool, int, float, str, tuple, type(None)))
+# What a module keeps and no forward pass reads.
+_ASIDE = frozenset(
+    """_initializing _non_persistent_buffers_set _state_dict_hooks _state_dict_pre_hooks _load_state_dict_pre_hooks
+    _load_state_dict_post_hooks _is_full_backward_hook _c _concrete_type""".split()
+)
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _NOISY = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
 
@@ -79,15 +84,23 @@ class EagerNetwork(Network):
         yield from self.module.parameters()
         yield from self.module.buffers()
 
-    def stamp(self) -> tuple[Any, ...]:
-        found = list(super().stamp())
-        for module in self.module.modules():
-            for value in vars(module).values():
-                if isinstance(value, dict):
-                    found.append((len(value), *(id(v) for v in value.values() if not isinstance(v, Tensor | nn.Module))))
-                elif not isinstance(value, Tensor):
-                    found.append(value if type(value) in _PLAIN else Same(value))
-        return tuple(found)
+    def stamp(self) -> Stamp:
+        stamp = Stamp()
+        waiting: list[nn.Module] = [self.module]
+        seen: set[int] = set()
+        while waiting:
+            module = waiting.pop()
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            stamp.name(module)
+            stamp.name(type(module))
+            for name, value in vars(module).items():
+                if name not in _ASIDE:
+                    waiting += stamp.value(value)
+            if isinstance(module, torch.jit.ScriptModule):
+                _stamp_script(stamp, module)
+        return stamp
 
     def _device(self) -> torch.device | None:
         return next((t.device for t in self.tensors()), None)
@@ -104,6 +117,16 @@ class EagerNetwork(Network):
         if noisy:
             found.append(f"Dropout is in training mode ({_some(noisy)}): J is that of one random mask")
         return found
+
+
+def _stamp_script(stamp: Stamp, module: Any) -> None:
+    """Of a script within an ordinary module: what lies on the other side of the binding."""
+    for _, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        stamp.tensor(tensor)
+    kind = vars(module).get("_concrete_type")
+    for name in ("training", *(kind.get_attributes() if kind is not None else ())):
+        if module._c.hasattr(name):
+            stamp.value(module._c.getattr(name))
 
 
 def _some(names: list[str]) -> str:

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from jaccli.models.stamp import Stamp
+
 
 class StopRun(BaseException):
     """Raised by a tap that has seen all it wants; ``Network.run`` lets it through.
@@ -39,21 +41,6 @@ class Tap(Protocol):
 
     def leave(self, path: str, call: int, output: Any) -> Any:
         """After the call: the output to go on with."""
-
-
-class Same:
-    """Equal to itself by identity."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and other.value is self.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
 
 
 class Network(ABC):
@@ -86,12 +73,12 @@ class Network(ABC):
     def tensors(self) -> Iterator[Tensor]:
         """Parameters and buffers: where the model lives and in which dtype."""
 
-    def stamp(self) -> tuple[Any, ...]:
-        """What a recorded program rests on; another stamp means that it has to be recorded again.
-
-        Holds what it names, so that no identity is used twice.
-        """
-        return tuple((Same(t), 0 if t.is_inference() else t._version) for t in self.tensors())
+    def stamp(self) -> Stamp:
+        """What a recorded program rests on; another stamp means that it has to be recorded again."""
+        stamp = Stamp()
+        for tensor in self.tensors():
+            stamp.tensor(tensor)
+        return stamp
 
     def doubtful(self) -> list[str]:
         """Why numbers about this model may not mean what they seem (BatchNorm in training mode)."""

@@ -14,8 +14,9 @@ from jaccli.models.network import Network, Tap
 from jaccli.models.script import binding
 from jaccli.models.script.program import Code, Program
 from jaccli.models.script.run import Run
-from jaccli.models.script.state import ModuleNode, live_tree, snapshot
+from jaccli.models.script.state import ModuleNode, adopt, live_tree, snapshot
 from jaccli.models.script.values import map_tensors, printable
+from jaccli.models.stamp import Stamp
 from jaccli.models.state import without_parameter_gradients
 
 _DRAWS_WHEN_TRAINING = ("Dropout", "RReLU")
@@ -52,6 +53,9 @@ class ScriptNetwork(Network):
         self._schema = forward.schema
         inputs = list(forward.graph.inputs())[1:]
         name = f"{self._root.cls}.forward"
+        self._read_by: dict[str, list[str]] = {}
+        for cls, attribute in sorted(program.aliases.fields):
+            self._read_by.setdefault(cls, []).append(attribute)
         self._written = [program.aliases.value_is_written(name, value) for value in inputs]
 
     def layers(self) -> Mapping[str, str]:
@@ -118,6 +122,20 @@ class ScriptNetwork(Network):
                     seen.add(id(tensor))
                     yield tensor
 
+    def stamp(self) -> Stamp:
+        """Parameters, buffers, and every attribute that the code can read."""
+        stamp = Stamp()
+        for node in self._root.walk():
+            for name in self._read_by.get(node.cls, ()):
+                if name in node.children:
+                    continue
+                try:
+                    value = node.read(name)
+                except (RuntimeError, AttributeError, KeyError):  # declared and never set
+                    continue
+                _add(stamp, value)
+        return stamp
+
     def doubtful(self) -> list[str]:
         """Layers whose training mode makes samples mix or results vary."""
         found = []
@@ -131,6 +149,17 @@ class ScriptNetwork(Network):
             elif any(part in kind for part in _DRAWS_WHEN_TRAINING) and _reads_true(node, "p", True):
                 found.append(f"{name} ({printable(kind, 40)}) is in training mode: results are random")
         return found
+
+
+def _add(stamp: Stamp, value: Any) -> None:
+    """Objects of a script's own classes come in a new wrapper at each reading."""
+    if isinstance(getattr(value, "_c", value), torch._C.ScriptObject):
+        instance = adopt(value)
+        stamp.value(instance.cls)
+        for name in sorted(instance.fields):
+            _add(stamp, instance.fields[name])
+        return
+    stamp.value(value)
 
 
 def _after(first: Any, second: Any) -> Any:
