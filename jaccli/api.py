@@ -12,16 +12,16 @@ from torch import Tensor
 
 from jaccli.errors import UsageError, warn
 from jaccli.execution import report_path
+from jaccli.explain import explain
 from jaccli.layers.record import Inputs
 from jaccli.layers.resolve import resolve
 from jaccli.layers.samples import find_samples
-from jaccli.methods import METHODS
 from jaccli.models.adapt import as_network
 from jaccli.models.network import Network
 from jaccli.models.state import Noise, same_noise
 from jaccli.names import check_method
 from jaccli.operators import JacobianOperator
-from jaccli.planning import Decision, decide, human
+from jaccli.planning import Decision, decide
 from jaccli.prepare import Pair, computing, exact_attention, prepare, readable
 from jaccli.replay import Replay
 from jaccli.stream import Choice, collect, stream
@@ -154,34 +154,6 @@ def _inputs(x: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any] | None, di
     if x.dim() <= dim or x.shape[dim] == 0:
         raise UsageError(f"x has shape {tuple(x.shape)}", f"expected at least one sample in dimension {dim}")
     return Inputs((x, *args), dict(kwargs or {}), dim)
-
-
-def explain(name: str, shape: tuple[int, int, int], decision: Decision) -> str:
-    """A plan that a person can read."""
-    batch, n_out, n_in = shape
-    method = decision.method or "none"
-    passes = "no passes"
-    if decision.method == "structured":
-        passes = f"1 forward pass, {len(decision.steps)} steps instead of {n_out} backward passes"
-    elif decision.method is not None:
-        unit = "backward" if METHODS[decision.method].by == "row" else "forward"
-        count = n_out if METHODS[decision.method].by == "row" else n_in
-        if decision.method == "finite-difference":
-            count, unit = 2 * n_in, "plain forward"
-        passes = f"{count} {unit} passes, {min(decision.chunk, count)} at a time"
-    samples = f"each of {batch} samples" if batch > 1 else "one sample"
-    at_once = f"at most {decision.block} samples at a time" if decision.block < batch else "all samples at a time"
-    lines = [
-        f"plan {name}: J is {n_out} x {n_in} for {samples} ({human(batch * decision.sample_bytes)})",
-        f"  method   {method}: {decision.why}",
-        f"  passes   {passes}",
-        f"  memory   {human(decision.peak_bytes)} predicted, {at_once}",
-    ]
-    lines += [f"  step     {step}" for step in decision.steps]
-    if decision.predicted_s is not None:
-        lines.append(f"  time     {decision.predicted_s * 1e3:.3g} ms predicted")
-    lines += [f"  not {other}: {why}" for other, why in decision.others.items()]
-    return "\n".join(lines)
 
 
 def _setup(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,12 +21,15 @@ from jaccli.methods import MethodGap
 from jaccli.methods.base import reason
 from jaccli.models.network import Network
 from jaccli.names import MethodName
-from jaccli.planning import Decision, decide
+from jaccli.planning import Decision, decide, predicted_seconds
 from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare
 from jaccli.reference import Reference, reference, relative_error
 from jaccli.stream import Choice, collect, stream
+from jaccli.tuning import tuned
 
 Say = Callable[[str], None]
+# What is timed of these is a planned call.
+PLANNED = ("auto", "structured")
 
 
 @dataclass
@@ -39,7 +44,9 @@ class Contender:
         peak_bytes: most memory held at once beyond what was there before, J included.
         max_error: largest relative Frobenius error of a sample against the reference.
         predicted_s: what the plan said.
+        predicted_bytes: what the plan said of the peak.
         plan_s: seconds that planning took, once.
+        session: held around the calls, and not timed.
     """
 
     method: MethodName
@@ -50,7 +57,9 @@ class Contender:
     peak_bytes: int | None = None
     max_error: float | None = None
     predicted_s: float | None = None
+    predicted_bytes: int | None = None
     plan_s: float = 0.0
+    session: Callable[[], AbstractContextManager[None]] = nullcontext
     call: Callable[[], Tensor] | None = None
 
     @property
@@ -85,8 +94,8 @@ def race(
 
     Each is warmed up and checked once, then all take turns, in an order that rotates, until the rounds
     are done: at least three, at most ``BENCH_ROUNDS``, about ``max_time`` seconds in all. What is timed
-    is one whole J from samples that are there: forward pass and products; for ``auto``, a call of a
-    plan, its checks included.
+    is one whole J from samples that are there: forward pass and products; for ``auto`` and
+    ``structured`` a call of a plan, as ``jaccli.plan`` makes it, its checks included.
 
     Args:
         network: the model.
@@ -100,63 +109,80 @@ def race(
         say: told what is going on.
     """
     choice = Choice("auto", max_memory, chunk)
-    with computing(network):
-        with exact_attention(True):
-            (probe,) = prepare(network, inputs, [pair])
+    with computing(network), exact_attention(True):
+        (probe,) = prepare(network, inputs, [pair])
         say("reference in float64")
         truth = reference(network, inputs, pair, probe.samples_mix)
-        contenders = [_enter(network, inputs, pair, replace(choice, method=m), probe) for m in methods]
-        for contender in contenders:
-            say(f"warm-up {contender.method}")
-            _warm_up(contender, truth)
-        running = [c for c in contenders if c.status == "ok"]
-        warm = [c.times_s.pop() for c in running]
-        count = rounds or _rounds(warm, max_time)
-        for turn in range(count):
-            say(f"round {turn + 1} of {count}")
-            for position in range(len(running)):
-                contender = running[(turn + position) % len(running)]
-                contender.times_s.append(_timed(contender)[0])
-        for contender in running:
-            say(f"memory of {contender.method}")
-            contender.peak_bytes = _peak_bytes(contender)
+    contenders = []
+    for method in methods:
+        say(f"plan for {method}")
+        contenders.append(_enter(network, inputs, pair, replace(choice, method=method), probe))
+    for contender in contenders:
+        say(f"warm-up {contender.method}")
+        _warm_up(contender, truth)
+    running = [c for c in contenders if c.status == "ok"]
+    warm = [c.times_s.pop() for c in running]
+    count = rounds or _rounds(warm, max_time)
+    for turn in range(count):
+        say(f"round {turn + 1} of {count}")
+        for position in range(len(running)):
+            contender = running[(turn + position) % len(running)]
+            contender.times_s.append(_timed(contender)[0])
+    for contender in running:
+        say(f"memory of {contender.method}")
+        contender.peak_bytes = _peak_bytes(contender)
     return Race(contenders, truth, count, probe.linear.shape)
 
 
 def _enter(network: Network, inputs: Inputs, pair: Pair, choice: Choice, probe: Prepared) -> Contender:
     contender = Contender(choice.method)
     start = time.perf_counter()
+    replay = None
     try:
-        with exact_attention(choice.exact_attention):
+        with computing(network), exact_attention(choice.exact_attention):
             (prepared,) = prepare(network, inputs, [pair], graph=choice.needs_graph)
             decision = decide(
                 prepared, choice.method, max_memory=choice.max_memory, chunk=choice.chunk, keep=inputs.batch
             )
+        if choice.method in PLANNED:
+            decision, replay = tuned(network, pair, choice, decision, inputs, prepared)
+        contender.plan_s = time.perf_counter() - start
+        with computing(network), exact_attention(choice.exact_attention):
+            contender.predicted_s = predicted_seconds(prepared, decision)
     except JaccliError as error:
         contender.status, contender.why = "failed", error.given
         return contender
-    contender.plan_s = time.perf_counter() - start
-    contender.takes, contender.predicted_s = decision.method or "zero", decision.predicted_s
-    contender.call = _caller(network, inputs, pair, choice, decision, probe)
+    contender.takes, contender.predicted_bytes = decision.method or "zero", decision.peak_bytes
+    if replay is not None:
+        contender.call = partial(replay, inputs)
+    elif decision.method is None or choice.method == "auto" or decision.bracket is not None:
+        contender.call = _streamed(network, inputs, pair, choice, decision)
+    else:
+        contender.call = _plain(network, inputs, pair, choice, decision, probe)
+        contender.session = partial(computing, network)
     return contender
 
 
-def _caller(
+def _streamed(network: Network, inputs: Inputs, pair: Pair, choice: Choice, decision: Decision) -> Callable[[], Tensor]:
+    """A call of a plan that is not recorded, its checks included."""
+    return lambda: collect(stream(network, inputs, [pair], choice, keep=True, decisions=[decision]), inputs.batch)
+
+
+def _plain(
     network: Network, inputs: Inputs, pair: Pair, choice: Choice, decision: Decision, probe: Prepared
 ) -> Callable[[], Tensor]:
-    if choice.method == "auto" or decision.method is None:
-        # What a user's call of a plan costs, its checks included.
-        return lambda: collect(stream(network, inputs, [pair], choice, keep=True, decisions=[decision]), inputs.batch)
+    """One method alone: no checks, and no other in its place."""
     method = decision.method
+    assert method is not None
 
-    def plain() -> Tensor:
+    def call() -> Tensor:
         with exact_attention(choice.exact_attention):
             (prepared,) = prepare(network, inputs, [pair], graph=choice.needs_graph, probe=False)
             prepared.samples_mix = probe.samples_mix
             outcome: Outcome = fill(prepared, method, decision.chunk)
         return outcome.matrix
 
-    return plain
+    return call
 
 
 def _warm_up(contender: Contender, truth: Reference) -> None:
@@ -176,11 +202,12 @@ def _warm_up(contender: Contender, truth: Reference) -> None:
 
 def _timed(contender: Contender) -> tuple[float, Tensor]:
     assert contender.call is not None
-    _synchronise()
-    start = time.perf_counter()
-    matrix = contender.call()
-    _synchronise()
-    return time.perf_counter() - start, matrix
+    with contender.session():
+        _synchronise()
+        start = time.perf_counter()
+        matrix = contender.call()
+        _synchronise()
+        return time.perf_counter() - start, matrix
 
 
 def _synchronise() -> None:
@@ -198,15 +225,16 @@ def _peak_bytes(contender: Contender) -> int:
     from torch.profiler import ProfilerActivity, profile
 
     assert contender.call is not None
-    if torch.accelerator.is_available():
-        backend: Any = torch.get_device_module()
-        backend.reset_peak_memory_stats()
-        before = backend.memory_allocated()
-        contender.call()
-        if backend.max_memory_allocated() > before:
-            return int(backend.max_memory_allocated() - before)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False) as recorded:
-        contender.call()
+    with contender.session():
+        if torch.accelerator.is_available():
+            backend: Any = torch.get_device_module()
+            backend.reset_peak_memory_stats()
+            before = backend.memory_allocated()
+            contender.call()
+            if backend.max_memory_allocated() > before:
+                return int(backend.max_memory_allocated() - before)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False) as recorded:
+            contender.call()
     held = peak = 0
     events = recorded.profiler.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")

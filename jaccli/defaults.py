@@ -38,6 +38,8 @@ CLEARLY = 0.25
 REPLAY_TRIES = 3
 # Rows or columns of a trial.
 TRIAL_ROWS = 8
+# The first backward pass of a process that is handed a batch of cotangents imports sympy, for so many seconds.
+SYMPY_IMPORT = 0.4
 # The first vectorised forward pass of a process imports for about a second.
 FUNCTORCH_IMPORT = 1.0
 # J is held against an independent product; larger differences, relative to the size of the terms, are

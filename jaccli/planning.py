@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -44,7 +45,7 @@ class Decision:
         others: why each other method was not taken.
         predicted_s: predicted time for ``batch`` samples, where it was measured.
         bracket: of the structured method: how the chain is multiplied out.
-        steps: the same for people.
+        steps: the same for people; ``passes`` in short.
     """
 
     method: MethodName | None
@@ -58,6 +59,7 @@ class Decision:
     predicted_s: float | None = None
     bracket: Bracket | None = None
     steps: tuple[str, ...] = ()
+    passes: str = ""
 
     def chunk_for(self, batch: int) -> int:
         """The chunk that takes the same memory with another number of samples."""
@@ -65,7 +67,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class _Room:
+class Room:
     """Memory: ``limit`` for everything, of which ``kept`` is for results that stay."""
 
     limit: int
@@ -101,13 +103,13 @@ def decide(
     with readable(linear.f.inputs):
         sizes = footprint(linear)
     limit = max_memory if max_memory is not None else available(linear.value.device)
-    room = _Room(limit, keep * _sample_bytes(prepared), max_memory is not None)
+    room = Room(limit, keep * _sample_bytes(prepared), max_memory is not None)
     if not prepared.connected:
         return _sized(prepared, None, "no path from source to target: J is structurally zero", room, 1, sizes)
     if method == "structured":
         gap = look(prepared)
         if gap is None:
-            return with_structure(prepared, _sized(prepared, method, "asked for", room, chunk, sizes))
+            return with_structure(prepared, _sized(prepared, method, "asked for", room, chunk, sizes), room)
         decision = _sized(prepared, method, "asked for", room, chunk, sizes)
         return replace(decision, others={"structured": gap})
     if method != "auto":
@@ -115,7 +117,15 @@ def decide(
     choice, why, others, seconds = _auto(prepared, lambda name: _sized(prepared, name, "", room, chunk, sizes).chunk)
     decision = _sized(prepared, choice, why, room, chunk, sizes)
     decision = replace(decision, others=others, predicted_s=seconds)
-    return with_structure(prepared, decision) if choice == "structured" else decision
+    if choice != "structured":
+        return decision
+    found = with_structure(prepared, decision, room)
+    if found.peak_bytes <= room.limit:
+        return found
+    others = {**others, "structured": f"{human(found.peak_bytes)} for one sample"}
+    others.pop("reverse", None)
+    decision = _sized(prepared, "reverse", "the structured engine does not fit the memory", room, chunk, sizes)
+    return replace(decision, others=others)
 
 
 def look(prepared: Prepared) -> str | None:
@@ -131,11 +141,23 @@ def look(prepared: Prepared) -> str | None:
     return None
 
 
-def with_structure(prepared: Prepared, decision: Decision) -> Decision:
-    """The decision with the bracketing that ``look`` found."""
+def with_structure(prepared: Prepared, decision: Decision, room: Room | None = None) -> Decision:
+    """The decision with the bracketing that ``look`` found, and the memory that it takes."""
     assert prepared.engine is not None
-    found = prepared.engine
-    return replace(decision, bracket=found.bracket, steps=tuple(found.describe()), predicted_s=found.seconds)
+    found, batch = prepared.engine, decision.batch
+    need = found.work_bytes + (0 if room is not None and room.kept else batch * decision.sample_bytes)
+    block = decision.block if room is None else max(1, int(room.free * batch / max(need, 1)))
+    kept = room.kept if room is not None else 0
+    peak = int(need * min(block, batch) / batch) + kept
+    return replace(
+        decision,
+        bracket=found.bracket,
+        steps=tuple(found.describe()),
+        passes=found.passes(),
+        predicted_s=found.seconds,
+        block=max(block, batch) if prepared.samples_mix else block,
+        peak_bytes=peak,
+    )
 
 
 def _sample_bytes(prepared: Prepared) -> int:
@@ -153,7 +175,7 @@ def _row_bytes(prepared: Prepared, method: MethodName, sizes: Footprint) -> int:
 
 
 def _sized(
-    prepared: Prepared, method: MethodName | None, why: str, room: _Room, chunk: int | None, sizes: Footprint
+    prepared: Prepared, method: MethodName | None, why: str, room: Room, chunk: int | None, sizes: Footprint
 ) -> Decision:
     """Fit the chunk and the block of samples into the room there is."""
     linear = prepared.linear
@@ -175,7 +197,7 @@ def _sized(
     return Decision(method, chosen, batch, block, why, _sample_bytes(prepared), peak)
 
 
-def _too_small(prepared: Prepared, room: _Room, need: int) -> ResourceError:
+def _too_small(prepared: Prepared, room: Room, need: int) -> ResourceError:
     f = prepared.linear.f
     what = "all samples' J" if room.kept > room.limit else "one sample's J and its passes"
     return ResourceError(
@@ -201,10 +223,16 @@ def _auto(
     n_out, n_in = linear.f.n_out, linear.f.n_in
     if linear.live is None or prepared.probe.backward_gap:
         return _without_backward(prepared, chunk_of)
-    start = time.perf_counter()
-    linear.vjp(torch.ones_like(linear.value).reshape(linear.batch, -1))
-    loop_s = (time.perf_counter() - start) * n_out
+    loop_s = prepared.probe.seconds * n_out
+    if loop_s >= defaults.TRIAL_FROM:  # the first pass warms up
+        start = time.perf_counter()
+        linear.vjp(torch.ones_like(linear.value).reshape(linear.batch, -1))
+        loop_s = (time.perf_counter() - start) * n_out
     shape = f"{n_out} rows, {n_in} columns"
+    cold = "torch.fx.experimental.symbolic_shapes" not in sys.modules
+    if loop_s < defaults.TRIAL_FROM and cold:
+        others = {"reverse": f"the first batched pass of a process imports for {seconds(defaults.SYMPY_IMPORT)}"}
+        return "loop", f"{shape}: backward passes are soon done", others, loop_s
     if loop_s < defaults.TRIAL_FROM:
         others = {"loop": "rows one by one, where they go together", "forward": f"{n_in} columns, not fewer"}
         return "reverse", f"{shape}: backward passes are soon done", others, None
@@ -213,6 +241,11 @@ def _auto(
     if engine_s < defaults.CLEARLY * loop_s:
         others = dict.fromkeys(("reverse", "loop"), f"at most {seconds(loop_s)}")
         return "structured", f"{shape}: {seconds(engine_s)} predicted from the network's structure", others, engine_s
+    if cold and min(engine_s, loop_s) < defaults.SYMPY_IMPORT:
+        why = "predicted, and other ways import first"
+        if engine_s < loop_s:
+            return "structured", f"{shape}: {seconds(engine_s)} {why}", {"loop": f"{seconds(loop_s)} predicted"}, engine_s
+        return "loop", f"{shape}: {seconds(loop_s)} {why}", {"structured": gap or seconds(engine_s)}, loop_s
     predicted = _tried(prepared, loop_s, chunk_of)
     if gap is None:
         predicted["structured"] = engine_s
@@ -243,6 +276,28 @@ def _tried(prepared: Prepared, loop_s: float, chunk_of: Callable[[MethodName], i
         if seconds is not None:
             predicted[name] = seconds
     return predicted
+
+
+def predicted_seconds(prepared: Prepared, decision: Decision) -> float | None:
+    """What the decision's method is going to take, from a few of its passes; None where those fail.
+
+    Cost: two chunks of some rows or columns, where the decision does not know already.
+    """
+    linear, name = prepared.linear, decision.method
+    if decision.predicted_s is not None or name is None or name == "structured":
+        return decision.predicted_s
+    if name in ("reverse", "forward"):
+        return _trial(prepared, name, min(defaults.TRIAL_ROWS, decision.chunk))
+    try:
+        if name == "finite-difference":
+            with torch.no_grad():
+                return min(_timed(lambda: linear.evaluate(linear.point)) for _ in range(2)) * 2 * linear.f.n_in
+        ones = torch.ones_like(linear.value).reshape(linear.batch, -1)
+        return min(_timed(lambda: linear.vjp(ones)) for _ in range(2)) * linear.f.n_out
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return None
 
 
 def _trial(prepared: Prepared, name: MethodName, chunk: int) -> float | None:

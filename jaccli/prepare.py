@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ class Probe:
     row: Tensor | None = None
     backward_gap: str | None = None
     samples: slice = field(default_factory=lambda: slice(0, None, 2))
+    seconds: float = 0.0
 
 
 @dataclass
@@ -195,6 +197,7 @@ def _probe(prepared: Prepared) -> None:
     generator = torch.Generator().manual_seed(0)
     u = torch.randn(linear.batch, linear.f.n_out, generator=generator).to(linear.value)
     u[1::2] = 0
+    start = time.perf_counter()
     try:
         row = linear.vjp_or_none(u)
     except Exception as error:
@@ -205,7 +208,7 @@ def _probe(prepared: Prepared) -> None:
     if row is None:
         prepared.connected = False
         return
-    prepared.probe = Probe(u, row)
+    prepared.probe = Probe(u, row, seconds=time.perf_counter() - start)
     others, own_rows = row[1::2].abs(), row[::2].abs()
     leak = float(others[others.isfinite()].sum()) if others.numel() else 0.0
     size = float(own_rows[own_rows.isfinite()].sum())
@@ -221,7 +224,8 @@ def probe_first_sample(prepared: Prepared) -> None:
     assert prepared.probe.cotangent is not None
     u = prepared.probe.cotangent.clone()
     u[1:] = 0
-    prepared.probe = Probe(u, prepared.linear.vjp(u), samples=slice(0, 1))
+    seconds = prepared.probe.seconds
+    prepared.probe = Probe(u, prepared.linear.vjp(u), samples=slice(0, 1), seconds=seconds)
 
 
 def moves_others(linear: Linearised) -> bool:

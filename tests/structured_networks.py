@@ -153,7 +153,8 @@ SEGMENTS = [
     Segment("product of branches", nets.Branches, (4,)),
     Segment("in place", nets.InPlace, (4,)),
     Segment("extra argument", nets.Arguments, (4,), args=lambda: (normal((3, 3), 7), 2)),
-    Segment("input around a hidden source", of(_side, fc=linear(5, 6), head=linear(6, 3), gate=linear(5, 3)), (5,), "fc"),
+    Segment("input around a hidden source",
+            of(_side, fc=linear(5, 6), head=linear(6, 3), gate=linear(5, 3)), (5,), "fc"),
     Segment("hidden pair", chain(linear(6, 5), nn.Tanh, linear(5, 5), nn.GELU, linear(5, 4)), (6,), "0", "3"),
     Segment("branch by a value", nets.Choosing, (4,)),
 ]  # fmt: skip

@@ -35,6 +35,7 @@ LAYERS = [
     ["graph"],
     ["methods"],
     ["prepare", "memory", "planning"],
+    ["explain"],
     ["execution"],
     ["stream"],
     ["sinks", "statistics"],

@@ -14,6 +14,7 @@ from jaccli.models.adapt import as_network
 from jaccli.models.network import Network
 from jaccli.names import METHOD_NAMES
 from jaccli.prepare import Pair
+from jaccli.replay import Replay
 from tests import nets
 from tests.scenarios import chain
 
@@ -38,6 +39,29 @@ def test_all_methods_are_timed_and_right() -> None:
         assert c.max_error < (2e-6 if c.method != "finite-difference" else 1e-2)
         assert c.peak_bytes is not None
         assert c.peak_bytes >= 3 * 4 * 5 * 4
+        assert c.predicted_s is not None
+        assert c.predicted_s > 0
+        assert c.predicted_bytes is not None
+        assert c.predicted_bytes >= 3 * 4 * 5 * 4
+        assert c.plan_s > 0
+
+
+def test_a_planned_call_replays_a_program() -> None:
+    """What is timed of ``structured`` is what ``jaccli.plan`` gives, recorded once."""
+    network, pair = entry(chain(5, 8, 4)())
+    result = race(network, Inputs((torch.randn(3, 5),)), pair, ["structured", "reverse"], rounds=4)
+    ours, plain = result.contenders
+    replay = getattr(ours.call, "func", None)
+    assert isinstance(replay, Replay)
+    assert [r is not None for r in replay.programs.values()] == [True]
+    assert ours.median_s < plain.median_s
+
+
+def test_structured_that_cannot_capture_says_why() -> None:
+    network, pair = entry(nets.Fourier())
+    (only,) = race(network, Inputs((torch.randn(3, 5),)), pair, ["structured"], rounds=2).contenders
+    assert only.status == "failed"
+    assert "complex numbers" in only.why
 
 
 def test_a_method_that_cannot_run_says_why() -> None:

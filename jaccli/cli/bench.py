@@ -19,12 +19,15 @@ from jaccli.errors import UsageError
 
 if TYPE_CHECKING:
     from jaccli.bench import Contender, Race
+    from jaccli.sinks.terminal import Style
 
-COLUMNS = ("method", "median", "min..max", "relative", "peak", "error")
+COLUMNS = ("method", "median", "predicted", "min..max", "relative", "peak", "planned", "error")
+# What a terminal leaves out when it is too narrow, first to last.
+_EXTRA = ("min..max", "planned", "predicted")
 _LEGEND = """
-median: of the rounds; min..max: in the same unit; relative: to the fastest,
-with a 95 % interval; peak: most memory held at once, J included; error: the
-largest relative error of a sample's J
+median: of the rounds; predicted: by the plan; min..max: in the same unit;
+relative: to the fastest, with a 95 % interval; peak: most memory held at once,
+J included; planned: the peak predicted; error: the largest of a sample's J
 """
 
 
@@ -89,6 +92,7 @@ def _rows(result: Race) -> list[dict[str, Any]]:
         if contender.why:
             row["why"] = contender.why
         row |= {"plan_s": contender.plan_s, "predicted_s": contender.predicted_s}
+        row["predicted_bytes"] = contender.predicted_bytes
         rows.append(row)
     return rows
 
@@ -129,20 +133,32 @@ def _write(rows: Sequence[dict[str, Any]], result: Race, pair: Any, loaded: Any,
     known = result.reference.matrix is not None
     against = f"errors against {result.reference.name}" if known else "no reference: no backward pass works"
     title = head + "s" * (batch > 1) + f"; {rounds}; {against}"
+    style = style_of(sys.stdout.buffer, out.no_color)
+    records = [_readable(row) for row in rows] if people else list(rows)
     with open_output(out.path, out.force) as handle:
         write_numbers(
             out.format,
             handle,
             document=document,
-            records=[_readable(row) for row in rows] if people else rows,
-            columns=COLUMNS if people else None,
+            records=records,
+            columns=(_columns(records, style) if out.format == "table" else COLUMNS) if people else None,
             title=title if out.format == "table" else "",
-            style=style_of(sys.stdout.buffer, out.no_color),
+            style=style,
         )
         if people:
             failed = [f"{row['method']} failed: {inert(row['why'])}\n" for row in rows if row["status"] != "ok"]
             legend = _LEGEND if out.format == "table" else f"\n{title}\n"
             handle.write((legend + ("\n" + "\n".join(failed) if failed else "")).encode())
+
+
+def _columns(records: Sequence[dict[str, Any]], style: Style) -> list[str]:
+    """As many as fit; a file and a pipe are as wide as they need."""
+    columns = list(COLUMNS)
+    widths = {c: max(len(c), *(len(str(r.get(c, ""))) for r in records)) + 2 for c in columns}
+    for name in _EXTRA:
+        if style.fixed and sum(widths[c] for c in columns) - 2 > style.width:
+            columns.remove(name)
+    return columns
 
 
 def _readable(row: dict[str, Any]) -> dict[str, Any]:
@@ -156,8 +172,10 @@ def _readable(row: dict[str, Any]) -> dict[str, Any]:
     scale = 1e3 if row["median_s"] < 1 else 1  # the unit that ``seconds`` takes
     return shown | {
         "median": seconds(row["median_s"]),
+        "predicted": seconds(row["predicted_s"]) if row["predicted_s"] is not None else "",
         "min..max": f"{row['min_s'] * scale:.3g}..{row['max_s'] * scale:.3g}",
         "relative": f"{row['relative']:.2f} [{low:.2f}, {high:.2f}]",
         "peak": human(row["peak_bytes"]),
+        "planned": human(row["predicted_bytes"]) if row["predicted_bytes"] is not None else "",
         "error": f"{row['max_error']:.1e}" if row["max_error"] is not None else "",
     }

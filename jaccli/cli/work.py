@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaccli.api import explain
 from jaccli.cli.messages import STARTED, release_messages
 from jaccli.cli.progress import progress
 from jaccli.cli.request import InputRequest, ModelRequest, PairRequest, RunRequest
 from jaccli.errors import ResourceError, UnsupportedError, UsageError, warn
+from jaccli.explain import explain
 from jaccli.layers.record import Inputs
 from jaccli.layers.resolve import expand, resolve
 from jaccli.layers.samples import find_samples, same_values

@@ -175,28 +175,6 @@ class Chain:
         assert rows is not None and columns is not None
         return Sides(rows=product(rows, columns, source.shape))
 
-    def describe(self, bracket: Bracket) -> list[str]:
-        """The steps of a bracketing in the order in which they are taken."""
-        lines: list[str] = []
-        for part in bracket.parts:
-            lines += self.describe(part)
-        i, j = bracket.first, bracket.last
-        name = f"J[{i}..{j}]"
-        ends = f"{_size(self.cuts[j])} x {_size(self.cuts[i])}"
-        rest = bracket.seconds - sum(p.seconds for p in bracket.parts)
-        if bracket.way == "product":
-            later, earlier = bracket.parts
-            how = f"J[{later.first}..{later.last}] J[{earlier.first}..{earlier.last}], multiplied"
-        elif not bracket.parts:
-            how = f"from {self.stretches[i].contents()}, {'rows' if bracket.way == 'pull' else 'columns'}"
-        elif bracket.way == "pull":
-            how = f"rows of J[{i + 1}..{j}] pulled back through {self.stretches[i].contents()}"
-        else:
-            how = f"columns of J[{i}..{j - 1}] pushed through {self.stretches[j - 1].contents()}"
-        if bracket.meet is not None:
-            how += ", rows and columns meeting within"
-        return [*lines, f"{name} {ends}: {how}, {rest * 1e3:.3g} ms"]
-
     def _seeds(self, cut: int, like: Tensor | None, part: Part | None) -> Bundle:
         """The identity on a cut, or the part of it that was asked for."""
         whole = identity_bundle(self.cuts[cut].shape, like)
@@ -230,10 +208,6 @@ class Chain:
             if at is not None and not at.parts and at.way == way and cut in (at.first, at.last):
                 return cut
         return None
-
-
-def _size(value: Value) -> int:
-    return math.prod(value.shape[1:])
 
 
 def _ways(bracket: Bracket) -> object:

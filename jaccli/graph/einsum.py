@@ -27,6 +27,9 @@ def contract(
     a: Tensor, la: Sequence[Label], b: Tensor, lb: Sequence[Label], out: Sequence[Label]
 ) -> Tensor:
     """Σ over the labels that are not in ``out``; sizes of 1 stand for axes along which a factor is constant."""
+    if a.dtype != b.dtype:
+        dtype = torch.promote_types(a.dtype, b.dtype)
+        a, b = a.to(dtype), b.to(dtype)
     a, la = _trimmed(a, la, b, lb)
     b, lb = _trimmed(b, lb, a, la)
     summed = [x for x in la if x in lb and x not in out]

@@ -13,13 +13,14 @@ from jaccli.graph.capture import Graph
 from jaccli.graph.chain import Bracket, Chain, Part
 from jaccli.graph.cuts import active_nodes, stretches
 from jaccli.graph.recorder import CaptureGap
+from jaccli.graph.story import tell, travelling
 from jaccli.graph.sweep import derivatives
 
 
 # One intermediate result is this share of J at most, or this many bytes where that is more; else J is taken
 # part by part, in so many parts at most: each has its own steps in a recorded program.
 SHARE = 0.25
-AT_LEAST = 2**20
+AT_LEAST = 6 * 2**20
 MOST_PARTS = 32
 # A sweep is tried by the clock when it is predicted to take at most so many times the best bracketing.
 NEAR = 2.0
@@ -38,6 +39,19 @@ class Engine:
         """Predicted, forward pass not included."""
         return self.bracket.seconds if self.bracket is not None else 0.0
 
+    @property
+    def work_bytes(self) -> int:
+        """Predicted most memory beside J: the activations, and an operand and a result of the largest step."""
+        tensors = {id(s): s for s in (v.tensor.untyped_storage() for n in self.graph.nodes for v in n.outputs)}
+        held = {s.data_ptr(): s.nbytes() for s in tensors.values()}
+        if self.bracket is None:
+            return sum(held.values())
+        target = self.graph.target.tensor
+        largest = self.bracket.peak
+        if _parts(self, target.numel() * self.graph.source.tensor[0].numel()):
+            largest = min(largest, max(int(SHARE * target.numel() * self.graph.source.tensor[0].numel()), 1))
+        return sum(held.values()) + 2 * largest * target.element_size()
+
     def brackets(self) -> list[Bracket]:
         """The best bracketing and, where they may come near it, all rows back and all columns forward."""
         if self.bracket is None:
@@ -45,10 +59,12 @@ class Engine:
         return [self.bracket, *self.chain.sweeps(within=NEAR * self.bracket.seconds, other_than=self.bracket)]
 
     def describe(self) -> list[str]:
-        """The bracketing, for people."""
-        if self.bracket is None:
-            return ["nothing to multiply"]
-        return self.chain.describe(self.bracket)
+        """The cuts and the steps, for people."""
+        return tell(self.chain, self.bracket) if self.bracket is not None else []
+
+    def passes(self) -> str:
+        """How many rows and columns travel, for people."""
+        return travelling(self.chain, self.bracket) if self.bracket is not None else "nothing to multiply"
 
 
 def engine(graph: Graph, bracket: Bracket | None = None) -> Engine:
@@ -97,7 +113,7 @@ def _whole(rows: Bundle | None, target: Tensor, n_in: int) -> Tensor:
     """All of J, the caller's own: in order, and of no larger tensor."""
     if rows is None:
         return target.new_zeros(target.shape[0], target[0].numel(), n_in)
-    found = _matrix(rows)
+    found = _matrix(rows).to(target.dtype)
     mine = rows.fresh and found.is_contiguous() and found.untyped_storage().nbytes() == found.nbytes
     return found if mine else found.clone(memory_format=torch.contiguous_format)
 

@@ -178,7 +178,7 @@ class Recorder(TorchDispatchMode):
         node = Node(op, args, kwargs)
         inputs = node.inputs()
         varies, active = any(v.varies for v in inputs), any(v.active for v in inputs)
-        if op.overloadpacket in _BLIND:
+        if op.overloadpacket in BLIND:
             varies = active = False
         elif op.overloadpacket is aten.detach:
             active = False
@@ -327,7 +327,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 # Of their tensor argument these take the shape, dtype and device only.
-_BLIND = frozenset(
+BLIND = frozenset(
     getattr(aten, name)
     for name in "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty".split()
 ) | {aten.new_empty_strided}

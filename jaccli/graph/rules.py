@@ -103,8 +103,8 @@ def local_gradient(node: Node, inputs: list[Value], out: int = 0) -> list[Tensor
         result = result[out] if isinstance(result, list | tuple) else result
         if not result.requires_grad:
             return [None] * len(inputs)
-        ones = torch.ones(result.shape, dtype=result.dtype, device=result.device)
-        return list(torch.autograd.grad(result, list(leaves.values()), ones, allow_unused=True))
+        # Of the sum: a cotangent handed over would import sympy (0.4 s) the first time.
+        return list(torch.autograd.grad(result.sum(), list(leaves.values()), allow_unused=True))
 
 
 def normal(dim: int, ndim: int) -> int:

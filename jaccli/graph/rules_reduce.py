@@ -79,9 +79,7 @@ def along(node: Node) -> list[Map]:
             result = node.op(*swap(node.args, lambda v: leaf if v is value else v.tensor), **node.kwargs)
             rows = []
             for i in range(n):
-                seed = torch.zeros(result.shape, dtype=result.dtype, device=result.device)
-                seed.select(dim, i).fill_(1)
-                rows.append(torch.autograd.grad(result, leaf, seed, retain_graph=True)[0])
+                rows.append(torch.autograd.grad(result.select(dim, i).sum(), leaf, retain_graph=True)[0])
         return torch.stack([row.permute(*others, dim) for row in rows], -1)
 
     shape = (*(value.shape[d] for d in others), n, n)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 from torch import Tensor
@@ -18,6 +18,13 @@ from jaccli.graph.primitives import Embed, Gather, Matrix, Mul, Pick, Primitive,
 from jaccli.graph.recorder import CaptureGap, Node, Value
 from jaccli.graph.rules import Map, maps
 
+_TOLD = {
+    "matrix": ("matrix", "matrices"),
+    "conv": ("convolution", "convolutions"),
+    "projection": ("normalisation or softmax", "normalisations or softmaxes"),
+    "gather": ("pooling", "poolings"),
+    "pick": ("index", "indices"),
+}
 _MIXING = (Matrix, Conv, Projection, Gather, Pick)
 _REGISTERED = (rules_elementwise, rules_linear, rules_opaque, rules_reduce, rules_shape)
 
@@ -37,8 +44,8 @@ class Stretch:
             for step in m.steps
             if isinstance(step, _MIXING)
         )
-        known = {"conv": "convolution", "projection": "normalisation or softmax", "gather": "pooling", "pick": "index"}
-        return ", ".join(f"{n} {known.get(k, k)}" for k, n in names.items()) or "diagonals and views"
+        told = (f"{n} {_TOLD.get(k, (k, k))[n > 1]}" for k, n in names.items())
+        return ", ".join(told) or "diagonals and views"
 
     def pull(self, rows: Bundle, meet: int = 0) -> Bundle | None:
         """∂target/∂v by ∂target/∂(this target) given: ``rows`` over the target in, over the source out.
@@ -100,7 +107,7 @@ class Stretch:
                 for m in mine:
                     part = _through(given, [step.T for step in reversed(m.steps)])
                     if part is not None:
-                        waiting.setdefault(m.source, []).append(part)
+                        waiting.setdefault(m.source, []).append(part.over(m.source))
         return _finished(waiting)
 
     def _pushed(self, columns: Bundle, stop: int) -> dict[Value, Bundle]:
@@ -119,7 +126,7 @@ class Stretch:
                 known.pop(m.source)
             part = _through(given, m.steps)
             if part is not None:
-                waiting.setdefault(m.target, []).append(part)
+                waiting.setdefault(m.target, []).append(part.over(m.target))
         return {**{v: p.scaled() for v, p in known.items() if p is not None}, **_finished(waiting)}
 
 
@@ -150,6 +157,13 @@ class _Part:
     def scaled(self) -> Bundle:
         """The vectors with the scalings applied."""
         return multiplied(self.bundle, self.factors)
+
+    def over(self, value: Value) -> _Part:
+        """In the dtype of the activation: models compute in another one in places."""
+        data, dtype = self.bundle.data, value.tensor.dtype
+        if data is None or data.dtype == dtype:
+            return self
+        return replace(self, bundle=Bundle(self.bundle.form, data.to(dtype), True))
 
     def lent(self) -> _Part:
         """The same vectors, not to be written into."""

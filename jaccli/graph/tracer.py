@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from jaccli.graph.recorder import CaptureGap
+from jaccli.graph.recorder import BLIND, CaptureGap
 
 
 @dataclass(eq=False, slots=True)
@@ -77,7 +77,7 @@ class Tracer(TorchDispatchMode):
             raise CaptureGap("the engine read a number out of a tensor")
         inputs: list[Slot] = []
         slots, named = self._slots(args, inputs), self._slots(kwargs, inputs)
-        varies = any(s.memory.varies for s in inputs)
+        varies = any(s.memory.varies for s in inputs) and op.overloadpacket not in BLIND
         result = op(*args, **kwargs)
         many = isinstance(result, list | tuple)
         step = Step(op, slots, named, [], many)

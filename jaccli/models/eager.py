@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,10 +16,15 @@ from jaccli.models.network import Network, Tap
 from jaccli.models.stamp import Stamp
 from jaccli.models.state import ModuleState, attribute_tensors, same_noise, without_parameter_gradients
 
+_TENSORS = frozenset(("_parameters", "_buffers"))
+# Most of what a module keeps are such containers, and empty.
+_HOOKS = frozenset((dict, OrderedDict))
 # What a module keeps and no forward pass reads.
 _ASIDE = frozenset(
-    """_initializing _non_persistent_buffers_set _state_dict_hooks _state_dict_pre_hooks _load_state_dict_pre_hooks
-    _load_state_dict_post_hooks _is_full_backward_hook _c _concrete_type""".split()
+    (
+        *("_initializing", "_non_persistent_buffers_set", "_is_full_backward_hook", "_c", "_concrete_type"),
+        *("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+    )
 )
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _NOISY = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
@@ -96,7 +101,12 @@ class EagerNetwork(Network):
             stamp.name(module)
             stamp.name(type(module))
             for name, value in vars(module).items():
-                if name not in _ASIDE:
+                if name in _TENSORS:
+                    for tensor in value.values():
+                        stamp.value(tensor)
+                elif name == "_modules":
+                    waiting.extend(m for m in value.values() if m is not None)
+                elif name not in _ASIDE and (type(value) not in _HOOKS or value):
                     waiting += stamp.value(value)
             if isinstance(module, torch.jit.ScriptModule):
                 _stamp_script(stamp, module)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 from collections.abc import Mapping
+from ctypes import string_at
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
-_PEEK = 32
+_PEEK = 64
 _DEEPEST = 8
 
 
@@ -50,11 +50,11 @@ class Stamp:
             place = tensor.data_ptr()
         except RuntimeError:  # a tensor subclass without memory of its own
             return
-        size = tensor.numel() * tensor.element_size()
         self.key.append(place)
-        if place and tensor.is_cpu and size:
-            half, count = size // 2, min(size, _PEEK)
-            self.key += (ctypes.string_at(place, count), ctypes.string_at(place + half, min(size - half, _PEEK)))
+        if place and tensor.is_cpu:
+            size = tensor.numel() * tensor.element_size()
+            middle = size // 2
+            self.key.append(string_at(place + middle, min(size - middle, _PEEK)))
 
     def value(self, value: Any, depth: int = 0) -> list[torch.nn.Module]:
         """An attribute: plain values and what containers hold by value, the rest by identity.
@@ -62,12 +62,12 @@ class Stamp:
         Returns:
             Modules that were found in containers; the caller goes on with them.
         """
+        if isinstance(value, Tensor):
+            self.tensor(value)
+            return []
         kind = type(value)
         if kind in _PLAIN:
             self.key.append(value)
-            return []
-        if isinstance(value, Tensor):
-            self.tensor(value)
             return []
         if isinstance(value, torch.nn.Module):
             return [value]

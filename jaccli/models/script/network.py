@@ -15,7 +15,7 @@ from jaccli.models.script import binding
 from jaccli.models.script.program import Code, Program
 from jaccli.models.script.run import Run
 from jaccli.models.script.state import ModuleNode, adopt, live_tree, snapshot
-from jaccli.models.script.values import map_tensors, printable
+from jaccli.models.script.values import Instance, map_tensors, printable
 from jaccli.models.stamp import Stamp
 from jaccli.models.state import without_parameter_gradients
 
@@ -152,14 +152,15 @@ class ScriptNetwork(Network):
 
 
 def _add(stamp: Stamp, value: Any) -> None:
-    """Objects of a script's own classes come in a new wrapper at each reading."""
+    """Objects of a script's own classes come in a new wrapper at each reading: what they hold counts."""
     if isinstance(getattr(value, "_c", value), torch._C.ScriptObject):
-        instance = adopt(value)
-        stamp.value(instance.cls)
-        for name in sorted(instance.fields):
-            _add(stamp, instance.fields[name])
-        return
-    stamp.value(value)
+        value = adopt(value)
+    if isinstance(value, Instance):
+        stamp.value(value.cls)
+        for attribute in value.attrs.values():
+            _add(stamp, attribute)
+    else:
+        stamp.value(value)
 
 
 def _after(first: Any, second: Any) -> Any:
