@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -92,7 +93,7 @@ def race(
 ) -> Race:
     """Time the methods on one pair.
 
-    Each is warmed up and checked once, then all take turns, in an order that rotates, until the rounds
+    Each is warmed up and checked once, then all take turns, in an order drawn anew each round, until the rounds
     are done: at least three, at most ``BENCH_ROUNDS``, about ``max_time`` seconds in all. What is timed
     is one whole J from samples that are there: forward pass and products; for ``auto`` and
     ``structured`` a call of a plan, as ``jaccli.plan`` makes it, its checks included.
@@ -125,8 +126,8 @@ def race(
     count = rounds or _rounds(warm, max_time)
     for turn in range(count):
         say(f"round {turn + 1} of {count}")
-        for position in range(len(running)):
-            contender = running[(turn + position) % len(running)]
+        # Drawn anew: whoever always came after the same one would always find the caches as that one left them.
+        for contender in random.Random(turn).sample(running, len(running)):
             contender.times_s.append(_timed(contender)[0])
     for contender in running:
         say(f"memory of {contender.method}")

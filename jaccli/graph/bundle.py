@@ -530,28 +530,50 @@ def _same_atoms_split(a: Bundle, b: Bundle, d: int) -> tuple[Bundle, Bundle]:
     return a, b
 
 
-def matrix(bundle: Bundle, whole: bool = True) -> Tensor:
-    """``(batch, n_ends, n_dims)``; the first dimension of both is the samples.
+def matrix(bundle: Bundle, out: Tensor | None = None) -> Tensor:
+    """``(batch, n_ends, n_dims)``, the caller's own; the first dimension of both is the samples.
 
     Args:
-        bundle: J as rows.
-        whole: with zeros for ends that it does not cover; else only those that it covers.
+        bundle: J as rows; of ends in ranges only those that it covers.
+        out: where to put it; else it is new, or the bundle's own data.
 
     Raises:
         ValueError: samples are not linked with samples.
     """
-    form = bundle.form
-    batch = form.dims[0]
-    if not all(isinstance(x, Link) and x.key[0] == 0 and form.plain(x) for x in batch):
+    old = bundle.form
+    if not all(isinstance(x, Link) and x.key[0] == 0 and old.plain(x) for x in old.dims[0]):
         raise ValueError("samples mix")
-    kept = {x.key for x in batch if isinstance(x, Link)}
-    bundle = unlink(bundle, form.links.keys() - kept)
-    if whole:
-        bundle = widened(bundle, tuple(replace(e, start=0, size=e.full) for e in bundle.form.ends))
-    form, data = bundle.form, bundle.data
+    kept = {x.key for x in old.dims[0] if isinstance(x, Link)}
+    dims = (old.dims[0], *(tuple(Free(x.size) for x in atoms) for atoms in old.dims[1:]))
+    form = Form(old.ends, dims)
+    n_batch = math.prod(e.size for e in old.ends if e.key in kept)
+    n_out = math.prod(e.size for e in old.ends if e.key not in kept)
+    shape = (n_batch, n_out, math.prod(old.shape[1:]))
+    data = bundle.data
     assert data is not None
-    n_batch = math.prod(e.size for e in form.ends if e.key in kept)
-    n_out = math.prod(e.size for e in form.ends if e.key not in kept)
-    sizes = [e.size if e.key in kept else 0 for e in form.ends]
-    data = data.expand([s or n for s, n in zip(sizes, data.shape, strict=False)] + list(data.shape[len(sizes) :]))
-    return data.reshape(n_batch, n_out, -1)
+    plain = old.links.keys() == kept
+    if out is None and plain and bundle.fresh and data.is_contiguous() and data.shape == form.sizes:
+        if data.untyped_storage().nbytes() == data.nbytes:
+            return data.view(shape)
+    if out is None:
+        out = data.new_empty(shape)
+    place = _split_into(out, form, len(kept))
+    if plain:
+        place.copy_(data.expand(form.sizes))
+    else:
+        out.zero_()
+        write(place, form, bundle)
+    return out
+
+
+def _split_into(out: Tensor, form: Form, batch_axes: int) -> Tensor:
+    """``(batch, rows, columns)`` seen with an axis for each of the form's."""
+    ends = sum(label[0] == -1 for label in form.layout)
+    groups = (form.sizes[:batch_axes], form.sizes[batch_axes:ends], form.sizes[ends:])
+    sizes: list[int] = []
+    strides: list[int] = []
+    for group, step in zip(groups, out.stride(), strict=True):
+        for position, n in enumerate(group):
+            sizes.append(n)
+            strides.append(step * math.prod(group[position + 1 :]))
+    return out.as_strided(sizes, strides, out.storage_offset())

@@ -24,7 +24,7 @@ from jaccli.graph.sweep import Stretch
 
 # Places within a stretch where rows and columns are tried to meet.
 MEETINGS = 4
-Way = Literal["pull", "push", "product", "identity"]
+Way = Literal["pull", "push", "product", "coloured"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Bracket:
         first: the earlier cut, by its number.
         last: the later one.
         way: pull ``parts[0]`` back through the first stretch, push it through the last one, or multiply
-            ``parts``, later and earlier.
+            ``parts``, later and earlier; or coloured passes from end to end.
         seconds: predicted.
         peak: the largest number of elements of one intermediate result.
         meet: where in the stretch rows and columns meet; see ``Stretch.pull``.
@@ -203,9 +203,10 @@ class Chain:
         count = len(self.cuts) - 1
         for way, cut in (("pull", count), ("push", 0)):
             at: Bracket | None = bracket
-            while at is not None and at.parts and at.way == way:
+            while at is not None and at.parts and at.way == way and at.meet is None:
                 at = at.parts[0]
-            if at is not None and not at.parts and at.way == way and cut in (at.first, at.last):
+            # Where rows and columns meet, a product makes all rows whole.
+            if at is not None and not at.parts and at.way == way and at.meet is None and cut in (at.first, at.last):
                 return cut
         return None
 

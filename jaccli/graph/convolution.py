@@ -14,8 +14,9 @@ from jaccli.graph.form import Atom, Form, Free, Label, Link
 from jaccli.graph.meter import meter
 from jaccli.graph.primitives import Late, Shape
 
-# A window's convolution as one matrix product does this much more work at most; beyond, a convolution.
-_TOEPLITZ = 8.0
+# A window's convolution as one matrix product does more work, at a higher rate than a convolution of small
+# images: worth it up to this many times the work, over the channels (a convolution of many is quick).
+_TOEPLITZ = 48.0
 # A window that covers more of the activation than this is stored in full.
 _LOCAL = 0.5
 
@@ -104,21 +105,34 @@ class Conv:
         lead = form.numel // (self._ends[0][1] * math.prod(x.width for x in old))
         inner = (self._ends[0][1], *(x.width for x in old))
         outer = (channels, *(x.width for x in links))
-        as_matrix = math.prod(outer[1:]) / math.prod(self.kernel) <= _TOEPLITZ and self.groups == 1
+        more_work = math.prod(outer[1:]) / math.prod(self.kernel)
+        as_matrix = self.groups == 1 and more_work * math.sqrt(inner[0] * outer[0]) <= _TOEPLITZ
         if as_matrix:
             meter.gemm(1, lead, math.prod(outer), math.prod(inner))
         else:
             self._count(lead, inner, outer)
         if bundle.data is None:
             return Bundle(new, None)
-        data = bundle.data.reshape(lead, *inner)
         if as_matrix:
-            basis = torch.eye(math.prod(inner), dtype=data.dtype, device=data.device)
-            toeplitz = self._windows(basis.reshape(-1, *inner)).reshape(math.prod(inner), -1)
-            out = data.reshape(lead, -1) @ toeplitz
-        else:
-            out = self._windows(data)
+            return bundle.made(new, self._as_matrix(bundle, new, lead, inner, outer))
+        out = self._windows(bundle.data.reshape(lead, *inner))
         return bundle.made(new, out.reshape(new.sizes))
+
+    def _as_matrix(self, bundle: Bundle, new: Form, lead: int, inner: Shape, outer: Shape) -> Tensor:
+        """All windows times one matrix; channels lie last in memory, so that what follows reads whole runs."""
+        assert bundle.data is not None
+        data = bundle.data
+        basis = torch.eye(math.prod(inner), dtype=data.dtype, device=data.device)
+        basis = basis.reshape(-1, *inner[1:], inner[0]).movedim(-1, 1)
+        toeplitz = self._windows(basis.contiguous()).movedim(1, -1).reshape(math.prod(inner), -1)
+        channel = _axis(bundle.form, (1, 0))
+        data = data if channel is None else data.movedim(channel, -1)
+        out = data.reshape(lead, -1) @ toeplitz
+        channel = _axis(new, (1, 0))
+        if channel is None:
+            return out.reshape(new.sizes)
+        sizes = [n for axis, n in enumerate(new.sizes) if axis != channel]
+        return out.reshape([*sizes, outer[0]]).movedim(-1, channel)
 
     def _windows(self, data: Tensor) -> Tensor:
         """The convolution of windows, without padding, so that windows grow."""
@@ -162,6 +176,10 @@ class Conv:
         flops = 2.0 * lead * places * math.prod(self.kernel) * self.x[1] * self.y[1] / self.groups
         channels = (inner[0] // self.groups, outer[0] // self.groups)
         meter.convolve(flops, lead * (math.prod(inner) + math.prod(outer)), channels, self.adjoint)
+
+
+def _axis(form: Form, label: Label) -> int | None:
+    return form.layout.index(label) if label in form.layout else None
 
 
 def _convolution(

@@ -11,6 +11,7 @@ from torch import Tensor
 from jaccli.graph.bundle import Bundle, identity_bundle, matrix, widened
 from jaccli.graph.capture import Graph
 from jaccli.graph.chain import Bracket, Chain, Part
+from jaccli.graph.coloured import Coloured, coloured_plan
 from jaccli.graph.cuts import active_nodes, stretches
 from jaccli.graph.recorder import CaptureGap
 from jaccli.graph.story import tell, travelling
@@ -22,6 +23,8 @@ from jaccli.graph.sweep import derivatives
 SHARE = 0.25
 AT_LEAST = 6 * 2**20
 MOST_PARTS = 32
+# From this predicted time on, in seconds, a sparsity pattern is looked for: that takes some milliseconds.
+COLOURED_FROM = 0.01
 # A sweep is tried by the clock when it is predicted to take at most so many times the best bracketing.
 NEAR = 2.0
 
@@ -33,6 +36,7 @@ class Engine:
     graph: Graph
     chain: Chain
     bracket: Bracket | None
+    coloured: Coloured | None = None
 
     @property
     def seconds(self) -> float:
@@ -56,14 +60,24 @@ class Engine:
         """The best bracketing and, where they may come near it, all rows back and all columns forward."""
         if self.bracket is None:
             return []
-        return [self.bracket, *self.chain.sweeps(within=NEAR * self.bracket.seconds, other_than=self.bracket)]
+        within = NEAR * self.bracket.seconds
+        found = [self.bracket, *self.chain.sweeps(within=within, other_than=self.bracket)]
+        if self.coloured is not None and self.bracket.way != "coloured" and self.coloured.seconds <= 4 * within:
+            found.append(_as_bracket(self.chain, self.coloured))
+        return found
 
     def describe(self) -> list[str]:
         """The cuts and the steps, for people."""
+        if self.bracket is not None and self.bracket.way == "coloured":
+            assert self.coloured is not None
+            return [f"step    coloured: {self.coloured.describe()}, {self.coloured.seconds * 1e3:.3g} ms"]
         return tell(self.chain, self.bracket) if self.bracket is not None else []
 
     def passes(self) -> str:
         """How many rows and columns travel, for people."""
+        if self.bracket is not None and self.bracket.way == "coloured":
+            assert self.coloured is not None
+            return self.coloured.describe()
         return travelling(self.chain, self.bracket) if self.bracket is not None else "nothing to multiply"
 
 
@@ -79,8 +93,22 @@ def engine(graph: Graph, bracket: Bracket | None = None) -> Engine:
     chain = Chain(cuts, parts, maps_of)
     if not parts:
         return Engine(graph, chain, None)
-    fits = bracket is not None and bracket.last == len(parts)
-    return Engine(graph, chain, bracket if fits else chain.best())
+    if bracket is not None and bracket.way == "coloured":
+        found = coloured_plan(graph.source, graph.target, nodes, maps_of)
+        if found is not None:
+            return Engine(graph, chain, bracket, found)
+    elif bracket is not None and bracket.last == len(parts):
+        return Engine(graph, chain, bracket)
+    best, found = chain.best(), None
+    if best.seconds >= COLOURED_FROM:
+        found = coloured_plan(graph.source, graph.target, nodes, maps_of)
+        if found is not None and found.seconds < best.seconds:
+            best = _as_bracket(chain, found)
+    return Engine(graph, chain, best, found)
+
+
+def _as_bracket(chain: Chain, found: Coloured) -> Bracket:
+    return Bracket(0, len(chain.cuts) - 1, "coloured", (), found.seconds, found.peak)
 
 
 def jacobian(plan: Engine) -> Tensor:
@@ -95,47 +123,46 @@ def jacobian(plan: Engine) -> Tensor:
         if plan.bracket is None:
             same = plan.graph.source is plan.graph.target
             return _whole(identity_bundle(plan.graph.source.shape, source) if same else None, target, n_in)
+        if plan.coloured is not None and plan.bracket.way == "coloured":
+            return plan.coloured.run().contiguous()
         parts = _parts(plan, batch * n_out * n_in)
         if len(parts) < 2:
             return _whole(plan.chain.run(plan.bracket, source), target, n_in)
         out = target.new_empty(batch, n_out, n_in)
-        by_row, position = parts[0].cut != 0, 0
-        step = (n_out if by_row else n_in) // plan.chain.cuts[parts[0].cut].shape[parts[0].dim]
+        position = 0
+        step = n_out // plan.chain.cuts[parts[0].cut].shape[parts[0].dim]
         for part in parts:
             rows = plan.chain.run(plan.bracket, source, part)
-            place = out.narrow(1 if by_row else 2, position * step, part.size * step)
-            place.copy_(_some(rows, place, part, by_row)) if rows is not None else place.zero_()
+            place = out.narrow(1, position * step, part.size * step)
+            if rows is None:
+                place.zero_()
+            else:
+                _matrix(_covering(rows, part), place)
             position += part.size
         return out
 
 
 def _whole(rows: Bundle | None, target: Tensor, n_in: int) -> Tensor:
-    """All of J, the caller's own: in order, and of no larger tensor."""
+    """All of J."""
     if rows is None:
         return target.new_zeros(target.shape[0], target[0].numel(), n_in)
-    found = _matrix(rows).to(target.dtype)
-    mine = rows.fresh and found.is_contiguous() and found.untyped_storage().nbytes() == found.nbytes
-    return found if mine else found.clone(memory_format=torch.contiguous_format)
+    return _matrix(widened(rows, tuple(replace(e, start=0, size=e.full) for e in rows.form.ends)))
 
 
-def _matrix(rows: Bundle, whole: bool = True) -> Tensor:
+def _matrix(rows: Bundle, out: Tensor | None = None) -> Tensor:
     try:
-        return matrix(rows, whole)
+        return matrix(rows, out)
     except ValueError as error:
         raise CaptureGap(str(error)) from None
 
 
-def _some(rows: Bundle, place: Tensor, part: Part, by_row: bool) -> Tensor:
-    """The rows or columns of one part."""
-    if by_row:
-        covered = tuple(
-            replace(e, start=part.start, size=part.size)
-            if e.key == (part.dim, 1) and e.full != part.size
-            else replace(e, start=0, size=e.full)
-            for e in rows.form.ends
-        )
-        return _matrix(widened(rows, covered), whole=False)
-    return _matrix(rows).reshape(place.shape[0], place.shape[1], -1).narrow(2, 0, place.shape[2])
+def _covering(rows: Bundle, part: Part) -> Bundle:
+    """The rows of one part and no others."""
+    ends = tuple(
+        replace(e, start=part.start, size=part.size) if e.key == (part.dim, 1) else replace(e, start=0, size=e.full)
+        for e in rows.form.ends
+    )
+    return widened(rows, ends)
 
 
 def _parts(plan: Engine, elements: int) -> list[Part]:

@@ -69,7 +69,10 @@ class Mul:
         meter.move(form.numel + new.numel)
         if bundle.data is None:
             return Bundle(new, None)
-        factor, labels = spread(form, self.factor.tensor)
+        factor = self.factor.tensor
+        if factor.dim() == 4 and any(x.width > 1 for _, _, x in form.links.values()):
+            factor = factor.contiguous(memory_format=torch.channels_last)  # as windows lie
+        factor, labels = spread(form, factor)
         factor = _laid_out_as(arranged(factor, labels, form.layout), bundle.data)
         if bundle.fresh and form.flat == new.flat:
             return bundle.made(new, bundle.data.mul_(factor))
