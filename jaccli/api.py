@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaccli.errors import UsageError, warn
+from jaccli.errors import UsageError, note, warn
 from jaccli.execution import report_path
 from jaccli.explain import explain
 from jaccli.layers.record import Inputs
@@ -19,7 +19,7 @@ from jaccli.layers.samples import find_samples
 from jaccli.models.adapt import as_network
 from jaccli.models.network import Network
 from jaccli.models.state import Noise, same_noise
-from jaccli.names import check_method
+from jaccli.names import check_compile, check_method
 from jaccli.operators import JacobianOperator
 from jaccli.planning import Decision, decide
 from jaccli.prepare import Pair, computing, exact_attention, prepare, readable
@@ -80,20 +80,25 @@ def plan(
     method: str = "auto",
     max_memory: int | None = None,
     chunk: int | None = None,
+    compile: bool = False,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Decide how the Jacobian of such samples is obtained; arguments and errors as for ``jacobian``.
 
-    The plan holds nothing that depends on the values of ``x``, only on shapes, dtype and device.
+    With ``compile`` what the engine does goes through ``torch.compile`` (some seconds, which ``str(plan)``
+    reports apart); where that fails, it runs as it is, and a note says so. The plan holds nothing that depends on the values of ``x``, only on shapes, dtype and device.
     """
     choice = _choice(method, max_memory, chunk)
+    check_compile(compile, method, "compile")
     network, pair, inputs = _setup(model, x, source, target, args, kwargs)
     with computing(network), exact_attention(choice.exact_attention):
         (prepared,) = prepare(network, inputs, [pair], graph=choice.needs_graph)
         decision = decide(prepared, choice.method, max_memory=max_memory, chunk=chunk, keep=inputs.batch)
     sample = tuple(s for d, s in enumerate(x.shape) if d != inputs.dim)
-    decision, replay = tuned(network, pair, choice, decision, inputs, prepared)
+    decision, replay = tuned(network, pair, choice, decision, inputs, prepared, compile)
+    if compile and replay is None:
+        note(f"{prepared.name}: nothing to compile: {decision.method or 'no method'} is taken")
     return Plan(network, pair, choice, decision, sample, x.dtype, x.device, prepared.linear.shape, inputs.dim, replay)
 
 
@@ -138,7 +143,12 @@ class Plan:
                 raise UsageError(f"this plan does not fit: {name} {got}", f"expected {want}", "make a plan for it")
 
     def __str__(self) -> str:
-        return explain(f"{self.pair[0]!s} -> {self.pair[1]!s}", self.shape, self.decision)
+        return explain(f"{self.pair[0]!s} -> {self.pair[1]!s}", self.shape, self.decision, self.compile_s)
+
+    @property
+    def compile_s(self) -> float | None:
+        """Seconds that compiling took; None where nothing was compiled."""
+        return self.replay.compile_s or None if self.replay is not None else None
 
 
 def _choice(method: str, max_memory: int | None, chunk: int | None) -> Choice:

@@ -46,7 +46,7 @@ class Contender:
         max_error: largest relative Frobenius error of a sample against the reference.
         predicted_s: what the plan said.
         predicted_bytes: what the plan said of the peak.
-        plan_s: seconds that planning took, once.
+        plan_s: seconds that planning took, once; ``compile_s``: that compiling took, where it was done.
         session: held around the calls, and not timed.
     """
 
@@ -60,6 +60,7 @@ class Contender:
     predicted_s: float | None = None
     predicted_bytes: int | None = None
     plan_s: float = 0.0
+    compile_s: float | None = None
     session: Callable[[], AbstractContextManager[None]] = nullcontext
     call: Callable[[], Tensor] | None = None
 
@@ -89,6 +90,7 @@ def race(
     max_time: float = 10.0,
     max_memory: int | None = None,
     chunk: int | None = None,
+    compile: bool = False,
     say: Say = lambda text: None,
 ) -> Race:
     """Time the methods on one pair.
@@ -107,6 +109,7 @@ def race(
         max_time: aim in seconds.
         max_memory: as for ``jaccli.jacobian``.
         chunk: as for ``jaccli.jacobian``.
+        compile: the recorded programs go through ``torch.compile``.
         say: told what is going on.
     """
     choice = Choice("auto", max_memory, chunk)
@@ -117,7 +120,7 @@ def race(
     contenders = []
     for method in methods:
         say(f"plan for {method}")
-        contenders.append(_enter(network, inputs, pair, replace(choice, method=method), probe))
+        contenders.append(_enter(network, inputs, pair, replace(choice, method=method), probe, compile))
     for contender in contenders:
         say(f"warm-up {contender.method}")
         _warm_up(contender, truth)
@@ -135,7 +138,7 @@ def race(
     return Race(contenders, truth, count, probe.linear.shape)
 
 
-def _enter(network: Network, inputs: Inputs, pair: Pair, choice: Choice, probe: Prepared) -> Contender:
+def _enter(network: Network, inputs: Inputs, pair: Pair, choice: Choice, probe: Prepared, compile: bool) -> Contender:
     contender = Contender(choice.method)
     start = time.perf_counter()
     replay = None
@@ -146,8 +149,9 @@ def _enter(network: Network, inputs: Inputs, pair: Pair, choice: Choice, probe: 
                 prepared, choice.method, max_memory=choice.max_memory, chunk=choice.chunk, keep=inputs.batch
             )
         if choice.method in PLANNED:
-            decision, replay = tuned(network, pair, choice, decision, inputs, prepared)
-        contender.plan_s = time.perf_counter() - start
+            decision, replay = tuned(network, pair, choice, decision, inputs, prepared, compile)
+        contender.compile_s = replay.compile_s if replay is not None and compile else None
+        contender.plan_s = time.perf_counter() - start - (contender.compile_s or 0.0)
         with computing(network), exact_attention(choice.exact_attention):
             contender.predicted_s = predicted_seconds(prepared, decision)
     except JaccliError as error:

@@ -7,14 +7,14 @@ from jaccli.names import METHOD_NAMES
 from jaccli.planning import Decision, human, seconds
 
 
-def explain(name: str, shape: tuple[int, int, int], decision: Decision, compiled: str = "") -> str:
+def explain(name: str, shape: tuple[int, int, int], decision: Decision, compile_s: float | None = None) -> str:
     """A plan that a person can read, in some 15 lines.
 
     Args:
         name: of the layer pair.
         shape: ``(batch, n_out, n_in)``.
         decision: the plan.
-        compiled: what is to be said of compilation.
+        compile_s: seconds that compiling took, where it was done.
     """
     batch, n_out, n_in = shape
     samples = f"each of {batch} samples" if batch > 1 else "one sample"
@@ -28,8 +28,8 @@ def explain(name: str, shape: tuple[int, int, int], decision: Decision, compiled
     lines.append(f"  memory  {human(decision.peak_bytes)} predicted, {at_once}")
     if decision.predicted_s is not None:
         lines.append(f"  time    {_time(decision)}")
-    if compiled:
-        lines.append(f"  compile {compiled}")
+    if compile_s is not None:
+        lines.append(f"  compile {seconds(compile_s)}, once, apart from the time of a call")
     return "\n".join(lines + [f"  not {other}: {why}" for other, why in reasons(n_out, n_in, decision).items()])
 
 

@@ -25,3 +25,17 @@ def check_method(name: str) -> MethodName:
     near = difflib.get_close_matches(name, METHOD_NAMES, 1)
     hint = f"did you mean {near[0]!r}?" if near else ""
     raise UsageError(f"method {name!r} is not known", f"expected one of {', '.join(METHOD_NAMES)}", hint)
+
+
+def check_compile(wanted: bool, method: str, flag: str = "--compile") -> None:
+    """Only what the engine does can be compiled.
+
+    Raises:
+        UsageError: another method is asked for.
+    """
+    if wanted and method not in ("auto", "structured"):
+        raise UsageError(
+            f"{flag} has nothing to compile with the method {method!r}",
+            "expected the method structured, or auto",
+            f"leave {flag} out, or choose another method",
+        )

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.errors import JaccliError, UsageError
+from jaccli.errors import JaccliError, UsageError, note
 from jaccli.graph.capture import capture, tensors_in
 from jaccli.graph.chain import Bracket
+from jaccli.graph.compiled import CompileGap, compiled
 from jaccli.graph.engine import engine
 from jaccli.graph.pool import Pool
 from jaccli.graph.program import Program, trace
@@ -48,6 +49,7 @@ class Replay:
         programs: by the shapes, dtypes and devices of the inputs; None where replay was given up.
         stamp: of the network when they were recorded.
         pool: memory for results.
+        compile: programs go through ``torch.compile``, which took ``compile_s`` seconds in all.
     """
 
     network: Network
@@ -57,6 +59,8 @@ class Replay:
     programs: dict[Signature, Recorded | None] = field(default_factory=dict)
     stamp: Stamp | None = None
     pool: Pool = field(default_factory=Pool)
+    compile: bool = False
+    compile_s: float = 0.0
 
     def __call__(self, inputs: Inputs) -> Tensor:
         """J of the samples, ``(batch, n_out, n_in)``.
@@ -86,6 +90,12 @@ class Replay:
                 )
         return matrix
 
+    def replayed(self, recorded: Recorded, inputs: Inputs) -> Tensor | None:
+        """J by a program, the network unchanged since it was recorded; None where another branch is taken."""
+        matrix, *guards = _run(recorded, inputs, self.pool)
+        same_way = all(v.item() == read for v, read in zip(guards, recorded.program.guards, strict=True))
+        return matrix if same_way else None
+
     def _anew(self, inputs: Inputs) -> Tensor:
         pieces = stream(self.network, inputs, [self.pair], self.choice, keep=True, decisions=[self.decision])
         return collect(pieces, inputs.batch)
@@ -98,9 +108,7 @@ class Replay:
         self.programs[_signature(inputs)] = recorded
         return None if recorded is None else recorded.seconds
 
-    def record(
-        self, inputs: Inputs, truth: Tensor | None = None, brackets: Sequence[Bracket] = ()
-    ) -> Recorded | None:
+    def record(self, inputs: Inputs, truth: Tensor | None = None, brackets: Sequence[Bracket] = ()) -> Recorded | None:
         """Record programs at these inputs and keep the fastest; None where the engine disagrees with it elsewhere.
 
         Cost: some times J; what is checked are J here, by an independent product, and J at a point nearby.
@@ -111,14 +119,33 @@ class Replay:
             for bracket in brackets or [self.decision.bracket]:
                 program, matrix = self._traced(inputs, bracket)
                 if _alike(matrix, truth):
-                    found.append((_fastest(Recorded(program, torch.get_num_threads(), 0.0), inputs, self.pool), bracket))
+                    found.append(
+                        (_fastest(Recorded(program, torch.get_num_threads(), 0.0), inputs, self.pool), bracket)
+                    )
             if not found:
                 return None
             recorded, bracket = min(found, key=lambda item: item[0].seconds)
             self.decision = replace(self.decision, bracket=bracket)
-            return recorded if self._holds(recorded, inputs) else None
+            if not self._holds(recorded, inputs):
+                return None
+            return self._compiled(recorded, inputs) if self.compile else recorded
         except (CaptureGap, JaccliError, RuntimeError):
             return None
+
+    def _compiled(self, recorded: Recorded, inputs: Inputs) -> Recorded:
+        """The program through ``torch.compile``; as it is, with a note, where that fails."""
+        tensors = [t.detach() for t in _tensors(inputs)]
+        try:
+            with threads(recorded.threads):
+                done = compiled(recorded.program, tensors, _alike)
+        except CompileGap as gap:
+            note(f"--compile: {gap}; the program runs uncompiled")
+            return recorded
+        self.compile_s += done.seconds
+        program = replace(recorded.program, call=done.call)
+        return replace(
+            recorded, program=program, seconds=_seconds(replace(recorded, program=program), inputs, self.pool)
+        )
 
     def _holds(self, recorded: Recorded, inputs: Inputs) -> bool:
         """Whether the program gives J at another point too: nothing of the point may be baked in."""
@@ -169,13 +196,18 @@ def _fastest(recorded: Recorded, inputs: Inputs, pool: Pool) -> Recorded:
     found = []
     for count in {1, most}:
         tried = replace(recorded, threads=count)
-        times = []
-        for _ in range(defaults.REPLAY_TRIES):
-            start = time.perf_counter()
-            _run(tried, inputs, pool)
-            times.append(time.perf_counter() - start)
-        found.append(replace(tried, seconds=min(times)))
+        found.append(replace(tried, seconds=_seconds(tried, inputs, pool)))
     return min(found, key=lambda r: r.seconds)
+
+
+def _seconds(recorded: Recorded, inputs: Inputs, pool: Pool) -> float:
+    """The least of some calls."""
+    times = []
+    for _ in range(defaults.REPLAY_TRIES):
+        start = time.perf_counter()
+        _run(recorded, inputs, pool)
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def _tensors(inputs: Inputs) -> list[Tensor]:
@@ -196,4 +228,3 @@ def _alike(a: Tensor, b: Tensor) -> bool:
     size = float(torch.linalg.vector_norm(b.double()))
     off = float(torch.linalg.vector_norm((a - b).double()))
     return off <= 64 * torch.finfo(a.dtype).eps * max(size, 1e-30) or not torch.isfinite(torch.tensor(size)).item()
-

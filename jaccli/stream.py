@@ -20,6 +20,7 @@ from jaccli.planning import Decision, decide
 from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare
 
 Tick = Callable[[int], None]
+Instead = Callable[[Prepared, Decision, Inputs, bool], Callable[[], Tensor | None] | None]
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,11 @@ class Piece:
 
 @dataclass
 class Watch:
-    """Seconds spent preparing and deciding, and computing."""
+    """Seconds spent preparing and deciding, computing, and compiling where that was asked for."""
 
     plan_s: float = 0.0
     compute_s: float = 0.0
+    compile_s: float | None = None
     _last: float = field(default_factory=time.perf_counter)
 
     def restart(self) -> None:
@@ -84,6 +86,7 @@ def stream(
     on_plan: Callable[[Sequence[Decision], Sequence[Prepared]], None] = lambda decided, prepared: None,
     tick: Tick = lambda done: None,
     watch: Watch | None = None,
+    instead: Instead | None = None,
 ) -> Generator[Piece, None, None]:
     """J of every pair, block of samples by block; all pairs of a block from one forward pass.
 
@@ -98,6 +101,7 @@ def stream(
         on_plan: told the decisions when they are made.
         tick: told how many rows or columns of one sample block were finished.
         watch: filled with times.
+        instead: asked first for each block: what gives its J, or None.
     """
     watch = watch or Watch()
     batch, start = inputs.batch, 0
@@ -121,7 +125,12 @@ def stream(
                     continue
             watch.lap("plan_s")
             for prepared, decision in zip(ready, decisions, strict=True):
-                yield _piece(prepared, decision, start, tick, watch)
+                call = None
+                if instead is not None:
+                    watch.restart()
+                    call = instead(prepared, decision, _part(inputs, start, size), start + size >= batch)
+                    watch.lap("plan_s")
+                yield _piece(prepared, decision, start, tick, watch, call)
             start += size
             size = min(batch - start, min(d.block for d in decisions))
             del ready
@@ -201,13 +210,25 @@ def _part(inputs: Inputs, start: int, size: int) -> Inputs:
     return inputs.each(narrow)
 
 
-def _piece(prepared: Prepared, decision: Decision, start: int, tick: Tick, watch: Watch) -> Piece:
+def _piece(
+    prepared: Prepared,
+    decision: Decision,
+    start: int,
+    tick: Tick,
+    watch: Watch,
+    call: Callable[[], Tensor | None] | None = None,
+) -> Piece:
     f = prepared.linear.f
     watch.restart()
     if decision.method is None and prepared.connected:
         # A plan made where there was no path, used at a point where there is one.
         decision = decide(prepared, "auto")
-    outcome = run(prepared, decision, tick=tick)
+    matrix = call() if call is not None else None
+    if matrix is None:
+        outcome = run(prepared, decision, tick=tick)
+    else:
+        outcome = Outcome(matrix, "structured")
+        tick(f.n_out)
     if outcome.matrix.device.type != "cpu":
         torch.accelerator.synchronize()
     watch.lap("compute_s")

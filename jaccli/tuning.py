@@ -16,7 +16,13 @@ from jaccli.stream import Choice, collect, stream
 
 
 def tuned(
-    network: Network, pair: Pair, choice: Choice, decision: Decision, inputs: Inputs, prepared: Prepared
+    network: Network,
+    pair: Pair,
+    choice: Choice,
+    decision: Decision,
+    inputs: Inputs,
+    prepared: Prepared,
+    compile: bool = False,
 ) -> tuple[Decision, Replay | None]:
     """The decision after a race between the recorded program and the method decided on.
 
@@ -27,10 +33,13 @@ def tuned(
     if inputs.batch > decision.block or look(prepared) is not None:
         return decision, None
     candidate = with_structure(prepared, replace(decision, method="structured"))
-    replay = Replay(network, pair, choice, candidate)
+    replay = Replay(network, pair, choice, candidate, compile=compile)
     recorded = replay.prepare(inputs, prepared)
     if recorded is None:
         return decision, None
+    if replay.decision.bracket is not candidate.bracket and prepared.engine is not None:  # the clock chose another
+        prepared.engine.bracket = replay.decision.bracket
+        candidate = with_structure(prepared, candidate)
     if choice.method == "auto":
         plain = _plain_seconds(network, pair, choice, decision, inputs, recorded)
         if plain < recorded:

@@ -40,7 +40,7 @@ LAYERS = [
     ["stream"],
     ["sinks", "statistics"],
     ["replay"],
-    ["tuning"],
+    ["tuning", "compiling"],
     ["reference", "api"],
     ["bench"],
     ["cli", "__main__", ""],

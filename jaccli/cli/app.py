@@ -77,6 +77,7 @@ def compute(
     seed: o.Seed = None,
     threads: o.Threads = None,
     timeout: o.Timeout = None,
+    compile: o.Compile = False,
     explain: o.Explain = False,
     quiet: o.Quiet = False,
     no_color: o.NoColor = False,
@@ -92,7 +93,7 @@ def compute(
         partial(r.model_request, model, arch, arch_arg, activation, trust, seed, device, dtype, threads),
         partial(r.input_request, input, samples, arg),
         r.pair_request([*(source or []), *(layer or [])] or ["input"], target or "output"),
-        r.run_request(method, chunk, max_memory, timeout, explain, quiet, no_color),
+        r.run_request(method, chunk, max_memory, timeout, explain, quiet, no_color, compile),
         r.output_request(output, format, force, no_color, "matrix", sparse),
     )
 
@@ -138,6 +139,7 @@ def deviation(
     seed: o.Seed = None,
     threads: o.Threads = None,
     timeout: o.Timeout = None,
+    compile: o.Compile = False,
     explain: o.Explain = False,
     quiet: o.Quiet = False,
     no_color: o.NoColor = False,
@@ -148,7 +150,7 @@ def deviation(
 
     gates = r.parse_gates(fail_above or [])
     out = r.output_request(output, format, force, no_color, "numbers")
-    how = r.run_request(method, chunk, max_memory, timeout, explain, quiet, no_color)
+    how = r.run_request(method, chunk, max_memory, timeout, explain, quiet, no_color, compile)
     if jacobian is not None:
         r.refuse_with_jacobian(
             {"MODEL": model, "--input": input, "--layer": layer, "--from": source, "--to": target}
@@ -208,6 +210,7 @@ def bench(
     seed: o.Seed = None,
     threads: o.Threads = None,
     timeout: o.Timeout = None,
+    compile: o.Compile = False,
     explain: o.Explain = False,
     quiet: o.Quiet = False,
     no_color: o.NoColor = False,
@@ -222,7 +225,7 @@ def bench(
         r.pair_request([*(layer or []), *(source or [])] or ["input"], target or "output"),
         r.run_request("auto", chunk, max_memory, timeout, explain, quiet, no_color),
         r.output_request(output, format, force, no_color, "numbers"),
-        r.bench_request(methods, rounds, max_time),
+        r.bench_request(methods, rounds, max_time, compile),
     )
 
 

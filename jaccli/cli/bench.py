@@ -63,6 +63,7 @@ def run(
                 max_time=bench.max_time,
                 max_memory=how.max_memory,
                 chunk=how.chunk,
+                compile=bench.compile,
                 say=say,
             )
         rows = _rows(result)
@@ -93,6 +94,8 @@ def _rows(result: Race) -> list[dict[str, Any]]:
             row["why"] = contender.why
         row |= {"plan_s": contender.plan_s, "predicted_s": contender.predicted_s}
         row["predicted_bytes"] = contender.predicted_bytes
+        if contender.compile_s is not None:
+            row["compile_s"] = contender.compile_s
         rows.append(row)
     return rows
 

@@ -149,6 +149,7 @@ Timeout = Annotated[
 Explain = Annotated[
     bool, typer.Option("--explain", help="Print the plan on standard error: method, passes, memory, and why.")
 ]
+Compile = Annotated[bool, typer.Option("--compile", help="Run what the structured engine does through torch.compile.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No notes, no progress; warnings stay.")]
 NoColor = Annotated[bool, typer.Option("--no-color", help="No colours.")]
 Jacobian = Annotated[

@@ -15,7 +15,7 @@ from jaccli.layers.address import parse_address
 from jaccli.models.factory import is_spec, parse_arch_args
 from jaccli.models.quote import quote
 from jaccli.models.sniff import sniff
-from jaccli.names import METHOD_NAMES, NORMS, MethodName, check_method
+from jaccli.names import METHOD_NAMES, NORMS, MethodName, check_compile, check_method
 from jaccli.samples.spec import (
     ArgValue,
     InputSpec,
@@ -75,6 +75,7 @@ class RunRequest:
     explain: bool
     quiet: bool
     no_color: bool = False
+    compile: bool = False
 
 
 def model_request(
@@ -153,15 +154,17 @@ def run_request(
     explain: bool,
     quiet: bool,
     no_color: bool = False,
+    compile: bool = False,
 ) -> RunRequest:
     """Check how J is to be obtained.
 
     Raises:
-        UsageError: an unknown method, or values that are not understood.
+        UsageError: an unknown method, one that cannot be compiled, or values that are not understood.
     """
     check_method(method)
+    check_compile(compile, method)
     size, seconds = parse_bytes(max_memory), parse_seconds(timeout)
-    return RunRequest(method, parse_chunk(chunk), size, seconds, explain, quiet, no_color)
+    return RunRequest(method, parse_chunk(chunk), size, seconds, explain, quiet, no_color, compile)
 
 
 @dataclass(frozen=True)
@@ -305,9 +308,10 @@ class BenchRequest:
     methods: tuple[MethodName, ...]
     rounds: int | None
     max_time: float
+    compile: bool = False
 
 
-def bench_request(methods: str | None, rounds: str | None, max_time: str) -> BenchRequest:
+def bench_request(methods: str | None, rounds: str | None, max_time: str, compile: bool = False) -> BenchRequest:
     """Check ``--methods``, ``--rounds`` and ``--max-time``.
 
     Raises:
@@ -315,4 +319,7 @@ def bench_request(methods: str | None, rounds: str | None, max_time: str) -> Ben
     """
     names = [name.strip() for name in methods.split(",")] if methods is not None else list(METHOD_NAMES)
     checked = tuple(dict.fromkeys(check_method(name) for name in names))
-    return BenchRequest(checked, parse_count(rounds, "--rounds"), parse_seconds(max_time, "--max-time") or 10.0)
+    if not {"auto", "structured"} & set(checked):
+        check_compile(compile, checked[0])
+    seconds = parse_seconds(max_time, "--max-time") or 10.0
+    return BenchRequest(checked, parse_count(rounds, "--rounds"), seconds, compile)

@@ -14,6 +14,7 @@ from torch import Tensor
 from jaccli.cli.messages import STARTED, release_messages
 from jaccli.cli.progress import progress
 from jaccli.cli.request import InputRequest, ModelRequest, PairRequest, RunRequest
+from jaccli.compiling import Compiling
 from jaccli.errors import ResourceError, UnsupportedError, UsageError, warn
 from jaccli.explain import explain
 from jaccli.layers.record import Inputs
@@ -41,11 +42,13 @@ class Timing:
     watch: Watch = field(default_factory=Watch)
 
     def document(self) -> dict[str, float]:
-        """The contract's ``timing``."""
+        """The contract's ``timing``; ``compile_s`` with ``--compile``."""
+        compile_s = {"compile_s": self.watch.compile_s} if self.watch.compile_s is not None else {}
         return {
             "import_s": self.import_s,
             "load_s": self.load_s,
             "plan_s": self.watch.plan_s,
+            **compile_s,
             "compute_s": self.watch.compute_s,
             "total_s": time.perf_counter() - STARTED,
         }
@@ -224,6 +227,7 @@ def pieces(
             on_plan=planned,
             tick=bar.tick,
             watch=loaded.timing.watch,
+            instead=Compiling(loaded.network, choice_of(request), loaded.timing.watch) if request.compile else None,
         )
         with contextlib.closing(run):
             for piece in run:

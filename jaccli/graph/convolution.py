@@ -17,6 +17,8 @@ from jaccli.graph.primitives import Late, Shape
 # A window's convolution as one matrix product does more work, at a higher rate than a convolution of small
 # images: worth it up to this many times the work, over the channels (a convolution of many is quick).
 _TOEPLITZ = 48.0
+# Up to so many channels of the result a strided transposed convolution goes by phases.
+_FEW = 4
 # A window that covers more of the activation than this is stored in full.
 _LOCAL = 0.5
 
@@ -151,7 +153,9 @@ class Conv:
         if bundle.data is None:
             return Bundle(new, None)
         data = _stacked(bundle.data, form, lead, inner)
-        if self.adjoint:
+        if self.adjoint and self._few_channels():
+            out = _by_phases(self, data)
+        elif self.adjoint:
             rest = [
                 n - ((m - 1) * s - 2 * p + d * (k - 1) + 1)
                 for n, m, s, p, d, k in zip(
@@ -171,11 +175,59 @@ class Conv:
         out = out.reshape(*lead_sizes, *sizes) if len(sizes) != len(outer) - 1 else out.unflatten(0, lead_sizes or (1,))
         return bundle.made(new, out if tuple(out.shape) == new.sizes else out.reshape(new.sizes))
 
+    def _few_channels(self) -> bool:
+        """Whether a strided transpose is quicker as an ordinary convolution that gives all phases at once.
+
+        Transposed convolutions to a handful of channels leave vector units idle; with stride² times as many
+        channels they do not.
+        """
+        return (
+            len(self.kernel) == 2
+            and self.groups == 1
+            and self.x[1] <= _FEW
+            and all(s > 1 for s in self.stride)
+            and all(d == 1 for d in self.dilation)
+            and all(n % s == 0 for n, s in zip(self.x[2:], self.stride, strict=True))
+        )
+
     def _count(self, lead: int, inner: Sequence[int], outer: Sequence[int]) -> None:
         places = math.prod((inner if self.adjoint else outer)[1:])
         flops = 2.0 * lead * places * math.prod(self.kernel) * self.x[1] * self.y[1] / self.groups
         channels = (inner[0] // self.groups, outer[0] // self.groups)
         meter.convolve(flops, lead * (math.prod(inner) + math.prod(outer)), channels, self.adjoint)
+
+
+def _by_phases(conv: Conv, data: Tensor) -> Tensor:
+    """A strided transposed convolution: pixel s i + r of the result from the inputs around i, one filter a phase r."""
+    weight = conv.weight.tensor
+    channels_in, channels_out = weight.shape[:2]
+    taps = [_taps(k, s, p) for k, s, p in zip(conv.kernel, conv.stride, conv.padding, strict=True)]
+    lows = [min(q for _, q in t) for t in taps]
+    wides = [max(q for _, q in t) - low + 1 for t, low in zip(taps, lows, strict=True)]
+    (s1, s2), (w1, w2) = conv.stride, wides
+    filters = weight.new_zeros(channels_out, s1, s2, channels_in, w1, w2)
+    for (r1, q1), k1 in taps[0].items():
+        for (r2, q2), k2 in taps[1].items():
+            filters[:, r1, r2, :, q1 - lows[0], q2 - lows[1]] = weight[:, :, k1, k2].t()
+    filters = filters.reshape(channels_out * s1 * s2, channels_in, w1, w2)
+    places = [n // s for n, s in zip(conv.x[2:], conv.stride, strict=True)]
+    pads: list[int] = []
+    for low, wide, place, n in zip(lows[::-1], wides[::-1], places[::-1], data.shape[:1:-1], strict=True):
+        pads += [-low, low + wide - 1 + place - n]
+    nothing = [0, 0]
+    if pads[0] == pads[1] == pads[2] == pads[3] >= 0:
+        out = _convolution(data, filters, [1, 1], pads[:1] * 2, [1, 1], False, nothing, 1)
+    else:
+        out = _convolution(torch.constant_pad_nd(data, pads), filters, [1, 1], nothing, [1, 1], False, nothing, 1)
+    out = out.unflatten(1, (channels_out, s1, s2)).permute(0, 1, 4, 2, 5, 3)
+    return out.reshape(out.shape[0], channels_out, *conv.x[2:])
+
+
+def _taps(kernel: int, stride: int, padding: int) -> dict[tuple[int, int], int]:
+    """(phase, offset of the input) → place in the kernel."""
+    reach = kernel + padding
+    found = {(r, q): r + padding - stride * q for r in range(stride) for q in range(-reach, reach + 1)}
+    return {key: k for key, k in found.items() if 0 <= k < kernel}
 
 
 def _axis(form: Form, label: Label) -> int | None:

@@ -78,7 +78,10 @@ class Mul:
             return bundle.made(new, bundle.data.mul_(factor))
         if math.prod(form.sizes) == 1:
             return bundle.made(new, (bundle.data * factor).expand(new.sizes))
-        return bundle.made(new, bundle.data * factor)
+        data = bundle.data
+        if 2 * data.numel() <= new.numel and not data.is_contiguous():
+            data = data.contiguous()  # the product lies in memory as its first factor does
+        return bundle.made(new, data * factor)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,110 @@
+"""``compile=True``: the same numbers, its time apart, and no failure where there is no compiler."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import jaccli
+from jaccli.cli.app import app
+from tests.oracle import error
+from tests.structured_networks import normal
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 6)).double().eval()
+
+
+@needs_compiler
+def test_a_compiled_plan_gives_the_same_numbers() -> None:
+    model = network()
+    plan = jaccli.plan(model, normal((3, 6), 1), method="structured", compile=True)
+    assert plan.compile_s is not None
+    assert plan.compile_s > 0
+    assert "compile " in str(plan)
+    assert plan.replay is not None
+    (recorded,) = plan.replay.programs.values()
+    assert recorded is not None
+    assert recorded.seconds < plan.compile_s
+    for seed in (2, 3):
+        x = normal((3, 6), seed)
+        assert error(plan(x), jaccli.jacobian(model, x, method="loop")) < 1e-10
+    held = [plan(normal((3, 6), seed)) for seed in (2, 3)]
+    assert not torch.equal(*held)
+
+
+def broken(call: Any, **_: Any) -> Any:
+    raise RuntimeError("no C++ compiler\nand pages of text")
+
+
+def wrong(call: Any, **_: Any) -> Any:
+    return lambda *args: tuple(2 * t for t in call(*args))
+
+
+@pytest.mark.parametrize(("compiler", "why"), [(broken, "no C++ compiler"), (wrong, "another J")])
+def test_what_cannot_be_compiled_runs_as_it_is(compiler: Any, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", compiler)
+    model, x = network(), normal((3, 6), 1)
+    with pytest.warns(jaccli.JaccliNote, match=rf"--compile: .*{why}.*; the program runs uncompiled$"):
+        plan = jaccli.plan(model, x, method="structured", compile=True)
+    assert plan.compile_s is None
+    assert "compile" not in str(plan)
+    assert error(plan(2 * x), jaccli.jacobian(model, 2 * x, method="loop")) < 1e-10
+
+
+def test_other_methods_are_refused() -> None:
+    with pytest.raises(jaccli.UsageError, match="compile has nothing to compile with the method 'reverse'"):
+        jaccli.plan(network(), normal((3, 6), 1), method="reverse", compile=True)
+    arguments = ["compute", "missing.pt", "-i", "random:6", "--compile", "--method", "loop"]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, jaccli.UsageError)
+    assert "--compile" in str(result.exception)
+
+
+def counted(call: Any, **_: Any) -> Any:
+    counted.calls += 1  # type: ignore[attr-defined]
+    return call
+
+
+@pytest.fixture
+def model_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    counted.calls = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(torch, "compile", counted)
+    torch.jit.script(network().float()).save(tmp_path / "model.pt")
+    return str(tmp_path / "model.pt")
+
+
+def test_deviation_reports_the_time_apart(model_file: str) -> None:
+    """Blocks of one shape share a program; a last one of another shape gets none."""
+    arguments = ["deviation", model_file, "-i", "random:6,n=150", "--layer", "input", "--format", "json"]
+    plain = json.loads(CliRunner().invoke(app, [*arguments, "--method", "loop"]).stdout)
+    assert "compile_s" not in plain["timing"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        done = CliRunner().invoke(app, [*arguments, "--method", "structured", "--compile"])
+    document = json.loads(done.stdout)
+    assert counted.calls == 1  # type: ignore[attr-defined]
+    assert document["timing"]["compile_s"] > 0
+    assert document["pairs"][0]["method"] == "structured"
+    for a, b in zip(plain["pairs"][0]["samples"], document["pairs"][0]["samples"], strict=True):
+        assert a["frobenius"] == pytest.approx(b["frobenius"], rel=1e-5)
+
+
+def test_bench_reports_the_time_apart(model_file: str) -> None:
+    arguments = ["bench", model_file, "-i", "random:6,n=3", "--methods", "structured,reverse", "--rounds", "2"]
+    done = CliRunner().invoke(app, [*arguments, "--compile", "--format", "json"])
+    ours, plain = json.loads(done.stdout)["methods"]
+    assert ours["compile_s"] > 0
+    assert ours["max_error"] < 1e-5
+    assert "compile_s" not in plain
