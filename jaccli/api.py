@@ -25,7 +25,7 @@ from jaccli.planning import Decision, decide
 from jaccli.prepare import Pair, computing, exact_attention, prepare, readable
 from jaccli.replay import Replay
 from jaccli.stream import Choice, collect, stream
-from jaccli.tuning import tuned
+from jaccli.tuning import measured_once, tuned
 
 
 def jacobian(
@@ -92,6 +92,7 @@ def plan(
     choice = _choice(method, max_memory, chunk)
     check_compile(compile, method, "compile")
     network, pair, inputs = _setup(model, x, source, target, args, kwargs)
+    measured_once(x.device)
     with computing(network), exact_attention(choice.exact_attention):
         (prepared,) = prepare(network, inputs, [pair], graph=choice.needs_graph)
         decision = decide(prepared, choice.method, max_memory=max_memory, chunk=chunk, keep=inputs.batch)

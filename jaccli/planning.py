@@ -244,7 +244,12 @@ def _auto(
     if cold and min(engine_s, loop_s) < defaults.SYMPY_IMPORT:
         why = "predicted, and other ways import first"
         if engine_s < loop_s:
-            return "structured", f"{shape}: {seconds(engine_s)} {why}", {"loop": f"{seconds(loop_s)} predicted"}, engine_s
+            return (
+                "structured",
+                f"{shape}: {seconds(engine_s)} {why}",
+                {"loop": f"{seconds(loop_s)} predicted"},
+                engine_s,
+            )
         return "loop", f"{shape}: {seconds(loop_s)} {why}", {"structured": gap or seconds(engine_s)}, loop_s
     predicted = _tried(prepared, loop_s, chunk_of)
     if gap is None:

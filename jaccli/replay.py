@@ -116,7 +116,8 @@ class Replay:
         try:
             truth = self._anew(inputs) if truth is None else truth
             found = []
-            for bracket in brackets or [self.decision.bracket]:
+            tried: Sequence[Bracket | None] = brackets or [self.decision.bracket]
+            for bracket in tried:
                 program, matrix = self._traced(inputs, bracket)
                 if _alike(matrix, truth):
                     found.append(

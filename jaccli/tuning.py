@@ -6,7 +6,10 @@ import time
 import warnings
 from dataclasses import replace
 
+import torch
+
 from jaccli import defaults
+from jaccli.calibration import calibrate, load
 from jaccli.layers.record import Inputs
 from jaccli.models.network import Network
 from jaccli.planning import Decision, look, seconds, with_structure
@@ -53,6 +56,14 @@ def tuned(
         candidate = replace(candidate, why=f"{seconds(recorded)} measured, the least", others=others)
     replay.decision = replace(candidate, predicted_s=recorded)
     return replay.decision, replay
+
+
+def measured_once(device: torch.device) -> None:
+    """Calibrate the machine before its first plan: half a second, and kept for later processes."""
+    if load(device) is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it was too busy is doctor's to say
+            calibrate(device)
 
 
 def _plain_seconds(

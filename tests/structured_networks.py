@@ -77,7 +77,7 @@ def linear(n_in: int, n_out: int) -> Callable[[], nn.Module]:
     return lambda: nn.Linear(n_in, n_out)
 
 
-def conv(n_in: int, n_out: int, *args: int, **kwargs: Any) -> Callable[[], nn.Module]:
+def conv(n_in: int, n_out: int, *args: Any, **kwargs: Any) -> Callable[[], nn.Module]:
     return lambda: nn.Conv2d(n_in, n_out, *args, **kwargs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -56,7 +57,7 @@ def wrong(call: Any, **_: Any) -> Any:
 def test_what_cannot_be_compiled_runs_as_it_is(compiler: Any, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", compiler)
     model, x = network(), normal((3, 6), 1)
-    with pytest.warns(jaccli.JaccliNote, match=rf"--compile: .*{why}.*; the program runs uncompiled$"):
+    with pytest.warns(jaccli.JaccliNote, match=rf"--compile: .*{re.escape(why)}.*; the program runs uncompiled$"):
         plan = jaccli.plan(model, x, method="structured", compile=True)
     assert plan.compile_s is None
     assert "compile" not in str(plan)

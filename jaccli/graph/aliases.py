@@ -19,7 +19,7 @@ def functional(op: Any) -> Any:
     schema = op._schema
     written = [a for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
     name = schema.name.split("::")[1]
-    if len(written) != 1 or written[0] is not schema.arguments[0] and written[0].name != "self":
+    if len(written) != 1 or (written[0] is not schema.arguments[0] and written[0].name != "self"):
         return None
     if name in ("as_strided_", "resize_", "set_", "resize_as_"):
         return None

@@ -81,7 +81,7 @@ def spread(form: Form, tensor: Tensor, dims: Iterable[int] | None = None) -> tup
         if form.plain(atom) or tensor.shape[axis] == 1:
             continue
         count = form.end[atom.key].size
-        if atom.width == 1 and 0 <= atom.offset and atom.offset + atom.stride * (count - 1) < atom.size:
+        if atom.width == 1 and atom.offset >= 0 and atom.offset + atom.stride * (count - 1) < atom.size:
             stop = atom.offset + atom.stride * (count - 1) + 1
             tensor = tensor[(slice(None),) * axis + (slice(atom.offset, stop, atom.stride),)]
             continue
@@ -152,10 +152,12 @@ def write(out: Tensor, form: Form, bundle: Bundle, add: bool = False) -> None:
     assert data is not None
     keys = old.links.keys() - form.links.keys()
     strides = dict(zip(form.layout, out.stride(), strict=True))
-    data = data.expand([
-        n if x[0] != -1 else old.end[(x[1], x[2])].size if (x[1], x[2]) in keys else out.shape[form.layout.index(x)]
-        for x, n in zip(old.layout, data.shape, strict=True)
-    ])
+    data = data.expand(
+        [
+            n if x[0] != -1 else old.end[(x[1], x[2])].size if (x[1], x[2]) in keys else out.shape[form.layout.index(x)]
+            for x, n in zip(old.layout, data.shape, strict=True)
+        ]
+    )
     windows = [key for key in keys if not _fits(old, key)]
     for box in itertools.product(*(_boxes(old, key) for key in windows)):
         size, offset = list(data.shape), out.storage_offset()

@@ -83,8 +83,14 @@ def _captured(f: LayerFunction) -> Graph:
         if is_out_of_memory(error):
             raise
         raise CaptureGap(f"{type(error).__name__}: {reason(error)}") from error
-    return Graph(needed(recorder.nodes, [target, *(v for v, _ in recorder.guards)]), inputs, tap.source, target,
-                 recorder, list(recorder.guards))
+    return Graph(
+        needed(recorder.nodes, [target, *(v for v, _ in recorder.guards)]),
+        inputs,
+        tap.source,
+        target,
+        recorder,
+        list(recorder.guards),
+    )
 
 
 @contextmanager

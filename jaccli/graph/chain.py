@@ -8,7 +8,6 @@ matrix products*, 2003; U. Naumann, *Matrix-Free Jacobian Chaining*, 2024).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -154,8 +153,17 @@ class Chain:
             found.append((Bracket(i, j, way, parts, before + meter.seconds, peak, meet), sides))
         return min(found, key=lambda item: item[0].seconds)
 
-    def _do(self, way: Way, i: int, j: int, k: int, parts: Sequence[Sides], like: Tensor | None, meet: int | None = None,
-            part: Part | None = None) -> Sides:
+    def _do(
+        self,
+        way: Way,
+        i: int,
+        j: int,
+        k: int,
+        parts: Sequence[Sides],
+        like: Tensor | None,
+        meet: int | None = None,
+        part: Part | None = None,
+    ) -> Sides:
         source, target = self.cuts[i], self.cuts[j]
         if any(p.zero for p in parts):
             return Sides(zero=True)

@@ -88,9 +88,7 @@ class Conv:
                 width=width,
             )
         else:
-            new = replace(
-                link, size=size, offset=link.offset + self.padding[d] - reach, width=link.width + reach
-            )
+            new = replace(link, size=size, offset=link.offset + self.padding[d] - reach, width=link.width + reach)
         return replace(new, clean=False)
 
     def _on_windows(self, bundle: Bundle) -> Bundle:
@@ -140,7 +138,9 @@ class Conv:
         """The convolution of windows, without padding, so that windows grow."""
         nothing = [0] * len(self.kernel)
         if self.adjoint:
-            return _convolution(data, self.weight.tensor, self.stride, nothing, self.dilation, True, nothing, self.groups)
+            return _convolution(
+                data, self.weight.tensor, self.stride, nothing, self.dilation, True, nothing, self.groups
+            )
         full = [(k - 1) * d for k, d in zip(self.kernel, self.dilation, strict=True)]
         return _convolution(data, self.weight.tensor, self.stride, full, self.dilation, False, nothing, self.groups)
 

@@ -59,7 +59,11 @@ def stretches(
     for position, node in enumerate(nodes):
         parts[-1].append(node)
         if position in places:
-            value = target if position == len(nodes) - 1 else next(v for v in node.outputs if last_use.get(v, -1) > position)
+            value = (
+                target
+                if position == len(nodes) - 1
+                else next(v for v in node.outputs if last_use.get(v, -1) > position)
+            )
             cuts.append(value)
             parts.append([])
     if not parts[-1]:
@@ -84,10 +88,7 @@ def _joined(
 ) -> tuple[list[Value], list[list[Node]]]:
     kept_cuts, kept_parts = [cuts[0]], []  # type: ignore[var-annotated]
     for value, part in zip(cuts[1:], parts, strict=True):
-        if kept_parts and not _mixes(part, maps_of):
-            kept_parts[-1] = kept_parts[-1] + part
-            kept_cuts[-1] = value
-        elif kept_parts and not _mixes(kept_parts[-1], maps_of):
+        if (kept_parts and not _mixes(part, maps_of)) or (kept_parts and not _mixes(kept_parts[-1], maps_of)):
             kept_parts[-1] = kept_parts[-1] + part
             kept_cuts[-1] = value
         else:

@@ -23,9 +23,7 @@ def arranged(tensor: Tensor, labels: Sequence[Label], wanted: Sequence[Label]) -
     return tensor
 
 
-def contract(
-    a: Tensor, la: Sequence[Label], b: Tensor, lb: Sequence[Label], out: Sequence[Label]
-) -> Tensor:
+def contract(a: Tensor, la: Sequence[Label], b: Tensor, lb: Sequence[Label], out: Sequence[Label]) -> Tensor:
     """Σ over the labels that are not in ``out``; sizes of 1 stand for axes along which a factor is constant."""
     if a.dtype != b.dtype:
         dtype = torch.promote_types(a.dtype, b.dtype)
@@ -41,9 +39,7 @@ def contract(
     if a.numel() < b.numel() and not batch and only_a and only_b and out.index(only_a[0]) > out.index(only_b[0]):
         return contract(b, lb, a, la, out)  # the order that leaves the result as it is wanted
     size_a, size_b = dict(zip(la, a.shape, strict=True)), dict(zip(lb, b.shape, strict=True))
-    n, i, j, k = (
-        math.prod(size_a.get(x, 0) or size_b[x] for x in group) for group in (batch, only_a, only_b, summed)
-    )
+    n, i, j, k = (math.prod(size_a.get(x, 0) or size_b[x] for x in group) for group in (batch, only_a, only_b, summed))
     left = arranged(a, la, [*batch, *only_a, *summed])
     right = arranged(b, lb, [*batch, *summed, *only_b])
     if batch:
@@ -55,9 +51,7 @@ def contract(
     return arranged(product, labels, out)
 
 
-def _trimmed(
-    a: Tensor, la: Sequence[Label], b: Tensor, lb: Sequence[Label]
-) -> tuple[Tensor, list[Label]]:
+def _trimmed(a: Tensor, la: Sequence[Label], b: Tensor, lb: Sequence[Label]) -> tuple[Tensor, list[Label]]:
     """Without the axes of size 1 along which the other factor varies."""
     drop = [x for x, n in zip(la, a.shape, strict=True) if n == 1 and x in lb and b.shape[list(lb).index(x)] != 1]
     if not drop:

@@ -17,7 +17,6 @@ from jaccli.graph.recorder import CaptureGap
 from jaccli.graph.story import tell, travelling
 from jaccli.graph.sweep import derivatives
 
-
 # One intermediate result is this share of J at most, or this many bytes where that is more; else J is taken
 # part by part, in so many parts at most: each has its own steps in a recorded program.
 SHARE = 0.25

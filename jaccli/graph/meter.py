@@ -44,7 +44,7 @@ class Meter:
     def counting(self, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
         """Count in here, at the rates of a device."""
         machine = known(device)
-        if machine is not self.machine:
+        if machine != self.machine:
             self.memo.clear()
         self.machine, self.dtype, self.on = machine, dtype, True
         try:
@@ -104,7 +104,9 @@ class Meter:
         if key not in self.memo:
             self.memo[key] = self.machine.conv_seconds(flops, channels, True, transposed, self.dtype)
         works = self.memo[key]
-        self.seconds += max(works, self.machine.elementwise_seconds(self._bytes(elements))) + 4 * self.machine.overhead_s
+        self.seconds += (
+            max(works, self.machine.elementwise_seconds(self._bytes(elements))) + 4 * self.machine.overhead_s
+        )
         self._result(int(elements))
 
     def _result(self, elements: int) -> None:

@@ -58,9 +58,7 @@ class Mul:
 
     def apply(self, bundle: Bundle) -> Bundle:
         form = bundle.form
-        full = {
-            key for key, (d, _, _) in form.links.items() if self.shape[d] != 1 or form.shape[d] == 1
-        }
+        full = {key for key, (d, _, _) in form.links.items() if self.shape[d] != 1 or form.shape[d] == 1}
         dims = tuple(
             tuple(replace(x, clean=True) if isinstance(x, Link) and x.key in full else x for x in atoms)
             for atoms in form.dims
@@ -190,9 +188,7 @@ class Reshape:
             if (old[start_old:stop_old], stop_new - start_new) == ([b], 1):
                 dims.append(bundle.form.dims[start_old])
             else:
-                keys = [
-                    x.key for atoms in bundle.form.dims[start_old:stop_old] for x in atoms if isinstance(x, Link)
-                ]
+                keys = [x.key for atoms in bundle.form.dims[start_old:stop_old] for x in atoms if isinstance(x, Link)]
                 bundle = unlink(bundle, keys)
                 dims.extend((Free(n),) if n != 1 else () for n in new[start_new:stop_new])
             start_old, start_new = stop_old, stop_new
@@ -318,9 +314,7 @@ class Slice:
         high = min(end.size, self.start + self.count - atom.offset)
         if high <= low:
             return None
-        ends = tuple(
-            replace(e, start=e.start + low, size=high - low) if e is end else e for e in bundle.form.ends
-        )
+        ends = tuple(replace(e, start=e.start + low, size=high - low) if e is end else e for e in bundle.form.ends)
         kept: tuple[Atom, ...] = (replace(atom, offset=atom.offset + low - self.start, size=self.count),)
         flat = bundle.form.flat
         if self.count == 1:
@@ -615,8 +609,8 @@ class Matrix:
         for axis, d in enumerate(self.parallel):
             for a, atom in enumerate(form.dims[d]):
                 label: Label = (-1, *atom.key) if isinstance(atom, Link) else (d, a)
-                sizes[label] = 1 if self.shape[axis] == 1 else (
-                    form.end[atom.key].size if isinstance(atom, Link) else atom.size
+                sizes[label] = (
+                    1 if self.shape[axis] == 1 else (form.end[atom.key].size if isinstance(atom, Link) else atom.size)
                 )
         for a, atom in enumerate(form.dims[self.dim]):
             if isinstance(atom, Link):

@@ -123,7 +123,7 @@ def _live(steps: Sequence[Step], wanted: Sequence[Slot]) -> list[Step]:
 
 
 # These hand their input on when the result lies in memory as the input does.
-_HANDED_ON = frozenset("permute view expand reshape _unsafe_view alias detach clone _to_copy t transpose".split())
+_HANDED_ON = frozenset(["permute", "view", "expand", "reshape", "_unsafe_view", "alias", "detach", "clone", "_to_copy", "t", "transpose"])
 
 
 def _plainer(steps: list[Step], wanted: list[Slot], inputs: Sequence[Slot]) -> tuple[list[Step], list[Slot]]:
@@ -163,7 +163,7 @@ def _renamed(tree: Any, now: Callable[[Slot], Slot]) -> Any:
 
 
 # Operators that can put their result where they are told.
-_OUT = frozenset("mm bmm mul add sub div cat clone zeros new_zeros new_empty empty".split())
+_OUT = frozenset(["mm", "bmm", "mul", "add", "sub", "div", "cat", "clone", "zeros", "new_zeros", "new_empty", "empty"])
 
 
 def _creation(steps: Sequence[Step], result: Slot) -> int | None:
@@ -258,11 +258,21 @@ def _compiled(steps: Sequence[Step], inputs: Sequence[Slot], wanted: Sequence[Sl
         if ended:
             lines.append(" = ".join(name(s) for s in ended) + " = None")
     results = "".join(f"{name(slot)}, " for slot in wanted)
-    source = f"def program({', '.join([*(names[s] for s in inputs), 'out'])}):\n    " + "\n    ".join([*lines, f"return ({results})"])
-    exec(compile(source, "<program>", "exec"), space)  # noqa: S102 - built from operators, not from text of a model
+    source = f"def program({', '.join([*(names[s] for s in inputs), 'out'])}):\n    " + "\n    ".join(
+        [*lines, f"return ({results})"]
+    )
+    exec(compile(source, "<program>", "exec"), space)
     result = wanted[0]
     placing = placed is not None and result.stride == _contiguous(result.shape)
-    return Program(space["program"], source, steps=len(steps), shape=result.shape, dtype=result.dtype, placing=placing, constant=result not in made)
+    return Program(
+        space["program"],
+        source,
+        steps=len(steps),
+        shape=result.shape,
+        dtype=result.dtype,
+        placing=placing,
+        constant=result not in made,
+    )
 
 
 def _function(step: Step, space: dict[str, Any]) -> str:
@@ -277,6 +287,5 @@ def _function(step: Step, space: dict[str, Any]) -> str:
 
 
 _QUICK = frozenset(
-    """mm bmm addmm baddbmm mul add sub div neg tanh sigmoid relu exp sin cos sqrt rsqrt cat stack permute t transpose
-    select sum mean unsqueeze convolution addcmul addcdiv gather index_select clone ge gt le lt eq zeros ones""".split()
+    ["mm", "bmm", "addmm", "baddbmm", "mul", "add", "sub", "div", "neg", "tanh", "sigmoid", "relu", "exp", "sin", "cos", "sqrt", "rsqrt", "cat", "stack", "permute", "t", "transpose", "select", "sum", "mean", "unsqueeze", "convolution", "addcmul", "addcdiv", "gather", "index_select", "clone", "ge", "gt", "le", "lt", "eq", "zeros", "ones"]
 )

@@ -329,11 +329,11 @@ def _storage(tensor: Tensor) -> int:
 # Of their tensor argument these take the shape, dtype and device only.
 BLIND = frozenset(
     getattr(aten, name)
-    for name in "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty".split()
+    for name in ["zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"]
 ) | {aten.new_empty_strided}
 
 # These change what the tensor object means, and no element.
-_RELABELLED = frozenset(getattr(aten, name) for name in "transpose_ t_ squeeze_ unsqueeze_ swapaxes_ swapdims_".split())
+_RELABELLED = frozenset(getattr(aten, name) for name in ["transpose_", "t_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_"])
 
 _KINDS: dict[Any, str] = {}
 

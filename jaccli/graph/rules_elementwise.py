@@ -42,9 +42,36 @@ def pointwise(node: Node) -> list[Map]:
 
 
 RULES["pointwise"] = pointwise
-for _name in ("log_sigmoid_forward", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "softplus", "softshrink",
-              "hardshrink", "threshold", "mish", "silu", "elu", "celu", "selu", "gelu", "clamp", "clamp_min", "clamp_max",
-              "relu6", "lerp", "addcmul", "addcdiv", "maximum", "minimum", "fmod", "remainder", "frac", "erfinv"):
+for _name in (
+    "log_sigmoid_forward",
+    "hardswish",
+    "hardsigmoid",
+    "hardtanh",
+    "leaky_relu",
+    "softplus",
+    "softshrink",
+    "hardshrink",
+    "threshold",
+    "mish",
+    "silu",
+    "elu",
+    "celu",
+    "selu",
+    "gelu",
+    "clamp",
+    "clamp_min",
+    "clamp_max",
+    "relu6",
+    "lerp",
+    "addcmul",
+    "addcdiv",
+    "maximum",
+    "minimum",
+    "fmod",
+    "remainder",
+    "frac",
+    "erfinv",
+):
     RULES[f"aten.{_name}"] = pointwise
 
 
@@ -56,7 +83,18 @@ def _swapped(tree: Any, old: Value, new: Value) -> Any:
     return tree
 
 
-@rule("detach", "alias", "clone", "lift_fresh", "lift_fresh_copy", "contiguous", "_to_copy", "to", "dropout", "feature_dropout")
+@rule(
+    "detach",
+    "alias",
+    "clone",
+    "lift_fresh",
+    "lift_fresh_copy",
+    "contiguous",
+    "_to_copy",
+    "to",
+    "dropout",
+    "feature_dropout",
+)
 def same(node: Node) -> list[Map]:
     """The identity."""
     return [Map(v, node.outputs[0], ()) for v in _unique(node.inputs())]

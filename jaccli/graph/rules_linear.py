@@ -95,7 +95,11 @@ def linear(node: Node) -> list[Map]:
     """x Wᵀ + b."""
     found = only_active(node, "input")
     value, weight = found["input"], found["weight"]
-    return [Map(value, node.outputs[0], (Matrix(len(value.shape) - 1, Late(lambda: weight.tensor.t()), weight.shape[::-1]),))]
+    return [
+        Map(
+            value, node.outputs[0], (Matrix(len(value.shape) - 1, Late(lambda: weight.tensor.t()), weight.shape[::-1]),)
+        )
+    ]
 
 
 @rule("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution")
@@ -124,8 +128,13 @@ def convolution(node: Node) -> list[Map]:
     return [Map(value, out, (conv,))]
 
 
-@rule("max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d",
-      "fractional_max_pool2d")
+@rule(
+    "max_pool2d_with_indices",
+    "max_pool3d_with_indices",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
+    "fractional_max_pool2d",
+)
 def max_pool(node: Node) -> list[Map]:
     """The largest of each window: a mask where windows lie side by side, else elements by index."""
     found = bound(node)
@@ -178,9 +187,7 @@ def _blocks(value: Value, out: Value, blocks: list[int], n: int) -> tuple[Primit
     return (Reshape(value.shape, pairs), Permute(order), Reshape(moved, (*lead, *small, math.prod(blocks))))
 
 
-def _masked_blocks(
-    value: Value, out: Value, places: Value, blocks: list[int], n: int
-) -> tuple[Primitive, ...]:
+def _masked_blocks(value: Value, out: Value, places: Value, blocks: list[int], n: int) -> tuple[Primitive, ...]:
     whole = (*out.shape, math.prod(blocks))
 
     def mask() -> Tensor:
@@ -198,10 +205,26 @@ def _masked_blocks(
     return (*_blocks(value, out, blocks, n), Mul(Late(mask), whole), SumTo(whole, kept), Reshape(kept, out.shape))
 
 
-@rule("avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d",
-      "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_linear1d",
-      "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d",
-      "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_nearest_exact3d")
+@rule(
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "_adaptive_avg_pool2d",
+    "_adaptive_avg_pool3d",
+    "adaptive_avg_pool1d",
+    "upsample_nearest1d",
+    "upsample_nearest2d",
+    "upsample_nearest3d",
+    "upsample_bilinear2d",
+    "upsample_linear1d",
+    "upsample_bicubic2d",
+    "upsample_trilinear3d",
+    "_upsample_nearest_exact1d",
+    "_upsample_nearest_exact2d",
+    "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa",
+    "_upsample_nearest_exact3d",
+)
 def separable(node: Node) -> list[Map]:
     """Pooling by means and resampling: a matrix along each direction; blocks where they tile the space."""
     found = bound(node)

@@ -15,10 +15,30 @@ from jaccli.graph.rules import Map, reshaped, rule
 _MOST = 4096
 
 
-@rule("grid_sampler_2d", "grid_sampler_3d", "_trilinear", "linalg_inv_ex", "inverse", "linalg_solve_ex", "linalg_det",
-      "_linalg_det", "linalg_cholesky_ex", "cholesky", "linalg_matrix_exp", "cdist", "_cdist_forward", "_pdist_forward",
-      "renorm", "linalg_cross", "triangular_solve", "linalg_solve_triangular", "_embedding_bag", "im2col", "col2im",
-      "_euclidean_dist")
+@rule(
+    "grid_sampler_2d",
+    "grid_sampler_3d",
+    "_trilinear",
+    "linalg_inv_ex",
+    "inverse",
+    "linalg_solve_ex",
+    "linalg_det",
+    "_linalg_det",
+    "linalg_cholesky_ex",
+    "cholesky",
+    "linalg_matrix_exp",
+    "cdist",
+    "_cdist_forward",
+    "_pdist_forward",
+    "renorm",
+    "linalg_cross",
+    "triangular_solve",
+    "linalg_solve_triangular",
+    "_embedding_bag",
+    "im2col",
+    "col2im",
+    "_euclidean_dist",
+)
 def by_sample(node: Node) -> list[Map]:
     """Its first dimension is the samples, in and out; all else is one matrix a sample."""
     out = node.outputs[0]

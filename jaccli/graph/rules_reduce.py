@@ -102,7 +102,9 @@ def layer_norm(node: Node) -> list[Map]:
     lead = value.shape[: len(value.shape) - len(found["normalized_shape"])]
     flat = (*lead, count)
     stats = (*lead, 1)
-    hat = Late(lambda: _centred(value.tensor.reshape(flat), mean.tensor.reshape(stats), deviation.tensor.reshape(stats)))
+    hat = Late(
+        lambda: _centred(value.tensor.reshape(flat), mean.tensor.reshape(stats), deviation.tensor.reshape(stats))
+    )
     scale = Late(lambda: deviation.tensor.reshape(stats))
     steps: list[Primitive] = [*reshaped(value.shape, flat), _norm(len(lead), hat, scale, count)]
     steps += _gain(found["weight"], (1,) * len(lead) + (count,))
@@ -138,15 +140,23 @@ def group_norm(node: Node) -> list[Map]:
     n, channels, groups = value.shape[0], value.shape[1], found["group"]
     count = math.prod(value.shape[1:]) // groups
     flat, stats = (n, groups, count), (n, groups, 1)
-    hat = Late(lambda: _centred(value.tensor.reshape(flat), mean.tensor.reshape(stats), deviation.tensor.reshape(stats)))
+    hat = Late(
+        lambda: _centred(value.tensor.reshape(flat), mean.tensor.reshape(stats), deviation.tensor.reshape(stats))
+    )
     scale = Late(lambda: deviation.tensor.reshape(stats))
     steps = (*reshaped(value.shape, flat), _norm(2, hat, scale, count), *reshaped(flat, value.shape))
     gain = _gain(found["weight"], (1, channels) + (1,) * (len(value.shape) - 2))
     return [Map(value, out, (*steps, *gain))]
 
 
-@rule("_native_batch_norm_legit_no_training", "native_batch_norm", "_batch_norm_impl_index", "cudnn_batch_norm",
-      "_native_batch_norm_legit", "batch_norm")
+@rule(
+    "_native_batch_norm_legit_no_training",
+    "native_batch_norm",
+    "_batch_norm_impl_index",
+    "cudnn_batch_norm",
+    "_native_batch_norm_legit",
+    "batch_norm",
+)
 def batch_norm(node: Node) -> list[Map]:
     """A scale for each channel, with the running statistics."""
     found = only_active(node, "input", "self")
@@ -172,7 +182,9 @@ def _instance_norm(node: Node) -> list[Map]:
     out, mean, deviation = node.outputs[:3]
     channels, count = value.shape[1], math.prod(value.shape[2:])
     flat, stats = (channels, count), (channels, 1)
-    hat = Late(lambda: _centred(value.tensor.reshape(flat), mean.tensor.reshape(stats), deviation.tensor.reshape(stats)))
+    hat = Late(
+        lambda: _centred(value.tensor.reshape(flat), mean.tensor.reshape(stats), deviation.tensor.reshape(stats))
+    )
     scale = Late(lambda: deviation.tensor.reshape(stats))
     shape = (1, channels) + (1,) * (len(value.shape) - 2)
     steps = (*reshaped(value.shape, flat), _norm(1, hat, scale, count), *reshaped(flat, value.shape))

@@ -8,13 +8,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaccli.graph.primitives import Drop, Embed, Expand, Gather, Late, Matrix, Mul, Permute, Pick, Primitive, Reshape, Scale, Scatter
+from jaccli.graph.primitives import (
+    Drop,
+    Embed,
+    Expand,
+    Gather,
+    Late,
+    Matrix,
+    Mul,
+    Permute,
+    Pick,
+    Primitive,
+    Reshape,
+    Scale,
+    Scatter,
+)
 from jaccli.graph.recorder import CaptureGap, Node, Value
 from jaccli.graph.rules import Map, active, bound, normal, only_active, reshaped, rule, sliced
 from jaccli.graph.rules_elementwise import broadcast
 
 
-@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze", "flatten", "unflatten", "view_as", "squeeze_", "expand_as_view")
+@rule(
+    "view",
+    "_unsafe_view",
+    "reshape",
+    "_reshape_alias",
+    "unsqueeze",
+    "squeeze",
+    "flatten",
+    "unflatten",
+    "view_as",
+    "squeeze_",
+    "expand_as_view",
+)
 def reshape(node: Node) -> list[Map]:
     """Another shape."""
     value, out = node.inputs()[0], node.outputs[0]
@@ -79,7 +105,9 @@ def narrow(node: Node) -> list[Map]:
     found = bound(node)
     value = found["self"]
     dim = normal(found["dim"], len(value.shape))
-    return [Map(value, node.outputs[0], sliced(dim, value.shape[dim], found["start"] % value.shape[dim], found["length"]))]
+    return [
+        Map(value, node.outputs[0], sliced(dim, value.shape[dim], found["start"] % value.shape[dim], found["length"]))
+    ]
 
 
 @rule("select")
@@ -223,7 +251,9 @@ def flip(node: Node) -> list[Map]:
     found = bound(node)
     value = found["self"]
     dims = [normal(d, len(value.shape)) for d in found["dims"]]
-    return [Map(value, node.outputs[0], tuple(_picks(value, {d: torch.arange(value.shape[d] - 1, -1, -1) for d in dims})))]
+    return [
+        Map(value, node.outputs[0], tuple(_picks(value, {d: torch.arange(value.shape[d] - 1, -1, -1) for d in dims})))
+    ]
 
 
 @rule("roll")
@@ -244,9 +274,7 @@ def roll(node: Node) -> list[Map]:
 
 
 def _picks(value: Value, picks: dict[int, Tensor]) -> list[Primitive]:
-    return [
-        Pick(d, value.shape[d], index.to(value.tensor.device)) for d, index in picks.items() if value.shape[d] != 1
-    ]
+    return [Pick(d, value.shape[d], index.to(value.tensor.device)) for d, index in picks.items() if value.shape[d] != 1]
 
 
 @rule("index_select")
@@ -306,7 +334,11 @@ def _masked(node: Node, value: Value, chosen: list[Value], places: list[int], ou
         return [Map(value, out, reshaped(value.shape, out.shape))]
     picked = (*merged[:first], index_.numel(), *merged[first + 1 :])
     return [
-        Map(value, out, (*reshaped(value.shape, merged), Pick(first, merged[first], index_), *reshaped(picked, out.shape)))
+        Map(
+            value,
+            out,
+            (*reshaped(value.shape, merged), Pick(first, merged[first], index_), *reshaped(picked, out.shape)),
+        )
     ]
 
 
@@ -395,7 +427,9 @@ def scattered(node: Node) -> list[Map]:
         def mask() -> Tensor:
             return torch.ones(shape, dtype=out.tensor.dtype, device=out.tensor.device).scatter(dim, index_.tensor, 0)
 
-        if not adds and bool((torch.zeros(shape).scatter_add(dim, index_.tensor.cpu(), torch.ones(index_.shape)) > 1).any()):
+        if not adds and bool(
+            (torch.zeros(shape).scatter_add(dim, index_.tensor.cpu(), torch.ones(index_.shape)) > 1).any()
+        ):
             raise CaptureGap(f"{node.name} with repeated positions")
     if name == "index_copy" and index_.tensor.unique().numel() != index_.tensor.numel():
         raise CaptureGap("an index_copy with repeated positions")
@@ -460,9 +494,23 @@ def diagonal(node: Node) -> list[Map]:
     return _by_positions(node)
 
 
-@rule("unfold", "as_strided", "tril", "triu", "im2col", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
-      "replication_pad1d", "replication_pad2d", "replication_pad3d", "pixel_shuffle", "pixel_unshuffle",
-      "channel_shuffle", "diag_embed")
+@rule(
+    "unfold",
+    "as_strided",
+    "tril",
+    "triu",
+    "im2col",
+    "reflection_pad1d",
+    "reflection_pad2d",
+    "reflection_pad3d",
+    "replication_pad1d",
+    "replication_pad2d",
+    "replication_pad3d",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "channel_shuffle",
+    "diag_embed",
+)
 def moved(node: Node) -> list[Map]:
     """Any operator that only moves elements."""
     return _by_positions(node)

@@ -14,7 +14,18 @@ from jaccli.graph import rules_elementwise, rules_linear, rules_opaque, rules_re
 from jaccli.graph.bundle import Bundle, identity_bundle, product, total, transposed, without_ones
 from jaccli.graph.convolution import Conv
 from jaccli.graph.form import Link
-from jaccli.graph.primitives import Embed, Gather, Matrix, Mul, Pick, Primitive, Projection, Scale, assembled, multiplied
+from jaccli.graph.primitives import (
+    Embed,
+    Gather,
+    Matrix,
+    Mul,
+    Pick,
+    Primitive,
+    Projection,
+    Scale,
+    assembled,
+    multiplied,
+)
 from jaccli.graph.recorder import CaptureGap, Node, Value
 from jaccli.graph.rules import Map, maps
 

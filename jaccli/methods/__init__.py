@@ -10,7 +10,8 @@ from jaccli.methods.structured import Structured
 from jaccli.names import MethodName
 
 METHODS: dict[MethodName, Method] = {
-    method.name: method for method in (Structured(), Reverse(), Forward(), Loop(), Replicate(), Functional(), FiniteDifference())
+    method.name: method
+    for method in (Structured(), Reverse(), Forward(), Loop(), Replicate(), Functional(), FiniteDifference())
 }
 
 __all__ = ["METHODS", "Method", "MethodGap", "MethodName", "Task"]

@@ -1,0 +1,19 @@
+"""What holds for all tests: nothing is read from, or written to, the user's cache folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    before = os.environ.get("JACCLI_CACHE_DIR")
+    os.environ["JACCLI_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["JACCLI_CACHE_DIR"]
+    else:
+        os.environ["JACCLI_CACHE_DIR"] = before
