@@ -36,6 +36,10 @@ TRIAL_FROM = 0.02
 CLEARLY = 0.25
 # Runs of a recorded program that tell how many threads serve it best.
 REPLAY_TRIES = 3
+# Programs that a plan keeps, one for each shape of its inputs.
+REPLAY_KEPT = 8
+# Elements of a planned call's J that are looked at for NaN; all of them where there are no more.
+LOOKED_AT = 2**18
 # Rows or columns of a trial.
 TRIAL_ROWS = 8
 # The first backward pass of a process that is handed a batch of cotangents imports sympy, for so many seconds.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.errors import ResourceError, UnsupportedError, note, warn
+from jaccli.graph.chain import Bracket
 from jaccli.methods import METHODS, MethodGap, MethodName, Task
 from jaccli.methods.base import is_out_of_memory
 from jaccli.planning import Decision
@@ -66,7 +67,7 @@ def run(prepared: Prepared, decision: Decision, *, tick: Tick = lambda done: Non
         chunk = decision.chunk_for(linear.batch)
         chunk = chunk if method == decision.method else min(chunk, defaults.TRIAL_ROWS)
         try:
-            outcome = fill(prepared, method, chunk, tick)
+            outcome = fill(prepared, method, chunk, tick, decision.bracket)
         except MethodGap as gap:
             gaps.append(f"{method}: {gap}")
             continue
@@ -80,8 +81,14 @@ def run(prepared: Prepared, decision: Decision, *, tick: Tick = lambda done: Non
     )
 
 
-def fill(prepared: Prepared, method: MethodName, chunk: int, tick: Tick = lambda done: None) -> Outcome:
-    """J by one method, no fallback.
+def fill(
+    prepared: Prepared,
+    method: MethodName,
+    chunk: int,
+    tick: Tick = lambda done: None,
+    bracket: Bracket | None = None,
+) -> Outcome:
+    """J by one method, no fallback; ``bracket`` is the structured one's, found before.
 
     Raises:
         MethodGap: the method cannot do this model.
@@ -91,7 +98,7 @@ def fill(prepared: Prepared, method: MethodName, chunk: int, tick: Tick = lambda
     before = linear.passes.copy()
     try:
         out = linear.value.new_empty(linear.shape)
-        task = Task(linear, out, chunk, prepared.samples_mix, tick, engine=prepared.engine)
+        task = Task(linear, out, chunk, prepared.samples_mix, tick, engine=prepared.engine, bracket=bracket)
         if METHODS[method].needs_graph and prepared.probe.backward_gap:
             raise MethodGap(prepared.probe.backward_gap)
         METHODS[method].fill(task)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.errors import JaccliError, UsageError, note
+from jaccli.errors import JaccliError, UsageError, warn, note
 from jaccli.graph.capture import capture, tensors_in
 from jaccli.graph.chain import Bracket
 from jaccli.graph.compiled import CompileGap, compiled
@@ -75,6 +75,8 @@ class Replay:
         signature = _signature(inputs)
         if signature not in self.programs:
             matrix = self._anew(inputs)
+            if len(self.programs) >= defaults.REPLAY_KEPT:
+                self.programs.pop(next(iter(self.programs)))
             self.programs[signature] = self.record(inputs, matrix)
             return matrix
         recorded = self.programs[signature]
@@ -88,6 +90,7 @@ class Replay:
                     f"expected {read!r}: the model reads it out of its activations and goes another way",
                     "make a plan for these samples",
                 )
+        _warn_of_nonfinite(matrix)
         return matrix
 
     def replayed(self, recorded: Recorded, inputs: Inputs) -> Tensor | None:
@@ -175,6 +178,14 @@ def _run(recorded: Recorded, inputs: Inputs, pool: Pool) -> tuple[Tensor, ...]:
         result = pool.take(program.shape, program.dtype, tensors[0].device)
         _, *guards = program.call(*tensors, result.view(-1))
         return (result, *guards)
+
+
+def _warn_of_nonfinite(matrix: Tensor) -> None:
+    """Look for NaN and infinities: everywhere in a small J, in samples of a large one."""
+    flat = matrix.view(-1)
+    seen = flat if flat.numel() <= defaults.LOOKED_AT else flat[:: -(-flat.numel() // defaults.LOOKED_AT)]
+    if not bool(torch.isfinite(seen.sum())) and not bool(torch.isfinite(seen).all()):
+        warn("J has non-finite values")
 
 
 @contextmanager

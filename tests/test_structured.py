@@ -6,8 +6,9 @@ import pytest
 
 import jaccli
 from jaccli.api import Plan
+from jaccli.graph import engine
 from tests.oracle import error
-from tests.structured_networks import SEGMENTS, Segment
+from tests.structured_networks import BY_NAME, SEGMENTS, Segment
 
 
 def replayed(plan: Plan) -> bool:
@@ -28,3 +29,31 @@ def test_a_plan_holds_nothing_of_its_point(segment: Segment) -> None:
     assert replayed(plan)
     fresh = jaccli.jacobian(model, second, *pair, method="structured", args=args)
     assert error(fresh, jaccli.jacobian(model, second, *pair, method="loop", args=args)) < 1e-10
+
+
+PARTS = {"SHARE": 0.01, "AT_LEAST": 8, "COLOURED_FROM": float("inf")}
+COLOURED = {"COLOURED_FROM": 0.0}
+
+
+@pytest.mark.parametrize("settings", [PARTS, COLOURED], ids=["part by part", "coloured"])
+def test_all_ways_give_one_number(settings: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the engine does for large J only, done for small ones."""
+    for name, value in settings.items():
+        monkeypatch.setattr(engine, name, value)
+    off = {}
+    for segment in SEGMENTS:
+        model, x, args = segment.model(), segment.x(1), segment.args()
+        pair = segment.source, segment.target
+        truth = jaccli.jacobian(model, x, *pair, method="loop", args=args)
+        off[segment.name] = error(jaccli.jacobian(model, x, *pair, method="structured", args=args), truth)
+    assert {name: e for name, e in off.items() if not e < 1e-10} == {}
+
+
+@pytest.mark.parametrize("settings", [PARTS, COLOURED], ids=["part by part", "coloured"])
+@pytest.mark.parametrize("name", ["convolution windows", "residual", "attention", "pooling"])
+def test_plans_of_all_ways_hold_nothing_of_their_point(
+    name: str, settings: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in settings.items():
+        monkeypatch.setattr(engine, key, value)
+    test_a_plan_holds_nothing_of_its_point(BY_NAME[name])

@@ -123,7 +123,7 @@ def jacobian(plan: Engine) -> Tensor:
             same = plan.graph.source is plan.graph.target
             return _whole(identity_bundle(plan.graph.source.shape, source) if same else None, target, n_in)
         if plan.coloured is not None and plan.bracket.way == "coloured":
-            return plan.coloured.run().contiguous()
+            return plan.coloured.run().to(target.dtype).contiguous()
         parts = _parts(plan, batch * n_out * n_in)
         if len(parts) < 2:
             return _whole(plan.chain.run(plan.bracket, source), target, n_in)
@@ -145,7 +145,8 @@ def _whole(rows: Bundle | None, target: Tensor, n_in: int) -> Tensor:
     """All of J."""
     if rows is None:
         return target.new_zeros(target.shape[0], target[0].numel(), n_in)
-    return _matrix(widened(rows, tuple(replace(e, start=0, size=e.full) for e in rows.form.ends)))
+    found = _matrix(widened(rows, tuple(replace(e, start=0, size=e.full) for e in rows.form.ends)))
+    return found.to(target.dtype)
 
 
 def _matrix(rows: Bundle, out: Tensor | None = None) -> Tensor:

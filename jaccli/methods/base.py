@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from jaccli.graph.chain import Bracket
 from jaccli.graph.engine import Engine
 from jaccli.names import MethodName
 from jaccli.operators.faults import is_out_of_memory, reason
@@ -37,6 +38,7 @@ class Task:
         notes: filled with what a reader should know of how it went.
         error_estimate: filled by a method that is not exact: relative Frobenius error.
         engine: f captured as a graph, where that was done before.
+        bracket: how to multiply out its chain, where that is known.
     """
 
     linear: Linearised
@@ -47,6 +49,7 @@ class Task:
     notes: list[str] = field(default_factory=list)
     error_estimate: float | None = None
     engine: Engine | None = None
+    bracket: Bracket | None = None
 
     def groups(self) -> list[slice]:
         """Which samples may share a pass: all of them, or each its own."""

@@ -25,7 +25,7 @@ class Structured(Method):
         if task.samples_mix:
             raise MethodGap("samples mix in this model")
         try:
-            task.engine = task.engine or engine(capture(task.linear.f))
+            task.engine = task.engine or engine(capture(task.linear.f), task.bracket)
             task.out = jacobian(task.engine)
         except CaptureGap as gap:
             raise MethodGap(str(gap)) from None
