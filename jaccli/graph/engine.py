@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -99,7 +100,8 @@ def engine(graph: Graph, bracket: Bracket | None = None) -> Engine:
     elif bracket is not None and bracket.last == len(parts):
         return Engine(graph, chain, bracket)
     best, found = chain.best(), None
-    if best.seconds >= COLOURED_FROM:
+    elements = math.prod(graph.target.shape) * math.prod(graph.source.shape[1:])
+    if best.seconds >= COLOURED_FROM and best.peak >= SHARE * elements:  # else windows and blocks are in use
         found = coloured_plan(graph.source, graph.target, nodes, maps_of)
         if found is not None and found.seconds < best.seconds:
             best = _as_bracket(chain, found)

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch.func import jacrev, vmap
 
 import jaccli
+from jaccli.names import METHOD_NAMES
 
 from .conftest import Run
 from .nets import Mlp
@@ -246,9 +247,11 @@ def test_force_replaces(cli: Run, tmp_path: Path) -> None:
 def test_explain_says_the_plan_on_standard_error(cli: Run) -> None:
     result = cli(*LINEAR, "--explain", "--format", "csv").ok()
     assert result.err.startswith("plan input -> output: J is 2 x 2 for each of 3 samples (48 B)\n")
-    assert "method   reverse: " in result.err
+    assert "method  " in result.err
     assert "2 backward passes" in result.err
-    assert "not forward: " in result.err
+    chosen = result.err.split("method  ")[1].split(":")[0]
+    told = {line.split(":")[0].removeprefix("  not ") for line in result.err.splitlines() if line.startswith("  not ")}
+    assert told == set(METHOD_NAMES) - {"auto", chosen}
     assert "plan" not in result.text
 
 
