@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.errors import JaccliError, UsageError, warn, note
+from jaccli.errors import JaccliError, UsageError, note, warn
 from jaccli.graph.capture import capture, tensors_in
 from jaccli.graph.chain import Bracket
 from jaccli.graph.compiled import CompileGap, compiled

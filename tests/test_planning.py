@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -202,3 +204,20 @@ def test_auto_says_why() -> None:
 def test_unknown_method() -> None:
     with pytest.raises(jaccli.UsageError, match=r"reverze.*\n.*\n.*reverse"):
         jaccli.jacobian(nn.Linear(2, 2), torch.randn(1, 2), method="reverze")
+
+
+@pytest.mark.parametrize("method", ["auto", "structured", "loop"])
+def test_a_first_call_imports_nothing_large(method: str) -> None:
+    """sympy takes 0.4 s and dynamo 1 s, many times a small Jacobian; torch imports them when not watched."""
+    code = f"""
+import sys, torch, jaccli
+from torch import nn
+torch.manual_seed(0)
+model = nn.Sequential(
+    nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.GELU(), nn.Flatten(), nn.Linear(64, 8), nn.LayerNorm(8), nn.Softmax(-1)
+)
+jaccli.jacobian(model.eval(), torch.randn(2, 1, 6, 6), method={method!r})
+print(sorted({{"sympy", "functorch", "torch._dynamo", "torch._inductor", "scipy", "networkx"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -34,9 +34,6 @@ def replayed(plan: Plan) -> bool:
     return plan.replay is not None and any(r is not None for r in plan.replay.programs.values())
 
 
-# Refusals.
-
-
 def test_refused_field_by_field() -> None:
     plan = structured(BY_NAME["softmax"].model(), BY_NAME["softmax"].x(1))
     for x, field in (
@@ -71,9 +68,6 @@ def test_another_number_of_samples_or_argument_gets_a_program_of_its_own() -> No
             assert error(plan(x, args=(gate, power)), loop(model, x, args=(gate, power))) < 1e-10
     assert plan.replay is not None
     assert len(plan.replay.programs) == 4
-
-
-# What a program rests on may change.
 
 
 class Holding(nn.Module):
@@ -176,9 +170,6 @@ def test_an_unchanged_model_is_recorded_once() -> None:
     assert list(plan.replay.programs.values()) == recorded
 
 
-# Results are the caller's own.
-
-
 @pytest.mark.parametrize("segment", ["matrix", "softmax", "convolution windows", "view", "index"])
 def test_results_are_the_callers_own(segment: str) -> None:
     s = BY_NAME[segment]
@@ -232,9 +223,6 @@ def test_one_plan_in_many_threads() -> None:
     assert max(worst) < 1e-10
 
 
-# Structure is used.
-
-
 def bracket_of(model: nn.Module, shape: tuple[int, ...], batch: int = 2) -> Bracket:
     plan = structured(model.double().eval(), normal((batch, *shape), 1))
     assert replayed(plan)
@@ -273,9 +261,6 @@ def _ways(bracket: Bracket) -> set[str]:
 def test_the_narrow_end_decides_the_direction(widths: tuple[int, ...], way: str) -> None:
     layers = [m for a, b in itertools.pairwise(widths) for m in (nn.Linear(a, b), nn.Tanh())]
     assert _ways(bracket_of(nn.Sequential(*layers), widths[:1])) == {way}
-
-
-# Gaps, dtypes, memory.
 
 
 def _item(self: Any, x: Tensor) -> Tensor:

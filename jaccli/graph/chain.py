@@ -15,7 +15,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from jaccli.graph.bundle import Bundle, identity_bundle, narrowed, product, transposed
+from jaccli.graph.algebra import product, transposed
+from jaccli.graph.bundle import Bundle, identity_bundle, narrowed
 from jaccli.graph.meter import meter
 from jaccli.graph.recorder import Node, Value
 from jaccli.graph.rules import Map
@@ -164,7 +165,7 @@ class Chain:
         meet: int | None = None,
         part: Part | None = None,
     ) -> Sides:
-        source, target = self.cuts[i], self.cuts[j]
+        source = self.cuts[i]
         if any(p.zero for p in parts):
             return Sides(zero=True)
         if way == "pull":
@@ -180,7 +181,8 @@ class Chain:
         middle = self.cuts[k]
         later, earlier = parts
         rows, columns = later.as_rows(middle), earlier.as_columns(middle)
-        assert rows is not None and columns is not None
+        assert rows is not None
+        assert columns is not None
         return Sides(rows=product(rows, columns, source.shape))
 
     def _seeds(self, cut: int, like: Tensor | None, part: Part | None) -> Bundle:

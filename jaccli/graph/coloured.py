@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from jaccli.defaults import WORKING_SET
-from jaccli.graph.bundle import Bundle, matrix
+from jaccli.graph.algebra import matrix
+from jaccli.graph.bundle import Bundle
 from jaccli.graph.coloring import By, Coloring, coloring, fewest
 from jaccli.graph.form import End, Form, Free, Link
 from jaccli.graph.meter import meter

@@ -12,7 +12,7 @@ from torch import Tensor
 from jaccli.graph.bundle import Bundle, cleaned, merged, unlink
 from jaccli.graph.form import Atom, Form, Free, Label, Link
 from jaccli.graph.meter import meter
-from jaccli.graph.primitives import Late, Shape
+from jaccli.graph.primitive import Late, Shape
 
 # A window's convolution as one matrix product does more work, at a higher rate than a convolution of small
 # images: worth it up to this many times the work, over the channels (a convolution of many is quick).
@@ -220,7 +220,8 @@ def _by_phases(conv: Conv, data: Tensor) -> Tensor:
     else:
         out = _convolution(torch.constant_pad_nd(data, pads), filters, [1, 1], nothing, [1, 1], False, nothing, 1)
     out = out.unflatten(1, (channels_out, s1, s2)).permute(0, 1, 4, 2, 5, 3)
-    return out.reshape(out.shape[0], channels_out, *conv.x[2:])
+    whole: Tensor = out.reshape(out.shape[0], channels_out, *conv.x[2:])
+    return whole
 
 
 def _taps(kernel: int, stride: int, padding: int) -> dict[tuple[int, int], int]:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 from jaccli.graph.convolution import Conv
-from jaccli.graph.primitives import Gather, Matrix, Pick, Projection
+from jaccli.graph.indexing import Gather, Pick
+from jaccli.graph.mixing import Matrix, Projection
 from jaccli.graph.recorder import Node, Value
 from jaccli.graph.rules import Map
 
@@ -101,4 +102,5 @@ def _without_widest(cuts: list[Value], parts: list[list[Node]]) -> tuple[list[Va
     """One cut fewer: of the inner ones the widest, which would cost most to stop at."""
     widths = [math.prod(v.shape) for v in cuts[1:-1]]
     drop = widths.index(max(widths)) + 1
-    return cuts[:drop] + cuts[drop + 1 :], parts[: drop - 1] + [parts[drop - 1] + parts[drop]] + parts[drop + 1 :]
+    joined = [*parts[: drop - 1], parts[drop - 1] + parts[drop], *parts[drop + 1 :]]
+    return cuts[:drop] + cuts[drop + 1 :], joined

@@ -9,7 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from jaccli.graph.bundle import Bundle, identity_bundle, matrix, widened
+from jaccli.graph.algebra import matrix
+from jaccli.graph.bundle import Bundle, identity_bundle, widened
 from jaccli.graph.capture import Graph
 from jaccli.graph.chain import Bracket, Chain, Part
 from jaccli.graph.coloured import Coloured, coloured_plan
@@ -88,7 +89,7 @@ def engine(graph: Graph, bracket: Bracket | None = None) -> Engine:
         CaptureGap: an operator is out of reach.
     """
     nodes = active_nodes(graph.nodes, graph.source, graph.target)
-    maps_of = derivatives(nodes)
+    maps_of = derivatives(nodes, graph.target)
     cuts, parts = stretches(nodes, graph.source, graph.target, maps_of)
     chain = Chain(cuts, parts, maps_of)
     if not parts:

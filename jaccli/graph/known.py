@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from jaccli.graph.primitives import Late
+from jaccli.graph.primitive import Late
 from jaccli.graph.recorder import Node, Value, swap
-from jaccli.graph.rules import bound
+from jaccli.graph.rules import bound, number
 from jaccli.graph.tracer import Tracer
 
 Fact = Literal["zero", "-inf"]
@@ -87,7 +87,7 @@ class Known:
             if name == "div":
                 return None if masks[0] is None else masks[0].expand(value.shape)
             return None if masks[0] is None or masks[1] is None else masks[0] & masks[1]
-        if name == "add" and (found.get("alpha") or 1) > 0:
+        if name == "add" and number(found.get("alpha")) > 0:
             return _either(masks, value)
         scale = 0.0 if isinstance(found["other"], Value) else float(found["other"])
         if name == "sub" or (name in ("mul", "div") and _MILD[0] <= scale <= _MILD[1]):

@@ -14,11 +14,14 @@ from torch import Tensor
 
 from jaccli.graph.convolution import Conv
 from jaccli.graph.footprint import Along, Factors, Footprint, Links, SamplesMixed
+from jaccli.graph.indexing import Gather
 from jaccli.graph.known import Known, constant
-from jaccli.graph.primitives import Gather, Matrix, Mul, Primitive, Projection
+from jaccli.graph.mixing import Matrix, Projection
+from jaccli.graph.primitive import Primitive
 from jaccli.graph.reach import reach
 from jaccli.graph.recorder import Node, Value
 from jaccli.graph.rules import Map, bound, normal
+from jaccli.graph.scaling import Mul
 from jaccli.graph.sets import BoolArray, IntArray, Sets, TooMuchWork
 
 # A denser J is not worth colouring.
@@ -78,7 +81,7 @@ class Pattern:
         return np.repeat(np.arange(self.shape[0]), np.diff(self.indptr))
 
     @cached_property
-    def T(self) -> Pattern:  # noqa: N802
+    def T(self) -> Pattern:
         """The transpose."""
         order = np.argsort(self.indices, kind="stable")
         counts = np.bincount(self.indices, minlength=self.shape[1])

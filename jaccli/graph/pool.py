@@ -31,10 +31,14 @@ class Pool:
         if storage is None or storage.nbytes() != size or storage.device != device or _holders(storage) > 1:
             storage = fresh(size, device)
         self._kept.append(storage)
-        return torch.empty(0, dtype=dtype, device=device).set_(storage, 0, shape)
+        # set_ takes untyped storages too, whatever its annotation says.
+        out: Tensor = torch.empty(0, dtype=dtype, device=device).set_(storage, 0, torch.Size(shape))  # type: ignore[call-overload]
+        return out
 
 
 def _holders(storage: torch.UntypedStorage) -> int:
+    if storage.device.type == "cpu" and storage.is_shared():
+        return 2  # another process may
     return int(torch._C._storage_Use_Count(storage._cdata))
 
 

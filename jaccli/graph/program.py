@@ -59,7 +59,7 @@ def trace(graph: Graph, plan: Engine) -> tuple[Program, Tensor]:
     guards = [(tracer.slot_of(v.tensor), read) for v, read in graph.guards]
     wanted = [result, *(slot for slot, _ in guards)]
     inputs = [tracer.slot_of(v.tensor) for v in graph.inputs]
-    live, wanted = _plainer(_live(tracer.steps, wanted), wanted, inputs)
+    live, wanted = _plainer(_live(tracer.steps, wanted), wanted)
     program = _compiled(live, inputs, wanted)
     program.guards = [read for _, read in guards]
     return program, matrix
@@ -78,14 +78,12 @@ def _forward(graph: Graph, tracer: Tracer) -> list[Step]:
         slot(value)
     steps = []
     for node in graph.nodes:
-        outputs: list[Slot | None] = []
         returns = node.op._schema.returns
         many = len(returns) > 1 or str(returns[0].type).startswith("List")
         size = max((v.out for v in node.outputs), default=0) + 1
         by_place = {v.out: v for v in node.outputs}
         args, kwargs = _swapped(node.args, slot), _swapped(node.kwargs, slot)
-        for place in range(size):
-            outputs.append(slot(by_place[place]) if place in by_place else None)
+        outputs = [slot(by_place[place]) if place in by_place else None for place in range(size)]
         steps.append(Step(node.op, args, kwargs, outputs, many))
     return steps
 
@@ -123,10 +121,12 @@ def _live(steps: Sequence[Step], wanted: Sequence[Slot]) -> list[Step]:
 
 
 # These hand their input on when the result lies in memory as the input does.
-_HANDED_ON = frozenset(["permute", "view", "expand", "reshape", "_unsafe_view", "alias", "detach", "clone", "_to_copy", "t", "transpose"])
+_HANDED_ON = frozenset(
+    ["permute", "view", "expand", "reshape", "_unsafe_view", "alias", "detach", "clone", "_to_copy", "t", "transpose"]
+)
 
 
-def _plainer(steps: list[Step], wanted: list[Slot], inputs: Sequence[Slot]) -> tuple[list[Step], list[Slot]]:
+def _plainer(steps: list[Step], wanted: list[Slot]) -> tuple[list[Step], list[Slot]]:
     """Without the steps that change nothing, such as a copy of what nobody writes into."""
     same: dict[Slot, Slot] = {}
 
@@ -187,7 +187,7 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(strides[::-1])
 
 
-def _into(step: Step, call: str, key: str, first: str) -> str:
+def _into(step: Step, call: str, first: str) -> str:
     """The same operator with its result at ``out``, a flat tensor of J's elements."""
     name = step.op._schema.name.split("::")[1]
     assert step.outputs[0] is not None
@@ -201,78 +201,95 @@ def _into(step: Step, call: str, key: str, first: str) -> str:
     return f"{call[:-1]}, out={place})"
 
 
-def _compiled(steps: Sequence[Step], inputs: Sequence[Slot], wanted: Sequence[Slot]) -> Program:
-    """The steps as a Python function."""
-    names: dict[Slot, str] = {slot: f"x{i}" for i, slot in enumerate(inputs)}
-    space: dict[str, Any] = {}
-    last: dict[Slot, int] = {}
-    for position, step in enumerate(steps):
-        for slot in (*_slots(step.args), *_slots(step.kwargs), *(s for s in step.outputs if s is not None)):
-            last[slot] = position
-    last.update(dict.fromkeys([*wanted, *inputs], len(steps)))
-    made = {s for step in steps for s in step.outputs if s is not None}
+class _Names:
+    """Names for slots, and text for arguments; what text cannot say is kept in ``space``."""
 
-    def name(slot: Slot) -> str:
-        if slot not in names:
-            if slot in made:
-                names[slot] = f"v{len(names)}"
+    def __init__(self, inputs: Sequence[Slot], made: set[Slot]) -> None:
+        self.names: dict[Slot, str] = {slot: f"x{i}" for i, slot in enumerate(inputs)}
+        self.made = made
+        self.space: dict[str, Any] = {}
+
+    def name(self, slot: Slot) -> str:
+        """``x`` for inputs, ``v`` for values, ``c`` for constants."""
+        if slot not in self.names:
+            if slot in self.made:
+                self.names[slot] = f"v{len(self.names)}"
             else:
-                names[slot] = f"c{len(names)}"
+                self.names[slot] = f"c{len(self.names)}"
                 assert slot.tensor is not None
-                space[names[slot]] = slot.tensor
-        return names[slot]
+                self.space[self.names[slot]] = slot.tensor
+        return self.names[slot]
 
-    def text(tree: Any) -> str:
+    def text(self, tree: Any) -> str:
+        """An argument as Python code."""
         if isinstance(tree, Slot):
-            return name(tree)
+            return self.name(tree)
         if isinstance(tree, list):
-            return f"[{', '.join(map(text, tree))}]"
+            return f"[{', '.join(map(self.text, tree))}]"
         if isinstance(tree, tuple):
-            return f"({''.join(text(item) + ', ' for item in tree)})"
+            return f"({''.join(self.text(item) + ', ' for item in tree)})"
         if tree is None or isinstance(tree, bool | int | str):
             return repr(tree)
         if isinstance(tree, float) and abs(tree) < 1e308:
             return repr(tree)
-        key = f"k{len(space)}"
-        space[key] = tree
+        key = f"k{len(self.space)}"
+        self.space[key] = tree
         return key
 
-    lines = []
-    placed = _creation(steps, wanted[0])
+
+def _last_uses(steps: Sequence[Step], kept: Sequence[Slot]) -> dict[Slot, int]:
+    """The last step that touches each slot; none for those that are kept."""
+    last: dict[Slot, int] = {}
     for position, step in enumerate(steps):
-        key = _function(step, space)
-        arguments = [text(a) for a in step.args] + [f"{k}={text(v)}" for k, v in step.kwargs.items()]
-        call = f"{key}({', '.join(arguments)})"
-        if position == placed:
-            call = _into(step, call, key, arguments[0])
-        fresh = [s for s in step.outputs if s is not None and s not in step.written]
-        if not fresh:
-            lines.append(call)
-        elif step.many:
-            targets = [name(s) if s is not None and last.get(s, -1) > position else "_" for s in step.outputs]
-            lines.append(f"{', '.join(targets)}, *_ = {call}")
-            lines.append("_ = None")
-        else:
-            lines.append(f"{name(fresh[0])} = {call}")
-        ended = {s for s in (*_slots(step.args), *_slots(step.kwargs)) if last[s] == position and s in made}
-        if ended:
-            lines.append(" = ".join(name(s) for s in ended) + " = None")
-    results = "".join(f"{name(slot)}, " for slot in wanted)
-    source = f"def program({', '.join([*(names[s] for s in inputs), 'out'])}):\n    " + "\n    ".join(
-        [*lines, f"return ({results})"]
-    )
-    exec(compile(source, "<program>", "exec"), space)
+        for slot in (*_slots(step.args), *_slots(step.kwargs), *(s for s in step.outputs if s is not None)):
+            last[slot] = position
+    last.update(dict.fromkeys(kept, len(steps)))
+    return last
+
+
+def _compiled(steps: Sequence[Step], inputs: Sequence[Slot], wanted: Sequence[Slot]) -> Program:
+    """The steps as a Python function."""
+    made = {s for step in steps for s in step.outputs if s is not None}
+    names = _Names(inputs, made)
+    last = _last_uses(steps, [*wanted, *inputs])
+    placed = _creation(steps, wanted[0])
+    lines: list[str] = []
+    for position, step in enumerate(steps):
+        lines += _lines(step, position, names, last, position == placed)
+    results = "".join(f"{names.name(slot)}, " for slot in wanted)
+    body = "\n    ".join([*lines, f"return ({results})"])
+    source = f"def program({', '.join([*(names.name(s) for s in inputs), 'out'])}):\n    {body}"
+    exec(compile(source, "<program>", "exec"), names.space)
     result = wanted[0]
-    placing = placed is not None and result.stride == _contiguous(result.shape)
     return Program(
-        space["program"],
+        names.space["program"],
         source,
         steps=len(steps),
         shape=result.shape,
         dtype=result.dtype,
-        placing=placing,
+        placing=placed is not None and result.stride == _contiguous(result.shape),
         constant=result not in made,
     )
+
+
+def _lines(step: Step, position: int, names: _Names, last: dict[Slot, int], into_out: bool) -> list[str]:
+    """One step as code, and its arguments let go where nothing needs them after it."""
+    arguments = [names.text(a) for a in step.args] + [f"{k}={names.text(v)}" for k, v in step.kwargs.items()]
+    call = f"{_function(step, names.space)}({', '.join(arguments)})"
+    if into_out:
+        call = _into(step, call, arguments[0])
+    fresh = [s for s in step.outputs if s is not None and s not in step.written]
+    if not fresh:
+        lines = [call]
+    elif step.many:
+        targets = [names.name(s) if s is not None and last.get(s, -1) > position else "_" for s in step.outputs]
+        lines = [f"{', '.join(targets)}, *_ = {call}", "_ = None"]
+    else:
+        lines = [f"{names.name(fresh[0])} = {call}"]
+    ended = {s for s in (*_slots(step.args), *_slots(step.kwargs)) if last[s] == position and s in names.made}
+    if ended:
+        lines.append(" = ".join(names.name(s) for s in ended) + " = None")
+    return lines
 
 
 def _function(step: Step, space: dict[str, Any]) -> str:
@@ -286,6 +303,10 @@ def _function(step: Step, space: dict[str, Any]) -> str:
     return key
 
 
-_QUICK = frozenset(
-    ["mm", "bmm", "addmm", "baddbmm", "mul", "add", "sub", "div", "neg", "tanh", "sigmoid", "relu", "exp", "sin", "cos", "sqrt", "rsqrt", "cat", "stack", "permute", "t", "transpose", "select", "sum", "mean", "unsqueeze", "convolution", "addcmul", "addcdiv", "gather", "index_select", "clone", "ge", "gt", "le", "lt", "eq", "zeros", "ones"]
-)
+# torch's own functions of these take the same arguments and are called with less ado.
+_QUICK = frozenset([
+    "mm", "bmm", "addmm", "baddbmm", "mul", "add", "sub", "div", "neg", "tanh", "sigmoid", "relu", "exp", "sin",
+    "cos", "sqrt", "rsqrt", "cat", "stack", "permute", "t", "transpose", "select", "sum", "mean", "unsqueeze",
+    "convolution", "addcmul", "addcdiv", "gather", "index_select", "clone", "ge", "gt", "le", "lt", "eq", "zeros",
+    "ones",
+])  # fmt: skip

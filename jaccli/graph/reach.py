@@ -16,22 +16,11 @@ import numpy as np
 
 from jaccli.graph.convolution import Conv
 from jaccli.graph.footprint import Along, Factors, Footprint, Links, SamplesMixed, along
-from jaccli.graph.primitives import (
-    Drop,
-    Embed,
-    Expand,
-    Gather,
-    Matrix,
-    Mul,
-    Permute,
-    Pick,
-    Projection,
-    Reshape,
-    Scale,
-    Scatter,
-    Slice,
-    SumTo,
-)
+from jaccli.graph.indexing import Drop, Gather, Pick, Scatter
+from jaccli.graph.mixing import Matrix, Projection
+from jaccli.graph.moving import Expand, Permute, Reshape, SumTo
+from jaccli.graph.places import Embed, Slice
+from jaccli.graph.scaling import Cast, Mul, Scale
 from jaccli.graph.sets import NOTHING, BoolArray, IntArray, Sets, kinds
 
 # Different masks along parallel dimensions (heads) are followed one by one up to so many.
@@ -65,6 +54,11 @@ def _(step: Mul, foot: Footprint, factors: Factors) -> Footprint:
 @reach.register
 def _(step: Scale, foot: Footprint, _: Factors) -> Footprint:
     return foot if step.factor != 0 else foot.made(np.zeros_like(foot.sets))
+
+
+@reach.register
+def _(step: Cast, foot: Footprint, _: Factors) -> Footprint:  # noqa: ARG001 - numbers change, places do not
+    return foot
 
 
 @reach.register

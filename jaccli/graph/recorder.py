@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from jaccli.graph.kinds import BLIND, RELABELLED, kind_of
+
 aten = torch.ops.aten
 Kind = Literal["input", "constant", "node"]
 
@@ -196,9 +198,7 @@ class Recorder(TorchDispatchMode):
 
     def see(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One dispatched operator."""
-        kind = _KINDS.get(op)
-        if kind is None:
-            kind = _KINDS[op] = _kind(op)
+        kind = kind_of(op)
         if op is aten.rrelu_with_noise.default and not (*args, *[0.125, 1 / 3, False][len(args) - 2 :])[4]:
             # In eval mode it is a leaky ReLU, though its schema says that it writes noise.
             low, high = (*args, 0.125, 1 / 3)[2:4]
@@ -252,7 +252,7 @@ class Recorder(TorchDispatchMode):
     def _write(self, op: Any, args: Any, values: Any, kwargs: Any, named: Any) -> Any:
         from jaccli.graph.aliases import functional, written_into
 
-        if op.overloadpacket in _RELABELLED:
+        if op.overloadpacket in RELABELLED:
             return self._relabel(op, args, kwargs, named)
         pure = functional(op)
         if pure is None:
@@ -306,7 +306,8 @@ class Recorder(TorchDispatchMode):
             value.tensor = value.tensor.clone()
 
 
-def _dispatch(self: Recorder, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+def _dispatch(self: TorchDispatchMode, op: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    assert isinstance(self, Recorder)
     return self.see(op, args, kwargs or {})
 
 
@@ -324,29 +325,3 @@ def _steering(op: Any, values: Any, named: Any) -> list[Value]:
 
 def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-# Of their tensor argument these take the shape, dtype and device only.
-BLIND = frozenset(
-    getattr(aten, name)
-    for name in ["zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"]
-) | {aten.new_empty_strided}
-
-# These change what the tensor object means, and no element.
-_RELABELLED = frozenset(getattr(aten, name) for name in ["transpose_", "t_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_"])
-
-_KINDS: dict[Any, str] = {}
-
-
-def _kind(op: Any) -> str:
-    schema = op._schema
-    if op is aten._local_scalar_dense.default:
-        return "read"
-    if any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments):
-        return "write"
-    if torch.Tag.dynamic_output_shape in op.tags:
-        return "shape"
-    if torch.Tag.nondeterministic_seeded in op.tags:
-        return "random"
-    first = schema.arguments[0] if schema.arguments else None
-    return "view" if first is not None and first.alias_info is not None else "plain"

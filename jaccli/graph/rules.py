@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaccli.graph.primitives import Primitive, Reshape, Shape, Slice
+from jaccli.graph.moving import Reshape
+from jaccli.graph.places import Slice
+from jaccli.graph.primitive import Primitive, Shape
 from jaccli.graph.recorder import CaptureGap, Node, Value, swap
+from jaccli.graph.scaling import Cast, Scale
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Map:
 
 Rule = Callable[[Node], list[Map]]
 RULES: dict[str, Rule] = {}
+# Of these one argument may be overwritten whole by another.
+_OVERWRITE = frozenset(["aten.copy", "aten.slice_scatter", "aten.select_scatter"])
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -42,8 +46,10 @@ def maps(node: Node) -> list[Map]:
     """The maps of an active node.
 
     Raises:
-        CaptureGap: an operator without a rule.
+        CaptureGap: an operator without a rule, or an active argument that its rule does not know.
     """
+    if not any(v.active and 0 not in v.shape for v in node.outputs):
+        return []
     if any(v.active and not v.tensor.is_floating_point() for v in (*node.inputs(), *node.outputs)):
         raise CaptureGap(f"{node.name} computes with complex numbers")
     known = RULES.get(node.name)
@@ -51,7 +57,17 @@ def maps(node: Node) -> list[Map]:
         known = RULES["pointwise"]
     if known is None:
         raise CaptureGap(f"no rule for the operator {node.name}")
-    return [m for m in known(node) if m.target.active]
+    found = [m for m in known(node) if m.target.active and 0 not in m.source.shape + m.target.shape]
+    reached = {m.source for m in found}
+    if node.name not in _OVERWRITE and any(v.active and 0 not in v.shape and v not in reached for v in node.inputs()):
+        raise CaptureGap(f"{node.name} with an argument that no rule covers")
+    return [_cast(m) for m in found]
+
+
+def _cast(m: Map) -> Map:
+    """A map between dtypes begins with the change: its factors are in that of the result."""
+    old, new = m.source.tensor.dtype, m.target.tensor.dtype
+    return m if old == new else Map(m.source, m.target, (Cast(old, new), *m.steps))
 
 
 def bound(node: Node) -> dict[str, Any]:
@@ -122,6 +138,11 @@ def reshaped(old: Shape, new: Shape) -> tuple[Primitive, ...]:
     return () if old == new else (Reshape(old, new),)
 
 
-def product(shape: Shape) -> int:
-    """Elements."""
-    return math.prod(shape)
+def number(given: Any, default: float = 1.0) -> float:
+    """A factor among the arguments; 0 is one too."""
+    return default if given is None else float(given)
+
+
+def scaled(factor: float) -> tuple[Primitive, ...]:
+    """A multiplication; nothing where it is by 1."""
+    return () if factor == 1 else (Scale(factor),)

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
-from jaccli.graph.primitives import Expand, Late, Mul, Primitive, Scale, Shape
+from jaccli.graph.moving import Expand
+from jaccli.graph.primitive import Late, Primitive, Shape
 from jaccli.graph.recorder import Node, Value
-from jaccli.graph.rules import RULES, Map, active, bound, local_gradient, reshaped, rule, value_of
+from jaccli.graph.rules import RULES, Map, active, bound, local_gradient, number, reshaped, rule, scaled, value_of
+from jaccli.graph.scaling import Mul, Scale
 
 
 def broadcast(old: Shape, new: Shape) -> tuple[Primitive, ...]:
@@ -118,11 +120,11 @@ def add(node: Node) -> list[Map]:
     """x ± α y."""
     found = bound(node)
     name = node.name.removeprefix("aten.")
-    alpha = float(found.get("alpha") or 1)
+    alpha = number(found.get("alpha"))
     signs = {"add": (1.0, alpha), "sub": (1.0, -alpha), "rsub": (-alpha, 1.0)}[name]
     out = node.outputs[0]
     return [
-        Map(v, out, (*broadcast(v.shape, out.shape), *(() if sign == 1 else (Scale(sign),))))
+        Map(v, out, (*broadcast(v.shape, out.shape), *scaled(sign)))
         for v, sign in zip((found["self"], found["other"]), signs, strict=True)
         if active(v)
     ]
@@ -145,9 +147,9 @@ def mul(node: Node) -> list[Map]:
 def div(node: Node) -> list[Map]:
     """x / y, without rounding; else the derivative is zero and autograd says so."""
     found = bound(node)
-    if found.get("rounding_mode") is not None or active(found["other"]):
-        return pointwise(node)
     out, other = node.outputs[0], found["other"]
+    if found.get("rounding_mode") is not None or active(other) or (not isinstance(other, Value) and other == 0):
+        return pointwise(node)
     steps = broadcast(found["self"].shape, out.shape)
     if not isinstance(other, Value):
         return [Map(found["self"], out, (*steps, Scale(1 / float(other))))]

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from jaccli.graph.convolution import Conv
-from jaccli.graph.primitives import Expand, Gather, Late, Matrix, Mul, Permute, Primitive, Reshape, Scale, SumTo
+from jaccli.graph.indexing import Gather
+from jaccli.graph.mixing import Matrix
+from jaccli.graph.moving import Expand, Permute, Reshape, SumTo
+from jaccli.graph.primitive import Late, Primitive
 from jaccli.graph.recorder import CaptureGap, Node, Value
-from jaccli.graph.rules import Map, active, bound, only_active, reshaped, rule, sliced
+from jaccli.graph.rules import Map, active, bound, only_active, reshaped, rule, scaled, sliced
 from jaccli.graph.rules_elementwise import broadcast
+from jaccli.graph.scaling import Mul, Scale
 
 
 def _left(a: Value, b: Value, out: Value, scale: float = 1.0) -> list[Map]:
@@ -44,7 +48,7 @@ def _left(a: Value, b: Value, out: Value, scale: float = 1.0) -> list[Map]:
 def products(node: Node) -> list[Map]:
     """a b."""
     found = bound(node)
-    return _left(found["self"], found.get("mat2"), node.outputs[0])
+    return _left(found["self"], found["mat2"], node.outputs[0])
 
 
 @rule("addmm", "baddbmm")
@@ -56,8 +60,7 @@ def added_products(node: Node) -> list[Map]:
     result = _left(a, b, out, float(found["alpha"]))
     if active(found["self"]):
         beta = float(found["beta"])
-        steps = (*broadcast(found["self"].shape, out.shape), *(() if beta == 1 else (Scale(beta),)))
-        result.append(Map(found["self"], out, steps))
+        result.append(Map(found["self"], out, (*broadcast(found["self"].shape, out.shape), *scaled(beta))))
     return result
 
 
@@ -72,7 +75,8 @@ def matrix_vector(node: Node) -> list[Map]:
     if a.active:
         shape = (1, x.shape[0])
         kept = (a.shape[0], 1)
-        steps = (Mul(Late(lambda: x.tensor.reshape(shape)), shape), SumTo(a.shape, kept), *reshaped(kept, out.shape))
+        factor = Mul(Late(lambda: x.tensor.reshape(shape)), shape)
+        steps: tuple[Primitive, ...] = (factor, SumTo(a.shape, kept), *reshaped(kept, out.shape))
         result.append(Map(a, out, steps))
     return result
 
@@ -115,6 +119,7 @@ def convolution(node: Node) -> list[Map]:
         given = found.get(name) or [default]
         return tuple(given) if len(given) == n else tuple(given) * n
 
+    adjoint = bool(found.get("transposed"))
     conv = Conv(
         Late(lambda: weight.tensor),
         weight.shape[2:],
@@ -122,8 +127,9 @@ def convolution(node: Node) -> list[Map]:
         each("padding", 0),
         each("dilation", 1),
         found["groups"],
-        *((out.shape, value.shape) if found.get("transposed") else (value.shape, out.shape)),
-        adjoint=bool(found.get("transposed")),
+        x=out.shape if adjoint else value.shape,
+        y=value.shape if adjoint else out.shape,
+        adjoint=adjoint,
     )
     return [Map(value, out, (conv,))]
 
@@ -281,8 +287,7 @@ def _matrices(node: Node, value: Value, out: Value, n: int) -> tuple[Primitive, 
         for i in range(space[d]):
             line = torch.zeros(space, dtype=torch.float64, device=device)
             line.select(d, i).fill_(1)
-            at = (0,) * d, (0,) * (n - 1 - d)
-            columns.append(ask(line)[(*at[0], slice(None), *at[1])])
+            columns.append(ask(line).movedim(d, 0).reshape(out.shape[len(out.shape) - n + d], -1)[:, 0])
         table = torch.stack(columns)
         if d:
             table = table / total
@@ -294,13 +299,6 @@ def _matrices(node: Node, value: Value, out: Value, n: int) -> tuple[Primitive, 
 
 def _along_dim(dim: int, table: Tensor, n_in: int, n_out: int) -> Primitive:
     return Matrix(dim, Late(lambda: table), (n_in, n_out))
-
-
-@rule("embedding")
-def embedding(node: Node) -> list[Map]:
-    """Rows of a constant table have no derivative by their index."""
-    only_active(node)
-    return []
 
 
 @rule("glu")
@@ -337,6 +335,3 @@ def prelu(node: Node) -> list[Map]:
         return torch.where(value.tensor > 0, torch.ones_like(slope), slope)
 
     return [Map(value, out, (Mul(Late(make), out.shape),))]
-
-
-_ = (Expand,)

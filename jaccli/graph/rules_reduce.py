@@ -7,9 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from jaccli.graph.primitives import Late, Matrix, Mul, Primitive, Projection, Scale, SumTo
+from jaccli.graph.mixing import Matrix, Projection
+from jaccli.graph.moving import SumTo
+from jaccli.graph.primitive import Late, Primitive
 from jaccli.graph.recorder import CaptureGap, Node, Value, swap
 from jaccli.graph.rules import Map, bound, local_gradient, normal, only_active, reshaped, rule
+from jaccli.graph.scaling import Mul, Scale
 
 
 @rule("sum", "mean")
@@ -27,13 +30,26 @@ def _kept(node: Node, value: Value) -> tuple[int, ...]:
     """The shape with the reduced dimensions as 1."""
     found = bound(node)
     dims = found.get("dim")
-    if dims is None or dims == []:
+    if dims is None or (isinstance(dims, list | tuple) and not dims):
         return (1,) * len(value.shape)
     chosen = [normal(d, len(value.shape)) for d in (dims if isinstance(dims, list | tuple) else [dims])]
     return tuple(1 if d in chosen else n for d, n in enumerate(value.shape))
 
 
-@rule("amax", "amin", "logsumexp", "var", "std", "norm", "linalg_vector_norm", "prod", "var_mean", "std_mean", "nansum")
+@rule(
+    "amax",
+    "amin",
+    "logsumexp",
+    "var",
+    "std",
+    "norm",
+    "linalg_vector_norm",
+    "prod",
+    "var_mean",
+    "std_mean",
+    "nansum",
+    "aminmax",
+)
 def reduction(node: Node) -> list[Map]:
     """Any reduction: its gradient by autograd through the operator alone, as rows."""
     value = bound(node)["self"] if "self" in bound(node) else node.inputs()[0]
@@ -58,7 +74,7 @@ def softmax(node: Node) -> list[Map]:
     found = bound(node)
     value, out = found["self"], node.outputs[0]
     if not value.shape:
-        return []
+        return [Map(value, out, (Scale(0.0),))]
     return [Map(value, out, (Projection(normal(found["dim"], len(value.shape)), Late(lambda: out.tensor), "softmax"),))]
 
 
@@ -77,9 +93,7 @@ def along(node: Node) -> list[Map]:
         leaf = value.tensor.detach().requires_grad_()
         with torch.enable_grad():
             result = node.op(*swap(node.args, lambda v: leaf if v is value else v.tensor), **node.kwargs)
-            rows = []
-            for i in range(n):
-                rows.append(torch.autograd.grad(result.select(dim, i).sum(), leaf, retain_graph=True)[0])
+            rows = [torch.autograd.grad(result.select(dim, i).sum(), leaf, retain_graph=True)[0] for i in range(n)]
         return torch.stack([row.permute(*others, dim) for row in rows], -1)
 
     shape = (*(value.shape[d] for d in others), n, n)
@@ -96,8 +110,6 @@ def layer_norm(node: Node) -> list[Map]:
     """γ (I - 11ᵀ/n - x̂x̂ᵀ/n) r, over the last dimensions (J. L. Ba et al. 2016)."""
     found = only_active(node, "input")
     value, (out, mean, deviation) = found["input"], node.outputs
-    if mean.active and _used(node, 1):
-        raise CaptureGap("the statistics of a normalisation are used")
     count = math.prod(found["normalized_shape"])
     lead = value.shape[: len(value.shape) - len(found["normalized_shape"])]
     flat = (*lead, count)
@@ -125,11 +137,6 @@ def _gain(weight: Value | None, shape: tuple[int, ...]) -> tuple[Primitive, ...]
     if weight is None:
         return ()
     return (Mul(Late(lambda: weight.tensor.reshape(shape)), shape),)
-
-
-def _used(node: Node, first: int) -> bool:
-    """Statistics are marked active with the rest; whether anything reads them is found in the sweep."""
-    return False
 
 
 @rule("native_group_norm")
@@ -163,12 +170,12 @@ def batch_norm(node: Node) -> list[Map]:
     if found.get("training"):
         return _instance_norm(node)
     value = found.get("input") or found["self"]
-    variance, weight, eps = found["running_var"], found["weight"], found["eps"]
+    variance, weight, eps = found["running_var"], found["weight"], found["eps" if "eps" in found else "epsilon"]
     shape = (1, value.shape[1]) + (1,) * (len(value.shape) - 2)
 
     def make() -> Tensor:
-        scale = (variance.tensor + eps).rsqrt()
-        return (scale if weight is None else scale * weight.tensor).to(value.tensor.dtype).reshape(shape)
+        scale: Tensor = (variance.tensor + eps).rsqrt()
+        return (scale if weight is None else scale * weight.tensor).reshape(shape)
 
     return [Map(value, node.outputs[0], (Mul(Late(make), shape),))]
 
@@ -189,3 +196,16 @@ def _instance_norm(node: Node) -> list[Map]:
     shape = (1, channels) + (1,) * (len(value.shape) - 2)
     steps = (*reshaped(value.shape, flat), _norm(1, hat, scale, count), *reshaped(flat, value.shape))
     return [Map(value, out, (*steps, *_gain(found["weight"], shape)))]
+
+
+@rule("cumsum")
+def cumsum(node: Node) -> list[Map]:
+    """Running sums: a triangular matrix of ones."""
+    found = bound(node)
+    value, out = found["self"], node.outputs[0]
+    if not value.shape:
+        return [Map(value, out, ())]
+    dim = normal(found["dim"], len(value.shape))
+    n = value.shape[dim]
+    ones = Late(lambda: torch.ones(n, n, dtype=out.tensor.dtype, device=out.tensor.device).triu())
+    return [Map(value, out, (Matrix(dim, ones, (n, n)),))]

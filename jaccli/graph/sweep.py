@@ -5,29 +5,23 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 
 from torch import Tensor
 
-from jaccli.graph import rules_elementwise, rules_linear, rules_opaque, rules_reduce, rules_shape
-from jaccli.graph.bundle import Bundle, identity_bundle, product, total, transposed, without_ones
+from jaccli.graph import rules_elementwise, rules_index, rules_linear, rules_opaque, rules_reduce, rules_shape
+from jaccli.graph.algebra import product, total, transposed
+from jaccli.graph.bundle import Bundle, identity_bundle, without_ones
 from jaccli.graph.convolution import Conv
 from jaccli.graph.form import Link
-from jaccli.graph.primitives import (
-    Embed,
-    Gather,
-    Matrix,
-    Mul,
-    Pick,
-    Primitive,
-    Projection,
-    Scale,
-    assembled,
-    multiplied,
-)
+from jaccli.graph.indexing import Gather, Pick
+from jaccli.graph.mixing import Matrix, Projection
+from jaccli.graph.places import Embed, assembled
+from jaccli.graph.primitive import Primitive
 from jaccli.graph.recorder import CaptureGap, Node, Value
 from jaccli.graph.rules import Map, maps
+from jaccli.graph.scaling import Mul, Scale, multiplied
 
 _TOLD = {
     "matrix": ("matrix", "matrices"),
@@ -37,7 +31,7 @@ _TOLD = {
     "pick": ("index", "indices"),
 }
 _MIXING = (Matrix, Conv, Projection, Gather, Pick)
-_REGISTERED = (rules_elementwise, rules_linear, rules_opaque, rules_reduce, rules_shape)
+_REGISTERED = (rules_elementwise, rules_index, rules_linear, rules_opaque, rules_reduce, rules_shape)
 
 
 class Stretch:
@@ -118,7 +112,7 @@ class Stretch:
                 for m in mine:
                     part = _through(given, [step.T for step in reversed(m.steps)])
                     if part is not None:
-                        waiting.setdefault(m.source, []).append(part.over(m.source))
+                        waiting.setdefault(m.source, []).append(part)
         return _finished(waiting)
 
     def _pushed(self, columns: Bundle, stop: int) -> dict[Value, Bundle]:
@@ -137,7 +131,7 @@ class Stretch:
                 known.pop(m.source)
             part = _through(given, m.steps)
             if part is not None:
-                waiting.setdefault(m.target, []).append(part.over(m.target))
+                waiting.setdefault(m.target, []).append(part)
         return {**{v: p.scaled() for v, p in known.items() if p is not None}, **_finished(waiting)}
 
 
@@ -168,13 +162,6 @@ class _Part:
     def scaled(self) -> Bundle:
         """The vectors with the scalings applied."""
         return multiplied(self.bundle, self.factors)
-
-    def over(self, value: Value) -> _Part:
-        """In the dtype of the activation: models compute in another one in places."""
-        data, dtype = self.bundle.data, value.tensor.dtype
-        if data is None or data.dtype == dtype:
-            return self
-        return replace(self, bundle=Bundle(self.bundle.form, data.to(dtype), True))
 
     def lent(self) -> _Part:
         """The same vectors, not to be written into."""
@@ -221,8 +208,7 @@ def _sum(parts: list[_Part]) -> _Part | None:
         key = (dim, tuple(e.key for e in form.ends), rest, part.embed.step)
         groups.setdefault(key, []).append((part.bundle, part.embed))
     for group in groups.values():
-        for layer in _layers(group):
-            bundles.append(assembled(layer))
+        bundles.extend(assembled(layer) for layer in _layers(group))
     return _Part(reduce(total, bundles)) if bundles else None
 
 
@@ -243,22 +229,26 @@ def _layers(group: list[tuple[Bundle, Embed]]) -> list[list[tuple[Bundle, Embed]
     return layers
 
 
-def derivatives(nodes: Sequence[Node]) -> dict[Node, list[Map]]:
+def derivatives(nodes: Sequence[Node], target: Value | None = None) -> dict[Node, list[Map]]:
     """The maps of all nodes.
+
+    Args:
+        nodes: active ones, in order.
+        target: what they lead to.
 
     Raises:
         CaptureGap: an operator without a rule, or a value in use that no rule covers.
     """
     found = {node: maps(node) for node in nodes}
     covered = {m.target for each in found.values() for m in each}
-    used = {m.source for each in found.values() for m in each}
+    used = {m.source for each in found.values() for m in each} | {target}
     for node in nodes:
         for out in node.outputs:
-            if out in used and out not in covered and out.active and not _blind(found[node], node):
+            if out in used and out not in covered and out.active and 0 not in out.shape and _fed(node):
                 raise CaptureGap(f"output {out.out} of {node.name} has no derivative rule")
     return found
 
 
-def _blind(found: list[Map], node: Node) -> bool:
-    """A node whose derivative is zero by its rule."""
-    return not found and node.name in ("aten.embedding",)
+def _fed(node: Node) -> bool:
+    """Whether it takes any element that hangs on the source: a sum of none does not."""
+    return any(v.active and 0 not in v.shape for v in node.inputs())

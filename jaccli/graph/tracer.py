@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from jaccli.graph.recorder import BLIND, CaptureGap
+from jaccli.graph.kinds import BLIND
+from jaccli.graph.recorder import CaptureGap
 
 
 @dataclass(eq=False, slots=True)
@@ -98,7 +99,9 @@ class Tracer(TorchDispatchMode):
         if found is not None and found[0]() is tensor:
             return found[1]
         storage = _storage(tensor)
-        alias = any(a.alias_info is not None for a in step.op._schema.arguments)
+        # _unsafe_view is a view whatever its schema says: what it hands on may be written into all the same.
+        unsaid = step.op is torch.ops.aten._unsafe_view.default
+        alias = unsaid or any(a.alias_info is not None for a in step.op._schema.arguments)
         if not alias or storage not in self.memories:
             self.memories[storage] = Memory(varies)
         memory = self.memories[storage]
@@ -117,7 +120,8 @@ class Tracer(TorchDispatchMode):
         return tree
 
 
-def _dispatch(self: Tracer, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+def _dispatch(self: TorchDispatchMode, op: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    assert isinstance(self, Tracer)
     return self.see(op, args, kwargs or {})
 
 

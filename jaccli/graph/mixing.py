@@ -1,0 +1,148 @@
+"""Linear maps that mix one dimension: matrices, and the cores of softmax and of normalisations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from jaccli.graph.bundle import Bundle, merged, spread, unlink
+from jaccli.graph.einsum import arranged, contract
+from jaccli.graph.form import Form, Free, Label, Link
+from jaccli.graph.meter import meter
+from jaccli.graph.primitive import Late, Shape
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix along one dimension: ``y[…, j] = Σ_i x[…, i] M[…, i, j]``.
+
+    Args:
+        dim: the dimension.
+        factor: M, ``(*parallel, n_in, n_out)``.
+        shape: of M.
+        parallel: dimensions of the activation that M has too; size 1 where M is the same along one.
+    """
+
+    dim: int
+    factor: Late
+    shape: Shape
+    parallel: tuple[int, ...] = ()
+    swapped: bool = False
+
+    @property
+    def T(self) -> Matrix:
+        *parallel, i, j = self.shape
+        return replace(self, shape=(*parallel, j, i), swapped=not self.swapped)
+
+    def apply(self, bundle: Bundle) -> Bundle:
+        form = bundle.form
+        odd = [x.key for x in form.dims[self.dim] if isinstance(x, Link) and x.width > 1]
+        bundle = unlink(bundle, odd)
+        form = bundle.form
+        n_out = self.shape[-1]
+        opened = frozenset(x.key for x in form.dims[self.dim] if isinstance(x, Link))
+        varied = {
+            x.key
+            for axis, d in enumerate(self.parallel)
+            for x in form.dims[d]
+            if isinstance(x, Link) and (self.shape[axis] != 1)
+        }
+        new = form.with_dim(self.dim, (Free(n_out),) if n_out != 1 else ())
+        new = replace(new, flat=form.flat - opened - varied)
+        out_label: Label = (self.dim, 0)
+        wanted = [x for x in new.layout if x != out_label] + ([out_label] if n_out != 1 else [])
+        la = [(-3, *x) if x[0] == self.dim else x for x in form.layout]
+        if bundle.data is None:
+            self._count(form, la, wanted)
+            return Bundle(new, None)
+        factor, lb = self._labelled(form)
+        data = contract(bundle.data, la, factor.to(bundle.data.dtype), lb, wanted)
+        data = arranged(data, wanted, new.layout)
+        if tuple(data.shape) != new.sizes:
+            data = data.expand(new.sizes)
+            return bundle.made(new, data, False)
+        return bundle.made(new, data)
+
+    def _labelled(self, form: Form) -> tuple[Tensor, list[Label]]:
+        """M with labels: parallel axes as the data's, then those of the dimension, then the new one."""
+        factor = self.factor.tensor
+        factor = factor.transpose(-1, -2) if self.swapped else factor
+        factor, labels = spread(form, factor, self.parallel)
+        inner, inner_labels = spread(
+            Form(form.ends, (form.dims[self.dim],), form.flat), factor.movedim(len(labels), 0), [0]
+        )
+        named = [(-3, self.dim, x[1]) if x[0] != -1 else x for x in inner_labels]
+        labels = [*named, *labels]
+        if self.shape[-1] == 1:
+            return inner.squeeze(-1), labels
+        return inner, [*labels, (self.dim, 0)]
+
+    def _count(self, form: Form, la: list[Label], wanted: list[Label]) -> None:
+        sizes: dict[Label, int] = {}
+        for axis, d in enumerate(self.parallel):
+            for a, atom in enumerate(form.dims[d]):
+                label: Label = (-1, *atom.key) if isinstance(atom, Link) else (d, a)
+                sizes[label] = (
+                    1 if self.shape[axis] == 1 else (form.end[atom.key].size if isinstance(atom, Link) else atom.size)
+                )
+        for a, atom in enumerate(form.dims[self.dim]):
+            if isinstance(atom, Link):
+                sizes[(-1, *atom.key)] = form.end[atom.key].size
+            else:
+                sizes[(-3, self.dim, a)] = atom.size
+        sizes[(self.dim, 0)] = self.shape[-1]
+        meter.product(dict(zip(la, form.sizes, strict=True)), sizes, wanted)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The core of softmax and of normalisations over one dimension: symmetric, ``v ↦ s (v - … )``.
+
+    ``softmax``: y ⊙ (v - ⟨y, v⟩). ``norm``: r (v - mean v - x̂ mean(x̂ v)), r the reciprocal deviation;
+    ``rms``: without the mean.
+
+    Args:
+        dim: the dimension.
+        vector: y or x̂, of the activation's shape.
+        kind: which.
+        scale: r, of the activation's shape with 1 in ``dim``.
+    """
+
+    dim: int
+    vector: Late
+    kind: str
+    scale: Late | None = None
+
+    @property
+    def T(self) -> Projection:
+        return self
+
+    def apply(self, bundle: Bundle) -> Bundle:
+        keys = [k for k, (_, _, atom) in bundle.form.links.items() if atom.width > 1]
+        bundle = merged(unlink(bundle, keys), self.dim)
+        form = bundle.form
+        new = replace(form, flat=frozenset())
+        meter.move(2 * new.numel + 2 * form.numel)
+        meter.move(3 * new.numel)
+        if bundle.data is None:
+            return Bundle(new, None)
+        data = bundle.data.expand(new.sizes)
+        axis = form.layout.index((self.dim, 0))
+        vector = arranged(*spread(form, self.vector.tensor.to(data.dtype)), form.layout)
+        if self.kind == "softmax":
+            scaled = data * vector
+            return bundle.made(new, torch.addcmul(scaled, vector, scaled.sum(axis, keepdim=True), value=-1))
+        along = _along(data, vector, axis) / -data.shape[axis]
+        out = torch.addcmul(data, vector, along)
+        if self.kind == "norm":
+            out -= data.mean(axis, keepdim=True)
+        assert self.scale is not None
+        out *= arranged(*spread(form, self.scale.tensor.to(data.dtype)), form.layout)
+        return bundle.made(new, out)
+
+
+def _along(data: Tensor, vector: Tensor, axis: int) -> Tensor:
+    """⟨data, vector⟩ along an axis, kept."""
+    return (data * vector).sum(axis, keepdim=True)
