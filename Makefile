@@ -11,7 +11,7 @@ help:
 	@echo "make demo    install, and run the main job on a sample model"
 	@echo "make test    install, and run the tests"
 	@echo "make lint    ruff and mypy"
-	@echo "make bench   methods side by side on sample models"
+	@echo "make bench   jaccli and its peers on 23 networks (an hour or two; NAMES and flags: benchmarks/README.md)"
 	@echo "make models  build the sample models again"
 
 $(STAMP): pyproject.toml constraints.txt
