@@ -159,7 +159,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-SLOW = ("compute", "nets.py:Slow", "-i", "random:400,n=256", "--method", "loop", "--max-memory", "60MB")
+SLOW = ("compute", "nets.py:Slow", "-i", "random:400,n=8192", "--method", "loop", "--max-memory", "60MB")
 
 
 def started(folder: Path, *argv: str) -> subprocess.Popen[bytes]:
@@ -213,7 +213,7 @@ def test_timeout_in_the_middle(slow: Path) -> None:
 
 def test_timeout_is_no_failure_of_a_method(slow: Path) -> None:
     """bench tries methods and goes on when one fails; the alarm must pass through that."""
-    argv = ("bench", "nets.py:Slow", "-i", "random:400,n=512", "--methods", "loop", "--timeout", "4s")
+    argv = ("bench", "nets.py:Slow", "-i", "random:400,n=8192", "--methods", "loop", "--timeout", "4s")
     result = process(*argv, cwd=slow)
     assert result.code == 5, result.text
     assert "--timeout" in result.err
