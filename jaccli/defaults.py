@@ -38,8 +38,8 @@ CLEARLY = 0.25
 REPLAY_TRIES = 3
 # Programs that a plan keeps, one for each shape of its inputs.
 REPLAY_KEPT = 8
-# Elements of a planned call's J that are looked at for NaN; all of them where there are no more.
-LOOKED_AT = 2**18
+# Elements of a planned call's J that are looked at for NaN, evenly over it: each is a cache line from memory.
+LOOKED_AT = 2**13
 # Rows or columns of a trial.
 TRIAL_ROWS = 8
 # The first backward pass of a process that is handed a batch of cotangents imports sympy, for so many seconds.
