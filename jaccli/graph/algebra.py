@@ -15,6 +15,7 @@ from jaccli.graph.bundle import (
     split_atom,
     split_end,
     unlink,
+    whole,
     widened,
     without_ones,
     write,
@@ -47,7 +48,7 @@ def _same_splits(a: Bundle, b: Bundle) -> tuple[Bundle, Bundle]:
         for mine in a.form.ends:
             if mine.key[0] == dim and mine.key[1] < stride < mine.key[1] * mine.full:
                 if not mine.whole:
-                    a = widened(a, tuple(replace(e, start=0, size=e.full) for e in a.form.ends))
+                    a = whole(a)
                 if mine.key in a.form.links and not a.form.plain(a.form.links[mine.key][2]):
                     a = unlink(a, [mine.key])
                 a = split_end(a, mine.key, stride // mine.key[1])
@@ -106,25 +107,17 @@ def _same_dims(a: Bundle, b: Bundle) -> tuple[Bundle, Bundle]:
     return a, b
 
 
-def _same_atoms(a: Bundle, b: Bundle, d: int) -> tuple[Bundle, Bundle]:
-    """One dimension of both, split at the same places; windows that differ are stored in full."""
+def _same_atoms(a: Bundle, b: Bundle, d: int, links: bool = True) -> tuple[Bundle, Bundle]:
+    """One dimension of both, split at the same places; with ``links`` its links made equal too."""
     position = 0
     while position < max(len(a.form.dims[d]), len(b.form.dims[d])):
         if position >= min(len(a.form.dims[d]), len(b.form.dims[d])):
             return merged(a, d), merged(b, d)
         x, y = a.form.dims[d][position], b.form.dims[d][position]
-        if isinstance(x, Link) and isinstance(y, Link) and x != y:
-            if x.key == y.key and replace(x, clean=y.clean) == y:
-                a, b = cleaned(a), cleaned(b)
-                continue
-            if x.key == y.key and x.size == y.size and x.stride == y.stride:
-                low = min(x.offset, y.offset)
-                width = max(x.offset + x.width, y.offset + y.width) - low
-                if width <= _WIDE * x.size:
-                    a, b = grown(cleaned(a), d, position, low, width), grown(cleaned(b), d, position, low, width)
-                    continue
-            if x.size == y.size or not (a.form.plain(x) and b.form.plain(y)):
-                a, b = unlink(a, [x.key]), unlink(b, [y.key])
+        if links and isinstance(x, Link) and isinstance(y, Link) and x != y:
+            changed = _same_links(a, b, d, position)
+            if changed is not None:
+                a, b = changed
                 continue
         if x.size == y.size:
             position += 1
@@ -136,6 +129,23 @@ def _same_atoms(a: Bundle, b: Bundle, d: int) -> tuple[Bundle, Bundle]:
         if not ok:
             return merged(a, d), merged(b, d)
     return a, b
+
+
+def _same_links(a: Bundle, b: Bundle, d: int, position: int) -> tuple[Bundle, Bundle] | None:
+    """Two links that differ, as near windows made one or stored in full; None where splitting has to come first."""
+    x, y = a.form.dims[d][position], b.form.dims[d][position]
+    assert isinstance(x, Link)
+    assert isinstance(y, Link)
+    if x.key == y.key and replace(x, clean=y.clean) == y:
+        return cleaned(a), cleaned(b)
+    if x.key == y.key and x.size == y.size and x.stride == y.stride:
+        low = min(x.offset, y.offset)
+        width = max(x.offset + x.width, y.offset + y.width) - low
+        if width <= _WIDE * x.size:
+            return grown(cleaned(a), d, position, low, width), grown(cleaned(b), d, position, low, width)
+    if x.size == y.size or not (a.form.plain(x) and b.form.plain(y)):
+        return unlink(a, [x.key]), unlink(b, [y.key])
+    return None
 
 
 def grown(bundle: Bundle, d: int, a: int, offset: int, width: int) -> Bundle:
@@ -172,7 +182,7 @@ def ungraded(bundle: Bundle) -> Bundle:
     """Only links one to one with whole ends are left."""
     form = bundle.form
     bundle = unlink(bundle, [key for key, (_, _, atom) in form.links.items() if not form.plain(atom)])
-    return widened(bundle, tuple(replace(e, start=0, size=e.full) for e in bundle.form.ends))
+    return whole(bundle)
 
 
 def transposed(bundle: Bundle, shape: tuple[int, ...]) -> Bundle:
@@ -224,7 +234,7 @@ def product(rows: Bundle, columns: Bundle, shape: tuple[int, ...]) -> Bundle:
     """
     rows, columns = ungraded(without_ones(rows)), ungraded(without_ones(columns))
     for d in range(len(rows.form.dims)):
-        rows, columns = _same_atoms_split(rows, columns, d)
+        rows, columns = _same_atoms(rows, columns, d, links=False)
     r, c = rows.form, columns.form
     la: list[Label] = list(r.layout)
     lb: list[Label] = [(-2, *x[1:]) if x[0] == -1 else x for x in c.layout]
@@ -259,24 +269,6 @@ def product(rows: Bundle, columns: Bundle, shape: tuple[int, ...]) -> Bundle:
 
 def _sizes(form: Form, labels: list[Label]) -> dict[Label, int]:
     return dict(zip(labels, form.sizes, strict=True))
-
-
-def _same_atoms_split(a: Bundle, b: Bundle, d: int) -> tuple[Bundle, Bundle]:
-    position = 0
-    while position < max(len(a.form.dims[d]), len(b.form.dims[d])):
-        if position >= min(len(a.form.dims[d]), len(b.form.dims[d])):
-            return merged(a, d), merged(b, d)
-        x, y = a.form.dims[d][position], b.form.dims[d][position]
-        if x.size == y.size:
-            position += 1
-            continue
-        if x.size > y.size:
-            a, ok = _cut(a, d, position, y.size)
-        else:
-            b, ok = _cut(b, d, position, x.size)
-        if not ok:
-            return merged(a, d), merged(b, d)
-    return a, b
 
 
 def matrix(bundle: Bundle, out: Tensor | None = None) -> Tensor:

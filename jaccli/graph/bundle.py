@@ -272,3 +272,8 @@ def widened(bundle: Bundle, ends: tuple[End, ...]) -> Bundle:
         part.copy_(data)
         data = out
     return bundle.made(new, data)
+
+
+def whole(bundle: Bundle) -> Bundle:
+    """With zeros for all ends that it does not cover."""
+    return widened(bundle, tuple(replace(e, start=0, size=e.full) for e in bundle.form.ends))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jaccli.graph.algebra import matrix
-from jaccli.graph.bundle import Bundle, identity_bundle, widened
+from jaccli.graph.bundle import Bundle, identity_bundle, whole, widened
 from jaccli.graph.capture import Graph
 from jaccli.graph.chain import Bracket, Chain, Part
 from jaccli.graph.coloured import Coloured, coloured_plan
@@ -51,11 +51,10 @@ class Engine:
         held = {s.data_ptr(): s.nbytes() for s in tensors.values()}
         if self.bracket is None:
             return sum(held.values())
-        target = self.graph.target.tensor
         largest = self.bracket.peak
-        if _parts(self, target.numel() * self.graph.source.tensor[0].numel()):
-            largest = min(largest, max(int(SHARE * target.numel() * self.graph.source.tensor[0].numel()), 1))
-        return sum(held.values()) + 2 * largest * target.element_size()
+        if _parts(self):
+            largest = min(largest, max(int(SHARE * _elements(self.graph)), 1))
+        return sum(held.values()) + 2 * largest * self.graph.target.tensor.element_size()
 
     def brackets(self) -> list[Bracket]:
         """The best bracketing and, where they may come near it, all rows back and all columns forward."""
@@ -101,8 +100,7 @@ def engine(graph: Graph, bracket: Bracket | None = None) -> Engine:
     elif bracket is not None and bracket.last == len(parts):
         return Engine(graph, chain, bracket)
     best, found = chain.best(), None
-    elements = math.prod(graph.target.shape) * math.prod(graph.source.shape[1:])
-    if best.seconds >= COLOURED_FROM and best.peak >= SHARE * elements:  # else windows and blocks are in use
+    if best.seconds >= COLOURED_FROM and best.peak >= SHARE * _elements(graph):  # else windows and blocks are in use
         found = coloured_plan(graph.source, graph.target, nodes, maps_of)
         if found is not None and found.seconds < best.seconds:
             best = _as_bracket(chain, found)
@@ -127,7 +125,7 @@ def jacobian(plan: Engine) -> Tensor:
             return _whole(identity_bundle(plan.graph.source.shape, source) if same else None, target, n_in)
         if plan.coloured is not None and plan.bracket.way == "coloured":
             return plan.coloured.run().to(target.dtype).contiguous()
-        parts = _parts(plan, batch * n_out * n_in)
+        parts = _parts(plan)
         if len(parts) < 2:
             return _whole(plan.chain.run(plan.bracket, source), target, n_in)
         out = target.new_empty(batch, n_out, n_in)
@@ -148,8 +146,7 @@ def _whole(rows: Bundle | None, target: Tensor, n_in: int) -> Tensor:
     """All of J."""
     if rows is None:
         return target.new_zeros(target.shape[0], target[0].numel(), n_in)
-    found = _matrix(widened(rows, tuple(replace(e, start=0, size=e.full) for e in rows.form.ends)))
-    return found.to(target.dtype)
+    return _matrix(whole(rows)).to(target.dtype)
 
 
 def _matrix(rows: Bundle, out: Tensor | None = None) -> Tensor:
@@ -168,11 +165,16 @@ def _covering(rows: Bundle, part: Part) -> Bundle:
     return widened(rows, ends)
 
 
-def _parts(plan: Engine, elements: int) -> list[Part]:
+def _elements(graph: Graph) -> int:
+    """Of J, all samples together."""
+    return math.prod(graph.target.shape) * math.prod(graph.source.shape[1:])
+
+
+def _parts(plan: Engine) -> list[Part]:
     """Ranges of rows, so that what is held between steps stays small beside J and within the caches."""
     assert plan.bracket is not None
     cut = plan.chain.divisible(plan.bracket)
-    limit = max(SHARE * elements, AT_LEAST // plan.graph.target.tensor.element_size())
+    limit = max(SHARE * _elements(plan.graph), AT_LEAST // plan.graph.target.tensor.element_size())
     if cut is None or cut == 0 or plan.bracket.peak <= limit:
         return []
     shape = plan.chain.cuts[cut].shape

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jaccli.graph.capture import Graph
 from jaccli.graph.engine import Engine, jacobian
-from jaccli.graph.recorder import Value
+from jaccli.graph.recorder import Value, swap
 from jaccli.graph.tracer import Slot, Step, Tracer
 
 
@@ -82,20 +82,10 @@ def _forward(graph: Graph, tracer: Tracer) -> list[Step]:
         many = len(returns) > 1 or str(returns[0].type).startswith("List")
         size = max((v.out for v in node.outputs), default=0) + 1
         by_place = {v.out: v for v in node.outputs}
-        args, kwargs = _swapped(node.args, slot), _swapped(node.kwargs, slot)
+        args, kwargs = swap(node.args, slot), swap(node.kwargs, slot)
         outputs = [slot(by_place[place]) if place in by_place else None for place in range(size)]
         steps.append(Step(node.op, args, kwargs, outputs, many))
     return steps
-
-
-def _swapped(tree: Any, change: Callable[[Value], Slot]) -> Any:
-    if isinstance(tree, Value):
-        return change(tree)
-    if isinstance(tree, list | tuple):
-        return type(tree)([_swapped(item, change) for item in tree])
-    if isinstance(tree, dict):
-        return {key: _swapped(item, change) for key, item in tree.items()}
-    return tree
 
 
 def _slots(tree: Any) -> list[Slot]:
@@ -148,18 +138,8 @@ def _plainer(steps: list[Step], wanted: list[Slot]) -> tuple[list[Step], list[Sl
                 continue
         kept.append(step)
     for step in kept:
-        step.args, step.kwargs = _renamed(step.args, now), _renamed(step.kwargs, now)
+        step.args, step.kwargs = swap(step.args, now, Slot), swap(step.kwargs, now, Slot)
     return kept, [now(s) for s in wanted]
-
-
-def _renamed(tree: Any, now: Callable[[Slot], Slot]) -> Any:
-    if isinstance(tree, Slot):
-        return now(tree)
-    if isinstance(tree, list | tuple):
-        return type(tree)([_renamed(item, now) for item in tree])
-    if isinstance(tree, dict):
-        return {key: _renamed(item, now) for key, item in tree.items()}
-    return tree
 
 
 # Operators that can put their result where they are told.

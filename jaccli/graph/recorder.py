@@ -81,14 +81,14 @@ def each(tree: Any, see: Callable[[Value], Any]) -> None:
             each(item, see)
 
 
-def swap(tree: Any, change: Callable[[Value], Any]) -> Any:
-    """The same nesting with every value changed."""
-    if isinstance(tree, Value):
+def swap(tree: Any, change: Callable[[Any], Any], kind: type = Value) -> Any:
+    """The same nesting with every value, or whatever is of that kind, changed."""
+    if isinstance(tree, kind):
         return change(tree)
     if isinstance(tree, list | tuple):
-        return type(tree)([swap(item, change) for item in tree])
+        return type(tree)([swap(item, change, kind) for item in tree])
     if isinstance(tree, dict):
-        return {key: swap(item, change) for key, item in tree.items()}
+        return {key: swap(item, change, kind) for key, item in tree.items()}
     return tree
 
 
@@ -131,7 +131,7 @@ class Recorder(TorchDispatchMode):
         """An input of the graph."""
         value = Value(tensor, "input", varies=True, active=active)
         self._enter(tensor, value)
-        self.lying.setdefault(_storage(tensor), []).append(value)
+        self.lying.setdefault(storage_of(tensor), []).append(value)
         return value
 
     def value_of(self, tensor: Tensor) -> Value:
@@ -142,19 +142,19 @@ class Recorder(TorchDispatchMode):
         return self._current(entry)
 
     def _foreign(self, tensor: Tensor) -> Value:
-        known = self.storages.get(_storage(tensor))
+        known = self.storages.get(storage_of(tensor))
         if known is not None and (self.changes.get(id(known.root)) or known.root.value.kind != "constant"):
             raise CaptureGap("a tensor is shared with another one behind the recording's back")
         value = Value(tensor, "constant")
         self._enter(tensor, value)
-        self.lying.setdefault(_storage(tensor), []).append(value)
+        self.lying.setdefault(storage_of(tensor), []).append(value)
         return value
 
     def _enter(self, tensor: Tensor, value: Value, parent: _Entry | None = None, view: Any = None) -> _Entry:
         entry = _Entry(tensor, value, parent, view)
         self.entries[id(tensor)] = entry
         if parent is None:
-            self.storages[_storage(tensor)] = entry
+            self.storages[storage_of(tensor)] = entry
         else:
             entry.epoch = self.changes.get(id(entry.root), 0)
         return entry
@@ -192,7 +192,7 @@ class Recorder(TorchDispatchMode):
                 floating = tensor.is_floating_point() or tensor.is_complex()
                 value = Value(tensor, "node", node, position, varies, active and floating)
                 node.outputs.append(value)
-                self.lying.setdefault(_storage(tensor), []).append(value)
+                self.lying.setdefault(storage_of(tensor), []).append(value)
         self.nodes.append(node)
         return node.outputs
 
@@ -203,7 +203,7 @@ class Recorder(TorchDispatchMode):
             # In eval mode it is a leaky ReLU, though its schema says that it writes noise.
             low, high = (*args, 0.125, 1 / 3)[2:4]
             return self.see(aten.leaky_relu.default, (args[0], (low + high) / 2), {})
-        values, named = self._values(args), self._values(kwargs)
+        values, named = swap(args, self.value_of, Tensor), swap(kwargs, self.value_of, Tensor)
         if kind == "write":
             return self._write(op, args, values, kwargs, named)
         result = op(*args, **kwargs)
@@ -223,15 +223,6 @@ class Recorder(TorchDispatchMode):
                 if id(tensor) not in self.entries:
                     self._enter(tensor, value)
         return result
-
-    def _values(self, tree: Any) -> Any:
-        if isinstance(tree, Tensor):
-            return self.value_of(tree)
-        if isinstance(tree, list | tuple):
-            return type(tree)([self._values(item) for item in tree])
-        if isinstance(tree, dict):
-            return {key: self._values(item) for key, item in tree.items()}
-        return tree
 
     def _view(self, op: Any, args: Any, values: Any, named: Any, result: Any) -> Any:
         parent = self.entries[id(args[0])]
@@ -285,13 +276,13 @@ class Recorder(TorchDispatchMode):
         old = self.entries[id(args[0])]
         pure = functional(op) or aten.transpose.int
         before = _Entry(args[0].view_as(args[0]), self._current(old), old.parent, old.view, old.epoch)
-        for value in self.lying.get(_storage(args[0]), ()):
+        for value in self.lying.get(storage_of(args[0]), ()):
             if value.tensor is args[0]:
                 value.tensor = before.tensor
         (new,) = self.emit(pure, (before.value, *args[1:]), named)
         op(*args, **kwargs)
         if old.parent is None:
-            self.storages[_storage(args[0])] = before
+            self.storages[storage_of(args[0])] = before
             self.changes[id(before)] = self.changes.pop(id(old), 0)
             for entry in self.entries.values():
                 if entry.parent is old:
@@ -302,7 +293,7 @@ class Recorder(TorchDispatchMode):
 
     def _keep_old(self, entry: _Entry) -> None:
         """Values that lie in the memory about to be written get a copy of their own."""
-        for value in self.lying.pop(_storage(entry.tensor), ()):
+        for value in self.lying.pop(storage_of(entry.tensor), ()):
             value.tensor = value.tensor.clone()
 
 
@@ -323,5 +314,6 @@ def _steering(op: Any, values: Any, named: Any) -> list[Value]:
     return node.inputs()
 
 
-def _storage(tensor: Tensor) -> int:
+def storage_of(tensor: Tensor) -> int:
+    """The same for tensors that share memory."""
     return int(tensor.untyped_storage()._cdata)

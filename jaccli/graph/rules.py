@@ -102,11 +102,6 @@ def only_active(node: Node, *names: str) -> dict[str, Any]:
     return found
 
 
-def value_of(value: Any) -> Any:
-    """The tensor of a value."""
-    return value.tensor if isinstance(value, Value) else value
-
-
 def local_gradient(node: Node, inputs: list[Value], out: int = 0) -> list[Tensor | None]:
     """∂(sum of an output) / ∂(inputs), by autograd through this one operator."""
     leaves = {v: v.tensor.detach().requires_grad_() for v in inputs}

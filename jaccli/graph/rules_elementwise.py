@@ -8,8 +8,8 @@ import torch
 
 from jaccli.graph.moving import Expand
 from jaccli.graph.primitive import Late, Primitive, Shape
-from jaccli.graph.recorder import Node, Value
-from jaccli.graph.rules import RULES, Map, active, bound, local_gradient, number, reshaped, rule, scaled, value_of
+from jaccli.graph.recorder import Node, Value, swap
+from jaccli.graph.rules import RULES, Map, active, bound, local_gradient, number, reshaped, rule, scaled
 from jaccli.graph.scaling import Mul, Scale
 
 
@@ -32,9 +32,11 @@ def pointwise(node: Node) -> list[Map]:
         def make() -> torch.Tensor:
             wide = value.tensor.expand(out.shape)
             twin = Value(wide)
-            args = _swapped(node.args, value, twin)
-            kwargs = {k: _swapped(v, value, twin) for k, v in node.kwargs.items()}
-            copy = Node(node.op, args, kwargs)
+
+            def stand_in(other: Value) -> Value:
+                return twin if other is value else other
+
+            copy = Node(node.op, swap(node.args, stand_in), swap(node.kwargs, stand_in))
             (gradient,) = local_gradient(copy, [twin])
             return torch.zeros_like(out.tensor) if gradient is None else gradient.to(out.tensor.dtype)
 
@@ -75,14 +77,6 @@ for _name in (
     "erfinv",
 ):
     RULES[f"aten.{_name}"] = pointwise
-
-
-def _swapped(tree: Any, old: Value, new: Value) -> Any:
-    if tree is old:
-        return new
-    if isinstance(tree, list | tuple):
-        return type(tree)([_swapped(item, old, new) for item in tree])
-    return tree
 
 
 @rule(
@@ -161,7 +155,7 @@ def _by(other: Any, out: Value) -> tuple[Primitive, ...]:
     if not isinstance(other, Value):
         return (Scale(float(other)),)
     shape = _padded(other.shape, out)
-    return (Mul(Late(lambda: value_of(other).to(out.tensor.dtype).reshape(shape)), shape),)
+    return (Mul(Late(lambda: other.tensor.to(out.tensor.dtype).reshape(shape)), shape),)
 
 
 def _padded(shape: Shape, out: Value) -> Shape:
@@ -171,31 +165,29 @@ def _padded(shape: Shape, out: Value) -> Shape:
 @rule("where")
 def where(node: Node) -> list[Map]:
     """Either by a condition."""
-    found = bound(node)
-    out, condition = node.outputs[0], found["condition"]
-    shape = _padded(condition.shape, out)
-    result = []
-    for name, keep in (("self", True), ("other", False)):
-        value = found[name]
-        if active(value):
-            factor = Late(lambda keep=keep: (condition.tensor == keep).to(out.tensor.dtype).reshape(shape))  # type: ignore[misc]
-            result.append(Map(value, out, (*broadcast(value.shape, out.shape), Mul(factor, shape))))
-    return result
+    return _by_mask(node, "condition", {"self": True, "other": False})
 
 
 @rule("masked_fill")
 def masked_fill(node: Node) -> list[Map]:
     """x where the mask is not; a number there."""
+    return _by_mask(node, "mask", {"self": False, "value": True})
+
+
+def _by_mask(node: Node, mask: str, sides: dict[str, bool]) -> list[Map]:
+    """Arguments taken where a mask has their side."""
     found = bound(node)
-    out, mask = node.outputs[0], found["mask"]
-    shape = _padded(mask.shape, out)
-    result = []
-    for name, keep in (("self", False), ("value", True)):
-        value = found[name]
-        if active(value):
-            factor = Late(lambda keep=keep: (mask.tensor == keep).to(out.tensor.dtype).reshape(shape))  # type: ignore[misc]
-            result.append(Map(value, out, (*broadcast(value.shape, out.shape), Mul(factor, shape))))
-    return result
+    out, chosen = node.outputs[0], found[mask]
+    shape = _padded(chosen.shape, out)
+
+    def factor(side: bool) -> Late:
+        return Late(lambda: (chosen.tensor == side).to(out.tensor.dtype).reshape(shape))
+
+    return [
+        Map(found[name], out, (*broadcast(found[name].shape, out.shape), Mul(factor(side), shape)))
+        for name, side in sides.items()
+        if active(found[name])
+    ]
 
 
 def _direct(name: str, formula: Any) -> None:

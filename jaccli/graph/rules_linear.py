@@ -22,7 +22,7 @@ def _left(a: Value, b: Value, out: Value, scale: float = 1.0) -> list[Map]:
     """∂(a b) / ∂a and ∂b of matrix products ``(n, i, k) (n, k, j)``, or without n."""
     result = []
     lead = len(a.shape) - 2
-    more = () if scale == 1 else (Scale(scale),)
+    more = scaled(scale)
     if a.active:
         parallel = tuple(range(lead))
         tensor = b.tensor

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jaccli.graph.kinds import BLIND
-from jaccli.graph.recorder import CaptureGap
+from jaccli.graph.recorder import CaptureGap, storage_of
 
 
 @dataclass(eq=False, slots=True)
@@ -59,7 +59,7 @@ class Tracer(TorchDispatchMode):
 
     def adopt(self, tensor: Tensor, varies: bool) -> Slot:
         """A tensor that exists before."""
-        memory = self.memories.setdefault(_storage(tensor), Memory())
+        memory = self.memories.setdefault(storage_of(tensor), Memory())
         memory.varies |= varies
         slot = Slot(memory, tensor, tuple(tensor.shape), tensor.stride(), tensor.dtype)
         self.known[id(tensor)] = (weakref.ref(tensor), slot)
@@ -98,7 +98,7 @@ class Tracer(TorchDispatchMode):
         found = self.known.get(id(tensor))
         if found is not None and found[0]() is tensor:
             return found[1]
-        storage = _storage(tensor)
+        storage = storage_of(tensor)
         # _unsafe_view is a view whatever its schema says: what it hands on may be written into all the same.
         unsaid = step.op is torch.ops.aten._unsafe_view.default
         alias = unsaid or any(a.alias_info is not None for a in step.op._schema.arguments)
@@ -126,7 +126,3 @@ def _dispatch(self: TorchDispatchMode, op: Any, _types: Any, args: Any = (), kwa
 
 
 Tracer.__torch_dispatch__ = _dispatch  # type: ignore[method-assign]
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
