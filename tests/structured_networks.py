@@ -81,6 +81,10 @@ def conv(n_in: int, n_out: int, *args: Any, **kwargs: Any) -> Callable[[], nn.Mo
     return lambda: nn.Conv2d(n_in, n_out, *args, **kwargs)
 
 
+def conv1(n_in: int, n_out: int, *args: Any, **kwargs: Any) -> Callable[[], nn.Module]:
+    return lambda: nn.Conv1d(n_in, n_out, *args, **kwargs)
+
+
 def _coupling(self: Any, x: Tensor) -> Tensor:
     for net, first in ((self.one, True), (self.two, False)):
         a, b = x.chunk(2, -1)
@@ -105,6 +109,15 @@ def _gathered(self: Any, x: Tensor) -> Tensor:
     return torch.cat([x.gather(1, order), x[:, [2, 0, 0]] ** 2, x.index_select(1, torch.tensor([1, 3]))], 1)
 
 
+def _two_levels(self: Any, x: Tensor) -> Tensor:
+    """A U-net in one dimension, its skips concatenated and added."""
+    a = self.down(x).tanh()
+    b = self.middle(F.max_pool1d(a, 2)).relu()
+    c = self.bottom(F.avg_pool1d(b, 2)).tanh()
+    b = self.merge(torch.cat([self.up(c), b], 1)).tanh()
+    return self.last(a + F.interpolate(b, scale_factor=2.0)) + x
+
+
 def _side(self: Any, x: Tensor) -> Tensor:
     """The input goes around the hidden layer ``fc``."""
     return torch.tanh(self.head(torch.tanh(self.fc(x)))) * torch.sigmoid(self.gate(x)) + x.sum(1, keepdim=True)
@@ -127,6 +140,14 @@ SEGMENTS = [
     Segment("mixing tokens", of(lambda self, x: x + self.mlp(x.mT).tanh().mT, mlp=linear(5, 5)), (5, 4)),
     Segment("convolution windows", chain(conv(1, 3, 3, padding=1), nn.SiLU, conv(3, 1, 3, padding=1)), (1, 9, 9)),
     Segment("strided and dilated", chain(conv(2, 4, 3, stride=2), nn.ReLU, conv(4, 2, 2, dilation=2)), (2, 9, 9)),
+    Segment("windows that stride",
+            chain(conv(1, 3, 3, stride=2, padding=1), nn.Tanh, lambda: nn.ConvTranspose2d(3, 1, 2, 2)), (1, 12, 12)),
+    Segment("windows that stride by three",
+            chain(conv1(2, 3, 3, stride=3), nn.Tanh, lambda: nn.ConvTranspose1d(3, 2, 3, 3), nn.Tanh,
+                  lambda: nn.ConvTranspose1d(2, 1, 5, 3, 1)), (2, 30)),
+    Segment("two levels", of(_two_levels, down=conv1(1, 2, 3, padding=1), middle=conv1(2, 4, 3, padding=1),
+            bottom=conv1(4, 4, 1), up=lambda: nn.ConvTranspose1d(4, 4, 2, 2), merge=conv1(8, 2, 3, padding=1),
+            last=conv1(2, 1, 1)), (1, 32)),
     Segment("dense convolution", chain(conv(2, 6, 4), nn.Tanh, nn.Flatten, linear(6, 3)), (2, 4, 4)),
     Segment("grouped convolution", chain(conv(4, 8, 3, groups=4), nn.Tanh, conv(8, 2, 1)), (4, 5, 5)),
     Segment("transposed convolution", chain(lambda: nn.ConvTranspose2d(2, 3, 4, 2, 1), nn.Tanh), (2, 3, 3)),

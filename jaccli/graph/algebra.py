@@ -20,12 +20,10 @@ from jaccli.graph.bundle import (
     without_ones,
     write,
 )
-from jaccli.graph.einsum import arranged, contract
+from jaccli.graph.einsum import contract
 from jaccli.graph.form import Atom, End, Form, Free, Key, Label, Link
 from jaccli.graph.meter import meter
-
-# Windows of more than this share of their axis are stored in full.
-_WIDE = 0.5
+from jaccli.graph.windows import WIDE, divisible, grown, in_cells, split_window
 
 
 def aligned(a: Bundle, b: Bundle) -> tuple[Bundle, Bundle]:
@@ -47,13 +45,20 @@ def _same_splits(a: Bundle, b: Bundle) -> tuple[Bundle, Bundle]:
         dim, stride = end.key
         for mine in a.form.ends:
             if mine.key[0] == dim and mine.key[1] < stride < mine.key[1] * mine.full:
-                if not mine.whole:
-                    a = whole(a)
-                if mine.key in a.form.links and not a.form.plain(a.form.links[mine.key][2]):
-                    a = unlink(a, [mine.key])
-                a = split_end(a, mine.key, stride // mine.key[1])
-                return _same_splits(a, b)
+                return _same_splits(_split(a, mine, stride // mine.key[1]), b)
     return a, b
+
+
+def _split(bundle: Bundle, end: End, low: int) -> Bundle:
+    """An end in two, with what is linked to it."""
+    if not divisible(end, low):  # of a range the whole groups around it
+        start, stop = end.start // low * low, -(-(end.start + end.size) // low) * low
+        wide = replace(end, start=start, size=stop - start)
+        bundle = widened(bundle, tuple(wide if e is end else e for e in bundle.form.ends))
+    linked = end.key in bundle.form.links
+    if linked and not bundle.form.plain(bundle.form.links[end.key][2]):
+        return split_window(bundle, end.key, low)
+    return split_end(bundle, end.key, low)
 
 
 def total(a: Bundle, b: Bundle) -> Bundle:
@@ -65,19 +70,11 @@ def total(a: Bundle, b: Bundle) -> Bundle:
         a, b = aligned(a, b)
         if (a.form, b.form) == before:  # nothing but links of one is left between them
             break
-    if len(a.form.links) > len(b.form.links):
+    if (len(a.form.links), -a.form.numel) > (len(b.form.links), -b.form.numel):
         a, b = b, a
-    flat = a.form.flat & b.form.flat
-    if len(a.form.links) == len(b.form.links):
-        form = replace(a.form, flat=flat)
-        meter.move(3 * form.numel)
-        if a.data is None or b.data is None:
-            return Bundle(form, None)
-        if a.fresh and a.form.flat == flat:
-            return a.made(form, a.data.add_(b.data))
-        if b.fresh and b.form.flat == flat:
-            return a.made(form, b.data.add_(a.data))
-        return a.made(form, a.data + b.data)
+    a, b = _containing(a, b)
+    if a.form.dims == b.form.dims:
+        return _added(a, b)
     keys = frozenset(b.form.links) - frozenset(a.form.links)
     flat = a.form.flat & (b.form.flat - keys)
     form = replace(a.form, flat=flat)
@@ -85,17 +82,46 @@ def total(a: Bundle, b: Bundle) -> Bundle:
     if a.data is None or b.data is None:
         return Bundle(form, None)
     data = a.data
-    if not a.fresh or a.form.flat != flat or not data.is_contiguous():
+    if not a.fresh or a.form.flat != flat or 0 in data.stride():
         data = data.expand(form.sizes).clone(memory_format=torch.contiguous_format)
     write(data, form, b, add=True)
     return a.made(form, data)
+
+
+def _added(a: Bundle, b: Bundle) -> Bundle:
+    """The sum of two bundles that lie in memory alike."""
+    flat = a.form.flat & b.form.flat
+    form = replace(a.form, flat=flat)
+    meter.move(3 * form.numel)
+    if a.data is None or b.data is None:
+        return Bundle(form, None)
+    if a.fresh and a.form.flat == flat:
+        return a.made(form, a.data.add_(b.data))
+    if b.fresh and b.form.flat == flat:
+        return a.made(form, b.data.add_(a.data))
+    return a.made(form, a.data + b.data)
+
+
+def _containing(a: Bundle, b: Bundle) -> tuple[Bundle, Bundle]:
+    """``a`` with its windows made as wide as those of ``b``."""
+    for key in a.form.links.keys() & b.form.links.keys():
+        (d, i, x), (_, _, y) = a.form.links[key], b.form.links[key]
+        if not _alike(x, y):
+            continue
+        low, high = min(x.offset, y.offset), max(x.offset + x.width, y.offset + y.width)
+        a = grown(a, d, i, low, high - low)
+    return a, b
 
 
 def _same_dims(a: Bundle, b: Bundle) -> tuple[Bundle, Bundle]:
     """Dims that differ only by links of ``b`` (or ``a``) where the other one is free, atom by atom."""
     for d in range(len(a.form.dims)):
         a, b = _same_atoms(a, b, d)
-    shared = {key for key in a.form.links.keys() & b.form.links.keys() if a.form.links[key] == b.form.links[key]}
+    shared = {
+        key
+        for key in a.form.links.keys() & b.form.links.keys()
+        if a.form.links[key][:2] == b.form.links[key][:2] and _alike(a.form.links[key][2], b.form.links[key][2])
+    }
     a_more = a.form.links.keys() - shared
     b_more = b.form.links.keys() - shared
     if a_more and b_more:
@@ -114,7 +140,7 @@ def _same_atoms(a: Bundle, b: Bundle, d: int, links: bool = True) -> tuple[Bundl
         if position >= min(len(a.form.dims[d]), len(b.form.dims[d])):
             return merged(a, d), merged(b, d)
         x, y = a.form.dims[d][position], b.form.dims[d][position]
-        if links and isinstance(x, Link) and isinstance(y, Link) and x != y:
+        if links and isinstance(x, Link) and isinstance(y, Link) and not _alike(x, y):
             changed = _same_links(a, b, d, position)
             if changed is not None:
                 a, b = changed
@@ -131,6 +157,13 @@ def _same_atoms(a: Bundle, b: Bundle, d: int, links: bool = True) -> tuple[Bundl
     return a, b
 
 
+def _alike(x: Link, y: Link) -> bool:
+    """Whether two links differ by their windows at most, and one of both is small and can hold them."""
+    width = max(x.offset + x.width, y.offset + y.width) - min(x.offset, y.offset)
+    near = width == max(x.width, y.width) or width <= WIDE * x.size
+    return near and x.clean and y.clean and replace(x, offset=y.offset, width=y.width) == y
+
+
 def _same_links(a: Bundle, b: Bundle, d: int, position: int) -> tuple[Bundle, Bundle] | None:
     """Two links that differ, as near windows made one or stored in full; None where splitting has to come first."""
     x, y = a.form.dims[d][position], b.form.dims[d][position]
@@ -138,33 +171,11 @@ def _same_links(a: Bundle, b: Bundle, d: int, position: int) -> tuple[Bundle, Bu
     assert isinstance(y, Link)
     if x.key == y.key and replace(x, clean=y.clean) == y:
         return cleaned(a), cleaned(b)
-    if x.key == y.key and x.size == y.size and x.stride == y.stride:
-        low = min(x.offset, y.offset)
-        width = max(x.offset + x.width, y.offset + y.width) - low
-        if width <= _WIDE * x.size:
-            return grown(cleaned(a), d, position, low, width), grown(cleaned(b), d, position, low, width)
-    if x.size == y.size or not (a.form.plain(x) and b.form.plain(y)):
+    if x.key == y.key and x.size == y.size and x.stride == y.stride and not (x.clean and y.clean):
+        return cleaned(a), cleaned(b)
+    if x.size == y.size:
         return unlink(a, [x.key]), unlink(b, [y.key])
     return None
-
-
-def grown(bundle: Bundle, d: int, a: int, offset: int, width: int) -> Bundle:
-    """A window made wider, with zeros."""
-    old, form = bundle.form.dims[d][a], bundle.form
-    assert isinstance(old, Link)
-    if (old.offset, old.width) == (offset, width):
-        return bundle
-    new = replace(old, offset=offset, width=width)
-    wide = form.with_dim(d, tuple(new if x is old else x for x in form.dims[d]))
-    meter.move(form.numel + wide.numel)
-    data = bundle.data
-    if data is None:
-        return Bundle(wide, None)
-    if old.width == 1:
-        data = arranged(data, form.layout, wide.layout)
-    axis = wide.layout.index((d, a))
-    pads = [0, 0] * (data.dim() - 1 - axis) + [old.offset - offset, offset + width - old.offset - old.width]
-    return bundle.made(wide, torch.constant_pad_nd(data, pads))
 
 
 def _cut(bundle: Bundle, d: int, a: int, high: int) -> tuple[Bundle, bool]:
@@ -174,6 +185,9 @@ def _cut(bundle: Bundle, d: int, a: int, high: int) -> tuple[Bundle, bool]:
         return bundle, False
     if not bundle.form.plain(atom):
         assert isinstance(atom, Link)
+        cells = in_cells(bundle, d, a, atom.size // high)
+        if cells is not None:
+            return cells, True
         bundle = unlink(bundle, [atom.key])
     return split_atom(bundle, d, a, atom.size // high), True
 

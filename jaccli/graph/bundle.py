@@ -144,10 +144,11 @@ def unlink(bundle: Bundle, keys: Iterable[Key] | None = None) -> Bundle:
 
 
 def write(out: Tensor, form: Form, bundle: Bundle, add: bool = False) -> None:
-    """Put a bundle into the data of a form in which fewer axes are linked."""
+    """Put a bundle into the data of a form in which fewer axes are linked, or windows are wider."""
     old, data = bundle.form, bundle.data
     assert data is not None
     keys = old.links.keys() - form.links.keys()
+    out = _narrowed(out, form, old)
     strides = dict(zip(form.layout, out.stride(), strict=True))
     data = data.expand(
         [
@@ -180,6 +181,16 @@ def write(out: Tensor, form: Form, bundle: Bundle, add: bool = False) -> None:
             view.copy_(part)
 
 
+def _narrowed(out: Tensor, form: Form, old: Form) -> Tensor:
+    """The part of the windows that the windows of ``old`` cover, still with an axis for each that ``form`` has."""
+    for axis, (d, a) in ((i, (x[0], x[1])) for i, x in enumerate(form.layout) if x[0] != -1):
+        wide = form.dims[d][a]
+        if isinstance(wide, Link):
+            _, _, link = old.links[wide.key]
+            out = out.narrow(axis, link.offset - wide.offset, link.width)
+    return out
+
+
 def _fits(form: Form, key: Key) -> bool:
     _, _, atom = form.links[key]
     return atom.offset >= 0 and atom.offset + atom.stride * (form.end[key].size - 1) + atom.width <= atom.size
@@ -202,13 +213,12 @@ def _boxes(form: Form, key: Key) -> list[tuple[int, int, int, int]]:
 
 
 def split_end(bundle: Bundle, key: Key, low: int) -> Bundle:
-    """Split an end of size ``high x low`` in two, and with it the axis linked to it."""
+    """Split an end of size ``high x low`` in two, and with it the axis linked to it, which must be plain."""
     form = bundle.form
     end = form.end[key]
-    assert end.whole
-    assert end.full % low == 0
+    assert not any(n % low for n in (end.full, end.start, end.size))
     high_key, high = (key[0], key[1] * low), end.full // low
-    pair = (End(high_key, high), End(key, low))
+    pair = (End(high_key, high, end.start // low, end.size // low), End(key, low))
     ends = tuple(x for e in form.ends for x in (pair if e.key == key else (e,)))
     dims = form.dims
     if key in form.links:

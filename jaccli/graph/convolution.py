@@ -13,6 +13,7 @@ from jaccli.graph.bundle import Bundle, cleaned, merged, unlink
 from jaccli.graph.form import Atom, Form, Free, Label, Link
 from jaccli.graph.meter import meter
 from jaccli.graph.primitive import Late, Shape
+from jaccli.graph.windows import as_window, divisible, split_window
 
 # A window's convolution as one matrix product does more work, at a higher rate than a convolution of small
 # images: worth it up to this many times the work, over the channels (a convolution of many is quick).
@@ -20,7 +21,7 @@ _TOEPLITZ = 48.0
 # Up to so many channels of the result a strided transposed convolution goes by phases.
 _FEW = 4
 # A window that covers more of the activation than this is stored in full.
-_LOCAL = 0.5
+_LOCAL = 0.75
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,13 @@ class Conv:
         return (self.y, self.x) if self.adjoint else (self.x, self.y)
 
     def apply(self, bundle: Bundle) -> Bundle:
-        bundle = _windowed(bundle)
+        for d in range(2, len(self.x)):
+            bundle = as_window(bundle, d)
         bundle = merged(bundle, 1)
         if self._local(bundle.form):
-            return self._on_windows(cleaned(bundle))
+            found = self._on_windows(cleaned(self._stepped(bundle)))
+            # What multiplies an axis of size 1 broadcasts along it, and would leave what sticks out as it is.
+            return unlink(found, [key for key, (_, _, x) in found.form.links.items() if x.size == 1 and x.width > 1])
         keys = [x.key for atoms in bundle.form.dims[2:] for x in atoms if isinstance(x, Link)]
         bundle = unlink(bundle, keys)
         for d in range(2, len(self.x)):
@@ -70,10 +74,28 @@ class Conv:
         atoms = form.dims[2:]
         if not all(len(x) == 1 and isinstance(x[0], Link) for x in atoms):
             return False
-        if not self.adjoint and any(s != 1 for s in self.stride):
-            return False
-        new = [self._link(d, x[0]) for d, x in enumerate(atoms) if isinstance(x[0], Link)]
+        new = []
+        for d, x in enumerate(atoms):
+            assert isinstance(x[0], Link)
+            low = self._low(d, x[0])
+            if not divisible(form.end[x[0].key], low):
+                return False
+            width = x[0].width + x[0].stride * (low - 1)
+            new.append(self._link(d, replace(x[0], stride=x[0].stride * low, width=width)))
         return math.prod(x.width for x in new) <= _LOCAL * math.prod(x.size for x in new)
+
+    def _low(self, d: int, link: Link) -> int:
+        """How many neighbouring ends have to share a window, so that windows step as the convolution strides."""
+        return 1 if self.adjoint else self.stride[d] // math.gcd(self.stride[d], link.stride)
+
+    def _stepped(self, bundle: Bundle) -> Bundle:
+        """Ends split for the stride."""
+        for d in range(len(self.kernel)):
+            (atom,) = bundle.form.dims[d + 2]
+            assert isinstance(atom, Link)
+            if (low := self._low(d, atom)) > 1:
+                bundle = split_window(bundle, atom.key, low)
+        return bundle
 
     def _link(self, d: int, link: Link) -> Link:
         reach = (self.kernel[d] - 1) * self.dilation[d]
@@ -88,8 +110,19 @@ class Conv:
                 width=width,
             )
         else:
-            new = replace(link, size=size, offset=link.offset + self.padding[d] - reach, width=link.width + reach)
+            step, start = self.stride[d], link.offset + self.padding[d]
+            first, last = -(-(start - reach) // step), (start + link.width - 1) // step
+            new = replace(link, size=size, offset=first, stride=link.stride // step, width=last - first + 1)
         return replace(new, clean=False)
+
+    def _pads(self, old: Sequence[Link], new: Sequence[Link]) -> list[tuple[int, int]]:
+        """Zeros before and after windows, so that the convolution gives the new ones; cropped where negative."""
+        pads = []
+        for d, (x, y) in enumerate(zip(old, new, strict=True)):
+            reach = (self.kernel[d] - 1) * self.dilation[d]
+            before = x.offset + self.padding[d] - self.stride[d] * y.offset
+            pads.append((before, (y.width - 1) * self.stride[d] + reach + 1 - x.width - before))
+        return pads
 
     def _on_windows(self, bundle: Bundle) -> Bundle:
         form = bundle.form
@@ -105,6 +138,7 @@ class Conv:
         lead = form.numel // (self._ends[0][1] * math.prod(x.width for x in old))
         inner = (self._ends[0][1], *(x.width for x in old))
         outer = (channels, *(x.width for x in links))
+        pads = [] if self.adjoint else self._pads(old, links)
         more_work = math.prod(outer[1:]) / math.prod(self.kernel)
         as_matrix = self.groups == 1 and more_work * math.sqrt(inner[0] * outer[0]) <= _TOEPLITZ
         if as_matrix:
@@ -114,17 +148,19 @@ class Conv:
         if bundle.data is None:
             return Bundle(new, None)
         if as_matrix:
-            return bundle.made(new, self._as_matrix(bundle, new, lead, inner, outer))
-        out = self._windows(bundle.data.reshape(lead, *inner))
+            return bundle.made(new, self._as_matrix(bundle, new, lead, inner, outer, pads))
+        out = self._windows(bundle.data.reshape(lead, *inner), pads)
         return bundle.made(new, out.reshape(new.sizes))
 
-    def _as_matrix(self, bundle: Bundle, new: Form, lead: int, inner: Shape, outer: Shape) -> Tensor:
+    def _as_matrix(
+        self, bundle: Bundle, new: Form, lead: int, inner: Shape, outer: Shape, pads: Sequence[tuple[int, int]]
+    ) -> Tensor:
         """All windows times one matrix; channels lie last in memory, so that what follows reads whole runs."""
         assert bundle.data is not None
         data = bundle.data
         basis = torch.eye(math.prod(inner), dtype=data.dtype, device=data.device)
         basis = basis.reshape(-1, *inner[1:], inner[0]).movedim(-1, 1)
-        toeplitz = self._windows(basis.contiguous()).movedim(1, -1).reshape(math.prod(inner), -1)
+        toeplitz = self._windows(basis.contiguous(), pads).movedim(1, -1).reshape(math.prod(inner), -1)
         channel = _axis(bundle.form, (1, 0))
         data = data if channel is None else data.movedim(channel, -1)
         out = data.reshape(lead, -1) @ toeplitz
@@ -134,15 +170,17 @@ class Conv:
         sizes = [n for axis, n in enumerate(new.sizes) if axis != channel]
         return out.reshape([*sizes, outer[0]]).movedim(-1, channel)
 
-    def _windows(self, data: Tensor) -> Tensor:
+    def _windows(self, data: Tensor, pads: Sequence[tuple[int, int]]) -> Tensor:
         """The convolution of windows, without padding, so that windows grow."""
         nothing = [0] * len(self.kernel)
         if self.adjoint:
             return _convolution(
                 data, self.weight.tensor, self.stride, nothing, self.dilation, True, nothing, self.groups
             )
-        full = [(k - 1) * d for k, d in zip(self.kernel, self.dilation, strict=True)]
-        return _convolution(data, self.weight.tensor, self.stride, full, self.dilation, False, nothing, self.groups)
+        around = [before for before, _ in pads]
+        if any(before != after or before < 0 for before, after in pads):
+            data, around = torch.constant_pad_nd(data, [n for pair in reversed(pads) for n in pair]), nothing
+        return _convolution(data, self.weight.tensor, self.stride, around, self.dilation, False, nothing, self.groups)
 
     def _on_all(self, bundle: Bundle) -> Bundle:
         form, (inner, outer) = bundle.form, self._ends
@@ -253,20 +291,8 @@ def _convolution(
 
 
 def _stacked(data: Tensor, form: Form, lead: int, inner: Shape) -> Tensor:
-    """All vectors stacked in the batch, without a copy of a tensor that lies with its channels last."""
-    labels: list[Label] = [x for x in form.layout if x[0] >= 1]
-    front = len(form.layout) - len(labels)
-    flat = data.flatten(0, front - 1) if front else data.unsqueeze(0)
-    return flat.reshape(lead, *inner[1:])
-
-
-def _windowed(bundle: Bundle) -> Bundle:
-    """A dimension made of an end and an axis within it is a window with that stride."""
-    form = bundle.form
-    for d in range(2, len(form.dims)):
-        atoms = form.dims[d]
-        if len(atoms) == 2 and isinstance(atoms[0], Link) and isinstance(atoms[1], Free) and form.plain(atoms[0]):
-            n = atoms[1].size
-            window = Link(atoms[0].key, atoms[0].size * n, 0, n, n)
-            form = form.with_dim(d, (window,))
-    return bundle if form is bundle.form else bundle.made(form, bundle.data, bundle.fresh)
+    """All vectors stacked in the batch; where that takes a copy, it puts the channels last in memory."""
+    channel = _axis(form, (1, 0))
+    if channel is None:
+        return data.reshape(lead, *inner[1:])
+    return data.movedim(channel, -1).reshape(lead, *inner[2:], inner[1]).movedim(-1, 1)

@@ -24,6 +24,8 @@ from jaccli.graph.sweep import derivatives
 SHARE = 0.25
 AT_LEAST = 6 * 2**20
 MOST_PARTS = 32
+# The rows of a part come in multiples of the first of these that fits.
+GRAINS = (4, 2, 1)
 # From this predicted time on, in seconds, a sparsity pattern is looked for: that takes some milliseconds.
 COLOURED_FROM = 0.01
 # A sweep is tried by the clock when it is predicted to take at most so many times the best bracketing.
@@ -137,7 +139,7 @@ def jacobian(plan: Engine) -> Tensor:
             if rows is None:
                 place.zero_()
             else:
-                _matrix(_covering(rows, part), place)
+                _put(rows, part, place)
             position += part.size
         return out
 
@@ -156,13 +158,21 @@ def _matrix(rows: Bundle, out: Tensor | None = None) -> Tensor:
         raise CaptureGap(str(error)) from None
 
 
-def _covering(rows: Bundle, part: Part) -> Bundle:
-    """The rows of one part and no others."""
+def _put(rows: Bundle, part: Part, place: Tensor) -> None:
+    """The rows of one part and no others, written to their place."""
+    top = next(e for e in rows.form.ends if e.key[0] == part.dim)
+    step = top.key[1]
+    low = min(part.start // step, top.start)
+    high = max(-(-(part.start + part.size) // step), top.start + top.size)
     ends = tuple(
-        replace(e, start=part.start, size=part.size) if e.key == (part.dim, 1) else replace(e, start=0, size=e.full)
-        for e in rows.form.ends
+        replace(e, start=low, size=high - low) if e is top else replace(e, start=0, size=e.full) for e in rows.form.ends
     )
-    return widened(rows, ends)
+    rows = widened(rows, ends)
+    if (low * step, high * step) == (part.start, part.start + part.size):
+        _matrix(rows, place)
+    else:
+        each = place.shape[1] // part.size
+        place.copy_(_matrix(rows).narrow(1, (part.start - low * step) * each, place.shape[1]))
 
 
 def _elements(graph: Graph) -> int:
@@ -182,5 +192,8 @@ def _parts(plan: Engine) -> list[Part]:
     if dim is None:
         return []
     count = min(shape[dim], MOST_PARTS, -(-int(plan.bracket.peak) // int(limit)))
-    edges = [round(i * shape[dim] / count) for i in range(count + 1)]
+    # Where operators stride, ends are split by the stride: parts should not cut across.
+    grain = next(g for g in GRAINS if shape[dim] % g == 0 and 2 * shape[dim] // g >= count)
+    count = min(count, shape[dim] // grain)
+    edges = [round(i * (shape[dim] // grain) / count) * grain for i in range(count + 1)]
     return [Part(cut, dim, a, b - a) for a, b in pairwise(edges)]

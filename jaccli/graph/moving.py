@@ -10,6 +10,7 @@ from jaccli.graph.einsum import arranged
 from jaccli.graph.form import Atom, Form, Free, Label, Link
 from jaccli.graph.meter import meter
 from jaccli.graph.primitive import Shape
+from jaccli.graph.windows import in_cells
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class Reshape:
                 need = want // got
                 if want % got or (atom.size % need and need % atom.size):
                     return self._merged(bundle)
-                if not bundle.form.plain(atom) and (atom.size > need or want != atom.size):
+                if not bundle.form.plain(atom) and atom.size > need:
                     assert isinstance(atom, Link)
-                    bundle = unlink(bundle, [atom.key])
+                    bundle = in_cells(bundle, d, a, atom.size // need) or unlink(bundle, [atom.key])
                     atom = bundle.form.dims[d][a]
                 if atom.size > need:
                     bundle = split_atom(bundle, d, a, atom.size // need)

@@ -1,0 +1,120 @@
+"""Windows at several resolutions: rows stay windows through what strides, pools and resamples."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import jaccli
+from jaccli.graph import engine as engines
+from jaccli.graph.capture import capture
+from jaccli.graph.chain import Bracket
+from jaccli.graph.engine import engine, jacobian
+from jaccli.layers.record import Inputs
+from jaccli.layers.resolve import resolve
+from jaccli.models.adapt import as_network
+from jaccli.prepare import computing, prepare
+from tests.oracle import error
+
+SIZE = 48
+DOWN: dict[str, Callable[[], nn.Module]] = {
+    "convolution by 2": lambda: nn.Conv1d(2, 2, 3, stride=2, padding=1),
+    "convolution by 3, wide": lambda: nn.Conv1d(2, 2, 5, stride=3, padding=2, dilation=1),
+    "convolution by 2, narrow": lambda: nn.Conv1d(2, 2, 1, stride=2),
+    "max": lambda: nn.MaxPool1d(2),
+    "mean of 4": lambda: nn.AvgPool1d(4),
+    "overlapping max": lambda: nn.MaxPool1d(3, 2, 1),
+}
+UP: dict[str, Callable[[], nn.Module]] = {
+    "transposed by 2": lambda: nn.ConvTranspose1d(2, 2, 2, 2),
+    "transposed by 2, wide": lambda: nn.ConvTranspose1d(2, 2, 4, 2, 1),
+    "transposed by 3, dilated": lambda: nn.ConvTranspose1d(2, 2, 3, 3, dilation=2, output_padding=1),
+    "transposed by 2, with holes": lambda: nn.ConvTranspose1d(2, 2, 1, 2, output_padding=1),
+    "nearest": lambda: nn.Upsample(scale_factor=2),
+    "nearest by 4": lambda: nn.Upsample(scale_factor=4),
+}
+# Rows of these are stored in full: a matrix of positions, an index.
+FULL = {"overlapping max"}
+
+
+def planned(model: nn.Module, x: Tensor) -> engines.Engine:
+    net = as_network(model.double().eval())
+    with computing(net):
+        (prepared,) = prepare(net, Inputs((x,)), [(resolve(net, "input"), resolve(net, "output"))])
+        return engine(capture(prepared.linear.f))
+
+
+def sweeps(plan: engines.Engine) -> dict[str, engines.Engine]:
+    """All rows back, and all columns forward, whatever is quickest."""
+    assert plan.bracket is not None
+    found = [plan.bracket, *plan.chain.sweeps(float("inf"), plan.bracket)]
+    ways = {bracket.way: replace(plan, bracket=bracket) for bracket in found if set(ways_of(bracket)) == {bracket.way}}
+    assert {"pull", "push"} <= ways.keys()
+    return ways
+
+
+def ways_of(bracket: Bracket) -> list[str]:
+    return [bracket.way, *(way for part in bracket.parts for way in ways_of(part))]
+
+
+@pytest.mark.parametrize("parts", [False, True], ids=["whole", "part by part"])
+@pytest.mark.parametrize(("down", "up"), list(itertools.product(DOWN, UP)))
+def test_rows_stay_windows(down: str, up: str, parts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if parts:
+        monkeypatch.setattr(engines, "AT_LEAST", 8)
+        monkeypatch.setattr(engines, "SHARE", 0.01)
+    torch.manual_seed(3)
+    smooth = nn.Conv1d(2, 2, 3, padding=1)
+    model = nn.Sequential(smooth, nn.Tanh(), DOWN[down](), nn.Tanh(), smooth, UP[up](), nn.Tanh(), smooth)
+    x = torch.randn(2, 2, SIZE, dtype=torch.float64)
+    plan = planned(model, x)
+    truth = jaccli.jacobian(model, x, method="loop")
+    for way, sweep in sweeps(plan).items():
+        assert error(jacobian(sweep), truth) < 1e-12
+        assert sweep.bracket is not None
+        if way == "pull" and down not in FULL:
+            assert sweep.bracket.peak < 0.75 * truth.numel()
+
+
+class Skips(nn.Module):
+    """Branches of other strides and widths added up."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.order = torch.randperm(4, generator=torch.Generator().manual_seed(seed)).tolist()
+        self.wide = nn.Conv2d(1, 1, 5, padding=2)
+        self.near = nn.Conv2d(1, 1, 3, padding=1)
+        self.down = nn.Conv2d(1, 1, 2, stride=2)
+        self.up = nn.ConvTranspose2d(1, 1, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = self.down(x).tanh()
+        quarter = nn.functional.max_pool2d(half, 2)
+        branches = [
+            lambda: self.wide(x.tanh()),
+            lambda: self.near(x) * x,
+            lambda: self.up(self.near(half)),
+            lambda: self.up(self.up(quarter).sin() + half),
+        ]
+        total = branches[self.order[0]]()
+        for branch in self.order[1:]:
+            total = total.tanh() + branches[branch]()
+        return total
+
+
+@pytest.mark.parametrize("parts", [False, True], ids=["whole", "part by part"])
+@pytest.mark.parametrize("seed", range(6))
+def test_windows_of_several_widths_and_strides_add_up(seed: int, parts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if parts:
+        monkeypatch.setattr(engines, "AT_LEAST", 8)
+        monkeypatch.setattr(engines, "SHARE", 0.01)
+    torch.manual_seed(seed)
+    model, x = Skips(seed).double().eval(), torch.randn(2, 1, 12, 16, dtype=torch.float64)
+    truth = jaccli.jacobian(model, x, method="loop")
+    for sweep in sweeps(planned(model, x)).values():
+        assert error(jacobian(sweep), truth) < 1e-12
