@@ -19,7 +19,7 @@ from jaccli.graph.chain import Bracket
 from jaccli.graph.compiled import CompileGap, compiled
 from jaccli.graph.engine import engine
 from jaccli.graph.pool import Pool
-from jaccli.graph.program import Program, trace
+from jaccli.graph.program import Program, alike, trace
 from jaccli.graph.recorder import CaptureGap
 from jaccli.layers.record import Inputs
 from jaccli.methods.base import nudged
@@ -122,7 +122,7 @@ class Replay:
             tried: Sequence[Bracket | None] = brackets or [self.decision.bracket]
             for bracket in tried:
                 program, matrix = self._traced(inputs, bracket)
-                if _alike(matrix, truth):
+                if alike(matrix, truth):
                     found.append(
                         (_fastest(Recorded(program, torch.get_num_threads(), 0.0), inputs, self.pool), bracket)
                     )
@@ -141,7 +141,7 @@ class Replay:
         tensors = [t.detach() for t in _tensors(inputs)]
         try:
             with threads(recorded.threads):
-                done = compiled(recorded.program, tensors, _alike)
+                done = compiled(recorded.program, tensors, alike)
         except CompileGap as gap:
             note(f"--compile: {gap}; the program runs uncompiled")
             return recorded
@@ -158,7 +158,7 @@ class Replay:
             warnings.simplefilter("ignore")
             there = self._anew(elsewhere)
         got = self.replayed(recorded, elsewhere)
-        return got is None or _alike(got, there)
+        return got is None or alike(got, there)
 
     def _traced(self, inputs: Inputs, bracket: Bracket | None) -> tuple[Program, Tensor]:
         with computing(self.network), exact_attention(self.choice.exact_attention):
@@ -233,12 +233,3 @@ def _signature(inputs: Inputs) -> Signature:
     rest = tuple(a for a in (*inputs.args, *inputs.kwargs.items()) if not isinstance(a, Tensor))
     found = tuple((tuple(t.shape), t.dtype, t.device) for t in _tensors(inputs))
     return (found, repr(rest) if len(inputs.args) + len(inputs.kwargs) > 1 else "")
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    """Equal up to rounding of their dtype."""
-    if a.shape != b.shape:
-        return False
-    size = float(torch.linalg.vector_norm(b.double()))
-    off = float(torch.linalg.vector_norm((a - b).double()))
-    return off <= 64 * torch.finfo(a.dtype).eps * max(size, 1e-30) or not torch.isfinite(torch.tensor(size)).item()

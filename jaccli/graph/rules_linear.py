@@ -10,8 +10,8 @@ from torch import Tensor
 from jaccli.graph.convolution import Conv
 from jaccli.graph.indexing import Gather
 from jaccli.graph.mixing import Matrix
-from jaccli.graph.moving import Expand, Permute, Reshape, SumTo
-from jaccli.graph.primitive import Late, Primitive
+from jaccli.graph.moving import Expand, Reshape, SumTo
+from jaccli.graph.primitive import Late, Primitive, Shape
 from jaccli.graph.recorder import CaptureGap, Node, Value
 from jaccli.graph.rules import Map, active, bound, only_active, reshaped, rule, scaled, sliced
 from jaccli.graph.rules_elementwise import broadcast
@@ -182,33 +182,28 @@ def _tiling(found: dict[str, object], blocks: list[int], n: int) -> bool:
     )
 
 
-def _blocks(value: Value, out: Value, blocks: list[int], n: int) -> tuple[Primitive, ...]:
-    """``(…, h k, w l)`` as ``(…, h, w, k l)``."""
-    lead = value.shape[:-n]
-    small = out.shape[-n:]
+def _block_shapes(value: Value, out: Value, blocks: list[int], n: int) -> tuple[Shape, Shape, Shape]:
+    """``(…, h k, w l)``, ``(…, h, k, w, l)`` and ``(…, h, 1, w, 1)``."""
+    lead, small = value.shape[:-n], out.shape[-n:]
     pairs = (*lead, *(m for a, k in zip(small, blocks, strict=True) for m in (a, k)))
-    first = len(lead)
-    order = (*range(first), *range(first, first + 2 * n, 2), *range(first + 1, first + 2 * n, 2))
-    moved = tuple(pairs[d] for d in order)
-    return (Reshape(value.shape, pairs), Permute(order), Reshape(moved, (*lead, *small, math.prod(blocks))))
+    return value.shape, pairs, (*lead, *(m for a in small for m in (a, 1)))
+
+
+def _summed_blocks(value: Value, out: Value, blocks: list[int], n: int) -> tuple[Primitive, ...]:
+    """``(…, h k, w l)`` to ``(…, h, w)``."""
+    whole, pairs, ones = _block_shapes(value, out, blocks, n)
+    return (Reshape(whole, pairs), SumTo(pairs, ones), Reshape(ones, out.shape))
 
 
 def _masked_blocks(value: Value, out: Value, places: Value, blocks: list[int], n: int) -> tuple[Primitive, ...]:
-    whole = (*out.shape, math.prod(blocks))
+    """A mask on the input, which joins the factors of what comes before it, and sums of blocks."""
+    _, pairs, ones = _block_shapes(value, out, blocks, n)
 
     def mask() -> Tensor:
-        position, index = places.tensor, torch.zeros_like(places.tensor)
-        digits = []
-        for size in reversed(value.shape[-n:]):
-            digits.append(position % size)
-            position = position // size
-        for digit, block in zip(reversed(digits), blocks, strict=True):
-            index = index * block + digit % block
-        inner = torch.arange(math.prod(blocks), device=index.device)
-        return (index.unsqueeze(-1) == inner).to(value.tensor.dtype)
+        position = torch.arange(math.prod(value.shape[-n:]), device=places.tensor.device).reshape(pairs[-2 * n :])
+        return (places.tensor.reshape(ones) == position).to(value.tensor.dtype).reshape(value.shape)
 
-    kept = (*out.shape, 1)
-    return (*_blocks(value, out, blocks, n), Mul(Late(mask), whole), SumTo(whole, kept), Reshape(kept, out.shape))
+    return (Mul(Late(mask), value.shape), *_summed_blocks(value, out, blocks, n))
 
 
 @rule(
@@ -238,11 +233,8 @@ def separable(node: Node) -> list[Map]:
     n = int(node.name.split("d")[-2][-1]) if node.name.endswith("d") else int(node.name.split("d_")[0][-1])
     down, up = _side_by_side(value, out, n), _side_by_side(out, value, n)
     if "avg_pool" in node.name and down is not None and (_tiling(found, down, n)):
-        whole = (*out.shape, math.prod(down))
-        kept = (*out.shape, 1)
         divisor = found.get("divisor_override") or math.prod(down)
-        steps = (*_blocks(value, out, down, n), SumTo(whole, kept), Reshape(kept, out.shape), Scale(1 / float(divisor)))
-        return [Map(value, out, steps)]
+        return [Map(value, out, (*_summed_blocks(value, out, down, n), Scale(1 / float(divisor))))]
     if "nearest" in node.name and up is not None and _even(node, value, out):
         return [Map(value, out, _repeated(value, out, up, n))]
     return [Map(value, out, _matrices(node, value, out, n))]

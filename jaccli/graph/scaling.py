@@ -114,7 +114,15 @@ def _laid_out_as(factor: Tensor, data: Tensor) -> Tensor:
     """A small factor with its axes in memory in the order of the data's: else every access of it strides."""
     if factor.numel() * 2 > data.numel() or factor.dim() < 3 or data.is_contiguous():
         return factor
-    strides = data.stride()
-    order = sorted(range(data.dim()), key=lambda d: -strides[d])
+    order = _memory_order(data)
     back = [order.index(d) for d in range(data.dim())]
     return factor.permute(order).contiguous().permute(back)
+
+
+def _memory_order(data: Tensor) -> list[int]:
+    """Axes from the slowest to the fastest; a repeated one, which has no place in memory, after the one before it."""
+    strides = data.stride()
+    order = sorted((d for d in range(data.dim()) if strides[d]), key=lambda d: -strides[d])
+    for d in (d for d in range(data.dim()) if not strides[d]):
+        order.insert(order.index(d - 1) + 1 if d else 0, d)
+    return order

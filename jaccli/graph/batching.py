@@ -1,0 +1,396 @@
+"""Steps that are one: the same operator on independent operands runs once.
+
+A recurrent network multiplies every time step by the same weight, and so do its rows. Products with one
+weight are stacked into one product, and equal elementwise operators into one, wherever none of them needs
+another's result. Small steps cost their call and not their work, so there are fewer calls for the same work.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from jaccli.graph.recorder import swap
+from jaccli.graph.tracer import Memory, Slot, Step
+
+aten = torch.ops.aten
+
+# Larger operands than this are worth a call of their own, in elements.
+LARGEST = 2**15
+FEWEST = 3
+# Longer programs are left alone: looking for what is independent would take seconds.
+LONGEST = 4000
+# Name → where the operand that differs stands; the rest are equal.
+_PRODUCTS = {"mm": 0, "addmm": 1}
+_ELEMENTWISE = frozenset(
+    [
+        "tanh",
+        "sigmoid",
+        "relu",
+        "exp",
+        "sin",
+        "cos",
+        "neg",
+        "sqrt",
+        "rsqrt",
+        "reciprocal",
+        "addcmul",
+        "mul",
+        "add",
+        "sub",
+        "div",
+        "ge",
+        "gt",
+        "le",
+        "lt",
+    ]
+)
+
+
+def batched(steps: Sequence[Step], kept: Sequence[Slot]) -> list[Step]:
+    """The same program with equal small steps run as one.
+
+    Args:
+        steps: in order.
+        kept: results; what makes their memory is left alone.
+    """
+    if len(steps) > LONGEST:
+        return list(steps)
+    results = {slot.memory for slot in kept}
+    steps = _side_by_side(_sums_first(_seen_once(steps, kept)), results)
+    graph = _Graph(steps, results)
+    for key in graph.candidates():
+        for members in graph.independent(key):
+            graph.merge(members)
+    return graph.ordered()
+
+
+def name_of(step: Step) -> str:
+    """Of its operator, without namespace and overload."""
+    return str(step.op._schema.name.split("::")[1])
+
+
+def slots_in(tree: Any) -> Iterator[Slot]:
+    """All slots among arguments."""
+    if isinstance(tree, Slot):
+        yield tree
+    elif isinstance(tree, dict):
+        yield from slots_in(tuple(tree.values()))
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from slots_in(item)
+
+
+def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    strides = [math.prod(max(n, 1) for n in shape[d + 1 :]) for d in range(len(shape))]
+    return tuple(strides)
+
+
+def _same(slot: Slot, made: set[Slot]) -> Hashable:
+    """Equal for equal operands: the same memory seen alike, or the same number."""
+    tensor = slot.tensor
+    if slot in made or tensor is None:
+        return id(slot)
+    if not slot.shape and not slot.memory.written and tensor.device.type == "cpu":
+        return (tensor.item(), tensor.dtype)
+    return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, slot.memory.written)
+
+
+def _key(step: Step, made: set[Slot]) -> tuple[Hashable, list[Slot]] | None:
+    """What steps that can be one have in common, and the operands in which they differ; None for other steps."""
+    name = name_of(step)
+    if step.written or step.many or len(step.outputs) != 1 or step.outputs[0] is None:
+        return None
+    out = step.outputs[0]
+    place = _PRODUCTS.get(name)
+    if place is None and name not in _ELEMENTWISE:
+        return None
+    varied: list[Slot] = []
+    shared: list[Hashable] = [str(step.op), out.dtype]
+    for position, argument in enumerate((*step.args, *step.kwargs.items())):
+        own = (
+            position == place
+            if place is not None
+            else (isinstance(argument, Slot) and argument in made and argument.shape == out.shape)
+        )
+        if own:
+            assert isinstance(argument, Slot)
+            varied.append(argument)
+            shared.append((position, argument.shape[1:] if place is not None else argument.shape, argument.dtype))
+        elif isinstance(argument, Slot):
+            shared.append(_same(argument, made))
+        elif any(True for _ in slots_in(argument)):
+            return None
+        else:
+            shared.append(repr(argument))
+    small = varied and all(s in made and math.prod(s.shape) <= LARGEST for s in (*varied, out))
+    if not small or out.stride != _contiguous(out.shape):
+        return None
+    return tuple(shared), varied
+
+
+class _Graph:
+    """Steps by what they need of each other."""
+
+    def __init__(self, steps: Sequence[Step], results: set[Memory]) -> None:
+        self.groups: list[list[Step]] = [[step] for step in steps]
+        self.needs = _needs(steps)
+        self.keys: dict[int, tuple[Hashable, list[Slot]]] = {}
+        made = {out for step in steps for out in step.outputs if out is not None}
+        seen_whole = {s.memory for step in steps if "as_strided" in name_of(step) for s in slots_in(step.args)}
+        for number, step in enumerate(steps):
+            found = _key(step, made)
+            out = step.outputs[0] if step.outputs else None
+            if found is not None and out is not None and out.memory not in results | seen_whole:
+                self.keys[number] = found
+
+    def candidates(self) -> list[Hashable]:
+        """Keys that several steps share."""
+        count: dict[Hashable, int] = {}
+        for key, _ in self.keys.values():
+            count[key] = count.get(key, 0) + 1
+        return [key for key, n in count.items() if n >= FEWEST]
+
+    def independent(self, key: Hashable) -> list[list[int]]:
+        """Steps of a key in lists within which none needs another."""
+        members = [n for n, (k, _) in self.keys.items() if k == key]
+        above = self._above()
+        levels: dict[int, int] = {}
+        for n in sorted(members, key=lambda n: above[n].bit_count()):
+            levels[n] = max((levels[m] + 1 for m in levels if above[n] >> m & 1), default=0)
+        lists: dict[int, list[int]] = {}
+        for n in members:
+            lists.setdefault(levels[n], []).append(n)
+        return [found for found in lists.values() if len(found) >= FEWEST]
+
+    def _above(self) -> list[int]:
+        """All that each step needs, directly or not, as bits."""
+        above = [0] * len(self.groups)
+        for n in self._order():
+            for m in self.needs[n]:
+                above[n] |= above[m] | 1 << m
+        return above
+
+    def merge(self, members: Sequence[int]) -> None:
+        """These steps as one."""
+        above = self._above()  # earlier merges may have tied them together
+        if any(above[n] >> m & 1 for n in members for m in members):
+            return
+        first, *rest = members
+        varied = [self.keys[n][1] for n in members]
+        self.groups[first] = _as_one([self.groups[n][0] for n in members], varied)
+        gone = set(rest)
+        for n in rest:
+            self.needs[first] |= self.needs[n]
+            self.groups[n], self.needs[n] = [], set()
+            del self.keys[n]
+        del self.keys[first]
+        for n, needs in enumerate(self.needs):
+            if needs & gone:
+                self.needs[n] = (needs - gone) | {first}
+
+    def _order(self) -> list[int]:
+        """What is needed first, else as it was."""
+        missing = [len(needs) for needs in self.needs]
+        users: list[list[int]] = [[] for _ in self.groups]
+        for n, needs in enumerate(self.needs):
+            for m in needs:
+                users[m].append(n)
+        ready = [n for n, count in enumerate(missing) if not count]
+        order = []
+        while ready:
+            n = heapq.heappop(ready)
+            order.append(n)
+            for user in users[n]:
+                missing[user] -= 1
+                if not missing[user]:
+                    heapq.heappush(ready, user)
+        return order
+
+    def ordered(self) -> list[Step]:
+        """The program."""
+        return [step for n in self._order() for step in self.groups[n]]
+
+
+def _needs(steps: Sequence[Step]) -> list[set[int]]:
+    """The earlier steps that each needs done: those that make or write what it takes, or take what it writes."""
+    maker: dict[Slot, int] = {}
+    writer: dict[Memory, int] = {}
+    readers: dict[Memory, list[int]] = {}
+    found: list[set[int]] = []
+    for number, step in enumerate(steps):
+        needs: set[int] = set()
+        taken = list(slots_in((step.args, step.kwargs)))
+        for slot in taken:
+            if slot in maker:
+                needs.add(maker[slot])
+            if slot.memory in writer:
+                needs.add(writer[slot.memory])
+        for slot in step.written:
+            needs.update(readers.pop(slot.memory, ()))
+            writer[slot.memory] = number
+        for slot in taken:
+            readers.setdefault(slot.memory, []).append(number)
+        for out in step.outputs:
+            if out is not None:
+                maker.setdefault(out, number)
+                writer.setdefault(out.memory, number)
+        found.append(needs - {number})
+    return found
+
+
+def _as_one(steps: Sequence[Step], varied: Sequence[Sequence[Slot]]) -> list[Step]:
+    """Operands stacked, the operator once, and the results as views."""
+    first, product = steps[0], name_of(steps[0]) in _PRODUCTS
+    stacked: dict[Slot, Slot] = {}
+    made: list[Step] = []
+    for own, *others in zip(*varied, strict=True):
+        if own not in stacked:
+            stacked[own], step = _stacked([own, *others], product)
+            made.append(step)
+    args = tuple(stacked.get(a, a) if isinstance(a, Slot) else a for a in first.args)
+    outs = [step.outputs[0] for step in steps]
+    assert all(out is not None for out in outs)
+    rows = [out.shape[0] for out in outs if out is not None]
+    like = outs[0]
+    assert like is not None
+    shape = (sum(rows), *like.shape[1:]) if product else (len(steps), *like.shape)
+    whole = _slot(shape, like.dtype)
+    made.append(Step(first.op, args, first.kwargs, [whole], False))
+    if product:
+        made.append(Step(aten.split_with_sizes.default, (whole, rows), {}, list(outs), True))
+    else:
+        made.append(Step(aten.unbind.int, (whole,), {}, list(outs), True))
+    return made
+
+
+def _stacked(slots: Sequence[Slot], product: bool) -> tuple[Slot, Step]:
+    first = slots[0]
+    if product:
+        whole = _slot((sum(s.shape[0] for s in slots), *first.shape[1:]), first.dtype)
+        return whole, Step(aten.cat.default, (list(slots),), {}, [whole], False)
+    whole = _slot((len(slots), *first.shape), first.dtype)
+    return whole, Step(aten.stack.default, (list(slots),), {}, [whole], False)
+
+
+def _slot(shape: Sequence[int], dtype: torch.dtype) -> Slot:
+    return Slot(Memory(True), None, tuple(shape), _contiguous(shape), dtype)
+
+
+_VIEWS = frozenset(["view", "_unsafe_view", "permute", "select", "slice", "unsqueeze", "expand", "t", "transpose"])
+
+
+def _seen_once(steps: Sequence[Step], kept: Sequence[Slot]) -> list[Step]:
+    """Without views that are there already."""
+    same: dict[Slot, Slot] = {}
+    found: dict[Hashable, Slot] = {}
+    result: list[Step] = []
+    for step in steps:
+        step.args, step.kwargs = (
+            swap(step.args, lambda s: same.get(s, s), Slot),
+            swap(step.kwargs, lambda s: same.get(s, s), Slot),
+        )
+        out = step.outputs[0] if len(step.outputs) == 1 else None
+        if name_of(step) in _VIEWS and out is not None and not step.written and out not in kept:
+            source, *rest = step.args
+            key = (id(source), name_of(step), repr(rest), repr(step.kwargs))
+            if key in found:
+                same[out] = found[key]
+                continue
+            found[key] = out
+        result.append(step)
+    return result
+
+
+def _side_by_side(steps: Sequence[Step], results: set[Memory]) -> list[Step]:
+    """Products of one operand with several weights as one product with the weights side by side."""
+    made = {out for step in steps for out in step.outputs if out is not None}
+    lists: dict[tuple[Slot, int], list[Step]] = {}
+    writes: dict[Memory, int] = {}
+    for step in steps:
+        for slot in step.written:
+            writes[slot.memory] = writes.get(slot.memory, 0) + 1
+        x, weight = step.args[:2] if len(step.args) > 1 else (None, None)
+        if name_of(step) != "mm" or not isinstance(x, Slot) or x not in made or weight in made:
+            continue
+        out = step.outputs[0]
+        if out is not None and out.memory not in results and math.prod(out.shape) <= LARGEST:
+            lists.setdefault((x, writes.get(x.memory, 0)), []).append(step)
+    replaced: dict[int, list[Step]] = {}
+    for (x, _), found in lists.items():
+        if len(found) > 1:
+            replaced[id(found[0])] = _one_product(x, found)
+            replaced.update({id(step): [] for step in found[1:]})
+    return [s for step in steps for s in replaced.get(id(step), [step])]
+
+
+def _one_product(x: Slot, products: Sequence[Step]) -> list[Step]:
+    weight = torch.cat([step.args[1].tensor for step in products], 1)
+    beside = Slot(Memory(False), weight, tuple(weight.shape), weight.stride(), weight.dtype)
+    whole = _slot((x.shape[0], weight.shape[1]), x.dtype)
+    widths = [step.args[1].shape[1] for step in products]
+    return [
+        Step(aten.mm.default, (x, beside), {}, [whole], False),
+        Step(aten.split_with_sizes.default, (whole, widths, 1), {}, [step.outputs[0] for step in products], True),
+    ]
+
+
+def _sums_first(steps: Sequence[Step]) -> list[Step]:
+    """``u + (b + x W)`` as ``(u + b) + x W``: in a recurrence u and b are there before x."""
+    users: dict[Slot, int] = {}
+    for step in steps:
+        for slot in slots_in((step.args, step.kwargs)):
+            users[slot] = users.get(slot, 0) + 1
+    makers = {out: step for step in steps for out in step.outputs if out is not None}
+    depths, chosen = _depths(steps), dict[int, tuple[Step, Slot]]()
+    for number, step in enumerate(steps):
+        found = _sum_of_product(step, makers, users, depths)
+        if found is not None:
+            chosen[number] = found
+    if len(chosen) < FEWEST:
+        return list(steps)
+    gone = {id(product) for product, _ in chosen.values()}
+    result: list[Step] = []
+    for number, step in enumerate(steps):
+        if number in chosen:
+            product, other = chosen[number]
+            bias, x, weight = product.args
+            begun = _slot(other.shape, other.dtype)
+            result.append(Step(aten.add.Tensor, (other, bias), {}, [begun], False))
+            result.append(Step(aten.addmm.default, (begun, x, weight), product.kwargs, step.outputs, False))
+        elif id(step) not in gone:
+            result.append(step)
+    return result
+
+
+def _sum_of_product(
+    step: Step, makers: dict[Slot, Step], users: dict[Slot, int], depths: dict[Slot, int]
+) -> tuple[Step, Slot] | None:
+    """The product whose sum with another operand a step is, and that operand."""
+    if name_of(step) != "add" or step.written or step.kwargs or len(step.args) != 2:
+        return None
+    out = step.outputs[0]
+    for product, other in (step.args, step.args[::-1]):
+        if not isinstance(product, Slot) or not isinstance(other, Slot) or out is None:
+            continue
+        maker = makers.get(product)
+        fits = other.shape == product.shape == out.shape and other.dtype == product.dtype == out.dtype
+        alone = users[product] == 1 and not product.memory.written and math.prod(out.shape) <= LARGEST
+        if maker is None or name_of(maker) != "addmm" or maker.kwargs or not fits or not alone:
+            continue
+        if maker.args[0] not in makers and depths.get(other, 0) < depths[product]:
+            return maker, other
+    return None
+
+
+def _depths(steps: Sequence[Step]) -> dict[Slot, int]:
+    """How many steps, one needing the other, lead to each operand."""
+    found: dict[Slot, int] = {}
+    for step in steps:
+        depth = 1 + max((found.get(s, 0) for s in slots_in((step.args, step.kwargs))), default=0)
+        found.update({out: depth for out in step.outputs if out is not None})
+    return found
