@@ -17,9 +17,10 @@ from jaccli.errors import JaccliError, UsageError, note, warn
 from jaccli.graph.capture import capture, tensors_in
 from jaccli.graph.chain import Bracket
 from jaccli.graph.compiled import CompileGap, compiled
+from jaccli.graph.emit import Program
 from jaccli.graph.engine import engine
 from jaccli.graph.pool import Pool
-from jaccli.graph.program import Program, alike, trace
+from jaccli.graph.program import alike, trace
 from jaccli.graph.recorder import CaptureGap
 from jaccli.layers.record import Inputs
 from jaccli.methods.base import nudged
@@ -39,6 +40,23 @@ class Recorded:
     program: Program
     threads: int
     seconds: float
+    furnished: list[list[Tensor]] = field(default_factory=list)
+
+    @contextmanager
+    def rooms(self, device: torch.device) -> Iterator[list[Tensor]]:
+        """Places for intermediate results, which one call at a time may have; kept for the next one."""
+        if self.program.rooms is None:
+            yield []
+            return
+        try:
+            places = self.furnished.pop()
+        except IndexError:
+            places = self.program.rooms.furnished(device)
+        try:
+            yield places
+        finally:
+            if not self.furnished:
+                self.furnished.append(places)
 
 
 @dataclass
@@ -146,7 +164,7 @@ class Replay:
             note(f"--compile: {gap}; the program runs uncompiled")
             return recorded
         self.compile_s += done.seconds
-        program = replace(recorded.program, call=done.call)
+        program = replace(recorded.program, call=done.call, housed=None, rooms=None)
         return replace(
             recorded, program=program, seconds=_seconds(replace(recorded, program=program), inputs, self.pool)
         )
@@ -170,12 +188,13 @@ class Replay:
 def _run(recorded: Recorded, inputs: Inputs, pool: Pool) -> tuple[Tensor, ...]:
     tensors = [t.detach() for t in _tensors(inputs)]
     program = recorded.program
-    with torch.no_grad(), threads(recorded.threads):
+    with torch.no_grad(), threads(recorded.threads), recorded.rooms(tensors[0].device) as places:
+        call = program.call if program.housed is None else program.housed
         if not program.placing:
-            result, *guards = program.call(*tensors, None)
+            result, *guards = call(*tensors, None, *places)
             return (result.clone() if program.constant else result, *guards)
         result = pool.take(program.shape, program.dtype, tensors[0].device)
-        _, *guards = program.call(*tensors, result.view(-1))
+        _, *guards = call(*tensors, result.view(-1), *places)
         return (result, *guards)
 
 

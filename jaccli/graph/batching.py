@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Hashable, Iterator, Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 import torch
 
 from jaccli.graph.recorder import swap
-from jaccli.graph.tracer import Memory, Slot, Step
+from jaccli.graph.tracer import Memory, Slot, Step, contiguous, is_view, name_of, slots_in
 
 aten = torch.ops.aten
 
 # Larger operands than this are worth a call of their own, in elements.
 LARGEST = 2**15
+# Where results are larger on average, calls cost little, and another order would keep more of them at a time.
+AVERAGE = 2**14
 FEWEST = 3
+NARROW = 16
 # Longer programs are left alone: looking for what is independent would take seconds.
 LONGEST = 4000
 # Name → where the operand that differs stands; the rest are equal.
@@ -58,7 +61,8 @@ def batched(steps: Sequence[Step], kept: Sequence[Slot]) -> list[Step]:
         steps: in order.
         kept: results; what makes their memory is left alone.
     """
-    if len(steps) > LONGEST:
+    made = [math.prod(out.shape) for step in steps if not is_view(step) for out in step.outputs if out is not None]
+    if not FEWEST < len(steps) <= LONGEST or sum(made) > AVERAGE * len(made):
         return list(steps)
     results = {slot.memory for slot in kept}
     steps = _side_by_side(_sums_first(_seen_once(steps, kept)), results)
@@ -67,27 +71,6 @@ def batched(steps: Sequence[Step], kept: Sequence[Slot]) -> list[Step]:
         for members in graph.independent(key):
             graph.merge(members)
     return graph.ordered()
-
-
-def name_of(step: Step) -> str:
-    """Of its operator, without namespace and overload."""
-    return str(step.op._schema.name.split("::")[1])
-
-
-def slots_in(tree: Any) -> Iterator[Slot]:
-    """All slots among arguments."""
-    if isinstance(tree, Slot):
-        yield tree
-    elif isinstance(tree, dict):
-        yield from slots_in(tuple(tree.values()))
-    elif isinstance(tree, list | tuple):
-        for item in tree:
-            yield from slots_in(item)
-
-
-def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    strides = [math.prod(max(n, 1) for n in shape[d + 1 :]) for d in range(len(shape))]
-    return tuple(strides)
 
 
 def _same(slot: Slot, made: set[Slot]) -> Hashable:
@@ -128,7 +111,7 @@ def _key(step: Step, made: set[Slot]) -> tuple[Hashable, list[Slot]] | None:
         else:
             shared.append(repr(argument))
     small = varied and all(s in made and math.prod(s.shape) <= LARGEST for s in (*varied, out))
-    if not small or out.stride != _contiguous(out.shape):
+    if not small or out.stride != contiguous(out.shape):
         return None
     return tuple(shared), varied
 
@@ -278,7 +261,29 @@ def _stacked(slots: Sequence[Slot], product: bool) -> tuple[Slot, Step]:
 
 
 def _slot(shape: Sequence[int], dtype: torch.dtype) -> Slot:
-    return Slot(Memory(True), None, tuple(shape), _contiguous(shape), dtype)
+    return Slot(Memory(True), None, tuple(shape), contiguous(shape), dtype)
+
+
+def upright(steps: Sequence[Step]) -> list[Step]:
+    """Constant weights of few columns with the columns in memory one after the other.
+
+    Matrix products with fewer columns than a vector unit is wide take up to four times as long otherwise.
+    """
+    made = {out for step in steps for out in step.outputs if out is not None}
+    turned: dict[Slot, Slot] = {}
+    result = []
+    for step in steps:
+        place = _PRODUCTS.get(name_of(step), -1) + 1
+        weight = step.args[place] if place else None
+        narrow = isinstance(weight, Slot) and weight not in made and weight.shape[1] < NARROW
+        if isinstance(weight, Slot) and narrow and weight.stride == contiguous(weight.shape):
+            if weight not in turned:
+                assert weight.tensor is not None
+                tensor = weight.tensor.t().contiguous().t()
+                turned[weight] = Slot(Memory(False), tensor, weight.shape, tensor.stride(), weight.dtype)
+            step = replace(step, args=(*step.args[:place], turned[weight], *step.args[place + 1 :]))
+        result.append(step)
+    return result
 
 
 _VIEWS = frozenset(["view", "_unsafe_view", "permute", "select", "slice", "unsqueeze", "expand", "t", "transpose"])

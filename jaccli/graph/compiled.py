@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaccli.graph.program import Program
+from jaccli.graph.emit import Program
 from jaccli.operators.faults import is_out_of_memory, reason
 
 

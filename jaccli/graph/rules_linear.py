@@ -120,11 +120,16 @@ def convolution(node: Node) -> list[Map]:
         return tuple(given) if len(given) == n else tuple(given) * n
 
     adjoint = bool(found.get("transposed"))
+    strides, pads = each("stride", 1), each("padding", 0)
+    if found["groups"] == 1 and set(weight.shape[2:]) == set(strides) == {1} and value.shape[2:] == out.shape[2:]:
+        channels = weight.shape[:2] if adjoint else weight.shape[1::-1]
+        mixing = Late(lambda: weight.tensor.flatten(1) if adjoint else weight.tensor.flatten(1).t())
+        return [Map(value, out, (Matrix(1, mixing, channels),))]
     conv = Conv(
         Late(lambda: weight.tensor),
         weight.shape[2:],
-        each("stride", 1),
-        each("padding", 0),
+        strides,
+        pads,
         each("dilation", 1),
         found["groups"],
         x=out.shape if adjoint else value.shape,

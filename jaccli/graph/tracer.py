@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,10 +101,7 @@ class Tracer(TorchDispatchMode):
         if found is not None and found[0]() is tensor:
             return found[1]
         storage = storage_of(tensor)
-        # _unsafe_view is a view whatever its schema says: what it hands on may be written into all the same.
-        unsaid = step.op is torch.ops.aten._unsafe_view.default
-        alias = unsaid or any(a.alias_info is not None for a in step.op._schema.arguments)
-        if not alias or storage not in self.memories:
+        if not is_view(step) or storage not in self.memories:
             self.memories[storage] = Memory(varies)
         memory = self.memories[storage]
         slot = Slot(memory, None if varies else tensor, tuple(tensor.shape), tensor.stride(), tensor.dtype)
@@ -126,3 +125,31 @@ def _dispatch(self: TorchDispatchMode, op: Any, _types: Any, args: Any = (), kwa
 
 
 Tracer.__torch_dispatch__ = _dispatch  # type: ignore[method-assign]
+
+
+def slots_in(tree: Any) -> Iterator[Slot]:
+    """All slots among arguments."""
+    if isinstance(tree, Slot):
+        yield tree
+    elif isinstance(tree, dict):
+        yield from slots_in(tuple(tree.values()))
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from slots_in(item)
+
+
+def is_view(step: Step) -> bool:
+    """Whether its results may be memory of its arguments."""
+    # _unsafe_view is a view whatever its schema says: what it hands on may be written into all the same.
+    unsaid = step.op is torch.ops.aten._unsafe_view.default
+    return unsaid or any(a.alias_info is not None for a in step.op._schema.arguments)
+
+
+def name_of(step: Step) -> str:
+    """Of its operator, without namespace and overload."""
+    return str(step.op._schema.name.split("::")[1])
+
+
+def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides of elements in reading order."""
+    return tuple(math.prod(max(n, 1) for n in shape[d + 1 :]) for d in range(len(shape)))
