@@ -39,6 +39,7 @@ class Bracket:
         seconds: predicted.
         peak: the largest number of elements of one intermediate result.
         meet: where in the stretch rows and columns meet; see ``Stretch.pull``.
+        folded: of the whole: found for the maps of ``folding``.
     """
 
     first: int
@@ -48,6 +49,7 @@ class Bracket:
     seconds: float = 0.0
     peak: int = 0
     meet: int | None = None
+    folded: bool = False
 
 
 @dataclass

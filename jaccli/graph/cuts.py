@@ -28,13 +28,13 @@ def active_nodes(nodes: Sequence[Node], source: Value, target: Value) -> list[No
     return kept[::-1] if source in reaching else []
 
 
-def cut_values(nodes: Sequence[Node], source: Value, target: Value) -> list[int]:
+def _last_uses(nodes: Sequence[Node], maps_of: dict[Node, list[Map]]) -> dict[Value, int]:
+    return {m.source: position for position, node in enumerate(nodes) for m in maps_of[node]}
+
+
+def cut_values(nodes: Sequence[Node], source: Value, target: Value, maps_of: dict[Node, list[Map]]) -> list[int]:
     """Positions in ``nodes`` after which one value alone carries everything."""
-    last_use: dict[Value, int] = {target: len(nodes)}
-    for position, node in enumerate(nodes):
-        for value in node.inputs():
-            if value.active:
-                last_use[value] = max(position, last_use.get(value, 0))
+    last_use = {**_last_uses(nodes, maps_of), target: len(nodes)}
     ends: dict[int, int] = {}
     for use in last_use.values():
         ends[use] = ends.get(use, 0) + 1
@@ -54,9 +54,9 @@ def stretches(
 
     A stretch that holds nothing but diagonals and views is joined to the one before it.
     """
-    last_use = {v: p for p, node in enumerate(nodes) for v in node.inputs() if v.active}
+    last_use = _last_uses(nodes, maps_of)
     cuts, parts = [source], [[]]  # type: ignore[var-annotated]
-    places = set(cut_values(nodes, source, target))
+    places = set(cut_values(nodes, source, target, maps_of))
     for position, node in enumerate(nodes):
         parts[-1].append(node)
         if position in places:

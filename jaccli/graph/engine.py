@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -15,7 +16,9 @@ from jaccli.graph.capture import Graph
 from jaccli.graph.chain import Bracket, Chain, Part
 from jaccli.graph.coloured import Coloured, coloured_plan
 from jaccli.graph.cuts import active_nodes, stretches
-from jaccli.graph.recorder import CaptureGap
+from jaccli.graph.folding import folded
+from jaccli.graph.recorder import CaptureGap, Node
+from jaccli.graph.rules import Map
 from jaccli.graph.story import tell, travelling
 from jaccli.graph.sweep import derivatives
 
@@ -63,7 +66,8 @@ class Engine:
         if self.bracket is None:
             return []
         within = NEAR * self.bracket.seconds
-        found = [self.bracket, *self.chain.sweeps(within=within, other_than=self.bracket)]
+        sweeps = self.chain.sweeps(within=within, other_than=self.bracket)
+        found = [self.bracket, *(replace(sweep, folded=self.bracket.folded) for sweep in sweeps)]
         if self.coloured is not None and self.bracket.way != "coloured" and self.coloured.seconds <= 4 * within:
             found.append(_as_bracket(self.chain, self.coloured))
         return found
@@ -91,22 +95,34 @@ def engine(graph: Graph, bracket: Bracket | None = None) -> Engine:
     """
     nodes = active_nodes(graph.nodes, graph.source, graph.target)
     maps_of = derivatives(nodes, graph.target)
-    cuts, parts = stretches(nodes, graph.source, graph.target, maps_of)
-    chain = Chain(cuts, parts, maps_of)
-    if not parts:
+    if bracket is not None and bracket.folded:
+        maps_of = folded(nodes, maps_of, graph.target) or maps_of
+    chain = _chain(graph, nodes, maps_of)
+    if not chain.stretches:
         return Engine(graph, chain, None)
     if bracket is not None and bracket.way == "coloured":
         found = coloured_plan(graph.source, graph.target, nodes, maps_of)
         if found is not None:
             return Engine(graph, chain, bracket, found)
-    elif bracket is not None and bracket.last == len(parts):
+    elif bracket is not None and bracket.last == len(chain.stretches):
         return Engine(graph, chain, bracket)
     best, found = chain.best(), None
+    other = folded(nodes, maps_of, graph.target)
+    if other is not None:
+        second = _chain(graph, nodes, other)
+        better = second.best()
+        if better.seconds < best.seconds:
+            chain, best = second, replace(better, folded=True)
     if best.seconds >= COLOURED_FROM and best.peak >= SHARE * _elements(graph):  # else windows and blocks are in use
         found = coloured_plan(graph.source, graph.target, nodes, maps_of)
         if found is not None and found.seconds < best.seconds:
             best = _as_bracket(chain, found)
     return Engine(graph, chain, best, found)
+
+
+def _chain(graph: Graph, nodes: Sequence[Node], maps_of: dict[Node, list[Map]]) -> Chain:
+    cuts, parts = stretches(nodes, graph.source, graph.target, maps_of)
+    return Chain(cuts, parts, maps_of)
 
 
 def _as_bracket(chain: Chain, found: Coloured) -> Bracket:
