@@ -4,15 +4,37 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from jaccli.graph.einsum import arranged
+from jaccli.graph.einsum import arranged, contract
 from jaccli.graph.form import End, Form, Free, Key, Label, Link, identity
 from jaccli.graph.meter import meter
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A tensor with labels as those of a bundle's data; without it a stand-in."""
+
+    sizes: dict[Label, int]
+    tensor: Tensor | None
+
+    @property
+    def labels(self) -> list[Label]:
+        """Of the axes."""
+        return list(self.sizes)
+
+    @property
+    def numel(self) -> int:
+        """Elements."""
+        return math.prod(self.sizes.values())
+
+    def relabelled(self, new: Callable[[Label], Label]) -> Factor:
+        """The same with other labels."""
+        return Factor({new(x): n for x, n in self.sizes.items()}, self.tensor)
 
 
 @dataclass(frozen=True)
@@ -20,16 +42,33 @@ class Bundle:
     """Vectors in a form; without data it is a plan's stand-in, and operations on it count their cost.
 
     ``fresh``: nothing else looks at the data, so that it may be written into.
+    ``outer``: the data are the product of these two, which share no axis that is summed, and are not made yet:
+    what follows may be cheaper on one of them. ``solid`` makes them.
     """
 
     form: Form
     data: Tensor | None
     fresh: bool = False
+    outer: tuple[Factor, Factor] | None = None
 
     def made(self, form: Form, data: Tensor | None, fresh: bool = True) -> Bundle:
         """A bundle from this one; the data's shape is held against the form in passing."""
         assert data is None or tuple(data.shape) == form.sizes, (tuple(data.shape), form)
         return Bundle(form, data, fresh)
+
+
+def solid(bundle: Bundle) -> Bundle:
+    """With its data made."""
+    if bundle.outer is None:
+        return bundle
+    a, b = bundle.outer
+    form = bundle.form
+    meter.move(a.numel + b.numel + form.numel, fresh=form.numel)
+    if a.tensor is None or b.tensor is None:
+        return Bundle(form, None)
+    data = contract(a.tensor, a.labels, b.tensor, b.labels, form.layout)
+    whole = tuple(data.shape) == form.sizes
+    return Bundle(form, data if whole else data.expand(form.sizes), whole)
 
 
 def identity_bundle(shape: tuple[int, ...], like: Tensor | None) -> Bundle:
@@ -259,6 +298,7 @@ def without_ones(bundle: Bundle) -> Bundle:
     dims = tuple(tuple(x for x in atoms if x != Free(1)) for atoms in bundle.form.dims)
     if dims == bundle.form.dims:
         return bundle
+    bundle = solid(bundle)
     form = replace(bundle.form, dims=dims)
     return bundle.made(form, None if bundle.data is None else bundle.data.reshape(form.sizes), bundle.fresh)
 

@@ -43,7 +43,10 @@ class Program:
 
 
 # Operators that can put their result where they are told.
-_OUT = frozenset(["mm", "bmm", "mul", "add", "sub", "div", "cat", "clone", "zeros", "new_zeros", "new_empty", "empty"])
+_OUT = frozenset([
+    "mm", "bmm", "addmm", "baddbmm", "mul", "add", "sub", "div", "addcmul", "tanh", "sigmoid", "exp", "neg", "cat",
+    "stack", "clone", "zeros", "new_zeros", "new_empty", "empty",
+])  # fmt: skip
 
 
 def _creation(steps: Sequence[Step], result: Slot) -> int | None:
@@ -57,10 +60,6 @@ def _creation(steps: Sequence[Step], result: Slot) -> int | None:
         dense = made[0].stride == contiguous(made[0].shape) and result.stride == contiguous(result.shape)
         return position if name in _OUT and whole and dense and not step.written else None
     return None
-
-
-# These too, where the place is laid out as their result.
-_HOUSED = _OUT | {"addmm", "baddbmm", "addcmul", "tanh", "sigmoid", "exp", "neg", "stack"}
 
 
 def _into(step: Step, call: str, first: str, place: str) -> str:
@@ -160,7 +159,7 @@ def _shape(step: Step) -> tuple[int, ...]:
 
 def _housed(step: Step) -> bool:
     """Whether an operator can put its result into a room."""
-    return name_of(step) in _HOUSED and not step.written
+    return name_of(step) in _OUT and not step.written
 
 
 def _function_of(

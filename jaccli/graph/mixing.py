@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from jaccli.graph.bundle import Bundle, merged, spread, unlink
+from jaccli.graph.bundle import Bundle, Factor, merged, solid, spread, unlink
 from jaccli.graph.einsum import arranged, contract
 from jaccli.graph.form import Form, Free, Label, Link
 from jaccli.graph.meter import meter
 from jaccli.graph.primitive import Late, Shape
+
+# A product without a sum is put off where it has so many times the elements of its factors.
+_OUTER = 2
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class Matrix:
         return replace(self, shape=(*parallel, j, i), swapped=not self.swapped)
 
     def apply(self, bundle: Bundle) -> Bundle:
+        if bundle.outer is not None:
+            done = self._on_outer(bundle)
+            if done is not None:
+                return done
+            bundle = solid(bundle)
         form = bundle.form
         odd = [x.key for x in form.dims[self.dim] if isinstance(x, Link) and x.width > 1]
         bundle = unlink(bundle, odd)
@@ -54,11 +62,14 @@ class Matrix:
         out_label: Label = (self.dim, 0)
         wanted = [x for x in new.layout if x != out_label] + ([out_label] if n_out != 1 else [])
         la = [(-3, *x) if x[0] == self.dim else x for x in form.layout]
+        first, second = Factor(dict(zip(la, form.sizes, strict=True)), bundle.data), self._factor(bundle)
+        if not any(x[0] == -3 for x in la) and new.numel >= _OUTER * (first.numel + second.numel):
+            return Bundle(new, None, outer=(first, second))
         if bundle.data is None:
-            self._count(form, la, wanted)
+            meter.product(first.sizes, second.sizes, wanted)
             return Bundle(new, None)
-        factor, lb = self._labelled(form)
-        data = contract(bundle.data, la, factor.to(bundle.data.dtype), lb, wanted)
+        assert second.tensor is not None
+        data = contract(bundle.data, la, second.tensor.to(bundle.data.dtype), second.labels, wanted)
         data = arranged(data, wanted, new.layout)
         if tuple(data.shape) != new.sizes:
             data = data.expand(new.sizes)
@@ -79,21 +90,67 @@ class Matrix:
             return inner.squeeze(-1), labels
         return inner, [*labels, (self.dim, 0)]
 
-    def _count(self, form: Form, la: list[Label], wanted: list[Label]) -> None:
+    def _factor(self, bundle: Bundle) -> Factor:
+        """M as a factor."""
+        form = bundle.form
+        if bundle.data is not None or (bundle.outer is not None and bundle.outer[0].tensor is not None):
+            tensor, labels = self._labelled(form)
+            return Factor(dict(zip(labels, tensor.shape, strict=True)), tensor)
         sizes: dict[Label, int] = {}
         for axis, d in enumerate(self.parallel):
             for a, atom in enumerate(form.dims[d]):
                 label: Label = (-1, *atom.key) if isinstance(atom, Link) else (d, a)
-                sizes[label] = (
-                    1 if self.shape[axis] == 1 else (form.end[atom.key].size if isinstance(atom, Link) else atom.size)
-                )
+                full = form.end[atom.key].size if isinstance(atom, Link) else atom.size
+                sizes[label] = 1 if self.shape[axis] == 1 else full
         for a, atom in enumerate(form.dims[self.dim]):
             if isinstance(atom, Link):
                 sizes[(-1, *atom.key)] = form.end[atom.key].size
             else:
                 sizes[(-3, self.dim, a)] = atom.size
-        sizes[(self.dim, 0)] = self.shape[-1]
-        meter.product(dict(zip(la, form.sizes, strict=True)), sizes, wanted)
+        if self.shape[-1] != 1:
+            sizes[(self.dim, 0)] = self.shape[-1]
+        return Factor(sizes, None)
+
+    def _on_outer(self, bundle: Bundle) -> Bundle | None:
+        """M times the one factor that has what M sums over, or most of it; None where neither has any for itself."""
+        assert bundle.outer is not None
+        form, n_out = bundle.form, self.shape[-1]
+        if any(isinstance(x, Link) for x in form.dims[self.dim]) or self.parallel or n_out == 1:
+            return None
+        a, b = (f.relabelled(lambda x: (-3, *x) if x[0] == self.dim else x) for f in bundle.outer)
+        own_a, own_b = ([x for x in f.labels if x[0] == -3 and x not in g.sizes] for f, g in ((a, b), (b, a)))
+        if not own_a and not own_b:
+            return None
+        if own_a and own_b:
+            return None
+        if own_a:
+            a, b, own_b = b, a, own_a
+        weight = self._factor(bundle)
+        out: Label = (self.dim, 0)
+        kept = [x for x in b.labels if x not in own_b]
+        shared = [x for x in kept if x[0] == -3]
+        if any(b.sizes[x] != weight.sizes[x] for x in (*shared, *own_b)):
+            return None
+        first = _contracted(b, weight, [*shared, *(x for x in kept if x not in shared), out])
+        new = form.with_dim(self.dim, (Free(n_out),))
+        if not shared:
+            return Bundle(new, None, outer=(a, first))
+        wanted = list(new.layout)
+        done = _contracted(a, first, wanted)
+        if done.tensor is None:
+            return Bundle(new, None)
+        data = done.tensor
+        return bundle.made(new, data if tuple(data.shape) == new.sizes else data.expand(new.sizes), True)
+
+
+def _contracted(a: Factor, b: Factor, out: list[Label]) -> Factor:
+    """The product summed over the labels that are not wanted."""
+    sizes = {x: max(a.sizes.get(x, 1), b.sizes.get(x, 1)) for x in out}
+    meter.product(a.sizes, b.sizes, out)
+    if a.tensor is None or b.tensor is None:
+        return Factor(sizes, None)
+    tensor = contract(a.tensor, a.labels, b.tensor.to(a.tensor.dtype), b.labels, out)
+    return Factor(dict(zip(out, tensor.shape, strict=True)), tensor)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from jaccli.graph.bundle import Bundle, cleaned, split_atom, unlink, without_ones
+from jaccli.graph.bundle import Bundle, Factor, cleaned, solid, split_atom, unlink, without_ones
 from jaccli.graph.einsum import arranged
 from jaccli.graph.form import Atom, Form, Free, Label, Link
 from jaccli.graph.meter import meter
@@ -27,6 +27,8 @@ class Reshape:
     def apply(self, bundle: Bundle) -> Bundle:
         if self.old == self.new:
             return bundle
+        if bundle.outer is not None:
+            return self._regrouped(bundle, bundle.outer) or self.apply(solid(bundle))
         bundle = without_ones(bundle)
         dims: list[tuple[Atom, ...]] = []
         position = 0  # of the atom that comes next, in reading order
@@ -54,6 +56,18 @@ class Reshape:
             dims.append(tuple(have))
         form = replace(bundle.form, dims=tuple(dims))
         return bundle.made(form, bundle.data, bundle.fresh)
+
+    def _regrouped(self, bundle: Bundle, outer: tuple[Factor, Factor]) -> Bundle | None:
+        """The same axes in other dimensions; None where axes have to be split or joined."""
+        old = bundle.form
+        new = self.apply(Bundle(old, None)).form
+        places = [[(d, a) for d, atoms in enumerate(form.dims) for a in range(len(atoms))] for form in (old, new)]
+        atoms = [[atom for each in form.dims for atom in each] for form in (old, new)]
+        if atoms[0] != atoms[1] or old.ends != new.ends or old.flat != new.flat:
+            return None
+        names: dict[Label, Label] = dict(zip(*places, strict=True))
+        a, b = (factor.relabelled(lambda x: names.get(x, x)) for factor in outer)
+        return Bundle(new, None, outer=(a, b))
 
     def _merged(self, bundle: Bundle) -> Bundle:
         """Where the two shapes cut the elements at different places: those dims in full, as one axis."""
@@ -101,6 +115,10 @@ class Permute:
 
     def apply(self, bundle: Bundle) -> Bundle:
         form = replace(bundle.form, dims=tuple(bundle.form.dims[d] for d in self.order))
+        if bundle.outer is not None:
+            place = self.T.order
+            a, b = (f.relabelled(lambda x: x if x[0] == -1 else (place[x[0]], x[1])) for f in bundle.outer)
+            return Bundle(form, None, outer=(a, b))
         if bundle.data is None:
             return Bundle(form, None)
         moved: list[Label] = [x if x[0] == -1 else (self.order[x[0]], x[1]) for x in form.layout]

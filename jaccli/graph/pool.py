@@ -30,9 +30,9 @@ class Pool:
             storage = None
         if storage is None or storage.nbytes() != size or storage.device != device or _holders(storage) > 1:
             storage = fresh(size, device)
-        self._kept.append(storage)
         # set_ takes untyped storages too, whatever its annotation says.
         out: Tensor = torch.empty(0, dtype=dtype, device=device).set_(storage, 0, torch.Size(shape))  # type: ignore[call-overload]
+        self._kept.append(storage)  # only now: somebody holds it, and other callers see that
         return out
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from jaccli.graph.bundle import Bundle, spread
+from jaccli.graph.bundle import Bundle, Factor, solid, spread
 from jaccli.graph.einsum import arranged
 from jaccli.graph.form import Link
 from jaccli.graph.meter import meter
@@ -95,6 +95,9 @@ def multiplied(bundle: Bundle, factors: Sequence[Mul | Scale]) -> Bundle:
     """Scaled by all factors, which are multiplied with each other first: they are the smaller."""
     number = math.prod(f.factor for f in factors if isinstance(f, Scale))
     tensors = [f for f in factors if isinstance(f, Mul)]
+    if bundle.outer is not None and (tensors or number != 1):
+        bundle = solid(bundle) if tensors else _smaller_scaled(bundle, bundle.outer, number)
+        number = number if tensors else 1.0
     if not tensors:
         return Scale(number).apply(bundle)
     if len(tensors) == 1 and number == 1:
@@ -108,6 +111,14 @@ def multiplied(bundle: Bundle, factors: Sequence[Mul | Scale]) -> Bundle:
         return whole
 
     return Mul(Late(make), shape).apply(bundle)
+
+
+def _smaller_scaled(bundle: Bundle, outer: tuple[Factor, Factor], number: float) -> Bundle:
+    """Of two factors that are not multiplied yet the smaller one times a number."""
+    small, large = sorted(outer, key=lambda f: f.numel)
+    meter.move(2 * small.numel)
+    scaled = replace(small, tensor=None if small.tensor is None else small.tensor * number)
+    return replace(bundle, outer=(large, scaled))
 
 
 def _laid_out_as(factor: Tensor, data: Tensor) -> Tensor:

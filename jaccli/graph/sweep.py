@@ -12,11 +12,12 @@ from torch import Tensor
 
 from jaccli.graph import rules_elementwise, rules_index, rules_linear, rules_opaque, rules_reduce, rules_shape
 from jaccli.graph.algebra import product, total, transposed
-from jaccli.graph.bundle import Bundle, identity_bundle, without_ones
+from jaccli.graph.bundle import Bundle, identity_bundle, solid, without_ones
 from jaccli.graph.convolution import Conv
 from jaccli.graph.form import Link
 from jaccli.graph.indexing import Gather, Pick
 from jaccli.graph.mixing import Matrix, Projection
+from jaccli.graph.moving import Permute, Reshape
 from jaccli.graph.places import Embed, assembled
 from jaccli.graph.primitive import Primitive
 from jaccli.graph.recorder import CaptureGap, Node, Value
@@ -161,7 +162,7 @@ class _Part:
 
     def scaled(self) -> Bundle:
         """The vectors with the scalings applied."""
-        return multiplied(self.bundle, self.factors)
+        return multiplied(solid(self.bundle), self.factors)
 
     def lent(self) -> _Part:
         """The same vectors, not to be written into."""
@@ -180,6 +181,8 @@ def _through(part: _Part | None, steps: Sequence[Primitive]) -> _Part | None:
             factors = (*factors, step)
             continue
         bundle, factors = multiplied(bundle, factors), ()
+        if not isinstance(step, Matrix | Permute | Reshape):
+            bundle = solid(bundle)
         if position == len(steps) - 1 and isinstance(step, Embed) and not _linked(bundle, step.dim):
             return _Part(bundle, (), step)
         bundle = step.apply(bundle)
