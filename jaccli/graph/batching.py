@@ -24,6 +24,8 @@ LARGEST = 2**15
 # Where results are larger on average, calls cost little, and another order would keep more of them at a time.
 AVERAGE = 2**14
 FEWEST = 3
+# Elementwise operators are quick to call, and stacking two operands is three calls.
+FEWEST_ELEMENTWISE = 8
 NARROW = 16
 # Longer programs are left alone: looking for what is independent would take seconds.
 LONGEST = 4000
@@ -148,7 +150,8 @@ class _Graph:
         lists: dict[int, list[int]] = {}
         for n in members:
             lists.setdefault(levels[n], []).append(n)
-        return [found for found in lists.values() if len(found) >= FEWEST]
+        fewest = FEWEST if name_of(self.groups[members[0]][0]) in _PRODUCTS else FEWEST_ELEMENTWISE
+        return [found for found in lists.values() if len(found) >= fewest]
 
     def _above(self) -> list[int]:
         """All that each step needs, directly or not, as bits."""

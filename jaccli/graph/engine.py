@@ -37,12 +37,16 @@ NEAR = 2.0
 
 @dataclass
 class Engine:
-    """A graph with its chain and the bracketing chosen for it."""
+    """A graph with its chain and the bracketing chosen for it.
+
+    ``rival``: the best bracketing with slices moved before matrices, or without, whichever was predicted to lose.
+    """
 
     graph: Graph
     chain: Chain
     bracket: Bracket | None
     coloured: Coloured | None = None
+    rival: Bracket | None = None
 
     @property
     def seconds(self) -> float:
@@ -68,6 +72,8 @@ class Engine:
         within = NEAR * self.bracket.seconds
         sweeps = self.chain.sweeps(within=within, other_than=self.bracket)
         found = [self.bracket, *(replace(sweep, folded=self.bracket.folded) for sweep in sweeps)]
+        if self.rival is not None and self.rival.seconds <= within:
+            found.append(self.rival)
         if self.coloured is not None and self.bracket.way != "coloured" and self.coloured.seconds <= 4 * within:
             found.append(_as_bracket(self.chain, self.coloured))
         return found
@@ -106,18 +112,18 @@ def engine(graph: Graph, bracket: Bracket | None = None) -> Engine:
             return Engine(graph, chain, bracket, found)
     elif bracket is not None and bracket.last == len(chain.stretches):
         return Engine(graph, chain, bracket)
-    best, found = chain.best(), None
+    best, found, rival = chain.best(), None, None
     other = folded(nodes, maps_of, graph.target)
     if other is not None:
         second = _chain(graph, nodes, other)
-        better = second.best()
-        if better.seconds < best.seconds:
-            chain, best = second, replace(better, folded=True)
+        rival = replace(second.best(), folded=True)
+        if rival.seconds < best.seconds:
+            chain, best, rival = second, rival, best
     if best.seconds >= COLOURED_FROM and best.peak >= SHARE * _elements(graph):  # else windows and blocks are in use
         found = coloured_plan(graph.source, graph.target, nodes, maps_of)
         if found is not None and found.seconds < best.seconds:
             best = _as_bracket(chain, found)
-    return Engine(graph, chain, best, found)
+    return Engine(graph, chain, best, found, rival)
 
 
 def _chain(graph: Graph, nodes: Sequence[Node], maps_of: dict[Node, list[Map]]) -> Chain:

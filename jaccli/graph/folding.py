@@ -1,8 +1,9 @@
-"""Slices folded into the matrices before them: each part of a wide product becomes a product of its own.
+"""Slices moved before the matrices that they follow: each part of a wide product becomes a product of its own.
 
 Queries, keys and values come from one matrix product and are then sliced. Pulled back one by one through
 their own part of the weight they keep what structure each has (of the queries a token reaches its own only);
-put side by side first, they would all be stored in full.
+put side by side first, they would all be stored in full. The steps of a sequence that is multiplied as a
+whole are put side by side after the product, when they are narrower.
 """
 
 from __future__ import annotations
@@ -62,17 +63,25 @@ def _joined(first: Map, second: Map) -> Map | None:
     cut, done = second.steps[0], list(second.steps[1:])
     for position in range(len(first.steps) - 1, -1, -1):
         step = first.steps[position]
+        if isinstance(step, Matrix) and cut.dim != step.dim and _alike_along(step, cut.dim):
+            done.insert(0, step)
+            continue
         if isinstance(step, Matrix):
             narrow = _narrowed(step, cut)
-            return (
-                None if narrow is None else Map(first.source, second.target, (*first.steps[:position], narrow, *done))
-            )
+            if narrow is None:
+                return None
+            return Map(first.source, second.target, (*first.steps[:position], narrow, *done))
         moved = _before(step, cut)
         if moved is None:
             return None
         cut, step = moved
         done.insert(0, step)
     return Map(first.source, second.target, (cut, *done))
+
+
+def _alike_along(matrix: Matrix, dim: int) -> bool:
+    """Whether it is the same matrix everywhere along a dimension."""
+    return dim not in matrix.parallel or matrix.shape[matrix.parallel.index(dim)] == 1
 
 
 def _narrowed(matrix: Matrix, cut: Slice) -> Matrix | None:
