@@ -14,14 +14,14 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.errors import JaccliError, UsageError, note, warn
-from jaccli.graph.capture import capture, tensors_in
+from jaccli.graph.capture import capture
 from jaccli.graph.chain import Bracket
 from jaccli.graph.compiled import CompileGap, compiled
 from jaccli.graph.emit import Program
 from jaccli.graph.engine import engine
 from jaccli.graph.pool import Pool
 from jaccli.graph.program import alike, trace
-from jaccli.graph.recorder import CaptureGap
+from jaccli.graph.recorder import CaptureGap, tensors_in
 from jaccli.layers.record import Inputs
 from jaccli.methods.base import nudged
 from jaccli.models.network import Network

@@ -18,7 +18,7 @@ from jaccli.graph.engine import engine, jacobian
 from jaccli.layers.record import Inputs
 from jaccli.layers.resolve import resolve
 from jaccli.models.adapt import as_network
-from jaccli.prepare import computing, prepare
+from jaccli.prepare import computing, exact_attention, prepare
 from tests.oracle import error
 
 SIZE = 48
@@ -44,7 +44,7 @@ FULL = {"overlapping max"}
 
 def planned(model: nn.Module, x: Tensor) -> engines.Engine:
     net = as_network(model.double().eval())
-    with computing(net):
+    with computing(net), exact_attention(True):
         (prepared,) = prepare(net, Inputs((x,)), [(resolve(net, "input"), resolve(net, "output"))])
         return engine(capture(prepared.linear.f))
 

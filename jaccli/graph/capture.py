@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import JaccliError
-from jaccli.graph.recorder import CaptureGap, Node, Recorder, Value
+from jaccli.graph.recorder import CaptureGap, Node, Recorder, Value, tensors_in
 from jaccli.layers.address import INPUT, OUTPUT
 from jaccli.layers.boundary import Key, Place
 from jaccli.layers.function import LayerFunction
@@ -109,16 +109,6 @@ def needed(nodes: list[Node], wanted: list[Value]) -> list[Node]:
             kept.append(node)
             alive.update(node.inputs())
     return kept[::-1]
-
-
-def tensors_in(tree: Any) -> Iterator[Tensor]:
-    """Tensors in nested lists, tuples and dicts, in order."""
-    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
-    for item in items:
-        if isinstance(item, Tensor):
-            yield item
-        else:
-            yield from tensors_in(item)
 
 
 class _Mark:

@@ -76,7 +76,7 @@ def _forward(graph: Graph, tracer: Tracer) -> list[Step]:
         by_place = {v.out: v for v in node.outputs}
         args, kwargs = swap(node.args, slot), swap(node.kwargs, slot)
         outputs = [slot(by_place[place]) if place in by_place else None for place in range(size)]
-        steps.append(Step(node.op, args, kwargs, outputs, many))
+        steps.append(Step(node.op, args, kwargs, outputs, many, view=node.view))
     return steps
 
 

@@ -7,7 +7,7 @@ needs is never overwritten.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -52,12 +52,16 @@ class Value:
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """One operator call; ``Value`` stands in for tensors in its arguments, also inside lists."""
+    """One operator call; ``Value`` stands in for tensors in its arguments, also inside lists.
+
+    ``view``: its outputs were memory of its inputs, whatever its schema says.
+    """
 
     op: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: list[Value] = field(default_factory=list)
+    view: bool = False
 
     @property
     def name(self) -> str:
@@ -193,6 +197,7 @@ class Recorder(TorchDispatchMode):
                 value = Value(tensor, "node", node, position, varies, active and floating)
                 node.outputs.append(value)
                 self.lying.setdefault(storage_of(tensor), []).append(value)
+        node.view = shares((v.tensor for v in inputs), (v.tensor for v in node.outputs))
         self.nodes.append(node)
         return node.outputs
 
@@ -317,3 +322,19 @@ def _steering(op: Any, values: Any, named: Any) -> list[Value]:
 def storage_of(tensor: Tensor) -> int:
     """The same for tensors that share memory."""
     return int(tensor.untyped_storage()._cdata)
+
+
+def shares(given: Iterable[Tensor], made: Iterable[Tensor]) -> bool:
+    """Whether any memory of the one is memory of the other."""
+    return not {storage_of(t) for t in given}.isdisjoint(storage_of(t) for t in made)
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """All tensors in nested lists, tuples and dicts."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from tensors_in(item)
+    elif isinstance(tree, dict):
+        yield from tensors_in(tuple(tree.values()))

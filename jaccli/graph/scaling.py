@@ -39,7 +39,8 @@ class Mul:
         if bundle.data is None:
             return Bundle(new, None)
         factor = self.factor.tensor.to(bundle.data.dtype)
-        if factor.dim() == 4 and any(x.width > 1 for _, _, x in form.links.values()):
+        windows = any(x.width > 1 for _, _, x in form.links.values())
+        if factor.dim() == 4 and windows:
             factor = factor.contiguous(memory_format=torch.channels_last)  # as windows lie
         factor, labels = spread(form, factor)
         factor = _laid_out_as(arranged(factor, labels, form.layout), bundle.data)
@@ -48,8 +49,10 @@ class Mul:
         if math.prod(form.sizes) == 1:
             return bundle.made(new, (bundle.data * factor).expand(new.sizes))
         data = bundle.data
-        if 2 * data.numel() <= new.numel and not data.is_contiguous():
-            data = data.contiguous()  # the product lies in memory as its first factor does
+        if 2 * data.numel() <= new.numel and (not data.is_contiguous() or windows):
+            ends = sum(label[0] == -1 for label in form.layout)
+            order = sorted(_memory_order(factor), key=lambda d: d >= ends)
+            data = _in_order(data, order)  # the product lies in memory as its first factor does
         return bundle.made(new, data * factor)
 
 
@@ -125,9 +128,13 @@ def _laid_out_as(factor: Tensor, data: Tensor) -> Tensor:
     """A small factor with its axes in memory in the order of the data's: else every access of it strides."""
     if factor.numel() * 2 > data.numel() or factor.dim() < 3 or data.is_contiguous():
         return factor
-    order = _memory_order(data)
-    back = [order.index(d) for d in range(data.dim())]
-    return factor.permute(order).contiguous().permute(back)
+    return _in_order(factor, _memory_order(data))
+
+
+def _in_order(tensor: Tensor, order: list[int]) -> Tensor:
+    """The same in memory with its axes in another order."""
+    back = [order.index(d) for d in range(len(order))]
+    return tensor.permute(order).contiguous().permute(back)
 
 
 def _memory_order(data: Tensor) -> list[int]:

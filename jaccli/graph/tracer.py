@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jaccli.graph.kinds import BLIND
-from jaccli.graph.recorder import CaptureGap, storage_of
+from jaccli.graph.recorder import CaptureGap, shares, storage_of, tensors_in
 
 
 @dataclass(eq=False, slots=True)
@@ -40,7 +40,10 @@ class Slot:
 
 @dataclass(eq=False, slots=True)
 class Step:
-    """One operator call on slots; ``outputs`` that stand among the arguments were written in place."""
+    """One operator call on slots; ``outputs`` that stand among the arguments were written in place.
+
+    ``view``: its results were seen to be memory of its arguments.
+    """
 
     op: Any
     args: tuple[Any, ...]
@@ -48,6 +51,7 @@ class Step:
     outputs: list[Slot | None]
     many: bool
     written: list[Slot] = field(default_factory=list)
+    view: bool = False
 
 
 class Tracer(TorchDispatchMode):
@@ -84,6 +88,8 @@ class Tracer(TorchDispatchMode):
         result = op(*args, **kwargs)
         many = isinstance(result, list | tuple)
         step = Step(op, slots, named, [], many)
+        made = [t for t in (result if many else (result,)) if isinstance(t, Tensor)]
+        step.view = shares(tensors_in((args, kwargs)), made)
         for argument, given in zip(op._schema.arguments, args, strict=False):
             alias = argument.alias_info
             if alias is not None and alias.is_write and isinstance(given, Tensor):
@@ -139,10 +145,8 @@ def slots_in(tree: Any) -> Iterator[Slot]:
 
 
 def is_view(step: Step) -> bool:
-    """Whether its results may be memory of its arguments."""
-    # _unsafe_view is a view whatever its schema says: what it hands on may be written into all the same.
-    unsaid = step.op is torch.ops.aten._unsafe_view.default
-    return unsaid or any(a.alias_info is not None for a in step.op._schema.arguments)
+    """Whether its results may be memory of its arguments; what schemas do not say, names and storages do."""
+    return step.view or any(a.alias_info is not None for a in step.op._schema.arguments)
 
 
 def name_of(step: Step) -> str:

@@ -1,0 +1,168 @@
+"""What makes recorded programs quick, done everywhere: it must change nothing but the time."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import jaccli
+from jaccli.graph import batching, mixing, program, rooms
+from jaccli.graph import engine as engines
+from jaccli.graph.engine import jacobian
+from jaccli.graph.pool import Pool
+from jaccli.graph.tracer import Memory, Slot, Step
+from tests.oracle import error
+from tests.structured_networks import BY_NAME, SEGMENTS, Segment
+from tests.test_structured import replayed
+from tests.test_windows import planned
+
+EVERYTHING: dict[str, dict[tuple[ModuleType, str], float]] = {
+    "equal steps as one": {
+        (batching, "AVERAGE"): math.inf,
+        (batching, "LARGEST"): math.inf,
+        (batching, "FEWEST"): 2,
+        (batching, "FEWEST_ELEMENTWISE"): 2,
+    },
+    "all results in rooms": {(rooms, "SMALLEST"): 1},
+    "products put off": {(mixing, "_OUTER"): 0},
+}
+
+
+@pytest.mark.parametrize("settings", EVERYTHING.values(), ids=list(EVERYTHING))
+def test_plans_done_quickly_are_right(
+    settings: dict[tuple[ModuleType, str], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for (module, name), value in settings.items():
+        monkeypatch.setattr(module, name, value)
+    off: dict[str, float] = {}
+    for s in SEGMENTS:
+        model, pair, args = s.model(), (s.source, s.target), s.args()
+        plan = jaccli.plan(model, s.x(1), *pair, method="structured", args=args)
+        assert replayed(plan), s.name
+        for x in (s.x(2) * 1.5, s.x(1)):
+            truth = jaccli.jacobian(model, x, *pair, method="loop", args=args)
+            off[s.name] = max(off.get(s.name, 0.0), error(plan(x, args=args), truth))
+    assert {name: e for name, e in off.items() if not e < 1e-10} == {}
+
+
+@pytest.mark.parametrize("s", [s for s in SEGMENTS if s.target == "output" and not s.args()], ids=lambda s: s.name)
+def test_slices_moved_before_matrices_change_nothing(s: Segment) -> None:
+    plan = planned(s.model(), s.x(1))
+    if plan.rival is not None:
+        other = engines.engine(plan.graph, plan.rival)
+        assert error(jacobian(other), jaccli.jacobian(s.model(), s.x(1), method="loop")) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["attention heads", "coupling", "GRU"])
+def test_slices_are_moved(name: str) -> None:
+    s = BY_NAME[name]
+    assert planned(s.model(), s.x(1)).rival is not None
+
+
+class Elman(nn.Module):
+    """A recurrence as a loop, every step read out or the last one."""
+
+    def __init__(self, every: bool) -> None:
+        super().__init__()
+        self.every = every
+        self.enter, self.recur, self.read = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, states = x.new_zeros(x.shape[0], 4), []
+        for step in x.unbind(1):
+            h = torch.tanh(self.enter(step) + self.recur(h))
+            states.append(h)
+        return self.read(torch.stack(states, 1) if self.every else h)
+
+
+@pytest.mark.parametrize("every", [False, True], ids=["last", "every"])
+def test_a_recurrence_takes_fewer_steps(every: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x, y = Elman(every).double(), torch.randn(2, 9, 3).double(), torch.randn(2, 9, 3).double()
+    count = {}
+    for longest in (0, 10**6):
+        monkeypatch.setattr(batching, "LONGEST", longest)
+        plan = jaccli.plan(model, x, method="structured")
+        assert plan.replay is not None
+        (recorded,) = plan.replay.programs.values()
+        assert recorded is not None
+        count[longest] = recorded.program.steps
+        assert error(plan(y), jaccli.jacobian(model, y, method="loop")) < 1e-12
+    assert count[10**6] < count[0]
+
+
+def slot(*shape: int, tensor: Tensor | None = None) -> Slot:
+    strides = torch.empty(shape).stride()
+    return Slot(Memory(tensor is None), tensor, shape, strides, torch.float32)
+
+
+def test_steps_that_need_each_other_stay_apart() -> None:
+    """x W W W, and a write between two products of one operand."""
+    aten = torch.ops.aten
+    x, weight = slot(4, 4), slot(4, 4, tensor=torch.eye(4))
+    first, second, third, changed = (slot(4, 4) for _ in range(4))
+    chain = [
+        Step(aten.mm.default, (x, weight), {}, [first], False),
+        Step(aten.mm.default, (first, weight), {}, [second], False),
+        Step(aten.mm.default, (second, weight), {}, [third], False),
+    ]
+    assert len(batching.batched([*chain, Step(aten.neg.default, (third,), {}, [changed], False)], [changed])) == 4
+    start = Step(aten.neg.default, (x,), {}, [first], False)
+    products = [Step(aten.mm.default, (first, weight), {}, [out], False) for out in (second, third)]
+    write = Step(aten.neg_.default, (first,), {}, [first], False, [first])
+    total = Step(aten.add.Tensor, (second, third), {}, [changed], False)
+    assert sum(step.op is aten.mm.default for step in batching.batched([start, *products, total], [changed])) == 1
+    apart = batching.batched([start, products[0], write, products[1], total], [changed])
+    assert [step.op for step in apart] == [step.op for step in (start, products[0], write, products[1], total)]
+
+
+def test_rooms_of_what_lives_together_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "SMALLEST", 1)
+    aten = torch.ops.aten
+    values = [slot(8) for _ in range(6)]
+    view = slot(2, 4)
+    steps = [Step(aten.neg.default, (a,), {}, [b], False) for a, b in itertools.pairwise(values)]
+    steps.insert(2, Step(aten.view.default, (values[1], [2, 4]), {}, [view], False))
+    end = slot(2, 4)
+    steps.append(Step(aten.neg.default, (view,), {}, [end], False))
+    found = rooms.rooms(steps, [end], lambda step: step.op is aten.neg.default)
+    places = {values.index(steps[n].outputs[0]): room.start for n, room in found.places.items()}  # type: ignore[arg-type]
+    assert places.keys() == {1, 2, 3, 4, 5}
+    assert all(places[1] != places[n] for n in (2, 3, 4, 5))  # seen through the view at the end
+    assert places[2] != places[3] != places[4] != places[5]
+    assert found.nbytes == 3 * 64 - 32
+
+
+def test_no_two_callers_get_one_piece_of_memory() -> None:
+    pool, clashes = Pool(), []
+
+    def work(number: int) -> None:
+        for _ in range(2000):
+            mine = pool.take((16,), torch.float32, torch.device("cpu"))
+            mine.fill_(number)
+            clashes.append(bool((mine != number).any()))
+
+    workers = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(clashes) == 8000
+    assert not any(clashes)
+
+
+def test_a_quicker_program_that_is_not_the_same_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(steps: list[Step], kept: list[Slot]) -> list[Step]:
+        return [step for step in batching.batched(steps, kept) if not step.written]
+
+    monkeypatch.setattr(program, "batched", wrong)
+    s = BY_NAME["residual"]
+    plan = jaccli.plan(s.model(), s.x(1), method="structured")
+    assert replayed(plan)
+    assert error(plan(s.x(2)), jaccli.jacobian(s.model(), s.x(2), method="loop")) < 1e-12
