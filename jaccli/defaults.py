@@ -32,6 +32,8 @@ MEMORY_FILL = 0.75
 MEMORY_SHARE = 0.6
 # Below this predicted time, in seconds, trying methods out costs more than it can save.
 TRIAL_FROM = 0.02
+# For a single run the search for a bracketing may take this share of the loop's time; a plan searches on.
+SEARCH_SHARE = 0.25
 # The structured engine is taken without trials when it predicts less than this share of a loop over rows.
 CLEARLY = 0.25
 # Runs of a recorded program that tell how many threads serve it best.

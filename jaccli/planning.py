@@ -128,14 +128,19 @@ def decide(
     return replace(decision, others=others)
 
 
-def look(prepared: Prepared) -> str | None:
-    """Capture f as a graph and find the bracketing, once; why it cannot be done, or None."""
-    if prepared.engine is None:
+def look(prepared: Prepared, within: float = float("inf")) -> str | None:
+    """Capture f as a graph and find the bracketing; why it cannot be done, or None.
+
+    Args:
+        prepared: f; keeps what was found, unless a search that was cut short is wanted thorough now.
+        within: seconds after which the search is cut short.
+    """
+    if prepared.engine is None or (within == float("inf") and not prepared.engine.thorough):
         if prepared.samples_mix:
             return "samples mix"
         with readable(prepared.linear.f.inputs):
             try:
-                prepared.engine = engine(capture(prepared.linear.f))
+                prepared.engine = engine(capture(prepared.linear.f), within=within)
             except CaptureGap as gap:
                 return str(gap)
     return None
@@ -236,7 +241,7 @@ def _auto(
     if loop_s < defaults.TRIAL_FROM:
         others = {"loop": "rows one by one, where they go together", "forward": f"{n_in} columns, not fewer"}
         return "reverse", f"{shape}: backward passes are soon done", others, None
-    gap = look(prepared)
+    gap = look(prepared, within=defaults.SEARCH_SHARE * loop_s)
     engine_s = prepared.engine.seconds if prepared.engine is not None else float("inf")
     if engine_s < defaults.CLEARLY * loop_s:
         others = dict.fromkeys(("reverse", "loop"), f"at most {seconds(loop_s)}")

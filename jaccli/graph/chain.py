@@ -8,6 +8,7 @@ matrix products*, 2003; U. Naumann, *Matrix-Free Jacobian Chaining*, 2024).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -93,9 +94,15 @@ class Chain:
             Stretch(nodes, a, b, maps_of) for nodes, a, b in zip(stretches, self.cuts, self.cuts[1:], strict=False)
         ]
         self.meetings = [stretch.meetings(MEETINGS) for stretch in self.stretches]
+        self.until = float("inf")
 
-    def best(self) -> Bracket:
-        """The cheapest bracketing by dry runs. Cost: some 50 µs for each pair of cuts and each node."""
+    def best(self, within: float = float("inf")) -> Bracket:
+        """The cheapest bracketing by dry runs. Cost: some 50 µs for each pair of cuts and each node.
+
+        Args:
+            within: seconds after which rows and columns are no longer tried to meet within stretches.
+        """
+        self.until = time.perf_counter() + within
         count = len(self.cuts)
         table: dict[tuple[int, int], tuple[Bracket, Sides]] = {}
         with self._counting():
@@ -146,6 +153,8 @@ class Chain:
             parts = tuple(table[key][0] for key in keys)
             before = sum(p.seconds for p in parts)
             if found and before >= min(b.seconds for b, _ in found):
+                continue
+            if meet is not None and time.perf_counter() > self.until:
                 continue
             meter.reset()
             middle = keys[0][0] if way == "product" else i

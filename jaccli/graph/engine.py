@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -40,6 +41,7 @@ class Engine:
     """A graph with its chain and the bracketing chosen for it.
 
     ``rival``: the best bracketing with slices moved before matrices, or without, whichever was predicted to lose.
+    ``thorough``: the search was not cut short.
     """
 
     graph: Graph
@@ -47,6 +49,7 @@ class Engine:
     bracket: Bracket | None
     coloured: Coloured | None = None
     rival: Bracket | None = None
+    thorough: bool = True
 
     @property
     def seconds(self) -> float:
@@ -93,8 +96,13 @@ class Engine:
         return travelling(self.chain, self.bracket) if self.bracket is not None else "nothing to multiply"
 
 
-def engine(graph: Graph, bracket: Bracket | None = None) -> Engine:
+def engine(graph: Graph, bracket: Bracket | None = None, within: float = float("inf")) -> Engine:
     """Plan for a graph, or take a bracketing that was found for another capture of it.
+
+    Args:
+        graph: what was captured.
+        bracket: found before.
+        within: seconds after which the search takes the best that it has.
 
     Raises:
         CaptureGap: an operator is out of reach.
@@ -112,18 +120,20 @@ def engine(graph: Graph, bracket: Bracket | None = None) -> Engine:
             return Engine(graph, chain, bracket, found)
     elif bracket is not None and bracket.last == len(chain.stretches):
         return Engine(graph, chain, bracket)
-    best, found, rival = chain.best(), None, None
-    other = folded(nodes, maps_of, graph.target)
+    start = time.perf_counter()
+    best, found, rival = chain.best(within), None, None
+    spent = time.perf_counter() - start
+    other = folded(nodes, maps_of, graph.target) if 2 * spent < within else None
     if other is not None:
         second = _chain(graph, nodes, other)
-        rival = replace(second.best(), folded=True)
+        rival = replace(second.best(within - spent), folded=True)
         if rival.seconds < best.seconds:
             chain, best, rival = second, rival, best
     if best.seconds >= COLOURED_FROM and best.peak >= SHARE * _elements(graph):  # else windows and blocks are in use
         found = coloured_plan(graph.source, graph.target, nodes, maps_of)
         if found is not None and found.seconds < best.seconds:
             best = _as_bracket(chain, found)
-    return Engine(graph, chain, best, found, rival)
+    return Engine(graph, chain, best, found, rival, thorough=within == float("inf"))
 
 
 def _chain(graph: Graph, nodes: Sequence[Node], maps_of: dict[Node, list[Map]]) -> Chain:
