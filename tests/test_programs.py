@@ -139,6 +139,28 @@ def test_rooms_of_what_lives_together_are_apart(monkeypatch: pytest.MonkeyPatch)
     assert found.nbytes == 3 * 64 - 32
 
 
+class Given(nn.Module):
+    """Products with what the caller gives, and a number of his."""
+
+    def forward(self, x: Tensor, weight: Tensor, other: Tensor, scale: Tensor) -> Tensor:
+        h = (x @ weight).tanh()
+        return (h @ other).sin() * scale + (h @ weight[:2]) * torch.ones(())
+
+
+def test_what_the_caller_gives_is_no_constant() -> None:
+    def given(seed: int) -> tuple[Tensor, ...]:
+        draw = torch.Generator().manual_seed(seed)
+        shapes: list[tuple[int, ...]] = [(3, 2), (2, 2), ()]
+        return tuple(torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes)
+
+    x, model = torch.randn(4, 3, dtype=torch.float64), Given()
+    plan = jaccli.plan(model, x, method="structured", args=given(0))
+    assert replayed(plan)
+    for seed in (1, 0, 2):
+        truth = jaccli.jacobian(model, x, method="loop", args=given(seed))
+        assert error(plan(x, args=given(seed)), truth) < 1e-12
+
+
 def test_no_two_callers_get_one_piece_of_memory() -> None:
     pool, clashes = Pool(), []
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 
 import torch
 
-from jaccli.graph.recorder import swap
+from jaccli.graph.rewriting import PRODUCTS, fixed, made_slot, seen_once, side_by_side, sums_first
 from jaccli.graph.tracer import Memory, Slot, Step, contiguous, is_view, name_of, slots_in
 
 aten = torch.ops.aten
@@ -26,34 +25,12 @@ AVERAGE = 2**14
 FEWEST = 3
 # Elementwise operators are quick to call, and stacking two operands is three calls.
 FEWEST_ELEMENTWISE = 8
-NARROW = 16
 # Longer programs are left alone: looking for what is independent would take seconds.
 LONGEST = 4000
-# Name → where the operand that differs stands; the rest are equal.
-_PRODUCTS = {"mm": 0, "addmm": 1}
-_ELEMENTWISE = frozenset(
-    [
-        "tanh",
-        "sigmoid",
-        "relu",
-        "exp",
-        "sin",
-        "cos",
-        "neg",
-        "sqrt",
-        "rsqrt",
-        "reciprocal",
-        "addcmul",
-        "mul",
-        "add",
-        "sub",
-        "div",
-        "ge",
-        "gt",
-        "le",
-        "lt",
-    ]
-)
+_ELEMENTWISE = frozenset([
+    "tanh", "sigmoid", "relu", "exp", "sin", "cos", "neg", "sqrt", "rsqrt", "reciprocal", "addcmul", "mul", "add",
+    "sub", "div", "ge", "gt", "le", "lt",
+])  # fmt: skip
 
 
 def batched(steps: Sequence[Step], kept: Sequence[Slot]) -> list[Step]:
@@ -67,7 +44,7 @@ def batched(steps: Sequence[Step], kept: Sequence[Slot]) -> list[Step]:
     if not FEWEST < len(steps) <= LONGEST or sum(made) > AVERAGE * len(made):
         return list(steps)
     results = {slot.memory for slot in kept}
-    steps = _side_by_side(_sums_first(_seen_once(steps, kept)), results)
+    steps = side_by_side(sums_first(seen_once(steps, kept), FEWEST, LARGEST), results, LARGEST)
     graph = _Graph(steps, results)
     for key in graph.candidates():
         for members in graph.independent(key):
@@ -78,7 +55,7 @@ def batched(steps: Sequence[Step], kept: Sequence[Slot]) -> list[Step]:
 def _same(slot: Slot, made: set[Slot]) -> Hashable:
     """Equal for equal operands: the same memory seen alike, or the same number."""
     tensor = slot.tensor
-    if slot in made or tensor is None:
+    if tensor is None or slot in made or not fixed(slot):
         return id(slot)
     if not slot.shape and not slot.memory.written and tensor.device.type == "cpu":
         return (tensor.item(), tensor.dtype)
@@ -91,7 +68,7 @@ def _key(step: Step, made: set[Slot]) -> tuple[Hashable, list[Slot]] | None:
     if step.written or step.many or len(step.outputs) != 1 or step.outputs[0] is None:
         return None
     out = step.outputs[0]
-    place = _PRODUCTS.get(name)
+    place = PRODUCTS.get(name)
     if place is None and name not in _ELEMENTWISE:
         return None
     varied: list[Slot] = []
@@ -150,7 +127,7 @@ class _Graph:
         lists: dict[int, list[int]] = {}
         for n in members:
             lists.setdefault(levels[n], []).append(n)
-        fewest = FEWEST if name_of(self.groups[members[0]][0]) in _PRODUCTS else FEWEST_ELEMENTWISE
+        fewest = FEWEST if name_of(self.groups[members[0]][0]) in PRODUCTS else FEWEST_ELEMENTWISE
         return [found for found in lists.values() if len(found) >= fewest]
 
     def _above(self) -> list[int]:
@@ -231,7 +208,7 @@ def _needs(steps: Sequence[Step]) -> list[set[int]]:
 
 def _as_one(steps: Sequence[Step], varied: Sequence[Sequence[Slot]]) -> list[Step]:
     """Operands stacked, the operator once, and the results as views."""
-    first, product = steps[0], name_of(steps[0]) in _PRODUCTS
+    first, product = steps[0], name_of(steps[0]) in PRODUCTS
     stacked: dict[Slot, Slot] = {}
     made: list[Step] = []
     for own, *others in zip(*varied, strict=True):
@@ -245,7 +222,7 @@ def _as_one(steps: Sequence[Step], varied: Sequence[Sequence[Slot]]) -> list[Ste
     like = outs[0]
     assert like is not None
     shape = (sum(rows), *like.shape[1:]) if product else (len(steps), *like.shape)
-    whole = _slot(shape, like.dtype)
+    whole = made_slot(shape, like.dtype)
     made.append(Step(first.op, args, first.kwargs, [whole], False))
     if product:
         made.append(Step(aten.split_with_sizes.default, (whole, rows), {}, list(outs), True))
@@ -257,148 +234,7 @@ def _as_one(steps: Sequence[Step], varied: Sequence[Sequence[Slot]]) -> list[Ste
 def _stacked(slots: Sequence[Slot], product: bool) -> tuple[Slot, Step]:
     first = slots[0]
     if product:
-        whole = _slot((sum(s.shape[0] for s in slots), *first.shape[1:]), first.dtype)
+        whole = made_slot((sum(s.shape[0] for s in slots), *first.shape[1:]), first.dtype)
         return whole, Step(aten.cat.default, (list(slots),), {}, [whole], False)
-    whole = _slot((len(slots), *first.shape), first.dtype)
+    whole = made_slot((len(slots), *first.shape), first.dtype)
     return whole, Step(aten.stack.default, (list(slots),), {}, [whole], False)
-
-
-def _slot(shape: Sequence[int], dtype: torch.dtype) -> Slot:
-    return Slot(Memory(True), None, tuple(shape), contiguous(shape), dtype)
-
-
-def upright(steps: Sequence[Step]) -> list[Step]:
-    """Constant weights of few columns with the columns in memory one after the other.
-
-    Matrix products with fewer columns than a vector unit is wide take up to four times as long otherwise.
-    """
-    made = {out for step in steps for out in step.outputs if out is not None}
-    turned: dict[Slot, Slot] = {}
-    result = []
-    for step in steps:
-        place = _PRODUCTS.get(name_of(step), -1) + 1
-        weight = step.args[place] if place else None
-        narrow = isinstance(weight, Slot) and weight not in made and weight.shape[1] < NARROW
-        if isinstance(weight, Slot) and narrow and weight.stride == contiguous(weight.shape):
-            if weight not in turned:
-                assert weight.tensor is not None
-                tensor = weight.tensor.t().contiguous().t()
-                turned[weight] = Slot(Memory(False), tensor, weight.shape, tensor.stride(), weight.dtype)
-            step = replace(step, args=(*step.args[:place], turned[weight], *step.args[place + 1 :]))
-        result.append(step)
-    return result
-
-
-_VIEWS = frozenset(["view", "_unsafe_view", "permute", "select", "slice", "unsqueeze", "expand", "t", "transpose"])
-
-
-def _seen_once(steps: Sequence[Step], kept: Sequence[Slot]) -> list[Step]:
-    """Without views that are there already."""
-    same: dict[Slot, Slot] = {}
-    found: dict[Hashable, Slot] = {}
-    result: list[Step] = []
-    for step in steps:
-        step.args, step.kwargs = (
-            swap(step.args, lambda s: same.get(s, s), Slot),
-            swap(step.kwargs, lambda s: same.get(s, s), Slot),
-        )
-        out = step.outputs[0] if len(step.outputs) == 1 else None
-        if name_of(step) in _VIEWS and out is not None and not step.written and out not in kept:
-            source, *rest = step.args
-            key = (id(source), name_of(step), repr(rest), repr(step.kwargs))
-            if key in found:
-                same[out] = found[key]
-                continue
-            found[key] = out
-        result.append(step)
-    return result
-
-
-def _side_by_side(steps: Sequence[Step], results: set[Memory]) -> list[Step]:
-    """Products of one operand with several weights as one product with the weights side by side."""
-    made = {out for step in steps for out in step.outputs if out is not None}
-    lists: dict[tuple[Slot, int], list[Step]] = {}
-    writes: dict[Memory, int] = {}
-    for step in steps:
-        for slot in step.written:
-            writes[slot.memory] = writes.get(slot.memory, 0) + 1
-        x, weight = step.args[:2] if len(step.args) > 1 else (None, None)
-        if name_of(step) != "mm" or not isinstance(x, Slot) or x not in made or weight in made:
-            continue
-        out = step.outputs[0]
-        if out is not None and out.memory not in results and math.prod(out.shape) <= LARGEST:
-            lists.setdefault((x, writes.get(x.memory, 0)), []).append(step)
-    replaced: dict[int, list[Step]] = {}
-    for (x, _), found in lists.items():
-        if len(found) > 1:
-            replaced[id(found[0])] = _one_product(x, found)
-            replaced.update({id(step): [] for step in found[1:]})
-    return [s for step in steps for s in replaced.get(id(step), [step])]
-
-
-def _one_product(x: Slot, products: Sequence[Step]) -> list[Step]:
-    weight = torch.cat([step.args[1].tensor for step in products], 1)
-    beside = Slot(Memory(False), weight, tuple(weight.shape), weight.stride(), weight.dtype)
-    whole = _slot((x.shape[0], weight.shape[1]), x.dtype)
-    widths = [step.args[1].shape[1] for step in products]
-    return [
-        Step(aten.mm.default, (x, beside), {}, [whole], False),
-        Step(aten.split_with_sizes.default, (whole, widths, 1), {}, [step.outputs[0] for step in products], True),
-    ]
-
-
-def _sums_first(steps: Sequence[Step]) -> list[Step]:
-    """``u + (b + x W)`` as ``(u + b) + x W``: in a recurrence u and b are there before x."""
-    users: dict[Slot, int] = {}
-    for step in steps:
-        for slot in slots_in((step.args, step.kwargs)):
-            users[slot] = users.get(slot, 0) + 1
-    makers = {out: step for step in steps for out in step.outputs if out is not None}
-    depths, chosen = _depths(steps), dict[int, tuple[Step, Slot]]()
-    for number, step in enumerate(steps):
-        found = _sum_of_product(step, makers, users, depths)
-        if found is not None:
-            chosen[number] = found
-    if len(chosen) < FEWEST:
-        return list(steps)
-    gone = {id(product) for product, _ in chosen.values()}
-    result: list[Step] = []
-    for number, step in enumerate(steps):
-        if number in chosen:
-            product, other = chosen[number]
-            bias, x, weight = product.args
-            begun = _slot(other.shape, other.dtype)
-            result.append(Step(aten.add.Tensor, (other, bias), {}, [begun], False))
-            result.append(Step(aten.addmm.default, (begun, x, weight), product.kwargs, step.outputs, False))
-        elif id(step) not in gone:
-            result.append(step)
-    return result
-
-
-def _sum_of_product(
-    step: Step, makers: dict[Slot, Step], users: dict[Slot, int], depths: dict[Slot, int]
-) -> tuple[Step, Slot] | None:
-    """The product whose sum with another operand a step is, and that operand."""
-    if name_of(step) != "add" or step.written or step.kwargs or len(step.args) != 2:
-        return None
-    out = step.outputs[0]
-    for product, other in (step.args, step.args[::-1]):
-        if not isinstance(product, Slot) or not isinstance(other, Slot) or out is None:
-            continue
-        maker = makers.get(product)
-        fits = other.shape == product.shape == out.shape and other.dtype == product.dtype == out.dtype
-        alone = users[product] == 1 and not product.memory.written and math.prod(out.shape) <= LARGEST
-        if maker is None or name_of(maker) != "addmm" or maker.kwargs or not fits or not alone:
-            continue
-        if maker.args[0] not in makers and depths.get(other, 0) < depths[product]:
-            return maker, other
-    return None
-
-
-def _depths(steps: Sequence[Step]) -> dict[Slot, int]:
-    """How many steps, one needing the other, lead to each operand."""
-    found: dict[Slot, int] = {}
-    for step in steps:
-        depth = 1 + max((found.get(s, 0) for s in slots_in((step.args, step.kwargs))), default=0)
-        found.update({out: depth for out in step.outputs if out is not None})
-    return found

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from jaccli.graph.batching import batched, upright
+from jaccli.graph.batching import batched
 from jaccli.graph.capture import Graph
 from jaccli.graph.emit import Program, emitted
 from jaccli.graph.engine import Engine, jacobian
 from jaccli.graph.recorder import Value, swap
+from jaccli.graph.rewriting import upright
 from jaccli.graph.tracer import Slot, Step, Tracer, slots_in
 from jaccli.operators.faults import is_out_of_memory
 
