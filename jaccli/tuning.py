@@ -10,6 +10,7 @@ import torch
 
 from jaccli import defaults
 from jaccli.calibration import calibrate, load
+from jaccli.graph.engine import taking
 from jaccli.layers.record import Inputs
 from jaccli.models.network import Network
 from jaccli.planning import Decision, look, seconds, with_structure
@@ -41,7 +42,8 @@ def tuned(
     if recorded is None:
         return decision, None
     if replay.decision.bracket is not candidate.bracket and prepared.engine is not None:  # the clock chose another
-        prepared.engine.bracket = replay.decision.bracket
+        assert replay.decision.bracket is not None
+        prepared.engine = taking(prepared.engine, replay.decision.bracket)
         candidate = with_structure(prepared, candidate)
     if choice.method == "auto":
         plain = _plain_seconds(network, pair, choice, decision, inputs, recorded)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
+from jaccli import replay
 from jaccli.graph import batching, mixing, program, rooms
 from jaccli.graph import engine as engines
 from jaccli.graph.engine import jacobian
@@ -63,6 +65,21 @@ def test_slices_moved_before_matrices_change_nothing(s: Segment) -> None:
 def test_slices_are_moved(name: str) -> None:
     s = BY_NAME[name]
     assert planned(s.model(), s.x(1)).rival is not None
+
+
+@pytest.mark.parametrize("name", ["attention heads", "coupling", "residual", "pooling"])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_plan_says_what_the_clock_chose(name: str, last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of the bracketings is the fastest, it is the one that is told and run."""
+    clock = itertools.count(9.0, -1e-3) if last else itertools.count(1.0)
+    monkeypatch.setattr(replay, "_fastest", lambda recorded, *_: replace(recorded, seconds=next(clock)))
+    monkeypatch.setattr(engines, "NEAR", math.inf)
+    s = BY_NAME[name]
+    plan = jaccli.plan(s.model(), s.x(1), method="structured")
+    assert plan.replay is not None
+    assert "step" in str(plan)
+    assert plan.decision.bracket == plan.replay.decision.bracket
+    assert error(plan(s.x(2)), jaccli.jacobian(s.model(), s.x(2), method="loop")) < 1e-12
 
 
 class Elman(nn.Module):

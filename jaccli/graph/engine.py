@@ -136,6 +136,13 @@ def engine(graph: Graph, bracket: Bracket | None = None, within: float = float("
     return Engine(graph, chain, best, found, rival, thorough=within == float("inf"))
 
 
+def taking(plan: Engine, bracket: Bracket) -> Engine:
+    """The same plan with another of its ``brackets``."""
+    if plan.bracket is not None and plan.bracket.folded == bracket.folded:
+        return replace(plan, bracket=bracket)
+    return engine(plan.graph, bracket)
+
+
 def _chain(graph: Graph, nodes: Sequence[Node], maps_of: dict[Node, list[Map]]) -> Chain:
     cuts, parts = stretches(nodes, graph.source, graph.target, maps_of)
     return Chain(cuts, parts, maps_of)
