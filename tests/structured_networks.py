@@ -152,6 +152,7 @@ SEGMENTS = [
     Segment("grouped convolution", chain(conv(4, 8, 3, groups=4), nn.Tanh, conv(8, 2, 1)), (4, 5, 5)),
     Segment("transposed convolution", chain(lambda: nn.ConvTranspose2d(2, 3, 4, 2, 1), nn.Tanh), (2, 3, 3)),
     Segment("pooling", chain(conv(1, 4, 3), lambda: nn.MaxPool2d(2), nn.Tanh, lambda: nn.AvgPool2d(2)), (1, 10, 10)),
+    Segment("pooling of one pixel", chain(conv(2, 2, 2), nn.Tanh, lambda: nn.MaxPool2d(2, 1, 1)), (2, 2, 2)),
     Segment("adaptive pooling", chain(conv(1, 4, 3), nn.GELU, lambda: nn.AdaptiveAvgPool2d(1), nn.Flatten), (1, 7, 7)),
     Segment("layer norm", chain(linear(6, 5), lambda: nn.LayerNorm(5), nn.GELU, linear(5, 4)), (6,)),
     Segment("group norm", chain(conv(2, 4, 3, padding=1), lambda: nn.GroupNorm(2, 4), nn.Tanh), (2, 4, 4)),

@@ -118,3 +118,12 @@ def test_windows_of_several_widths_and_strides_add_up(seed: int, parts: bool, mo
     truth = jaccli.jacobian(model, x, method="loop")
     for sweep in sweeps(planned(model, x)).values():
         assert error(jacobian(sweep), truth) < 1e-12
+
+
+def test_one_sample_of_one_pixel() -> None:
+    """Nothing is left to count: no sample, no channel, no place."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 1, 2), nn.Tanh(), nn.Conv2d(1, 1, 1))
+    x = torch.randn(1, 1, 2, 2, dtype=torch.float64)
+    for sweep in sweeps(planned(model, x)).values():
+        assert error(jacobian(sweep), jaccli.jacobian(model, x, method="loop")) < 1e-12

@@ -210,7 +210,9 @@ class Conv:
             )
         lead_sizes = new.sizes[: len(new.sizes) - sum(len(x) for x in dims[1:])]
         sizes = [n for n in outer[1:] if n != 1]
-        out = out.reshape(*lead_sizes, *sizes) if len(sizes) != len(outer) - 1 else out.unflatten(0, lead_sizes or (1,))
+        out = (
+            out.reshape([*lead_sizes, *sizes]) if len(sizes) != len(outer) - 1 else out.unflatten(0, lead_sizes or (1,))
+        )
         return bundle.made(new, out if tuple(out.shape) == new.sizes else out.reshape(new.sizes))
 
     def _few_channels(self) -> bool:

@@ -156,8 +156,8 @@ def max_pool(node: Node) -> list[Map]:
     if blocks is not None and _tiling(found, blocks, n):
         return [Map(value, out, _masked_blocks(value, out, places, blocks, n))]
     flat, picked = (*lead, math.prod(space)), (*lead, math.prod(out.shape[-n:]))
-    if flat[-1] == 1:
-        return [Map(value, out, reshaped(value.shape, out.shape))]
+    if flat[-1] == 1:  # padding is never the largest
+        return [Map(value, out, broadcast(value.shape, out.shape))]
     late = Late(lambda: places.tensor.reshape(picked))
     gather = Gather(len(lead), flat[-1], late, picked)
     return [Map(value, out, (*reshaped(value.shape, flat), gather, *reshaped(picked, out.shape)))]
