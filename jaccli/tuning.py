@@ -14,7 +14,7 @@ from jaccli.graph.engine import taking
 from jaccli.layers.record import Inputs
 from jaccli.models.network import Network
 from jaccli.planning import Decision, look, seconds, with_structure
-from jaccli.prepare import Pair, Prepared
+from jaccli.prepare import Pair, Prepared, computing, exact_attention
 from jaccli.replay import Replay
 from jaccli.stream import Choice, collect, stream
 
@@ -34,8 +34,11 @@ def tuned(
     """
     if decision.method is None or choice.method not in ("auto", "structured"):
         return decision, None
-    if inputs.batch > decision.block or look(prepared) is not None:
+    if inputs.batch > decision.block:
         return decision, None
+    with computing(network), exact_attention(choice.exact_attention):
+        if look(prepared) is not None:
+            return decision, None
     candidate = with_structure(prepared, replace(decision, method="structured"))
     replay = Replay(network, pair, choice, candidate, compile=compile)
     recorded = replay.prepare(inputs, prepared)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli import replay
+from jaccli import defaults, replay, tuning
 from jaccli.graph import batching, mixing, program, rooms
 from jaccli.graph import engine as engines
 from jaccli.graph.engine import jacobian
@@ -79,6 +79,18 @@ def test_a_plan_says_what_the_clock_chose(name: str, last: bool, monkeypatch: py
     assert plan.replay is not None
     assert "step" in str(plan)
     assert plan.decision.bracket == plan.replay.decision.bracket
+    assert error(plan(s.x(2)), jaccli.jacobian(s.model(), s.x(2), method="loop")) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["attention", "attention heads", "pooling"])
+def test_a_search_that_was_cut_short_goes_on_for_a_plan(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defaults, "TRIAL_FROM", 0.0)
+    monkeypatch.setattr(defaults, "CLEARLY", math.inf)
+    monkeypatch.setattr(tuning, "_plain_seconds", lambda *_: math.inf)
+    s = BY_NAME[name]
+    plan = jaccli.plan(s.model(), s.x(1))
+    assert plan.decision.method == "structured"
+    assert replayed(plan)
     assert error(plan(s.x(2)), jaccli.jacobian(s.model(), s.x(2), method="loop")) < 1e-12
 
 
