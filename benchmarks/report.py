@@ -27,7 +27,7 @@ class Result:
         contenders: jaccli first.
         floor: the least time.
         first_s: seconds of first calls, medians by name.
-        peak_bytes: most memory of a planned call, J included.
+        peak_bytes: most memory of a planned call, J and what the plan keeps for intermediate results included.
         held_bytes: what the plan keeps between calls.
         activation_bytes: what a forward pass puts out.
         plan: what jaccli says it does.

@@ -145,7 +145,13 @@ class Plan:
                 raise UsageError(f"this plan does not fit: {name} {got}", f"expected {want}", "make a plan for it")
 
     def __str__(self) -> str:
-        return explain(f"{self.pair[0]!s} -> {self.pair[1]!s}", self.shape, self.decision, self.compile_s)
+        name = f"{self.pair[0]!s} -> {self.pair[1]!s}"
+        return explain(name, self.shape, self.decision, self.compile_s, self.kept_bytes)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory for intermediate results that the plan keeps between calls."""
+        return self.replay.kept_bytes if self.replay is not None else 0
 
     @property
     def compile_s(self) -> float | None:

@@ -7,7 +7,9 @@ from jaccli.names import METHOD_NAMES
 from jaccli.planning import Decision, human, seconds
 
 
-def explain(name: str, shape: tuple[int, int, int], decision: Decision, compile_s: float | None = None) -> str:
+def explain(
+    name: str, shape: tuple[int, int, int], decision: Decision, compile_s: float | None = None, kept: int = 0
+) -> str:
     """A plan that a person can read, in some 15 lines.
 
     Args:
@@ -15,6 +17,7 @@ def explain(name: str, shape: tuple[int, int, int], decision: Decision, compile_
         shape: ``(batch, n_out, n_in)``.
         decision: the plan.
         compile_s: seconds that compiling took, where it was done.
+        kept: bytes for intermediate results that stay between calls.
     """
     batch, n_out, n_in = shape
     samples = f"each of {batch} samples" if batch > 1 else "one sample"
@@ -25,7 +28,8 @@ def explain(name: str, shape: tuple[int, int, int], decision: Decision, compile_
         f"  passes  {_passes(n_out, n_in, decision)}",
     ]
     lines += [f"  {step}" for step in decision.steps]
-    lines.append(f"  memory  {human(decision.peak_bytes)} predicted, {at_once}")
+    stays = f"; {human(kept)} kept between calls" if kept else ""
+    lines.append(f"  memory  {human(decision.peak_bytes)} predicted, {at_once}{stays}")
     if decision.predicted_s is not None:
         lines.append(f"  time    {_time(decision)}")
     if compile_s is not None:

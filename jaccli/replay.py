@@ -117,6 +117,12 @@ class Replay:
         same_way = all(v.item() == read for v, read in zip(guards, recorded.program.guards, strict=True))
         return matrix if same_way else None
 
+    @property
+    def kept_bytes(self) -> int:
+        """Memory for intermediate results that is kept between calls."""
+        rooms = [r.program.rooms for r in self.programs.values() if r is not None]
+        return sum(found.nbytes for found in rooms if found is not None)
+
     def _anew(self, inputs: Inputs) -> Tensor:
         pieces = stream(self.network, inputs, [self.pair], self.choice, keep=True, decisions=[self.decision])
         return collect(pieces, inputs.batch)

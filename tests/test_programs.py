@@ -151,6 +151,15 @@ def test_steps_that_need_each_other_stay_apart() -> None:
     assert [step.op for step in apart] == [step.op for step in (start, products[0], write, products[1], total)]
 
 
+def test_a_plan_says_what_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = BY_NAME["residual"]
+    assert jaccli.plan(s.model(), s.x(1), method="structured").kept_bytes == 0
+    monkeypatch.setattr(rooms, "SMALLEST", 1)
+    plan = jaccli.plan(s.model(), s.x(1), method="structured")
+    assert plan.kept_bytes > 0
+    assert "kept between calls" in str(plan)
+
+
 def test_rooms_of_what_lives_together_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rooms, "SMALLEST", 1)
     aten = torch.ops.aten
