@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
 from dataclasses import replace
 from types import ModuleType
 
@@ -22,6 +21,7 @@ from jaccli.graph.tracer import Memory, Slot, Step
 from tests.oracle import error
 from tests.structured_networks import BY_NAME, SEGMENTS, Segment
 from tests.test_structured import replayed
+from tests.test_structured_plans import in_four_threads
 from tests.test_windows import planned
 
 EVERYTHING: dict[str, dict[tuple[ModuleType, str], float]] = {
@@ -208,11 +208,7 @@ def test_no_two_callers_get_one_piece_of_memory() -> None:
             mine.fill_(number)
             clashes.append(bool((mine != number).any()))
 
-    workers = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    in_four_threads(work)
     assert len(clashes) == 8000
     assert not any(clashes)
 

@@ -202,6 +202,15 @@ def test_memory_of_a_dropped_result_is_used_again() -> None:
     assert plan(s.x(1)).data_ptr() == place
 
 
+def in_four_threads(work: Callable[[int], None]) -> None:
+    """``work`` with a number for each, at the same time, to the end."""
+    workers = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
 def test_one_plan_in_many_threads() -> None:
     s = BY_NAME["residual"]
     model, plan = s.model(), structured(s.model(), s.x(0))
@@ -214,11 +223,7 @@ def test_one_plan_in_many_threads() -> None:
             x, truth = truths[(first + turn) % 4]
             worst.append(error(plan(x), truth))
 
-    workers = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    in_four_threads(work)
     assert len(worst) == 400
     assert max(worst) < 1e-10
 

@@ -23,7 +23,7 @@ from jaccli.graph.bundle import (
 from jaccli.graph.einsum import contract
 from jaccli.graph.form import Atom, End, Form, Free, Key, Label, Link
 from jaccli.graph.meter import meter
-from jaccli.graph.windows import WIDE, divisible, grown, in_cells, split_window
+from jaccli.graph.windows import WIDE, grown, in_cells, split_window
 
 
 def aligned(a: Bundle, b: Bundle) -> tuple[Bundle, Bundle]:
@@ -51,7 +51,7 @@ def _same_splits(a: Bundle, b: Bundle) -> tuple[Bundle, Bundle]:
 
 def _split(bundle: Bundle, end: End, low: int) -> Bundle:
     """An end in two, with what is linked to it."""
-    if not divisible(end, low):  # of a range the whole groups around it
+    if not end.divisible(low):  # of a range the whole groups around it
         start, stop = end.start // low * low, -(-(end.start + end.size) // low) * low
         wide = replace(end, start=start, size=stop - start)
         bundle = widened(bundle, tuple(wide if e is end else e for e in bundle.form.ends))

@@ -14,7 +14,7 @@ from collections.abc import Hashable, Sequence
 import torch
 
 from jaccli.graph.rewriting import PRODUCTS, fixed, made_slot, seen_once, side_by_side, sums_first
-from jaccli.graph.tracer import Memory, Slot, Step, contiguous, is_view, name_of, slots_in
+from jaccli.graph.tracer import Memory, Slot, Step, contiguous, is_view, made_by, name_of, slots_in, taken
 
 aten = torch.ops.aten
 
@@ -52,10 +52,10 @@ def batched(steps: Sequence[Step], kept: Sequence[Slot]) -> list[Step]:
     return graph.ordered()
 
 
-def _same(slot: Slot, made: set[Slot]) -> Hashable:
+def _same(slot: Slot) -> Hashable:
     """Equal for equal operands: the same memory seen alike, or the same number."""
     tensor = slot.tensor
-    if tensor is None or slot in made or not fixed(slot):
+    if tensor is None or not fixed(slot):
         return id(slot)
     if not slot.shape and not slot.memory.written and tensor.device.type == "cpu":
         return (tensor.item(), tensor.dtype)
@@ -84,7 +84,7 @@ def _key(step: Step, made: set[Slot]) -> tuple[Hashable, list[Slot]] | None:
             varied.append(argument)
             shared.append((position, argument.shape[1:] if place is not None else argument.shape, argument.dtype))
         elif isinstance(argument, Slot):
-            shared.append(_same(argument, made))
+            shared.append(_same(argument))
         elif any(True for _ in slots_in(argument)):
             return None
         else:
@@ -102,7 +102,7 @@ class _Graph:
         self.groups: list[list[Step]] = [[step] for step in steps]
         self.needs = _needs(steps)
         self.keys: dict[int, tuple[Hashable, list[Slot]]] = {}
-        made = {out for step in steps for out in step.outputs if out is not None}
+        made = made_by(steps)
         seen_whole = {s.memory for step in steps if "as_strided" in name_of(step) for s in slots_in(step.args)}
         for number, step in enumerate(steps):
             found = _key(step, made)
@@ -187,8 +187,8 @@ def _needs(steps: Sequence[Step]) -> list[set[int]]:
     found: list[set[int]] = []
     for number, step in enumerate(steps):
         needs: set[int] = set()
-        taken = list(slots_in((step.args, step.kwargs)))
-        for slot in taken:
+        given = taken(step)
+        for slot in given:
             if slot in maker:
                 needs.add(maker[slot])
             if slot.memory in writer:
@@ -196,7 +196,7 @@ def _needs(steps: Sequence[Step]) -> list[set[int]]:
         for slot in step.written:
             needs.update(readers.pop(slot.memory, ()))
             writer[slot.memory] = number
-        for slot in taken:
+        for slot in given:
             readers.setdefault(slot.memory, []).append(number)
         for out in step.outputs:
             if out is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from jaccli.graph.einsum import arranged, contract
-from jaccli.graph.form import End, Form, Free, Key, Label, Link, identity
+from jaccli.graph.form import End, Form, Free, Key, Label, Link, exchanged, identity
 from jaccli.graph.meter import meter
 
 
@@ -56,6 +56,15 @@ class Bundle:
         assert data is None or tuple(data.shape) == form.sizes, (tuple(data.shape), form)
         return Bundle(form, data, fresh)
 
+    def regarded(self, form: Form) -> Bundle:
+        """The same elements in the same order, in another form."""
+        return self.made(form, None if self.data is None else self.data.reshape(form.sizes), self.fresh)
+
+    def filled(self, form: Form, data: Tensor) -> Bundle:
+        """With new data, repeated along the axes on which it does not vary."""
+        whole = tuple(data.shape) == form.sizes
+        return self.made(form, data if whole else data.expand(form.sizes), whole)
+
 
 def solid(bundle: Bundle) -> Bundle:
     """With its data made."""
@@ -66,9 +75,7 @@ def solid(bundle: Bundle) -> Bundle:
     meter.move(a.numel + b.numel + form.numel, fresh=form.numel)
     if a.tensor is None or b.tensor is None:
         return Bundle(form, None)
-    data = contract(a.tensor, a.labels, b.tensor, b.labels, form.layout)
-    whole = tuple(data.shape) == form.sizes
-    return Bundle(form, data if whole else data.expand(form.sizes), whole)
+    return bundle.filled(form, contract(a.tensor, a.labels, b.tensor, b.labels, form.layout))
 
 
 def identity_bundle(shape: tuple[int, ...], like: Tensor | None) -> Bundle:
@@ -255,21 +262,15 @@ def split_end(bundle: Bundle, key: Key, low: int) -> Bundle:
     """Split an end of size ``high x low`` in two, and with it the axis linked to it, which must be plain."""
     form = bundle.form
     end = form.end[key]
-    assert not any(n % low for n in (end.full, end.start, end.size))
-    high_key, high = (key[0], key[1] * low), end.full // low
-    pair = (End(high_key, high, end.start // low, end.size // low), End(key, low))
+    pair = end.split(low)
+    high_key, high = pair[0].key, pair[0].full
     ends = tuple(x for e in form.ends for x in (pair if e.key == key else (e,)))
     dims = form.dims
     if key in form.links:
         d, a, _ = form.links[key]
-        atoms = (*dims[d][:a], Link(high_key, high), Link(key, low), *dims[d][a + 1 :])
-        dims = (*dims[:d], atoms, *dims[d + 1 :])
+        dims = exchanged(dims, d, exchanged(dims[d], a, Link(high_key, high), Link(key, low)))
     flat = form.flat | {high_key} if key in form.flat else form.flat
-    new = Form(ends, dims, flat)
-    data = bundle.data
-    if data is not None:
-        data = data.reshape(new.sizes)
-    return bundle.made(new, data, bundle.fresh)
+    return bundle.regarded(Form(ends, dims, flat))
 
 
 def split_atom(bundle: Bundle, d: int, a: int, low: int) -> Bundle:
@@ -278,8 +279,8 @@ def split_atom(bundle: Bundle, d: int, a: int, low: int) -> Bundle:
     if isinstance(atom, Link):
         return split_end(bundle, atom.key, low)
     atoms = bundle.form.dims[d]
-    form = bundle.form.with_dim(d, (*atoms[:a], Free(atom.size // low), Free(low), *atoms[a + 1 :]))
-    return bundle.made(form, None if bundle.data is None else bundle.data.reshape(form.sizes), bundle.fresh)
+    form = bundle.form.with_dim(d, exchanged(atoms, a, Free(atom.size // low), Free(low)))
+    return bundle.regarded(form)
 
 
 def merged(bundle: Bundle, d: int) -> Bundle:
@@ -290,7 +291,7 @@ def merged(bundle: Bundle, d: int) -> Bundle:
     if len(atoms) == 1:
         return bundle
     form = bundle.form.with_dim(d, (Free(math.prod(x.size for x in atoms)),))
-    return bundle.made(form, None if bundle.data is None else bundle.data.reshape(form.sizes), bundle.fresh)
+    return bundle.regarded(form)
 
 
 def without_ones(bundle: Bundle) -> Bundle:
@@ -300,7 +301,7 @@ def without_ones(bundle: Bundle) -> Bundle:
         return bundle
     bundle = solid(bundle)
     form = replace(bundle.form, dims=dims)
-    return bundle.made(form, None if bundle.data is None else bundle.data.reshape(form.sizes), bundle.fresh)
+    return bundle.regarded(form)
 
 
 def widened(bundle: Bundle, ends: tuple[End, ...]) -> Bundle:

@@ -13,7 +13,7 @@ from jaccli.graph.bundle import Bundle, cleaned, merged, unlink
 from jaccli.graph.form import Atom, Form, Free, Label, Link
 from jaccli.graph.meter import meter
 from jaccli.graph.primitive import Late, Shape
-from jaccli.graph.windows import as_window, divisible, split_window
+from jaccli.graph.windows import as_window, split_window
 
 # A window's convolution as one matrix product does more work, at a higher rate than a convolution of small
 # images: worth it up to this many times the work, over the channels (a convolution of many is quick).
@@ -78,10 +78,9 @@ class Conv:
         for d, x in enumerate(atoms):
             assert isinstance(x[0], Link)
             low = self._low(d, x[0])
-            if not divisible(form.end[x[0].key], low):
+            if not form.end[x[0].key].divisible(low):
                 return False
-            width = x[0].width + x[0].stride * (low - 1)
-            new.append(self._link(d, replace(x[0], stride=x[0].stride * low, width=width)))
+            new.append(self._link(d, x[0].shared(low)))
         return math.prod(x.width for x in new) <= _LOCAL * math.prod(x.size for x in new)
 
     def _low(self, d: int, link: Link) -> int:

@@ -11,6 +11,8 @@ from jaccli.graph.mixing import Matrix, Projection
 from jaccli.graph.recorder import Node, Value
 from jaccli.graph.rules import Map
 
+# The linear maps that mix elements: others scale them, move them or add them up.
+MIXING = (Matrix, Conv, Projection, Gather, Pick)
 # Bracketings of so many stretches are searched in milliseconds; longer chains are cut at their narrow places.
 MOST_CUTS = 12
 
@@ -79,9 +81,9 @@ def stretches(
     return cuts, parts
 
 
-def _mixes(nodes: Sequence[Node], maps_of: dict[Node, list[Map]]) -> bool:
-    kinds = (Matrix, Conv, Projection, Gather, Pick)
-    return any(isinstance(step, kinds) for node in nodes for m in maps_of[node] for step in m.steps)
+def mixes(nodes: Sequence[Node], maps_of: dict[Node, list[Map]]) -> bool:
+    """Whether any of these operators mixes elements."""
+    return any(isinstance(step, MIXING) for node in nodes for m in maps_of[node] for step in m.steps)
 
 
 def _joined(
@@ -89,7 +91,7 @@ def _joined(
 ) -> tuple[list[Value], list[list[Node]]]:
     kept_cuts, kept_parts = [cuts[0]], []  # type: ignore[var-annotated]
     for value, part in zip(cuts[1:], parts, strict=True):
-        if (kept_parts and not _mixes(part, maps_of)) or (kept_parts and not _mixes(kept_parts[-1], maps_of)):
+        if (kept_parts and not mixes(part, maps_of)) or (kept_parts and not mixes(kept_parts[-1], maps_of)):
             kept_parts[-1] = kept_parts[-1] + part
             kept_cuts[-1] = value
         else:

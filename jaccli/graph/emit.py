@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from jaccli.graph.rooms import Rooms, rooms
-from jaccli.graph.tracer import Slot, Step, contiguous, name_of, slots_in
+from jaccli.graph.tracer import Slot, Step, contiguous, made_by, name_of, taken
 
 
 @dataclass
@@ -114,7 +114,7 @@ def _last_uses(steps: Sequence[Step], kept: Sequence[Slot]) -> dict[Slot, int]:
     """The last step that touches each slot; none for those that are kept."""
     last: dict[Slot, int] = {}
     for position, step in enumerate(steps):
-        for slot in (*slots_in(step.args), *slots_in(step.kwargs), *(s for s in step.outputs if s is not None)):
+        for slot in (*taken(step), *made_by([step])):
             last[slot] = position
     last.update(dict.fromkeys(kept, len(steps)))
     return last
@@ -128,7 +128,7 @@ def emitted(steps: Sequence[Step], inputs: Sequence[Slot], wanted: Sequence[Slot
         inputs: what the function takes.
         wanted: what it returns, J first.
     """
-    made = {s for step in steps for s in step.outputs if s is not None}
+    made = made_by(steps)
     result, placed = wanted[0], _creation(steps, wanted[0])
     names = _Names(inputs, made)
     places = {} if placed is None else {placed: f"out.view({list(_shape(steps[placed]))})"}
@@ -197,7 +197,7 @@ def _lines(step: Step, position: int, names: _Names, last: dict[Slot, int], plac
         lines = [f"{', '.join(targets)}, *_ = {call}", "_ = None"]
     else:
         lines = [f"{names.name(fresh[0])} = {call}"]
-    ended = {s for s in (*slots_in(step.args), *slots_in(step.kwargs)) if last[s] == position and s in names.made}
+    ended = {s for s in taken(step) if last[s] == position and s in names.made}
     if ended:
         lines.append(" = ".join(names.name(s) for s in ended) + " = None")
     return lines

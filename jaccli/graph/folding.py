@@ -12,10 +12,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from jaccli.graph.form import exchanged
 from jaccli.graph.mixing import Matrix
 from jaccli.graph.moving import Permute, Reshape
 from jaccli.graph.places import Slice
-from jaccli.graph.primitive import Late, Primitive, Shape
+from jaccli.graph.primitive import Late, Primitive
 from jaccli.graph.recorder import Node, Value
 from jaccli.graph.rules import Map
 
@@ -109,10 +110,6 @@ def _before(step: Primitive, cut: Slice) -> tuple[Slice, Primitive] | None:
         got, end = got * step.new[end], end + 1
     if got != inner:
         return None
-    old = _exchanged(step.old, dim, cut.count * inner)
-    new = _exchanged(step.new, cut.dim, cut.count)
+    old = exchanged(step.old, dim, cut.count * inner)
+    new = exchanged(step.new, cut.dim, cut.count)
     return Slice(dim, step.old[dim], cut.start * inner, cut.count * inner), Reshape(old, new)
-
-
-def _exchanged(shape: Shape, dim: int, size: int) -> Shape:
-    return (*shape[:dim], size, *shape[dim + 1 :])

@@ -15,9 +15,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 Key = tuple[int, int]
 Label = tuple[int, ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Link:
     stride: int = 1
     width: int = 1
     clean: bool = True
+
+    def shared(self, low: int) -> Link:
+        """The window that ``low`` neighbouring ends have together; the next such group starts as far on."""
+        return replace(self, stride=self.stride * low, width=self.width + self.stride * (low - 1))
 
 
 Atom = Free | Link
@@ -70,6 +76,16 @@ class End:
     def whole(self) -> bool:
         """Not a part."""
         return self.size == self.full
+
+    def divisible(self, low: int) -> bool:
+        """Whether it, and its range, are made of whole groups of ``low``."""
+        return not any(n % low for n in (self.full, self.start, self.size))
+
+    def split(self, low: int) -> tuple[End, End]:
+        """As ``high x low``."""
+        assert self.divisible(low)
+        high = (self.key[0], self.key[1] * low)
+        return End(high, self.full // low, self.start // low, self.size // low), End(self.key, low)
 
 
 @dataclass(frozen=True)
@@ -132,7 +148,7 @@ class Form:
 
     def with_dim(self, dim: int, atoms: tuple[Atom, ...]) -> Form:
         """With other atoms in one dimension."""
-        return replace(self, dims=(*self.dims[:dim], atoms, *self.dims[dim + 1 :]))
+        return replace(self, dims=exchanged(self.dims, dim, atoms))
 
     def plain(self, atom: Atom) -> bool:
         """Whether an atom is free, or linked one to one with a whole end."""
@@ -140,6 +156,11 @@ class Form:
             return True
         end = self.end[atom.key]
         return end.whole and atom.width == 1 and atom.stride == 1 and atom.offset == 0 and atom.size == end.size
+
+
+def exchanged(items: tuple[T, ...], place: int, *new: T) -> tuple[T, ...]:
+    """With others in one place."""
+    return (*items[:place], *new, *items[place + 1 :])
 
 
 def identity(shape: tuple[int, ...]) -> Form:

@@ -70,11 +70,7 @@ class Matrix:
             return Bundle(new, None)
         assert second.tensor is not None
         data = contract(bundle.data, la, second.tensor.to(bundle.data.dtype), second.labels, wanted)
-        data = arranged(data, wanted, new.layout)
-        if tuple(data.shape) != new.sizes:
-            data = data.expand(new.sizes)
-            return bundle.made(new, data, False)
-        return bundle.made(new, data)
+        return bundle.filled(new, arranged(data, wanted, new.layout))
 
     def _labelled(self, form: Form) -> tuple[Tensor, list[Label]]:
         """M with labels: parallel axes as the data's, then those of the dimension, then the new one."""
@@ -112,16 +108,14 @@ class Matrix:
         return Factor(sizes, None)
 
     def _on_outer(self, bundle: Bundle) -> Bundle | None:
-        """M times the one factor that has what M sums over, or most of it; None where neither has any for itself."""
+        """M times the one factor that has some of what M sums over for itself; None where neither or both have."""
         assert bundle.outer is not None
         form, n_out = bundle.form, self.shape[-1]
         if any(isinstance(x, Link) for x in form.dims[self.dim]) or self.parallel or n_out == 1:
             return None
         a, b = (f.relabelled(lambda x: (-3, *x) if x[0] == self.dim else x) for f in bundle.outer)
         own_a, own_b = ([x for x in f.labels if x[0] == -3 and x not in g.sizes] for f, g in ((a, b), (b, a)))
-        if not own_a and not own_b:
-            return None
-        if own_a and own_b:
+        if bool(own_a) == bool(own_b):
             return None
         if own_a:
             a, b, own_b = b, a, own_a
@@ -135,12 +129,8 @@ class Matrix:
         new = form.with_dim(self.dim, (Free(n_out),))
         if not shared:
             return Bundle(new, None, outer=(a, first))
-        wanted = list(new.layout)
-        done = _contracted(a, first, wanted)
-        if done.tensor is None:
-            return Bundle(new, None)
-        data = done.tensor
-        return bundle.made(new, data if tuple(data.shape) == new.sizes else data.expand(new.sizes), True)
+        done = _contracted(a, first, list(new.layout))
+        return Bundle(new, None) if done.tensor is None else bundle.filled(new, done.tensor)
 
 
 def _contracted(a: Factor, b: Factor, out: list[Label]) -> Factor:

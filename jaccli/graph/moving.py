@@ -91,8 +91,7 @@ class Reshape:
                 dims.extend((Free(n),) if n != 1 else () for n in new[start_new:stop_new])
             start_old, start_new = stop_old, stop_new
         form = replace(bundle.form, dims=tuple(dims))
-        data = bundle.data
-        return bundle.made(form, None if data is None else data.reshape(form.sizes), bundle.fresh)
+        return bundle.regarded(form)
 
 
 def _place(form: Form, position: int) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from jaccli.graph.emit import Program, emitted
 from jaccli.graph.engine import Engine, jacobian
 from jaccli.graph.recorder import Value, swap
 from jaccli.graph.rewriting import upright
-from jaccli.graph.tracer import Slot, Step, Tracer, slots_in
+from jaccli.graph.tracer import Slot, Step, Tracer, name_of, taken
 from jaccli.operators.faults import is_out_of_memory
 
 
@@ -89,7 +89,7 @@ def _live(steps: Sequence[Step], wanted: Sequence[Slot]) -> list[Step]:
         made = [s.memory for s in (*step.outputs, *step.written) if s is not None]
         if any(m in needed and m.varies for m in made):
             kept.append(step)
-            needed.update(s.memory for s in (*slots_in(step.args), *slots_in(step.kwargs)))
+            needed.update(s.memory for s in taken(step))
     return kept[::-1]
 
 
@@ -110,7 +110,7 @@ def _plainer(steps: list[Step], wanted: list[Slot]) -> tuple[list[Step], list[Sl
 
     kept = []
     for step in steps:
-        name = step.op._schema.name.split("::")[1]
+        name = name_of(step)
         source = step.args[0] if step.args and isinstance(step.args[0], Slot) else None
         out = step.outputs[0] if len(step.outputs) == 1 else None
         if name in _HANDED_ON and source is not None and out is not None and not step.written:

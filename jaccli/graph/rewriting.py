@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from jaccli.graph.recorder import swap
-from jaccli.graph.tracer import Memory, Slot, Step, contiguous, name_of, slots_in
+from jaccli.graph.tracer import Memory, Slot, Step, contiguous, made_by, name_of, taken
 
 aten = torch.ops.aten
 
@@ -77,7 +77,7 @@ def seen_once(steps: Sequence[Step], kept: Sequence[Slot]) -> list[Step]:
 
 def side_by_side(steps: Sequence[Step], results: set[Memory], largest: int) -> list[Step]:
     """Products of one operand with several weights as one product with the weights side by side."""
-    made = {out for step in steps for out in step.outputs if out is not None}
+    made = made_by(steps)
     lists: dict[tuple[Slot, int], list[Step]] = {}
     writes: dict[Memory, int] = {}
     for step in steps:
@@ -112,7 +112,7 @@ def sums_first(steps: Sequence[Step], fewest: int, largest: int) -> list[Step]:
     """``u + (b + x W)`` as ``(u + b) + x W``: in a recurrence u and b are there before x."""
     users: dict[Slot, int] = {}
     for step in steps:
-        for slot in slots_in((step.args, step.kwargs)):
+        for slot in taken(step):
             users[slot] = users.get(slot, 0) + 1
     makers = {out: step for step in steps for out in step.outputs if out is not None}
     depths, chosen = _depths(steps), dict[int, tuple[Step, Slot]]()
@@ -160,6 +160,6 @@ def _depths(steps: Sequence[Step]) -> dict[Slot, int]:
     """How many steps, one needing the other, lead to each operand."""
     found: dict[Slot, int] = {}
     for step in steps:
-        depth = 1 + max((found.get(s, 0) for s in slots_in((step.args, step.kwargs))), default=0)
+        depth = 1 + max((found.get(s, 0) for s in taken(step)), default=0)
         found.update({out: depth for out in step.outputs if out is not None})
     return found

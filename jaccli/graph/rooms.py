@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaccli.graph.tracer import Memory, Slot, Step, is_view, slots_in
+from jaccli.graph.tracer import Memory, Slot, Step, is_view, taken
 
 # Smaller results come from memory that the C library keeps anyway, in bytes.
 SMALLEST = 2**18
@@ -94,11 +94,11 @@ def _lives(steps: Sequence[Step]) -> tuple[dict[Memory, int], dict[Memory, int],
     deaths: dict[Memory, int] = {}
     roots: dict[Memory, Memory] = {}
     for number, step in enumerate(steps):
-        before = {roots.get(slot.memory, slot.memory) for slot in slots_in((step.args, step.kwargs))}
+        before = {roots.get(slot.memory, slot.memory) for slot in taken(step)}
         deaths.update(dict.fromkeys(before, number))
         for out in (out for out in step.outputs if out is not None):
             if is_view(step):
-                base = next(slots_in(step.args)).memory
+                base = taken(step)[0].memory
                 roots[out.memory] = roots.get(base, base)
             memory = roots.get(out.memory, out.memory)
             if memory not in before:

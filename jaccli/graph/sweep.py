@@ -13,10 +13,9 @@ from torch import Tensor
 from jaccli.graph import rules_elementwise, rules_index, rules_linear, rules_opaque, rules_reduce, rules_shape
 from jaccli.graph.algebra import product, total, transposed
 from jaccli.graph.bundle import Bundle, identity_bundle, solid, without_ones
-from jaccli.graph.convolution import Conv
+from jaccli.graph.cuts import MIXING, mixes
 from jaccli.graph.form import Link
-from jaccli.graph.indexing import Gather, Pick
-from jaccli.graph.mixing import Matrix, Projection
+from jaccli.graph.mixing import Matrix
 from jaccli.graph.moving import Permute, Reshape
 from jaccli.graph.places import Embed, assembled
 from jaccli.graph.primitive import Primitive
@@ -31,7 +30,6 @@ _TOLD = {
     "gather": ("pooling", "poolings"),
     "pick": ("index", "indices"),
 }
-_MIXING = (Matrix, Conv, Projection, Gather, Pick)
 _REGISTERED = (rules_elementwise, rules_index, rules_linear, rules_opaque, rules_reduce, rules_shape)
 
 
@@ -48,7 +46,7 @@ class Stretch:
             for node in self.nodes
             for m in self.maps_of[node]
             for step in m.steps
-            if isinstance(step, _MIXING)
+            if isinstance(step, MIXING)
         )
         told = (f"{n} {_TOLD.get(k, (k, k))[n > 1]}" for k, n in names.items())
         return ", ".join(told) or "diagonals and views"
@@ -93,7 +91,7 @@ class Stretch:
         for position, node in enumerate(self.nodes[:-1]):
             alive |= {v for v in node.outputs if v in last}
             alive = {v for v in alive if last[v] > position}
-            if len(alive) > 1 and any(isinstance(s, _MIXING) for m in self.maps_of[node] for s in m.steps):
+            if len(alive) > 1 and mixes([node], self.maps_of):
                 widths[position + 1] = sum(math.prod(v.shape) for v in alive if v is not self.source)
         return sorted(sorted(widths, key=lambda p: widths[p])[:most])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,8 +88,8 @@ class Tracer(TorchDispatchMode):
         result = op(*args, **kwargs)
         many = isinstance(result, list | tuple)
         step = Step(op, slots, named, [], many)
-        made = [t for t in (result if many else (result,)) if isinstance(t, Tensor)]
-        step.view = shares(tensors_in((args, kwargs)), made)
+        results = result if many else (result,)
+        step.view = shares(tensors_in((args, kwargs)), (t for t in results if isinstance(t, Tensor)))
         for argument, given in zip(op._schema.arguments, args, strict=False):
             alias = argument.alias_info
             if alias is not None and alias.is_write and isinstance(given, Tensor):
@@ -97,7 +97,7 @@ class Tracer(TorchDispatchMode):
                 slot.memory.varies |= varies
                 slot.memory.written = True
                 step.written.append(slot)
-        for tensor in result if many else (result,):
+        for tensor in results:
             step.outputs.append(self._output(tensor, varies, step) if isinstance(tensor, Tensor) else None)
         self.steps.append(step)
         return result
@@ -142,6 +142,16 @@ def slots_in(tree: Any) -> Iterator[Slot]:
     elif isinstance(tree, list | tuple):
         for item in tree:
             yield from slots_in(item)
+
+
+def taken(step: Step) -> list[Slot]:
+    """All slots among a step's arguments."""
+    return list(slots_in((step.args, step.kwargs)))
+
+
+def made_by(steps: Iterable[Step]) -> set[Slot]:
+    """All slots that steps put out."""
+    return {out for step in steps for out in step.outputs if out is not None}
 
 
 def is_view(step: Step) -> bool:

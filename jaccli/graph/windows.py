@@ -9,7 +9,7 @@ import torch
 
 from jaccli.graph.bundle import Bundle, unlink
 from jaccli.graph.einsum import arranged
-from jaccli.graph.form import Atom, End, Form, Free, Key, Label, Link
+from jaccli.graph.form import Form, Free, Key, Label, Link, exchanged
 from jaccli.graph.meter import meter
 
 # Windows of more than this share of their axis are stored in full.
@@ -22,7 +22,7 @@ def grown(bundle: Bundle, d: int, a: int, offset: int, width: int) -> Bundle:
     assert isinstance(old, Link)
     if (old.offset, old.width) == (offset, width):
         return bundle
-    wide = form.with_dim(d, _exchanged(form.dims[d], a, replace(old, offset=offset, width=width)))
+    wide = form.with_dim(d, exchanged(form.dims[d], a, replace(old, offset=offset, width=width)))
     meter.move(form.numel + wide.numel)
     data = bundle.data
     if data is None:
@@ -34,15 +34,6 @@ def grown(bundle: Bundle, d: int, a: int, offset: int, width: int) -> Bundle:
     return bundle.made(wide, torch.constant_pad_nd(data, pads))
 
 
-def _exchanged(atoms: tuple[Atom, ...], a: int, *new: Atom) -> tuple[Atom, ...]:
-    return (*atoms[:a], *new, *atoms[a + 1 :])
-
-
-def divisible(end: End, low: int) -> bool:
-    """Whether an end, or its range, is made of whole groups of ``low``."""
-    return not any(n % low for n in (end.full, end.start, end.size))
-
-
 def split_window(bundle: Bundle, key: Key, low: int) -> Bundle:
     """Split an end of size ``high x low`` that has a window: the high part keeps it.
 
@@ -52,13 +43,12 @@ def split_window(bundle: Bundle, key: Key, low: int) -> Bundle:
     form = bundle.form
     end = form.end[key]
     d, a, atom = form.links[key]
-    assert divisible(end, low)
-    high_key = (key[0], key[1] * low)
-    pair = (End(high_key, end.full // low, end.start // low, end.size // low), End(key, low))
-    wide = replace(atom, key=high_key, stride=atom.stride * low, width=atom.width + atom.stride * (low - 1))
+    pair = end.split(low)
+    high_key = pair[0].key
+    wide = replace(atom.shared(low), key=high_key)
     new = Form(
         tuple(x for e in form.ends for x in (pair if e is end else (e,))),
-        form.with_dim(d, _exchanged(form.dims[d], a, wide)).dims,
+        form.with_dim(d, exchanged(form.dims[d], a, wide)).dims,
         form.flat - {key} | ({high_key} if key in form.flat else set()),
     )
     meter.move(2 * form.numel + new.numel, fresh=new.numel)
@@ -66,12 +56,11 @@ def split_window(bundle: Bundle, key: Key, low: int) -> Bundle:
     if data is None:
         return Bundle(new, None)
     axis = form.layout.index((-1, *key))
-    data = (
-        data.unsqueeze(axis + 1).expand([*data.shape[: axis + 1], low, *data.shape[axis + 1 :]])
-        if (key in form.flat)
-        else data.unflatten(axis, (-1, low))
-    )
-    labels: list[Label] = [*form.layout[:axis], (-1, *high_key), (-1, *key), *form.layout[axis + 1 :]]
+    if key in form.flat:
+        data = data.unsqueeze(axis + 1).expand([*data.shape[: axis + 1], low, *data.shape[axis + 1 :]])
+    else:
+        data = data.unflatten(axis, (-1, low))
+    labels: tuple[Label, ...] = exchanged(form.layout, axis, (-1, *high_key), (-1, *key))
     data = arranged(data, labels, new.layout)
     out = data.new_zeros(new.sizes)
     strides = dict(zip(new.layout, out.stride(), strict=True))
@@ -90,8 +79,8 @@ def in_cells(bundle: Bundle, d: int, a: int, size: int) -> Bundle | None:
     assert isinstance(atom, Link)
     low = size // math.gcd(atom.stride, size)
     first = atom.offset // size
-    cells = (atom.offset + atom.width - 1 + atom.stride * (low - 1)) // size - first + 1
-    if cells * size > WIDE * atom.size or not divisible(bundle.form.end[atom.key], low):
+    cells = (atom.offset + atom.shared(low).width - 1) // size - first + 1
+    if cells * size > WIDE * atom.size or not bundle.form.end[atom.key].divisible(low):
         return None
     if low > 1:
         bundle = split_window(bundle, atom.key, low)
@@ -99,8 +88,8 @@ def in_cells(bundle: Bundle, d: int, a: int, size: int) -> Bundle | None:
     atom = bundle.form.dims[d][a]
     assert isinstance(atom, Link)
     cell = replace(atom, size=atom.size // size, offset=first, stride=atom.stride // size, width=cells)
-    form = bundle.form.with_dim(d, _exchanged(bundle.form.dims[d], a, cell, Free(size)))
-    return bundle.made(form, None if bundle.data is None else bundle.data.reshape(form.sizes), bundle.fresh)
+    form = bundle.form.with_dim(d, exchanged(bundle.form.dims[d], a, cell, Free(size)))
+    return bundle.regarded(form)
 
 
 def as_window(bundle: Bundle, d: int) -> Bundle:
@@ -112,4 +101,4 @@ def as_window(bundle: Bundle, d: int) -> Bundle:
     link, n = atoms[0], math.prod(x.size for x in atoms[1:])
     wide = replace(link, size=link.size * n, offset=link.offset * n, stride=link.stride * n, width=link.width * n)
     form = bundle.form.with_dim(d, (wide,))
-    return bundle.made(form, None if bundle.data is None else bundle.data.reshape(form.sizes), bundle.fresh)
+    return bundle.regarded(form)
