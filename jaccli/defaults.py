@@ -32,6 +32,9 @@ MEMORY_FILL = 0.75
 MEMORY_SHARE = 0.6
 # Below this predicted time, in seconds, trying methods out costs more than it can save.
 TRIAL_FROM = 0.02
+# Seconds that capture, search and a first run take for each operator, about. For a single run that the loop does
+# sooner the structured engine is not asked.
+ENGINE_OPERATOR_S = 1.5e-3
 # For a single run the search for a bracketing may take this share of the loop's time; a plan searches on.
 SEARCH_SHARE = 0.25
 # The structured engine is taken without trials when it predicts less than this share of a loop over rows.

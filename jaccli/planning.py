@@ -4,7 +4,8 @@
 
     no path from source to target             nothing to compute: zeros
     the backward pass fails                   forward, or finite-difference
-    one backward pass each is soon done       reverse, or forward where columns are far fewer
+    one backward pass each is soon done       loop, or reverse where its imports are done
+    sooner than a graph is captured           the same candidates, without the engine
     the engine predicts far less              structured
     otherwise                                 the candidates are tried on a few rows; the fastest wins
 """
@@ -221,52 +222,58 @@ def human(size: float) -> str:
     return f"{size:.3g} TiB"
 
 
-def _auto(
-    prepared: Prepared, chunk_of: Callable[[MethodName], int]
-) -> tuple[MethodName, str, dict[str, str], float | None]:
+_Verdict = tuple[MethodName, str, dict[str, str], float | None]
+
+
+def _auto(prepared: Prepared, chunk_of: Callable[[MethodName], int]) -> _Verdict:
     linear = prepared.linear
-    n_out, n_in = linear.f.n_out, linear.f.n_in
     if linear.live is None or prepared.probe.backward_gap:
         return _without_backward(prepared, chunk_of)
-    loop_s = prepared.probe.seconds * n_out
-    if loop_s >= defaults.TRIAL_FROM:  # the first pass warms up
-        start = time.perf_counter()
-        linear.vjp(torch.ones_like(linear.value).reshape(linear.batch, -1))
-        loop_s = (time.perf_counter() - start) * n_out
+    n_out, n_in = linear.f.n_out, linear.f.n_in
     shape = f"{n_out} rows, {n_in} columns"
     cold = "torch.fx.experimental.symbolic_shapes" not in sys.modules
-    if loop_s < defaults.TRIAL_FROM and cold:
-        others = {"reverse": f"the first batched pass of a process imports for {seconds(defaults.SYMPY_IMPORT)}"}
-        return "loop", f"{shape}: backward passes are soon done", others, loop_s
+    importing = f"the first batched pass of a process imports for {seconds(defaults.SYMPY_IMPORT)}"
+    loop_s = prepared.probe.seconds * n_out
+    if loop_s >= defaults.TRIAL_FROM:  # the first pass warms up
+        loop_s = n_out * _timed(lambda: linear.vjp(torch.ones_like(linear.value).reshape(linear.batch, -1)))
     if loop_s < defaults.TRIAL_FROM:
+        why = f"{shape}: backward passes are soon done"
+        if cold:
+            return "loop", why, {"reverse": importing}, loop_s
         others = {"loop": "rows one by one, where they go together", "forward": f"{n_in} columns, not fewer"}
-        return "reverse", f"{shape}: backward passes are soon done", others, None
-    gap = look(prepared, within=defaults.SEARCH_SHARE * loop_s)
-    engine_s = prepared.engine.seconds if prepared.engine is not None else float("inf")
+        return "reverse", why, others, None
+    gap, engine_s = structure(prepared, loop_s)
     if engine_s < defaults.CLEARLY * loop_s:
         others = dict.fromkeys(("reverse", "loop"), f"at most {seconds(loop_s)}")
         return "structured", f"{shape}: {seconds(engine_s)} predicted from the network's structure", others, engine_s
-    if cold and min(engine_s, loop_s) < defaults.SYMPY_IMPORT:
-        why = "predicted, and other ways import first"
-        if engine_s < loop_s:
-            return (
-                "structured",
-                f"{shape}: {seconds(engine_s)} {why}",
-                {"loop": f"{seconds(loop_s)} predicted"},
-                engine_s,
-            )
-        return "loop", f"{shape}: {seconds(loop_s)} {why}", {"structured": gap or seconds(engine_s)}, loop_s
-    predicted = _tried(prepared, loop_s, chunk_of)
+    imports = cold and min(engine_s, loop_s) < defaults.SYMPY_IMPORT
+    predicted: dict[MethodName, float] = {"loop": loop_s} if imports else _tried(prepared, loop_s, chunk_of)
     if gap is None:
         predicted["structured"] = engine_s
     best = min(predicted, key=lambda name: predicted[name])
-    others = {name: f"{seconds(s)} predicted" for name, s in predicted.items() if name != best}
-    if "forward" not in predicted:
-        others["forward"] = f"{n_in} columns against {n_out} rows"
+    others = {"reverse": importing, "forward": importing} if imports else {}
+    others |= {name: f"{seconds(s)} predicted" for name, s in predicted.items() if name != best}
     if gap is not None:
         others["structured"] = gap
+    if not imports and "forward" not in predicted:
+        others["forward"] = f"{n_in} columns against {n_out} rows"
     others["finite-difference"] = "not exact"
     return best, f"{shape}: {seconds(predicted[best])} predicted, the least", others, predicted[best]
+
+
+def structure(prepared: Prepared, loop_s: float) -> tuple[str | None, float]:
+    """Why a single run does without the structured engine, or None; and the engine's predicted seconds.
+
+    Args:
+        prepared: f; keeps the engine.
+        loop_s: seconds of the loop over rows, of which the search may take a share.
+    """
+    assert prepared.linear.live is not None
+    search_s = prepared.linear.live.operators() * defaults.ENGINE_OPERATOR_S
+    if loop_s < search_s:
+        return f"a search for structure takes {seconds(search_s)}, the loop {seconds(loop_s)}", float("inf")
+    gap = look(prepared, within=defaults.SEARCH_SHARE * loop_s)
+    return gap, prepared.engine.seconds if prepared.engine is not None and gap is None else float("inf")
 
 
 def seconds(value: float) -> str:
@@ -336,9 +343,7 @@ def _timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _without_backward(
-    prepared: Prepared, chunk_of: Callable[[MethodName], int]
-) -> tuple[MethodName, str, dict[str, str], float | None]:
+def _without_backward(prepared: Prepared, chunk_of: Callable[[MethodName], int]) -> _Verdict:
     gap = prepared.probe.backward_gap or "no gradients"
     others = dict.fromkeys(("reverse", "loop", "replicate", "functional"), f"the backward pass fails: {gap}")
     linear = prepared.linear

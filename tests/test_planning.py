@@ -15,7 +15,7 @@ from jaccli.layers.record import Inputs
 from jaccli.layers.resolve import expand, resolve
 from jaccli.models.adapt import as_network
 from jaccli.names import METHOD_NAMES
-from jaccli.planning import decide
+from jaccli.planning import decide, structure
 from jaccli.prepare import computing, prepare
 from jaccli.stream import Choice, stream
 from tests.oracle import error
@@ -199,6 +199,24 @@ def test_auto_says_why() -> None:
         assert decision.why
         assert decision.others
         assert decide(prepared, "loop").why == "asked for"
+
+
+def test_auto_looks_for_structure_only_where_the_loop_takes_longer() -> None:
+    network = as_network(nn.Sequential(*(layer for _ in range(20) for layer in (nn.Linear(3, 3), nn.Tanh()))))
+    pair = resolve(network, "input"), resolve(network, "output")
+    with computing(network):
+        (prepared,) = prepare(network, Inputs((torch.randn(2, 3),)), [pair])
+        assert prepared.linear.live is not None
+        assert prepared.linear.live.operators() > 40
+        gap, predicted = structure(prepared, loop_s=0.03)
+        assert gap is not None
+        assert "takes" in gap
+        assert predicted == float("inf")
+        assert prepared.engine is None
+        gap, predicted = structure(prepared, loop_s=3.0)
+        assert gap is None
+        assert prepared.engine is not None
+        assert predicted == prepared.engine.seconds
 
 
 def test_unknown_method() -> None:

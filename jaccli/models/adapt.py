@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from jaccli.errors import UsageError, note
+from jaccli.models.eager import EagerNetwork
 from jaccli.models.network import Network
 from jaccli.models.quote import quote
 
@@ -34,8 +35,6 @@ def as_network(model: Any) -> Network:
         if is_exported(model):
             return ExportedNetwork(model)
     if isinstance(model, nn.Module):
-        from jaccli.models.eager import EagerNetwork
-
         return EagerNetwork(model)
     what = f"the class {model.__name__}" if isinstance(model, type) else f"an object of type {type(model).__name__}"
     raise UsageError(
