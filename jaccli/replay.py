@@ -40,18 +40,18 @@ class Recorded:
     program: Program
     threads: int
     seconds: float
-    furnished: list[list[Tensor]] = field(default_factory=list)
+    furnished: list[tuple[Tensor, ...]] = field(default_factory=list)
 
     @contextmanager
-    def rooms(self, device: torch.device) -> Iterator[list[Tensor]]:
-        """Places for intermediate results, which one call at a time may have; kept for the next one."""
+    def rooms(self, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+        """Memory for intermediate results, which one call at a time may have; kept for the next one."""
         if self.program.rooms is None:
-            yield []
+            yield ()
             return
         try:
             places = self.furnished.pop()
         except IndexError:
-            places = self.program.rooms.furnished(device)
+            places = self.program.furnished(device)
         try:
             yield places
         finally:
@@ -170,7 +170,7 @@ class Replay:
             note(f"--compile: {gap}; the program runs uncompiled")
             return recorded
         self.compile_s += done.seconds
-        program = replace(recorded.program, call=done.call, housed=None, rooms=None)
+        program = replace(recorded.program, call=done.call, housed=None, rooms=None, seen=None)
         return replace(
             recorded, program=program, seconds=_seconds(replace(recorded, program=program), inputs, self.pool)
         )
@@ -195,12 +195,11 @@ def _run(recorded: Recorded, inputs: Inputs, pool: Pool) -> tuple[Tensor, ...]:
     tensors = [t.detach() for t in _tensors(inputs)]
     program = recorded.program
     with torch.no_grad(), threads(recorded.threads), recorded.rooms(tensors[0].device) as places:
-        call = program.call if program.housed is None else program.housed
         if not program.placing:
-            result, *guards = call(*tensors, None, *places)
+            result, *guards = program.run(tensors, None, places)
             return (result.clone() if program.constant else result, *guards)
         result = pool.take(program.shape, program.dtype, tensors[0].device)
-        _, *guards = call(*tensors, result.view(-1), *places)
+        _, *guards = program.run(tensors, result.view(-1), places)
         return (result, *guards)
 
 

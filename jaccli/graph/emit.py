@@ -20,8 +20,9 @@ class Program:
 
     Attributes:
         call: from the input tensors and ``out`` to J and the guards' values.
-        housed: the same with the places of large intermediate results after ``out``; see ``rooms``.
-        rooms: what these are.
+        housed: the same with what ``furnished`` gives after ``out``.
+        rooms: the places of intermediate results, where they have some.
+        seen: the rooms → them and the views of them that ``housed`` works on.
         source: the Python code of it.
         guards: what the run was steered by: the values that must be read again.
         steps: how many operators.
@@ -34,6 +35,7 @@ class Program:
     source: str
     housed: Callable[..., tuple[Tensor, ...]] | None = None
     rooms: Rooms | None = None
+    seen: Callable[..., tuple[Tensor, ...]] | None = None
     guards: list[Any] = field(default_factory=list)
     steps: int = 0
     shape: tuple[int, ...] = ()
@@ -41,24 +43,47 @@ class Program:
     placing: bool = False
     constant: bool = False
 
+    def furnished(self, device: torch.device) -> tuple[Tensor, ...]:
+        """New memory for intermediate results, in all the views that ``housed`` takes."""
+        if self.rooms is None or self.seen is None:
+            return ()
+        return self.seen(*self.rooms.furnished(device))
 
+    def run(self, tensors: Sequence[Tensor], out: Tensor | None, furnished: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """J and the guards' values, by the quicker of the two functions.
+
+        Args:
+            tensors: the inputs.
+            out: flat memory for J.
+            furnished: see there; for one call at a time.
+        """
+        call = self.housed or self.call
+        return call(*tensors, out, *furnished)
+
+
+# Operators whose result is their first argument in other strides, whatever the values.
+_STRIDED = frozenset([
+    "view", "_unsafe_view", "permute", "t", "transpose", "select", "slice", "narrow", "unsqueeze", "squeeze", "expand",
+    "as_strided", "split", "split_with_sizes", "unbind", "unfold", "diagonal", "detach", "alias",
+])  # fmt: skip
 # Operators that can put their result where they are told.
 _OUT = frozenset([
-    "mm", "bmm", "addmm", "baddbmm", "mul", "add", "sub", "div", "addcmul", "tanh", "sigmoid", "exp", "neg", "cat",
-    "stack", "clone", "zeros", "new_zeros", "new_empty", "empty",
+    "mm", "bmm", "addmm", "baddbmm", "mul", "add", "sub", "div", "addcmul", "addcdiv", "tanh", "sigmoid", "exp", "neg",
+    "sin", "cos", "sqrt", "rsqrt", "gt", "ge", "lt", "le", "eq", "gather", "index_select", "cat", "stack", "clone",
+    "zeros", "new_zeros", "new_empty", "empty",
 ])  # fmt: skip
 
 
-def _creation(steps: Sequence[Step], result: Slot) -> int | None:
+def _creation(steps: Sequence[Step], result: Slot) -> Step | None:
     """The step that makes J's memory, if it makes nothing more and can make it in a given place."""
-    for position, step in enumerate(steps):
+    for step in steps:
         made = [s for s in step.outputs if s is not None and s.memory is result.memory]
         if not made:
             continue
         name = name_of(step)
         whole = math.prod(made[0].shape) == math.prod(result.shape) and made[0].dtype == result.dtype
         dense = made[0].stride == contiguous(made[0].shape) and result.stride == contiguous(result.shape)
-        return position if name in _OUT and whole and dense and not step.written else None
+        return step if name in _OUT and whole and dense and not step.written else None
     return None
 
 
@@ -120,36 +145,65 @@ def _last_uses(steps: Sequence[Step], kept: Sequence[Slot]) -> dict[Slot, int]:
     return last
 
 
-def emitted(steps: Sequence[Step], inputs: Sequence[Slot], wanted: Sequence[Slot]) -> Program:
+def emitted(steps: Sequence[Step], inputs: Sequence[Slot], wanted: Sequence[Slot], housed: bool = True) -> Program:
     """The steps as a Python function.
 
     Args:
         steps: in order.
         inputs: what the function takes.
         wanted: what it returns, J first.
+        housed: whether intermediate results may have rooms.
     """
     made = made_by(steps)
     result, placed = wanted[0], _creation(steps, wanted[0])
     names = _Names(inputs, made)
-    places = {} if placed is None else {placed: f"out.view({list(_shape(steps[placed]))})"}
-    source, call = _function_of(steps, inputs, wanted, names, places)
-    on_cpu = all(slot.tensor is None or slot.tensor.device.type == "cpu" for slot in inputs)
-    found = rooms(steps, wanted, _housed) if on_cpu else Rooms({}, 0)
-    housed = None
-    if found.places:
-        places = {number: f"r{number}" for number in found.places} | places
-        _, housed = _function_of(steps, inputs, wanted, names, places, [f"r{n}" for n in found.places])
-    return Program(
+    places = {} if placed is None else {placed: f"out.view({list(_shape(placed))})"}
+    parameters: list[Slot | str] = [*inputs, "out"]
+    source, call = _function_of(steps, parameters, wanted, names, places)
+    program = Program(
         call,
         source,
-        housed,
-        found if housed else None,
         steps=len(steps),
         shape=result.shape,
         dtype=result.dtype,
         placing=placed is not None and result.stride == contiguous(result.shape),
         constant=result not in made,
     )
+    found = rooms(steps, wanted, _housed) if housed else Rooms({}, 0)
+    if found.places and all(slot.tensor is None or slot.tensor.device.type == "cpu" for slot in inputs):
+        firm = {steps[number]: slot for number in found.places if (slot := steps[number].outputs[0]) is not None}
+        program.rooms = found
+        program.seen, program.housed = _housed_function(steps, parameters, wanted, names, places, firm)
+    return program
+
+
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+def _housed_function(
+    steps: Sequence[Step],
+    parameters: Sequence[Slot | str],
+    wanted: Sequence[Slot],
+    names: _Names,
+    places: dict[Step, str],
+    firm: dict[Step, Slot],
+) -> tuple[Function, Function]:
+    """Two functions: the rooms → the views of them; and the program on these, without the steps that made them."""
+    known, still, moving = set(firm.values()), [], []
+    for step in steps:
+        if name_of(step) in _STRIDED and not step.written and known.issuperset(taken(step)):
+            known |= made_by([step])
+            still.append(step)
+        else:
+            moving.append(step)
+    used = {slot for step in moving for slot in taken(step)} | {*firm.values(), *wanted}
+    needed = [
+        slot for slot in dict.fromkeys([*firm.values(), *(out for s in still for out in s.outputs)]) if slot in used
+    ]
+    _, seen = _function_of(still, list(firm.values()), needed, names, {})
+    places = {step: names.name(slot) for step, slot in firm.items()} | places
+    _, housed = _function_of(moving, [*parameters, *needed], wanted, names, places)
+    return seen, housed
 
 
 def _shape(step: Step) -> tuple[int, ...]:
@@ -164,22 +218,20 @@ def _housed(step: Step) -> bool:
 
 def _function_of(
     steps: Sequence[Step],
-    inputs: Sequence[Slot],
+    parameters: Sequence[Slot | str],
     wanted: Sequence[Slot],
     names: _Names,
-    places: dict[int, str],
-    more: Sequence[str] = (),
-) -> tuple[str, Callable[..., tuple[Tensor, ...]]]:
+    places: dict[Step, str],
+) -> tuple[str, Function]:
     """Source and function, the results of some steps at given places."""
-    last = _last_uses(steps, [*wanted, *inputs])
-    lines = [
-        line for number, step in enumerate(steps) for line in _lines(step, number, names, last, places.get(number))
-    ]
+    last = _last_uses(steps, wanted)
+    lines = [line for number, step in enumerate(steps) for line in _lines(step, number, names, last, places.get(step))]
     results = "".join(f"{names.name(slot)}, " for slot in wanted)
     body = "\n    ".join([*lines, f"return ({results})"])
-    source = f"def program({', '.join([*(names.name(s) for s in inputs), 'out', *more])}):\n    {body}"
+    taking = ", ".join(p if isinstance(p, str) else names.name(p) for p in parameters)
+    source = f"def program({taking}):\n    {body}"
     exec(compile(source, "<program>", "exec"), names.space)
-    function: Callable[..., tuple[Tensor, ...]] = names.space["program"]
+    function: Function = names.space["program"]
     return source, function
 
 
@@ -208,16 +260,22 @@ def _function(step: Step, space: dict[str, Any]) -> str:
     name = name_of(step)
     key = f"{name}_{step.op._overloadname}"
     if key not in space:
-        function = getattr(torch, name, None) if name in _QUICK else None
-        function = torch.Tensor.view if name == "view" and step.op._overloadname == "default" else function
-        space[key] = function or step.op
+        found: Any = None
+        if name in _QUICK:
+            found = getattr(torch, name)
+        elif name in _QUICK_METHODS and (name != "view" or step.op._overloadname == "default"):
+            found = getattr(torch.Tensor, name)
+        space[key] = found or step.op
     return key
 
 
-# torch's own functions of these take the same arguments and are called with less ado.
+# torch's own functions and methods of these take the same arguments and are called with less ado.
 _QUICK = frozenset([
     "mm", "bmm", "addmm", "baddbmm", "mul", "add", "sub", "div", "neg", "tanh", "sigmoid", "relu", "exp", "sin",
     "cos", "sqrt", "rsqrt", "cat", "stack", "permute", "t", "transpose", "select", "sum", "mean", "unsqueeze",
     "convolution", "addcmul", "addcdiv", "gather", "index_select", "clone", "ge", "gt", "le", "lt", "eq", "zeros",
-    "ones",
+    "ones", "as_strided", "unbind", "split_with_sizes", "constant_pad_nd", "where", "native_layer_norm",
+])  # fmt: skip
+_QUICK_METHODS = frozenset([
+    "view", "expand", "unfold", "mul_", "add_", "sub_", "div_", "copy_", "addcmul_", "zero_", "fill_", "new_zeros",
 ])  # fmt: skip

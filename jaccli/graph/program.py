@@ -38,24 +38,35 @@ def trace(graph: Graph, plan: Engine) -> tuple[Program, Tensor]:
     wanted = [result, *(slot for slot, _ in guards)]
     inputs = [tracer.slot_of(v.tensor) for v in graph.inputs]
     live, wanted = _plainer(_live(tracer.steps, wanted), wanted)
-    program = _quicker(live, inputs, wanted, matrix) or emitted(live, inputs, wanted)
+    program = _checked(live, inputs, wanted, matrix)
     program.guards = [read for _, read in guards]
     return program, matrix
 
 
-def _quicker(steps: list[Step], inputs: list[Slot], wanted: list[Slot], matrix: Tensor) -> Program | None:
-    """The program in fewer and quicker steps; None where that is not the same: views of other strides may not exist."""
+def _checked(steps: list[Step], inputs: list[Slot], wanted: list[Slot], matrix: Tensor) -> Program:
+    """The program in fewer and quicker steps, or as they were where that does not give J.
+
+    Views of other strides may not exist; and what runs is never another program than what was seen to give J.
+    """
     fewer = _live(batched(upright(steps), wanted), wanted)
-    program = emitted(fewer, inputs, wanted)
+    for tried in (fewer, steps):
+        program = emitted(tried, inputs, wanted)
+        if _gives(program, [slot.tensor for slot in inputs if slot.tensor is not None], matrix):
+            return program
+    return emitted(steps, inputs, wanted, housed=False)
+
+
+def _gives(program: Program, tensors: list[Tensor], matrix: Tensor) -> bool:
+    """Whether it gives this J."""
     out = torch.empty(math.prod(program.shape), dtype=program.dtype, device=matrix.device) if program.placing else None
     try:
         with torch.no_grad():
-            got, *_ = program.call(*(slot.tensor for slot in inputs), out)
+            got, *_ = program.run(tensors, out, program.furnished(matrix.device))
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        return None
-    return program if alike(got, matrix) else None
+        return False
+    return alike(got, matrix)
 
 
 def _forward(graph: Graph, tracer: Tracer) -> list[Step]:

@@ -178,9 +178,12 @@ class Recorder(TorchDispatchMode):
     def emit(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> list[Value]:
         """Run an operator on values and record it."""
         tensors, named = swap(args, lambda v: v.tensor), swap(kwargs or {}, lambda v: v.tensor)
-        return self._record(op, args, kwargs or {}, op(*tensors, **named))
+        return self._record(op, args, kwargs or {}, op(*tensors, **named), (tensors, named))
 
-    def _record(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[Value]:
+    def _record(
+        self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, given: tuple[Any, ...]
+    ) -> list[Value]:
+        """``result`` came of the operator with ``given``: of a value that was written since, ``args`` hold a copy."""
         node = Node(op, args, kwargs)
         inputs = node.inputs()
         varies, active = any(v.varies for v in inputs), any(v.active for v in inputs)
@@ -197,7 +200,7 @@ class Recorder(TorchDispatchMode):
                 value = Value(tensor, "node", node, position, varies, active and floating)
                 node.outputs.append(value)
                 self.lying.setdefault(storage_of(tensor), []).append(value)
-        node.view = shares((v.tensor for v in inputs), (v.tensor for v in node.outputs))
+        node.view = shares(tensors_in(given), (v.tensor for v in node.outputs))
         self.nodes.append(node)
         return node.outputs
 
@@ -220,8 +223,8 @@ class Recorder(TorchDispatchMode):
         if kind == "random":
             raise CaptureGap(f"{op.overloadpacket} draws random numbers")
         if kind == "view" and isinstance(values[0], Value):
-            return self._view(op, args, values, named, result)
-        outputs = iter(self._record(op, values, named, result))
+            return self._view(op, args, kwargs, values, named, result)
+        outputs = iter(self._record(op, values, named, result, (args, kwargs)))
         for tensor in result if isinstance(result, list | tuple) else (result,):
             if isinstance(tensor, Tensor):
                 value = next(outputs)
@@ -229,9 +232,9 @@ class Recorder(TorchDispatchMode):
                     self._enter(tensor, value)
         return result
 
-    def _view(self, op: Any, args: Any, values: Any, named: Any, result: Any) -> Any:
+    def _view(self, op: Any, args: Any, kwargs: Any, values: Any, named: Any, result: Any) -> Any:
         parent = self.entries[id(args[0])]
-        outputs = self._record(op, values, named, result)
+        outputs = self._record(op, values, named, result, (args, kwargs))
         for value in outputs:
             view = (op, values[1:], named, value.out)
             if value.tensor is not args[0]:

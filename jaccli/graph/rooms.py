@@ -1,7 +1,8 @@
-"""Places for large intermediate results in one piece of memory that a plan keeps.
+"""Places for intermediate results in one piece of memory that a plan keeps.
 
-New memory of this size is mapped by the system for each result, and every page of it costs a fault: that is
-a quarter of the time of a network whose products are a few MiB. What does not live at the same time shares
+Large new memory is mapped by the system for each result, and every page of it costs a fault: that is a
+quarter of the time of a network whose products are a few MiB. And views of what stays where it is are made
+once: in a recurrence they are two calls of three. What does not live at the same time shares
 a place, largest first (Y. Pisarchyk and J. Lee, *Efficient Memory Management for Deep Neural Net
 Inference*, 2020: greedy by size).
 """
@@ -18,8 +19,6 @@ from torch import Tensor
 
 from jaccli.graph.tracer import Memory, Slot, Step, is_view, taken
 
-# Smaller results come from memory that the C library keeps anyway, in bytes.
-SMALLEST = 2**18
 _ALIGNED = 64
 
 
@@ -70,7 +69,7 @@ def rooms(steps: Sequence[Step], kept: Sequence[Slot], fits: Callable[[Step], bo
         if memory in results or step.many or len(step.outputs) != 1 or out is None or not fits(step):
             continue
         size = math.prod(out.shape) * out.dtype.itemsize
-        if size >= SMALLEST and _dense(out):
+        if size and _dense(out):
             wanted.append((size, birth, deaths[memory]))
     taken: list[tuple[int, int, int, int]] = []  # start, stop, birth, death
     places: dict[int, Room] = {}
