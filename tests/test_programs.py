@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 import jaccli
 from jaccli import defaults, replay, tuning
-from jaccli.graph import batching, emit, mixing, program, rooms
+from jaccli.graph import batching, emit, mixing, onednn, program, rooms
 from jaccli.graph import engine as engines
 from jaccli.graph.engine import jacobian
 from jaccli.graph.pool import Pool
@@ -53,6 +54,29 @@ def test_plans_done_quickly_are_right(
             truth = jaccli.jacobian(model, x, *pair, method="loop", args=args)
             off[s.name] = max(off.get(s.name, 0.0), error(plan(x, args=args), truth))
     assert {name: e for name, e in off.items() if not e < 1e-10} == {}
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_products_by_onednn_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every product in float32 goes through it, with the activation that follows."""
+    monkeypatch.setattr(onednn, "SMALLEST", 0)
+    monkeypatch.setattr(onednn, "SMALLEST_TANH", 0)
+    clock = itertools.count(9.0, -1e-3)  # what is tried later is taken
+    monkeypatch.setattr(replay, "_fastest", lambda recorded, *_: replace(recorded, seconds=next(clock)))
+    activations, off = set[str](), dict[str, float]()
+    for s in SEGMENTS:
+        if s.args():
+            continue
+        model, x = s.model().float(), s.x(1).float()
+        plan = jaccli.plan(model, x, s.source, s.target, method="structured")
+        assert plan.replay is not None, s.name
+        (recorded,) = plan.replay.programs.values()
+        assert recorded is not None, s.name
+        activations |= set(re.findall(r"_linear_pointwise_default\(.*'(\w+)', \[\]", recorded.program.source))
+        x = s.x(2).float()
+        off[s.name] = error(plan(x), jaccli.jacobian(model, x, s.source, s.target, method="loop"))
+    assert {name: e for name, e in off.items() if not e < 1e-4} == {}
+    assert activations == {"none", "tanh", "sigmoid", "relu"}
 
 
 @pytest.mark.parametrize("s", [s for s in SEGMENTS if s.target == "output" and not s.args()], ids=lambda s: s.name)

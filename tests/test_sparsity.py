@@ -306,7 +306,7 @@ def test_coloured_passes_give_j(name: str, by: Any, monkeypatch: pytest.MonkeyPa
             assert colours.fits(known)
             assert colours.by == by
             plan = Coloured(Stretch(nodes, graph.source, graph.target, maps_of), known, colours, chunk)
-            recorded, here = program.trace(graph, plan)  # type: ignore[arg-type]
+            (recorded, *_), here = program.trace(graph, plan)  # type: ignore[arg-type]
             assert (here - jaccli.jacobian(model, x, method="reverse")).abs().max() < 1e-12
             further = len(inspect.signature(recorded.call).parameters) - len(graph.inputs)
             with torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,11 +14,14 @@ from jaccli.graph.bundle import Bundle, cleaned, merged, unlink
 from jaccli.graph.form import Atom, Form, Free, Label, Link
 from jaccli.graph.meter import meter
 from jaccli.graph.primitive import Late, Shape
+from jaccli.graph.toeplitz import NARROW, Windows, as_matrix, by_taps
 from jaccli.graph.windows import as_window, split_window
 
 # A window's convolution as one matrix product does more work, at a higher rate than a convolution of small
 # images: worth it up to this many times the work, over the channels (a convolution of many is quick).
 _TOEPLITZ = 48.0
+# Tap by tap in the first direction is quicker from so many times the kernel's size in the result's windows.
+_TAPS = 1.5
 # Up to so many channels of the result a strided transposed convolution goes by phases.
 _FEW = 4
 # A window that covers more of the activation than this is stored in full.
@@ -138,48 +142,55 @@ class Conv:
         inner = (self._ends[0][1], *(x.width for x in old))
         outer = (channels, *(x.width for x in links))
         pads = [] if self.adjoint else self._pads(old, links)
-        more_work = math.prod(outer[1:]) / math.prod(self.kernel)
-        as_matrix = self.groups == 1 and more_work * math.sqrt(inner[0] * outer[0]) <= _TOEPLITZ
-        if as_matrix:
+        way = self._way(inner, outer)
+        if way == "taps":
+            meter.move(2 * lead * math.prod(outer))
+            for _ in range(self.kernel[0]):
+                meter.gemm(1, inner[1] * lead, math.prod(outer) // outer[1], math.prod(inner) // inner[1])
+        elif way == "matrix":
             meter.gemm(1, lead, math.prod(outer), math.prod(inner))
         else:
             self._count(lead, inner, outer)
         if bundle.data is None:
             return Bundle(new, None)
-        if as_matrix:
-            return bundle.made(new, self._as_matrix(bundle, new, lead, inner, outer, pads))
-        out = self._windows(bundle.data.reshape(lead, *inner), pads)
+        if way == "taps":
+            return by_taps(bundle, new, lead, inner, outer, self._taps(pads))
+        weight = self.weight.tensor
+        if way == "matrix":
+            return as_matrix(bundle, new, lead, inner, outer, lambda data: self._windows(data, pads, weight))
+        out = self._windows(bundle.data.reshape(lead, *inner), pads, weight)
         return bundle.made(new, out.reshape(new.sizes))
 
-    def _as_matrix(
-        self, bundle: Bundle, new: Form, lead: int, inner: Shape, outer: Shape, pads: Sequence[tuple[int, int]]
-    ) -> Tensor:
-        """All windows times one matrix; channels lie last in memory, so that what follows reads whole runs."""
-        assert bundle.data is not None
-        data = bundle.data
-        basis = torch.eye(math.prod(inner), dtype=data.dtype, device=data.device)
-        basis = basis.reshape(-1, *inner[1:], inner[0]).movedim(-1, 1)
-        toeplitz = self._windows(basis.contiguous(), pads).movedim(1, -1).reshape(math.prod(inner), -1)
-        channel = _axis(bundle.form, (1, 0))
-        data = data if channel is None else data.movedim(channel, -1)
-        out = data.reshape(lead, -1) @ toeplitz
-        channel = _axis(new, (1, 0))
-        if channel is None:
-            return out.reshape(new.sizes)
-        sizes = [n for axis, n in enumerate(new.sizes) if axis != channel]
-        return out.reshape([*sizes, outer[0]]).movedim(-1, channel)
+    def _way(self, inner: Shape, outer: Shape) -> Literal["taps", "matrix", "convolution"]:
+        """How windows are convolved; ``inner`` and ``outer``: channels and widths before and after."""
+        if self.groups != 1:
+            return "convolution"
+        channels = math.sqrt(inner[0] * outer[0])
+        rest = math.prod(outer[2:]) / math.prod(self.kernel[1:]) * channels
+        wide = math.prod(outer) // outer[1] >= NARROW and outer[1] >= _TAPS * self.kernel[0]
+        if self.stride[0] == 1 and wide and (len(inner) == 2 or rest <= _TOEPLITZ):
+            return "taps"
+        return "matrix" if outer[1] / self.kernel[0] * rest <= _TOEPLITZ else "convolution"
 
-    def _windows(self, data: Tensor, pads: Sequence[tuple[int, int]]) -> Tensor:
-        """The convolution of windows, without padding, so that windows grow."""
+    def _taps(self, pads: Sequence[tuple[int, int]]) -> list[tuple[int, Windows]]:
+        """The taps of the first direction: where they start in the result, and what they do in the others."""
+        pads = [(0, 0), *pads[1:]]
+
+        def tap(k: int) -> Windows:
+            return lambda data: self._windows(data, pads, self.weight.tensor[:, :, k : k + 1])
+
+        last, dilation = self.kernel[0] - 1, self.dilation[0]
+        return [((k if self.adjoint else last - k) * dilation, tap(k)) for k in range(self.kernel[0])]
+
+    def _windows(self, data: Tensor, pads: Sequence[tuple[int, int]], weight: Tensor) -> Tensor:
+        """The convolution of windows by a weight or some of its taps, without padding, so that windows grow."""
         nothing = [0] * len(self.kernel)
         if self.adjoint:
-            return _convolution(
-                data, self.weight.tensor, self.stride, nothing, self.dilation, True, nothing, self.groups
-            )
+            return _convolution(data, weight, self.stride, nothing, self.dilation, True, nothing, self.groups)
         around = [before for before, _ in pads]
         if any(before != after or before < 0 for before, after in pads):
             data, around = torch.constant_pad_nd(data, [n for pair in reversed(pads) for n in pair]), nothing
-        return _convolution(data, self.weight.tensor, self.stride, around, self.dilation, False, nothing, self.groups)
+        return _convolution(data, weight, self.stride, around, self.dilation, False, nothing, self.groups)
 
     def _on_all(self, bundle: Bundle) -> Bundle:
         form, (inner, outer) = bundle.form, self._ends

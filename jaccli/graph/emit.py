@@ -277,5 +277,6 @@ _QUICK = frozenset([
     "ones", "as_strided", "unbind", "split_with_sizes", "constant_pad_nd", "where", "native_layer_norm",
 ])  # fmt: skip
 _QUICK_METHODS = frozenset([
-    "view", "expand", "unfold", "mul_", "add_", "sub_", "div_", "copy_", "addcmul_", "zero_", "fill_", "new_zeros",
+    "view", "expand", "unfold", "mul_", "add_", "sub_", "div_", "copy_", "addcmul_", "addmm_", "zero_", "fill_",
+    "new_zeros",
 ])  # fmt: skip

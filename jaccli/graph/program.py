@@ -16,17 +16,18 @@ from jaccli.graph.batching import batched
 from jaccli.graph.capture import Graph
 from jaccli.graph.emit import Program, emitted
 from jaccli.graph.engine import Engine, jacobian
+from jaccli.graph.onednn import pointwise
 from jaccli.graph.recorder import Value, swap
 from jaccli.graph.rewriting import upright
 from jaccli.graph.tracer import Slot, Step, Tracer, name_of, taken
 from jaccli.operators.faults import is_out_of_memory
 
 
-def trace(graph: Graph, plan: Engine) -> tuple[Program, Tensor]:
+def trace(graph: Graph, plan: Engine) -> tuple[list[Program], Tensor]:
     """Run the engine once and record it. ``plan`` must not have run before: what it keeps would be baked in.
 
     Returns:
-        The program, and J at the point of the capture.
+        Programs that do the same with different kernels, and J at the point of the capture.
     """
     tracer = Tracer()
     steps = _forward(graph, tracer)
@@ -38,22 +39,27 @@ def trace(graph: Graph, plan: Engine) -> tuple[Program, Tensor]:
     wanted = [result, *(slot for slot, _ in guards)]
     inputs = [tracer.slot_of(v.tensor) for v in graph.inputs]
     live, wanted = _plainer(_live(tracer.steps, wanted), wanted)
-    program = _checked(live, inputs, wanted, matrix)
-    program.guards = [read for _, read in guards]
-    return program, matrix
+    programs = _checked(live, inputs, wanted, matrix)
+    for program in programs:
+        program.guards = [read for _, read in guards]
+    return programs, matrix
 
 
-def _checked(steps: list[Step], inputs: list[Slot], wanted: list[Slot], matrix: Tensor) -> Program:
-    """The program in fewer and quicker steps, or as they were where that does not give J.
+def _checked(steps: list[Step], inputs: list[Slot], wanted: list[Slot], matrix: Tensor) -> list[Program]:
+    """Programs in fewer and quicker steps, or in the steps as they were where those do not give J.
 
     Views of other strides may not exist; and what runs is never another program than what was seen to give J.
     """
+    tensors = [slot.tensor for slot in inputs if slot.tensor is not None]
     fewer = _live(batched(upright(steps), wanted), wanted)
     for tried in (fewer, steps):
         program = emitted(tried, inputs, wanted)
-        if _gives(program, [slot.tensor for slot in inputs if slot.tensor is not None], matrix):
-            return program
-    return emitted(steps, inputs, wanted, housed=False)
+        if not _gives(program, tensors, matrix):
+            continue
+        others = pointwise(tried, wanted)
+        other = emitted(others, inputs, wanted) if others is not None else None
+        return [program, other] if other is not None and _gives(other, tensors, matrix) else [program]
+    return [emitted(steps, inputs, wanted, housed=False)]
 
 
 def _gives(program: Program, tensors: list[Tensor], matrix: Tensor) -> bool:
