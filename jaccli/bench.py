@@ -48,6 +48,7 @@ class Contender:
         predicted_bytes: what the plan said of the peak.
         plan_s: seconds that planning took, once; ``compile_s``: that compiling took, where it was done.
         session: held around the calls, and not timed.
+        call: gives J; ``forget`` lets go of memory that it keeps for the next one.
     """
 
     method: MethodName
@@ -63,6 +64,7 @@ class Contender:
     compile_s: float | None = None
     session: Callable[[], AbstractContextManager[None]] = nullcontext
     call: Callable[[], Tensor] | None = None
+    forget: Callable[[], None] = lambda: None
 
     @property
     def median_s(self) -> float:
@@ -159,7 +161,7 @@ def _enter(network: Network, inputs: Inputs, pair: Pair, choice: Choice, probe: 
         return contender
     contender.takes, contender.predicted_bytes = decision.method or "zero", decision.peak_bytes
     if replay is not None:
-        contender.call = partial(replay, inputs)
+        contender.call, contender.forget = partial(replay, inputs), replay.forget
     elif decision.method is None or choice.method == "auto" or decision.bracket is not None:
         contender.call = _streamed(network, inputs, pair, choice, decision)
     else:
@@ -226,10 +228,11 @@ def _rounds(warm: Sequence[float], max_time: float) -> int:
 
 
 def _peak_bytes(contender: Contender) -> int:
-    """The most bytes that one more call holds at once, by the allocator's own account."""
+    """The most bytes that one more call holds at once, by the allocator's own account; what it keeps is in it."""
     from torch.profiler import ProfilerActivity, profile
 
     assert contender.call is not None
+    contender.forget()
     with contender.session():
         if torch.accelerator.is_available():
             backend: Any = torch.get_device_module()

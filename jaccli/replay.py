@@ -123,6 +123,13 @@ class Replay:
         rooms = [r.program.rooms for r in self.programs.values() if r is not None]
         return sum(found.nbytes for found in rooms if found is not None)
 
+    def forget(self) -> None:
+        """Let go of the memory that is kept between calls; the next call takes it anew."""
+        self.pool = Pool()
+        for recorded in self.programs.values():
+            if recorded is not None:
+                recorded.furnished.clear()
+
     def _anew(self, inputs: Inputs) -> Tensor:
         pieces = stream(self.network, inputs, [self.pair], self.choice, keep=True, decisions=[self.decision])
         return collect(pieces, inputs.batch)
