@@ -64,13 +64,14 @@ class Program:
 # Operators whose result is their first argument in other strides, whatever the values.
 _STRIDED = frozenset([
     "view", "_unsafe_view", "permute", "t", "transpose", "select", "slice", "narrow", "unsqueeze", "squeeze", "expand",
-    "as_strided", "split", "split_with_sizes", "unbind", "unfold", "diagonal", "detach", "alias",
+    "as_strided", "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "unbind", "unfold",
+    "diagonal", "detach", "alias",
 ])  # fmt: skip
 # Operators that can put their result where they are told.
 _OUT = frozenset([
     "mm", "bmm", "addmm", "baddbmm", "mul", "add", "sub", "div", "addcmul", "addcdiv", "tanh", "sigmoid", "exp", "neg",
     "sin", "cos", "sqrt", "rsqrt", "gt", "ge", "lt", "le", "eq", "gather", "index_select", "cat", "stack", "clone",
-    "zeros", "new_zeros", "new_empty", "empty",
+    "_to_copy", "relu", "clamp_min", "zeros", "new_zeros", "new_empty", "empty",
 ])  # fmt: skip
 
 
@@ -94,8 +95,10 @@ def _into(step: Step, call: str, first: str, place: str) -> str:
         return f"{place}.zero_()"
     if name in ("empty", "new_empty"):
         return place
-    if name == "clone":
+    if name in ("clone", "_to_copy"):
         return f"{place}.copy_({first})"
+    if name == "relu":
+        return f"clamp_min({first}, 0, out={place})"  # torch.relu takes no place
     return f"{call[:-1]}, out={place})"
 
 
@@ -105,7 +108,7 @@ class _Names:
     def __init__(self, inputs: Sequence[Slot], made: set[Slot]) -> None:
         self.names: dict[Slot, str] = {slot: f"x{i}" for i, slot in enumerate(inputs)}
         self.made = made
-        self.space: dict[str, Any] = {}
+        self.space: dict[str, Any] = {"clamp_min": torch.clamp_min}
 
     def name(self, slot: Slot) -> str:
         """``x`` for inputs, ``v`` for values, ``c`` for constants."""
@@ -274,7 +277,7 @@ _QUICK = frozenset([
     "mm", "bmm", "addmm", "baddbmm", "mul", "add", "sub", "div", "neg", "tanh", "sigmoid", "relu", "exp", "sin",
     "cos", "sqrt", "rsqrt", "cat", "stack", "permute", "t", "transpose", "select", "sum", "mean", "unsqueeze",
     "convolution", "addcmul", "addcdiv", "gather", "index_select", "clone", "ge", "gt", "le", "lt", "eq", "zeros",
-    "ones", "as_strided", "unbind", "split_with_sizes", "constant_pad_nd", "where", "native_layer_norm",
+    "ones", "as_strided", "unbind", "split_with_sizes", "constant_pad_nd", "where", "native_layer_norm", "clamp_min",
 ])  # fmt: skip
 _QUICK_METHODS = frozenset([
     "view", "expand", "unfold", "mul_", "add_", "sub_", "div_", "copy_", "addcmul_", "addmm_", "zero_", "fill_",
