@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
 from jaccli.models.network import Network, Tap
-from jaccli.models.stamp import Stamp
+from jaccli.models.stamp import PLAIN, Stamp
 from jaccli.models.state import ModuleState, attribute_tensors, same_noise, without_parameter_gradients
 
 _TENSORS = frozenset(("_parameters", "_buffers"))
@@ -101,12 +101,17 @@ class EagerNetwork(Network):
             stamp.name(module)
             stamp.name(type(module))
             for name, value in vars(module).items():
-                if name in _TENSORS:
+                kind = type(value)  # most of what a module keeps comes first here
+                if kind in _HOOKS and not value:
+                    continue
+                if kind in PLAIN:
+                    stamp.key.append(value)
+                elif name in _TENSORS:
                     for tensor in value.values():
                         stamp.value(tensor)
                 elif name == "_modules":
                     waiting.extend(m for m in value.values() if m is not None)
-                elif name not in _ASIDE and (type(value) not in _HOOKS or value):
+                elif name not in _ASIDE:
                     waiting += stamp.value(value)
             if isinstance(module, torch.jit.ScriptModule):
                 _stamp_script(stamp, module)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
+PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
 _PEEK = 64
 _DEEPEST = 8
 
@@ -66,7 +66,7 @@ class Stamp:
             self.tensor(value)
             return []
         kind = type(value)
-        if kind in _PLAIN:
+        if kind in PLAIN:
             self.key.append(value)
             return []
         if isinstance(value, torch.nn.Module):
