@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import jaccli
 from jaccli import defaults, replay, tuning
-from jaccli.graph import batching, emit, mixing, onednn, program, rooms
+from jaccli.graph import batching, convolution, emit, mixing, onednn, program, rooms
 from jaccli.graph import engine as engines
 from jaccli.graph.engine import jacobian
 from jaccli.graph.pool import Pool
@@ -35,6 +35,7 @@ EVERYTHING: dict[str, dict[tuple[ModuleType, str], Any]] = {
         (batching, "FEWEST_ELEMENTWISE"): 2,
     },
     "no result in a room": {(emit, "_OUT"): frozenset()},
+    "windows tap by tap": {(convolution, "NARROW"): 0, (convolution, "_TAPS"): 0},
     "products put off": {(mixing, "_OUTER"): 0},
 }
 

@@ -201,7 +201,9 @@ class Conv:
         if bundle.data is None:
             return Bundle(new, None)
         data = _stacked(bundle.data, form, lead, inner)
-        if self.adjoint and self._few_channels():
+        if self.groups == 1 and set(self.kernel) == {1} and not any(self.padding):
+            out = _of_single_pixels(self, data, outer[2:])
+        elif self.adjoint and self._few_channels():
             out = _by_phases(self, data)
         elif self.adjoint:
             rest = [
@@ -245,6 +247,18 @@ class Conv:
         flops = 2.0 * lead * places * math.prod(self.kernel) * self.x[1] * self.y[1] / self.groups
         channels = (inner[0] // self.groups, outer[0] // self.groups)
         meter.convolve(flops, lead * (math.prod(inner) + math.prod(outer)), channels, self.adjoint)
+
+
+def _of_single_pixels(conv: Conv, data: Tensor, space: Shape) -> Tensor:
+    """A convolution of one tap: a matrix product for the pixels that it strides over, zeros for the others."""
+    picked = (slice(None), *(slice(None, None, s) for s in conv.stride))
+    weight = conv.weight.tensor.flatten(1)
+    data = data.movedim(1, -1)
+    if not conv.adjoint:
+        return (data[picked] @ weight.t()).movedim(-1, 1)
+    out = data.new_zeros(data.shape[0], *space, weight.shape[1])
+    out[picked] = data @ weight
+    return out.movedim(-1, 1)
 
 
 def _by_phases(conv: Conv, data: Tensor) -> Tensor:
