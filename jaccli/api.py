@@ -87,8 +87,8 @@ def plan(
     """Decide how the Jacobian of such samples is obtained; arguments and errors as for ``jacobian``.
 
     With ``compile`` what the engine does goes through ``torch.compile`` (some seconds, which ``str(plan)``
-    reports apart); where that fails, it runs as it is, and a note says so. The plan holds nothing that depends
-    on the values of ``x``, only on shapes, dtype and device.
+    reports apart); where that fails, it runs as it is, and a note says so. What the plan does hangs on shapes,
+    dtype and device, not on the values of ``x``; memory that it keeps between calls is written anew at each.
     """
     choice = _choice(method, max_memory, chunk)
     check_compile(compile, method, "compile")

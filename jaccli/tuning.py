@@ -37,8 +37,9 @@ def tuned(
     if inputs.batch > decision.block:
         return decision, None
     with computing(network), exact_attention(choice.exact_attention):
-        if look(prepared) is not None:
-            return decision, None
+        gap = look(prepared)
+    if gap is not None:
+        return replace(decision, others={**decision.others, "structured": gap}), None
     candidate = with_structure(prepared, replace(decision, method="structured"))
     replay = Replay(network, pair, choice, candidate, compile=compile)
     recorded = replay.prepare(inputs, prepared)

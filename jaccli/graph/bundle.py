@@ -58,12 +58,26 @@ class Bundle:
 
     def regarded(self, form: Form) -> Bundle:
         """The same elements in the same order, in another form."""
-        return self.made(form, None if self.data is None else self.data.reshape(form.sizes), self.fresh)
+        return self.made(form, None if self.data is None else _reshaped(self.data, form.sizes), self.fresh)
 
     def filled(self, form: Form, data: Tensor) -> Bundle:
         """With new data, repeated along the axes on which it does not vary."""
         whole = tuple(data.shape) == form.sizes
         return self.made(form, data if whole else data.expand(form.sizes), whole)
+
+
+def _reshaped(data: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """In other sizes. Where that takes a copy, the axis that is innermost in memory stays it: channels, mostly."""
+    try:
+        return data.view(sizes)
+    except RuntimeError:
+        inner = next((a for a, n in enumerate(data.shape) if n > 1 and data.stride(a) == 1), data.dim() - 1)
+    before = math.prod(data.shape[:inner])
+    places = [a for a, n in enumerate(sizes) if n == data.shape[inner] and math.prod(sizes[:a]) == before]
+    if not places or inner == data.dim() - 1:
+        return data.reshape(sizes)
+    rest = [n for a, n in enumerate(sizes) if a != places[0]]
+    return data.movedim(inner, -1).reshape(*rest, data.shape[inner]).movedim(-1, places[0])
 
 
 def solid(bundle: Bundle) -> Bundle:

@@ -56,7 +56,7 @@ def compiled(program: Program, tensors: Sequence[Tensor], alike: Callable[[Tenso
                 raise
             raise CompileGap(_first_line(error)) from None
         seconds = time.perf_counter() - start
-        want = program.call(*tensors, _room(program, tensors[0]))
+        want = program.run(tensors, _room(program, tensors[0]), program.furnished(tensors[0].device))
     if not alike(got[0], want[0]) or any(a.item() != b.item() for a, b in zip(got[1:], want[1:], strict=True)):
         raise CompileGap("the compiled program gives another J")
     return Compiled(call, seconds)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from jaccli.graph.bundle import Bundle, cleaned, merged, unlink
-from jaccli.graph.form import Atom, Form, Free, Label, Link
+from jaccli.graph.form import Atom, Form, Free, Link
 from jaccli.graph.meter import meter
 from jaccli.graph.primitive import Late, Shape
-from jaccli.graph.toeplitz import NARROW, Windows, as_matrix, by_taps
+from jaccli.graph.toeplitz import CHANNEL, NARROW, Windows, as_matrix, axis_of, by_taps
 from jaccli.graph.windows import as_window, split_window
 
 # A window's convolution as one matrix product does more work, at a higher rate than a convolution of small
@@ -251,7 +251,9 @@ class Conv:
 
 def _of_single_pixels(conv: Conv, data: Tensor, space: Shape) -> Tensor:
     """A convolution of one tap: a matrix product for the pixels that it strides over, zeros for the others."""
-    picked = (slice(None), *(slice(None, None, s) for s in conv.stride))
+    # With output padding there may be pixels at the end that none strides over.
+    strides = zip(conv.stride, conv.y[2:], strict=True)
+    picked = (slice(None), *(slice(0, s * (n - 1) + 1, s) for s, n in strides))
     weight = conv.weight.tensor.flatten(1)
     data = data.movedim(1, -1)
     if not conv.adjoint:
@@ -295,10 +297,6 @@ def _taps(kernel: int, stride: int, padding: int) -> dict[tuple[int, int], int]:
     return {key: k for key, k in found.items() if 0 <= k < kernel}
 
 
-def _axis(form: Form, label: Label) -> int | None:
-    return form.layout.index(label) if label in form.layout else None
-
-
 def _convolution(
     data: Tensor,
     weight: Tensor,
@@ -318,7 +316,7 @@ def _convolution(
 
 def _stacked(data: Tensor, form: Form, lead: int, inner: Shape) -> Tensor:
     """All vectors stacked in the batch; where that takes a copy, it puts the channels last in memory."""
-    channel = _axis(form, (1, 0))
+    channel = axis_of(form, CHANNEL)
     if channel is None:
         return data.reshape(lead, *inner[1:])
     return data.movedim(channel, -1).reshape(lead, *inner[2:], inner[1]).movedim(-1, 1)

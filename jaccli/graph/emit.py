@@ -23,7 +23,7 @@ class Program:
         housed: the same with what ``furnished`` gives after ``out``.
         rooms: the places of intermediate results, where they have some.
         seen: the rooms → them and the views of them that ``housed`` works on.
-        source: the Python code of it.
+        source: the Python code of it, or of ``housed``.
         guards: what the run was steered by: the values that must be read again.
         steps: how many operators.
         shape: of J; likewise ``dtype``.
@@ -47,10 +47,12 @@ class Program:
         """New memory for intermediate results, in all the views that ``housed`` takes."""
         if self.rooms is None or self.seen is None:
             return ()
-        return self.seen(*self.rooms.furnished(device))
+        # Tensors of inference mode could not be written into outside it.
+        with torch.inference_mode(False), torch.no_grad():
+            return self.seen(*self.rooms.tensors(device))
 
     def run(self, tensors: Sequence[Tensor], out: Tensor | None, furnished: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """J and the guards' values, by the quicker of the two functions.
+        """J and the guards' values; in rooms where there are some.
 
         Args:
             tensors: the inputs.
@@ -169,14 +171,16 @@ def emitted(steps: Sequence[Step], inputs: Sequence[Slot], wanted: Sequence[Slot
         steps=len(steps),
         shape=result.shape,
         dtype=result.dtype,
-        placing=placed is not None and result.stride == contiguous(result.shape),
+        placing=placed is not None,
         constant=result not in made,
     )
     found = rooms(steps, wanted, _housed) if housed else Rooms({}, 0)
     if found.places and all(slot.tensor is None or slot.tensor.device.type == "cpu" for slot in inputs):
         firm = {steps[number]: slot for number in found.places if (slot := steps[number].outputs[0]) is not None}
         program.rooms = found
-        program.seen, program.housed = _housed_function(steps, parameters, wanted, names, places, firm)
+        program.seen, (program.source, program.housed) = _housed_function(
+            steps, parameters, wanted, names, places, firm
+        )
     return program
 
 
@@ -190,7 +194,7 @@ def _housed_function(
     names: _Names,
     places: dict[Step, str],
     firm: dict[Step, Slot],
-) -> tuple[Function, Function]:
+) -> tuple[Function, tuple[str, Function]]:
     """Two functions: the rooms → the views of them; and the program on these, without the steps that made them."""
     known, still, moving = set(firm.values()), [], []
     for step in steps:
@@ -205,8 +209,7 @@ def _housed_function(
     ]
     _, seen = _function_of(still, list(firm.values()), needed, names, {})
     places = {step: names.name(slot) for step, slot in firm.items()} | places
-    _, housed = _function_of(moving, [*parameters, *needed], wanted, names, places)
-    return seen, housed
+    return seen, _function_of(moving, [*parameters, *needed], wanted, names, places)
 
 
 def _shape(step: Step) -> tuple[int, ...]:
@@ -261,7 +264,7 @@ def _lines(step: Step, position: int, names: _Names, last: dict[Slot, int], plac
 def _function(step: Step, space: dict[str, Any]) -> str:
     """The quickest callable of an operator: torch's own function where it takes the same arguments."""
     name = name_of(step)
-    key = f"{name}_{step.op._overloadname}"
+    key = f"{name.replace('::', '_')}_{step.op._overloadname}"
     if key not in space:
         found: Any = None
         if name in _QUICK:

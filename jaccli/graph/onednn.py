@@ -20,7 +20,8 @@ aten = torch.ops.aten
 # Smaller products are over before the kernel is looked up, in multiplications; unless a tanh of so many follows.
 SMALLEST = 2**22
 SMALLEST_TANH = 2**14
-_ACTIVATIONS = frozenset(["tanh", "sigmoid", "relu"])
+# Not relu, which makes zero of NaN there.
+_ACTIVATIONS = frozenset(["tanh", "sigmoid"])
 
 
 def pointwise(steps: Sequence[Step], kept: Sequence[Slot]) -> list[Step] | None:
@@ -30,7 +31,7 @@ def pointwise(steps: Sequence[Step], kept: Sequence[Slot]) -> list[Step] | None:
         steps: in order.
         kept: results, whose memory is given: what makes it is left alone.
     """
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return None
     op = torch.ops.mkldnn._linear_pointwise.default
     results = {slot.memory for slot in kept}
@@ -70,7 +71,7 @@ def _operands(step: Step) -> tuple[Slot, Slot, Slot | None] | None:
         return None
     x, weight = step.args[place : place + 2]
     bias = step.args[0] if place else None
-    row = bias is None or (fixed(bias) and len(bias.shape) == 1)
+    row = bias is None or (fixed(bias) and bias.shape == weight.shape[1:])
     rows_whole = x.stride == contiguous(x.shape)  # it would be copied
     on_cpu = all(slot.tensor is None or slot.tensor.device.type == "cpu" for slot in (x, weight))
     if not row or not rows_whole or not on_cpu or {x.dtype, weight.dtype} != {torch.float32}:

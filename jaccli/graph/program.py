@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,14 +40,11 @@ def trace(graph: Graph, plan: Engine) -> tuple[list[Program], Tensor]:
     wanted = [result, *(slot for slot, _ in guards)]
     inputs = [tracer.slot_of(v.tensor) for v in graph.inputs]
     live, wanted = _plainer(_live(tracer.steps, wanted), wanted)
-    programs = _checked(live, inputs, wanted, matrix)
-    for program in programs:
-        program.guards = [read for _, read in guards]
-    return programs, matrix
+    return _checked(live, inputs, wanted, [matrix, *(read for _, read in guards)]), matrix
 
 
-def _checked(steps: list[Step], inputs: list[Slot], wanted: list[Slot], matrix: Tensor) -> list[Program]:
-    """Programs in fewer and quicker steps, or in the steps as they were where those do not give J.
+def _checked(steps: list[Step], inputs: list[Slot], wanted: list[Slot], found: list[Any]) -> list[Program]:
+    """Programs in fewer and quicker steps, or in the steps as they were where those do not give ``found``.
 
     Views of other strides may not exist; and what runs is never another program than what was seen to give J.
     """
@@ -54,25 +52,28 @@ def _checked(steps: list[Step], inputs: list[Slot], wanted: list[Slot], matrix: 
     fewer = _live(batched(upright(steps), wanted), wanted)
     for tried in (fewer, steps):
         program = emitted(tried, inputs, wanted)
-        if not _gives(program, tensors, matrix):
+        if not _gives(program, tensors, found):
             continue
         others = pointwise(tried, wanted)
         other = emitted(others, inputs, wanted) if others is not None else None
-        return [program, other] if other is not None and _gives(other, tensors, matrix) else [program]
-    return [emitted(steps, inputs, wanted, housed=False)]
+        return [program, other] if other is not None and _gives(other, tensors, found) else [program]
+    program = emitted(steps, inputs, wanted, housed=False)
+    program.guards = found[1:]
+    return [program]
 
 
-def _gives(program: Program, tensors: list[Tensor], matrix: Tensor) -> bool:
-    """Whether it gives this J."""
+def _gives(program: Program, tensors: list[Tensor], found: list[Any]) -> bool:
+    """Whether it gives this J and these guards' values."""
+    matrix, *program.guards = found
     out = torch.empty(math.prod(program.shape), dtype=program.dtype, device=matrix.device) if program.placing else None
     try:
         with torch.no_grad():
-            got, *_ = program.run(tensors, out, program.furnished(matrix.device))
-    except RuntimeError as error:
+            got, *guards = program.run(tensors, out, program.furnished(matrix.device))
+    except (RuntimeError, TypeError) as error:
         if is_out_of_memory(error):
             raise
         return False
-    return alike(got, matrix)
+    return alike(got, matrix) and [guard.item() for guard in guards] == program.guards
 
 
 def _forward(graph: Graph, tracer: Tracer) -> list[Step]:
@@ -110,6 +111,8 @@ def _live(steps: Sequence[Step], wanted: Sequence[Slot]) -> list[Step]:
     return kept[::-1]
 
 
+# Of short floating-point formats: what goes wrong goes wrong by more.
+_LOOSEST = 0.05
 # These hand their input on when the result lies in memory as the input does.
 _HANDED_ON = frozenset(
     ["permute", "view", "expand", "reshape", "_unsafe_view", "alias", "detach", "clone", "_to_copy", "t", "transpose"]
@@ -143,9 +146,14 @@ def _plainer(steps: list[Step], wanted: list[Slot]) -> tuple[list[Step], list[Sl
 
 
 def alike(a: Tensor, b: Tensor) -> bool:
-    """Equal up to rounding of their dtype."""
+    """Equal up to rounding of their dtype, and finite in the same places."""
     if a.shape != b.shape:
         return False
+    finite = b.isfinite()
+    if not bool(finite.all()):
+        if not torch.equal(a.isfinite(), finite):
+            return False
+        a, b = a[finite], b[finite]
     size = float(torch.linalg.vector_norm(b.double()))
     off = float(torch.linalg.vector_norm((a - b).double()))
-    return off <= 64 * torch.finfo(a.dtype).eps * max(size, 1e-30) or not torch.isfinite(torch.tensor(size)).item()
+    return off <= min(64 * torch.finfo(a.dtype).eps, _LOOSEST) * max(size, 1e-30)

@@ -44,7 +44,7 @@ class Rooms:
     places: dict[int, Room]
     nbytes: int
 
-    def furnished(self, device: torch.device) -> list[Tensor]:
+    def tensors(self, device: torch.device) -> list[Tensor]:
         """New memory, seen as the results, in the order of the steps."""
         memory = torch.empty(self.nbytes, dtype=torch.uint8, device=device).untyped_storage()
         return [_tensor(memory, room, device) for room in self.places.values()]

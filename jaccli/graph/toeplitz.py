@@ -21,7 +21,7 @@ from jaccli.graph.primitive import Shape
 # Matrix products of fewer columns leave vector units idle.
 NARROW = 16
 Windows = Callable[[Tensor], Tensor]
-_CHANNEL: Label = (1, 0)
+CHANNEL: Label = (1, 0)
 
 
 def as_matrix(bundle: Bundle, new: Form, lead: int, inner: Shape, outer: Shape, windows: Windows) -> Bundle:
@@ -37,7 +37,7 @@ def as_matrix(bundle: Bundle, new: Form, lead: int, inner: Shape, outer: Shape, 
     assert bundle.data is not None
     data = _channels_last(bundle.data, bundle.form)
     out = data.reshape(lead, -1) @ _matrix(windows, inner, data)
-    channel = _axis(new, _CHANNEL)
+    channel = axis_of(new, CHANNEL)
     if channel is None:
         return bundle.made(new, out.reshape(new.sizes))
     sizes = [n for axis, n in enumerate(new.sizes) if axis != channel]
@@ -55,7 +55,7 @@ def by_taps(
     """
     assert bundle.data is not None
     width = inner[1]
-    data = _channels_last(bundle.data, bundle.form, first=_axis(bundle.form, (2, 0))).reshape(width * lead, -1)
+    data = _channels_last(bundle.data, bundle.form, first=axis_of(bundle.form, (2, 0))).reshape(width * lead, -1)
     columns = math.prod(outer) // outer[1]
     out = data.new_empty(outer[1] * lead, columns)
     covered = 0
@@ -69,8 +69,8 @@ def by_taps(
         covered = stop
     sizes = dict(zip(new.layout, new.sizes, strict=True))
     windowed = [(d, 0) for d in range(2, 1 + len(outer)) if (d, 0) in sizes]
-    rest = [label for label in new.layout if label not in (*windowed, _CHANNEL)]
-    labels = [(2, 0), *rest, *windowed[1:], *([_CHANNEL] if _CHANNEL in sizes else [])]
+    rest = [label for label in new.layout if label not in (*windowed, CHANNEL)]
+    labels = [(2, 0), *rest, *windowed[1:], *([CHANNEL] if CHANNEL in sizes else [])]
     return bundle.made(new, arranged(out.view([sizes[label] for label in labels]), labels, new.layout))
 
 
@@ -83,11 +83,12 @@ def _matrix(windows: Windows, inner: Shape, like: Tensor) -> Tensor:
 
 def _channels_last(data: Tensor, form: Form, first: int | None = None) -> Tensor:
     """The channels' axis last, and another one first."""
-    channel = _axis(form, _CHANNEL)
+    channel = axis_of(form, CHANNEL)
     order = [axis for axis in range(data.dim()) if axis not in (first, channel)]
     order = ([] if first is None else [first]) + order + ([] if channel is None else [channel])
     return data.permute(order)
 
 
-def _axis(form: Form, label: Label) -> int | None:
+def axis_of(form: Form, label: Label) -> int | None:
+    """Where a label lies in memory; None where it has no axis."""
     return form.layout.index(label) if label in form.layout else None

@@ -160,8 +160,8 @@ def is_view(step: Step) -> bool:
 
 
 def name_of(step: Step) -> str:
-    """Of its operator, without namespace and overload."""
-    return str(step.op._schema.name.split("::")[1])
+    """Of its operator, without overload; with its namespace where that is not torch's own."""
+    return str(step.op._schema.name.removeprefix("aten::"))
 
 
 def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
