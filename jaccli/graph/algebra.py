@@ -312,23 +312,10 @@ def matrix(bundle: Bundle, out: Tensor | None = None) -> Tensor:
         return data.view(shape)
     if out is None:
         out = data.new_empty(shape)
-    place = _split_into(out, form, len(kept))
+    place = out.view(form.sizes)
     if plain:
         place.copy_(data.expand(form.sizes))
     else:
         out.zero_()
         write(place, form, bundle)
     return out
-
-
-def _split_into(out: Tensor, form: Form, batch_axes: int) -> Tensor:
-    """``(batch, rows, columns)`` seen with an axis for each of the form's."""
-    ends = sum(label[0] == -1 for label in form.layout)
-    groups = (form.sizes[:batch_axes], form.sizes[batch_axes:ends], form.sizes[ends:])
-    sizes: list[int] = []
-    strides: list[int] = []
-    for group, step in zip(groups, out.stride(), strict=True):
-        for position, n in enumerate(group):
-            sizes.append(n)
-            strides.append(step * math.prod(group[position + 1 :]))
-    return out.as_strided(sizes, strides, out.storage_offset())
