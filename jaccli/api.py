@@ -146,7 +146,8 @@ class Plan:
 
     def __str__(self) -> str:
         name = f"{self.pair[0]!s} -> {self.pair[1]!s}"
-        return explain(name, self.shape, self.decision, self.compile_s, self.kept_bytes)
+        groups = self.replay.groups if self.replay is not None else 1
+        return explain(name, self.shape, self.decision, self.compile_s, self.kept_bytes, groups)
 
     @property
     def kept_bytes(self) -> int:

@@ -12,7 +12,8 @@ from jaccli.layers.record import Inputs
 from jaccli.models.network import Network
 from jaccli.planning import Decision
 from jaccli.prepare import Pair, Prepared
-from jaccli.replay import Recorded, Replay
+from jaccli.recorded import Recorded
+from jaccli.replay import Replay
 from jaccli.stream import Choice, Watch
 
 

@@ -41,6 +41,10 @@ SEARCH_SHARE = 0.25
 CLEARLY = 0.25
 # Runs of a recorded program that tell how many threads serve it best.
 REPLAY_TRIES = 3
+# A program that keeps more bytes than this, about a cache, is tried group by group of samples as well, in more and
+# more groups until that is so many times slower.
+GROUPED_FROM = 2**20
+GROUPED_SLOWER = 1.2
 # Programs that a plan keeps, one for each shape of its inputs.
 REPLAY_KEPT = 8
 # Elements of a planned call's J that are looked at for NaN, evenly over it: each is a cache line from memory.

@@ -8,7 +8,12 @@ from jaccli.planning import Decision, human, seconds
 
 
 def explain(
-    name: str, shape: tuple[int, int, int], decision: Decision, compile_s: float | None = None, kept: int = 0
+    name: str,
+    shape: tuple[int, int, int],
+    decision: Decision,
+    compile_s: float | None = None,
+    kept: int = 0,
+    groups: int = 1,
 ) -> str:
     """A plan that a person can read, in some 15 lines.
 
@@ -18,6 +23,7 @@ def explain(
         decision: the plan.
         compile_s: seconds that compiling took, where it was done.
         kept: bytes for intermediate results that stay between calls.
+        groups: of samples that a call of the plan takes one after another.
     """
     batch, n_out, n_in = shape
     samples = f"each of {batch} samples" if batch > 1 else "one sample"
@@ -28,6 +34,8 @@ def explain(
         f"  passes  {_passes(n_out, n_in, decision)}",
     ]
     lines += [f"  {step}" for step in decision.steps]
+    if groups > 1:
+        at_once = f"in {groups} groups of {batch // groups}"
     stays = f"; {human(kept)} kept between calls" if kept else ""
     lines.append(f"  memory  {human(decision.peak_bytes)} predicted, {at_once}{stays}")
     if decision.predicted_s is not None:

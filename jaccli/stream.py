@@ -128,7 +128,7 @@ def stream(
                 call = None
                 if instead is not None:
                     watch.restart()
-                    call = instead(prepared, decision, _part(inputs, start, size), start + size >= batch)
+                    call = instead(prepared, decision, part(inputs, start, size), start + size >= batch)
                     watch.lap("plan_s")
                 yield _piece(prepared, decision, start, tick, watch, call)
             start += size
@@ -169,7 +169,7 @@ def _ready(
     """A block prepared; all samples at once where they mix, or where the model takes no other number."""
     whole = start == 0 and size == inputs.batch
     try:
-        ready = prepare(network, _part(inputs, start, size), pairs, graph=choice.needs_graph)
+        ready = prepare(network, part(inputs, start, size), pairs, graph=choice.needs_graph)
     except RefusedError:
         if whole or start:
             raise
@@ -191,16 +191,17 @@ def _separable(network: Network, inputs: Inputs, pairs: Sequence[Pair], size: in
     sources, targets = [s for s, _ in pairs], [t for _, t in pairs]
     size = min(size, inputs.batch)
     every = record(network, inputs, sources, targets, live=False).targets
-    part = record(network, _part(inputs, inputs.batch - size, size), sources, targets, live=False).targets
+    few = record(network, part(inputs, inputs.batch - size, size), sources, targets, live=False).targets
     return all(
-        part[t].activation.shape[1:] == every[t].activation.shape[1:]
-        and close(part[t].activation, every[t].activation[-size:])
+        few[t].activation.shape[1:] == every[t].activation.shape[1:]
+        and close(few[t].activation, every[t].activation[-size:])
         for t in set(targets)
         if t in every
     )
 
 
-def _part(inputs: Inputs, start: int, size: int) -> Inputs:
+def part(inputs: Inputs, start: int, size: int) -> Inputs:
+    """Some of the samples, as views."""
     if size >= inputs.batch:
         return inputs
 

@@ -39,6 +39,7 @@ LAYERS = [
     ["execution"],
     ["stream"],
     ["sinks", "statistics"],
+    ["recorded"],
     ["replay"],
     ["tuning", "compiling"],
     ["reference", "api"],

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli import defaults, replay, tuning
+from jaccli import defaults, tuning
 from jaccli.graph import batching, convolution, emit, mixing, onednn, program, rooms
 from jaccli.graph import engine as engines
 from jaccli.graph.engine import jacobian
 from jaccli.graph.pool import Pool
 from jaccli.graph.rooms import Rooms
 from jaccli.graph.tracer import Memory, Slot, Step, name_of
+from jaccli.recorded import Recorded, groupings
 from tests.oracle import error
 from tests.structured_networks import BY_NAME, SEGMENTS, Segment
 from tests.test_structured import replayed
@@ -35,9 +36,17 @@ EVERYTHING: dict[str, dict[tuple[ModuleType, str], Any]] = {
         (batching, "FEWEST_ELEMENTWISE"): 2,
     },
     "no result in a room": {(emit, "_OUT"): frozenset()},
+    "in J's memory": {(rooms, "LENT_FROM"): 0},
     "windows tap by tap": {(convolution, "NARROW"): 0, (convolution, "_TAPS"): 0},
     "products put off": {(mixing, "_OUTER"): 0},
 }
+
+
+def later_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all programs the one tried last is taken."""
+    clock = (2.0**-turn for turn in itertools.count())
+    monkeypatch.setattr(Recorded, "raced", lambda recorded, *_: replace(recorded, seconds=next(clock)))
+    monkeypatch.setattr(Recorded, "measured", lambda recorded, *_: recorded.seconds)
 
 
 @pytest.mark.parametrize("settings", EVERYTHING.values(), ids=list(EVERYTHING))
@@ -57,13 +66,70 @@ def test_plans_done_quickly_are_right(
     assert {name: e for name, e in off.items() if not e < 1e-10} == {}
 
 
+def test_plans_done_group_by_group_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    later_is_faster(monkeypatch)
+    monkeypatch.setattr(defaults, "GROUPED_FROM", -1)
+    off: dict[str, float] = {}
+    for s in SEGMENTS:
+        model, pair, args = s.model(), (s.source, s.target), s.args()
+        plan = jaccli.plan(model, s.x(1), *pair, method="structured", args=args)
+        assert plan.replay is not None, s.name
+        (recorded,) = plan.replay.programs.values()
+        assert recorded is not None, s.name
+        assert recorded.groups == s.x(1).shape[plan.dim], s.name
+        for x in (s.x(2) * 1.5, s.x(1)):
+            truth = jaccli.jacobian(model, x, *pair, method="loop", args=args)
+            off[s.name] = max(off.get(s.name, 0.0), error(plan(x, args=args), truth))
+    assert {name: e for name, e in off.items() if not e < 1e-10} == {}
+
+
+class Steered(nn.Module):
+    """Goes another way where a sample is large."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sin() if x.amax() < 10 else x.cos()
+
+
+def test_every_group_goes_the_way_of_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    later_is_faster(monkeypatch)
+    monkeypatch.setattr(defaults, "GROUPED_FROM", -1)
+    x = torch.rand(4, 3, dtype=torch.float64)
+    plan = jaccli.plan(Steered(), x, method="structured")
+    assert plan.replay is not None
+    assert plan.replay.groups == 4
+    assert "in 4 groups of 1;" in str(plan)
+    assert error(plan(x), torch.diag_embed(x.cos())) < 1e-15
+    x[3, 0] = 20.0
+    with pytest.raises(jaccli.UsageError, match="taken branch False"):
+        plan(x)
+
+
+def test_groups_are_equal_and_ever_more() -> None:
+    assert [groupings(n) for n in (1, 7, 10, 16, 12)] == [
+        [1], [1, 7], [1, 2, 5, 10], [1, 2, 4, 8, 16], [1, 2, 4, 12],
+    ]  # fmt: skip
+
+
+def test_a_plan_takes_samples_in_any_strides() -> None:
+    """What is recorded are views, which may not exist of the same numbers in other strides."""
+    off: dict[str, float] = {}
+    for s in SEGMENTS:
+        model, pair, args, x = s.model(), (s.source, s.target), s.args(), s.x(2)
+        turned = torch.empty(x.shape[::-1], dtype=x.dtype).permute(*range(x.dim())[::-1]).copy_(x)
+        among = torch.cat([x + 1, x, x - 1])[len(x) : 2 * len(x)]
+        truth = jaccli.jacobian(model, x, *pair, method="loop", args=args)
+        for first in (s.x(1), turned):
+            plan = jaccli.plan(model, first, *pair, method="structured", args=args)
+            off[s.name] = max(error(plan(given, args=args), truth) for given in (x, turned, among))
+    assert {name: e for name, e in off.items() if not e < 1e-10} == {}
+
+
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 def test_products_by_onednn_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every product in float32 goes through it, with the activation that follows."""
     monkeypatch.setattr(onednn, "SMALLEST", 0)
     monkeypatch.setattr(onednn, "SMALLEST_TANH", 0)
-    clock = (2.0**-turn for turn in itertools.count())  # what is tried later is taken
-    monkeypatch.setattr(replay, "_fastest", lambda recorded, *_: replace(recorded, seconds=next(clock)))
+    later_is_faster(monkeypatch)
     activations, off = set[str](), dict[str, float]()
     for s in SEGMENTS:
         if s.args():
@@ -99,7 +165,7 @@ def test_slices_are_moved(name: str) -> None:
 def test_a_plan_says_what_the_clock_chose(name: str, last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever of the bracketings is the fastest, it is the one that is told and run."""
     clock = itertools.count(9.0, -1e-3) if last else itertools.count(1.0)
-    monkeypatch.setattr(replay, "_fastest", lambda recorded, *_: replace(recorded, seconds=next(clock)))
+    monkeypatch.setattr(Recorded, "raced", lambda recorded, *_: replace(recorded, seconds=next(clock)))
     monkeypatch.setattr(engines, "NEAR", math.inf)
     s = BY_NAME[name]
     plan = jaccli.plan(s.model(), s.x(1), method="structured")
@@ -203,12 +269,28 @@ def test_rooms_of_what_lives_together_are_apart() -> None:
     assert found.nbytes == 3 * 64 - 32
 
 
+def test_what_lies_in_the_memory_of_j_is_gone_when_j_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "LENT_FROM", 0)
+    neg = torch.ops.aten.neg.default
+    values = [slot(8) for _ in range(5)]
+    end, whole = slot(32), slot(16)
+    steps = [Step(neg, (a,), {}, [b], False) for a, b in itertools.pairwise(values)]
+    steps.append(Step(torch.ops.aten.cat.default, ([values[3], values[4]],), {}, [end], False))
+    fits = lambda step: step.op is neg  # noqa: E731
+    found = rooms.rooms(steps, [end], fits, lending=True)
+    assert {n: room.start for n, room in found.lent.items()} == {0: 64, 1: 0}
+    assert found.places.keys() == {2, 3}
+    assert rooms.rooms(steps, [end], fits).places.keys() == {0, 1, 2, 3}
+    steps[1:1] = [Step(torch.ops.aten.as_strided.default, (values[1], [16], [1], 0), {}, [whole], False)]
+    assert rooms.rooms(steps, [end], fits, lending=True).lent.keys() == {2}
+
+
 @pytest.mark.parametrize("name", ["residual", "LSTM", "attention heads"])
 def test_a_program_whose_rooms_overlap_is_not_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs is what was seen to give J."""
 
-    def heaped(*given: Any) -> Rooms:
-        found = rooms.rooms(*given)
+    def heaped(*given: Any, **named: Any) -> Rooms:
+        found = rooms.rooms(*given, **named)
         return Rooms({n: replace(room, start=0) for n, room in found.places.items()}, found.nbytes)
 
     monkeypatch.setattr(emit, "rooms", heaped)

@@ -174,7 +174,10 @@ def emitted(steps: Sequence[Step], inputs: Sequence[Slot], wanted: Sequence[Slot
         placing=placed is not None,
         constant=result not in made,
     )
-    found = rooms(steps, wanted, _housed) if housed else Rooms({}, 0)
+    found = rooms(steps, wanted, _housed, lending=placed is not None) if housed else Rooms({}, 0)
+    for number, room in found.lent.items():
+        start = room.start // room.dtype.itemsize
+        places[steps[number]] = f"out.as_strided({list(room.shape)}, {list(room.stride)}, {start})"
     if found.places and all(slot.tensor is None or slot.tensor.device.type == "cpu" for slot in inputs):
         firm = {steps[number]: slot for number in found.places if (slot := steps[number].outputs[0]) is not None}
         program.rooms = found

@@ -2,24 +2,26 @@
 
 Large new memory is mapped by the system for each result, and every page of it costs a fault: that is a
 quarter of the time of a network whose products are a few MiB. And views of what stays where it is are made
-once: in a recurrence they are two calls of three. What does not live at the same time shares
-a place, largest first (Y. Pisarchyk and J. Lee, *Efficient Memory Management for Deep Neural Net
-Inference*, 2020: greedy by size).
+once: in a recurrence they are two calls of three. J's own memory serves large ones until J is written.
+What does not live at the same time shares a place, largest first (Y. Pisarchyk and J. Lee, *Efficient
+Memory Management for Deep Neural Net Inference*, 2020: greedy by size).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jaccli.graph.tracer import Memory, Slot, Step, is_view, taken
+from jaccli.graph.tracer import Memory, Slot, Step, is_view, name_of, taken
 
 _ALIGNED = 64
+# Bytes from which on a result is put into J's memory, where its views have to be made in each call.
+LENT_FROM = 2**17
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,14 @@ class Room:
 
 @dataclass(frozen=True)
 class Rooms:
-    """Places by the step that makes the result, and the bytes of all of them together."""
+    """Places by the step that makes the result, and the bytes of all of them together.
+
+    ``lent``: places in the memory that J is going to be written into, which belongs to the call.
+    """
 
     places: dict[int, Room]
     nbytes: int
+    lent: dict[int, Room] = field(default_factory=dict)
 
     def tensors(self, device: torch.device) -> list[Tensor]:
         """New memory, seen as the results, in the order of the steps."""
@@ -58,33 +64,61 @@ def _tensor(memory: torch.UntypedStorage, room: Room, device: torch.device) -> T
     return tensor
 
 
-def rooms(steps: Sequence[Step], kept: Sequence[Slot], fits: Callable[[Step], bool]) -> Rooms:
-    """Places for the results of the steps that ``fits`` allows; not for those that are ``kept``."""
+def rooms(steps: Sequence[Step], kept: Sequence[Slot], fits: Callable[[Step], bool], lending: bool = False) -> Rooms:
+    """Places for the results of some steps.
+
+    Args:
+        steps: in order.
+        kept: what is returned, J first, and has no room.
+        fits: whether a step can put its result into a room.
+        lending: whether J comes to lie in memory of its own size that is there from the start.
+    """
     births, deaths, roots = _lives(steps)
-    results = {roots.get(slot.memory, slot.memory) for slot in kept}
-    wanted: list[tuple[int, int, int]] = []  # bytes, birth, death
+    results = [roots.get(slot.memory, slot.memory) for slot in kept]
+    # Their steps count from the start of a storage.
+    counting = {roots.get(s.memory, s.memory) for step in steps if "as_strided" in name_of(step) for s in taken(step)}
+    found: dict[int, Slot] = {}
+    wanted, early = [], []
     for memory, birth in births.items():
         step = steps[birth]
         out = step.outputs[0]
         if memory in results or step.many or len(step.outputs) != 1 or out is None or not fits(step):
             continue
-        size = math.prod(out.shape) * out.dtype.itemsize
-        if size and _dense(out):
-            wanted.append((size, birth, deaths[memory]))
+        if math.prod(out.shape) and _dense(out):
+            found[birth] = out
+            life = _nbytes(out), birth, deaths[memory]
+            wanted.append(life)
+            if lending and life[0] >= LENT_FROM and memory not in counting and out.dtype == kept[0].dtype:
+                early += [life] if deaths[memory] < births[results[0]] else []
+    lent = _packed(early, _nbytes(kept[0]))
+    own = _packed([life for life in wanted if life[1] not in lent])
+    most = max((start + _nbytes(found[n]) for n, start in own.items()), default=0)
+    return Rooms(_rooms(own, found), most, _rooms(lent, found))
+
+
+def _rooms(starts: dict[int, int], found: dict[int, Slot]) -> dict[int, Room]:
+    return {n: Room(start, found[n].shape, found[n].stride, found[n].dtype) for n, start in sorted(starts.items())}
+
+
+def _nbytes(slot: Slot) -> int:
+    return math.prod(slot.shape) * slot.dtype.itemsize
+
+
+def _packed(lives: Iterable[tuple[int, int, int]], limit: float = math.inf) -> dict[int, int]:
+    """Starts by birth, for as many (bytes, birth, death) as fit below the limit, largest first."""
     taken: list[tuple[int, int, int, int]] = []  # start, stop, birth, death
-    places: dict[int, Room] = {}
-    for size, birth, death in sorted(wanted, reverse=True):
+    starts: dict[int, int] = {}
+    for size, birth, death in sorted(lives, reverse=True):
         start = 0
         for low, high, first, last in sorted(taken):
             if first <= death and birth <= last:
                 if start + size <= low:
                     break
                 start = max(start, -(-high // _ALIGNED) * _ALIGNED)
-        taken.append((start, start + size, birth, death))
-        out = steps[birth].outputs[0]
-        assert out is not None
-        places[birth] = Room(start, out.shape, out.stride, out.dtype)
-    return Rooms(dict(sorted(places.items())), max((stop for _, stop, _, _ in taken), default=0))
+        if start + size <= limit:
+            taken.append((start, start + size, birth, death))
+            starts[birth] = start
+    return starts
 
 
 def _lives(steps: Sequence[Step]) -> tuple[dict[Memory, int], dict[Memory, int], dict[Memory, Memory]]:
