@@ -13,6 +13,7 @@ from torch import Tensor
 from jaccli.graph.bundle import Bundle, cleaned, merged, unlink
 from jaccli.graph.form import Atom, Form, Free, Link
 from jaccli.graph.meter import meter
+from jaccli.graph.phases import Taps, by_phases, repeated, transposed
 from jaccli.graph.primitive import Late, Shape
 from jaccli.graph.toeplitz import CHANNEL, NARROW, Windows, as_matrix, axis_of, by_taps
 from jaccli.graph.windows import as_window, split_window
@@ -22,8 +23,9 @@ from jaccli.graph.windows import as_window, split_window
 _TOEPLITZ = 48.0
 # Tap by tap in the first direction is quicker from so many times the kernel's size in the result's windows.
 _TAPS = 1.5
-# Up to so many channels of the result a strided transposed convolution goes by phases.
-_FEW = 4
+# Convolutions that give fewer channels than vector units take at once go by blocks of pixels, the largest with no more.
+_BLOCKS = (4, 2)
+_LANES = 16
 # A window that covers more of the activation than this is stored in full.
 _LOCAL = 0.75
 
@@ -69,9 +71,26 @@ class Conv:
             return unlink(found, [key for key, (_, _, x) in found.form.links.items() if x.size == 1 and x.width > 1])
         keys = [x.key for atoms in bundle.form.dims[2:] for x in atoms if isinstance(x, Link)]
         bundle = unlink(bundle, keys)
+        bundle, times = self._once(bundle)
         for d in range(2, len(self.x)):
             bundle = merged(bundle, d)
-        return self._on_all(bundle)
+        return self._on_all(bundle, times)
+
+    def _once(self, bundle: Bundle) -> tuple[Bundle, Shape]:
+        """Without the repetitions that nearest upsampling made in every direction, and how many they were."""
+        plain = self.groups == 1 and not self.adjoint and set(self.stride) == set(self.dilation) == {1}
+        data, form = bundle.data, bundle.form
+        if data is None or not plain:
+            return bundle, ()
+        axes = [axis_of(form, (d, len(atoms) - 1)) for d, atoms in enumerate(form.dims) if d > 1 and len(atoms) > 1]
+        inner = [axis for axis in axes if axis is not None and data.stride(axis) == 0]
+        times = tuple(data.shape[axis] for axis in inner)
+        if len(inner) < len(self.kernel) or any(n % s for n, s in zip(self.y[2:], times, strict=True)):
+            return bundle, ()
+        for axis in sorted(inner, reverse=True):
+            data = data.select(axis, 0)
+        dims = (*form.dims[:2], *(atoms[:-1] for atoms in form.dims[2:]))
+        return bundle.made(replace(form, dims=dims), data, fresh=False), times
 
     def _local(self, form: Form) -> bool:
         """Whether every direction stays linked and its windows stay small."""
@@ -192,61 +211,79 @@ class Conv:
             data, around = torch.constant_pad_nd(data, [n for pair in reversed(pads) for n in pair]), nothing
         return _convolution(data, weight, self.stride, around, self.dilation, False, nothing, self.groups)
 
-    def _on_all(self, bundle: Bundle) -> Bundle:
+    def _on_all(self, bundle: Bundle, times: Shape = ()) -> Bundle:
+        """Vectors in full, stacked in the batch; ``times``: how often each pixel is repeated first."""
         form, (inner, outer) = bundle.form, self._ends
-        dims = (form.dims[0], *((Free(n),) if n != 1 else () for n in outer[1:]))
+        lead = form.numel // math.prod(form.shape[1:])
+        taps = self._taps_of_phases(times)
+        self._count(lead, inner[1:], outer[1:], taps)
+        grid = (
+            [(n // t.phases, t.phases) for n, t in zip(outer[2:], taps, strict=True)]
+            if taps
+            else [(n,) for n in outer[2:]]
+        )
+        dims = (form.dims[0], *(tuple(Free(n) for n in sizes if n != 1) for sizes in [(outer[1],), *grid]))
         new = replace(form, dims=dims)
-        lead = form.numel // math.prod(inner[1:])
-        self._count(lead, inner[1:], outer[1:])
         if bundle.data is None:
             return Bundle(new, None)
-        data = _stacked(bundle.data, form, lead, inner)
-        if self.groups == 1 and set(self.kernel) == {1} and not any(self.padding):
+        data = _stacked(bundle.data, form, lead, form.shape)
+        if taps:
+            out = self._by_phases(data, taps)
+        elif self.groups == 1 and set(self.kernel) == {1} and not any(self.padding):
             out = _of_single_pixels(self, data, outer[2:])
-        elif self.adjoint and self._few_channels():
-            out = _by_phases(self, data)
-        elif self.adjoint:
+        else:
             rest = [
-                n - ((m - 1) * s - 2 * p + d * (k - 1) + 1)
+                n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) if self.adjoint else 0
                 for n, m, s, p, d, k in zip(
                     outer[2:], inner[2:], self.stride, self.padding, self.dilation, self.kernel, strict=True
                 )
             ]
             out = _convolution(
-                data, self.weight.tensor, self.stride, self.padding, self.dilation, True, rest, self.groups
-            )
-        else:
-            rest = [0] * len(self.kernel)
-            out = _convolution(
-                data, self.weight.tensor, self.stride, self.padding, self.dilation, False, rest, self.groups
+                data, self.weight.tensor, self.stride, self.padding, self.dilation, self.adjoint, rest, self.groups
             )
         lead_sizes = new.sizes[: len(new.sizes) - sum(len(x) for x in dims[1:])]
-        sizes = [n for n in outer[1:] if n != 1]
-        out = (
-            out.reshape([*lead_sizes, *sizes]) if len(sizes) != len(outer) - 1 else out.unflatten(0, lead_sizes or (1,))
-        )
-        return bundle.made(new, out if tuple(out.shape) == new.sizes else out.reshape(new.sizes))
+        return bundle.made(new, out.unflatten(0, lead_sizes or (1,)).reshape(new.sizes))
 
-    def _few_channels(self) -> bool:
-        """Whether a strided transpose is quicker as an ordinary convolution that gives all phases at once.
+    def _by_phases(self, data: Tensor, taps: Sequence[Taps]) -> Tensor:
+        """``(n, channels, places, phases, …)``."""
+        weight = self.weight.tensor.transpose(0, 1) if self.adjoint else self.weight.tensor
+        nothing, one = [0] * len(taps), [1] * len(taps)
 
-        Transposed convolutions to a handful of channels leave vector units idle; with stride² times as many
-        channels they do not.
+        def convolve(data: Tensor, filters: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+            return _convolution(data, filters, stride, padding, one, False, nothing, 1)
+
+        places = tuple(n // t.phases for n, t in zip(self._ends[1][2:], taps, strict=True))
+        return by_phases(data, weight, taps, places, convolve)
+
+    def _taps_of_phases(self, times: Shape) -> list[Taps]:
+        """What each direction does where the convolution goes by phases; nothing where it does not.
+
+        Args:
+            times: how often each pixel is repeated first.
         """
-        return (
-            len(self.kernel) == 2
-            and self.groups == 1
-            and self.x[1] <= _FEW
-            and all(s > 1 for s in self.stride)
-            and all(d == 1 for d in self.dilation)
-            and all(n % s == 0 for n, s in zip(self.x[2:], self.stride, strict=True))
-        )
+        plain = self.groups == 1 and set(self.dilation) == {1} and (self.adjoint or set(self.stride) == {1})
+        finer = times or (self.stride if self.adjoint else (1,) * len(self.stride))
+        if not plain or (set(self.kernel) == {1} and not times):
+            return []
+        places = [n // s if n % s == 0 else 0 for n, s in zip(self._ends[1][2:], finer, strict=True)]
+        count = math.prod(finer) * self._ends[1][1]
+        fits = (b for b in _BLOCKS if b ** len(places) * count <= _LANES and all(n % b == 0 and n > b for n in places))
+        block = next(fits, 1)
+        if not all(places) or (not times and (count > _LANES or block * max(finer) == 1)):
+            return []
+        taps_of = transposed if self.adjoint else repeated
+        return [taps_of(k, s, block, p) for k, s, p in zip(self.kernel, finer, self.padding, strict=True)]
 
-    def _count(self, lead: int, inner: Sequence[int], outer: Sequence[int]) -> None:
+    def _count(self, lead: int, inner: Shape, outer: Shape, taps: Sequence[Taps] = ()) -> None:
         places = math.prod((inner if self.adjoint else outer)[1:])
-        flops = 2.0 * lead * places * math.prod(self.kernel) * self.x[1] * self.y[1] / self.groups
-        channels = (inner[0] // self.groups, outer[0] // self.groups)
-        meter.convolve(flops, lead * (math.prod(inner) + math.prod(outer)), channels, self.adjoint)
+        kernel, channels = math.prod(self.kernel), (inner[0] // self.groups, outer[0] // self.groups)
+        if taps:
+            phases = math.prod(t.phases for t in taps)
+            places, kernel = math.prod(outer[1:]) // phases, math.prod(t.width for t in taps)
+            channels = (inner[0], outer[0] * phases)
+        flops = 2.0 * lead * places * kernel * channels[0] * channels[1] * self.groups
+        moved = lead * (math.prod(inner) + math.prod(outer))
+        meter.convolve(flops, moved, channels, self.adjoint and not taps)
 
 
 def _of_single_pixels(conv: Conv, data: Tensor, space: Shape) -> Tensor:
@@ -261,40 +298,6 @@ def _of_single_pixels(conv: Conv, data: Tensor, space: Shape) -> Tensor:
     out = data.new_zeros(data.shape[0], *space, weight.shape[1])
     out[picked] = data @ weight
     return out.movedim(-1, 1)
-
-
-def _by_phases(conv: Conv, data: Tensor) -> Tensor:
-    """A strided transposed convolution: pixel s i + r of the result from the inputs around i, one filter a phase r."""
-    weight = conv.weight.tensor
-    channels_in, channels_out = weight.shape[:2]
-    taps = [_taps(k, s, p) for k, s, p in zip(conv.kernel, conv.stride, conv.padding, strict=True)]
-    lows = [min(q for _, q in t) for t in taps]
-    wides = [max(q for _, q in t) - low + 1 for t, low in zip(taps, lows, strict=True)]
-    (s1, s2), (w1, w2) = conv.stride, wides
-    filters = weight.new_zeros(channels_out, s1, s2, channels_in, w1, w2)
-    for (r1, q1), k1 in taps[0].items():
-        for (r2, q2), k2 in taps[1].items():
-            filters[:, r1, r2, :, q1 - lows[0], q2 - lows[1]] = weight[:, :, k1, k2].t()
-    filters = filters.reshape(channels_out * s1 * s2, channels_in, w1, w2)
-    places = [n // s for n, s in zip(conv.x[2:], conv.stride, strict=True)]
-    pads: list[int] = []
-    for low, wide, place, n in zip(lows[::-1], wides[::-1], places[::-1], data.shape[:1:-1], strict=True):
-        pads += [-low, low + wide - 1 + place - n]
-    nothing = [0, 0]
-    if pads[0] == pads[1] == pads[2] == pads[3] >= 0:
-        out = _convolution(data, filters, [1, 1], pads[:1] * 2, [1, 1], False, nothing, 1)
-    else:
-        out = _convolution(torch.constant_pad_nd(data, pads), filters, [1, 1], nothing, [1, 1], False, nothing, 1)
-    out = out.unflatten(1, (channels_out, s1, s2)).permute(0, 1, 4, 2, 5, 3)
-    whole: Tensor = out.reshape(out.shape[0], channels_out, *conv.x[2:])
-    return whole
-
-
-def _taps(kernel: int, stride: int, padding: int) -> dict[tuple[int, int], int]:
-    """(phase, offset of the input) → place in the kernel."""
-    reach = kernel + padding
-    found = {(r, q): r + padding - stride * q for r in range(stride) for q in range(-reach, reach + 1)}
-    return {key: k for key, k in found.items() if 0 <= k < kernel}
 
 
 def _convolution(

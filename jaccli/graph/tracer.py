@@ -61,15 +61,24 @@ class Tracer(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
         self.known: dict[int, tuple[Any, Slot]] = {}
-        self.memories: dict[int, Memory] = {}
+        self.memories: dict[int, tuple[Memory, list[Any]]] = {}  # and weak references to the tensors seen in it
 
     def adopt(self, tensor: Tensor, varies: bool) -> Slot:
         """A tensor that exists before."""
-        memory = self.memories.setdefault(storage_of(tensor), Memory())
+        memory = self._memory(tensor)
         memory.varies |= varies
         slot = Slot(memory, tensor, tuple(tensor.shape), tensor.stride(), tensor.dtype)
         self.known[id(tensor)] = (weakref.ref(tensor), slot)
         return slot
+
+    def _memory(self, tensor: Tensor, new: bool = False) -> Memory:
+        """What it lies in; a storage that nobody holds any longer may have left its address to another."""
+        storage = storage_of(tensor)
+        memory, seen = self.memories.get(storage, (Memory(), []))
+        if new or all(r() is None for r in seen):
+            memory, seen = Memory(), []
+        self.memories[storage] = memory, [*(r for r in seen if r() is not None), weakref.ref(tensor)]
+        return memory
 
     def slot_of(self, tensor: Tensor) -> Slot:
         """What a tensor is in the program; unknown ones are constants."""
@@ -106,10 +115,9 @@ class Tracer(TorchDispatchMode):
         found = self.known.get(id(tensor))
         if found is not None and found[0]() is tensor:
             return found[1]
-        storage = storage_of(tensor)
-        if not is_view(step) or storage not in self.memories:
-            self.memories[storage] = Memory(varies)
-        memory = self.memories[storage]
+        new = not is_view(step) or storage_of(tensor) not in self.memories
+        memory = self._memory(tensor, new)
+        memory.varies |= new and varies
         slot = Slot(memory, None if varies else tensor, tuple(tensor.shape), tensor.stride(), tensor.dtype)
         self.known[id(tensor)] = (weakref.ref(tensor), slot)
         return slot

@@ -1,0 +1,107 @@
+"""Convolutions by phases: pixel s i + r of the result from the inputs around i, with a filter for each phase r.
+
+For transposed convolutions that stride, and for convolutions of what was repeated s times in each direction
+(nearest upsampling): the filter of a phase is the sum of the taps that fall on the same input (W. Shi et al.,
+*Is the deconvolution layer the same as a convolutional layer?*, 2016). And for convolutions to a handful of
+channels, which leave vector units idle: with a block of pixels as so many channels they do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+# Data ``(n, channels, *space)``, filters ``(channels, channels, *kernel)``, stride, padding → convolution.
+Convolution = Callable[[Tensor, Tensor, Sequence[int], Sequence[int]], Tensor]
+
+
+@dataclass(frozen=True)
+class Taps:
+    """One direction: tap k serves phase r through input ``step`` i + q; ``found`` lists (r, q, k)."""
+
+    phases: int
+    kernel: int
+    found: tuple[tuple[int, int, int], ...]
+    step: int = 1
+
+    @property
+    def low(self) -> int:
+        return min(q for _, q, _ in self.found)
+
+    @property
+    def width(self) -> int:
+        return max(q for _, q, _ in self.found) - self.low + 1
+
+    def selection(self, like: Tensor) -> Tensor:
+        """``(phases · width, kernel)``: a filter's taps → those of its phases."""
+        chosen = np.zeros((self.phases, self.width, self.kernel))
+        for r, q, k in self.found:
+            chosen[r, q - self.low, k] = 1
+        return torch.from_numpy(chosen).flatten(0, 1).to(like)
+
+
+def transposed(kernel: int, stride: int, block: int, padding: int) -> Taps:
+    """Tap k puts input n to pixel stride n + k - padding of the result; a phase for each pixel of ``block`` strides."""
+    found = (
+        (r, (r + padding - k) // stride, k)
+        for r in range(stride * block)
+        for k in range(kernel)
+        if (r + padding - k) % stride == 0
+    )
+    return Taps(stride * block, kernel, tuple(found), block)
+
+
+def repeated(kernel: int, times: int, block: int, padding: int) -> Taps:
+    """Tap k shows pixel m of the result the pixel m + k - padding of the inputs repeated so many times."""
+    found = ((r, (r + k - padding) // times, k) for r in range(times * block) for k in range(kernel))
+    return Taps(times * block, kernel, tuple(found), block)
+
+
+def by_phases(data: Tensor, weight: Tensor, taps: Sequence[Taps], places: Shape, convolve: Convolution) -> Tensor:
+    """The convolution onto the finer grid.
+
+    Args:
+        data: ``(n, channels in, *space)``.
+        weight: ``(channels out, channels in, *kernel)``.
+        taps: for each direction.
+        places: of the result in each direction, divided by the number of phases.
+        convolve: see there.
+
+    Returns:
+        ``(n, channels out, places, phases, places, phases, …)``, in the memory of one convolution.
+    """
+    count = len(taps)
+    filters = _filters(weight, taps)
+    pads = [
+        (-t.low, t.low + t.width + t.step * (place - 1) - n)
+        for t, place, n in zip(taps, places, data.shape[2:], strict=True)
+    ]
+    around = [before for before, _ in pads]
+    if any(before != after or before < 0 for before, after in pads):
+        data, around = torch.constant_pad_nd(data, _flat(reversed(pads))), [0] * count
+    out = convolve(data, filters, [t.step for t in taps], around)
+    out = out.unflatten(1, (*(t.phases for t in taps), weight.shape[0]))  # channels last, as convolutions like them
+    phased: Tensor = out.permute(0, 1 + count, *_flat((2 + count + d, 1 + d) for d in range(count)))
+    return phased
+
+
+def _filters(weight: Tensor, taps: Sequence[Taps]) -> Tensor:
+    """``(all phases · channels out, channels in, *widths)``."""
+    channels_out, channels_in = weight.shape[:2]
+    count = len(taps)
+    for t in taps:  # each direction in turn comes last
+        weight = weight.movedim(2, -1) @ t.selection(weight).t()
+    weight = weight.reshape(channels_out, channels_in, *_flat((t.phases, t.width) for t in taps))
+    first = [2 + 2 * d for d in range(count)]
+    weight = weight.permute(*first, 0, 1, *(d + 1 for d in first))
+    filters: Tensor = weight.reshape(-1, channels_in, *(t.width for t in taps))
+    return filters
+
+
+def _flat(pairs: Iterable[tuple[int, int]]) -> list[int]:
+    return [n for pair in pairs for n in pair]
