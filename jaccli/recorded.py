@@ -53,7 +53,7 @@ class Recorded:
                 out = place if program.placing else None
                 rows, *read = program.run(tensors(part(inputs, number * batch, batch)), out, places)
                 if out is None:
-                    place.copy_(rows.view(-1))
+                    place.copy_(rows.reshape(-1))
                 guards += read
             return matrix, tuple(guards)
 

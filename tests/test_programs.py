@@ -104,6 +104,33 @@ def test_every_group_goes_the_way_of_the_plan(monkeypatch: pytest.MonkeyPatch) -
         plan(x)
 
 
+class Counted(nn.Module):
+    """Takes four samples at a time and no other number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(4, 3).sin()
+
+
+class Parted(nn.Module):
+    """Samples after the first steer the way, which the first alone does not see."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sin() if x.amax() < 10 else x.sin() * 1.0
+
+
+@pytest.mark.parametrize("model", [Counted(), Parted()])
+def test_samples_that_must_stay_together_do(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    later_is_faster(monkeypatch)
+    monkeypatch.setattr(defaults, "GROUPED_FROM", -1)
+    x = torch.rand(4, 3, dtype=torch.float64)
+    x[3, 0] = 20.0
+    plan = jaccli.plan(model, x, method="structured")
+    assert replayed(plan)
+    assert plan.replay is not None
+    assert plan.replay.groups == 1
+    assert error(plan(x), torch.diag_embed(x.cos())) < 1e-15
+
+
 def test_groups_are_equal_and_ever_more() -> None:
     assert [groupings(n) for n in (1, 7, 10, 16, 12)] == [
         [1], [1, 7], [1, 2, 5, 10], [1, 2, 4, 8, 16], [1, 2, 4, 12],
@@ -166,6 +193,7 @@ def test_a_plan_says_what_the_clock_chose(name: str, last: bool, monkeypatch: py
     """Whichever of the bracketings is the fastest, it is the one that is told and run."""
     clock = itertools.count(9.0, -1e-3) if last else itertools.count(1.0)
     monkeypatch.setattr(Recorded, "raced", lambda recorded, *_: replace(recorded, seconds=next(clock)))
+    monkeypatch.setattr(Recorded, "measured", lambda recorded, *_: recorded.seconds)
     monkeypatch.setattr(engines, "NEAR", math.inf)
     s = BY_NAME[name]
     plan = jaccli.plan(s.model(), s.x(1), method="structured")
