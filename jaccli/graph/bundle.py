@@ -207,38 +207,64 @@ def write(out: Tensor, form: Form, bundle: Bundle, add: bool = False) -> None:
     """Put a bundle into the data of a form in which fewer axes are linked, or windows are wider."""
     old, data = bundle.form, bundle.data
     assert data is not None
-    keys = old.links.keys() - form.links.keys()
+    keys = [key for key in old.links if key not in form.links]
     out = _narrowed(out, form, old)
-    strides = dict(zip(form.layout, out.stride(), strict=True))
     data = data.expand(
         [
             n if x[0] != -1 else old.end[(x[1], x[2])].size if (x[1], x[2]) in keys else out.shape[form.layout.index(x)]
             for x, n in zip(old.layout, data.shape, strict=True)
         ]
     )
-    windows = [key for key in keys if not _fits(old, key)]
-    for box in itertools.product(*(_boxes(old, key) for key in windows)):
-        size, offset = list(data.shape), out.storage_offset()
-        steps, part = [], data
-        chosen = dict(zip(windows, box, strict=True))
-        for axis, label in enumerate(old.layout):
-            key = (label[1], label[2]) if label[0] == -1 else None
-            if key is None or key not in keys:
-                steps.append(strides[label])
-                continue
+    for box in itertools.product(*(_boxes(old, key) for key in keys)):
+        boxes, part = dict(zip(keys, box, strict=True)), data
+        for key, (first, count, low, width) in boxes.items():
+            part = part.narrow(old.layout.index((-1, *key)), first, count)
             d, a, atom = old.links[key]
-            steps.append(strides[label] + atom.stride * strides[(d, a)])
-            first, count, low, width = chosen.get(key, (0, size[axis], 0, atom.width))
-            offset += first * strides[label] + (atom.offset + atom.stride * first + low) * strides[(d, a)]
-            part, size[axis] = part.narrow(axis, first, count), count
             if atom.width > 1:
-                column = old.layout.index((d, a))
-                part, size[column] = part.narrow(column, low, width), width
-        view = out.as_strided(size, steps, offset)
+                part = part.narrow(old.layout.index((d, a)), low, width)
+        apart = all(old.links[key][2].width <= old.links[key][2].stride for key in keys)
+        view = (_diagonal if apart else _strided)(out, form.layout, old, boxes)
         if add:
             view.add_(part)
         else:
             view.copy_(part)
+
+
+# Ends → first of them, how many, first element of their windows, how many.
+Boxes = dict[Key, tuple[int, int, int, int]]
+
+
+def _diagonal(out: Tensor, labels: tuple[Label, ...], old: Form, boxes: Boxes) -> Tensor:
+    """The elements that are linked, as the data of ``old``; ``_strided`` by views, for windows that do not overlap.
+
+    ``torch.compile`` follows writes into views of views, and not those into strides of them.
+    """
+    for key, (first, count, low, width) in boxes.items():
+        d, a, atom = old.links[key]
+        row, column = labels.index((-1, *key)), labels.index((d, a))
+        reach = atom.stride * (count - 1) + width
+        out = out.narrow(row, first, count).narrow(column, atom.offset + atom.stride * first + low, reach)
+        labels = tuple(x for i, x in enumerate(labels) if i not in (row, column))
+        if atom.stride > 1:
+            out = out.unfold(column, width, atom.stride)
+            labels += ((d, a),)
+        out = out.diagonal(0, row, column)
+        labels += ((-1, *key),)
+    ones = tuple(i for i, x in enumerate(labels) if x not in old.layout)
+    return arranged(out.squeeze(ones) if ones else out, [x for x in labels if x in old.layout], old.layout)
+
+
+def _strided(out: Tensor, labels: tuple[Label, ...], old: Form, boxes: Boxes) -> Tensor:
+    """The elements of ``out``, with the axes ``labels``, that are linked in ``old``, as the data of that."""
+    strides, sizes = dict(zip(labels, out.stride(), strict=True)), dict(zip(labels, out.shape, strict=True))
+    offset = out.storage_offset()
+    for key, (first, count, low, width) in boxes.items():
+        end = (-1, *key)
+        d, a, atom = old.links[key]
+        offset += first * strides[end] + (atom.offset + atom.stride * first + low) * strides[(d, a)]
+        strides[end] += atom.stride * strides[(d, a)]
+        sizes |= {end: count, (d, a): width}
+    return out.as_strided([sizes[x] for x in old.layout], [strides[x] for x in old.layout], offset)
 
 
 def _narrowed(out: Tensor, form: Form, old: Form) -> Tensor:
@@ -259,6 +285,8 @@ def _fits(form: Form, key: Key) -> bool:
 def _boxes(form: Form, key: Key) -> list[tuple[int, int, int, int]]:
     """Ranges of ends with the part of the window that lies inside: (first, count, low, width)."""
     _, _, atom = form.links[key]
+    if _fits(form, key):
+        return [(0, form.end[key].size, 0, atom.width)]
     boxes: list[tuple[int, int, int, int]] = []
     for p in range(form.end[key].size):
         start = atom.offset + atom.stride * p

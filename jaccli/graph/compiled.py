@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jaccli.graph.emit import Program
-from jaccli.operators.faults import is_out_of_memory, reason
+from jaccli.operators.faults import is_out_of_memory
 
 
 class CompileGap(Exception):
@@ -70,5 +70,7 @@ def _room(program: Program, like: Tensor) -> Tensor | None:
 
 def _first_line(error: Exception) -> str:
     """The cause in a few words: the compiler's own messages are pages long."""
-    lines = [line.strip() for line in reason(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # A first line that ends in a colon only announces the cause.
+    cause = next((line for line in lines if not line.endswith(":")), "")
+    return f"{type(error).__name__}: {cause[:160]}" if cause else type(error).__name__
