@@ -30,11 +30,38 @@ def aligned(a: Bundle, b: Bundle) -> tuple[Bundle, Bundle]:
     """Both with the same ends, split and ranged alike."""
     a, b = _same_splits(a, b)
     b, a = _same_splits(b, a)
-    ends = tuple(
+    ends = _reach(a, b)
+    return widened(a, ends), widened(b, ends)
+
+
+def _reach(a: Bundle, b: Bundle) -> tuple[End, ...]:
+    """Ends whose ranges cover those of both."""
+    return tuple(
         replace(x, start=min(x.start, y.start), size=max(x.start + x.size, y.start + y.size) - min(x.start, y.start))
         for x, y in zip(a.form.ends, b.form.ends, strict=True)
     )
-    return widened(a, ends), widened(b, ends)
+
+
+def _joined(a: Bundle, b: Bundle) -> Bundle | None:
+    """The sum of bundles that differ in the range of one free end alone, each written once; None for others."""
+    x, y = a.form, b.form
+    keys = [e.key for e, f in zip(x.ends, y.ends, strict=False) if e != f]
+    if x.dims != y.dims or [e.key for e in x.ends] != [e.key for e in y.ends] or len(keys) != 1 or keys[0] in x.links:
+        return None
+    new = Form(_reach(a, b), x.dims, x.flat & y.flat)
+    meter.move(new.numel + 2 * (x.numel + y.numel), fresh=new.numel)
+    if x.end[keys[0]].start > y.end[keys[0]].start:
+        x, y, a, b = y, x, b, a
+    if a.data is None or b.data is None:
+        return Bundle(new, None)
+    low, high = a.data.expand(replace(x, flat=new.flat).sizes), b.data.expand(replace(y, flat=new.flat).sizes)
+    first, second, axis = x.end[keys[0]], y.end[keys[0]], new.layout.index((-1, *keys[0]))
+    if first.start + first.size == second.start:
+        return a.made(new, torch.cat([low, high], axis))
+    out = low.new_zeros(new.sizes)
+    out.narrow(axis, 0, first.size).copy_(low)
+    out.narrow(axis, second.start - first.start, second.size).add_(high)
+    return a.made(new, out)
 
 
 def _same_splits(a: Bundle, b: Bundle) -> tuple[Bundle, Bundle]:
@@ -63,7 +90,11 @@ def _split(bundle: Bundle, end: End, low: int) -> Bundle:
 
 def total(a: Bundle, b: Bundle) -> Bundle:
     """The sum of two bundles over the same activation."""
-    a, b = aligned(without_ones(a), without_ones(b))
+    a, b = without_ones(a), without_ones(b)
+    joined = _joined(a, b)
+    if joined is not None:
+        return joined
+    a, b = aligned(a, b)
     while a.form.dims != b.form.dims:
         before = (a.form, b.form)
         a, b = _same_dims(a, b)

@@ -210,7 +210,11 @@ def _sum(parts: list[_Part]) -> _Part | None:
         groups.setdefault(key, []).append((part.bundle, part.embed))
     for group in groups.values():
         bundles.extend(assembled(layer) for layer in _layers(group))
-    return _Part(reduce(total, bundles)) if bundles else None
+    # Those of one range first: a wider range costs zeros, and every sum there costs more.
+    alike: dict[object, list[Bundle]] = {}
+    for bundle in bundles:
+        alike.setdefault(bundle.form.ends, []).append(bundle)
+    return _Part(reduce(total, [reduce(total, group) for group in alike.values()])) if bundles else None
 
 
 def _layers(group: list[tuple[Bundle, Embed]]) -> list[list[tuple[Bundle, Embed]]]:
