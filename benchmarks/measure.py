@@ -18,7 +18,7 @@ from oracle import TOLERANCE, relative_error
 from peers import Variant
 from torch import Tensor
 
-Kind = Literal["jaccli", "eager", "compiled", "jax"]
+Kind = Literal["jaccli", "jaccli compiled", "eager", "compiled", "jax"]
 
 HOPELESS_RATIO = 20.0
 HOPELESS_S = 10.0

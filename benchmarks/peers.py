@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 Function = Callable[[Tensor], Tensor]
 CHUNKS = (16, 64, 256)
 COMPILED = {"compile(jacrev)": "vmap(jacrev)", "compile(jacfwd)": "vmap(jacfwd)"}
+OURS_COMPILED = "jaccli --compile"
 COMPILED_CHUNKS = 8  # a chunked transform is unrolled by the compiler: no more than this
 
 

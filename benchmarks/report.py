@@ -69,6 +69,20 @@ class Result:
         return self.ratio(self.best("eager", "compiled", "jax"))
 
     @property
+    def compiled(self) -> Contender | None:
+        """The plan through ``torch.compile``, where it raced."""
+        found = self.best("jaccli compiled")
+        return found if found is not None and found.times_s else None
+
+    @property
+    def compiled_ratio(self) -> tuple[float, float, float] | None:
+        """It over the best peer."""
+        best, ours = self.best("eager", "compiled", "jax"), self.compiled
+        if best is None or ours is None:
+            return None
+        return ratio_interval(ours.times_s, best.times_s) if best.times_s else (ours.median_s / best.median_s,) * 3
+
+    @property
     def eager_ratio(self) -> tuple[float, float, float] | None:
         return self.ratio(self.best("eager"))
 
@@ -114,6 +128,8 @@ def row(result: Result) -> dict[str, str]:
         "best peer": _peer(best),
         "ratio best": _interval(result.best_ratio),
         "target": f"{result.case.goal:g}",
+        "compiled ms": _ms(result.compiled.median_s) if result.compiled else "",
+        "ratio compiled": _interval(result.compiled_ratio),
         "first ms": _ms(result.first_s["jaccli"]) if "jaccli" in result.first_s else "",
         "ratio first": _number(result.first_ratio),
         "held MiB": f"{result.held_bytes / 2**20:.3g}" if result.held_bytes is not None else "",
@@ -191,6 +207,8 @@ def _record(result: Result) -> dict[str, Any]:
         "best_peer": best.name if best else None,
         "best_ratio": result.best_ratio,
         "best_eager": eager.name if eager else None,
+        "compiled_s": result.compiled.median_s if result.compiled else None,
+        "compiled_ratio": result.compiled_ratio,
         "eager_ratio": result.eager_ratio,
         "goal": result.case.goal,
         "missed": missed(result),

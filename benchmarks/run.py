@@ -4,11 +4,13 @@ How to read the table. Every line is one network (``networks.py``) and one layer
 call of a plan that was made at other samples; the forward pass from the input is in it, for the peers too.
 ``ratio eager`` and ``ratio best`` are that time over the best eager PyTorch peer and over the best peer of
 all, ``torch.compile`` and JAX among them, with a 95 % bootstrap interval over rounds; below 1 jaccli is
-faster; ``target`` is what ``ratio best`` should not exceed. ``first ms`` is the first ``jaccli.jacobian`` of a
-fresh process, after imports, and ``ratio first`` that over the quickest first call of the eager peers, each in
-a process of its own. ``memory`` is the peak of a planned call over 1.25 times J plus the network's activations;
-``held MiB`` is what the plan keeps between calls. ``floor ms`` is the larger of the fewest operations known
-over this machine's matrix-product rate and J's bytes over its write rate: ``to floor`` is hardly ever below 1.
+faster; ``target`` is what ``ratio best`` should not exceed. ``compiled ms`` is a call of the plan through
+``torch.compile``, which takes seconds to minutes once, and ``ratio compiled`` that over the best peer of all.
+``first ms`` is the first ``jaccli.jacobian`` of a fresh process, after imports, and ``ratio first`` that over the
+quickest first call of the eager peers, each in a process of its own. ``memory`` is the peak of a planned call over
+1.25 times J plus the network's activations; ``held MiB`` is what the plan keeps between calls. ``floor ms`` is the
+larger of the fewest operations known over this machine's matrix-product rate and J's bytes over its write rate:
+``to floor`` is hardly ever below 1.
 
 How it is measured. Every contender is held against float64 before it is timed; a wrong one is left out and
 reported. Each peer races in its fastest setting (chunk size, layout, attention kernel), found in a warm-up;
@@ -37,7 +39,7 @@ import report
 import torch
 from costs import Machine
 from networks import CASES
-from peers import COMPILED, EAGER
+from peers import COMPILED, EAGER, OURS_COMPILED
 from session import Options, limit_threads, measure_apart
 
 
@@ -57,12 +59,12 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="everything, rewritten after each network")
     parser.add_argument("--plan", action="store_true", help="show jaccli's plans, on standard error")
     chosen = parser.parse_args(given)
-    known = (*EAGER, *COMPILED, *jax_peers.JAX)
+    known = (*EAGER, *COMPILED, OURS_COMPILED, *jax_peers.JAX)
     wanted = known if chosen.peers is None else tuple(p for p in chosen.peers.split(",") if p != "none")
     for what, names, expected in (("network", chosen.names, CASES), ("peer", wanted, known)):
         if unknown := set(names) - set(expected):
             parser.error(f"unknown {what} {', '.join(sorted(unknown))}; expected of {', '.join(expected)}")
-    without = (COMPILED if chosen.no_compile else {}, jax_peers.JAX if chosen.no_jax else ())
+    without = ((*COMPILED, OURS_COMPILED) if chosen.no_compile else (), jax_peers.JAX if chosen.no_jax else ())
     wanted = tuple(p for p in wanted if not any(p in group for group in without))
     repeats = 0 if chosen.no_first else chosen.first_repeats
     chosen.options = Options(chosen.rounds, wanted, repeats, chosen.threads)

@@ -19,7 +19,7 @@ from costs import Machine, activation_bytes, floor, measure_machine, memory
 from measure import COMPILE_S, Contender, drop_hopeless, enter, race
 from networks import CASES, Case
 from oracle import oracle
-from peers import COMPILED, EAGER, Problem, Setting, Variant
+from peers import COMPILED, EAGER, OURS_COMPILED, Problem, Setting, Variant
 from report import Result
 from torch import Tensor
 from torch.func import jacfwd, jacrev, vmap
@@ -95,6 +95,7 @@ def measure(case: Case, options: Options, machine: Machine) -> Result:
     contenders = [enter(Contender("jaccli", "jaccli", samples=x), ours(case), truth)]
     contenders += _eager(case, options, x, truth)
     contenders += _compiled(case, options, x, truth, contenders)
+    contenders += _ours_compiled(case, options, x, truth)
     contenders += _jax(case, options, x, truth)
     drop_hopeless(contenders)
     say(case, f"{options.rounds} rounds of {sum(c.status == 'races' for c in contenders)}")
@@ -115,6 +116,22 @@ def ours(case: Case) -> Iterator[Variant]:
     import jaccli
 
     yield Variant("", jaccli.plan(case.model(), case.samples(1), source=case.source, target=case.target))
+
+
+def _ours_compiled(case: Case, options: Options, x: Tensor, truth: Tensor) -> list[Contender]:
+    if OURS_COMPILED not in options.peers:
+        return []
+    say(case, OURS_COMPILED)
+    return [enter(Contender(OURS_COMPILED, "jaccli compiled", samples=x), _plan_compiled(case), truth)]
+
+
+def _plan_compiled(case: Case) -> Iterator[Variant]:
+    import jaccli
+
+    plan = jaccli.plan(case.model(), case.samples(1), source=case.source, target=case.target, compile=True)
+    if plan.compile_s is None:
+        raise RuntimeError("it runs uncompiled")
+    yield Variant("", plan, prepare_s=plan.compile_s)
 
 
 def _eager(case: Case, options: Options, x: Tensor, truth: Tensor) -> list[Contender]:

@@ -17,6 +17,7 @@ from jaccli.graph.batching import batched
 from jaccli.graph.capture import Graph
 from jaccli.graph.emit import Program, emitted
 from jaccli.graph.engine import Engine, jacobian
+from jaccli.graph.fusing import fused
 from jaccli.graph.onednn import pointwise
 from jaccli.graph.recorder import Value, swap
 from jaccli.graph.rewriting import upright
@@ -50,7 +51,7 @@ def _checked(steps: list[Step], inputs: list[Slot], wanted: list[Slot], found: l
     """
     tensors = [slot.tensor for slot in inputs if slot.tensor is not None]
     fewer = _live(batched(upright(steps), wanted), wanted)
-    for tried in (fewer, steps):
+    for tried in (_live(fused(fewer, wanted), wanted), fewer, steps):
         program = emitted(tried, inputs, wanted)
         if not _gives(program, tensors, found):
             continue

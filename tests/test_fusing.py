@@ -1,0 +1,162 @@
+"""Steps that are one operator together: fewer of them, and the same numbers, whoever else looks at what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from jaccli.graph.emit import emitted
+from jaccli.graph.fusing import fused
+from jaccli.graph.program import _live
+from jaccli.graph.tracer import Tracer, name_of
+
+
+def added(x: Tensor) -> Tensor:
+    y = x.sin()
+    y += x.cos() * x[:1]
+    return y.exp()
+
+
+def new_sum(x: Tensor) -> Tensor:
+    return (x.sin() + x.cos() * x[:1]).exp()
+
+
+def other_way_round(x: Tensor) -> Tensor:
+    return (x.cos() * x + x.sin()).exp()
+
+
+def wider(x: Tensor) -> Tensor:
+    return (x.sin()[:1] + x.cos() * x).exp()
+
+
+def looked_at_twice(x: Tensor) -> Tensor:
+    term = x.cos() * x
+    return (x.sin() + term) / (2 + term.tanh())
+
+
+def seen_through_a_view(x: Tensor) -> Tensor:
+    term = x.cos() * x
+    return (x.sin() + term) / (2 + term.t().tanh().t())
+
+
+def factor_changed(x: Tensor) -> Tensor:
+    factor = x.cos()
+    term, y = factor * x, x.sin()
+    factor.mul_(3)
+    y += term
+    return y + factor
+
+
+def own_factor(x: Tensor) -> Tensor:
+    y = x.sin()
+    y += y.t() * x
+    return y.exp()
+
+
+def opposite(x: Tensor) -> Tensor:
+    y = x.sin() * -1.0
+    y += x.cos()
+    return y.exp()
+
+
+def opposite_looked_at(x: Tensor) -> Tensor:
+    y = x.sin() * -1.0
+    z = y.exp()
+    y += x.cos()
+    return y + z
+
+
+def opposite_of_what_changes(x: Tensor) -> Tensor:
+    a = x.sin()
+    y = a * -1.0
+    a.mul_(2)
+    y += x.cos()
+    return y + a
+
+
+def side_by_side(x: Tensor) -> Tensor:
+    return torch.cat([x.sin(), x * x, x.cos()], 1).exp()
+
+
+def above_each_other(x: Tensor) -> Tensor:
+    return torch.cat([x.sin(), x * x.cos()]).exp()
+
+
+def part_looked_at(x: Tensor) -> Tensor:
+    part = x.sin()
+    return torch.cat([part, x.cos()], 1).exp().sum(1, keepdim=True) * part
+
+
+def part_twice(x: Tensor) -> Tensor:
+    part = x.sin()
+    return torch.cat([part, part], 1).exp()
+
+
+def part_changed(x: Tensor) -> Tensor:
+    part = x.sin()
+    whole = torch.cat([part, x.cos()], 1)
+    part.mul_(2)
+    return whole.exp().sum(1, keepdim=True) * part
+
+
+def part_of_another_dtype(x: Tensor) -> Tensor:
+    return torch.cat([x.float().sin(), x.cos()], 1).exp()
+
+
+def part_is_a_view(x: Tensor) -> Tensor:
+    return torch.cat([x.sin().t(), x.cos()], 1).exp()
+
+
+def the_result_itself(x: Tensor) -> Tensor:
+    return torch.cat([x.sin(), x.cos()], 1)
+
+
+# Function → the operators that take part in it and those that are left of them.
+CASES: list[tuple[Callable[[Tensor], Tensor], list[str]]] = [
+    (added, ["addcmul_"]),
+    (new_sum, ["addcmul"]),
+    (other_way_round, ["addcmul"]),
+    (wider, ["mul", "add"]),
+    (looked_at_twice, ["mul", "add", "add"]),
+    (seen_through_a_view, ["mul", "add", "add"]),
+    (factor_changed, ["mul", "mul_", "add_", "add"]),
+    (own_factor, ["mul", "add_"]),
+    (opposite, ["add"]),
+    (opposite_looked_at, ["mul", "add_", "add"]),
+    (opposite_of_what_changes, ["mul", "mul_", "add_", "add"]),
+    (side_by_side, ["mul"]),
+    (above_each_other, ["mul"]),
+    (part_looked_at, ["cat", "mul"]),
+    (part_twice, ["cat"]),
+    (part_changed, ["cat", "mul_", "mul"]),
+    (part_of_another_dtype, ["cat"]),
+    (part_is_a_view, ["cat"]),
+    (the_result_itself, ["cat"]),
+]
+
+
+@pytest.mark.parametrize("housed", [True, False], ids=["in rooms", "in new memory"])
+@pytest.mark.parametrize(("f", "left"), CASES, ids=[f.__name__ for f, _ in CASES])
+def test_fewer_steps_give_the_same(f: Callable[[Tensor], Tensor], left: list[str], housed: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 4, dtype=torch.float64)
+    tracer = Tracer()
+    given = tracer.adopt(x, True)
+    with torch.no_grad(), tracer:
+        result = f(x)
+    wanted = [tracer.slot_of(result)]
+    steps = fused(_live(tracer.steps, wanted), wanted)
+    assert [
+        name_of(s) for s in steps if name_of(s) in ("mul", "mul_", "add", "add_", "addcmul", "addcmul_", "cat")
+    ] == left
+    program = emitted(steps, [given], wanted, housed)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        y = torch.randn(4, 4, dtype=torch.float64)
+        out = torch.empty(result.numel(), dtype=torch.float64) if program.placing else None
+        with torch.no_grad():
+            (got,) = program.run([y], out, program.furnished(y.device))
+            torch.testing.assert_close(got, f(y), rtol=1e-14, atol=1e-14)
