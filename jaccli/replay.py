@@ -33,9 +33,9 @@ Signature = tuple[Any, ...]
 
 # What is this much faster is faster; else the memory decides. Other kernels cannot put results into rooms.
 CLEARLY = 1.05
-# Programs within this of the fastest run against each other again, so many times.
+# Programs within this of the fastest run against each other again, in so many turns.
 NEAR = 1.8
-RETURNS = 2
+TURNS = 3
 
 
 @dataclass
@@ -186,7 +186,8 @@ class Replay:
         rivals = [
             Recorded(other, recorded.threads, groups=recorded.groups).raced(inputs, self.pool) for other in others
         ]
-        return min([recorded, *rivals], key=lambda found: found.seconds * (1 if found is recorded else CLEARLY))
+        near = self._near([recorded, *rivals], inputs) if rivals else [recorded]
+        return min(near, key=lambda found: found.seconds * (1 if found is recorded else CLEARLY))
 
     def _grouped(self, recorded: Recorded, inputs: Inputs, truth: Tensor) -> Recorded:
         """Group by group where that keeps less memory in no more time."""
@@ -200,22 +201,29 @@ class Replay:
                 raced = None
             if raced is None:
                 break
+            best = min(found, key=lambda r: r.seconds)
             found.append(self._rivalled(*raced, inputs))
-            if found[-1].seconds > defaults.GROUPED_SLOWER * min(r.seconds for r in found):
+            self._near([best, found[-1]], inputs)
+            if found[-1].seconds > defaults.GROUPED_SLOWER * best.seconds:
                 break
         return self._settled(found, inputs)
 
     def _settled(self, found: Sequence[Recorded], inputs: Inputs) -> Recorded:
         """The fastest; of those that are as fast, the one that keeps the least memory."""
-        least = min(r.seconds for r in found)
-        near = [r for r in found if r.seconds <= NEAR * least]
-        for _ in range(RETURNS if len(near) > 1 else 0):  # in turns: what slows the machine for a while slows all
-            for tried in near:
-                tried.seconds = min(tried.seconds, tried.measured(inputs, self.pool))
-        for tried in found:
-            tried.furnished.clear()
+        near = self._near(found, inputs)
         least = min(r.seconds for r in near)
         return min((r for r in near if r.seconds <= CLEARLY * least), key=lambda r: r.kept_bytes)
+
+    def _near(self, found: Sequence[Recorded], inputs: Inputs) -> list[Recorded]:
+        """Those that come near the fastest, timed again in turns: a machine may be twice as fast a second later."""
+        least = min(r.seconds for r in found)
+        near = [r for r in found if r.seconds <= NEAR * least]
+        if len(near) > 1:
+            turns = [[r.measured(inputs, self.pool) for r in near] for _ in range(TURNS)]
+            for tried, times in zip(near, zip(*turns, strict=True), strict=True):
+                tried.seconds = min(times)
+                tried.furnished.clear()
+        return near
 
     def _traced(self, inputs: Inputs, bracket: Bracket | None) -> list[Program]:
         with computing(self.network), exact_attention(self.choice.exact_attention):

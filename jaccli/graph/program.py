@@ -64,12 +64,16 @@ def _checked(steps: list[Step], inputs: list[Slot], wanted: list[Slot], found: l
 
 
 def _gives(program: Program, tensors: list[Tensor], found: list[Any]) -> bool:
-    """Whether it gives this J and these guards' values."""
+    """Whether it gives this J and these guards' values, whatever lay in its memory before."""
     matrix, *program.guards = found
     out = torch.empty(math.prod(program.shape), dtype=program.dtype, device=matrix.device) if program.placing else None
+    places = program.furnished(matrix.device)
+    for memory in (*places, *([] if out is None else [out])):
+        if memory.is_floating_point():
+            memory.fill_(math.nan)
     try:
         with torch.no_grad():
-            got, *guards = program.run(tensors, out, program.furnished(matrix.device))
+            got, *guards = program.run(tensors, out, places)
     except (RuntimeError, TypeError) as error:
         if is_out_of_memory(error):
             raise
