@@ -15,7 +15,7 @@ larger of the fewest operations known over this machine's matrix-product rate an
 How it is measured. Every contender is held against float64 before it is timed; a wrong one is left out and
 reported. Each peer races in its fastest setting (chunk size, layout, attention kernel), found in a warm-up;
 one that is more than 20 times slower than the best of its family, or needs more than 10 s, keeps the figure of
-its warm-up. The others take turns in rounds, in one process for each network, in an order that rotates, with
+its warm-up. The others take turns in rounds, in one process for each network, in an order drawn anew, with
 garbage collection off. Machines differ and are shared: believe the ratios, not the times.
 """
 

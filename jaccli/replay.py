@@ -229,7 +229,7 @@ class Replay:
         with computing(self.network), exact_attention(self.choice.exact_attention):
             (prepared,) = prepare(self.network, inputs, [self.pair], graph=False, probe=False)
             graph = capture(prepared.linear.f)
-            return trace(graph, engine(graph, bracket))[0]
+            return trace(graph, engine(graph, bracket), fusing=not self.compile)[0]
 
 
 def _warn_of_nonfinite(matrix: Tensor) -> None:

@@ -25,8 +25,13 @@ from jaccli.graph.tracer import Slot, Step, Tracer, name_of, taken
 from jaccli.operators.faults import is_out_of_memory
 
 
-def trace(graph: Graph, plan: Engine) -> tuple[list[Program], Tensor]:
+def trace(graph: Graph, plan: Engine, fusing: bool = True) -> tuple[list[Program], Tensor]:
     """Run the engine once and record it. ``plan`` must not have run before: what it keeps would be baked in.
+
+    Args:
+        graph: what was captured.
+        plan: for it.
+        fusing: put operators together; ``torch.compile`` does that itself, and takes no results with gaps.
 
     Returns:
         Programs that do the same with different kernels, and J at the point of the capture.
@@ -41,17 +46,19 @@ def trace(graph: Graph, plan: Engine) -> tuple[list[Program], Tensor]:
     wanted = [result, *(slot for slot, _ in guards)]
     inputs = [tracer.slot_of(v.tensor) for v in graph.inputs]
     live, wanted = _plainer(_live(tracer.steps, wanted), wanted)
-    return _checked(live, inputs, wanted, [matrix, *(read for _, read in guards)]), matrix
+    return _checked(live, inputs, wanted, [matrix, *(read for _, read in guards)], fusing), matrix
 
 
-def _checked(steps: list[Step], inputs: list[Slot], wanted: list[Slot], found: list[Any]) -> list[Program]:
+def _checked(
+    steps: list[Step], inputs: list[Slot], wanted: list[Slot], found: list[Any], fusing: bool
+) -> list[Program]:
     """Programs in fewer and quicker steps, or in the steps as they were where those do not give ``found``.
 
     Views of other strides may not exist; and what runs is never another program than what was seen to give J.
     """
     tensors = [slot.tensor for slot in inputs if slot.tensor is not None]
     fewer = _live(batched(upright(steps), wanted), wanted)
-    for tried in (_live(fused(fewer, wanted), wanted), fewer, steps):
+    for tried in (*([_live(fused(fewer, wanted), wanted)] if fusing else []), fewer, steps):
         program = emitted(tried, inputs, wanted)
         if not _gives(program, tensors, found):
             continue
