@@ -165,7 +165,14 @@ SLOW = ("compute", "nets.py:Slow", "-i", "random:400,n=8192", "--method", "loop"
 def started(folder: Path, *argv: str) -> subprocess.Popen[bytes]:
     """A long computation that is under way: its temporary file is there."""
     running = subprocess.Popen(
-        [str(BIN), *argv], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV, start_new_session=True
+        [str(BIN), *argv],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENV,
+        start_new_session=True,
+        # A shell has its background jobs ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for _ in range(600):
         if any(name.endswith(".partial") for name in os.listdir(folder)) or running.poll() is not None:
