@@ -56,13 +56,14 @@ class Result:
         peers = (c for c in self.contenders if c.kind in kinds and c.status in ("races", "slow"))
         return min(peers, key=lambda c: c.median_s, default=None)
 
-    def ratio(self, peer: Contender | None) -> tuple[float, float, float] | None:
-        """Planned call over peer, with its interval."""
-        if peer is None or not self.ours.times_s:
+    def ratio(self, peer: Contender | None, of: Contender | None = None) -> tuple[float, float, float] | None:
+        """Planned call, or another contender, over peer, with its interval."""
+        ours = of or self.ours
+        if peer is None or not ours.times_s:
             return None
         if not peer.times_s:
-            return (self.ours.median_s / peer.median_s,) * 3
-        return ratio_interval(self.ours.times_s, peer.times_s)
+            return (ours.median_s / peer.median_s,) * 3
+        return ratio_interval(ours.times_s, peer.times_s)
 
     @property
     def best_ratio(self) -> tuple[float, float, float] | None:
@@ -77,10 +78,7 @@ class Result:
     @property
     def compiled_ratio(self) -> tuple[float, float, float] | None:
         """It over the best peer."""
-        best, ours = self.best("eager", "compiled", "jax"), self.compiled
-        if best is None or ours is None:
-            return None
-        return ratio_interval(ours.times_s, best.times_s) if best.times_s else (ours.median_s / best.median_s,) * 3
+        return self.ratio(self.best("eager", "compiled", "jax"), of=self.compiled) if self.compiled else None
 
     @property
     def eager_ratio(self) -> tuple[float, float, float] | None:

@@ -111,27 +111,21 @@ def measure(case: Case, options: Options, machine: Machine) -> Result:
     return result
 
 
-def ours(case: Case) -> Iterator[Variant]:
+def ours(case: Case, compile: bool = False) -> Iterator[Variant]:
     """A plan made at other samples than it is called with."""
     import jaccli
 
-    yield Variant("", jaccli.plan(case.model(), case.samples(1), source=case.source, target=case.target))
+    plan = jaccli.plan(case.model(), case.samples(1), source=case.source, target=case.target, compile=compile)
+    if compile and plan.compile_s is None:
+        raise RuntimeError("it runs uncompiled")
+    yield Variant("", plan, prepare_s=plan.compile_s)
 
 
 def _ours_compiled(case: Case, options: Options, x: Tensor, truth: Tensor) -> list[Contender]:
     if OURS_COMPILED not in options.peers:
         return []
     say(case, OURS_COMPILED)
-    return [enter(Contender(OURS_COMPILED, "jaccli compiled", samples=x), _plan_compiled(case), truth)]
-
-
-def _plan_compiled(case: Case) -> Iterator[Variant]:
-    import jaccli
-
-    plan = jaccli.plan(case.model(), case.samples(1), source=case.source, target=case.target, compile=True)
-    if plan.compile_s is None:
-        raise RuntimeError("it runs uncompiled")
-    yield Variant("", plan, prepare_s=plan.compile_s)
+    return [enter(Contender(OURS_COMPILED, "jaccli compiled", samples=x), ours(case, compile=True), truth)]
 
 
 def _eager(case: Case, options: Options, x: Tensor, truth: Tensor) -> list[Contender]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from jaccli.graph.tracer import Memory, Slot, Step, contiguous, is_view, name_of, taken
+from jaccli.graph.tracer import Memory, Slot, Step, contiguous, name_of, roots, taken
 
 aten = torch.ops.aten
 
@@ -26,22 +26,17 @@ class _Uses:
 
     def __init__(self, steps: Sequence[Step], kept: Sequence[Slot]) -> None:
         self.makers: dict[Slot, int] = {}
-        self.readers: dict[Slot, list[int]] = {}
         self.touched: dict[Memory, list[int]] = {}
         self.writers: dict[Memory, list[int]] = {}
-        self._roots: dict[Memory, Memory] = {}
+        self._roots = roots(steps)
         for number, step in enumerate(steps):
-            given = dict.fromkeys(taken(step))
-            for slot in given:
-                self.readers.setdefault(slot, []).append(number)
+            given = taken(step)
             for memory in {self.root(slot) for slot in given}:
                 self.touched.setdefault(memory, []).append(number)
             for memory in {self.root(slot) for slot in step.written}:
                 self.writers.setdefault(memory, []).append(number)
             for out in (out for out in step.outputs if out is not None and out not in given):
                 self.makers.setdefault(out, number)
-                if given and is_view(step):
-                    self._roots.setdefault(out.memory, self.root(next(iter(given))))
         self.kept = {self.root(slot) for slot in kept}
 
     def root(self, slot: Slot) -> Memory:

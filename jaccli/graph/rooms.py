@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaccli.graph.tracer import Memory, Slot, Step, is_view, name_of, taken
+from jaccli.graph.tracer import Memory, Slot, Step, name_of, roots, taken
 
 _ALIGNED = 64
 # Bytes from which on a result is put into J's memory, where its views have to be made in each call.
@@ -73,10 +73,11 @@ def rooms(steps: Sequence[Step], kept: Sequence[Slot], fits: Callable[[Step], bo
         fits: whether a step can put its result into a room.
         lending: whether J comes to lie in memory of its own size that is there from the start.
     """
-    births, deaths, roots = _lives(steps)
-    results = [roots.get(slot.memory, slot.memory) for slot in kept]
+    base = roots(steps)
+    births, deaths = _lives(steps, base)
+    results = [base.get(slot.memory, slot.memory) for slot in kept]
     # Their steps count from the start of a storage.
-    counting = {roots.get(s.memory, s.memory) for step in steps if "as_strided" in name_of(step) for s in taken(step)}
+    counting = {base.get(s.memory, s.memory) for step in steps if "as_strided" in name_of(step) for s in taken(step)}
     found: dict[int, Slot] = {}
     wanted, early = [], []
     for memory, birth in births.items():
@@ -121,23 +122,19 @@ def _packed(lives: Iterable[tuple[int, int, int]], limit: float = math.inf) -> d
     return starts
 
 
-def _lives(steps: Sequence[Step]) -> tuple[dict[Memory, int], dict[Memory, int], dict[Memory, Memory]]:
-    """The steps at which each memory is made and last looked at, and whose memory that of views is."""
+def _lives(steps: Sequence[Step], base: dict[Memory, Memory]) -> tuple[dict[Memory, int], dict[Memory, int]]:
+    """The steps at which each memory is made and last looked at; that of views is what they are views of."""
     births: dict[Memory, int] = {}
     deaths: dict[Memory, int] = {}
-    roots: dict[Memory, Memory] = {}
     for number, step in enumerate(steps):
-        before = {roots.get(slot.memory, slot.memory) for slot in taken(step)}
+        before = {base.get(slot.memory, slot.memory) for slot in taken(step)}
         deaths.update(dict.fromkeys(before, number))
         for out in (out for out in step.outputs if out is not None):
-            if is_view(step):
-                base = taken(step)[0].memory
-                roots[out.memory] = roots.get(base, base)
-            memory = roots.get(out.memory, out.memory)
+            memory = base.get(out.memory, out.memory)
             if memory not in before:
                 births.setdefault(memory, number)
             deaths[memory] = number
-    return births, deaths, roots
+    return births, deaths
 
 
 def _dense(slot: Slot) -> bool:

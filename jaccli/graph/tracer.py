@@ -167,6 +167,17 @@ def is_view(step: Step) -> bool:
     return step.view or any(a.alias_info is not None for a in step.op._schema.arguments)
 
 
+def roots(steps: Iterable[Step]) -> dict[Memory, Memory]:
+    """Of the memory of views, what they are views of: the results of a split have memory of their own."""
+    found: dict[Memory, Memory] = {}
+    for step in steps:
+        given = taken(step) if is_view(step) else []
+        for out in step.outputs if given else ():
+            if out is not None:
+                found[out.memory] = found.get(given[0].memory, given[0].memory)
+    return found
+
+
 def name_of(step: Step) -> str:
     """Of its operator, without overload; with its namespace where that is not torch's own."""
     return str(step.op._schema.name.removeprefix("aten::"))
