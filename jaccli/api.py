@@ -67,7 +67,7 @@ def jacobian(
         ResourceError: J does not fit ``max_memory``.
     """
     choice = _choice(method, max_memory, chunk)
-    network, pair, inputs = _setup(model, x, source, target, args, kwargs)
+    network, pair, inputs = setup(model, x, source, target, args, kwargs)
     return collect(stream(network, inputs, [pair], choice, keep=True), inputs.batch)
 
 
@@ -92,7 +92,7 @@ def plan(
     """
     choice = _choice(method, max_memory, chunk)
     check_compile(compile, method, "compile")
-    network, pair, inputs = _setup(model, x, source, target, args, kwargs)
+    network, pair, inputs = setup(model, x, source, target, args, kwargs)
     measured_once(x.device)
     with computing(network), exact_attention(choice.exact_attention):
         (prepared,) = prepare(network, inputs, [pair], graph=choice.needs_graph)
@@ -175,9 +175,10 @@ def _inputs(x: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any] | None, di
     return Inputs((x, *args), dict(kwargs or {}), dim)
 
 
-def _setup(
+def setup(
     model: Any, x: Tensor, source: str, target: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None
 ) -> tuple[Network, Pair, Inputs]:
+    """The network, the addresses and the inputs of a call."""
     network = as_network(model)
     pair = (resolve(network, source), resolve(network, target))
     for doubt in network.doubtful():
@@ -201,7 +202,7 @@ def operator(
 
     Cost: one recorded forward pass and one backward pass; the operator holds its activations.
     """
-    network, pair, inputs = _setup(model, x, source, target, args, kwargs)
+    network, pair, inputs = setup(model, x, source, target, args, kwargs)
     with computing(network), exact_attention(True):
         (prepared,) = prepare(network, inputs, [pair])
     report_path(prepared, prepared.name)

@@ -137,18 +137,20 @@ def _believed(prepared: Prepared, outcome: Outcome) -> Outcome:
     return again
 
 
-def disbelief(prepared: Prepared, matrix: Tensor) -> float | None:
+def disbelief(prepared: Prepared, *factors: Tensor) -> float | None:
     """The relative difference of uᵀJ from the probe's row, where it is more than rounding; else None.
 
-    Cost: one product of J with a vector and one norm, in J's own dtype.
+    J is the product of the factors. Cost: one product with a vector and one norm of each, in their own dtype.
     """
     u, row = prepared.probe.cotangent, prepared.probe.row
-    if u is None or row is None or not matrix.numel():
+    if u is None or row is None or not factors[0].numel():
         return None
     chosen = prepared.probe.samples
-    u, row, matrix = u[chosen], row[chosen], matrix[chosen]
-    product = torch.bmm(u.unsqueeze(1), matrix).squeeze(1)
-    size = torch.linalg.vector_norm(matrix, dim=(1, 2)).double() * torch.linalg.vector_norm(u, dim=1).double()
+    u, row = u[chosen], row[chosen]
+    product, size = u, torch.linalg.vector_norm(u, dim=1).double()
+    for factor in factors:
+        product = torch.bmm(product.unsqueeze(1), factor[chosen]).squeeze(1)
+        size = size * torch.linalg.vector_norm(factor[chosen], dim=(1, 2)).double()
     difference = torch.linalg.vector_norm((product - row).double(), dim=1) / size.clamp(min=1e-300)
     difference = difference[difference.isfinite()]
     error = float(difference.max()) if difference.numel() else 0.0

@@ -80,13 +80,13 @@ def exact_attention(wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
-def computing(network: Network) -> Iterator[None]:
+def computing(network: Network, *, frozen: bool = True) -> Iterator[None]:
     """The session in which Jacobians are taken: the network frozen, the caller's gradient mode set aside."""
     with ExitStack() as stack:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(True))
-        stack.enter_context(network.session())
+        stack.enter_context(network.session(frozen=frozen))
         yield
 
 

@@ -72,14 +72,14 @@ class Replay:
             self.programs.clear()
             self.stamp = now
         inputs = contiguous(inputs)
-        signature = _signature(inputs)
-        if signature not in self.programs:
+        key = signature(inputs)
+        if key not in self.programs:
             matrix = self._anew(inputs)
             if len(self.programs) >= defaults.REPLAY_KEPT:
                 self.programs.pop(next(iter(self.programs)))
-            self.programs[signature] = self.record(inputs, matrix)
+            self.programs[key] = self.record(inputs, matrix)
             return matrix
-        recorded = self.programs[signature]
+        recorded = self.programs[key]
         if recorded is None:
             return self._anew(inputs)
         matrix, guards = recorded.run(inputs, self.pool)
@@ -119,7 +119,7 @@ class Replay:
         self.stamp = self.network.stamp()
         brackets = prepared.engine.brackets() if prepared.engine is not None else []
         recorded = self.record(inputs, brackets=brackets)
-        self.programs[_signature(inputs)] = recorded
+        self.programs[signature(inputs)] = recorded
         if recorded is None:
             return None
         self.groups = recorded.groups
@@ -240,7 +240,7 @@ def _warn_of_nonfinite(matrix: Tensor) -> None:
         warn("J has non-finite values")
 
 
-def _signature(inputs: Inputs) -> Signature:
+def signature(inputs: Inputs) -> Signature:
     """What the operators of a program rest on."""
     rest = tuple(a for a in (*inputs.args, *inputs.kwargs.items()) if not isinstance(a, Tensor))
     found = tuple((tuple(t.shape), t.dtype, t.device) for t in tensors(inputs))

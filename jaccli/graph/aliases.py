@@ -62,4 +62,8 @@ def written_into(recorder: Recorder, base: Value, new: Value, view: tuple[Any, t
     if name == "permute":
         order = [d % len(base.shape) for d in args[0]]
         return recorder.emit(aten.permute.default, (new, [order.index(d) for d in range(len(order))]))[0]
+    if name == "diagonal":
+        return recorder.emit(aten.diagonal_scatter.default, (base, new, *args), kwargs)[0]
+    if name == "expand" and new.shape == base.shape:
+        return new
     raise CaptureGap(f"a write in place through {name}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -45,26 +45,31 @@ class Graph:
         return [n for n in self.nodes if any(v.active for v in n.outputs) and any(v.active for v in n.inputs())]
 
 
-def capture(f: LayerFunction) -> Graph:
+def capture(f: LayerFunction, also: Sequence[Tensor] = ()) -> Graph:
     """Record f at its point. To be called within the network's session.
+
+    Args:
+        f: the function.
+        also: tensors of the network that are inputs of the graph too, after those of the call; every operator
+            on them counts as one that a gradient flows through.
 
     Cost: one forward pass, and some 20 µs an operator.
 
     Raises:
         CaptureGap: the network does something that cannot be recorded.
     """
-    graph = _captured(f)
+    graph = _captured(f, also)
     if any(node.name == "aten.mkldnn_rnn_layer" for node in graph.nodes):
         # oneDNN's fused LSTM has no parts to see; without it an LSTM is made of products and activations.
         with torch.backends.mkldnn.flags(enabled=False):
-            return _captured(f)
+            return _captured(f, also)
     return graph
 
 
-def _captured(f: LayerFunction) -> Graph:
-    recorder = Recorder()
+def _captured(f: LayerFunction, also: Sequence[Tensor]) -> Graph:
+    recorder = Recorder(whole=bool(also))
     args, kwargs = f.inputs.args, dict(f.inputs.kwargs)
-    inputs = [recorder.declare(t) for t in tensors_in((args, kwargs))]
+    inputs = [recorder.declare(t) for t in (*tensors_in((args, kwargs)), *also)]
     tap = _Mark(recorder, f.source, f.target)
     try:
         with recording(recorder):

@@ -150,7 +150,9 @@ def _last_uses(steps: Sequence[Step], kept: Sequence[Slot]) -> dict[Slot, int]:
     return last
 
 
-def emitted(steps: Sequence[Step], inputs: Sequence[Slot], wanted: Sequence[Slot], housed: bool = True) -> Program:
+def emitted(
+    steps: Sequence[Step], inputs: Sequence[Slot], wanted: Sequence[Slot], housed: bool = True, placing: bool = True
+) -> Program:
     """The steps as a Python function.
 
     Args:
@@ -158,9 +160,10 @@ def emitted(steps: Sequence[Step], inputs: Sequence[Slot], wanted: Sequence[Slot
         inputs: what the function takes.
         wanted: what it returns, J first.
         housed: whether intermediate results may have rooms.
+        placing: whether J may be written into memory that is given.
     """
     made = made_by(steps)
-    result, placed = wanted[0], _creation(steps, wanted[0])
+    result, placed = wanted[0], _creation(steps, wanted[0]) if placing else None
     names = _Names(inputs, made)
     places = {} if placed is None else {placed: f"out.view({list(_shape(placed))})"}
     parameters: list[Slot | str] = [*inputs, "out"]

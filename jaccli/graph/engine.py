@@ -158,29 +158,48 @@ def jacobian(plan: Engine) -> Tensor:
     Raises:
         CaptureGap: samples mix.
     """
+    with torch.no_grad():
+        return accumulated(plan)
+
+
+def accumulated(plan: Engine) -> Tensor:
+    """As ``jacobian``, in the caller's gradient mode."""
     source, target = plan.graph.source.tensor, plan.graph.target.tensor
     batch, n_out, n_in = source.shape[0], target[0].numel(), source[0].numel()
-    with torch.no_grad():
-        if plan.bracket is None:
-            same = plan.graph.source is plan.graph.target
-            return _whole(identity_bundle(plan.graph.source.shape, source) if same else None, target, n_in)
-        if plan.coloured is not None and plan.bracket.way == "coloured":
-            return plan.coloured.run().to(target.dtype).contiguous()
-        parts = _parts(plan)
-        if len(parts) < 2:
-            return _whole(plan.chain.run(plan.bracket, source), target, n_in)
-        out = target.new_empty(batch, n_out, n_in)
-        position = 0
-        step = n_out // plan.chain.cuts[parts[0].cut].shape[parts[0].dim]
-        for part in parts:
-            rows = plan.chain.run(plan.bracket, source, part)
-            place = out.narrow(1, position * step, part.size * step)
-            if rows is None:
-                place.zero_()
-            else:
-                _put(rows, part, place)
-            position += part.size
-        return out
+    if plan.bracket is None:
+        same = plan.graph.source is plan.graph.target
+        return _whole(identity_bundle(plan.graph.source.shape, source) if same else None, target, n_in)
+    if plan.coloured is not None and plan.bracket.way == "coloured":
+        return plan.coloured.run().to(target.dtype).contiguous()
+    parts = _parts(plan)
+    if len(parts) < 2:
+        return _whole(plan.chain.run(plan.bracket, source), target, n_in)
+    out = target.new_empty(batch, n_out, n_in)
+    position = 0
+    step = n_out // plan.chain.cuts[parts[0].cut].shape[parts[0].dim]
+    for part in parts:
+        rows = plan.chain.run(plan.bracket, source, part)
+        place = out.narrow(1, position * step, part.size * step)
+        if rows is None:
+            place.zero_()
+        else:
+            _put(rows, part, place)
+        position += part.size
+    return out
+
+
+def factors(plan: Engine) -> tuple[Tensor, Tensor] | None:
+    """J as a product over a bottleneck, ``(batch, n_out, m)`` and ``(batch, m, n_in)``, where m is at most half
+    of each side and the bracketing multiplies there; else None.
+    """
+    source, target, bracket = plan.graph.source.tensor, plan.graph.target.tensor, plan.bracket
+    if bracket is None or bracket.way != "product":
+        return None
+    middle = plan.chain.cuts[bracket.parts[0].first].tensor
+    if 2 * middle[0].numel() > min(target[0].numel(), source[0].numel()):
+        return None
+    later, earlier = (plan.chain.run(part, source) for part in bracket.parts)
+    return _whole(later, target, middle[0].numel()), _whole(earlier, middle, source[0].numel())
 
 
 def _whole(rows: Bundle | None, target: Tensor, n_in: int) -> Tensor:

@@ -19,7 +19,7 @@ from jaccli.graph.emit import Program, emitted
 from jaccli.graph.engine import Engine, jacobian
 from jaccli.graph.fusing import fused
 from jaccli.graph.onednn import pointwise
-from jaccli.graph.recorder import Value, swap
+from jaccli.graph.recorder import Node, Value, swap
 from jaccli.graph.rewriting import upright
 from jaccli.graph.tracer import Slot, Step, Tracer, name_of, taken
 from jaccli.operators.faults import is_out_of_memory
@@ -37,7 +37,7 @@ def trace(graph: Graph, plan: Engine, fusing: bool = True) -> tuple[list[Program
         Programs that do the same with different kernels, and J at the point of the capture.
     """
     tracer = Tracer()
-    steps = _forward(graph, tracer)
+    steps = as_steps(graph.nodes, graph.inputs, tracer)
     with torch.no_grad(), tracer:
         matrix = jacobian(plan)
     tracer.steps = [*steps, *tracer.steps]
@@ -45,7 +45,7 @@ def trace(graph: Graph, plan: Engine, fusing: bool = True) -> tuple[list[Program
     guards = [(tracer.slot_of(v.tensor), read) for v, read in graph.guards]
     wanted = [result, *(slot for slot, _ in guards)]
     inputs = [tracer.slot_of(v.tensor) for v in graph.inputs]
-    live, wanted = _plainer(_live(tracer.steps, wanted), wanted)
+    live, wanted = _plainer(live_steps(tracer.steps, wanted), wanted)
     return _checked(live, inputs, wanted, [matrix, *(read for _, read in guards)], fusing), matrix
 
 
@@ -57,8 +57,8 @@ def _checked(
     Views of other strides may not exist; and what runs is never another program than what was seen to give J.
     """
     tensors = [slot.tensor for slot in inputs if slot.tensor is not None]
-    fewer = _live(batched(upright(steps), wanted), wanted)
-    for tried in (*([_live(fused(fewer, wanted), wanted)] if fusing else []), fewer, steps):
+    fewer = live_steps(batched(upright(steps), wanted), wanted)
+    for tried in (*([live_steps(fused(fewer, wanted), wanted)] if fusing else []), fewer, steps):
         program = emitted(tried, inputs, wanted)
         if not _gives(program, tensors, found):
             continue
@@ -88,8 +88,8 @@ def _gives(program: Program, tensors: list[Tensor], found: list[Any]) -> bool:
     return alike(got, matrix) and [guard.item() for guard in guards] == program.guards
 
 
-def _forward(graph: Graph, tracer: Tracer) -> list[Step]:
-    """The captured nodes as steps."""
+def as_steps(nodes: Sequence[Node], inputs: Sequence[Value], tracer: Tracer) -> list[Step]:
+    """Recorded nodes as steps."""
     slots: dict[Value, Slot] = {}
 
     def slot(value: Value) -> Slot:
@@ -97,10 +97,10 @@ def _forward(graph: Graph, tracer: Tracer) -> list[Step]:
             slots[value] = tracer.adopt(value.tensor, value.varies)
         return slots[value]
 
-    for value in graph.inputs:
+    for value in inputs:
         slot(value)
     steps = []
-    for node in graph.nodes:
+    for node in nodes:
         returns = node.op._schema.returns
         many = len(returns) > 1 or str(returns[0].type).startswith("List")
         size = max((v.out for v in node.outputs), default=0) + 1
@@ -111,7 +111,7 @@ def _forward(graph: Graph, tracer: Tracer) -> list[Step]:
     return steps
 
 
-def _live(steps: Sequence[Step], wanted: Sequence[Slot]) -> list[Step]:
+def live_steps(steps: Sequence[Step], wanted: Sequence[Slot]) -> list[Step]:
     """The steps that must run: they make, or write into, memory that varies and that the result needs."""
     needed = {s.memory for s in wanted}
     kept = []

@@ -120,10 +120,13 @@ class Recorder(TorchDispatchMode):
     Attributes:
         nodes: in order of execution.
         guards: values whose content steered the run (a branch), with what was read.
+        whole: gradients are wanted by every input, not by the source alone.
+        derived: what is recorded now are derivatives, which autograd computes without gradients of its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, whole: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.whole, self.derived = whole, False
         self.nodes: list[Node] = []
         self.guards: list[tuple[Value, Any]] = []
         self.entries: dict[int, _Entry] = {}
@@ -191,7 +194,7 @@ class Recorder(TorchDispatchMode):
             varies = active = False
         elif op.overloadpacket is aten.detach:
             active = False
-        elif active and not torch.is_grad_enabled():
+        elif (active or (self.whole and varies)) and not (self.derived or torch.is_grad_enabled()):
             raise CaptureGap("the model computes without gradients, or by an autograd function of its own")
         outputs = result if isinstance(result, list | tuple) else (result,)
         for position, tensor in enumerate(outputs):

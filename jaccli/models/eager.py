@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -56,13 +56,13 @@ class EagerNetwork(Network):
             return self.module(*args, **kwargs)
 
     @contextmanager
-    def session(self) -> Iterator[None]:
+    def session(self, *, frozen: bool = True) -> Iterator[None]:
         if self._state is not None:
             yield
             return
         # TransformerEncoderLayer skips its submodules, and so their hooks, on its fast path.
         fast = torch.backends.mha.get_fastpath_enabled()
-        with without_parameter_gradients(self.tensors()):
+        with without_parameter_gradients(self.tensors() if frozen else iter(())):
             self._state = ModuleState(self.module)
             torch.backends.mha.set_fastpath_enabled(False)
             try:
@@ -89,8 +89,8 @@ class EagerNetwork(Network):
         yield from self.module.parameters()
         yield from self.module.buffers()
 
-    def stamp(self) -> Stamp:
-        stamp = Stamp()
+    def stamp(self, moving: Collection[int] = ()) -> Stamp:
+        stamp = Stamp(moving)
         waiting: list[nn.Module] = [self.module]
         seen: set[int] = set()
         while waiting:

@@ -93,9 +93,9 @@ class ExportedNetwork(Network):
         with same_noise(device) if self._random else nullcontext():
             return self.model.execute(args, kwargs, tap)[0]
 
-    def session(self) -> AbstractContextManager[None]:
-        """Held while a Jacobian is computed: parameters do not ask for gradients inside."""
-        return without_parameter_gradients(self.tensors())
+    def session(self, *, frozen: bool = True) -> AbstractContextManager[None]:
+        """Held while a Jacobian is computed: frozen parameters do not ask for gradients inside."""
+        return without_parameter_gradients(self.tensors() if frozen else iter(()))
 
     def cast(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> ExportedNetwork:
         """An independent copy with floating-point parameters, buffers and constants converted.

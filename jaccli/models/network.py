@@ -8,7 +8,7 @@ which may hand back another value (this is how an activation becomes a variable)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -62,8 +62,8 @@ class Network(ABC):
         """
 
     @abstractmethod
-    def session(self) -> AbstractContextManager[None]:
-        """Held while a Jacobian is computed: parameters do not ask for gradients inside."""
+    def session(self, *, frozen: bool = True) -> AbstractContextManager[None]:
+        """Held while a Jacobian is computed: ``frozen`` parameters do not ask for gradients inside."""
 
     @abstractmethod
     def cast(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Network:
@@ -73,9 +73,13 @@ class Network(ABC):
     def tensors(self) -> Iterator[Tensor]:
         """Parameters and buffers: where the model lives and in which dtype."""
 
-    def stamp(self) -> Stamp:
-        """What a recorded program rests on; another stamp means that it has to be recorded again."""
-        stamp = Stamp()
+    def stamp(self, moving: Collection[int] = ()) -> Stamp:
+        """What a recorded program rests on; another stamp means that it has to be recorded again.
+
+        Args:
+            moving: identities of tensors whose content it does not rest on.
+        """
+        stamp = Stamp(moving)
         for tensor in self.tensors():
             stamp.tensor(tensor)
         return stamp

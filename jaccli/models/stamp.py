@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from ctypes import string_at
 from types import SimpleNamespace
 from typing import Any
@@ -22,11 +22,15 @@ class Stamp:
     What it names it holds on to, so that no identity is used twice. Writes through ``.data`` move no
     version; they are seen where they change one of the few bytes that are looked at, on the CPU only.
     Cost: about a microsecond a tensor.
+
+    Args:
+        moving: identities of tensors whose content may change.
     """
 
-    __slots__ = ("held", "key")
+    __slots__ = ("held", "key", "moving")
 
-    def __init__(self) -> None:
+    def __init__(self, moving: Collection[int] = ()) -> None:
+        self.moving = moving
         self.key: list[Any] = []
         self.held: list[Any] = []
 
@@ -43,6 +47,9 @@ class Stamp:
     def tensor(self, tensor: Tensor) -> None:
         """By identity, version and some of its bytes."""
         self.held.append(tensor)
+        if id(tensor) in self.moving:
+            self.key += (id(tensor), tuple(tensor.shape), tensor.dtype, tensor.requires_grad)
+            return
         self.key += (id(tensor), 0 if tensor.is_inference() else tensor._version)
         if tensor.layout is not torch.strided or not tensor.is_contiguous():
             return

@@ -83,7 +83,7 @@ class Linearised:
         if not self.live.target.requires_grad:
             return None
         self.passes["vjp"] += 1
-        row = _gradient(self.live.target, self.live.source, u.reshape(self.live.target.shape))
+        row = gradient(self.live.target, self.live.source, u.reshape(self.live.target.shape))
         return None if row is None else self.f.source.slot.columns(row[None])[0]
 
     def vjps(self, u: Tensor) -> Tensor:
@@ -92,15 +92,7 @@ class Linearised:
         if not self.live.target.requires_grad:
             return self.point.new_zeros(u.shape[0], self.batch, self.f.n_in)
         self.passes["vjp"] += u.shape[0]
-        with _quiet_vmap():
-            (rows,) = torch.autograd.grad(
-                self.live.target,
-                self.live.source,
-                u.reshape(u.shape[0], *self.live.target.shape),
-                retain_graph=True,
-                allow_unused=True,
-                is_grads_batched=True,
-            )
+        rows = gradients(self.live.target, self.live.source, u.reshape(u.shape[0], *self.live.target.shape))
         if rows is None:
             return self.point.new_zeros(u.shape[0], self.batch, self.f.n_in)
         return self.f.source.slot.columns(rows)
@@ -153,17 +145,26 @@ class Linearised:
         return tangent.reshape(self.batch, -1)
 
 
-def _gradient(target: Tensor, source: Tensor, cotangent: Tensor) -> Tensor | None:
+def gradient(target: Tensor, source: Tensor, cotangent: Tensor, create_graph: bool = False) -> Tensor | None:
     """One backward pass.
 
     The first ``torch.autograd.grad`` that is handed a cotangent imports sympy (0.4 s); the gradient of an
     inner product does not.
     """
     if "torch.fx.experimental.symbolic_shapes" in sys.modules:
-        return torch.autograd.grad(target, source, cotangent, retain_graph=True, allow_unused=True)[0]
+        return torch.autograd.grad(target, source, cotangent, True, create_graph, allow_unused=True)[0]
     with torch.enable_grad():
         inner = (target * cotangent).sum()
-    return torch.autograd.grad(inner, source, retain_graph=True, allow_unused=True)[0]
+    return torch.autograd.grad(inner, source, None, True, create_graph, allow_unused=True)[0]
+
+
+def gradients(target: Tensor, source: Tensor, cotangents: Tensor, create_graph: bool = False) -> Tensor | None:
+    """k backward passes in one: ``(k, *target.shape)`` → ``(k, *source.shape)``, or None without a path."""
+    with _quiet_vmap():
+        (rows,) = torch.autograd.grad(
+            target, source, cotangents, True, create_graph, allow_unused=True, is_grads_batched=True
+        )
+    return rows
 
 
 @contextmanager

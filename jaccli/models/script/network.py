@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -90,9 +90,9 @@ class ScriptNetwork(Network):
                 torch._C._set_grad_enabled(grad_enabled)
 
     @contextmanager
-    def session(self) -> Iterator[None]:
-        """Parameters do not ask for gradients inside."""
-        with without_parameter_gradients(self.tensors()):
+    def session(self, *, frozen: bool = True) -> Iterator[None]:
+        """Frozen parameters do not ask for gradients inside."""
+        with without_parameter_gradients(self.tensors() if frozen else iter(())):
             yield
 
     def cast(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> ScriptNetwork:
@@ -122,9 +122,9 @@ class ScriptNetwork(Network):
                     seen.add(id(tensor))
                     yield tensor
 
-    def stamp(self) -> Stamp:
+    def stamp(self, moving: Collection[int] = ()) -> Stamp:
         """Parameters, buffers, and every attribute that the code can read."""
-        stamp = Stamp()
+        stamp = Stamp(moving)
         for node in self._root.walk():
             for name in self._read_by.get(node.cls, ()):
                 if name in node.children:

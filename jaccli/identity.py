@@ -1,0 +1,174 @@
+"""How far J is from what a training step wants it to be: ``jaccli.identity_deviation``, and further ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from jaccli.errors import UsageError
+from jaccli.layers.record import Inputs
+from jaccli.live import accumulated, live_pass, site_of
+from jaccli.recorded import contiguous
+from jaccli.rows import Rows, wide
+
+Towards = Literal["identity", "scaled-identity", "orthogonal", "zero"]
+Estimator = Literal["exact", "hutchinson"]
+
+
+def identity_deviation(
+    model: Any,
+    x: Tensor,
+    source: str = "input",
+    target: str = "output",
+    *,
+    estimator: Estimator = "exact",
+    probes: int = 1,
+    generator: torch.Generator | None = None,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """‖J − I‖_F² of each sample, differentiable in the parameters of the model and in ``x``.
+
+    ``exact`` accumulates J by the structured method and lets gradients flow through that; a J that goes
+    through a bottleneck LR is never multiplied out, ‖LR − I‖² = ⟨LᵀL, RRᵀ⟩ − 2 tr RL + n. Where the engine
+    cannot see the network, J is made of n backward passes. ``hutchinson`` is the mean over probes of
+    ‖Jᵀv − v‖² with entries of v drawn from ±1: unbiased, E vvᵀ = I (M. F. Hutchinson, *A stochastic estimator
+    of the trace of the influence matrix*, 1989).
+
+    Args:
+        model: an ``nn.Module``, ``ScriptModule`` or exported module, used in the mode it is in. Inside
+            ``DataParallel`` and ``torch.compile`` the module itself is used.
+        x: the samples, ``(batch, …)``.
+        source: layer name; ``input`` is the model's own.
+        target: layer name; as large as the source.
+        estimator: ``exact``, or ``hutchinson`` with so many probes.
+        probes: products for each sample, of ``hutchinson``.
+        generator: draws the probes, on the device of the target; torch's own by default.
+        args: further arguments of the model, after ``x``.
+        kwargs: further arguments by name.
+
+    Returns:
+        ``(batch,)`` in the dtype of the target, float32 where that is shorter. Without a graph under ``no_grad``.
+
+    Cost: a forward pass; and for each probe of ``hutchinson`` one backward pass that is differentiated again.
+    Of the first call with samples of a shape, a look at the network: whether samples mix, and how J is made.
+
+    Raises:
+        UsageError: an unknown layer or estimator, a J that is not square.
+        RefusedError: the model refuses ``x``.
+        UnsupportedError: a layer that is not reached; an operator without a second derivative.
+        ResourceError: J does not fit the memory.
+    """
+    return deviation_from("identity", model, x, source, target, estimator, probes, generator, args, kwargs)
+
+
+def deviation_from(
+    towards: Towards,
+    model: Any,
+    x: Tensor,
+    source: str = "input",
+    target: str = "output",
+    estimator: Estimator = "exact",
+    probes: int = 1,
+    generator: torch.Generator | None = None,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """As ``identity_deviation``, of J from another end.
+
+    ``scaled-identity``: ‖J − αI‖_F² at its best α = tr J/n; by ``hutchinson`` with α of the same probe, which
+    makes it too small by 2‖J‖_F²/n at most. ``orthogonal``: ‖JJᵀ − I‖_F², or ‖JᵀJ − I‖_F² of a J with fewer columns
+    than rows; a probe takes two products more. ``zero``: ‖J‖_F². The last two take a J of any shape.
+    """
+    _check(towards, estimator, probes)
+    given = (towards, model, x, (source, target), estimator, probes, generator, args, kwargs)
+    if torch.compiler.is_compiling():
+        # Dynamo would trace hooks and dispatch modes; what is disabled runs as it is, between two graphs.
+        apart: Tensor = torch.compiler.disable(_deviation)(*given)
+        return apart
+    return _deviation(*given)
+
+
+def _check(towards: str, estimator: str, probes: int) -> None:
+    for name, value, known in (("towards", towards, get_args(Towards)), ("estimator", estimator, get_args(Estimator))):
+        if value not in known:
+            raise UsageError(f"{name} {value!r} is not known", f"expected one of {', '.join(known)}")
+    if probes < 1:
+        raise UsageError(f"probes={probes!r}", "expected a whole number from 1")
+
+
+def _deviation(
+    towards: Towards,
+    model: Any,
+    x: Tensor,
+    names: tuple[str, str],
+    estimator: Estimator,
+    probes: int,
+    generator: torch.Generator | None,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+) -> Tensor:
+    wanted = torch.is_grad_enabled()
+    network, site = site_of(model, x, names, args, kwargs)
+    inputs = contiguous(Inputs((x, *args), dict(kwargs or {}), site.dim))
+    seen = site.look(network, inputs, estimator == "exact", square="identity" in towards)
+    while True:
+        factors = accumulated(seen, inputs)
+        if factors is not None:
+            found = _of_factors(towards, *factors)
+        else:
+            with live_pass(network, site.pair, seen, inputs, wanted) as rows:
+                if estimator == "exact":
+                    found = _of_factors(towards, rows.matrix())
+                else:
+                    found = _estimated(towards, rows, probes, generator)
+        if not wanted:
+            return found.detach()
+        if seen.holds(found, x):
+            return found
+
+
+def _of_factors(towards: Towards, *factors: Tensor) -> Tensor:
+    """The squared distance of J, or of J = LR without multiplying."""
+    first, last = (wide(factor) for factor in (factors[0], factors[-1]))
+    n = min(first.shape[1], last.shape[2])
+    if len(factors) == 1 and towards == "identity":
+        return (first - torch.eye(n, dtype=first.dtype, device=first.device)).square().sum((1, 2))
+    if len(factors) == 1:
+        j = first
+        gram = (j @ j.mT if j.shape[1] <= j.shape[2] else j.mT @ j) if towards == "orthogonal" else None
+        squares = j.square().sum((1, 2))
+        trace = j.diagonal(dim1=1, dim2=2).sum(1)
+    else:
+        left, right = first.mT @ first, last @ last.mT
+        gram = left @ right if towards == "orthogonal" else None
+        squares = (left * right).sum((1, 2))
+        trace = (first * last.mT).sum((1, 2)) if "identity" in towards else squares
+    if gram is not None and len(factors) == 1:
+        return (gram - torch.eye(n, dtype=gram.dtype, device=gram.device)).square().sum((1, 2))
+    if gram is not None:  # ‖JJᵀ‖² = tr (LᵀL RRᵀ)²
+        return (gram * gram.mT).sum((1, 2)) - 2 * squares + n
+    if towards == "identity":  # ‖J - I‖² is n - m at least, so that little cancels
+        return squares - 2 * trace + n
+    return squares - trace.square() / n if towards == "scaled-identity" else squares
+
+
+def _estimated(towards: Towards, rows: Rows, probes: int, generator: torch.Generator | None) -> Tensor:
+    """The mean over probes v of ±1 of ‖Jᵀv − v‖², ‖Jᵀv − αv‖², ‖JJᵀv − v‖² or ‖Jᵀv‖²."""
+    total = None
+    for _ in range(probes):
+        if towards == "orthogonal":
+            v, image = rows.there_and_back(generator)
+        else:
+            v = rows.probe(generator)
+            image = rows.row(v)
+        if "identity" in towards or towards == "orthogonal":
+            scale = (image * v).sum(1, keepdim=True) / v.shape[1] if towards == "scaled-identity" else 1.0
+            image = image - scale * v
+        square = wide(image).square().sum(1)
+        total = square if total is None else total + square
+    assert total is not None
+    return total / probes if probes > 1 else total

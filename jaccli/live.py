@@ -1,0 +1,233 @@
+"""A network whose parameters ask for gradients, between two of its activations, at work in a training step."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jaccli import defaults
+from jaccli.api import setup
+from jaccli.errors import ResourceError, UsageError, warn
+from jaccli.execution import disbelief, report_path
+from jaccli.graph.differentiable import Accumulation, accumulation
+from jaccli.graph.recorder import CaptureGap, tensors_in
+from jaccli.layers.record import Inputs, record
+from jaccli.memory import available
+from jaccli.models.adapt import as_network
+from jaccli.models.network import Network
+from jaccli.models.stamp import Stamp
+from jaccli.operators.faults import is_out_of_memory
+from jaccli.planning import human
+from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare, readable
+from jaccli.replay import Signature, signature
+from jaccli.rows import Rows, no_second
+
+# Fused recurrent kernels have no second derivative; the operators that they are made of have one.
+_FUSED = ("CudnnRnn", "MkldnnRnn", "MiopenRnn", "ThnnFused")
+
+
+@dataclass
+class Seen:
+    """What a first call found.
+
+    Args:
+        live: tensors of the network that ask for gradients.
+        connected: a path leads from source to target.
+        mixes: a sample's target hangs on other samples.
+        fused: there are recurrent kernels without a second derivative.
+        accumulation: J as a differentiable program, where there is one.
+        proved: a gradient was taken of what was computed so.
+    """
+
+    live: list[Tensor]
+    connected: bool
+    mixes: bool
+    fused: bool
+    accumulation: Accumulation | None = None
+    proved: bool = False
+
+    def holds(self, found: Tensor, x: Tensor) -> bool:
+        """Whether the gradient of ``found`` can be taken, looked at once; if not, products are to be used.
+
+        Raises:
+            UnsupportedError: nor can that of products.
+        """
+        wanted = [t for t in (*self.live, x) if t.requires_grad]
+        if self.proved or not wanted or not found.requires_grad:
+            return True
+        try:
+            torch.autograd.grad(found.sum(), wanted, retain_graph=True, allow_unused=True)
+        except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error):
+                raise ResourceError("out of memory in the backward pass", "", _FEWER) from None
+            if self.accumulation is None:
+                raise no_second(error) from error
+            self.accumulation = None
+            return False
+        self.proved = True
+        return True
+
+
+@dataclass
+class Site:
+    """A layer pair of a network, with what was seen there, by the shapes of inputs and the state of the network.
+
+    It holds on to no module, so that it does not keep alive the model that it is kept for.
+    """
+
+    pair: Pair
+    dim: int
+    known: list[tuple[Signature, Stamp, Seen]] = field(default_factory=list)
+
+    def look(self, network: Network, inputs: Inputs, exact: bool, square: bool = True) -> Seen:
+        """What holds for these inputs. Cost: of a first call a forward and two backward passes, and planning.
+
+        Raises:
+            UsageError: J is not square.
+            UnsupportedError: no second derivative.
+        """
+        key = (exact, square, torch.is_autocast_enabled(_device(inputs).type), signature(inputs))
+        live = [t for t in network.tensors() if t.requires_grad]
+        # Of statistics that training moves, a program for J holds copies; products read them anew.
+        moving = {id(t) for t in (live if exact else network.tensors())}
+        stamp = network.stamp(moving)
+        for shapes, then, seen in self.known:
+            if shapes == key and then == stamp:
+                return seen
+        seen = self._first(network, inputs, live, exact, square)
+        stamp.held = [held for held in stamp.held if isinstance(held, Tensor)]
+        self.known = [*self.known[1 - defaults.REPLAY_KEPT :], (key, stamp, seen)]
+        return seen
+
+    def _first(self, network: Network, inputs: Inputs, live: list[Tensor], exact: bool, square: bool) -> Seen:
+        for doubt in network.doubtful():
+            warn(doubt)
+        with computing(network), exact_attention(True):
+            (prepared,) = prepare(network, inputs, [self.pair])
+            if square:
+                _check_square(prepared)
+            report_path(prepared, prepared.name)
+            if prepared.samples_mix:
+                warn(f"{prepared.name}: samples mix: a sample's target depends on the other samples")
+            assert prepared.linear.live is not None
+            fused = any(name.startswith(_FUSED) for name in _graph_names(prepared.linear.live.target))
+            seen = Seen(live, prepared.connected, prepared.samples_mix, fused)
+            if not exact or seen.mixes or not seen.connected:
+                return seen
+            _check_room(prepared)
+            try:
+                made = accumulation(prepared.linear.f, live)
+                with torch.no_grad():
+                    factors = made([*tensors_in((inputs.args, dict(inputs.kwargs))), *live])
+            except (CaptureGap, RuntimeError, NotImplementedError):
+                return seen
+            if factors is None or disbelief(prepared, *factors) is not None:
+                return seen
+        return replace(seen, accumulation=made)
+
+
+def site_of(
+    model: Any, x: Tensor, names: tuple[str, str], args: Sequence[Any], kwargs: Mapping[str, Any] | None
+) -> tuple[Network, Site]:
+    """The site of a model and two layer names, kept as long as the model lives.
+
+    Raises:
+        UsageError: not a model, an unknown layer, no samples.
+    """
+    try:
+        kept = _SITES.setdefault(model, {})
+    except TypeError:  # not a model either
+        kept = {}
+    site, network = kept.get(names), as_network(model)
+    if site is None or not isinstance(x, Tensor):
+        with torch.no_grad():
+            _, pair, inputs = setup(network, x, *names, args, kwargs)
+        site = kept[names] = Site(pair, inputs.dim)
+    return network, site
+
+
+_SITES: weakref.WeakKeyDictionary[Any, dict[tuple[str, str], Site]] = weakref.WeakKeyDictionary()
+
+
+def accumulated(seen: Seen, inputs: Inputs) -> tuple[Tensor, ...] | None:
+    """J, or its factors, by the differentiable program; None without one, or where another branch is taken."""
+    if seen.accumulation is None:
+        return None
+    given = [*tensors_in((inputs.args, dict(inputs.kwargs))), *seen.live]
+    with torch.autocast(_device(inputs).type, enabled=False), memory_told():  # casts are part of the program
+        return seen.accumulation(given)
+
+
+@contextmanager
+def live_pass(network: Network, pair: Pair, seen: Seen, inputs: Inputs, wanted: bool) -> Iterator[Rows]:
+    """One forward pass, recorded from the parameters on where gradients are ``wanted``; rows of J of it."""
+    source, target = pair
+    with ExitStack() as stack:
+        stack.enter_context(memory_told())
+        stack.enter_context(exact_attention(True))
+        stack.enter_context(computing(network, frozen=not wanted))
+        if seen.fused:
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        with readable(inputs):
+            taken = record(network, inputs, [source], [target], live=True)
+        held = taken.sources[source]
+        yield Rows(taken.targets[target].activation, held.raw, held.place.slot.columns, seen.mixes, wanted)
+
+
+@contextmanager
+def memory_told() -> Iterator[None]:
+    """Out of memory as an error that a user can act on.
+
+    Raises:
+        ResourceError: out of memory.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError("out of memory in identity_deviation", "", _FEWER) from None
+
+
+_FEWER = "give fewer samples at a time, or take estimator='hutchinson'"
+
+
+def _device(inputs: Inputs) -> torch.device:
+    first = inputs.args[0]
+    return first.device if isinstance(first, Tensor) else torch.device("cpu")
+
+
+def _check_square(prepared: Prepared) -> None:
+    f = prepared.linear.f
+    if f.n_out != f.n_in:
+        raise UsageError(
+            f"J of {prepared.name} is {f.n_out} x {f.n_in}, and only a square J can be held against the identity",
+            "expected a source and a target of the same size",
+        )
+
+
+def _check_room(prepared: Prepared) -> None:
+    """J, J − I and what their backward pass makes of them."""
+    batch, n_out, n_in = prepared.linear.shape
+    value = prepared.linear.value
+    need, room = 3 * batch * n_out * n_in * value.element_size(), available(value.device)
+    if need > room:
+        what = f"J of {batch} samples, {n_out} x {n_in} each, needs {human(need)}"
+        raise ResourceError(what, f"free are {human(room)}", _FEWER)
+
+
+def _graph_names(value: Tensor) -> Iterator[str]:
+    seen, ahead = set(), [value.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node.name()
+            ahead += [before for before, _ in node.next_functions]

@@ -1,0 +1,128 @@
+"""Rows of J as backward passes that can be differentiated again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jaccli import defaults
+from jaccli.errors import UnsupportedError
+from jaccli.operators.faults import is_out_of_memory, reason
+from jaccli.operators.linearised import gradient, gradients
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Jᵀu for a graph that exists.
+
+    Args:
+        target: ``(batch, *shape)``.
+        source: what the activation lies in.
+        columns: of gradients by ``source`` to those by the activation, ``(k, batch, n)``.
+        mixes: a sample's target hangs on other samples: rows are taken sample by sample.
+        wanted: whether gradients of the result are.
+    """
+
+    target: Tensor
+    source: Tensor
+    columns: Callable[[Tensor], Tensor]
+    mixes: bool
+    wanted: bool
+
+    def probe(self, generator: torch.Generator | None) -> Tensor:
+        """±1 for every element of the target: ``(batch, n_out)``."""
+        v = torch.empty_like(self.target).bernoulli_(0.5, generator=generator)
+        return v.mul_(2).sub_(1).flatten(1)
+
+    def row(self, u: Tensor) -> Tensor:
+        """Jᵀu: ``(batch, n_out)`` → ``(batch, n_in)``."""
+        if not self.target.requires_grad:
+            return self._zeros(1)[0]
+        try:
+            row = gradient(self.target, self.source, u.reshape(self.target.shape), self.wanted or u.requires_grad)
+        except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise no_second(error) from error
+        return self._zeros(1)[0] if row is None else self.columns(row[None])[0]
+
+    def there_and_back(self, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """v and JJᵀv, or, of a J with fewer columns than rows, w and JᵀJw.
+
+        Jw is the derivative along w of Jᵀu by u ("double vjp", J. Townsend 2017).
+        """
+        n_out, n_in = self.target[0].numel(), self._zeros(1).shape[2]
+        if n_out <= n_in:
+            u = self.probe(generator).requires_grad_()
+            image = self.row(u)
+            # Jᵀu is linear in u: its gradient by u along Jᵀu itself, half that of ‖Jᵀu‖², is JJᵀu.
+            return u.detach(), self._by(image, u, image)
+        w = torch.empty_like(self._zeros(1)[0]).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+        u = torch.zeros_like(self.target).flatten(1).requires_grad_()
+        return w, self.row(self._by(self.row(u), u, w))
+
+    def _by(self, image: Tensor, u: Tensor, w: Tensor) -> Tensor:
+        if not image.requires_grad:
+            return torch.zeros_like(u)
+        try:
+            found = torch.autograd.grad(image, u, w, create_graph=True, allow_unused=True)[0]
+        except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise no_second(error) from error
+        return torch.zeros_like(u) if found is None else found
+
+    def matrix(self) -> Tensor:
+        """J, ``(batch, n_out, n_in)``: n_out backward passes, so many at once as fit a cache."""
+        parts = [slice(b, b + 1) for b in range(self.target.shape[0])] if self.mixes else [slice(None)]
+        return torch.cat([self._block(part) for part in parts])
+
+    def _block(self, samples: slice) -> Tensor:
+        batch, n_out = self.target.shape[0], self.target[0].numel()
+        row_bytes = defaults.ROW_TENSORS * batch * n_out * self.target.element_size()
+        chunk, rows = max(1, defaults.WORKING_SET // row_bytes), []
+        for start in range(0, n_out, chunk):
+            numbers = torch.arange(start, min(start + chunk, n_out), device=self.target.device)
+            seeds = self.target.new_zeros(len(numbers), batch, n_out)
+            seeds[torch.arange(len(numbers)), samples, numbers] = 1
+            rows.append(self._rows(seeds)[:, samples])
+        return torch.cat(rows).movedim(0, 1)
+
+    def _zeros(self, count: int) -> Tensor:
+        return self.columns(torch.zeros_like(self.source).expand(count, *self.source.shape))
+
+    def _rows(self, seeds: Tensor) -> Tensor:
+        """``(k, batch, n_out)`` → ``(k, batch, n_in)``: together, or one by one where that fails."""
+        cotangents = seeds.reshape(len(seeds), *self.target.shape)
+        if len(seeds) > 1:
+            try:
+                rows = gradients(self.target, self.source, cotangents, self.wanted)
+                return self._zeros(len(seeds)) if rows is None else self.columns(rows)
+            except (RuntimeError, NotImplementedError) as error:
+                if is_out_of_memory(error):
+                    raise
+        return torch.stack([self.row(seed) for seed in seeds])
+
+
+def no_second(error: BaseException) -> UnsupportedError:
+    """What to do where the graph cannot be differentiated once, or not again."""
+    text = reason(error)
+    if "use_reentrant" in str(error) or "heckpoint" in str(error):
+        return UnsupportedError(
+            "gradient checkpointing of this kind cannot be differentiated twice",
+            "expected torch.utils.checkpoint.checkpoint(..., use_reentrant=False), and a source outside of it",
+            text,
+        )
+    return UnsupportedError(
+        f"no second derivative: {text}",
+        "expected operators that can be differentiated twice",
+        "estimator='exact' needs only first derivatives where it sees the network's operators",
+    )
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """At least float32: sums of squares overflow and lose digits in shorter formats."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
