@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jaccli.errors import UsageError, note, warn
+from jaccli.errors import JaccliError, UsageError, note, warn
 from jaccli.execution import report_path
 from jaccli.explain import explain
+from jaccli.graph.capture import capture
+from jaccli.graph.products import Products
 from jaccli.layers.record import Inputs
 from jaccli.layers.resolve import resolve
-from jaccli.layers.samples import find_samples
+from jaccli.layers.samples import close, find_samples
 from jaccli.models.adapt import as_network
 from jaccli.models.network import Network
 from jaccli.models.state import Noise, same_noise
 from jaccli.names import check_compile, check_method
 from jaccli.operators import JacobianOperator
+from jaccli.operators.linear_map import LinearMap
+from jaccli.operators.operator import GRAPH_FROM, OneOf
+from jaccli.operators.routes import Route
 from jaccli.planning import Decision, decide
-from jaccli.prepare import Pair, computing, exact_attention, prepare, readable
+from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare, readable
 from jaccli.replay import Replay
-from jaccli.stream import Choice, collect, stream
+from jaccli.stream import Choice, collect, part, stream
 from jaccli.tuning import measured_once, tuned
 
 
@@ -203,12 +209,43 @@ def operator(
     Cost: one recorded forward pass and one backward pass; the operator holds its activations.
     """
     network, pair, inputs = setup(model, x, source, target, args, kwargs)
+    return linearised(network, pair, inputs)
+
+
+def linearised(network: Network, pair: Pair, inputs: Inputs, quiet: bool = False) -> JacobianOperator:
+    """The operator of a pair at these inputs; ``quiet`` where what is doubtful about it was told before."""
     with computing(network), exact_attention(True):
         (prepared,) = prepare(network, inputs, [pair])
-    report_path(prepared, prepared.name)
-    if prepared.samples_mix:
-        warn("samples mix: each product is of the whole batch's Jacobian, not of each sample's own block")
-    return JacobianOperator(prepared.linear, _as_it_is(network))
+    if not quiet:
+        report_path(prepared, prepared.name)
+        if prepared.samples_mix:
+            warn("samples mix: each product is of the whole batch's Jacobian, not of each sample's own block")
+
+    def alone(b: int) -> LinearMap:
+        if not prepared.samples_mix:
+            with suppress(JaccliError):
+                single = linearised(network, pair, part(inputs, b, 1), quiet=True)
+                if close(single.value, prepared.linear.value[b : b + 1]):
+                    return single
+        return OneOf(made, b)
+
+    made = JacobianOperator(prepared.linear, _as_it_is(network), alone, _by_graph(prepared), prepared.samples_mix)
+    return made
+
+
+def _by_graph(prepared: Prepared) -> tuple[Sequence[Route], Sequence[Route]]:
+    """JV and JᵀU by the derivatives of the network's operators, captured when first asked for."""
+    if prepared.samples_mix or not prepared.connected:
+        return (), ()
+
+    @cache
+    def products() -> Products:
+        return Products(capture(prepared.linear.f))
+
+    return (
+        [Route("structured", lambda v: products().push(v), GRAPH_FROM)],
+        [Route("structured", lambda u: products().pull(u), GRAPH_FROM)],
+    )
 
 
 def _as_it_is(network: Network) -> Callable[[], AbstractContextManager[None]]:

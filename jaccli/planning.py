@@ -80,6 +80,10 @@ class Room:
         return self.limit - self.kept
 
 
+class TooLarge(ResourceError):
+    """J, or one sample's J and its passes, do not fit the memory."""
+
+
 def decide(
     prepared: Prepared,
     method: MethodName,
@@ -98,7 +102,7 @@ def decide(
         keep: of how many samples J stays in memory; 0 where each block is written and let go.
 
     Raises:
-        ResourceError: the results do not fit, or not even one row of one sample does.
+        TooLarge: the results do not fit, or not even one row of one sample does.
     """
     linear = prepared.linear
     with readable(linear.f.inputs):
@@ -203,10 +207,10 @@ def _sized(
     return Decision(method, chosen, batch, block, why, _sample_bytes(prepared), peak)
 
 
-def _too_small(prepared: Prepared, room: Room, need: int) -> ResourceError:
+def _too_small(prepared: Prepared, room: Room, need: int) -> TooLarge:
     f = prepared.linear.f
     what = "all samples' J" if room.kept > room.limit else "one sample's J and its passes"
-    return ResourceError(
+    return TooLarge(
         f"{what}, {f.n_out} x {f.n_in} each, need {human(need)}",
         f"expected at most {human(room.limit)}" + (" (--max-memory)" if room.stated else " (free memory)"),
         "take fewer --samples or part of a layer, as --to 'output[0:100]', or allow more with --max-memory",

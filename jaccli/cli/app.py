@@ -122,6 +122,9 @@ def deviation(
             show_default=False,
         ),
     ] = None,
+    estimate: o.Estimate = False,
+    probes: o.Probes = None,
+    tolerance: o.Tolerance = None,
     output: o.Output = None,
     format: o.Format = None,
     force: o.Force = False,
@@ -149,12 +152,13 @@ def deviation(
     from jaccli.cli import request as r
 
     gates = r.parse_gates(fail_above or [])
+    effort = r.estimate_request(estimate, probes, tolerance, seed)
     out = r.output_request(output, format, force, no_color, "numbers")
     how = r.run_request(method, chunk, max_memory, timeout, explain, quiet, no_color, compile)
     if jacobian is not None:
         r.refuse_with_jacobian(
             {"MODEL": model, "--input": input, "--layer": layer, "--from": source, "--to": target}
-            | {"--arg": arg, "--arch": arch, "--activation": activation}
+            | {"--arg": arg, "--arch": arch, "--activation": activation, "--estimate": effort.wanted}
         )
         command.run_saved(r.saved_request(jacobian, samples), how, out, gates)
         return
@@ -167,6 +171,91 @@ def deviation(
         how,
         out,
         gates,
+        effort,
+    )
+
+
+@app.command(
+    short_help="Singular values and isometry.",
+    epilog="""\b
+Examples:
+  jaccli spectrum model.pt -i x.npy --layer fc1
+  jaccli spectrum model.pt -i x.npy --layer 'blocks.*'
+  jaccli spectrum model.pt -i x.npy --estimate --tolerance 5%
+  jaccli spectrum model.pt -i x.npy --layer 'blocks.*' --lyapunov""",
+)
+def spectrum(
+    model: o.OptionalModel = None,
+    input: o.Input = None,
+    layer: o.Layers = None,
+    source: o.From = None,
+    target: o.To = None,
+    jacobian: o.Jacobian = None,
+    eigenvalues: Annotated[
+        bool, typer.Option("--eigenvalues", help="Also eigenvalues, spectral radius, non-normality; J must be square.")
+    ] = False,
+    lyapunov: Annotated[
+        bool,
+        typer.Option("--lyapunov", help="Lyapunov exponents along the layers named, one after the other, to --to."),
+    ] = False,
+    top: Annotated[
+        str | None,
+        typer.Option("--top", metavar="N", help="List the N largest singular values only.", show_default=False),
+    ] = None,
+    estimate: o.Estimate = False,
+    probes: o.Probes = None,
+    tolerance: o.Tolerance = None,
+    output: o.Output = None,
+    format: o.Format = None,
+    force: o.Force = False,
+    samples: o.Samples = None,
+    arg: o.ModelArgs = None,
+    method: o.Method = "auto",
+    chunk: o.Chunk = "auto",
+    max_memory: o.MaxMemory = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    arch: o.Arch = None,
+    arch_arg: o.ArchArgs = None,
+    activation: o.Activation = None,
+    trust: o.Trust = False,
+    seed: o.Seed = None,
+    threads: o.Threads = None,
+    timeout: o.Timeout = None,
+    compile: o.Compile = False,
+    explain: o.Explain = False,
+    quiet: o.Quiet = False,
+    no_color: o.NoColor = False,
+) -> None:
+    """Singular values of J and what follows from them: condition, log|det|, ranks, isometry.
+
+    Exact where J fits the memory, else estimated from products, with standard errors. Several layers
+    give a line each: how far J from there is from an isometry.
+    """
+    from jaccli.cli import request as r
+    from jaccli.cli import spectrum as command
+
+    effort = r.estimate_request(estimate, probes, tolerance, seed)
+    wanted = command.Wanted(eigenvalues, lyapunov, o.parse_count(top, "--top"))
+    out = r.output_request(output, format, force, no_color, "numbers")
+    how = r.run_request(method, chunk, max_memory, timeout, explain, quiet, no_color, compile)
+    if jacobian is not None:
+        r.refuse_with_jacobian(
+            {"MODEL": model, "--input": input, "--layer": layer, "--from": source, "--to": target}
+            | {"--arg": arg, "--arch": arch, "--activation": activation, "--estimate": effort.wanted}
+        )
+        command.run_saved(r.saved_request(jacobian, samples), how, out, wanted)
+        return
+    command.run(
+        partial(
+            r.model_request, r.needed_model(model), arch, arch_arg, activation, trust, seed, device, dtype, threads
+        ),
+        partial(r.input_request, input, samples, arg),
+        r.pair_request([*(layer or []), *(source or [])] or ["input"], target or "output"),
+        how,
+        out,
+        effort,
+        wanted,
     )
 
 

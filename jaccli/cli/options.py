@@ -138,7 +138,7 @@ Threads = Annotated[
 ]
 Seed = Annotated[
     str | None,
-    typer.Option("--seed", metavar="N", help="For the fresh weights of a MODEL that is code.", show_default=False),
+    typer.Option("--seed", metavar="N", help="For the fresh weights of a MODEL that is code, and for random vectors."),
 ]
 Timeout = Annotated[
     str | None,
@@ -156,6 +156,24 @@ Jacobian = Annotated[
     str | None,
     typer.Option(
         "--jacobian", metavar="FILE|-", help="A saved Jacobian, in place of MODEL and -i.", show_default=False
+    ),
+]
+
+Estimate = Annotated[
+    bool,
+    typer.Option("--estimate", help="From products with random vectors, with standard errors; J is not built."),
+]
+Probes = Annotated[
+    str | None,
+    typer.Option("--probes", metavar="N", help="Random vectors of an estimate; implies it.", show_default=False),
+]
+Tolerance = Annotated[
+    str | None,
+    typer.Option(
+        "--tolerance",
+        metavar="SHARE",
+        help="Estimate until 95 % intervals reach no further, as 1%; implies --estimate.",
+        show_default=False,
     ),
 ]
 
@@ -203,6 +221,21 @@ def parse_count(text: str | None, flag: str, least: int = 1) -> int | None:
     if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < least:
         raise UsageError(f"{flag} {text!r} is not understood", f"expected a whole number from {least}")
     return int(text)
+
+
+def parse_share(text: str | None, flag: str) -> float | None:
+    """``1%`` or ``0.01`` → 0.01.
+
+    Raises:
+        UsageError: not a share above 0.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:e-?\d+)?|\.\d+)\s*(%?)\s*", text.lower())
+    value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+    if not 0 < value < 1:
+        raise UsageError(f"{flag} {text!r} is not understood", "expected a share, as 1% or 0.01")
+    return value
 
 
 def parse_chunk(text: str) -> int | None:

@@ -8,7 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaccli.cli.options import check_device, check_dtype, parse_bytes, parse_chunk, parse_count, parse_seconds
+from jaccli.cli.options import (
+    check_device,
+    check_dtype,
+    parse_bytes,
+    parse_chunk,
+    parse_count,
+    parse_seconds,
+    parse_share,
+)
 from jaccli.cli.peek import check_arch, is_weights
 from jaccli.errors import UsageError
 from jaccli.layers.address import parse_address
@@ -165,6 +173,28 @@ def run_request(
     check_compile(compile, method)
     size, seconds = parse_bytes(max_memory), parse_seconds(timeout)
     return RunRequest(method, parse_chunk(chunk), size, seconds, explain, quiet, no_color, compile)
+
+
+@dataclass(frozen=True)
+class EstimateRequest:
+    """Whether figures are estimated, how well, and from which seed."""
+
+    wanted: bool
+    probes: int | None
+    tolerance: float | None
+    seed: int
+
+
+def estimate_request(wanted: bool, probes: str | None, tolerance: str | None, seed: str | None) -> EstimateRequest:
+    """Check how figures are to be estimated; ``--probes`` and ``--tolerance`` ask for it.
+
+    Raises:
+        UsageError: not understood, or both are given.
+    """
+    count, share = parse_count(probes, "--probes", 2), parse_share(tolerance, "--tolerance")
+    if count is not None and share is not None:
+        raise UsageError("--probes and --tolerance are both given", "expected one of them")
+    return EstimateRequest(wanted or bool(count or share), count, share, parse_count(seed, "--seed", 0) or 0)
 
 
 @dataclass(frozen=True)

@@ -2,78 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
-from jaccli.errors import ResourceError, UnsupportedError, UsageError
+from jaccli.errors import ResourceError, UnsupportedError
+from jaccli.layers.function import LayerFunction
 from jaccli.operators.faults import is_out_of_memory, reason
+from jaccli.operators.linear_map import LinearMap
 from jaccli.operators.linearised import Linearised
+from jaccli.operators.routes import Route, Routes
+
+Session = Callable[[], AbstractContextManager[None]]
+# Products asked for before another way than one pass after the other is tried: it imports or captures first.
+BATCHED_FROM = 8
+GRAPH_FROM = 4
 
 
-class JacobianOperator:
+class JacobianOperator(LinearMap):
     """The Jacobians of a batch of samples as one batched linear map at a fixed point.
 
-    The forward pass was made when the operator was; ``rmatvec`` costs one backward pass, ``matvec``
-    one forward pass with dual numbers, or two backward passes where an operator of the model has no
-    forward-mode formula. Nothing of size ``n_out × n_in`` is ever held. Products raise ``UsageError``
-    once the model's parameters or buffers have changed, and ``UnsupportedError`` where no pass works.
+    The forward pass was made when the operator was. ``rmatvec`` costs one backward pass, ``matvec`` one forward
+    pass with dual numbers, or two backward passes where an operator of the model has no forward-mode formula.
+    Once some products have been asked for, batched passes and the derivatives of the network's operators, one
+    by one (as in ``structured``), are tried too, and what is fastest for so many vectors is kept. Nothing of
+    size ``n_out × n_in`` is ever held. Products raise ``UsageError`` once the model's parameters or buffers have
+    changed, and ``UnsupportedError`` where no pass works.
 
-    Attributes:
-        shape: ``(batch, n_out, n_in)``.
+    Args:
+        linear: f at the point, with its graph.
+        session: in which products are made.
+        alone: the operator of one sample.
+        others: further ways of JV and of JᵀU.
+        mixes: products are of the whole batch's Jacobian, not of each sample's own block.
     """
 
-    def __init__(self, linear: Linearised, session: Callable[[], AbstractContextManager[None]]) -> None:
-        self._linear, self._session = linear, session
+    def __init__(
+        self,
+        linear: Linearised,
+        session: Session,
+        alone: Callable[[int], LinearMap],
+        others: tuple[Sequence[Route], Sequence[Route]] = ((), ()),
+        mixes: bool = False,
+    ) -> None:
+        self._linear, self._session, self._alone = linear, session, alone
+        self.mixes = mixes
         self._forward_mode = True
+        forth = [Route("batched", self._jvps, BATCHED_FROM), *others[0]]
+        back = [Route("batched", self._vjps, BATCHED_FROM), *others[1]]
+        self._forth = Routes(Route("single", self._one_by_one(self._jvp)), forth)
+        self._back = Routes(Route("single", self._one_by_one(self._vjp)), back)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """``(batch, n_out, n_in)``."""
         return self._linear.shape
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of J and of the vectors it takes."""
         return self._linear.value.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where J and its vectors live."""
         return self._linear.value.device
 
-    def matvec(self, v: Tensor) -> Tensor:
-        """Jv for each sample: ``(batch, n_in)`` → ``(batch, n_out)``."""
-        return self.matmat(self._checked(v, 2, "n_in").unsqueeze(-1)).squeeze(-1)
-
-    def rmatvec(self, u: Tensor) -> Tensor:
-        """Jᵀu for each sample: ``(batch, n_out)`` → ``(batch, n_in)``."""
-        return self.rmatmat(self._checked(u, 2, "n_out").unsqueeze(-1)).squeeze(-1)
-
-    def matmat(self, v: Tensor) -> Tensor:
-        """JV for each sample: ``(batch, n_in, k)`` → ``(batch, n_out, k)``; k products, one after another."""
-        v = self._checked(v, 3, "n_in")
-        with self._session():
-            return torch.stack([self._forward(column) for column in v.unbind(-1)], dim=-1)
-
-    def rmatmat(self, u: Tensor) -> Tensor:
-        """JᵀU for each sample: ``(batch, n_out, k)`` → ``(batch, n_in, k)``; k products, one after another."""
-        u = self._checked(u, 3, "n_out")
-        with self._session():
-            return torch.stack([_product("Jᵀu", self._linear.vjp, column) for column in u.unbind(-1)], dim=-1)
+    @property
+    def value(self) -> Tensor:
+        """The target's activation, ``(batch, …)``."""
+        return self._linear.value
 
     @property
-    def T(self) -> TransposedOperator:  # noqa: N802 - as in NumPy
-        """The transposed map, ``(batch, n_in, n_out)``."""
-        return TransposedOperator(self)
+    def function(self) -> LayerFunction:
+        """f, whose Jacobian it is."""
+        return self._linear.f
+
+    @property
+    def passes(self) -> dict[str, int]:
+        """How many passes through the network were made, by kind."""
+        return dict(self._linear.passes)
+
+    def forth(self, v: Tensor) -> Tensor:
+        with self._session():
+            return self._forth(v)
+
+    def back(self, u: Tensor) -> Tensor:
+        with self._session():
+            return self._back(u)
+
+    def sample(self, b: int) -> LinearMap:
+        return self if self.shape[0] == 1 else self._alone(b)
 
     def __repr__(self) -> str:
         f = self._linear.f
         return f"JacobianOperator({f.source.address!s} → {f.target.address!s}, shape={self.shape}, {self.dtype})"
 
-    def _forward(self, v: Tensor) -> Tensor:
+    @staticmethod
+    def _one_by_one(take: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def each(vectors: Tensor) -> Tensor:
+            if not vectors.shape[-1]:  # the shape of the result is that of a product with nothing
+                return take(vectors.new_zeros(vectors.shape[:2])).unsqueeze(-1)[..., :0]
+            return torch.stack([take(column) for column in vectors.unbind(-1)], dim=-1)
+
+        return each
+
+    def _vjp(self, u: Tensor) -> Tensor:
+        return _product("Jᵀu", self._linear.vjp, u)
+
+    def _jvp(self, v: Tensor) -> Tensor:
         if self._forward_mode:
             try:
                 return self._linear.jvp(v)
@@ -81,16 +117,45 @@ class JacobianOperator:
                 self._forward_mode = False
         return _product("Jv", self._linear.jvp_by_transposition, v)
 
-    def _checked(self, vectors: Tensor, dims: int, size: str) -> Tensor:
-        batch, n_out, n_in = self.shape
-        want = (batch, n_in if size == "n_in" else n_out)
-        if vectors.dim() != dims or tuple(vectors.shape[:2]) != want:
-            tail = ", k" if dims == 3 else ""
-            raise UsageError(
-                f"got a tensor of shape {tuple(vectors.shape)}",
-                f"expected (batch, {size}{tail}) = ({want[0]}, {want[1]}{tail})",
-            )
-        return vectors.to(self.device, self.dtype)
+    def _vjps(self, u: Tensor) -> Tensor:
+        return self._linear.vjps(u.movedim(-1, 0)).movedim(0, -1)
+
+    def _jvps(self, v: Tensor) -> Tensor:
+        return self._linear.jvps(v.movedim(-1, 0)).movedim(0, -1)
+
+
+class OneOf(LinearMap):
+    """One sample of a map whose samples cannot be taken apart: the others' vectors are zero."""
+
+    def __init__(self, of: LinearMap, b: int) -> None:
+        self._of, self._b = of, b
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 1, *self._of.shape[1:]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._of.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._of.device
+
+    def forth(self, v: Tensor) -> Tensor:
+        return self._of.forth(self._among(v))[self._b : self._b + 1]
+
+    def back(self, u: Tensor) -> Tensor:
+        return self._of.back(self._among(u))[self._b : self._b + 1]
+
+    def sample(self, b: int) -> LinearMap:
+        del b
+        return self
+
+    def _among(self, vectors: Tensor) -> Tensor:
+        every = vectors.new_zeros(self._of.shape[0], *vectors.shape[1:])
+        every[self._b] = vectors[0]
+        return every
 
 
 def _product(name: str, take: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:
@@ -104,21 +169,3 @@ def _product(name: str, take: Callable[[Tensor], Tensor], vector: Tensor) -> Ten
             "expected a model that can be differentiated",
             "jaccli.jacobian(method='finite-difference') needs no gradients",
         ) from error
-
-
-class TransposedOperator:
-    """Jᵀ: the same products, the other way round."""
-
-    def __init__(self, operator: JacobianOperator) -> None:
-        self.T = operator
-        self.matvec, self.rmatvec = operator.rmatvec, operator.matvec
-        self.matmat, self.rmatmat = operator.rmatmat, operator.matmat
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """``(batch, n_in, n_out)``."""
-        batch, n_out, n_in = self.T.shape
-        return batch, n_in, n_out
-
-    def __repr__(self) -> str:
-        return f"{self.T!r}.T"

@@ -1,0 +1,214 @@
+"""Figures of every pair and sample: from J, from products with it, or from a saved J."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jaccli.cli.request import EstimateRequest, RunRequest, SavedRequest
+from jaccli.errors import UsageError, note
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from jaccli.cli.work import Loaded
+    from jaccli.operators.linear_map import LinearMap
+    from jaccli.prepare import Pair, Prepared
+    from jaccli.statistics.of_products import Effort
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a command computes.
+
+    Args:
+        exact: of one sample's J.
+        estimated: of a block of samples, one record each.
+        square: only a square J will do.
+        summed: the fields that are summed up over samples.
+        probes: vectors that an estimate holds at once, if the user names no number.
+    """
+
+    exact: Callable[[Tensor], Record]
+    estimated: Callable[[LinearMap, Effort], list[Record]]
+    square: bool
+    summed: tuple[str, ...]
+    probes: int
+
+
+def of_model(
+    loaded: Loaded, pairs: Sequence[Pair], how: RunRequest, effort: EstimateRequest, figures: Figures
+) -> list[Record]:
+    """One record a pair, exact where J fits.
+
+    Raises:
+        UsageError: no pair has a square J, where it must.
+    """
+    from jaccli.planning import TooLarge
+
+    found: list[Record] = []
+    if effort.wanted:
+        found = _estimated(loaded, pairs, how, effort, figures)
+    else:
+        try:
+            found = _exact(loaded, pairs, how, figures)
+        except TooLarge as error:
+            limit = error.expected.removeprefix("expected at most ")
+            note(f"{error.given}, more than {limit}: figures are estimated from products (--estimate)")
+            found = _estimated(loaded, pairs, how, effort, figures)
+    if not found:
+        raise UsageError(
+            "none of the layers that the glob matches has a square J", "expected source and target of one size"
+        )
+    return _summed(found, figures)
+
+
+def _exact(loaded: Loaded, pairs: Sequence[Pair], how: RunRequest, figures: Figures) -> list[Record]:
+    from jaccli.cli import work
+
+    found: dict[Pair, Record] = {}
+    for piece in work.pieces(loaded, pairs, how, accept=_fitting(figures)):
+        record = found.get(piece.pair)
+        if record is None:
+            record = empty(
+                str(piece.pair[0]), str(piece.pair[1]), piece.source_shape, piece.target_shape, piece.outcome.method
+            )
+            if piece.outcome.error_estimate is not None:
+                record["error_estimate"] = piece.outcome.error_estimate
+            found[piece.pair] = record
+        for number, matrix in zip(loaded.numbers[piece.start :], piece.outcome.matrix, strict=False):
+            record["samples"].append({"sample": number, **figures.exact(matrix)})
+    return list(found.values())
+
+
+def _estimated(
+    loaded: Loaded, pairs: Sequence[Pair], how: RunRequest, effort: EstimateRequest, figures: Figures
+) -> list[Record]:
+    from jaccli.cli.progress import status
+    from jaccli.estimation import estimate
+    from jaccli.statistics.of_products import effort_of
+
+    found: dict[Pair, Record] = {}
+    spend = effort_of(effort.probes, effort.tolerance, effort.seed)
+    run = estimate(
+        loaded.network,
+        loaded.inputs,
+        pairs,
+        lambda a: figures.estimated(a, spend),
+        probes=effort.probes or figures.probes,
+        max_memory=how.max_memory,
+        accept=_fitting(figures),
+        watch=loaded.timing.watch,
+    )
+    with status(how.quiet, how.no_color) as tell:
+        tell("estimating")
+        for some in run:
+            source, target = map(str, some.pair)
+            record = found.setdefault(
+                some.pair, empty(source, target, some.source_shape, some.target_shape, "estimate")
+            )
+            for number, one in zip(loaded.numbers[some.start :], some.records, strict=False):
+                record["samples"].append({"sample": number, **one})
+            tell(f"estimating {source} -> {target}: {len(record['samples'])} of {loaded.inputs.batch} samples")
+    return list(found.values())
+
+
+def of_saved(saved: SavedRequest, figures: Figures) -> list[Record]:
+    """One record a pair of a saved Jacobian."""
+    from jaccli.sinks.read import read_jacobian
+
+    found = []
+    for jacobian in read_jacobian(saved.path):
+        batch, n_out, n_in = jacobian.array.shape
+        picked = saved.samples.indices(batch) if saved.samples else list(range(batch))
+        method = jacobian.provenance.get("method", "saved")
+        record = empty(jacobian.source, jacobian.target, (n_in,), (n_out,), method)
+        some = zip((jacobian.numbers[p] for p in picked), jacobian.array[picked], strict=True)
+        record["samples"] = [{"sample": number, **figures.exact(matrix)} for number, matrix in some]
+        found.append(record)
+    return _summed(found, figures)
+
+
+def empty(source: str, target: str, source_shape: Sequence[int], target_shape: Sequence[int], method: str) -> Record:
+    """The record of a pair before its samples."""
+    return {
+        "source": {"layer": source, "shape": [*source_shape]},
+        "target": {"layer": target, "shape": [*target_shape]},
+        "method": method,
+        "samples": [],
+        "summary": {},
+    }
+
+
+def _fitting(figures: Figures) -> Callable[[Prepared], bool]:
+    return is_square if figures.square else lambda prepared: True
+
+
+def is_square(prepared: Prepared) -> bool:
+    """A pair that was named must have a square J; one that a glob gave is left out with a note.
+
+    Raises:
+        UsageError: a J that is not square.
+    """
+    f = prepared.linear.f
+    if f.n_out == f.n_in:
+        return True
+    if prepared.pair[0].globbed:
+        note(f"left out: J of {prepared.name} is {f.n_out} x {f.n_in}, not square")
+        return False
+    raise UsageError(
+        f"J of {prepared.name} is {f.n_out} x {f.n_in}, and only a square J will do here",
+        "expected a source and a target of the same size",
+        "'jaccli layers MODEL -i INPUT' shows sizes",
+    )
+
+
+def _summed(found: list[Record], figures: Figures) -> list[Record]:
+    from jaccli.statistics.deviation import summary
+
+    for record in found:
+        samples = record["samples"]
+        names = [name for name in figures.summed if samples and all(name in sample for sample in samples)]
+        record["summary"] = summary(samples, names)
+    return found
+
+
+def rows_of(found: Sequence[Record]) -> list[Record]:
+    """One row a sample, with the layers' names."""
+    return [
+        {"source": r["source"]["layer"], "target": r["target"]["layer"], **sample}
+        for r in found
+        for sample in r["samples"]
+    ]
+
+
+def readable(row: Record) -> Record:
+    """Four digits, and what is known of them: enough to look at."""
+    shown: Record = {}
+    for name, value in row.items():
+        error = row.get(f"{name}_stderr")
+        if isinstance(value, float) and isinstance(error, float):
+            shown[name] = with_error(value, error)
+        else:
+            shown[name] = float(f"{value:.4g}") if isinstance(value, float) else value
+    return shown
+
+
+def with_error(value: float, error: float) -> str:
+    """``3.984 ± 0.012``: as many digits as the error leaves.
+
+    >>> with_error(3.98412, 0.0123), with_error(12345.6, 210.0), with_error(2.0, 0.0)
+    ('3.984 ± 0.012', '12350 ± 210', '2 ± 0')
+    """
+    if not (math.isfinite(value) and math.isfinite(error)) or error == 0:
+        return f"{value:.4g} ± {error:.2g}"
+    digits = 1 - math.floor(math.log10(error))
+    if digits > 6 and abs(value) >= 1e-3:
+        return f"{value:.6g} ± {error:.1e}"
+    if digits <= 0:
+        return f"{round(value, digits):.0f} ± {round(error, digits):.0f}"
+    return f"{value:.{digits}f} ± {error:.{digits}f}" if digits <= 8 else f"{value:.3e} ± {error:.1e}"

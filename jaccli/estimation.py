@@ -1,0 +1,112 @@
+"""All pairs, all samples, from products alone: figures of J in pieces, J never built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaccli.api import linearised
+from jaccli.errors import ResourceError, UnsupportedError
+from jaccli.layers.record import Inputs
+from jaccli.memory import available, footprint
+from jaccli.models.network import Network
+from jaccli.operators import JacobianOperator
+from jaccli.planning import human
+from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare, readable
+from jaccli.stream import Watch, part
+
+# Vectors over both activations that an estimate holds for each of its probes.
+HELD = 6
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Records of some samples of one pair.
+
+    Args:
+        pair: source and target.
+        start: number of the first sample.
+        records: one a sample.
+        source_shape: of one sample; likewise ``target_shape``.
+    """
+
+    pair: Pair
+    start: int
+    records: list[dict[str, Any]]
+    source_shape: tuple[int, ...]
+    target_shape: tuple[int, ...]
+
+
+def estimate(
+    network: Network,
+    inputs: Inputs,
+    pairs: Sequence[Pair],
+    figures: Callable[[JacobianOperator], list[dict[str, Any]]],
+    *,
+    probes: int,
+    max_memory: int | None = None,
+    accept: Callable[[Prepared], bool] = lambda prepared: True,
+    watch: Watch | None = None,
+    tick: Callable[[Pair, int], None] = lambda pair, samples: None,
+) -> Iterator[Estimates]:
+    """Figures of every pair, samples block by block.
+
+    Args:
+        network: the model.
+        inputs: samples and further arguments.
+        pairs: addresses.
+        figures: from the operator of a block of samples to one record a sample.
+        probes: vectors that are held at once.
+        max_memory: bytes that activations and vectors may take.
+        accept: whether a pair is wanted, now that the shape of its J is known.
+        watch: filled with times.
+        tick: told of samples that were finished.
+
+    Raises:
+        ResourceError: one sample does not fit.
+        UnsupportedError: samples mix, so that products are not of each sample's own block.
+    """
+    watch = watch or Watch()
+    watch.restart()
+    with computing(network), exact_attention(True):
+        first = part(inputs, 0, min(2, inputs.batch))
+        ready = [p for p in prepare(network, first, pairs) if accept(p)]
+    wanted = [(p.pair, _block(p, probes, max_memory, inputs)) for p in ready]
+    watch.lap("plan_s")
+    del ready
+    for pair, size in wanted:
+        for start in range(0, inputs.batch, size):
+            watch.restart()
+            a = linearised(network, pair, part(inputs, start, min(size, inputs.batch - start)), quiet=start > 0)
+            _check_apart(a)
+            records = figures(a)
+            watch.lap("compute_s")
+            f = a.function
+            yield Estimates(pair, start, records, f.source.slot.shape, f.target.slot.shape)
+            tick(pair, a.shape[0])
+
+
+def _block(prepared: Prepared, probes: int, max_memory: int | None, inputs: Inputs) -> int:
+    """How many samples fit at a time."""
+    linear = prepared.linear
+    with readable(linear.f.inputs):
+        held = footprint(linear).total // linear.batch
+    vectors = HELD * probes * (linear.f.n_in + linear.f.n_out) * linear.value.element_size()
+    limit = max_memory if max_memory is not None else available(linear.value.device)
+    if held + vectors > limit:
+        raise ResourceError(
+            f"{prepared.name}: the activations of one sample and {probes} vectors need {human(held + vectors)}",
+            f"expected at most {human(limit)}",
+            "take fewer --probes, or allow more with --max-memory",
+        )
+    return max(1, min(inputs.batch, limit // (held + vectors)))
+
+
+def _check_apart(a: JacobianOperator) -> None:
+    if a.mixes:
+        raise UnsupportedError(
+            "samples mix: a sample's target depends on the other samples, so that products are of the whole batch",
+            "expected independent samples",
+            "take one sample (--samples 0), or J itself (without --estimate)",
+        )

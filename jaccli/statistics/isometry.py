@@ -1,0 +1,52 @@
+"""Dynamical isometry: how the spectrum of J behaves from one layer to the next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+Record = Mapping[str, Any]
+
+
+def isometry(pairs: Sequence[Record]) -> list[dict[str, Any]]:
+    """One line a layer, means over samples: how far J from it is from an isometry, whose σ are all 1.
+
+    With m₁ = mean σ² and m₂ = mean σ⁴, ``relative_variance`` is m₂/m₁² − 1, 0 where all σ are equal (J. Pennington,
+    S. Schoenholz and S. Ganguli, *Resurrecting the sigmoid in deep learning through dynamical isometry*, 2017, σ²_JJᵀ
+    at m₁ = 1); ``gain`` is m₁ over that of the next layer: what the stretch between the two multiplies squared
+    gradients by, on the mean (their χ), where J is long.
+
+    Args:
+        pairs: records with ``samples`` of ``spectrum`` figures, in the order of the layers.
+    """
+    lines = []
+    for record in pairs:
+        first = _mean(record, "mean_squared_singular_value")
+        rank = min(math.prod(record["source"]["shape"]), math.prod(record["target"]["shape"]))
+        # (Σσ²)²/Σσ⁴ = n m₁²/m₂.
+        variance = [rank / s["participation_ratio"] - 1 if s["participation_ratio"] else 0.0 for s in record["samples"]]
+        lines.append(
+            {
+                "source": record["source"]["layer"],
+                "target": record["target"]["layer"],
+                "mean_squared_singular_value": first,
+                "relative_variance": sum(variance) / len(variance),
+                "spectral_norm": _mean(record, "spectral_norm"),
+                "smallest": _mean(record, "smallest"),
+                "gain": None,
+            }
+        )
+    for line, following in pairwise(lines):
+        after = following["mean_squared_singular_value"]
+        line["gain"] = line["mean_squared_singular_value"] / after if after else None
+    return lines
+
+
+def _mean(record: Record, name: str) -> float | None:
+    if name == "smallest":
+        values = [s["singular_values"][-1] for s in record["samples"] if "singular_values_stderr" not in s]
+    else:
+        values = [s[name] for s in record["samples"] if name in s]
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,60 @@
+"""Standard errors of figures that are computed from means over probes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import t as student
+from torch import Tensor
+
+Figures = Mapping[str, Tensor]
+# Of a normal distribution, 95 % lie within so many standard deviations.
+NORMAL_95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure of every sample and its standard error.
+
+    ``value ± 1.96 stderr`` holds the true value in 95 % of cases: where there are few probes, the standard error is
+    wider than the plain one by Student's factor.
+
+    Args:
+        value: ``(batch,)`` float64.
+        stderr: ``(batch,)`` float64; 0 where the value is exact.
+    """
+
+    value: Tensor
+    stderr: Tensor
+
+
+def jackknifed(probes: Tensor, figures: Callable[[Tensor], Figures]) -> dict[str, Estimate]:
+    """Figures of the mean over probes, with standard errors from leaving out one probe at a time.
+
+    (J. W. Tukey, *Bias and confidence in not-quite large samples*, 1958.) Of a mean itself that is the usual
+    standard error.
+
+    Args:
+        probes: ``(m, batch, q)``: what each probe gave, independent of the others.
+        figures: means ``(…, batch, q)`` → named figures ``(…, batch)``.
+    """
+    m = probes.shape[0]
+    mean = probes.mean(0)
+    whole = figures(mean)
+    if m < 2:
+        return {name: Estimate(value, torch.full_like(value, torch.inf)) for name, value in whole.items()}
+    without = figures((mean * m - probes) / (m - 1))
+    factor = float(student.ppf(0.975, m - 1)) / NORMAL_95
+    found = {}
+    for name, value in whole.items():
+        spread = without[name] - without[name].mean(0)
+        found[name] = Estimate(value, factor * ((m - 1) / m * spread.square().sum(0)).sqrt())
+    return found
+
+
+def within(estimate: Estimate, tolerance: float) -> bool:
+    """Whether the 95 % interval of every sample reaches no further than this share of its value."""
+    reach = NORMAL_95 * estimate.stderr
+    return bool((reach <= tolerance * estimate.value.abs()).all())

@@ -1,0 +1,164 @@
+"""The figures of ``deviation`` and ``spectrum`` from products with J alone, each with its standard error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jaccli.errors import UnsupportedError, note
+from jaccli.operators.extremes import extreme_singular_values
+from jaccli.operators.linear_map import LinearMap
+from jaccli.statistics import quadrature
+from jaccli.statistics.jackknife import Estimate, Figures, within
+from jaccli.statistics.probing import estimated
+
+# Figures of J − I that need its entries.
+ENTRIES = ("l1", "max_abs")
+# The largest singular values that are looked for when none are asked for.
+TOP = 6
+# By tolerance, starting vectors of the quadrature are doubled up to this many.
+MOST_PROBES = 256
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much to spend.
+
+    Args:
+        probes: independent random vectors; each figure's own number if None.
+        tolerance: share of the main figure that its 95 % interval may reach to either side.
+        generator: draws the probes.
+    """
+
+    probes: int | None
+    tolerance: float | None
+    generator: torch.Generator
+
+
+def effort_of(probes: int | None, tolerance: float | None, seed: int) -> Effort:
+    """An effort whose probes are drawn from a seed."""
+    return Effort(probes, tolerance, torch.Generator().manual_seed(seed))
+
+
+def estimated_deviation(a: LinearMap, effort: Effort) -> list[dict[str, float]]:
+    """‖D‖_F, ‖D‖_F/√n, ‖D‖₂, tr J, α and the identity's share, D = J − I, one record a sample.
+
+    From ‖D‖_F² and tr D by probing; ‖J‖_F² = ‖D‖_F² + 2 tr D + n. ``tolerance`` is of ``frobenius``. The error of
+    ``spectral`` is the residual of its singular triple.
+
+    Raises:
+        UsageError: J is not square.
+    """
+    n = a.shape[2]
+
+    def figures(moments: Tensor) -> Figures:
+        squares, trace = moments[..., 0].clamp(min=0), moments[..., 1] + n
+        frobenius, whole = squares.sqrt(), squares + 2 * moments[..., 1] + n
+        return {
+            "frobenius": frobenius,
+            "relative": frobenius / math.sqrt(n),
+            "trace": trace,
+            "alpha": trace / n,
+            "identity_share": (trace.square() / n / whole).clamp(max=1.0),
+        }
+
+    away = a - a.I
+    found = estimated(
+        away, figures, "frobenius", probes=effort.probes, tolerance=effort.tolerance, generator=effort.generator
+    )
+    largest = extreme_singular_values(away, 1)
+    spectral = Estimate(largest.values[:, 0], largest.bounds[:, 0])
+    return _records({**found.figures, "spectral": spectral}, a.shape[0])
+
+
+def estimated_spectrum(a: LinearMap, effort: Effort, top: int | None = None) -> list[dict[str, Any]]:
+    """The largest singular values, and the figures that sums over the spectrum give, one record a sample.
+
+    ``condition`` is there where the smallest singular value is to be had. ``tolerance`` is of
+    ``mean_squared_singular_value`` and ``effective_rank``.
+    """
+    batch, n_out, n_in = a.shape
+    n = min(n_out, n_in)
+    largest = extreme_singular_values(a, min(top or TOP, n))
+    norm = Estimate(largest.values[:, 0], largest.bounds[:, 0])
+
+    def figures(moments: Tensor) -> Figures:
+        squares = moments[..., 0].clamp(min=0)
+        return {
+            "frobenius": squares.sqrt(),
+            "mean_squared_singular_value": squares / n,
+            "stable_rank": squares / norm.value.square().clamp(min=1e-300),
+        }
+
+    moments = estimated(
+        a,
+        figures,
+        "mean_squared_singular_value",
+        probes=effort.probes,
+        tolerance=effort.tolerance,
+        generator=effort.generator,
+    ).figures
+    ratio = moments["stable_rank"]
+    error = (ratio.stderr.square() + (2 * ratio.value * norm.stderr / norm.value.clamp(min=1e-300)).square()).sqrt()
+    found = {**moments, "stable_rank": Estimate(ratio.value, error), **_sums(a, effort), "spectral_norm": norm}
+    records: list[dict[str, Any]] = _records(found, batch)
+    for b, record in enumerate(records):
+        record["singular_values"] = largest.values[b].tolist()
+        record["singular_values_stderr"] = largest.bounds[b].tolist()
+    for record, condition in zip(records, _conditions(a, norm), strict=True):
+        record.update(condition)
+    return records
+
+
+def _sums(a: LinearMap, effort: Effort) -> dict[str, Estimate]:
+    probes = effort.probes or quadrature.PROBES
+    while True:
+        found = quadrature.spectral_figures(a, probes, quadrature.STEPS, effort.generator)
+        if effort.tolerance is None or within(found["effective_rank"], effort.tolerance):
+            return found
+        if 2 * probes > MOST_PROBES:
+            note(f"--tolerance: after {probes} starting vectors the effective rank is not known so well")
+            return found
+        probes *= 2
+
+
+def _conditions(a: LinearMap, norm: Estimate) -> list[dict[str, float]]:
+    """σ_max/σ_min, where the smallest singular value converges."""
+    try:
+        smallest = extreme_singular_values(a, 1, "smallest")
+    except UnsupportedError:
+        note("condition: the smallest singular value did not converge in products alone; it needs J")
+        return [{} for _ in range(a.shape[0])]
+    low, error = smallest.values[:, 0], smallest.bounds[:, 0]
+    safe = low > 2 * error  # else it may as well be zero
+    found: list[dict[str, float]] = []
+    for b in range(a.shape[0]):
+        if not bool(safe[b]):
+            found.append({})
+            continue
+        value = float(norm.value[b] / low[b])
+        share = math.hypot(float(error[b] / low[b]), float(norm.stderr[b] / norm.value[b]))
+        found.append({"condition": value, "condition_stderr": value * share})
+    return found
+
+
+def _records(figures: dict[str, Estimate], batch: int) -> list[dict[str, Any]]:
+    return [
+        {
+            key: float(value[b])
+            for name, e in figures.items()
+            for key, value in ((name, e.value), (f"{name}_stderr", e.stderr))
+        }
+        for b in range(batch)
+    ]
+
+
+def ordered(record: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    """A record in the order of the exact one, each error behind its figure."""
+    names = [key for name in fields for key in (name, f"{name}_stderr")]
+    return {key: record[key] for key in names if key in record}

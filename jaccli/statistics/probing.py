@@ -1,0 +1,179 @@
+"""‖J‖_F² and tr J of a map from products with random vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from jaccli.errors import note
+from jaccli.operators.linear_map import LinearMap
+from jaccli.statistics.jackknife import Estimate, Figures, jackknifed, within
+
+# Products of a first look, which tells whether a few directions make up most of the map.
+PILOT = 8
+# ... which they do where one probe's square varies by this share of its mean, or more: 2 over the number of
+# directions that count.
+CONCENTRATED = 0.5
+# By tolerance: the first number of probes.
+FIRST = 16
+PROBES = 64
+# Of products, in units of their precision.
+ROUNDING = 4
+
+
+@dataclass
+class Probing:
+    """Probes of a map, and the part of it that is known exactly.
+
+    With Q an orthonormal basis of r directions, ‖J‖² = ‖QᵀJ‖² + ‖(I − QQᵀ)J‖² and tr J = tr QᵀJQ + tr (I − QQᵀ)J;
+    the first terms are known, the second ones are means over probes g of ±1 of ‖(I − QQᵀ)Jg‖² and gᵀ(I − QQᵀ)Jg
+    (R. A. Meyer, C. Musco, C. Musco and D. P. Woodruff, *Hutch++*, 2021). Q comes of products with vectors of its
+    own, so that given Q the probes are independent and unbiased, and their spread is an honest error.
+
+    Args:
+        a: the map.
+        generator: draws the probes, on the CPU.
+        spent: products so far, with J and with Jᵀ.
+    """
+
+    a: LinearMap
+    generator: torch.Generator
+    spent: int = 0
+    vectors: list[Tensor] = field(default_factory=list)
+    images: list[Tensor] = field(default_factory=list)
+    basis: Tensor | None = None
+    known: Tensor | None = None
+
+    @property
+    def square(self) -> bool:
+        """Whether there is a trace."""
+        return self.a.shape[1] == self.a.shape[2]
+
+    def draw(self, count: int) -> None:
+        """More probes. Cost: as many products."""
+        g = self._signs(count)
+        self.images.append(self.a.matmat(g))
+        if self.square:
+            self.vectors.append(g)
+        self.spent += count
+
+    def deflate(self, rank: int) -> None:
+        """Know ``rank`` directions exactly. Cost: twice as many products, and a QR decomposition."""
+        image = self.a.matmat(self._signs(rank))
+        if self.basis is not None:
+            image = torch.cat([self.basis, image], 2)
+        self.basis = torch.linalg.qr(image).Q
+        self.known = self.a.rmatmat(self.basis)
+        self.spent += rank + self.basis.shape[2]
+
+    def _signs(self, count: int) -> Tensor:
+        batch, _, n_in = self.a.shape
+        signs = torch.randint(0, 2, (batch, n_in, count), generator=self.generator, dtype=torch.int8)
+        return (2 * signs - 1).to(self.a.device, self.a.dtype)
+
+    def samples(self) -> Tensor:
+        """‖(I − QQᵀ)Jg‖² and gᵀ(I − QQᵀ)Jg of every probe: ``(m, batch, 2)`` float64."""
+        found = []
+        for number, image in enumerate(self.images):
+            rest = image if self.basis is None else image - self.basis @ (self.basis.mT @ image)
+            squares = rest.double().square().sum(1)
+            traces = (rest.double() * self.vectors[number]).sum(1) if self.square else torch.zeros_like(squares)
+            found.append(torch.stack([squares, traces], -1).movedim(1, 0))
+        return torch.cat(found)
+
+    def exact(self) -> Tensor:
+        """‖QᵀJ‖² and tr QᵀJQ: ``(batch, 2)`` float64."""
+        if self.basis is None or self.known is None:
+            return torch.zeros(self.a.shape[0], 2, dtype=torch.float64, device=self.a.device)
+        known = self.known.double()
+        trace = (known * self.basis).sum((1, 2)) if self.square else known.new_zeros(self.a.shape[0])
+        return torch.stack([known.square().sum((1, 2)), trace], -1)
+
+    @property
+    def concentrated(self) -> bool:
+        """Whether few directions make up most of what is not known yet, of any sample."""
+        squares = self.samples()[..., 0]
+        share = squares.mean(0) / (squares.mean(0) + self.exact()[:, 0]).clamp(min=1e-300)
+        varies = squares.var(0) / squares.mean(0).square().clamp(min=1e-300)
+        return bool((varies * share.square() > CONCENTRATED).any())
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What was found, and what it took.
+
+    Args:
+        figures: by name.
+        products: with J and with Jᵀ.
+        probes: of these, the independent ones; 0 where everything is exact.
+    """
+
+    figures: dict[str, Estimate]
+    products: int
+    probes: int
+
+
+def estimated(
+    a: LinearMap,
+    figures: Callable[[Tensor], Figures],
+    main: str,
+    *,
+    probes: int | None = None,
+    tolerance: float | None = None,
+    generator: torch.Generator,
+) -> Moments:
+    """Figures of ‖J‖_F² and tr J, each with its standard error.
+
+    Args:
+        a: the map.
+        figures: ``(…, batch, 2)``, the squared norm and the trace (0 of a map that is not square) → figures.
+        main: the figure that ``tolerance`` is of.
+        probes: products to spend; 64 if neither is given. As many as rows or columns, and it is exact.
+        tolerance: share of the main figure that its 95 % interval may reach to either side; probes are
+            doubled until it does.
+        generator: draws the probes.
+
+    Cost: as many products; (batch, n, probes) numbers are held twice.
+    """
+    smaller = min(a.shape[1:])
+    limit = probes if probes is not None else smaller if tolerance is not None else min(PROBES, smaller)
+    if limit >= smaller and tolerance is None:
+        return _exact(a, figures, smaller, 0)
+    run = Probing(a, generator)
+    run.draw(min(PILOT, limit) if tolerance is None else min(FIRST, smaller))
+    while True:
+        count = run.samples().shape[0]
+        found = jackknifed(run.samples(), lambda mean: figures(mean + run.exact()))
+        if tolerance is not None and (within(found[main], tolerance) or run.spent + count >= smaller):
+            if within(found[main], tolerance):
+                return Moments(_rounded(found, a), run.spent, count)
+            return _exact(a, figures, smaller, run.spent)
+        left = limit - run.spent if tolerance is None else count
+        if left <= 0:
+            return Moments(_rounded(found, a), run.spent, count)
+        if run.concentrated and run.basis is None and left >= PILOT:
+            run.deflate(max(1, left // 4 if tolerance is None else left))
+        else:
+            run.draw(left)
+
+
+def _exact(a: LinearMap, figures: Callable[[Tensor], Figures], products: int, spent: int) -> Moments:
+    square = a.shape[1] == a.shape[2]
+    squares = a.frobenius().square()
+    trace = a.trace() if square else torch.zeros_like(squares)
+    found = figures(torch.stack([squares, trace], -1))
+    note(f"as many products as J of {a.shape[1]} x {a.shape[2]} takes: the norm and the trace are exact")
+    exact = {name: Estimate(value, torch.zeros_like(value)) for name, value in found.items()}
+    return Moments(_rounded(exact, a), spent + products * (1 + square), 0)
+
+
+def _rounded(found: dict[str, Estimate], a: LinearMap) -> dict[str, Estimate]:
+    """Standard errors no smaller than the rounding of products."""
+    eps = ROUNDING * torch.finfo(a.dtype).eps
+    return {
+        name: Estimate(e.value, torch.maximum(e.stderr, eps * e.value.abs().clamp(min=a.shape[2] ** 0.5 * eps)))
+        for name, e in found.items()
+    }
