@@ -23,6 +23,8 @@ from jaccli.errors import (
 
 if TYPE_CHECKING:
     from jaccli.api import Plan, jacobian, operator, plan
+    from jaccli.existing import graph_jacobian
+    from jaccli.identity import identity_deviation
     from jaccli.models.load import load_model
     from jaccli.operators import JacobianOperator
 
@@ -42,6 +44,8 @@ __all__ = [
     "UsageError",
     "WorkerError",
     "__version__",
+    "graph_jacobian",
+    "identity_deviation",
     "jacobian",
     "load_model",
     "operator",
@@ -53,6 +57,8 @@ _HOMES = {
     "jacobian": "jaccli.api",
     "operator": "jaccli.api",
     "plan": "jaccli.api",
+    "graph_jacobian": "jaccli.existing",
+    "identity_deviation": "jaccli.identity",
     "load_model": "jaccli.models.load",
     "JacobianOperator": "jaccli.operators",
 }

@@ -42,7 +42,11 @@ LAYERS = [
     ["recorded"],
     ["replay"],
     ["tuning", "compiling"],
-    ["reference", "api"],
+    ["reference", "api", "existing"],
+    ["estimation"],
+    ["rows"],
+    ["live"],
+    ["identity"],
     ["bench"],
     ["cli", "__main__", ""],
 ]
