@@ -118,11 +118,11 @@ def _deviation(
     while True:
         factors = accumulated(seen, inputs)
         if factors is not None:
-            found = _of_factors(towards, *factors)
+            found = of_factors(towards, *factors)
         else:
             with live_pass(network, site.pair, seen, inputs, wanted) as rows:
                 if estimator == "exact":
-                    found = _of_factors(towards, rows.matrix())
+                    found = of_factors(towards, rows.matrix())
                 else:
                     found = _estimated(towards, rows, probes, generator)
         if not wanted:
@@ -131,8 +131,8 @@ def _deviation(
             return found
 
 
-def _of_factors(towards: Towards, *factors: Tensor) -> Tensor:
-    """The squared distance of J, or of J = LR without multiplying."""
+def of_factors(towards: Towards, *factors: Tensor) -> Tensor:
+    """The squared distance of J, ``(batch, …)``, or of J = LR without multiplying: ``(batch,)``."""
     first, last = (wide(factor) for factor in (factors[0], factors[-1]))
     n = min(first.shape[1], last.shape[2])
     if len(factors) == 1 and towards == "identity":

@@ -92,11 +92,12 @@ class Site:
             UsageError: J is not square.
             UnsupportedError: no second derivative.
         """
-        key = (exact, square, torch.is_autocast_enabled(_device(inputs).type), signature(inputs))
-        live = [t for t in network.tensors() if t.requires_grad]
-        # Of statistics that training moves, a program for J holds copies; products read them anew.
-        moving = {id(t) for t in (live if exact else network.tensors())}
-        stamp = network.stamp(moving)
+        device = _device(inputs)
+        key = (exact, square, torch.is_autocast_enabled(device.type), signature(inputs))
+        tensors = list(network.tensors())
+        live = [t for t in tensors if t.requires_grad]
+        # A program holds whatever does not hang on the parameters; products read it anew each time.
+        stamp = network.stamp({id(t) for t in live}) if exact else network.mode(tensors)
         for shapes, then, seen in self.known:
             if shapes == key and then == stamp:
                 return seen
