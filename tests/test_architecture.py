@@ -47,6 +47,7 @@ LAYERS = [
     ["rows"],
     ["live"],
     ["identity"],
+    ["training", "regularize"],
     ["bench"],
     ["cli", "__main__", ""],
 ]

@@ -319,6 +319,154 @@ def bench(
 
 
 @app.command(
+    short_help="Train J towards the identity.",
+    epilog="""\b
+Examples:
+  jaccli regularize model.pt -i x.npy --layer fc1 -o near.pt
+  jaccli regularize weights.safetensors --arch nets.py:Net -i x.npy --targets y.npy --layer 'blocks.*' -o near.safetensors
+  jaccli regularize model.pt -i x.npy --layer fc1 --towards orthogonal --weight 0.1""",
+)
+def regularize(
+    model: o.Model,
+    input: o.Input = None,
+    layer: o.Layers = None,
+    source: o.From = None,
+    target: o.To = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Weights: NAME.safetensors, or NAME.pt of a TorchScript MODEL. Without it nothing is written.",
+            show_default=False,
+        ),
+    ] = None,
+    towards: Annotated[
+        str,
+        typer.Option(
+            "--towards",
+            metavar="END",
+            help="identity; scaled-identity (any multiple of it); orthogonal (J J^T = I); zero.",
+        ),
+    ] = "identity",
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            "--targets",
+            metavar="INPUT",
+            help="Also fit these, a row a sample: floats by squared error, integers as classes. Without it the "
+            "outputs are held where they are.",
+            show_default=False,
+        ),
+    ] = None,
+    weight: Annotated[
+        str, typer.Option("--weight", metavar="W", help="Of the deviation, |J-I|^2/n, against the task.")
+    ] = "1",
+    steps: Annotated[str, typer.Option("--steps", metavar="N", help="Steps of Adam.")] = "1000",
+    lr: Annotated[str, typer.Option("--lr", metavar="LR", help="The highest learning rate.")] = "1e-3",
+    batch_size: Annotated[
+        str | None,
+        typer.Option(
+            "--batch-size",
+            metavar="N",
+            help="Samples of a step; all, but at most 256, if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    estimator: Annotated[
+        str,
+        typer.Option(
+            "--estimator", metavar="NAME", help="While training: exact, hutchinson (by products), or by the size of J."
+        ),
+    ] = "auto",
+    probes: Annotated[
+        str | None,
+        typer.Option(
+            "--probes", metavar="N", help="Products a sample of hutchinson; 1 if not given.", show_default=False
+        ),
+    ] = None,
+    validate: Annotated[
+        str | None,
+        typer.Option(
+            "--validate",
+            metavar="INPUT",
+            help="Held-out samples; every fifth of -i if not given (--samples 4::5).",
+            show_default=False,
+        ),
+    ] = None,
+    validate_targets: Annotated[
+        str | None,
+        typer.Option("--validate-targets", metavar="INPUT", help="Targets of --validate.", show_default=False),
+    ] = None,
+    patience: Annotated[
+        str | None,
+        typer.Option(
+            "--patience",
+            metavar="N",
+            help="Stop after N steps without a better one on held-out samples.",
+            show_default=False,
+        ),
+    ] = None,
+    jitter: Annotated[
+        str | None,
+        typer.Option(
+            "--jitter",
+            metavar="S",
+            help="Hold the outputs at noisy copies too, S times each feature's spread; 0.5 up to 256 samples, 0 beyond.",
+            show_default=False,
+        ),
+    ] = None,
+    train: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--train", metavar="GLOB", help="Which parameters, as 'fc2.*'; all if not given.", show_default=False
+        ),
+    ] = None,
+    format: o.Format = None,
+    force: o.Force = False,
+    samples: o.Samples = None,
+    arg: o.ModelArgs = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    arch: o.Arch = None,
+    arch_arg: o.ArchArgs = None,
+    activation: o.Activation = None,
+    trust: o.Trust = False,
+    seed: o.Seed = None,
+    threads: o.Threads = None,
+    timeout: o.Timeout = None,
+    quiet: o.Quiet = False,
+    no_color: o.NoColor = False,
+) -> None:
+    """Fine-tune the parameters so that J comes near the identity, and the outputs stay.
+
+    Loss: task + weight * mean |J-I|^2/n. The report says how far J was and is, on samples trained on and on
+    others. The best parameters on the latter are kept; Ctrl-C stops and keeps them too.
+    """
+    from jaccli.cli import regularize as command
+    from jaccli.cli import request as r
+    from jaccli.cli import train_request as t
+
+    wanted = t.train_request(
+        {"--towards": towards, "--estimator": estimator, "--probes": probes, "--weight": weight, "--seed": seed}
+        | {"--steps": steps, "--lr": lr, "--batch-size": batch_size, "--patience": patience, "--jitter": jitter}
+        | {"--input": input, "--targets": targets, "--validate": validate, "--validate-targets": validate_targets},
+        train,
+        output,
+        force,
+    )
+    command.run(
+        partial(r.model_request, model, arch, arch_arg, activation, trust, seed, device, dtype, threads),
+        partial(r.input_request, input, samples, arg),
+        r.pair_request(r.needed_layers([*(layer or []), *(source or [])]), target or "output"),
+        r.run_request("auto", "auto", None, timeout, False, quiet, no_color),
+        r.output_request(None, format, force, no_color, "numbers"),
+        wanted,
+    )
+
+
+@app.command(
     short_help="What can be named as a layer.",
     epilog="""\b
 Examples:

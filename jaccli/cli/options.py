@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Annotated
@@ -235,6 +236,22 @@ def parse_share(text: str | None, flag: str) -> float | None:
     value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
     if not 0 < value < 1:
         raise UsageError(f"{flag} {text!r} is not understood", "expected a share, as 1% or 0.01")
+    return value
+
+
+def parse_number(text: str, flag: str, zero: bool = False) -> float:
+    """A finite number above 0; with ``zero`` 0 too.
+
+    Raises:
+        UsageError: not one.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        least = "from 0" if zero else "above 0"
+        raise UsageError(f"{flag} {text!r} is not understood", f"expected a number {least}, as 0.5 or 1e-3")
     return value
 
 

@@ -23,8 +23,8 @@ HELD = 2**26
 SHORTER = 0.75
 # log σ of a map that is singular to its precision cannot be summed; so many roundings are told from 0.
 SINGULAR = 30
-# The logarithm is given where the rule's own error is at most this many standard errors, or this share of n.
-LOG_SETTLED = 1e-2
+# The logarithm is given where the shorter rule is off by so much a singular value at most.
+LOG_SETTLED = 0.1
 STEPS = 30
 PROBES = 16
 

@@ -1,0 +1,221 @@
+"""Maps that are known by their products: algebra, SciPy, routes; against matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse.linalg import LinearOperator, aslinearoperator, svds
+from torch import Tensor, nn
+
+import jaccli
+from jaccli.operators.algebra import Composed, Identity, Matrices
+from jaccli.operators.extremes import extreme_singular_values
+from jaccli.operators.linear_map import LinearMap
+from jaccli.operators.routes import Route, Routes
+from tests.oracle import error
+
+EYE = torch.eye(4).double()
+
+
+def drawn(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+A, B, C = drawn(1, 3, 4, 4), drawn(2, 3, 4, 4), drawn(3, 3, 6, 4)
+MAPS: dict[str, tuple[Callable[[LinearMap, LinearMap, LinearMap], LinearMap], Tensor]] = {
+    "A": (lambda a, b, c: a, A),
+    "A.T": (lambda a, b, c: a.T, A.mT),
+    "A.T.T": (lambda a, b, c: a.T.T, A),
+    "A - I": (lambda a, b, c: a - a.I, A - EYE),
+    "A - torch.eye": (lambda a, b, c: a - EYE, A - EYE),
+    "A + tensor": (lambda a, b, c: a + B, A + B),
+    "A + B": (lambda a, b, c: a + b, A + B),
+    "A - B": (lambda a, b, c: a - b, A - B),
+    "-A": (lambda a, b, c: -a, -A),
+    "2.5 A": (lambda a, b, c: 2.5 * a, 2.5 * A),
+    "A 2.5": (lambda a, b, c: a * 2.5, 2.5 * A),
+    "C A": (lambda a, b, c: c @ a, C @ A),
+    "(C A).T": (lambda a, b, c: (c @ a).T, (C @ A).mT),
+    "C (A - B) - C": (lambda a, b, c: c @ (a - b) - c, C @ (A - B) - C),
+    "(2 A.T - I).T": (lambda a, b, c: (2 * a.T - a.I).T, 2 * A - EYE),
+    "I": (lambda a, b, c: a.I, EYE.expand(3, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_algebra_is_that_of_matrices(name: str) -> None:
+    build, truth = MAPS[name]
+    a = build(Matrices(A), Matrices(B), Matrices(C))
+    batch, n_out, n_in = truth.shape
+    assert a.shape == truth.shape
+    v, u = drawn(4, batch, n_in, 3), drawn(5, batch, n_out, 3)
+    assert torch.allclose(a.matmat(v), truth @ v)
+    assert torch.allclose(a.rmatmat(u), truth.mT @ u)
+    assert torch.allclose(a.matvec(v[..., 0]), (truth @ v)[..., 0])
+    assert torch.allclose(a.rmatvec(u[..., 0]), (truth.mT @ u)[..., 0])
+    assert torch.allclose(a.materialise(), truth)
+    assert torch.allclose(a.sample(1).materialise(), truth[1:2])
+    assert torch.allclose(a.frobenius(), truth.flatten(1).norm(dim=1))
+    assert torch.allclose(a.singular_values(), torch.linalg.svdvals(truth))
+    assert torch.allclose(a.singular_values(2), torch.linalg.svdvals(truth)[:, :2])
+    assert torch.allclose(a.singular_values(2, "smallest"), torch.linalg.svdvals(truth)[:, -2:])
+    assert torch.allclose(a.spectral_norm(), torch.linalg.matrix_norm(truth, 2))
+    if n_out == n_in:
+        assert torch.allclose(a.trace(), truth.diagonal(dim1=1, dim2=2).sum(1))
+    assert repr(a)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3), st.integers(0, 2**20)
+)
+def test_laws(batch: int, n: int, m: int, q: int, k: int, seed: int) -> None:
+    """⟨u, Av⟩ = ⟨Aᵀu, v⟩ and (BA)v = B(Av), empty blocks of vectors too."""
+    a, b = Matrices(drawn(seed, batch, m, n)), Matrices(drawn(seed + 1, batch, q, m))
+    both = b @ a
+    v, u = drawn(seed + 2, batch, n, k), drawn(seed + 3, batch, q, k)
+    assert torch.allclose((both.matmat(v) * u).sum(), (both.rmatmat(u) * v).sum())
+    assert torch.allclose(both.matmat(v), b @ (a @ v))
+    assert both.matmat(v).shape == (batch, q, k)
+
+
+def test_shapes_that_do_not_meet() -> None:
+    a, c = Matrices(A), Matrices(C)
+    for bad in (
+        lambda: a + c,
+        lambda: a @ c,
+        lambda: c.I,
+        lambda: c.trace(),
+        lambda: a + drawn(1, 5, 5),
+        lambda: a - 1,  # type: ignore[operator]
+        lambda: a[3],
+        lambda: a.singular_values(5),
+        lambda: Matrices(EYE),
+        lambda: a.matvec([1.0]),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(jaccli.UsageError):
+            bad()
+    with pytest.raises(jaccli.ResourceError):
+        a.materialise(max_memory=10)
+
+
+def deep(width: int = 12) -> nn.Module:
+    torch.manual_seed(1)
+    layers = [nn.Linear(width, width), nn.Tanh(), nn.LayerNorm(width), nn.Linear(width, width)]
+    return nn.Sequential(*layers).double()
+
+
+@pytest.mark.parametrize("k", [1, 2, 40])
+def test_every_way_gives_the_same(k: int) -> None:
+    """Single passes, batched passes and the network's own operators, as more products are asked for."""
+    x = drawn(1, 3, 12)
+    a, j = jaccli.operator(deep(), x), jaccli.jacobian(deep(), x)
+    for turn in range(12):
+        v = drawn(turn, 3, 12, k)
+        assert error(a.matmat(v), j @ v) < 1e-10
+        assert error(a.rmatmat(v), j.mT @ v) < 1e-10
+    used = {name for routes in (a._forth, a._back) for name, _ in routes.times}
+    assert used == {"single", "batched", "structured"}
+
+
+def test_one_forward_pass() -> None:
+    """Products cost backward passes and passes with dual numbers; f itself is not evaluated again."""
+    a = jaccli.operator(deep(), drawn(1, 3, 12))
+    for turn in range(3):
+        a.rmatvec(drawn(turn, 3, 12))
+    assert a.passes["forward"] == 1
+    assert a.passes["vjp"] == 1 + 3  # of which one looked for samples that mix
+
+
+def test_composition_of_adjacent_pairs_is_the_chain_rule() -> None:
+    model, x = deep(), drawn(1, 3, 12)
+    whole = jaccli.jacobian(model, x)
+    b, a = jaccli.operator(model, x, "1", "output"), jaccli.operator(model, x, "input", "1")
+    assert error((b @ a).materialise(), whole) < 1e-10
+    assert isinstance(b @ a, Composed)
+
+
+def test_a_way_that_is_wrong_is_left_out() -> None:
+    """A route is believed when it agrees with single products, and never again when it does not."""
+    wrong, failing = [], []
+
+    def lies(v: Tensor) -> Tensor:
+        wrong.append(v.shape[-1])
+        return A @ v + 1e-3
+
+    def fails(v: Tensor) -> Tensor:
+        failing.append(v.shape[-1])
+        raise RuntimeError("no such formula")
+
+    routes = Routes(Route("single", lambda v: A @ v), [Route("lies", lies), Route("fails", fails)])
+    with pytest.warns(jaccli.JaccliNote, match="disagree"):
+        first = routes(drawn(1, 3, 4, 8))
+    assert torch.equal(first, A @ drawn(1, 3, 4, 8))
+    for turn in range(5):
+        assert torch.equal(routes(drawn(turn, 3, 4, 8)), A @ drawn(turn, 3, 4, 8))
+    assert (len(wrong), len(failing)) == (1, 1)
+
+
+def test_scipy_takes_it() -> None:
+    model, x = deep(), drawn(1, 3, 12)
+    a, j = jaccli.operator(model, x), jaccli.jacobian(model, x)
+    one = a[1]
+    assert isinstance(one, LinearOperator)
+    assert aslinearoperator(one) is one
+    assert one.shape == (12, 12)
+    assert np.allclose(one @ np.eye(12), j[1])
+    assert np.allclose(one.T @ np.eye(12), j[1].T)
+    assert np.allclose(one.H.matvec(np.arange(12.0)), j[1].T @ torch.arange(12.0).double())
+    values = np.sort(svds(one, k=3, return_singular_vectors=False))[::-1]
+    assert np.allclose(values, torch.linalg.svdvals(j[1])[:3])
+    every = a.as_scipy()
+    assert every.shape == (36, 36)
+    assert np.allclose(every @ np.eye(36), torch.block_diag(*j))
+    small = jaccli.operator(deep().bfloat16(), x.bfloat16())[0]
+    assert small.dtype == np.float32
+    assert np.allclose(small @ np.eye(12, dtype="f4"), j[0], atol=0.05)
+
+
+class Mixing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 + x.mean(0, keepdim=True))
+
+
+def test_one_sample_of_samples_that_mix_is_its_own_block() -> None:
+    x = drawn(1, 3, 4)
+    with pytest.warns(jaccli.JaccliWarning, match="samples mix"):
+        a = jaccli.operator(Mixing(), x)
+    with pytest.warns(jaccli.JaccliWarning, match="samples mix"):
+        j = jaccli.jacobian(Mixing(), x)
+    assert np.allclose(a[2] @ np.eye(4), j[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("which", ["largest", "smallest"])
+def test_extremes_by_lanczos(dtype: torch.dtype, which: str) -> None:
+    """Of a J too large for a quick decomposition; the bounds hold."""
+    n = 450
+    matrices = torch.eye(n).double() + 0.1 * drawn(1, 2, n, n) / n**0.5
+    found = extreme_singular_values(Matrices(matrices.to(dtype)), 3, which)  # type: ignore[arg-type]
+    every = torch.linalg.svdvals(matrices)
+    truth = every[:, :3] if which == "largest" else every[:, -3:]
+    assert torch.all((found.values - truth).abs() <= found.bounds + 1e-12)
+    assert torch.all(found.bounds < (1e-4 if dtype == torch.float32 else 1e-7))
+
+
+def test_the_smallest_that_do_not_converge_are_not_given() -> None:
+    wild = drawn(1, 1, 450, 450)
+    with pytest.raises(jaccli.UnsupportedError, match="did not converge"):
+        extreme_singular_values(Matrices(wild), 1, "smallest")
+
+
+def test_identity_has_no_matrix() -> None:
+    eye = Identity((2, 10**7, 10**7), torch.float32, torch.device("cpu"))
+    v = torch.ones(2, 10**7)
+    assert eye.matvec(v).data_ptr() == v.data_ptr()
+    assert eye.T is eye
