@@ -121,6 +121,8 @@ def _deviation(
             found = of_factors(towards, *factors)
         else:
             with live_pass(network, site.pair, seen, inputs, wanted) as rows:
+                if wanted and not seen.proved:
+                    rows.check()
                 if estimator == "exact":
                     found = of_factors(towards, rows.matrix())
                 else:

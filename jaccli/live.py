@@ -26,7 +26,7 @@ from jaccli.operators.faults import is_out_of_memory
 from jaccli.planning import human
 from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare, readable
 from jaccli.replay import Signature, signature
-from jaccli.rows import Rows, no_second
+from jaccli.rows import Rows, graph_names, no_second
 
 # Fused recurrent kernels have no second derivative; the operators that they are made of have one.
 _FUSED = ("CudnnRnn", "MkldnnRnn", "MiopenRnn", "ThnnFused")
@@ -117,7 +117,7 @@ class Site:
             if prepared.samples_mix:
                 warn(f"{prepared.name}: samples mix: a sample's target depends on the other samples")
             assert prepared.linear.live is not None
-            fused = any(name.startswith(_FUSED) for name in _graph_names(prepared.linear.live.target))
+            fused = any(name.startswith(_FUSED) for name in graph_names(prepared.linear.live.target))
             seen = Seen(live, prepared.connected, prepared.samples_mix, fused)
             if not exact or seen.mixes or not seen.connected:
                 return seen
@@ -222,13 +222,3 @@ def _check_room(prepared: Prepared) -> None:
     if need > room:
         what = f"J of {batch} samples, {n_out} x {n_in} each, needs {human(need)}"
         raise ResourceError(what, f"free are {human(room)}", _FEWER)
-
-
-def _graph_names(value: Tensor) -> Iterator[str]:
-    seen, ahead = set(), [value.grad_fn]
-    while ahead:
-        node = ahead.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            yield node.name()
-            ahead += [before for before, _ in node.next_functions]

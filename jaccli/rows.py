@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,19 @@ class Rows:
     columns: Callable[[Tensor], Tensor]
     mixes: bool
     wanted: bool
+
+    def check(self) -> None:
+        """Look for what has no second derivative and does not say so.
+
+        A function marked ``once_differentiable`` passes its gradient on as a constant, unless the cotangent asks
+        for a gradient too.
+
+        Raises:
+            UnsupportedError: there is such a function.
+        """
+        u = torch.zeros_like(self.target).flatten(1).requires_grad_()
+        if self.target.requires_grad and "torch::autograd::Error" in graph_names(self.row(u)):
+            raise no_second(RuntimeError("a function of the model is marked once_differentiable"))
 
     def probe(self, generator: torch.Generator | None) -> Tensor:
         """±1 for every element of the target: ``(batch, n_out)``."""
@@ -126,3 +139,14 @@ def no_second(error: BaseException) -> UnsupportedError:
 def wide(tensor: Tensor) -> Tensor:
     """At least float32: sums of squares overflow and lose digits in shorter formats."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def graph_names(value: Tensor) -> Iterator[str]:
+    """Names of the operators that lead to a value."""
+    seen, ahead = set(), [value.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node.name()
+            ahead += [before for before, _ in node.next_functions]

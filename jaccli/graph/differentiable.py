@@ -60,7 +60,8 @@ def accumulation(f: LayerFunction, tensors: Sequence[Tensor], within: float = fl
     graph = capture(f, tensors)
     plan = engine(graph, within=within)
     recorder = graph.recorder
-    made, recorder.derived = len(recorder.nodes), True
+    made = len(recorder.nodes)
+    recorder.derive()
     with recording(recorder):
         found = factors(plan) or (accumulated(plan),)
         results = [recorder.value_of(m) for m in found]

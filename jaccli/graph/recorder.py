@@ -148,7 +148,16 @@ class Recorder(TorchDispatchMode):
             return self._foreign(tensor)
         return self._current(entry)
 
+    def derive(self) -> None:
+        """What is recorded from now on are derivatives, of values that the network may have written over since."""
+        self.derived = True
+        for value in [v for node in self.nodes for v in (*node.inputs(), *node.outputs)]:
+            if id(value.tensor) not in self.entries:
+                self._enter(value.tensor, value)
+
     def _foreign(self, tensor: Tensor) -> Value:
+        if self.derived and tensor.is_floating_point():
+            raise CaptureGap("a derivative rests on a tensor that was made before it was recorded")
         known = self.storages.get(storage_of(tensor))
         if known is not None and (self.changes.get(id(known.root)) or known.root.value.kind != "constant"):
             raise CaptureGap("a tensor is shared with another one behind the recording's back")
