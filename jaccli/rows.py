@@ -41,14 +41,14 @@ class Rows:
         Raises:
             UnsupportedError: there is such a function.
         """
-        u = torch.zeros_like(self.target).flatten(1).requires_grad_()
+        u = self._cotangents().requires_grad_()
         if self.target.requires_grad and "torch::autograd::Error" in graph_names(self.row(u)):
             raise no_second(RuntimeError("a function of the model is marked once_differentiable"))
 
     def probe(self, generator: torch.Generator | None) -> Tensor:
         """±1 for every element of the target: ``(batch, n_out)``."""
-        v = torch.empty_like(self.target).bernoulli_(0.5, generator=generator)
-        return v.mul_(2).sub_(1).flatten(1)
+        v = self._cotangents().bernoulli_(0.5, generator=generator)
+        return v.mul_(2).sub_(1)
 
     def row(self, u: Tensor) -> Tensor:
         """Jᵀu: ``(batch, n_out)`` → ``(batch, n_in)``."""
@@ -74,7 +74,7 @@ class Rows:
             # Jᵀu is linear in u: its gradient by u along Jᵀu itself, half that of ‖Jᵀu‖², is JJᵀu.
             return u.detach(), self._by(image, u, image)
         w = torch.empty_like(self._zeros(1)[0]).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
-        u = torch.zeros_like(self.target).flatten(1).requires_grad_()
+        u = self._cotangents().requires_grad_()
         return w, self.row(self._by(self.row(u), u, w))
 
     def _by(self, image: Tensor, u: Tensor, w: Tensor) -> Tensor:
@@ -103,6 +103,9 @@ class Rows:
             seeds[torch.arange(len(numbers)), samples, numbers] = 1
             rows.append(self._rows(seeds)[:, samples])
         return torch.cat(rows).movedim(0, 1)
+
+    def _cotangents(self) -> Tensor:
+        return torch.zeros_like(self.target).reshape(self.target.shape[0], -1)
 
     def _zeros(self, count: int) -> Tensor:
         return self.columns(torch.zeros_like(self.source).expand(count, *self.source.shape))

@@ -323,7 +323,7 @@ def bench(
     epilog="""\b
 Examples:
   jaccli regularize model.pt -i x.npy --layer fc1 -o near.pt
-  jaccli regularize weights.safetensors --arch nets.py:Net -i x.npy --targets y.npy --layer 'blocks.*' -o near.safetensors
+  jaccli regularize w.safetensors --arch nets.py:Net -i x.npy --targets y.npy --layer 'blocks.*' -o v.safetensors
   jaccli regularize model.pt -i x.npy --layer fc1 --towards orthogonal --weight 0.1""",
 )
 def regularize(
@@ -413,7 +413,7 @@ def regularize(
         typer.Option(
             "--jitter",
             metavar="S",
-            help="Hold the outputs at noisy copies too, S times each feature's spread; 0.5 up to 256 samples, 0 beyond.",
+            help="Hold the outputs at noisy copies too, noise of S times the spread; 0.5 up to 256 samples, else 0.",
             show_default=False,
         ),
     ] = None,
