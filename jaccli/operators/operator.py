@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 
 import torch
 from torch import Tensor
 
+from jaccli import defaults
 from jaccli.errors import ResourceError, UnsupportedError
 from jaccli.layers.function import LayerFunction
 from jaccli.operators.faults import is_out_of_memory, reason
@@ -18,7 +20,7 @@ from jaccli.operators.routes import Route, Routes
 Session = Callable[[], AbstractContextManager[None]]
 # Products asked for before another way than one pass after the other is tried: it imports or captures first.
 BATCHED_FROM = 8
-GRAPH_FROM = 4
+GRAPH_FROM = 2
 
 
 class JacobianOperator(LinearMap):
@@ -26,8 +28,9 @@ class JacobianOperator(LinearMap):
 
     The forward pass was made when the operator was. ``rmatvec`` costs one backward pass, ``matvec`` one forward
     pass with dual numbers, or two backward passes where an operator of the model has no forward-mode formula.
-    Once some products have been asked for, batched passes and the derivatives of the network's operators, one
-    by one (as in ``structured``), are tried too, and what is fastest for so many vectors is kept. Nothing of
+    Once some products have been asked for, the derivatives of the network's operators, one by one (as in
+    ``structured``), are tried too, or, where the network cannot be seen, batched passes; what is faster for so many
+    vectors is kept. Nothing of
     size ``n_out × n_in`` is ever held. Products raise ``UsageError`` once the model's parameters or buffers have
     changed, and ``UnsupportedError`` where no pass works.
 
@@ -50,10 +53,10 @@ class JacobianOperator(LinearMap):
         self._linear, self._session, self._alone = linear, session, alone
         self.mixes = mixes
         self._forward_mode = True
-        forth = [Route("batched", self._jvps, BATCHED_FROM), *others[0]]
-        back = [Route("batched", self._vjps, BATCHED_FROM), *others[1]]
-        self._forth = Routes(Route("single", self._one_by_one(self._jvp)), forth)
-        self._back = Routes(Route("single", self._one_by_one(self._vjp)), back)
+        forth = [*others[0], Route("batched", self._jvps, BATCHED_FROM)]
+        back = [*others[1], Route("batched", self._vjps, BATCHED_FROM)]
+        self._forth = Routes(Route("single", self._one_by_one(self._jvp)), forth, self._is_image)
+        self._back = Routes(Route("single", self._one_by_one(self._vjp)), back, self._is_pulled)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -110,12 +113,28 @@ class JacobianOperator(LinearMap):
         return _product("Jᵀu", self._linear.vjp, u)
 
     def _jvp(self, v: Tensor) -> Tensor:
+        if "torch._dynamo" not in sys.modules:
+            # The first dual numbers of a process import the compiler (2 s); two backward passes do not.
+            with suppress(RuntimeError, NotImplementedError):
+                return self._linear.jvp_by_transposition(v)
         if self._forward_mode:
             try:
                 return self._linear.jvp(v)
             except (RuntimeError, NotImplementedError):
                 self._forward_mode = False
         return _product("Jv", self._linear.jvp_by_transposition, v)
+
+    def _is_pulled(self, found: Tensor, u: Tensor) -> bool:
+        """Whether the last column is that of a single backward pass."""
+        row = self._vjp(u[..., -1])
+        return _close((found[..., -1] - row).double().norm(dim=1), found, row.double().norm(dim=1))
+
+    def _is_image(self, found: Tensor, v: Tensor) -> bool:
+        """Whether ⟨w, Jv⟩ = ⟨Jᵀw, v⟩ for the last column and a random w: a forward pass may import for seconds."""
+        generator = torch.Generator().manual_seed(0)
+        w = torch.randn(found.shape[:2], generator=generator).to(found)
+        gap = (w * found[..., -1]).double().sum(1) - (self._vjp(w) * v[..., -1]).double().sum(1)
+        return _close(gap.abs(), found, (w.double().norm(dim=1) * found[..., -1].double().norm(dim=1)))
 
     def _vjps(self, u: Tensor) -> Tensor:
         return self._linear.vjps(u.movedim(-1, 0)).movedim(0, -1)
@@ -156,6 +175,14 @@ class OneOf(LinearMap):
         every = vectors.new_zeros(self._of.shape[0], *vectors.shape[1:])
         every[self._b] = vectors[0]
         return every
+
+
+def _close(gap: Tensor, found: Tensor, size: Tensor) -> bool:
+    """Whether a difference is rounding: small beside ``size``, or beside what other columns are."""
+    reach = torch.finfo(found.dtype).eps ** defaults.BELIEF_POWER
+    floor = reach * float(found.double().norm()) / max(found.shape[-1], 1) ** 0.5
+    fine = gap <= reach * size.clamp(min=floor)
+    return bool((fine | ~gap.isfinite()).all())
 
 
 def _product(name: str, take: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Ways of one and the same product, tried in turn as products are asked for; the fastest is kept."""
+"""Ways of one and the same product: the surest one, and another that is held against it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from jaccli import defaults
 from jaccli.errors import note
 from jaccli.operators.faults import is_out_of_memory, reason
 
@@ -34,14 +33,21 @@ class Route:
 
 @dataclass
 class Routes:
-    """The ways of one product. The first takes vectors one by one, and is the one that the others must agree with.
+    """The ways of one product. The surest takes vectors one by one; the others must agree with it.
 
-    Nothing is computed in order to be timed: calls go different ways at first, and are held against the clock,
-    by the number of their vectors. A way that fails or disagrees is left out.
+    Of the others the first that works is a rival. Nothing is computed in order to be timed: calls go either way
+    at first, and are held against the clock, by the number of their vectors. A way that fails or disagrees is
+    left out.
+
+    Args:
+        surest: one by one.
+        others: in order of preference.
+        agrees: whether a product, of these vectors, is right.
     """
 
     surest: Route
     others: Sequence[Route]
+    agrees: Callable[[Tensor, Tensor], bool]
     asked: int = 0
     times: dict[tuple[str, int], list[float]] = field(default_factory=dict)
     believed: set[str] = field(default_factory=set)
@@ -56,7 +62,7 @@ class Routes:
         while (route := self._chosen(count)) is not self.surest:
             try:
                 found = self._timed(route, vectors)
-                if route.name in self.believed or self._agrees(found, vectors):
+                if route.name in self.believed or self.agrees(found, vectors):
                     self.believed.add(route.name)
                     return found
                 note(f"products by the {route.name} way disagree with single ones, and are not used")
@@ -78,23 +84,12 @@ class Routes:
         self.times.setdefault(key, []).append(seconds / (count if route is self.surest else 1))
         return found
 
-    def _agrees(self, found: Tensor, vectors: Tensor) -> bool:
-        """The last column against the surest way."""
-        truth = self._timed(self.surest, vectors[..., -1:])[..., 0].double()
-        gap, size = (found[..., -1].double() - truth).norm(dim=1), truth.norm(dim=1)
-        finite = gap.isfinite() & size.isfinite()
-        reach = torch.finfo(found.dtype).eps ** defaults.BELIEF_POWER
-        scale = found.double().norm() / found.shape[-1] ** 0.5
-        return bool((gap[finite] <= reach * torch.maximum(size[finite], scale * reach)).all())
-
     def _chosen(self, count: int) -> Route:
-        ways = [w for w in self.others if w.name not in self.broken and self.asked >= w.least]
-        for way in ways:
-            if len(self.times.get((way.name, count.bit_length()), ())) < TRIES:
-                return way
-        fastest, least = self.surest, min(self.times.get((self.surest.name, 1), [0.0])) * count
-        for way in ways:
-            seconds = min(self.times[way.name, count.bit_length()])
-            if seconds < least:
-                fastest, least = way, seconds
-        return fastest
+        rival = next((w for w in self.others if w.name not in self.broken), None)
+        if rival is None or self.asked < rival.least:
+            return self.surest
+        tried = self.times.get((rival.name, count.bit_length()), ())
+        alone = self.times.get((self.surest.name, 1))
+        if len(tried) < TRIES or alone is None:
+            return rival
+        return rival if min(tried) < count * min(alone) else self.surest
