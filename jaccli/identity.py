@@ -10,9 +10,9 @@ from torch import Tensor
 
 from jaccli.errors import UsageError
 from jaccli.layers.record import Inputs
-from jaccli.live import accumulated, live_pass, site_of
+from jaccli.live import Seen, Wish, accumulated, live_pass, site_of
 from jaccli.recorded import contiguous
-from jaccli.rows import Rows, wide
+from jaccli.rows import wide
 
 Towards = Literal["identity", "scaled-identity", "orthogonal", "zero"]
 Estimator = Literal["exact", "hutchinson"]
@@ -114,23 +114,38 @@ def _deviation(
     wanted = torch.is_grad_enabled()
     network, site = site_of(model, x, names, args, kwargs)
     inputs = contiguous(Inputs((x, *args), dict(kwargs or {}), site.dim))
-    seen = site.look(network, inputs, estimator == "exact", square="identity" in towards)
+    count, there_and_back = (probes if estimator == "hutchinson" else 0), towards == "orthogonal"
+    seen = site.look(network, inputs, Wish(count, there_and_back and count > 0, "identity" in towards))
     while True:
-        factors = accumulated(seen, inputs)
-        if factors is not None:
-            found = of_factors(towards, *factors)
-        else:
+        v = _signs(seen, count, there_and_back, generator) if count else None
+        made = accumulated(seen, inputs, *([] if v is None else [v]))
+        if made is None:
             with live_pass(network, site.pair, seen, inputs, wanted) as rows:
                 if wanted and not seen.proved:
                     rows.check()
-                if estimator == "exact":
-                    found = of_factors(towards, rows.matrix())
-                else:
-                    found = _estimated(towards, rows, probes, generator)
+                made = (rows.matrix() if v is None else rows.images(v, there_and_back),)
+        found = of_factors(towards, *made) if v is None else _of_probes(towards, v, made[0])
         if not wanted:
             return found.detach()
         if seen.holds(found, x):
             return found
+
+
+def _signs(seen: Seen, count: int, there_and_back: bool, generator: torch.Generator | None) -> Tensor:
+    """±1, ``(batch, n, count)``, over the target; over the source where products go there and back from it."""
+    batch, n_out, n_in = seen.shape
+    n = min(n_out, n_in) if there_and_back else n_out
+    signs = torch.empty(batch, n, count, dtype=seen.dtype, device=seen.device)
+    return signs.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+
+
+def _of_probes(towards: Towards, v: Tensor, image: Tensor) -> Tensor:
+    """The mean over probes v of ‖Jᵀv − v‖², ‖Jᵀv − αv‖², ‖JJᵀv − v‖² or ‖Jᵀv‖²: ``(batch, n, k)`` → ``(batch,)``."""
+    if towards == "scaled-identity":
+        image = image - (image * v).sum(1, keepdim=True) / v.shape[1] * v
+    elif towards != "zero":
+        image = image - v
+    return wide(image).square().sum(1).mean(1)
 
 
 def of_factors(towards: Towards, *factors: Tensor) -> Tensor:
@@ -156,21 +171,3 @@ def of_factors(towards: Towards, *factors: Tensor) -> Tensor:
     if towards == "identity":  # ‖J - I‖² is n - m at least, so that little cancels
         return squares - 2 * trace + n
     return squares - trace.square() / n if towards == "scaled-identity" else squares
-
-
-def _estimated(towards: Towards, rows: Rows, probes: int, generator: torch.Generator | None) -> Tensor:
-    """The mean over probes v of ±1 of ‖Jᵀv − v‖², ‖Jᵀv − αv‖², ‖JJᵀv − v‖² or ‖Jᵀv‖²."""
-    total = None
-    for _ in range(probes):
-        if towards == "orthogonal":
-            v, image = rows.there_and_back(generator)
-        else:
-            v = rows.probe(generator)
-            image = rows.row(v)
-        if "identity" in towards or towards == "orthogonal":
-            scale = (image * v).sum(1, keepdim=True) / v.shape[1] if towards == "scaled-identity" else 1.0
-            image = image - scale * v
-        square = wide(image).square().sum(1)
-        total = square if total is None else total + square
-    assert total is not None
-    return total / probes if probes > 1 else total

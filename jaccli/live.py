@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from jaccli.api import setup
 from jaccli.errors import ResourceError, UsageError, warn
 from jaccli.execution import disbelief, report_path
 from jaccli.graph.differentiable import Accumulation, accumulation
+from jaccli.graph.program import alike
 from jaccli.graph.recorder import CaptureGap, tensors_in
 from jaccli.layers.record import Inputs, record
 from jaccli.memory import available
@@ -32,6 +33,21 @@ from jaccli.rows import Rows, graph_names, no_second
 _FUSED = ("CudnnRnn", "MkldnnRnn", "MiopenRnn", "ThnnFused")
 
 
+@dataclass(frozen=True)
+class Wish:
+    """What is to be computed: J itself, or so many products.
+
+    Args:
+        probes: vectors of a call; 0 for J.
+        there_and_back: JJᵀU, not JᵀU.
+        square: J must be.
+    """
+
+    probes: int
+    there_and_back: bool
+    square: bool
+
+
 @dataclass
 class Seen:
     """What a first call found.
@@ -41,7 +57,8 @@ class Seen:
         connected: a path leads from source to target.
         mixes: a sample's target hangs on other samples.
         fused: there are recurrent kernels without a second derivative.
-        accumulation: J as a differentiable program, where there is one.
+        accumulation: J, or its products, as a differentiable program, where there is one.
+        shape: of J; likewise ``dtype`` and ``device``.
         proved: a gradient was taken of what was computed so.
     """
 
@@ -49,6 +66,9 @@ class Seen:
     connected: bool
     mixes: bool
     fused: bool
+    shape: tuple[int, int, int]
+    dtype: torch.dtype
+    device: torch.device
     accumulation: Accumulation | None = None
     proved: bool = False
 
@@ -85,52 +105,77 @@ class Site:
     dim: int
     known: list[tuple[Signature, Stamp, Seen]] = field(default_factory=list)
 
-    def look(self, network: Network, inputs: Inputs, exact: bool, square: bool = True) -> Seen:
+    def look(self, network: Network, inputs: Inputs, wish: Wish) -> Seen:
         """What holds for these inputs. Cost: of a first call a forward and two backward passes, and planning.
 
         Raises:
             UsageError: J is not square.
-            UnsupportedError: no second derivative.
         """
-        device = _device(inputs)
-        key = (exact, square, torch.is_autocast_enabled(device.type), signature(inputs))
-        tensors = list(network.tensors())
-        live = [t for t in tensors if t.requires_grad]
-        # A program holds whatever does not hang on the parameters; products read it anew each time.
-        stamp = network.stamp({id(t) for t in live}) if exact else network.mode(tensors)
+        key = (wish, torch.is_autocast_enabled(_device(inputs).type), signature(inputs))
+        live = [t for t in network.tensors() if t.requires_grad]
+        stamp = network.stamp({id(t) for t in live})
         for shapes, then, seen in self.known:
             if shapes == key and then == stamp:
                 return seen
-        seen = self._first(network, inputs, live, exact, square)
+        seen = self._first(network, inputs, live, wish)
         stamp.held = [held for held in stamp.held if isinstance(held, Tensor)]
         self.known = [*self.known[1 - defaults.REPLAY_KEPT :], (key, stamp, seen)]
         return seen
 
-    def _first(self, network: Network, inputs: Inputs, live: list[Tensor], exact: bool, square: bool) -> Seen:
+    def _first(self, network: Network, inputs: Inputs, live: list[Tensor], wish: Wish) -> Seen:
         for doubt in network.doubtful():
             warn(doubt)
         with computing(network), exact_attention(True):
             (prepared,) = prepare(network, inputs, [self.pair])
-            if square:
+            if wish.square:
                 _check_square(prepared)
             report_path(prepared, prepared.name)
             if prepared.samples_mix:
                 warn(f"{prepared.name}: samples mix: a sample's target depends on the other samples")
             assert prepared.linear.live is not None
             fused = any(name.startswith(_FUSED) for name in graph_names(prepared.linear.live.target))
-            seen = Seen(live, prepared.connected, prepared.samples_mix, fused)
-            if not exact or seen.mixes or not seen.connected:
+            linear = prepared.linear
+            seen = Seen(
+                live,
+                prepared.connected,
+                prepared.samples_mix,
+                fused,
+                linear.shape,
+                linear.value.dtype,
+                linear.value.device,
+            )
+            if seen.mixes or not seen.connected:
                 return seen
-            _check_room(prepared)
-            try:
-                made = accumulation(prepared.linear.f, live)
-                with torch.no_grad():
-                    factors = made([*tensors_in((inputs.args, dict(inputs.kwargs))), *live])
-            except (CaptureGap, RuntimeError, NotImplementedError):
-                return seen
-            if factors is None or disbelief(prepared, *factors) is not None:
-                return seen
-        return replace(seen, accumulation=made)
+            if not wish.probes:
+                _check_room(prepared)
+            with suppress(CaptureGap, RuntimeError, NotImplementedError):
+                seen.accumulation = _recorded(prepared, inputs, live, wish)
+        return seen
+
+
+def _recorded(prepared: Prepared, inputs: Inputs, live: list[Tensor], wish: Wish) -> Accumulation | None:
+    """J or its products as a program that agrees with an independent backward pass; None where it does not."""
+    batch, n_out, n_in = prepared.linear.shape
+    given = [*tensors_in((inputs.args, dict(inputs.kwargs))), *live]
+    if not wish.probes:
+        made = accumulation(prepared.linear.f, live)
+        with torch.no_grad():
+            factors = made(given)
+        return made if factors is not None and disbelief(prepared, *factors) is None else None
+    u, row, some = prepared.probe.cotangent, prepared.probe.row, prepared.probe.samples
+    if u is None or row is None or (wish.there_and_back and n_out > n_in):
+        return None
+    vectors = u.unsqueeze(-1).expand(batch, n_out, wish.probes).contiguous()
+    made = accumulation(prepared.linear.f, live, vectors, wish.there_and_back)
+    with torch.no_grad():
+        found = made([*given, vectors])
+    if found is None:
+        return None
+    if wish.there_and_back:  # ⟨u, JJᵀu⟩ = ‖Jᵀu‖²
+        got, want = (u.unsqueeze(-1) * found[0])[some].sum(1), row[some].square().sum(1, keepdim=True)
+    else:
+        got, want = found[0][some], row[some].unsqueeze(-1)
+    return made if alike(got, want.expand(got.shape)) else None
 
 
 def site_of(
@@ -156,11 +201,11 @@ def site_of(
 _SITES: weakref.WeakKeyDictionary[Any, dict[tuple[str, str], Site]] = weakref.WeakKeyDictionary()
 
 
-def accumulated(seen: Seen, inputs: Inputs) -> tuple[Tensor, ...] | None:
-    """J, or its factors, by the differentiable program; None without one, or where another branch is taken."""
+def accumulated(seen: Seen, inputs: Inputs, *vectors: Tensor) -> tuple[Tensor, ...] | None:
+    """J, its factors or products by the differentiable program; None without one, or where another branch is taken."""
     if seen.accumulation is None:
         return None
-    given = [*tensors_in((inputs.args, dict(inputs.kwargs))), *seen.live]
+    given = [*tensors_in((inputs.args, dict(inputs.kwargs))), *seen.live, *vectors]
     with torch.autocast(_device(inputs).type, enabled=False), memory_told():  # casts are part of the program
         return seen.accumulation(given)
 

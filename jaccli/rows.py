@@ -45,10 +45,10 @@ class Rows:
         if self.target.requires_grad and "torch::autograd::Error" in graph_names(self.row(u)):
             raise no_second(RuntimeError("a function of the model is marked once_differentiable"))
 
-    def probe(self, generator: torch.Generator | None) -> Tensor:
-        """±1 for every element of the target: ``(batch, n_out)``."""
-        v = self._cotangents().bernoulli_(0.5, generator=generator)
-        return v.mul_(2).sub_(1)
+    def images(self, v: Tensor, there_and_back: bool) -> Tensor:
+        """JᵀV, or JJᵀV, or JᵀJV of a J with fewer columns than rows: ``(batch, n, k)`` each; vector by vector."""
+        take = self._there_and_back if there_and_back else self.row
+        return torch.stack([take(column.to(self.target.dtype)) for column in v.unbind(-1)], -1)
 
     def row(self, u: Tensor) -> Tensor:
         """Jᵀu: ``(batch, n_out)`` → ``(batch, n_in)``."""
@@ -62,20 +62,18 @@ class Rows:
             raise no_second(error) from error
         return self._zeros(1)[0] if row is None else self.columns(row[None])[0]
 
-    def there_and_back(self, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """v and JJᵀv, or, of a J with fewer columns than rows, w and JᵀJw.
+    def _there_and_back(self, v: Tensor) -> Tensor:
+        """JJᵀv, or JᵀJv of a J with fewer columns than rows.
 
         Jw is the derivative along w of Jᵀu by u ("double vjp", J. Townsend 2017).
         """
         n_out, n_in = self.target[0].numel(), self._zeros(1).shape[2]
         if n_out <= n_in:
-            u = self.probe(generator).requires_grad_()
+            u = v.clone().requires_grad_()
             image = self.row(u)
-            # Jᵀu is linear in u: its gradient by u along Jᵀu itself, half that of ‖Jᵀu‖², is JJᵀu.
-            return u.detach(), self._by(image, u, image)
-        w = torch.empty_like(self._zeros(1)[0]).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+            return self._by(image, u, image)
         u = self._cotangents().requires_grad_()
-        return w, self.row(self._by(self.row(u), u, w))
+        return self.row(self._by(self.row(u), u, v))
 
     def _by(self, image: Tensor, u: Tensor, w: Tensor) -> Tensor:
         if not image.requires_grad:

@@ -13,6 +13,7 @@ from jaccli.graph.capture import capture, needed, recording
 from jaccli.graph.emit import Program, emitted
 from jaccli.graph.engine import accumulated, engine, factors
 from jaccli.graph.kinds import BLIND
+from jaccli.graph.products import Products
 from jaccli.graph.program import as_steps, live_steps
 from jaccli.graph.recorder import CaptureGap, Node, Value, swap
 from jaccli.graph.tracer import Tracer
@@ -23,56 +24,64 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Accumulation:
-    """The operators that make J, none of which writes in place.
+    """The operators that make J, or products with it, none of which writes in place.
 
     Args:
-        program: from the tensors of the call, and those of the network, to J or its two factors.
+        program: from the tensors of the call, those of the network, and vectors, to the results.
         way: what the guards read when it was recorded.
-        product: whether J comes as two factors.
+        results: how many there are.
     """
 
     program: Program
     way: list[Any]
-    product: bool
+    results: int
 
     def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
-        """J ``(batch, n_out, n_in)``, or L ``(batch, n_out, m)`` and R ``(batch, m, n_in)`` of J = LR.
+        """J ``(batch, n_out, n_in)``; or L ``(batch, n_out, m)`` and R ``(batch, m, n_in)`` of J = LR; or products.
 
         None where the model takes another branch than it did. Cost: that of the structured method; its
         backward pass costs about twice as much, and keeps every intermediate result until then.
         """
         made = self.program.call(*tensors, None)
-        count = 1 + self.product
-        return made[:count] if [guard.item() for guard in made[count:]] == self.way else None
+        return made[: self.results] if [guard.item() for guard in made[self.results :]] == self.way else None
 
 
-def accumulation(f: LayerFunction, tensors: Sequence[Tensor], within: float = float("inf")) -> Accumulation:
+def accumulation(
+    f: LayerFunction, tensors: Sequence[Tensor], vectors: Tensor | None = None, there_and_back: bool = False
+) -> Accumulation:
     """Record the engine's run once. To be called within the network's session, frozen.
 
     Args:
         f: the function, at the point that it was captured for.
         tensors: of the network, that gradients are wanted by.
-        within: seconds after which the search for a bracketing is cut short.
+        vectors: U ``(batch, n_out, k)``: what is recorded is JᵀU, or with ``there_and_back`` JJᵀU, of any U.
 
     Raises:
         CaptureGap: the network does something that cannot be recorded.
     """
     graph = capture(f, tensors)
-    plan = engine(graph, within=within)
-    recorder = graph.recorder
+    recorder, inputs = graph.recorder, list(graph.inputs)
+    plan = engine(graph) if vectors is None else None
+    products = Products(graph) if vectors is not None else None
     made = len(recorder.nodes)
     recorder.derive()
     with recording(recorder):
-        found = factors(plan) or (accumulated(plan),)
+        if products is not None and vectors is not None:
+            inputs.append(recorder.declare(vectors))
+            image = products.pull(vectors)
+            found: tuple[Tensor, ...] = (products.push(image) if there_and_back else image,)
+        else:
+            assert plan is not None
+            found = factors(plan) or (accumulated(plan),)
         results = [recorder.value_of(m) for m in found]
     nodes, wanted = _attached(recorder.nodes, made, [*results, *(v for v, _ in graph.guards)])
     tracer = Tracer()
     nodes = needed(nodes, wanted)
-    _check_flow(nodes, graph.inputs, wanted)
-    steps = as_steps(nodes, graph.inputs, tracer)
-    inputs, slots = ([tracer.slot_of(v.tensor) for v in values] for values in (graph.inputs, wanted))
-    program = emitted(live_steps(steps, slots), inputs, slots, housed=False, placing=False)
-    return Accumulation(program, [read for _, read in graph.guards], len(results) == 2)
+    _check_flow(nodes, inputs, wanted)
+    steps = as_steps(nodes, inputs, tracer)
+    given, slots = ([tracer.slot_of(v.tensor) for v in values] for values in (inputs, wanted))
+    program = emitted(live_steps(steps, slots), given, slots, housed=False, placing=False)
+    return Accumulation(program, [read for _, read in graph.guards], len(results))
 
 
 def _attached(nodes: Sequence[Node], made: int, wanted: Sequence[Value]) -> tuple[list[Node], list[Value]]:

@@ -117,11 +117,6 @@ class EagerNetwork(Network):
                 _stamp_script(stamp, module)
         return stamp
 
-    def mode(self, tensors: Collection[Tensor]) -> Stamp:
-        stamp = super().mode(tensors)
-        stamp.key += [module.training for module in self.module.modules()]
-        return stamp
-
     def _device(self) -> torch.device | None:
         return next((t.device for t in self.tensors()), None)
 

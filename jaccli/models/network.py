@@ -84,13 +84,6 @@ class Network(ABC):
             stamp.tensor(tensor)
         return stamp
 
-    def mode(self, tensors: Collection[Tensor]) -> Stamp:
-        """A short stamp: which tensors there are, and which of them ask for gradients."""
-        stamp = Stamp()
-        stamp.held = list(tensors)
-        stamp.key = [(id(t), t.requires_grad) for t in tensors]
-        return stamp
-
     def doubtful(self) -> list[str]:
         """Why numbers about this model may not mean what they seem (BatchNorm in training mode)."""
         return []
