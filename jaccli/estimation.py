@@ -18,6 +18,8 @@ from jaccli.stream import Watch, part
 
 # Vectors over both activations that an estimate holds for each of its probes.
 HELD = 6
+# Fewer say little about their own spread.
+FEWEST = 8
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,10 @@ def estimate(
     network: Network,
     inputs: Inputs,
     pairs: Sequence[Pair],
-    figures: Callable[[JacobianOperator], list[dict[str, Any]]],
+    figures: Callable[[JacobianOperator, int], list[dict[str, Any]]],
     *,
     probes: int,
+    fixed: bool,
     max_memory: int | None = None,
     accept: Callable[[Prepared], bool] = lambda prepared: True,
     watch: Watch | None = None,
@@ -56,8 +59,9 @@ def estimate(
         network: the model.
         inputs: samples and further arguments.
         pairs: addresses.
-        figures: from the operator of a block of samples to one record a sample.
+        figures: from the operator of a block of samples, and a number of vectors, to one record a sample.
         probes: vectors that are held at once.
+        fixed: whether it must be so many; else fewer are taken where not all of them fit.
         max_memory: bytes that activations and vectors may take.
         accept: whether a pair is wanted, now that the shape of its J is known.
         watch: filled with times.
@@ -72,35 +76,37 @@ def estimate(
     with computing(network), exact_attention(True):
         first = part(inputs, 0, min(2, inputs.batch))
         ready = [p for p in prepare(network, first, pairs) if accept(p)]
-    wanted = [(p.pair, _block(p, probes, max_memory, inputs)) for p in ready]
+    wanted = [(p.pair, *_sizes(p, probes, fixed, max_memory, inputs.batch)) for p in ready]
     watch.lap("plan_s")
     del ready
-    for pair, size in wanted:
+    for pair, size, vectors in wanted:
         for start in range(0, inputs.batch, size):
             watch.restart()
             a = linearised(network, pair, part(inputs, start, min(size, inputs.batch - start)), quiet=start > 0)
             _check_apart(a)
-            records = figures(a)
+            records = figures(a, vectors)
             watch.lap("compute_s")
             f = a.function
             yield Estimates(pair, start, records, f.source.slot.shape, f.target.slot.shape)
             tick(pair, a.shape[0])
 
 
-def _block(prepared: Prepared, probes: int, max_memory: int | None, inputs: Inputs) -> int:
-    """How many samples fit at a time."""
+def _sizes(prepared: Prepared, probes: int, fixed: bool, max_memory: int | None, batch: int) -> tuple[int, int]:
+    """How many samples fit at a time, and how many vectors of each."""
     linear = prepared.linear
     with readable(linear.f.inputs):
         held = footprint(linear).total // linear.batch
-    vectors = HELD * probes * (linear.f.n_in + linear.f.n_out) * linear.value.element_size()
+    vector = HELD * (linear.f.n_in + linear.f.n_out) * linear.value.element_size()
     limit = max_memory if max_memory is not None else available(linear.value.device)
-    if held + vectors > limit:
+    fitting = probes if fixed else max(min(probes, (limit - held) // vector), FEWEST)
+    need = held + fitting * vector
+    if need > limit:
         raise ResourceError(
-            f"{prepared.name}: the activations of one sample and {probes} vectors need {human(held + vectors)}",
+            f"{prepared.name}: the activations of one sample and {fitting} vectors need {human(need)}",
             f"expected at most {human(limit)}",
-            "take fewer --probes, or allow more with --max-memory",
+            "allow more with --max-memory" + (", or take fewer --probes" if fixed else ""),
         )
-    return max(1, min(inputs.batch, limit // (held + vectors)))
+    return max(1, min(batch, limit // need)), fitting
 
 
 def _check_apart(a: JacobianOperator) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jaccli.cli.request import EstimateRequest, RunRequest, SavedRequest
@@ -98,8 +98,9 @@ def _estimated(
         loaded.network,
         loaded.inputs,
         pairs,
-        lambda a: figures.estimated(a, spend),
+        lambda a, vectors: figures.estimated(a, replace(spend, most=vectors)),
         probes=effort.probes or figures.probes,
+        fixed=effort.probes is not None,
         max_memory=how.max_memory,
         accept=_fitting(figures),
         watch=loaded.timing.watch,

@@ -19,7 +19,7 @@ from jaccli.cli.request import (
     RunRequest,
     SavedRequest,
 )
-from jaccli.errors import UnsupportedError, UsageError
+from jaccli.errors import UnsupportedError, UsageError, warn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +40,8 @@ _HEADS = {
     "relative_variance": "var σ²/mean²",
     "gain": "gain",
 }
+# Relative: of float32 products along a chain.
+_CHAIN_ROUNDING = 1e-3
 _DEPTH = ("relative_variance", "gain")
 _ESTIMATED = ("spectral_norm", "mean_squared_singular_value", "effective_rank", "log_abs_det")
 
@@ -184,18 +186,20 @@ def _chain(loaded: Loaded, how: RunRequest, out: OutputRequest) -> None:
     from jaccli.statistics.spectrum import lyapunov
 
     stops = [pair[0] for pair in loaded.pairs] + [loaded.pairs[0][1]]
-    pairs = list(pairwise(stops))
-    matrices: dict[int, list[Any]] = {number: [] for number in loaded.numbers}
-    seen: set[str] = set()
+    pairs, whole = list(pairwise(stops)), (stops[0], stops[-1])
+    found: dict[Any, list[Any]] = {}
     method = ""
-    for piece in work.pieces(loaded, pairs, how):
-        seen.add(f"{piece.pair[0]!s} -> {piece.pair[1]!s}")
+    for piece in work.pieces(loaded, [*pairs, *([whole] if len(pairs) > 1 else [])], how):
+        found.setdefault(piece.pair, []).extend(piece.outcome.matrix)
         method = piece.outcome.method
-        for number, matrix in zip(loaded.numbers[piece.start :], piece.outcome.matrix, strict=False):
-            matrices[number].append(matrix)
-    if len(seen) < len(pairs):
-        missing = next(name for a, b in pairs if (name := f"{a!s} -> {b!s}") not in seen)
-        raise UnsupportedError(f"--lyapunov: there is no J of {missing}", "expected layers that follow on each other")
+    for source, target in pairs:
+        if (source, target) not in found:
+            raise UnsupportedError(
+                f"--lyapunov: there is no J of {source!s} -> {target!s}", "expected layers that follow on each other"
+            )
+    matrices = {n: [found[pair][k] for pair in pairs] for k, n in enumerate(loaded.numbers)}
+    if len(pairs) > 1:
+        _check_chain(list(matrices.values()), found[whole])
     names = [str(stop) for stop in stops]
     samples: list[Record] = [
         {"sample": n, "lyapunov_exponents": lyapunov(chain).tolist()} for n, chain in matrices.items()
@@ -213,6 +217,24 @@ def _chain(loaded: Loaded, how: RunRequest, out: OutputRequest) -> None:
     ]
     title = f"Lyapunov exponents of {len(pairs)} steps, {names[0]} -> {names[-1]}, per step"
     _write(document, shown, samples, ["sample", "largest", "least", "sum", "exponents"], title, out)
+
+
+def _check_chain(chains: Sequence[Sequence[Tensor]], whole: Sequence[Tensor]) -> None:
+    """The product along the chain is J of the whole, unless paths go around one of its layers."""
+    import torch
+
+    for chain, j in zip(chains, whole, strict=True):
+        v = torch.randn(j.shape[1], generator=torch.Generator().manual_seed(0)).to(j.device, torch.float64)
+        image, size = v, float(torch.linalg.matrix_norm(j.double()) * v.norm())
+        for matrix in chain:
+            image = matrix.double() @ image
+            size = max(size, float(image.norm()))
+        if float((image - j.double() @ v).norm()) > _CHAIN_ROUNDING * size:
+            warn(
+                "--lyapunov: the product along these layers is not J of the whole: paths go around one of them "
+                "(a skip connection), and the exponents are those of the product alone"
+            )
+            return
 
 
 def _few(values: Sequence[float]) -> str:

@@ -15,7 +15,7 @@ from jaccli.operators.extremes import extreme_singular_values
 from jaccli.operators.linear_map import LinearMap
 from jaccli.statistics import quadrature
 from jaccli.statistics.jackknife import Estimate, Figures, within
-from jaccli.statistics.probing import estimated
+from jaccli.statistics.probing import PROBES, estimated
 
 # Figures of J − I that need its entries.
 ENTRIES = ("l1", "max_abs")
@@ -33,11 +33,22 @@ class Effort:
         probes: independent random vectors; each figure's own number if None.
         tolerance: share of the main figure that its 95 % interval may reach to either side.
         generator: draws the probes.
+        most: vectors that may be held at once.
     """
 
     probes: int | None
     tolerance: float | None
     generator: torch.Generator
+    most: int | None = None
+
+    @property
+    def spent(self) -> int | None:
+        """Products of a probing by number: those asked for, or as many as may be held."""
+        return self.probes if self.probes is not None or self.most is None else min(self.most, PROBES)
+
+
+def _number(effort: Effort) -> int | None:
+    return None if effort.tolerance is not None else effort.spent
 
 
 def effort_of(probes: int | None, tolerance: float | None, seed: int) -> Effort:
@@ -69,7 +80,7 @@ def estimated_deviation(a: LinearMap, effort: Effort) -> list[dict[str, float]]:
 
     away = a - a.I
     found = estimated(
-        away, figures, "frobenius", probes=effort.probes, tolerance=effort.tolerance, generator=effort.generator
+        away, figures, "frobenius", probes=_number(effort), tolerance=effort.tolerance, generator=effort.generator
     )
     largest = extreme_singular_values(away, 1)
     spectral = Estimate(largest.values[:, 0], largest.bounds[:, 0])
@@ -99,7 +110,7 @@ def estimated_spectrum(a: LinearMap, effort: Effort, top: int | None = None) -> 
         a,
         figures,
         "mean_squared_singular_value",
-        probes=effort.probes,
+        probes=_number(effort),
         tolerance=effort.tolerance,
         generator=effort.generator,
     ).figures
@@ -118,7 +129,7 @@ def estimated_spectrum(a: LinearMap, effort: Effort, top: int | None = None) -> 
 def _sums(a: LinearMap, effort: Effort) -> dict[str, Estimate]:
     probes = effort.probes or quadrature.PROBES
     while True:
-        found = quadrature.spectral_figures(a, probes, quadrature.STEPS, effort.generator)
+        found = quadrature.spectral_figures(a, probes, quadrature.STEPS, effort.generator, effort.most)
         if effort.tolerance is None or within(found["effective_rank"], effort.tolerance):
             return found
         if 2 * probes > MOST_PROBES:

@@ -94,7 +94,9 @@ def _unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
     return vectors * scale[:, None], torch.where(kept, length, 0.0).double()
 
 
-def rules(a: LinearMap, probes: int, steps: int, generator: torch.Generator) -> tuple[Rule, Rule]:
+def rules(
+    a: LinearMap, probes: int, steps: int, generator: torch.Generator, most: int | None = None
+) -> tuple[Rule, Rule]:
     """The rule of ``steps`` steps, and one of fewer.
 
     Cost: ``probes * steps`` products with J and as many with Jᵀ; the vectors of a group of probes are held.
@@ -103,6 +105,8 @@ def rules(a: LinearMap, probes: int, steps: int, generator: torch.Generator) -> 
     a = a if n_in <= n_out else a.T
     n = a.shape[2]
     group = max(1, min(probes, HELD // max(2 * batch * n * (steps + 1), 1)))
+    if most is not None:
+        group = max(1, min(group, most // steps))
     found = []
     for start in range(0, probes, group):
         count = min(group, probes - start)
@@ -122,7 +126,9 @@ def _rule(diagonal: Tensor, above: Tensor, steps: int, n: int) -> Rule:
     return Rule(s.movedim(1, 0), n * vt[..., 0].square().movedim(1, 0))
 
 
-def spectral_figures(a: LinearMap, probes: int, steps: int, generator: torch.Generator) -> dict[str, Estimate]:
+def spectral_figures(
+    a: LinearMap, probes: int, steps: int, generator: torch.Generator, most: int | None = None
+) -> dict[str, Estimate]:
     """The figures of a spectrum that are functions of sums over it, each with its standard error.
 
     The errors hold the spread over probes and the difference to the shorter rule, which is what the quadrature
@@ -134,16 +140,18 @@ def spectral_figures(a: LinearMap, probes: int, steps: int, generator: torch.Gen
         probes: independent starting vectors.
         steps: of each.
         generator: draws them.
+        most: vectors over source and target that may be held at once; steps are cut short to fit.
     """
     batch, n_out, n_in = a.shape
     n = min(n_out, n_in)
-    rule, shorter = rules(a, probes, min(steps, n), generator)
+    steps = min(steps, n, max(2, most // 2) if most is not None else n)
+    rule, shorter = rules(a, probes, steps, generator, most)
     found, rough = (jackknifed(r.sums(), _figures) for r in (rule, shorter))
     found = {name: _widened(e, rough[name], name.startswith("log_"), a.dtype, n) for name, e in found.items()}
     largest, smallest = rule.nodes.amax((0, 2)), _smallest(rule)
     singular = smallest <= SINGULAR * torch.finfo(a.dtype).eps * largest
     moving = (found["log_volume"].value - rough["log_volume"].value).abs() > LOG_SETTLED * n
-    if min(steps, n) == n:
+    if steps == n:
         moving = torch.zeros_like(moving)
     bad = singular | moving
     if bool(bad.any()):
