@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import sys
-import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import combinations, count, islice
 from typing import Any, overload
 
 import torch
@@ -16,7 +11,8 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, UsageError, note, warn
 from jaccli.memory import available
-from jaccli.methods.base import is_out_of_memory, reason, spans
+from jaccli.methods.base import is_out_of_memory, reason
+from jaccli.passes import AutogradGraph, Evidence, batching_imported, by_columns, by_rows, cotangents, masks
 
 _FEW = 3  # fewer passes than this are sooner done one by one than together
 _NARROW = 4  # columns are taken where there are so many times more rows: they go through a graph twice as long
@@ -99,7 +95,7 @@ def graph_jacobian(
         kept = {t: t.grad for t in (*targets.values(), *sources.values()) if t.retains_grad}
         try:
             for name, target in targets.items():
-                graph = _Graph(target, tuple(sources.values()), samples, create_graph)
+                graph = AutogradGraph(target, tuple(sources.values()), samples, create_graph)
                 found = _of_one(name, graph, list(sources), chunk)
                 if not samples:
                     found = [j.reshape(target.shape + x.shape) for j, x in zip(found, graph.inputs, strict=True)]
@@ -142,156 +138,7 @@ def _check(targets: dict[str, Tensor], sources: dict[str, Tensor], samples: bool
             )
 
 
-@dataclass(frozen=True)
-class _Graph:
-    """The way from the inputs to one output. Without ``samples`` all of it is one sample.
-
-    ``reached`` is filled with the positions of the inputs that a pass arrived at.
-    """
-
-    output: Tensor
-    inputs: tuple[Tensor, ...]
-    samples: bool
-    create_graph: bool
-    reached: set[int] = field(default_factory=set)
-
-    @property
-    def batch(self) -> int:
-        return self.output.shape[0] if self.samples else 1
-
-    @property
-    def n_out(self) -> int:
-        return self.size(self.output)
-
-    def size(self, tensor: Tensor) -> int:
-        """Elements of a sample."""
-        return math.prod(tensor.shape[int(self.samples) :])
-
-    def vjps(self, u: Tensor) -> list[Tensor]:
-        """Jᵀu for k cotangents at once, ``(k, batch, n_out)``: ``(k, batch, n_in)`` for each input."""
-        found: list[Tensor | None]
-        if len(u) == 1:
-            found = [row if row is None else row.to_dense()[None] for row in self._one(u.reshape(self.output.shape))]
-        else:
-            found = [*self._grad(self.output, u.reshape(-1, *self.output.shape), is_grads_batched=True)]
-        self.reached.update(i for i, row in enumerate(found) if row is not None)
-        shapes = [(len(u), self.batch, self.size(source)) for source in self.inputs]
-        return [
-            source.new_zeros(()).expand(shape) if row is None else row.reshape(shape)
-            for row, source, shape in zip(found, self.inputs, shapes, strict=True)
-        ]
-
-    def _one(self, u: Tensor) -> Sequence[Tensor | None]:
-        """One pass. The first that is handed a cotangent imports sympy (0.4 s); an inner product's does not."""
-        if _imported():
-            return self._grad(self.output, u)
-        with torch.enable_grad():
-            inner = (self.output * u).sum()
-        return self._grad(inner)
-
-    def _grad(self, of: Tensor, u: Tensor | None = None, is_grads_batched: bool = False) -> Sequence[Tensor | None]:
-        found: Sequence[Tensor | None] = torch.autograd.grad(
-            of, self.inputs, u, True, self.create_graph, allow_unused=True, is_grads_batched=is_grads_batched
-        )
-        return found
-
-    def widest(self) -> int:
-        """Bytes of the widest result between inputs and output.
-
-        Raises:
-            UnsupportedError: a gradient that has no derivative, which torch would pass over in silence.
-        """
-        seen: set[Any] = {None, *(source.grad_fn for source in self.inputs)}
-        ahead: list[Any] = [self.output.grad_fn]
-        widest = self.output.numel()
-        while ahead:
-            node = ahead.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            if node.name() == "torch::autograd::Error":
-                raise UnsupportedError(
-                    "the graph leads through the gradient of a function that is marked once_differentiable",
-                    "expected functions whose gradient has a derivative too",
-                )
-            widest = max([widest, *(math.prod(map(int, meta.shape)) for meta in getattr(node, "_input_metadata", ()))])
-            ahead += [before for before, _ in node.next_functions]
-        return widest * self.output.element_size()
-
-
-def _imported() -> bool:
-    return "torch.fx.experimental.symbolic_shapes" in sys.modules
-
-
-@dataclass(frozen=True)
-class _Evidence:
-    """Plain backward passes, ``rows[i][k]`` = Jᵀ ``u[k]``, each with a random cotangent on some of the samples."""
-
-    graph: _Graph
-    u: Tensor
-    rows: list[Tensor]
-    seconds: float
-
-    @classmethod
-    def of(cls, graph: _Graph, u: Tensor) -> _Evidence:
-        """A pass for each of ``u``; ``seconds`` is what the last one took."""
-        passes, start = [], 0.0
-        for one in u:
-            start = time.perf_counter()
-            passes.append(graph.vjps(one[None]))
-        seconds = time.perf_counter() - start
-        return cls(graph, u, [torch.cat(rows).detach() for rows in zip(*passes, strict=True)], seconds)
-
-    def samples_mix(self) -> bool:
-        """Whether what is sent back from some samples arrives at others; where they are independent, zeros do."""
-        for rows in filter(torch.numel, self.rows):
-            sizes, sent = rows.abs().nan_to_num(0.0, 0.0, 0.0).amax(-1), self.u.any(-1).to(rows.device)
-            rounding = torch.finfo(rows.dtype).eps * max(float(sizes.max()), torch.finfo(rows.dtype).tiny)
-            if float((sizes * ~sent).max()) > rounding:
-                return True
-        return False
-
-    def off(self, found: Sequence[Tensor]) -> float:
-        """The relative difference of uᵀJ from the passes, where it is more than rounding; else 0."""
-        error = self._relative(found, [torch.einsum("kbo,boi->kbi", self.u.to(j), j.detach()) for j in found])
-        eps = max(torch.finfo(t.dtype).eps for t in (self.graph.output, *self.graph.inputs))
-        return error if error > eps**defaults.BELIEF_POWER else 0.0
-
-    def noise(self, found: Sequence[Tensor]) -> float:
-        """As ``off``, what the passes differ by from a third of those with three times the cotangents."""
-        return self._relative(found, [rows / 3 for rows in _Evidence.of(self.graph, 3 * self.u).rows])
-
-    def _relative(self, found: Sequence[Tensor], others: Sequence[Tensor]) -> float:
-        worst = 0.0
-        for j, rows, other in zip(found, self.rows, others, strict=True):
-            norm_u = torch.linalg.vector_norm(self.u.to(j), dim=-1).double()
-            size = torch.linalg.vector_norm(j.detach(), dim=(1, 2)).double() * norm_u
-            error = torch.linalg.vector_norm((rows - other).double(), dim=-1) / size.clamp(min=1e-200)
-            error = error[(norm_u > 0) & error.isfinite()]
-            worst = max(worst, float(error.max())) if error.numel() else worst
-        return worst
-
-
-def _cotangents(graph: _Graph, masks: Tensor) -> Tensor:
-    u = torch.randn(*masks.shape, graph.n_out, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
-    return (u * masks[..., None]).to(graph.output.detach())
-
-
-def _masks(batch: int, most: int) -> Tensor:
-    """Sets of samples ``(k, batch)``: for any two samples one of the sets holds the first and not the second.
-
-    As few as there can be (Sperner); where those are more than ``most``, every other sample and the rest.
-    """
-    if batch == 1:
-        return torch.ones(1, 1, dtype=torch.bool, device="cpu")
-    k = next(k for k in count(2) if math.comb(k, k // 2) >= batch)
-    if k > max(most, 2):
-        return torch.arange(batch, device="cpu") % 2 == torch.arange(2, device="cpu")[:, None]
-    members = torch.tensor([*islice(combinations(range(k), k // 2), batch)], device="cpu")
-    return torch.zeros(k, batch, dtype=torch.bool, device="cpu").scatter_(0, members.T, True)
-
-
-def _of_one(name: str, graph: _Graph, sources: Sequence[str], chunk: int | None) -> list[Tensor]:
+def _of_one(name: str, graph: AutogradGraph, sources: Sequence[str], chunk: int | None) -> list[Tensor]:
     """J of one output, ``(batch, n_out, n_in)`` for each input, and what is to be said of it."""
     found = [x.new_zeros(()).expand(graph.batch, graph.n_out, graph.size(x)) for x in graph.inputs]
     need = sum(j.numel() * j.element_size() for j in found)
@@ -344,19 +191,19 @@ def _explained(name: str, error: Exception, need: int) -> JaccliError:
     return UnsupportedError(f"the backward pass of {name} fails: {what}", "expected operators with a derivative")
 
 
-def _solved(name: str, graph: _Graph, chunk: int | None) -> list[Tensor]:
+def _solved(name: str, graph: AutogradGraph, chunk: int | None) -> list[Tensor]:
     """J, held against plain backward passes."""
     row_bytes = defaults.ROW_TENSORS * graph.widest()
     if graph.batch == 1 and graph.n_out < _FEW:
-        return _by_rows(graph, False, 1)
-    evidence = _Evidence.of(graph, _cotangents(graph, _masks(graph.batch, graph.n_out)))
+        return by_rows(graph, False, 1)
+    evidence = Evidence.of(graph, cotangents(graph, masks(graph.batch, graph.n_out)))
     if graph.batch == 1 or not evidence.samples_mix():
         found, plain = _taken(name, graph, False, chunk, row_bytes, evidence.seconds)
         off = evidence.off(found)
         if off and off < _ROUNDING * evidence.noise(found):
             warn(f"{name}: J is no larger than its rounding errors ({off:.2g}): in truth it may be zero")
             return found
-        again = _by_rows(graph, False, 1) if off and not plain else found
+        again = by_rows(graph, False, 1) if off and not plain else found
         still = evidence.off(again) if off else 0.0
         if off and not still:
             warn(f"{name}: J was {off:.2g} off an independent backward pass; it was taken again row by row")
@@ -370,24 +217,24 @@ def _solved(name: str, graph: _Graph, chunk: int | None) -> list[Tensor]:
     )
     found, plain = _taken(name, graph, True, chunk, row_bytes, evidence.seconds)
     first = torch.arange(graph.batch, device="cpu")[None] == 0
-    off = 0.0 if plain else _Evidence.of(graph, _cotangents(graph, first)).off(found)
+    off = 0.0 if plain else Evidence.of(graph, cotangents(graph, first)).off(found)
     if off:
         warn(f"{name}: J was {off:.2g} off an independent backward pass; it was taken again row by row")
-    return _by_rows(graph, True, 1) if off else found
+    return by_rows(graph, True, 1) if off else found
 
 
 def _taken(
-    name: str, graph: _Graph, apart: bool, chunk: int | None, row_bytes: int, seconds: float
+    name: str, graph: AutogradGraph, apart: bool, chunk: int | None, row_bytes: int, seconds: float
 ) -> tuple[list[Tensor], bool]:
     """J the quickest way that works, and whether that was row by row: then it needs no check."""
     n_in = sum(graph.size(graph.inputs[i]) for i in graph.reached)
     columns = _NARROW * n_in <= graph.n_out
     passes = (n_in if columns else graph.n_out) * (graph.batch if apart else 1)
     size = chunk or max(1, defaults.WORKING_SET // row_bytes)
-    if passes < _FEW or (chunk is None and not _imported() and passes * seconds < defaults.SYMPY_IMPORT):
+    if passes < _FEW or (chunk is None and not batching_imported() and passes * seconds < defaults.SYMPY_IMPORT):
         size = 1
     gaps: list[Exception] = []
-    for fill, k in [(f, k) for f in ([_by_columns] if columns else []) + [_by_rows] for k in dict.fromkeys((size, 1))]:
+    for fill, k in [(f, k) for f in ([by_columns] if columns else []) + [by_rows] for k in dict.fromkeys((size, 1))]:
         try:
             found = fill(graph, apart, k)
         except Exception as error:
@@ -396,47 +243,7 @@ def _taken(
             gaps.append(error)
             continue
         if gaps:
-            how = "rows" if fill is _by_rows else "columns"
+            how = "rows" if fill is by_rows else "columns"
             note(f"{name}: taken by {how}{' one by one' * (k == 1)}: {reason(gaps[0])}")
-        return found, fill is _by_rows and k == 1
+        return found, fill is by_rows and k == 1
     raise gaps[-1]
-
-
-def _by_rows(graph: _Graph, apart: bool, chunk: int) -> list[Tensor]:
-    """``(batch, n_out, n_in)`` for each input. ``apart``: each sample has passes of its own, and its rows count."""
-    groups, total = (1, graph.batch * graph.n_out) if apart else (graph.batch, graph.n_out)
-    width = 0 if graph.create_graph else total
-    sheets = [x.new_empty(groups, width, graph.size(x)) for x in graph.inputs]
-    parts: list[list[Tensor]] = [[] for _ in sheets]
-    for start, stop in spans(total, chunk):
-        at, row = torch.arange(stop - start, device="cpu"), torch.arange(start, stop, device="cpu")
-        sample = row // graph.n_out if apart else slice(None)
-        u = graph.output.new_zeros(stop - start, graph.batch, graph.n_out)
-        u[at, sample, row % graph.n_out] = 1
-        for sheet, part, found in zip(sheets, parts, graph.vjps(u), strict=True):
-            rows = found[at, sample][None] if apart else found.movedim(0, 1)
-            if graph.create_graph:
-                part.append(rows)
-            else:
-                sheet[:, start:stop] = rows
-    whole = [torch.cat(part, 1) for part in parts] if graph.create_graph else sheets
-    return [j.reshape(graph.batch, graph.n_out, j.shape[-1]) for j in whole]
-
-
-def _by_columns(graph: _Graph, apart: bool, chunk: int) -> list[Tensor]:
-    """As ``_by_rows``: Jᵀu is linear in u, and Jv its derivative along v (the double vjp, J. Townsend 2017)."""
-    u = graph.output.new_zeros(graph.batch, graph.n_out).requires_grad_()
-    with torch.enable_grad():
-        rows = [row[0] for row in replace(graph, create_graph=True).vjps(u[None])]
-    found = []
-    for i, row in enumerate(rows):
-        if i in graph.reached and row.numel():
-            turned = _Graph(row, (u,), True, graph.create_graph)
-            turned.widest()
-            (columns,) = _by_rows(turned, apart, chunk)
-            if not turned.reached:
-                raise NotImplementedError("a gradient without a second derivative")
-            found.append(columns.mT.to(row))
-        else:
-            found.append(row.new_zeros(graph.batch, graph.n_out, row.shape[-1]))
-    return found

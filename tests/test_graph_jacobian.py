@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import jaccli
-from jaccli import existing, graph_jacobian
+from jaccli import graph_jacobian, passes
 
 F64 = torch.float64
 functional = torch.autograd.functional
@@ -75,13 +75,13 @@ class Passes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sizes: list[int] = []
-        inner = existing._Graph.vjps
+        inner = passes.AutogradGraph.vjps
 
         def counted(graph: Any, u: Tensor) -> list[Tensor]:
             self.sizes.append(len(u))
             return inner(graph, u)
 
-        monkeypatch.setattr(existing._Graph, "vjps", counted)
+        monkeypatch.setattr(passes.AutogradGraph, "vjps", counted)
 
 
 def mlp(x: Tensor, n_out: int) -> Tensor:
@@ -489,7 +489,7 @@ def test_cost_of_a_batch(batch: int, n_out: int, checks: int, monkeypatch: pytes
 
 def test_each_two_samples_are_told_apart() -> None:
     for batch in [*range(2, 40), 252, 253]:
-        masks = existing._masks(batch, 99)
+        masks = passes.masks(batch, 99)
         apart = (masks[:, :, None] & ~masks[:, None, :]).any(0)
         assert torch.equal(apart, ~torch.eye(batch, dtype=torch.bool))
         assert masks.any(1).all()
@@ -647,9 +647,9 @@ def test_batched_passes_that_are_wrong(n_out: int, samples: bool, monkeypatch: p
     x = leaf(4, 3)
     y = torch.sin(x @ matrix(3, n_out))
     wanted = own_blocks(y, x) if samples else oracle(y, x)
-    inner = existing._Graph.vjps
+    inner = passes.AutogradGraph.vjps
     monkeypatch.setattr(
-        existing._Graph, "vjps", lambda graph, u: [row * (1 + 1e-3 * (len(u) > 1)) for row in inner(graph, u)]
+        passes.AutogradGraph, "vjps", lambda graph, u: [row * (1 + 1e-3 * (len(u) > 1)) for row in inner(graph, u)]
     )
     with heard() as said:
         J = graph_jacobian(y, x, samples=samples)
@@ -661,8 +661,10 @@ def test_batched_passes_that_are_wrong(n_out: int, samples: bool, monkeypatch: p
 def test_batched_passes_that_are_wrong_where_samples_mix(monkeypatch: pytest.MonkeyPatch) -> None:
     x = leaf(4, 3)
     y = x.cumsum(0).sin()
-    wanted, inner = own_blocks(y, x), existing._Graph.vjps
-    monkeypatch.setattr(existing._Graph, "vjps", lambda graph, u: [row * (1 + (len(u) > 1)) for row in inner(graph, u)])
+    wanted, inner = own_blocks(y, x), passes.AutogradGraph.vjps
+    monkeypatch.setattr(
+        passes.AutogradGraph, "vjps", lambda graph, u: [row * (1 + (len(u) > 1)) for row in inner(graph, u)]
+    )
     with heard() as said:
         J = graph_jacobian(y, x, samples=True)
     torch.testing.assert_close(J, wanted)
