@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jaccli.identity import identity_deviation
     from jaccli.models.load import load_model
     from jaccli.operators import JacobianOperator
+    from jaccli.statistics.of_products import estimate
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,7 @@ __all__ = [
     "UsageError",
     "WorkerError",
     "__version__",
+    "estimate",
     "graph_jacobian",
     "identity_deviation",
     "jacobian",
@@ -61,6 +63,7 @@ _HOMES = {
     "identity_deviation": "jaccli.identity",
     "load_model": "jaccli.models.load",
     "JacobianOperator": "jaccli.operators",
+    "estimate": "jaccli.statistics.of_products",
 }
 
 

@@ -182,6 +182,22 @@ def test_estimates_of_a_batch_are_those_of_its_samples() -> None:
     assert other[0]["frobenius"] != records[0]["frobenius"]
 
 
+def test_estimates_in_python() -> None:
+    """Of any map; what a record of ``spectrum`` holds too, and the trace."""
+    matrix = torch.stack([MATRICES["gaussian"], MATRICES["near the identity"]])
+    a = Matrices(matrix)
+    found = jaccli.estimate(a - a.I, probes=30, seed=3)
+    away = matrix - EYE
+    assert set(found) >= {"frobenius", "trace", "spectral_norm", "mean_squared_singular_value", "log_abs_det"}
+    for name, truth in (
+        ("frobenius", away.flatten(1).norm(dim=1)),
+        ("trace", away.diagonal(dim1=1, dim2=2).sum(1)),
+        ("spectral_norm", torch.linalg.matrix_norm(away, 2)),
+    ):
+        assert torch.all((found[name].value - truth).abs() <= 4 * found[name].stderr + 1e-10)
+    assert "trace" not in jaccli.estimate(Matrices(gauss(20, 30)[None]), probes=5)
+
+
 def test_jackknife_of_a_mean_is_the_usual_error() -> None:
     probes = torch.randn(30, 2, 1, generator=torch.Generator().manual_seed(0)).double()
     e = jackknifed(probes, lambda mean: {"mean": mean[..., 0]})["mean"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import UnsupportedError, note
-from jaccli.operators.extremes import extreme_singular_values
+from jaccli.operators.extremes import Extremes, extreme_singular_values
 from jaccli.operators.linear_map import LinearMap
 from jaccli.statistics import quadrature
 from jaccli.statistics.jackknife import Estimate, Figures, within
@@ -87,24 +87,41 @@ def estimated_deviation(a: LinearMap, effort: Effort) -> list[dict[str, float]]:
     return _records({**found.figures, "spectral": spectral}, a.shape[0])
 
 
-def estimated_spectrum(a: LinearMap, effort: Effort, top: int | None = None) -> list[dict[str, Any]]:
-    """The largest singular values, and the figures that sums over the spectrum give, one record a sample.
+def estimate(
+    a: LinearMap, *, probes: int | None = None, tolerance: float | None = None, seed: int = 0
+) -> dict[str, Estimate]:
+    """What can be known about J without building it, each figure with its standard error.
 
-    ``condition`` is there where the smallest singular value is to be had. ``tolerance`` is of
-    ``mean_squared_singular_value`` and ``effective_rank``.
+    Args:
+        a: from ``jaccli.operator``, or made of such: ``A - A.I`` is J − I.
+        probes: random vectors; 64 products for the norm and the trace, 16 starting vectors for sums over the
+            spectrum if neither is given.
+        tolerance: share of ``mean_squared_singular_value`` and ``effective_rank`` that a 95 % interval may reach to
+            either side; vectors are doubled until it does.
+        seed: of the vectors.
+
+    Returns:
+        By name, ``Estimate(value, stderr)`` of ``(batch,)`` each: ``frobenius``, ``mean_squared_singular_value``,
+        ``stable_rank``, ``spectral_norm``, ``effective_rank``, ``participation_ratio``, ``log_volume``, and of a square J
+        ``trace`` and ``log_abs_det``. ``value ± 1.96 stderr`` holds the exact value in 95 % of cases.
+
+    Cost: as many products; the quadrature takes 30 with J and 30 with Jᵀ for each starting vector.
     """
-    batch, n_out, n_in = a.shape
-    n = min(n_out, n_in)
-    largest = extreme_singular_values(a, min(top or TOP, n))
+    return _estimates(a, effort_of(probes, tolerance, seed), extreme_singular_values(a, 1))
+
+
+def _estimates(a: LinearMap, effort: Effort, largest: Extremes) -> dict[str, Estimate]:
+    n = min(a.shape[1:])
     norm = Estimate(largest.values[:, 0], largest.bounds[:, 0])
 
     def figures(moments: Tensor) -> Figures:
         squares = moments[..., 0].clamp(min=0)
-        return {
+        found = {
             "frobenius": squares.sqrt(),
             "mean_squared_singular_value": squares / n,
             "stable_rank": squares / norm.value.square().clamp(min=1e-300),
         }
+        return found | ({"trace": moments[..., 1]} if a.shape[1] == a.shape[2] else {})
 
     moments = estimated(
         a,
@@ -116,12 +133,22 @@ def estimated_spectrum(a: LinearMap, effort: Effort, top: int | None = None) -> 
     ).figures
     ratio = moments["stable_rank"]
     error = (ratio.stderr.square() + (2 * ratio.value * norm.stderr / norm.value.clamp(min=1e-300)).square()).sqrt()
-    found = {**moments, "stable_rank": Estimate(ratio.value, error), **_sums(a, effort), "spectral_norm": norm}
+    return {**moments, "stable_rank": Estimate(ratio.value, error), **_sums(a, effort), "spectral_norm": norm}
+
+
+def estimated_spectrum(a: LinearMap, effort: Effort, top: int | None = None) -> list[dict[str, Any]]:
+    """The largest singular values, and the figures of ``estimate``, one record a sample.
+
+    ``condition`` is there where the smallest singular value is to be had.
+    """
+    batch, n_out, n_in = a.shape
+    largest = extreme_singular_values(a, min(top or TOP, n_out, n_in))
+    found = _estimates(a, effort, largest)
     records: list[dict[str, Any]] = _records(found, batch)
     for b, record in enumerate(records):
         record["singular_values"] = largest.values[b].tolist()
         record["singular_values_stderr"] = largest.bounds[b].tolist()
-    for record, condition in zip(records, _conditions(a, norm), strict=True):
+    for record, condition in zip(records, _conditions(a, found["spectral_norm"]), strict=True):
         record.update(condition)
     return records
 
