@@ -40,7 +40,7 @@ class Estimates:
     target_shape: tuple[int, ...]
 
 
-def estimate(
+def stream_estimates(
     network: Network,
     inputs: Inputs,
     pairs: Sequence[Pair],

@@ -364,7 +364,7 @@ def regularize(
         str, typer.Option("--weight", metavar="W", help="Of the deviation, |J-I|^2/n, against the task.")
     ] = "1",
     steps: Annotated[str, typer.Option("--steps", metavar="N", help="Steps of Adam.")] = "1000",
-    lr: Annotated[str, typer.Option("--lr", metavar="LR", help="The highest learning rate.")] = "1e-3",
+    lr: Annotated[str, typer.Option("--lr", metavar="LR", help="The highest learning rate.")] = "3e-3",
     batch_size: Annotated[
         str | None,
         typer.Option(

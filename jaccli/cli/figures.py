@@ -89,12 +89,12 @@ def _estimated(
     loaded: Loaded, pairs: Sequence[Pair], how: RunRequest, effort: EstimateRequest, figures: Figures
 ) -> list[Record]:
     from jaccli.cli.progress import status
-    from jaccli.estimation import estimate
+    from jaccli.estimation import stream_estimates
     from jaccli.statistics.of_products import effort_of
 
     found: dict[Pair, Record] = {}
     spend = effort_of(effort.probes, effort.tolerance, effort.seed)
-    run = estimate(
+    run = stream_estimates(
         loaded.network,
         loaded.inputs,
         pairs,
