@@ -51,7 +51,7 @@ def stream_estimates(
     max_memory: int | None = None,
     accept: Callable[[Prepared], bool] = lambda prepared: True,
     watch: Watch | None = None,
-    tick: Callable[[Pair, int], None] = lambda pair, samples: None,
+    on_plan: Callable[[Prepared, int, int], None] = lambda prepared, samples, vectors: None,
 ) -> Iterator[Estimates]:
     """Figures of every pair, samples block by block.
 
@@ -65,7 +65,7 @@ def stream_estimates(
         max_memory: bytes that activations and vectors may take.
         accept: whether a pair is wanted, now that the shape of its J is known.
         watch: filled with times.
-        tick: told of samples that were finished.
+        on_plan: told of each pair how many samples go at a time, and how many vectors of each.
 
     Raises:
         ResourceError: one sample does not fit.
@@ -77,6 +77,8 @@ def stream_estimates(
         first = part(inputs, 0, min(2, inputs.batch))
         ready = [p for p in prepare(network, first, pairs) if accept(p)]
     wanted = [(p.pair, *_sizes(p, probes, fixed, max_memory, inputs.batch)) for p in ready]
+    for prepared, (_, size, vectors) in zip(ready, wanted, strict=True):
+        on_plan(prepared, size, vectors)
     watch.lap("plan_s")
     del ready
     for pair, size, vectors in wanted:
@@ -88,7 +90,6 @@ def stream_estimates(
             watch.lap("compute_s")
             f = a.function
             yield Estimates(pair, start, records, f.source.slot.shape, f.target.slot.shape)
-            tick(pair, a.shape[0])
 
 
 def _sizes(prepared: Prepared, probes: int, fixed: bool, max_memory: int | None, batch: int) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,7 @@ def _estimated(
         max_memory=how.max_memory,
         accept=_fitting(figures),
         watch=loaded.timing.watch,
+        on_plan=lambda *plan: _explain(*plan, loaded.inputs.batch) if how.explain else None,
     )
     with status(how.quiet, how.no_color) as tell:
         tell("estimating")
@@ -116,6 +118,19 @@ def _estimated(
                 record["samples"].append({"sample": number, **one})
             tell(f"estimating {source} -> {target}: {len(record['samples'])} of {loaded.inputs.batch} samples")
     return list(found.values())
+
+
+def _explain(prepared: Prepared, samples: int, vectors: int, batch: int) -> None:
+    """What an estimate is going to do, on standard error."""
+    from jaccli.sinks.text import inert
+
+    f = prepared.linear.f
+    print(
+        f"{inert(prepared.name)}: J is {f.n_out} x {f.n_in} for each of {batch} samples, and is not built\n"
+        f"  method  estimate: products with random vectors, {vectors} at a time\n"
+        f"  samples {min(samples, batch)} at a time",
+        file=sys.stderr,
+    )
 
 
 def of_saved(saved: SavedRequest, figures: Figures) -> list[Record]:

@@ -101,10 +101,15 @@ def run_saved(saved: SavedRequest, how: RunRequest, out: OutputRequest, wanted: 
 def _figures(wanted: Wanted) -> Figures:
     from jaccli.statistics.of_products import estimated_spectrum, ordered
     from jaccli.statistics.quadrature import PROBES, STEPS
-    from jaccli.statistics.spectrum import FIELDS, eigenvalues, spectrum
+    from jaccli.statistics.spectrum import FIELDS, eigenvalues, singular_to_precision, spectrum
 
     def exact(matrix: Tensor) -> Record:
         record = spectrum(matrix)
+        if singular_to_precision(matrix, record):
+            warn(
+                f"the smallest singular values are rounding of {str(matrix.dtype).removeprefix('torch.')}: do not rely on "
+                "them, nor on condition, log_abs_det and log_volume; --dtype float64 tells more"
+            )
         if wanted.top is not None:
             record["singular_values"] = record["singular_values"][: wanted.top]
         return record | (eigenvalues(matrix) if wanted.eigenvalues else {})

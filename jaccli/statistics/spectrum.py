@@ -65,6 +65,12 @@ def figures(sigma: Tensor, square: bool) -> dict[str, Any]:
     }
 
 
+def singular_to_precision(matrix: Tensor, record: dict[str, Any]) -> bool:
+    """Whether the smallest singular value is below the rounding of J's own entries: n eps σ_max, as for a rank."""
+    values = record["singular_values"]
+    return bool(values[-1] < max(matrix.shape) * torch.finfo(matrix.dtype).eps * values[0])
+
+
 def eigenvalues(matrix: Tensor) -> dict[str, Any]:
     """Eigenvalues of a square J and how far it is from normal.
 

@@ -193,6 +193,19 @@ def test_a_large_j_is_estimated_by_itself(cli: Run, files: Any) -> None:
             assert abs(sample[name] - truth[name]) <= 4 * sample[f"{name}_stderr"] + 1e-5 * abs(truth[name])
 
 
+def test_the_plan_of_an_estimate(cli: Run) -> None:
+    plan = cli("deviation", *SQUARE, "--probes", "9", "--explain").ok().err
+    assert "J is 70 x 70 for each of 3 samples, and is not built" in plan
+    assert "9 at a time" in plan
+
+
+def test_rounding_is_told_from_singular_values(cli: Run) -> None:
+    """A bottleneck: all but 8 of 600 singular values are zero, and come out as rounding."""
+    result = cli("spectrum", "large.py:net", "-i", "random:600,n=1", "--top", "9").ok()
+    assert "rounding of float32" in result.err
+    assert "rounding" not in cli("spectrum", *SQUARE).ok().err
+
+
 def test_tolerance(cli: Run) -> None:
     sample = cli("deviation", *SQUARE, "--tolerance", "20%").ok().lines[0]
     assert 1.96 * sample["frobenius_stderr"] <= 0.2 * sample["frobenius"]
