@@ -105,7 +105,7 @@ def _estimated(
         max_memory=how.max_memory,
         accept=_fitting(figures),
         watch=loaded.timing.watch,
-        on_plan=lambda *plan: _explain(*plan, loaded.inputs.batch) if how.explain else None,
+        on_plan=lambda prepared, size, vectors: _explain(prepared, size, vectors, loaded, how),
     )
     with status(how.quiet, how.no_color) as tell:
         tell("estimating")
@@ -120,15 +120,17 @@ def _estimated(
     return list(found.values())
 
 
-def _explain(prepared: Prepared, samples: int, vectors: int, batch: int) -> None:
-    """What an estimate is going to do, on standard error."""
+def _explain(prepared: Prepared, size: int, vectors: int, loaded: Loaded, how: RunRequest) -> None:
+    """``--explain``: what an estimate is going to do, on standard error."""
+    if not how.explain:
+        return
     from jaccli.sinks.text import inert
 
-    f = prepared.linear.f
+    f, batch = prepared.linear.f, loaded.inputs.batch
     print(
         f"{inert(prepared.name)}: J is {f.n_out} x {f.n_in} for each of {batch} samples, and is not built\n"
         f"  method  estimate: products with random vectors, {vectors} at a time\n"
-        f"  samples {min(samples, batch)} at a time",
+        f"  samples {min(size, batch)} at a time",
         file=sys.stderr,
     )
 

@@ -107,8 +107,8 @@ def _figures(wanted: Wanted) -> Figures:
         record = spectrum(matrix)
         if singular_to_precision(matrix, record):
             warn(
-                f"the smallest singular values are rounding of {str(matrix.dtype).removeprefix('torch.')}: do not rely on "
-                "them, nor on condition, log_abs_det and log_volume; --dtype float64 tells more"
+                f"the smallest singular values are rounding of {str(matrix.dtype).removeprefix('torch.')}: do not rely "
+                "on them, nor on condition, log_abs_det and log_volume; --dtype float64 tells more"
             )
         if wanted.top is not None:
             record["singular_values"] = record["singular_values"][: wanted.top]

@@ -143,6 +143,9 @@ def _square(files: Any) -> None:
     layers = "nn.Linear(70, 90), nn.Linear(90, 80), nn.Tanh(), nn.Linear(80, 80), nn.Linear(80, 70)"
     text = f"from torch import nn\n\n\ndef net() -> nn.Module:\n    return nn.Sequential({layers})\n"
     (files / "square.py").write_text(text)
+    layers = "nn.Linear(600, 8), nn.Tanh(), nn.Linear(8, 600)"
+    text = f"from torch import nn\n\n\ndef net() -> nn.Module:\n    return nn.Sequential({layers})\n"
+    (files / "large.py").write_text(text)
 
 
 @pytest.mark.parametrize("command", ["deviation", "spectrum"])
@@ -175,12 +178,8 @@ def test_what_no_vector_fits_in(cli: Run, command: str) -> None:
         assert ("--probes" in result.err) == bool(flags)
 
 
-def test_a_large_j_is_estimated_by_itself(cli: Run, files: Any) -> None:
+def test_a_large_j_is_estimated_by_itself(cli: Run) -> None:
     """J of 600 x 600 takes 1.4 MB; its vectors less."""
-    (files / "large.py").write_text(
-        "import torch\nfrom torch import nn\n\n\ndef net() -> nn.Module:\n    return nn.Sequential("
-        "nn.Linear(600, 8), nn.Tanh(), nn.Linear(8, 600))\n"
-    )
     line = ("deviation", "large.py:net", "-i", "random:600,n=2", "--layer", "input", "--max-memory", "1300KB")
     result = cli(*line, "--format", "json").ok()
     assert "figures are estimated from products (--estimate)" in result.err
