@@ -1,0 +1,199 @@
+"""What ``jaccli regularize`` is to do, made ready: model, samples, targets, goal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from jaccli.cli.request import InputRequest, ModelRequest, PairRequest
+from jaccli.cli.train_request import TrainRequest
+from jaccli.cli.work import Loaded, load
+from jaccli.errors import UsageError, note
+from jaccli.layers.address import matches
+from jaccli.models.load import load_model
+from jaccli.regularize import Recipe, Training
+from jaccli.samples.load import load_samples
+from jaccli.training.descent import Parameter, parameters_of
+from jaccli.training.goal import Figures, figures, goal_of
+from jaccli.training.samples import Samples, has_rows_of_arguments
+from jaccli.training.task import Original, Task, task_of
+
+# Of the samples one in so many is held out; below that many none can be spared.
+ONE_IN = 5
+BATCH = 256
+# The report is made of so many samples of each kind, evenly over them.
+REPORTED = 1024
+_HALVES = ("float16", "bfloat16")
+
+
+@dataclass
+class Share:
+    """Samples of one kind: ``numbers`` are those in the file; ``origin`` says where held-out ones come from."""
+
+    samples: Samples
+    numbers: list[int]
+    origin: str = "share"
+
+
+@dataclass
+class Job:
+    """A training run that is ready to start.
+
+    Args:
+        loaded: the network that is trained.
+        model: the model once more, to be written with the trained values.
+        parameters: the tensors of both.
+        train: samples trained on.
+        held_out: samples not trained on, or those trained on where there are too few.
+        task: what the network does besides.
+        training: the run.
+        size: of a batch.
+    """
+
+    loaded: Loaded
+    model: nn.Module
+    parameters: list[Parameter]
+    train: Share
+    held_out: Share
+    task: Task
+    training: Training
+    size: int
+
+    def figures(self) -> dict[str, Figures]:
+        """Where the network stands now, by kind of samples."""
+        network, goal, watch = self.loaded.network, self.training.goal, self.loaded.timing.watch
+        found: dict[str, Figures] = {}
+        for kind, share in (("train", self.train), ("held_out", self.held_out)):
+            same = kind == "held_out" and share is self.train
+            samples = share.samples.spread_out(REPORTED)
+            found[kind] = found["train"] if same else figures(network, samples, goal, self.task, self.size, watch)
+        return found
+
+    def settle(self) -> None:
+        """The best parameters into the network and into the model to be written."""
+        self.training.restore()
+        for one in self.parameters:
+            one.settle()
+
+
+def job_of(asked: ModelRequest, given: InputRequest, names: PairRequest, wanted: TrainRequest) -> Job:
+    """Load everything, and check that it can be trained.
+
+    Raises:
+        UsageError, RefusedError, UnsupportedError: as ``load``; targets, names or layers that do not fit.
+    """
+    model = load_model(
+        asked.path,
+        asked.arch,
+        arch_args=asked.arch_args,
+        activation=asked.activation,
+        trust=asked.trust,
+        seed=asked.seed,
+    )
+    loaded = load(_in_full_precision(asked, model), given, names)
+    every = Samples(loaded.inputs, _targets(wanted, loaded), has_rows_of_arguments(loaded.network, loaded.inputs))
+    train, held_out = _shares(every, loaded, wanted)
+    size = wanted.batch_size or min(len(train.samples), BATCH)
+    goal = goal_of(
+        loaded.network, train.samples, loaded.pairs, wanted.towards, wanted.weight, wanted.estimator, wanted.probes
+    )
+    if every.targets is None and any(a.is_model_input and b.is_model_output for a, b in goal.pairs):
+        note(
+            "J of the whole model is to change while its outputs stay: --weight sets the compromise, or give --targets"
+        )
+    parameters = _chosen(parameters_of(loaded.network, model), wanted.trained)
+    task = task_of(Original(loaded.network, train.samples, size), train.samples)
+    if held_out is not train:
+        task_of(task.original, held_out.samples, "--validate-targets")
+    recipe = Recipe(wanted.steps, wanted.lr, size, wanted.patience, wanted.seed, wanted.jitter)
+    run = Training(loaded.network, parameters, train.samples, held_out.samples, task, goal, recipe)
+    return Job(loaded, model, parameters, train, held_out, task, run, size)
+
+
+def _in_full_precision(asked: ModelRequest, model: nn.Module) -> ModelRequest:
+    """In half precision most steps are too small to change a weight."""
+    kind = asked.dtype or next((_short(p.dtype) for p in model.parameters() if _short(p.dtype) in _HALVES), None)
+    if kind not in _HALVES:
+        return asked
+    note(f"in {kind} small steps are lost: trained in float32, and figures are of float32 (--dtype float32)")
+    return replace(asked, dtype="float32")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _shares(every: Samples, loaded: Loaded, wanted: TrainRequest) -> tuple[Share, Share]:
+    """Samples to train on and to hold out: those of ``--validate``, or every fifth."""
+    spec, count = wanted.files.get("--validate"), len(every)
+    if spec is not None:
+        x = _ready(load_samples(spec), loaded)
+        if every.together:
+            raise UsageError(
+                "--validate: an --arg has one row for each sample of -i",
+                "expected arguments that are the same for all samples",
+                "leave --validate out: every fifth sample is held out",
+            )
+        inputs = replace(every.inputs, args=(x, *every.inputs.args[1:]))
+        others = Samples(inputs, _targets(wanted, replace(loaded, inputs=inputs), "--validate-targets"))
+        return Share(every, loaded.numbers), Share(others, list(range(len(others))), "validate")
+    if count < ONE_IN:
+        some = "1 sample" if count == 1 else f"{count} samples"
+        note(f"{some}: too few to hold one out, so the best parameters are chosen by those trained on")
+        whole = Share(every, loaded.numbers, "train")
+        return whole, whole
+    held = range(ONE_IN - 1, count, ONE_IN)
+    rest = [n for n in range(count) if n not in held]
+    kept, spared = (Share(every.share(part), [loaded.numbers[n] for n in part]) for part in (rest, held))
+    return kept, spared
+
+
+def _ready(tensor: Tensor, loaded: Loaded) -> Tensor:
+    """On the device and in the dtype of the samples that are there."""
+    x = loaded.inputs.args[0]
+    floating = tensor.is_floating_point() and x.is_floating_point()
+    return tensor.to(x.device, x.dtype if floating else None)
+
+
+def _targets(wanted: TrainRequest, loaded: Loaded, flag: str = "--targets") -> Tensor | None:
+    """One row a sample: floats in the dtype of the model, or whole numbers."""
+    spec = wanted.files.get(flag)
+    if spec is None:
+        return None
+    found, numbers = load_samples(spec), loaded.numbers
+    picked = len(numbers) if flag == "--targets" else loaded.inputs.batch
+    first = next((t.dtype for t in loaded.network.tensors() if t.is_floating_point()), torch.float32)
+    found = found.to(loaded.inputs.args[0].device, first if found.is_floating_point() else torch.int64)
+    if flag == "--targets" and numbers != list(range(picked)) and len(found) > max(numbers):
+        return found[numbers]
+    if len(found) != picked:
+        raise UsageError(f"{flag} has {len(found)} rows", f"expected {picked}, one for each sample")
+    return found
+
+
+def _chosen(parameters: list[Parameter], globs: Sequence[str]) -> list[Parameter]:
+    """Those that ``--train`` names; the others stand still."""
+    if not globs:
+        return parameters
+    names = [one.name for one in parameters]
+    wanted: set[str] = set()
+    for pattern in globs:
+        found = [name for name in names if matches(pattern, _prefixes(name))]
+        if not found:
+            raise UsageError(
+                f"--train {pattern!r} matches none of the {len(names)} parameters",
+                f"as {', '.join(names[:4])}" + ", …" * (len(names) > 4),
+            )
+        wanted |= set(found)
+    for one in parameters:
+        one.value.requires_grad_(one.name in wanted)
+    return [one for one in parameters if one.name in wanted]
+
+
+def _prefixes(name: str) -> list[str]:
+    """``fc2.weight`` is named by ``fc2`` as well."""
+    parts = name.split(".")
+    return [".".join(parts[: count + 1]) for count in range(len(parts))]

@@ -1,0 +1,48 @@
+"""Trained parameters as a file."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from jaccli.errors import note
+from jaccli.sinks.atomic import open_output
+
+
+def write_weights(model: nn.Module, path: str, force: bool, provenance: Mapping[str, str]) -> int:
+    """A model's state dict as safetensors, with the provenance as metadata; as TorchScript where ``path`` ends in .pt.
+
+    The file appears whole or not at all. Tensors that are tied are written under each of their names.
+
+    Returns:
+        How many tensors there are.
+
+    Raises:
+        UsageError: the file exists, and ``force`` is not given.
+        ResourceError: the disk is full.
+    """
+    state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    left = sorted(set(model.state_dict()) - set(state))
+    if path.lower().endswith(".pt"):
+        content = _archive(model, provenance)
+    else:
+        if left:
+            note(f"not written, as they are no tensors: {', '.join(left)}")
+        # Copies: safetensors refuses tensors that share memory.
+        content = save({name: value.detach().clone().contiguous() for name, value in state.items()}, dict(provenance))
+    with open_output(path, force) as handle:
+        handle.write(content)
+    return len(state)
+
+
+def _archive(model: nn.Module, provenance: Mapping[str, str]) -> bytes:
+    buffer, extra = io.BytesIO(), {"jaccli.json": json.dumps(dict(provenance))}
+    save_script: Any = torch.jit.save
+    save_script(model, buffer, _extra_files=extra)
+    return buffer.getvalue()

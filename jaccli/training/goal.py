@@ -1,0 +1,180 @@
+"""Where J is to come, and how far it is from there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from jaccli.errors import UnsupportedError, UsageError, note
+from jaccli.identity import Estimator, Towards, deviation_from, of_factors
+from jaccli.models.network import Network
+from jaccli.planning import TooLarge
+from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare
+from jaccli.stream import Choice, Watch, stream
+from jaccli.training.samples import Batch, Samples
+from jaccli.training.task import Task, outputs_of
+
+# Up to so many rows and columns J itself is trained on. Beyond, products with random vectors cost a tenth and less
+# of it for each step (768 x 768, convolutions: a hundredth), and came as far in as many steps.
+EXACT_UP_TO = 64
+# Where J does not fit the memory, the report is made of so many products: good to a few per cent.
+REPORT_PROBES = 64
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Where J of each pair is to come.
+
+    Args:
+        pairs: source and target.
+        sizes: n of each, the smaller side of J; what is trained is the squared distance over n.
+        shapes: of the source and target activations of each.
+        towards: the end.
+        weight: of the distance, against the task.
+        estimator: how the distance is taken while training.
+        probes: products for each sample, of ``hutchinson``.
+    """
+
+    pairs: tuple[Pair, ...]
+    sizes: tuple[int, ...]
+    shapes: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    towards: Towards = "identity"
+    weight: float = 1.0
+    estimator: Estimator = "exact"
+    probes: int = 1
+
+    def squares(self, network: Network, batch: Batch, generator: torch.Generator, probes: int = 0) -> Tensor:
+        """Squared distance over n: ``(pairs, batch)``, differentiable where gradients are on."""
+        given = batch.inputs
+        how = (self.estimator, probes or self.probes, generator, given.args[1:], given.kwargs)
+        found = [
+            deviation_from(self.towards, network, given.args[0], str(source), str(target), *how) / n
+            for (source, target), n in zip(self.pairs, self.sizes, strict=True)
+        ]
+        return torch.stack(found)
+
+    def relative(self, squares: Tensor) -> float:
+        """The mean of the roots; of estimates the root of the mean, as their roots are too small on average."""
+        values = squares.detach()
+        return float(values.sqrt().mean() if self.estimator == "exact" else values.mean().sqrt())
+
+
+def goal_of(
+    network: Network,
+    samples: Samples,
+    pairs: Sequence[Pair],
+    towards: Towards,
+    weight: float,
+    estimator: Estimator | Literal["auto"],
+    probes: int,
+) -> Goal:
+    """The goal for pairs that can have it. Cost: a forward pass of two samples, and a backward pass for each pair.
+
+    Raises:
+        UsageError: J is not square, and is to be held against the identity.
+        UnsupportedError: no path leads from source to target.
+    """
+    some = samples.take(range(min(len(samples), 2))).inputs
+    with computing(network), exact_attention(True):
+        ready = prepare(network, some, pairs)
+    kept = [one for one in ready if _fits(one, square="identity" in towards)]
+    if not kept:
+        raise UnsupportedError("none of the layers that the glob matches can be trained", "notes say why of each")
+    functions = [one.linear.f for one in kept]
+    sizes = tuple(min(f.n_out, f.n_in) for f in functions)
+    largest = max(max(f.n_out, f.n_in) for f in functions)
+    chosen: Estimator = ("exact" if largest <= EXACT_UP_TO else "hutchinson") if estimator == "auto" else estimator
+    shapes = tuple((f.source.slot.shape, f.target.slot.shape) for f in functions)
+    return Goal(tuple(one.pair for one in kept), sizes, shapes, towards, weight, chosen, probes)
+
+
+def _fits(prepared: Prepared, square: bool) -> bool:
+    """A pair that was named must fit; one that a glob gave is left out with a note."""
+    f, globbed = prepared.linear.f, prepared.pair[0].globbed
+    size = f"J of {prepared.name} is {f.n_out} x {f.n_in}"
+    if square and f.n_out != f.n_in:
+        if not globbed:
+            raise UsageError(
+                f"{size}, and only a square J can come near the identity",
+                "expected a source and a target of the same size, or --towards orthogonal or zero",
+                "'jaccli layers MODEL -i INPUT' shows sizes",
+            )
+        note(f"left out: {size}, not square")
+    elif not prepared.connected:
+        if not globbed:
+            raise UnsupportedError(
+                f"{prepared.name}: {prepared.why_zero}", "J is zero, whatever the parameters are", "choose other layers"
+            )
+        note(f"left out: {prepared.name}: {prepared.why_zero}")
+    return prepared.connected and (f.n_out == f.n_in or not square)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Means over samples.
+
+    Args:
+        samples: how many.
+        task: loss.
+        moved: how far outputs are from the original's: root mean square, in units of their spread over samples.
+        frobenius: ‖J − end‖_F of each pair; for ``orthogonal`` ‖JJᵀ − I‖_F.
+        relative: that over √n.
+        worst: the largest ``relative``.
+        estimated: from products, where J does not fit the memory.
+    """
+
+    samples: int
+    task: float
+    moved: float
+    frobenius: tuple[float, ...]
+    relative: tuple[float, ...]
+    worst: tuple[float, ...]
+    estimated: bool = False
+
+
+def figures(network: Network, samples: Samples, goal: Goal, task: Task, size: int, watch: Watch) -> Figures:
+    """Where the network stands, from J itself, in float64, as ``jaccli deviation`` takes it."""
+    moved, losses = 0.0, 0.0
+    with torch.no_grad():
+        for batch in samples.batches(size):
+            outputs, count = outputs_of(network, batch.inputs), batch.inputs.batch
+            moved += float(task.original.moved(outputs, batch)) * count
+            losses += float(task.loss(outputs, batch)) * count
+    try:
+        distances, estimated = _exact(network, samples, goal, watch), False
+    except TooLarge as error:
+        note(f"{error.given}: the report is estimated from {REPORT_PROBES} products a sample")
+        distances, estimated = _estimated(network, samples, goal, size), True
+    shares = [row / math.sqrt(n) for row, n in zip(distances, goal.sizes, strict=True)]
+    return Figures(
+        len(samples),
+        losses / len(samples),
+        math.sqrt(moved / len(samples)),
+        tuple(float(row.mean()) for row in distances),
+        tuple(float(row.mean()) for row in shares),
+        tuple(float(row.max()) for row in shares),
+        estimated,
+    )
+
+
+def _exact(network: Network, samples: Samples, goal: Goal, watch: Watch) -> list[Tensor]:
+    found: dict[Pair, list[Tensor]] = {pair: [] for pair in goal.pairs}
+    for piece in stream(network, samples.inputs, goal.pairs, Choice(), watch=watch):
+        for matrix in piece.outcome.matrix:  # one by one: in float64 a block may not fit a second time
+            j = matrix.detach().to("cpu", torch.float64)
+            found[piece.pair].append(of_factors(goal.towards, j[None]).clamp(min=0).sqrt())
+    return [torch.cat(rows) for rows in found.values()]
+
+
+def _estimated(network: Network, samples: Samples, goal: Goal, size: int) -> list[Tensor]:
+    products = replace(goal, estimator="hutchinson")
+    generator = torch.Generator(samples.inputs.args[0].device).manual_seed(0)
+    with torch.no_grad():
+        rows = [products.squares(network, batch, generator, REPORT_PROBES) for batch in samples.batches(size)]
+    squares = torch.cat(rows, 1).double().cpu().clamp(min=0)
+    return [(row * n).sqrt() for row, n in zip(squares, goal.sizes, strict=True)]

@@ -1,0 +1,115 @@
+"""Samples to train on: batches of them, and noisy copies around them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from jaccli.layers.record import Inputs
+from jaccli.layers.samples import same_values
+from jaccli.models.network import Network
+
+# Copies around the samples, at least: a handful a step is a noisy picture of what lies around.
+COPIES = 64
+
+
+@dataclass
+class Batch:
+    """Some samples; ``before`` is what the network gave for them before training, once that was asked for."""
+
+    inputs: Inputs
+    targets: Tensor | None = None
+    before: list[Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples to draw batches from.
+
+    Args:
+        inputs: all of them, with the further arguments.
+        targets: ``(samples, …)``: numbers to fit, or classes; None to keep what the network does.
+        together: further arguments with as many rows as there are samples have one row a sample.
+    """
+
+    inputs: Inputs
+    targets: Tensor | None = None
+    together: bool = False
+
+    def __len__(self) -> int:
+        return self.inputs.batch
+
+    def take(self, numbers: Sequence[int]) -> Batch:
+        """The samples of these numbers, which may repeat."""
+
+        def rows(tensor: Tensor, dim: int) -> Tensor:
+            return tensor.index_select(dim, torch.tensor(numbers, device=tensor.device))
+
+        inputs = self.inputs
+        if self.together:
+            inputs = inputs.each(rows)
+        else:
+            inputs = replace(inputs, args=(rows(inputs.args[0], inputs.dim), *inputs.args[1:]))
+        return Batch(inputs, rows(self.targets, 0) if self.targets is not None else None)
+
+    def share(self, numbers: Sequence[int]) -> Samples:
+        """Some of them, as samples to draw from."""
+        part = self.take(numbers)
+        return replace(self, inputs=part.inputs, targets=part.targets)
+
+    def spread_out(self, most: int) -> Samples:
+        """At most so many of them, evenly."""
+        count = len(self)
+        return self if count <= most else self.share([i * count // most for i in range(most)])
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All of them in order, so many at a time."""
+        for start in range(0, len(self), size):
+            yield self.take(range(start, min(start + size, len(self))))
+
+    def drawn(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """Without end, in a new order each time through; what does not fill a batch waits for the next time."""
+        if size >= len(self):
+            every = self.take(range(len(self)))
+            while True:
+                yield every
+        while True:
+            order = torch.randperm(len(self), generator=generator).tolist()
+            for start in range(0, len(order) - size + 1, size):
+                yield self.take(order[start : start + size])
+
+
+def has_rows_of_arguments(network: Network, inputs: Inputs) -> bool:
+    """Whether further arguments hold one row a sample. Cost: where one might, some forward passes."""
+    extras = [*inputs.args[1:], *inputs.kwargs.values()]
+    if inputs.batch < 2 or not any(isinstance(e, Tensor) and e.dim() and e.shape[0] == inputs.batch for e in extras):
+        return False
+    numbers = range(0, inputs.batch, 2)
+    return same_values(network, inputs, Samples(inputs, together=True).take(numbers).inputs, numbers)
+
+
+class Around:
+    """Copies of samples with noise, at which the function is held too: between few samples it would drift.
+
+    Args:
+        samples: those trained on.
+        scale: standard deviation of the noise, in units of each feature's own over the samples.
+    """
+
+    def __init__(self, samples: Samples, scale: float) -> None:
+        x = samples.inputs.args[0]
+        self.samples, self.scale = samples, scale
+        many = len(samples) > 1
+        self.spread = x.std(samples.inputs.dim, keepdim=True, unbiased=False) if many else x.std(unbiased=False)
+
+    def batch(self, size: int, generator: torch.Generator) -> Batch:
+        """So many samples, at least ``COPIES``, each moved; they are drawn anew."""
+        count = max(size, COPIES)
+        numbers = torch.randint(len(self.samples), (count,), generator=generator).tolist()
+        inputs = self.samples.take(numbers).inputs
+        x = inputs.args[0]
+        noise = torch.randn(x.shape, generator=generator).to(x)
+        return Batch(replace(inputs, args=(x + self.scale * self.spread * noise, *inputs.args[1:])))
