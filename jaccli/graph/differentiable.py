@@ -61,11 +61,12 @@ def accumulation(
     """
     graph = capture(f, tensors)
     recorder, inputs = graph.recorder, list(graph.inputs)
-    plan = engine(graph) if vectors is None else None
-    products = Products(graph) if vectors is not None else None
     made = len(recorder.nodes)
     recorder.derive()
     with recording(recorder):
+        # Planning makes tensors of its own, as filters with an upsampling folded in.
+        plan = engine(graph) if vectors is None else None
+        products = Products(graph) if vectors is not None else None
         if products is not None and vectors is not None:
             inputs.append(recorder.declare(vectors))
             image = products.pull(vectors)

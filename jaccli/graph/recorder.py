@@ -156,8 +156,8 @@ class Recorder(TorchDispatchMode):
                 self._enter(value.tensor, value)
 
     def _foreign(self, tensor: Tensor) -> Value:
-        if self.derived and tensor.is_floating_point():
-            raise CaptureGap("a derivative rests on a tensor that was made before it was recorded")
+        if self.derived and any(v.varies for v in self.lying.get(storage_of(tensor), ())):
+            raise CaptureGap("a derivative rests on a tensor that lies in another's memory")
         known = self.storages.get(storage_of(tensor))
         if known is not None and (self.changes.get(id(known.root)) or known.root.value.kind != "constant"):
             raise CaptureGap("a tensor is shared with another one behind the recording's back")
