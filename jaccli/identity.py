@@ -10,9 +10,10 @@ from torch import Tensor
 
 from jaccli.errors import UsageError
 from jaccli.layers.record import Inputs
-from jaccli.live import Seen, Wish, accumulated, live_pass, site_of
+from jaccli.live import Seen, accumulated, live_pass, site_of
 from jaccli.recorded import contiguous
 from jaccli.rows import wide
+from jaccli.trusted import Wish
 
 Towards = Literal["identity", "scaled-identity", "orthogonal", "zero"]
 Estimator = Literal["exact", "hutchinson"]

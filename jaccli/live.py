@@ -13,10 +13,9 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.api import setup
-from jaccli.errors import ResourceError, UsageError, warn
-from jaccli.execution import disbelief, report_path
-from jaccli.graph.differentiable import Accumulation, accumulation
-from jaccli.graph.program import alike
+from jaccli.errors import ResourceError, UsageError, note, warn
+from jaccli.execution import report_path
+from jaccli.graph.differentiable import Accumulation
 from jaccli.graph.recorder import CaptureGap, tensors_in
 from jaccli.layers.record import Inputs, record
 from jaccli.memory import available
@@ -28,24 +27,10 @@ from jaccli.planning import human
 from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare, readable
 from jaccli.replay import Signature, signature
 from jaccli.rows import Rows, graph_names, no_second
+from jaccli.trusted import Wish, gradients_agree, recorded
 
 # Fused recurrent kernels have no second derivative; the operators that they are made of have one.
 _FUSED = ("CudnnRnn", "MkldnnRnn", "MiopenRnn", "ThnnFused")
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What is to be computed: J itself, or so many products.
-
-    Args:
-        probes: vectors of a call; 0 for J.
-        there_and_back: JJᵀU, not JᵀU.
-        square: J must be.
-    """
-
-    probes: int
-    there_and_back: bool
-    square: bool
 
 
 @dataclass
@@ -118,6 +103,9 @@ class Site:
             if shapes == key and then == stamp:
                 return seen
         seen = self._first(network, inputs, live, wish)
+        if seen.accumulation is not None and not self._differentiates(network, inputs, seen, wish):
+            note("gradients through the engine's operators disagree with a second derivative; passes are taken")
+            seen.accumulation = None
         stamp.held = [held for held in stamp.held if isinstance(held, Tensor)]
         self.known = [*self.known[1 - defaults.REPLAY_KEPT :], (key, stamp, seen)]
         return seen
@@ -149,33 +137,18 @@ class Site:
             if not wish.probes:
                 _check_room(prepared)
             with suppress(CaptureGap, RuntimeError, NotImplementedError):
-                seen.accumulation = _recorded(prepared, inputs, live, wish)
+                seen.accumulation = recorded(prepared, inputs, live, wish)
         return seen
 
-
-def _recorded(prepared: Prepared, inputs: Inputs, live: list[Tensor], wish: Wish) -> Accumulation | None:
-    """J or its products as a program that agrees with an independent backward pass; None where it does not."""
-    batch, n_out, n_in = prepared.linear.shape
-    given = [*tensors_in((inputs.args, dict(inputs.kwargs))), *live]
-    if not wish.probes:
-        made = accumulation(prepared.linear.f, live)
-        with torch.no_grad():
-            factors = made(given)
-        return made if factors is not None and disbelief(prepared, *factors) is None else None
-    u, row, some = prepared.probe.cotangent, prepared.probe.row, prepared.probe.samples
-    if u is None or row is None or (wish.there_and_back and n_out > n_in):
-        return None
-    vectors = u.unsqueeze(-1).expand(batch, n_out, wish.probes).contiguous()
-    made = accumulation(prepared.linear.f, live, vectors, wish.there_and_back)
-    with torch.no_grad():
-        found = made([*given, vectors])
-    if found is None:
-        return None
-    if wish.there_and_back:  # ⟨u, JJᵀu⟩ = ‖Jᵀu‖²
-        got, want = (u.unsqueeze(-1) * found[0])[some].sum(1), row[some].square().sum(1, keepdim=True)
-    else:
-        got, want = found[0][some], row[some].unsqueeze(-1)
-    return made if alike(got, want.expand(got.shape)) else None
+    def _differentiates(self, network: Network, inputs: Inputs, seen: Seen, wish: Wish) -> bool:
+        wanted = [t for t in (*seen.live, inputs.args[0]) if t.requires_grad]
+        if not wanted:
+            return True
+        with torch.enable_grad(), live_pass(network, self.pair, seen, inputs, True) as rows:
+            shape = (rows.target.shape[0], rows.target[0].numel(), wish.probes)
+            v = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(rows.target) if wish.probes else None
+            made = accumulated(seen, inputs, *([] if v is None else [v]))
+            return made is None or gradients_agree(made, rows, v, wish, wanted)
 
 
 def site_of(

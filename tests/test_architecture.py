@@ -47,6 +47,7 @@ LAYERS = [
     ["existing"],
     ["estimation"],
     ["rows"],
+    ["trusted"],
     ["live"],
     ["identity"],
     ["training", "regularize"],

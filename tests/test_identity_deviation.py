@@ -446,6 +446,28 @@ def test_no_second_derivative_is_told() -> None:
             jaccli.identity_deviation(Net(), torch.randn(2, 4), estimator=estimator)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("estimator", ["exact", "hutchinson"])
+def test_a_program_with_a_wrong_gradient_is_not_used(estimator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its value alone would be believed."""
+    from jaccli.graph.differentiable import Accumulation
+
+    inner = Accumulation.__call__
+
+    def halved(self: Accumulation, tensors: list[Tensor]) -> Any:
+        found = inner(self, tensors)
+        return None if found is None else tuple((m + m.detach()) / 2 for m in found)
+
+    monkeypatch.setattr(Accumulation, "__call__", halved)
+    model, x = NETS["tanh"](), torch.randn(2, 5).double()
+    with pytest.warns(jaccli.JaccliNote, match="disagree"):
+        found = jaccli.identity_deviation(model, x, estimator=estimator, generator=torch.Generator().manual_seed(0))
+    monkeypatch.undo()
+    truth = jaccli.identity_deviation(
+        NETS["tanh"](), x, estimator=estimator, generator=torch.Generator().manual_seed(0)
+    )
+    assert torch.allclose(found, truth)
+
+
 def test_the_model_is_not_kept_alive() -> None:
     model = NETS["tanh"]()
     jaccli.identity_deviation(model, torch.randn(2, 5).double()).sum().backward()
