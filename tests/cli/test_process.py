@@ -14,7 +14,7 @@ import jaccli
 
 from .conftest import BIN, ENV, process
 
-COMMANDS = ("compute", "deviation", "bench", "layers", "show", "doctor")
+COMMANDS = ("compute", "deviation", "spectrum", "regularize", "bench", "layers", "show", "doctor")
 LINEAR = ("compute", "linear.pt", "-i", "x2.npy")
 # One process runs them all: what one imports, none of the others may need.
 WITHOUT_TORCH = [
