@@ -74,6 +74,8 @@ def _fresh(
     activation: str | None,
     seed: int | None,
 ) -> nn.Module:
+    from torch.nn.parameter import is_lazy
+
     if arch is not None or activation is not None:
         raise UsageError(
             f"the model {quote(spec)} is code, and --arch or --activation is given too",
@@ -81,6 +83,13 @@ def _fresh(
             "give --arch-arg for its arguments",
         )
     model = build(spec, arch_args, seed)
+    lazy = [name for name, value in model.named_parameters() if is_lazy(value)]
+    if lazy:
+        raise RefusedError(
+            f"the model {quote(spec)} has parameters without a shape: {', '.join(lazy[:3])}",
+            "expected a network whose weights are there: lazy layers make theirs in a first forward pass",
+            "let the code call it once before it returns it",
+        )
     note(f"{spec} was built with fresh weights (seed {seed or 0})")
     return model.eval()
 

@@ -249,3 +249,8 @@ def test_what_is_no_network_is_told(thing, said):
 
 def test_a_symbolically_traced_module_is_an_ordinary_one():
     assert isinstance(as_network(torch.fx.symbolic_trace(mlp(3, 4, 2))), EagerNetwork)
+
+
+def test_lazy_layers_without_a_shape_are_refused() -> None:
+    with pytest.raises(RefusedError, match="without a shape: weight, bias"):
+        load_model("torch.nn:LazyLinear", arch_args={"out_features": 3})
