@@ -59,7 +59,7 @@ def stream_estimates(
         network: the model.
         inputs: samples and further arguments.
         pairs: addresses.
-        figures: from the operator of a block of samples, and a number of vectors, to one record a sample.
+        figures: from the operator of a block of samples, and a number of vectors that fit, to one record a sample.
         probes: vectors that are held at once.
         fixed: whether it must be so many; else fewer are taken where not all of them fit.
         max_memory: bytes that activations and vectors may take.
@@ -78,7 +78,7 @@ def stream_estimates(
         ready = [p for p in prepare(network, first, pairs) if accept(p)]
     wanted = [(p.pair, *_sizes(p, probes, fixed, max_memory, inputs.batch)) for p in ready]
     for prepared, (_, size, vectors) in zip(ready, wanted, strict=True):
-        on_plan(prepared, size, vectors)
+        on_plan(prepared, size, min(vectors, probes))
     watch.lap("plan_s")
     del ready
     for pair, size, vectors in wanted:
@@ -93,17 +93,17 @@ def stream_estimates(
 
 
 def _sizes(prepared: Prepared, probes: int, fixed: bool, max_memory: int | None, batch: int) -> tuple[int, int]:
-    """How many samples fit at a time, and how many vectors of each."""
+    """How many samples fit at a time, and how many vectors of one."""
     linear = prepared.linear
     with readable(linear.f.inputs):
         held = footprint(linear).total // linear.batch
     vector = HELD * (linear.f.n_in + linear.f.n_out) * linear.value.element_size()
     limit = max_memory if max_memory is not None else available(linear.value.device)
-    fitting = probes if fixed else max(min(probes, (limit - held) // vector), FEWEST)
-    need = held + fitting * vector
-    if need > limit:
+    fitting = max((limit - held) // vector, FEWEST if not fixed else probes)
+    need = held + min(fitting, probes) * vector
+    if held + (probes if fixed else FEWEST) * vector > limit:
         raise ResourceError(
-            f"{prepared.name}: the activations of one sample and {fitting} vectors need {human(need)}",
+            f"{prepared.name}: the activations of one sample and {min(fitting, probes)} vectors need {human(need)}",
             f"expected at most {human(limit)}",
             "allow more with --max-memory" + (", or take fewer --probes" if fixed else ""),
         )

@@ -19,7 +19,7 @@ from jaccli.cli.request import (
     RunRequest,
     SavedRequest,
 )
-from jaccli.errors import UnsupportedError, UsageError, warn
+from jaccli.errors import UnsupportedError, UsageError, note, warn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +40,10 @@ _HEADS = {
     "relative_variance": "var σ²/mean²",
     "gain": "gain",
 }
+_ROUNDING = (
+    "the smallest singular values are rounding of {}: do not rely on them, nor on condition, log_abs_det and log_volume"
+)
+_MORE = "; --dtype float64 tells more"
 # Relative: of float32 products along a chain.
 _CHAIN_ROUNDING = 1e-3
 _DEPTH = ("relative_variance", "gain")
@@ -106,10 +110,7 @@ def _figures(wanted: Wanted) -> Figures:
     def exact(matrix: Tensor) -> Record:
         record = spectrum(matrix)
         if singular_to_precision(matrix, record):
-            warn(
-                f"the smallest singular values are rounding of {str(matrix.dtype).removeprefix('torch.')}: do not rely "
-                "on them, nor on condition, log_abs_det and log_volume; --dtype float64 tells more"
-            )
+            warn(_ROUNDING.format(str(matrix.dtype).removeprefix("torch.")) + _MORE * (matrix.dtype.itemsize < 8))
         if wanted.top is not None:
             record["singular_values"] = record["singular_values"][: wanted.top]
         return record | (eigenvalues(matrix) if wanted.eigenvalues else {})
@@ -190,7 +191,7 @@ def _chain(loaded: Loaded, how: RunRequest, out: OutputRequest) -> None:
     from jaccli.cli import work
     from jaccli.statistics.spectrum import lyapunov
 
-    stops = [pair[0] for pair in loaded.pairs] + [loaded.pairs[0][1]]
+    stops = [pair[0] for pair in loaded.pairs if pair[0] != loaded.pairs[0][1]] + [loaded.pairs[0][1]]
     pairs, whole = list(pairwise(stops)), (stops[0], stops[-1])
     found: dict[Any, list[Any]] = {}
     method = ""
@@ -202,6 +203,9 @@ def _chain(loaded: Loaded, how: RunRequest, out: OutputRequest) -> None:
             raise UnsupportedError(
                 f"--lyapunov: there is no J of {source!s} -> {target!s}", "expected layers that follow on each other"
             )
+    if len(pairs) > 1 and _is_identity(found[pairs[-1]]):
+        note(f"{pairs[-1][0]!s} is {pairs[-1][1]!s} itself: no step of the chain")
+        pairs, stops = pairs[:-1], stops[:-1]
     matrices = {n: [found[pair][k] for pair in pairs] for k, n in enumerate(loaded.numbers)}
     if len(pairs) > 1:
         _check_chain(list(matrices.values()), found[whole])
@@ -240,6 +244,12 @@ def _check_chain(chains: Sequence[Sequence[Tensor]], whole: Sequence[Tensor]) ->
                 "(a skip connection), and the exponents are those of the product alone"
             )
             return
+
+
+def _is_identity(matrices: Sequence[Tensor]) -> bool:
+    import torch
+
+    return all(m.shape[0] == m.shape[1] and torch.equal(m, torch.eye(len(m)).to(m)) for m in matrices)
 
 
 def _few(values: Sequence[float]) -> str:

@@ -136,7 +136,8 @@ def load(model: ModelRequest, given: InputRequest, names: PairRequest | None = N
     network = load_network(model)
     pairs = _pairs(network, names) if names is not None else []
     first = next((t for t in network.tensors() if t.is_floating_point()), None)
-    dtype = getattr(torch, model.dtype) if model.dtype else first.dtype if first is not None else torch.float32
+    own = samples.dtype if samples.is_floating_point() else torch.get_default_dtype()
+    dtype = getattr(torch, model.dtype) if model.dtype else first.dtype if first is not None else own
     device = find_device(model.device)
 
     def ready(value: Any) -> Any:

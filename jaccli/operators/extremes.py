@@ -11,7 +11,7 @@ from scipy.sparse.linalg import ArpackError, svds
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.errors import UnsupportedError, UsageError
+from jaccli.errors import UnsupportedError, UsageError, warn
 from jaccli.operators.linear_map import LinearMap
 
 Which = Literal["largest", "smallest"]
@@ -20,6 +20,13 @@ TOLERANCE = {torch.float64: 1e-9}
 SHORT_TOLERANCE = 1e-5
 # Restarts; each is some 20 products.
 RESTARTS = 60
+# Of a block Krylov space: starting vectors beyond those asked for, and its dimension.
+SPARE = 6
+WIDEST = 240
+# Up to so many times that J itself costs hardly more.
+NOT_MUCH_LARGER = 4
+# Relative: a larger residual is told.
+DOUBTFUL = 1e-2
 
 
 @dataclass(frozen=True)
@@ -39,13 +46,14 @@ def extreme_singular_values(a: LinearMap, k: int, which: Which = "largest") -> E
     """k singular values of every sample, sample by sample.
 
     By ARPACK's Lanczos method on JᵀJ or JJᵀ, through SciPy (R. B. Lehoucq, D. C. Sorensen and C. Yang, *ARPACK
-    Users' Guide*, 1998); of a small J, or when many are wanted, by the singular value decomposition of J itself.
+    Users' Guide*, 1998); where that gives up, from a block Krylov space; of a small J, or when many are wanted, by the
+    singular value decomposition of J itself.
 
     Cost: some tens of products with J and Jᵀ; of the smallest ones hundreds, where they lie close together.
 
     Raises:
         UsageError: more are asked for than there are.
-        UnsupportedError: the method does not converge; the smallest of an ill-conditioned J may not.
+        UnsupportedError: the smallest do not converge: of an ill-conditioned J they may not.
     """
     batch, n_out, n_in = a.shape
     n = min(n_out, n_in)
@@ -57,28 +65,91 @@ def extreme_singular_values(a: LinearMap, k: int, which: Which = "largest") -> E
 
 def _of_one(a: LinearMap, k: int, which: Which) -> tuple[Tensor, Tensor]:
     n = min(a.shape[1:])
-    rounding = torch.finfo(a.dtype).eps
     if n <= defaults.DENSE_SVD or 3 * k >= n:
         every = torch.linalg.svdvals(a.materialise()[0].double()).cpu()
         chosen = every[:k] if which == "largest" else every[-k:]
-        return chosen, every[:1].expand(k) * rounding
+        return chosen, every[:1].expand(k) * n * torch.finfo(a.dtype).eps
+    try:
+        return _by_arpack(a, k, which)
+    except ArpackError:  # many equal singular values, or a starting vector in a space that J leaves alone
+        return block_krylov(a, k, which)
+
+
+def _by_arpack(a: LinearMap, k: int, which: Which) -> tuple[Tensor, Tensor]:
     operator = a.as_scipy()
-    start = np.random.default_rng(0).standard_normal(n)  # never at right angles to what is looked for
+    start = np.random.default_rng(0).standard_normal(min(operator.shape))  # not at right angles to what is looked for
     tolerance = TOLERANCE.get(a.dtype, SHORT_TOLERANCE)
     kind = "LM" if which == "largest" else "SM"
-    try:
-        u, s, vt = svds(
-            operator, k=k, which=kind, v0=start, tol=tolerance, maxiter=RESTARTS * max(k, 1), solver="arpack"
-        )
-    except ArpackError as error:
-        raise UnsupportedError(
-            f"the {which} singular values of a {a.shape[1]} x {a.shape[2]} J did not converge in products alone",
-            str(error).splitlines()[0],
-            "take all of them, from J itself (exact), or fewer",
-        ) from None
+    limit = RESTARTS * max(k, 1)
+    u, s, vt = svds(operator, k=k, which=kind, v0=start, tol=tolerance, maxiter=limit, solver="arpack")
     order = np.argsort(-s)
     u, s, v = u[:, order], s[order], vt[order].T
     gap = np.maximum(
         np.linalg.norm(operator.matmat(v) - u * s, axis=0), np.linalg.norm(operator.rmatmat(u) - v * s, axis=0)
     )
-    return torch.from_numpy(s.astype(np.float64)), torch.from_numpy(gap.astype(np.float64)) + rounding * float(s.max())
+    rounding = torch.finfo(a.dtype).eps * float(s.max())
+    return torch.from_numpy(s.astype(np.float64)), torch.from_numpy(gap.astype(np.float64)) + rounding
+
+
+def block_krylov(a: LinearMap, k: int, which: Which) -> tuple[Tensor, Tensor]:
+    """k singular values of one sample from a Krylov space of several starting vectors (C. Musco and C. Musco, 2015).
+
+    It finds values that occur several times, and all of them where the space closes. Else the largest are given as
+    they are when the space is full, with the residuals as their bounds.
+
+    Returns:
+        Values, descending, and bounds: ``(k,)`` float64 each.
+
+    Raises:
+        UnsupportedError: the smallest are not in reach.
+    """
+    transposed = a.shape[1] < a.shape[2]
+    a = a.T if transposed else a
+    n, width = a.shape[2], k + SPARE
+    generator = torch.Generator().manual_seed(0)
+    new = torch.linalg.qr(torch.randn(n, width, generator=generator).to(a.device, a.dtype)).Q
+    basis, image = new, a.forth(new[None])[0]
+    eps, closed = torch.finfo(a.dtype).eps, False
+    scale = float(image.norm())
+    while True:
+        p, s, qt = torch.linalg.svd(image.double(), full_matrices=False)
+        pick = slice(0, k) if which == "largest" else slice(len(s) - k, len(s))
+        u, v = p[:, pick].to(a.dtype), basis @ qt[pick].mT.to(a.dtype)
+        gap = (a.back(u[None])[0] - v * s[pick].to(a.dtype)).double().norm(dim=0).cpu()
+        bounds = gap + n * eps * float(s[0])
+        settled = float(gap.max()) <= SHORT_TOLERANCE * float(s[0])
+        if closed or (settled and which == "largest"):
+            return s[pick].cpu(), bounds
+        if basis.shape[1] + width > min(n, WIDEST):
+            return _as_far(a, s[pick].cpu(), bounds, which)
+        new = a.back(image[:, -new.shape[1] :][None])[0]
+        for _ in range(2):
+            new = new - basis @ (basis.mT @ new)
+        new, r = torch.linalg.qr(new)
+        alive = r.diagonal().abs() > 64 * eps * max(scale, 1e-30) * max(scale, 1.0)
+        closed = not bool(alive.any())
+        if not closed:
+            new = new[:, alive]
+            basis, image = torch.cat([basis, new], 1), torch.cat([image, a.forth(new[None])[0]], 1)
+
+
+def _as_far(a: LinearMap, values: Tensor, bounds: Tensor, which: Which) -> tuple[Tensor, Tensor]:
+    """Where a space is full: the values of J itself if it is not much larger, else what was found.
+
+    Raises:
+        UnsupportedError: the smallest of a large J.
+    """
+    k, n = len(values), a.shape[2]
+    if n <= NOT_MUCH_LARGER * WIDEST:
+        every = torch.linalg.svdvals(a.materialise()[0].double()).cpu()
+        chosen = every[:k] if which == "largest" else every[-k:]
+        return chosen, every[:1].expand(k) * n * torch.finfo(a.dtype).eps
+    if which == "smallest":
+        raise UnsupportedError(
+            f"the {k} smallest singular values of a {a.shape[1]} x {a.shape[2]} J did not converge in products alone",
+            "expected some that stand apart",
+            "they need J itself (exact)",
+        )
+    if bool((bounds > DOUBTFUL * values[0]).any()):
+        warn(f"the largest singular values lie too close together to be told apart: within {float(bounds.max()):.2g}")
+    return values, bounds

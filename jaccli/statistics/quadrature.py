@@ -23,18 +23,22 @@ HELD = 2**26
 SHORTER = 0.75
 # log σ of a map that is singular to its precision cannot be summed; so many roundings are told from 0.
 SINGULAR = 30
-# The logarithm is given where the shorter rule is off by so much a singular value at most.
-LOG_SETTLED = 0.1
+# The smallest node is known where its residual is at most this share of it: then the value nearby is not 0.
+KNOWN = 0.9
 STEPS = 30
 PROBES = 16
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Of each probe the nodes σ and weights: ``(probes, batch, steps)``."""
+    """Of each probe the nodes σ, their weights, and within how much of a node J has a singular value.
+
+    ``(probes, batch, steps)`` each.
+    """
 
     nodes: Tensor
     weights: Tensor
+    residuals: Tensor
 
     def sums(self) -> Tensor:
         """Σσ, Σσ², Σσ⁴, Σσ log σ and Σ log σ of each probe: ``(probes, batch, 5)``."""
@@ -62,14 +66,17 @@ def bidiagonalised(a: LinearMap, starts: Tensor, steps: int) -> tuple[Tensor, Te
     u, us = starts, list[Tensor]()
     diagonal, above = [], []
     beta = torch.zeros(starts.shape[0], starts.shape[2], dtype=torch.float64, device=starts.device)
+    scale = beta
     for _ in range(steps):
         new = a.matmat(v)
         if us:
             new = _apart(new - beta.to(new.dtype)[:, None] * u, us)
-        u, alpha = _unit(new)
+        u, alpha = _unit(new, scale)
+        scale = torch.maximum(scale, alpha)
         us.append(u)
         new = _apart(a.rmatmat(u) - alpha.to(v.dtype)[:, None] * v, vs)
-        v, beta = _unit(new)
+        v, beta = _unit(new, scale)
+        scale = torch.maximum(scale, beta)
         vs.append(v)
         diagonal.append(alpha)
         above.append(beta)
@@ -85,13 +92,14 @@ def _apart(vectors: Tensor, before: list[Tensor]) -> Tensor:
     return vectors
 
 
-def _unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors of length 1 and their lengths; what is rounding becomes zero."""
-    length = torch.linalg.vector_norm(vectors, dim=1)
-    tiny = torch.finfo(vectors.dtype).eps * 8
-    kept = length > tiny * length.max().clamp(min=torch.finfo(vectors.dtype).tiny)
-    scale = torch.where(kept, 1 / length.clamp(min=torch.finfo(vectors.dtype).tiny), 0.0)
-    return vectors * scale[:, None], torch.where(kept, length, 0.0).double()
+def _unit(vectors: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors of length 1 and their lengths; what is rounding, beside the largest length so far, becomes zero."""
+    length = torch.linalg.vector_norm(vectors.double(), dim=1)
+    eps = torch.finfo(vectors.dtype).eps * vectors.shape[1] ** 0.5
+    kept = length > 4 * eps * torch.maximum(scale, length).clamp(min=1e-300)
+    kept &= (scale == 0) | (length > 4 * eps * scale)
+    share = torch.where(kept, 1 / length.clamp(min=1e-300), 0.0).to(vectors.dtype)
+    return vectors * share[:, None], torch.where(kept, length, 0.0)
 
 
 def rules(
@@ -122,8 +130,9 @@ def _rule(diagonal: Tensor, above: Tensor, steps: int, n: int) -> Rule:
     b = torch.diag_embed(diagonal[..., :steps])
     if steps > 1:
         b = b + torch.diag_embed(above[..., : steps - 1], 1)
-    _, s, vt = torch.linalg.svd(b.cpu())
-    return Rule(s.movedim(1, 0), n * vt[..., 0].square().movedim(1, 0))
+    p, s, vt = torch.linalg.svd(b.cpu())
+    residuals = above[..., steps - 1, None].cpu() * p[..., -1, :].abs()
+    return Rule(s.movedim(1, 0), n * vt[..., 0].square().movedim(1, 0), residuals.movedim(1, 0))
 
 
 def spectral_figures(
@@ -148,16 +157,12 @@ def spectral_figures(
     rule, shorter = rules(a, probes, steps, generator, most)
     found, rough = (jackknifed(r.sums(), _figures) for r in (rule, shorter))
     found = {name: _widened(e, rough[name], name.startswith("log_"), a.dtype, n) for name, e in found.items()}
-    largest, smallest = rule.nodes.amax((0, 2)), _smallest(rule)
-    singular = smallest <= SINGULAR * torch.finfo(a.dtype).eps * largest
-    moving = (found["log_volume"].value - rough["log_volume"].value).abs() > LOG_SETTLED * n
-    if steps == n:
-        moving = torch.zeros_like(moving)
-    bad = singular | moving
+    singular, settled = _bottom(rule, torch.finfo(a.dtype).eps * n**0.5)
+    bad = singular | ~settled
     if bool(bad.any()):
-        why = "J is singular to its precision" if bool(singular.any()) else f"it still moves after {steps} steps"
-        warn(f"log|det J| cannot be estimated for {int(bad.sum())} of {batch} samples: {why}")
-        nan = torch.full_like(largest, torch.nan)
+        why = "J is singular to its precision" if bool(singular.any()) else "its smallest singular value is not known"
+        warn(f"log|det J| cannot be estimated for {int(bad.sum())} of {batch} samples: {why} after {steps} steps")
+        nan = torch.full(bad.shape, torch.nan, dtype=torch.float64)
         for name in ("log_volume", "log_abs_det"):
             e = found[name]
             found[name] = Estimate(torch.where(bad, nan, e.value), torch.where(bad, nan, e.stderr))
@@ -173,10 +178,18 @@ def _widened(e: Estimate, rough: Estimate, logs: bool, dtype: torch.dtype, n: in
     return Estimate(e.value, (e.stderr.square() + moved.square() + rounding.square()).sqrt())
 
 
-def _smallest(rule: Rule) -> Tensor:
-    """The smallest node that counts, of each sample."""
+def _bottom(rule: Rule, eps: float) -> tuple[Tensor, Tensor]:
+    """Of each sample: is its smallest singular value zero to its precision; and is it known to be none?
+
+    The logarithm has no bound near 0, so that a rule that has not found the end of the spectrum may miss anything.
+    """
     used = rule.weights > 1e-12 * rule.weights.sum(-1, keepdim=True)
-    return torch.where(used, rule.nodes, torch.inf).amin((0, 2))
+    nodes = torch.where(used, rule.nodes, torch.inf)
+    lowest, place = nodes.min(-1)
+    residual = rule.residuals.gather(-1, place.unsqueeze(-1)).squeeze(-1)
+    singular = (lowest <= SINGULAR * eps * rule.nodes.amax(-1)).any(0)
+    best = lowest.min(0).indices.unsqueeze(0)
+    return singular, (residual.gather(0, best) <= KNOWN * lowest.gather(0, best)).squeeze(0)
 
 
 def _figures(sums: Tensor) -> dict[str, Tensor]:
