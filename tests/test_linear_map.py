@@ -238,7 +238,25 @@ def test_extremes_by_lanczos(dtype: torch.dtype, which: str) -> None:
     assert torch.all(found.bounds < (1e-4 if dtype == torch.float32 else 1e-7))
 
 
-def test_the_smallest_that_do_not_converge_are_not_given() -> None:
+def test_many_equal_singular_values() -> None:
+    """Lanczos from one vector finds one of them; of J = 0 there is not even a direction."""
+    n = 450
+    q = torch.linalg.qr(drawn(1, n, n)).Q
+    few = torch.cat([torch.full((3,), 5.0), torch.full((n - 3,), 2.0)]).double()
+    for matrix, largest, smallest in (
+        (q, [1, 1, 1, 1], [1, 1, 1, 1]),
+        (torch.zeros(n, n).double(), [0, 0, 0, 0], [0, 0, 0, 0]),
+        (q @ torch.diag(few) @ q, [5, 5, 5, 2], [2, 2, 2, 2]),
+    ):
+        for dtype in (torch.float64, torch.float32):
+            a = Matrices(matrix[None].to(dtype))
+            for which, truth in (("largest", largest), ("smallest", smallest)):
+                found = extreme_singular_values(a, 4, which)  # type: ignore[arg-type]
+                assert torch.allclose(found.values[0], torch.tensor(truth).double(), atol=1e-5), (which, truth)
+
+
+def test_the_smallest_that_do_not_converge_are_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaccli.operators.extremes.NOT_MUCH_LARGER", 0)
     wild = drawn(1, 1, 450, 450)
     with pytest.raises(jaccli.UnsupportedError, match="did not converge"):
         extreme_singular_values(Matrices(wild), 1, "smallest")
