@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jaccli.graph.emit import emitted
 from jaccli.graph.fusing import fused
-from jaccli.graph.program import _live
+from jaccli.graph.program import live_steps
 from jaccli.graph.tracer import Tracer, name_of
 
 
@@ -148,7 +148,7 @@ def test_fewer_steps_give_the_same(f: Callable[[Tensor], Tensor], left: list[str
     with torch.no_grad(), tracer:
         result = f(x)
     wanted = [tracer.slot_of(result)]
-    steps = fused(_live(tracer.steps, wanted), wanted)
+    steps = fused(live_steps(tracer.steps, wanted), wanted)
     assert [
         name_of(s) for s in steps if name_of(s) in ("mul", "mul_", "add", "add_", "addcmul", "addcmul_", "cat")
     ] == left

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jaccli.execution import fill
 from jaccli.graph.emit import emitted
-from jaccli.graph.program import _live
+from jaccli.graph.program import live_steps
 from jaccli.graph.tracer import Tracer
 from jaccli.layers.address import parse_address
 from jaccli.layers.record import Inputs
@@ -308,7 +308,7 @@ def test_constants_written_into_are_made_anew_in_every_run() -> None:
     with torch.no_grad(), tracer:
         made = torch.ops.aten._unsafe_view.default((constant * 2).transpose(0, 1).contiguous(), [4, 6])
         made.mul_(x.t())
-    live = _live(tracer.steps, [tracer.slot_of(made)])
+    live = live_steps(tracer.steps, [tracer.slot_of(made)])
     program = emitted(live, [x_slot], [tracer.slot_of(made)])
     for point in (there, x, there):
         truth = (constant * 2).transpose(0, 1).reshape(4, 6) * point.t()

@@ -105,7 +105,8 @@ def _columns(found: Sequence[dict[str, Any]], style: Style) -> list[str]:
         width = sum(
             max(longest.get(c, 0), len(c), _DIGITS_WIDE + _ERROR_WIDE * (f"{c}_stderr" in fields)) + 2 for c in columns
         )
-        if style.fixed and width > style.width and name in columns and (named or f"{name}_stderr" in fields):
+        may_go = f"{name}_stderr" in fields or (named and name != "identity_share")
+        if style.fixed and width > style.width and name in columns and may_go:
             columns.remove(name)
     return columns
 
