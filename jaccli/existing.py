@@ -12,7 +12,8 @@ from jaccli import defaults
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, UsageError, note, warn
 from jaccli.memory import available
 from jaccli.methods.base import is_out_of_memory, reason
-from jaccli.passes import AutogradGraph, Evidence, batching_imported, by_columns, by_rows, cotangents, masks
+from jaccli.operators.linearised import batching_imported
+from jaccli.passes import AutogradGraph, Evidence, by_columns, by_rows, cotangents, masks
 
 _FEW = 3  # fewer passes than this are sooner done one by one than together
 _NARROW = 4  # columns are taken where there are so many times more rows: they go through a graph twice as long

@@ -23,10 +23,11 @@ from jaccli.models.adapt import as_network
 from jaccli.models.network import Network
 from jaccli.models.stamp import Stamp
 from jaccli.operators.faults import is_out_of_memory
+from jaccli.operators.linearised import graph_nodes
 from jaccli.planning import human
 from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare, readable
 from jaccli.replay import Signature, signature
-from jaccli.rows import Rows, graph_names, no_second
+from jaccli.rows import Rows, no_second
 from jaccli.trusted import Wish, gradients_agree, recorded
 
 # Fused recurrent kernels have no second derivative; the operators that they are made of have one.
@@ -66,15 +67,16 @@ class Seen:
         wanted = [t for t in (*self.live, x) if t.requires_grad]
         if self.proved or not wanted or not found.requires_grad:
             return True
-        try:
-            torch.autograd.grad(found.sum(), wanted, retain_graph=True, allow_unused=True)
-        except (RuntimeError, NotImplementedError) as error:
-            if is_out_of_memory(error):
-                raise ResourceError("out of memory in the backward pass", "", _FEWER) from None
-            if self.accumulation is None:
-                raise no_second(error) from error
-            self.accumulation = None
-            return False
+        with memory_told():
+            try:
+                torch.autograd.grad(found.sum(), wanted, retain_graph=True, allow_unused=True)
+            except (RuntimeError, NotImplementedError) as error:
+                if is_out_of_memory(error):
+                    raise
+                if self.accumulation is None:
+                    raise no_second(error) from error
+                self.accumulation = None
+                return False
         self.proved = True
         return True
 
@@ -121,7 +123,7 @@ class Site:
             if prepared.samples_mix:
                 warn(f"{prepared.name}: samples mix: a sample's target depends on the other samples")
             assert prepared.linear.live is not None
-            fused = any(name.startswith(_FUSED) for name in graph_names(prepared.linear.live.target))
+            fused = any(node.name().startswith(_FUSED) for node in graph_nodes(prepared.linear.live.target))
             linear = prepared.linear
             seen = Seen(
                 live,

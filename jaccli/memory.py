@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.operators.linearised import Linearised
+from jaccli.operators.linearised import Linearised, graph_nodes
 from jaccli.samples.memory import available_memory
 
 
@@ -48,16 +48,11 @@ def _bytes(tensor: Tensor) -> int:
 
 def _graph_sizes(value: Tensor) -> list[int]:
     """Bytes of each operator's result in a gradient graph, which are those of its cotangent."""
-    sizes, seen, stack = [], set(), [value.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    sizes = []
+    for node in graph_nodes(value):
         for meta in getattr(node, "_input_metadata", ()):
             shape = getattr(meta, "shape", ())
             sizes.append(torch.Size(int(s) for s in shape).numel() * value.element_size())
-        stack.extend(following for following, _ in node.next_functions)
     return sizes
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, count, islice
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +14,7 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.errors import UnsupportedError
 from jaccli.methods.base import spans
+from jaccli.operators.linearised import batching_imported, graph_nodes
 
 
 @dataclass(frozen=True)
@@ -79,27 +78,15 @@ class AutogradGraph:
         Raises:
             UnsupportedError: a gradient that has no derivative, which torch would pass over in silence.
         """
-        seen: set[Any] = {None, *(source.grad_fn for source in self.inputs)}
-        ahead: list[Any] = [self.output.grad_fn]
         widest = self.output.numel()
-        while ahead:
-            node = ahead.pop()
-            if node in seen:
-                continue
-            seen.add(node)
+        for node in graph_nodes(self.output, beyond=self.inputs):
             if node.name() == "torch::autograd::Error":
                 raise UnsupportedError(
                     "the graph leads through the gradient of a function that is marked once_differentiable",
                     "expected functions whose gradient has a derivative too",
                 )
             widest = max([widest, *(math.prod(map(int, meta.shape)) for meta in getattr(node, "_input_metadata", ()))])
-            ahead += [before for before, _ in node.next_functions]
         return widest * self.output.element_size()
-
-
-def batching_imported() -> bool:
-    """Whether what the first batched pass of a process imports (sympy, 0.4 s) is there."""
-    return "torch.fx.experimental.symbolic_shapes" in sys.modules
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -28,6 +27,7 @@ from jaccli.graph.recorder import CaptureGap
 from jaccli.memory import Footprint, available, footprint
 from jaccli.methods import METHODS, MethodGap, MethodName, Task
 from jaccli.methods.base import is_out_of_memory
+from jaccli.operators.linearised import batching_imported
 from jaccli.prepare import Prepared, readable
 
 
@@ -235,7 +235,7 @@ def _auto(prepared: Prepared, chunk_of: Callable[[MethodName], int]) -> _Verdict
         return _without_backward(prepared, chunk_of)
     n_out, n_in = linear.f.n_out, linear.f.n_in
     shape = f"{n_out} rows, {n_in} columns"
-    cold = "torch.fx.experimental.symbolic_shapes" not in sys.modules
+    cold = not batching_imported()
     importing = f"the first batched pass of a process imports for {seconds(defaults.SYMPY_IMPORT)}"
     loop_s = prepared.probe.seconds * n_out
     if loop_s >= defaults.TRIAL_FROM:  # the first pass warms up

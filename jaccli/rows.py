@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.errors import UnsupportedError
 from jaccli.operators.faults import is_out_of_memory, reason
-from jaccli.operators.linearised import gradient, gradients
+from jaccli.operators.linearised import gradient, gradients, graph_nodes
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ class Rows:
             UnsupportedError: there is such a function.
         """
         u = self._cotangents().requires_grad_()
-        if self.target.requires_grad and "torch::autograd::Error" in graph_names(self.row(u)):
+        if self.target.requires_grad and any(
+            node.name() == "torch::autograd::Error" for node in graph_nodes(self.row(u))
+        ):
             raise no_second(RuntimeError("a function of the model is marked once_differentiable"))
 
     def images(self, v: Tensor, there_and_back: bool) -> Tensor:
@@ -140,14 +142,3 @@ def no_second(error: BaseException) -> UnsupportedError:
 def wide(tensor: Tensor) -> Tensor:
     """At least float32: sums of squares overflow and lose digits in shorter formats."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-
-
-def graph_names(value: Tensor) -> Iterator[str]:
-    """Names of the operators that lead to a value."""
-    seen, ahead = set(), [value.grad_fn]
-    while ahead:
-        node = ahead.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            yield node.name()
-            ahead += [before for before, _ in node.next_functions]

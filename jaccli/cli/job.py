@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from jaccli.cli.request import InputRequest, ModelRequest, PairRequest
 from jaccli.cli.train_request import TrainRequest
-from jaccli.cli.work import Loaded, load
+from jaccli.cli.work import Loaded, load, load_asked
 from jaccli.errors import UsageError, note
 from jaccli.layers.address import matches
-from jaccli.models.load import load_model
 from jaccli.regularize import Recipe, Training
 from jaccli.samples.load import load_samples
 from jaccli.training.descent import Parameter, parameters_of
@@ -85,14 +84,7 @@ def job_of(asked: ModelRequest, given: InputRequest, names: PairRequest, wanted:
     Raises:
         UsageError, RefusedError, UnsupportedError: as ``load``; targets, names or layers that do not fit.
     """
-    model = load_model(
-        asked.path,
-        asked.arch,
-        arch_args=asked.arch_args,
-        activation=asked.activation,
-        trust=asked.trust,
-        seed=asked.seed,
-    )
+    model = load_asked(asked)
     loaded = load(_in_full_precision(asked, model), given, names)
     every = Samples(loaded.inputs, _targets(wanted, loaded), has_rows_of_arguments(loaded.network, loaded.inputs))
     train, held_out = _shares(every, loaded, wanted)

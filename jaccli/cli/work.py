@@ -65,6 +65,22 @@ class Loaded:
     pairs: list[Pair]
 
 
+def load_asked(request: ModelRequest) -> Any:
+    """MODEL as ``load_model`` gives it.
+
+    Raises:
+        RefusedError: it is.
+    """
+    return load_model(
+        request.path,
+        request.arch,
+        arch_args=request.arch_args,
+        activation=request.activation,
+        trust=request.trust,
+        seed=request.seed,
+    )
+
+
 def load_network(request: ModelRequest) -> Network:
     """MODEL as a network, moved and converted.
 
@@ -75,15 +91,7 @@ def load_network(request: ModelRequest) -> Network:
     device = find_device(request.device)
     if request.threads:
         torch.set_num_threads(request.threads)
-    model = load_model(
-        request.path,
-        request.arch,
-        arch_args=request.arch_args,
-        activation=request.activation,
-        trust=request.trust,
-        seed=request.seed,
-    )
-    network = as_network(model)
+    network = as_network(load_asked(request))
     dtype = getattr(torch, request.dtype) if request.dtype else None
     if device.type != "cpu" or dtype is not None:
         network = _converted(network, device, dtype)

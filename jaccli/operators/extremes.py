@@ -66,13 +66,17 @@ def extreme_singular_values(a: LinearMap, k: int, which: Which = "largest") -> E
 def _of_one(a: LinearMap, k: int, which: Which) -> tuple[Tensor, Tensor]:
     n = min(a.shape[1:])
     if n <= defaults.DENSE_SVD or 3 * k >= n:
-        every = torch.linalg.svdvals(a.materialise()[0].double()).cpu()
-        chosen = every[:k] if which == "largest" else every[-k:]
-        return chosen, every[:1].expand(k) * n * torch.finfo(a.dtype).eps
+        return _of_the_matrix(a, k, which)
     try:
         return _by_arpack(a, k, which)
     except ArpackError:  # many equal singular values, or a starting vector in a space that J leaves alone
         return block_krylov(a, k, which)
+
+
+def _of_the_matrix(a: LinearMap, k: int, which: Which) -> tuple[Tensor, Tensor]:
+    every = torch.linalg.svdvals(a.materialise()[0].double()).cpu()
+    chosen = every[:k] if which == "largest" else every[-k:]
+    return chosen, every[:1].expand(k) * len(every) * torch.finfo(a.dtype).eps
 
 
 def _by_arpack(a: LinearMap, k: int, which: Which) -> tuple[Tensor, Tensor]:
@@ -141,9 +145,7 @@ def _as_far(a: LinearMap, values: Tensor, bounds: Tensor, which: Which) -> tuple
     """
     k, n = len(values), a.shape[2]
     if n <= NOT_MUCH_LARGER * WIDEST:
-        every = torch.linalg.svdvals(a.materialise()[0].double()).cpu()
-        chosen = every[:k] if which == "largest" else every[-k:]
-        return chosen, every[:1].expand(k) * n * torch.finfo(a.dtype).eps
+        return _of_the_matrix(a, k, which)
     if which == "smallest":
         raise UnsupportedError(
             f"the {k} smallest singular values of a {a.shape[1]} x {a.shape[2]} J did not converge in products alone",

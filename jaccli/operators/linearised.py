@@ -5,15 +5,33 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.autograd.forward_ad as fwad
 from torch import Tensor
 
 from jaccli.layers.function import LayerFunction
+
+
+def graph_nodes(value: Tensor, beyond: Iterable[Tensor] = ()) -> Iterator[Any]:
+    """The differentiable operators that lead to a value, each once; not those that lead to a tensor of ``beyond``."""
+    seen: set[Any] = {None, *(tensor.grad_fn for tensor in beyond)}
+    ahead: list[Any] = [value.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            ahead += [before for before, _ in node.next_functions]
+
+
+def batching_imported() -> bool:
+    """Whether what the first batched pass of a process imports (sympy, 0.4 s) is there."""
+    return "torch.fx.experimental.symbolic_shapes" in sys.modules
 
 
 @dataclass
@@ -25,13 +43,7 @@ class Live:
 
     def operators(self) -> int:
         """How many differentiable operators lead to the target; some microseconds each."""
-        seen, ahead = set(), [self.target.grad_fn]
-        while ahead:
-            node = ahead.pop()
-            if node is not None and node not in seen:
-                seen.add(node)
-                ahead += [before for before, _ in node.next_functions]
-        return len(seen)
+        return sum(1 for _ in graph_nodes(self.target))
 
 
 @dataclass
@@ -151,7 +163,7 @@ def gradient(target: Tensor, source: Tensor, cotangent: Tensor, create_graph: bo
     The first ``torch.autograd.grad`` that is handed a cotangent imports sympy (0.4 s); the gradient of an
     inner product does not.
     """
-    if "torch.fx.experimental.symbolic_shapes" in sys.modules:
+    if batching_imported():
         return torch.autograd.grad(target, source, cotangent, True, create_graph, allow_unused=True)[0]
     with torch.enable_grad():
         inner = (target * cotangent).sum()

@@ -42,13 +42,11 @@ class Effort:
     most: int | None = None
 
     @property
-    def spent(self) -> int | None:
-        """Products of a probing by number: those asked for, or as many as may be held."""
-        return self.probes if self.probes is not None or self.most is None else min(self.most, PROBES)
-
-
-def _number(effort: Effort) -> int | None:
-    return None if effort.tolerance is not None else effort.spent
+    def products(self) -> int | None:
+        """Of a probing by number: those asked for, or as many as may be held."""
+        if self.tolerance is not None or self.probes is not None or self.most is None:
+            return self.probes
+        return min(self.most, PROBES)
 
 
 def effort_of(probes: int | None, tolerance: float | None, seed: int) -> Effort:
@@ -80,7 +78,7 @@ def estimated_deviation(a: LinearMap, effort: Effort) -> list[dict[str, float]]:
 
     away = a - a.I
     found = estimated(
-        away, figures, "frobenius", probes=_number(effort), tolerance=effort.tolerance, generator=effort.generator
+        away, figures, "frobenius", probes=effort.products, tolerance=effort.tolerance, generator=effort.generator
     )
     largest = extreme_singular_values(away, 1)
     spectral = Estimate(largest.values[:, 0], largest.bounds[:, 0])
@@ -127,7 +125,7 @@ def _estimates(a: LinearMap, effort: Effort, largest: Extremes) -> dict[str, Est
         a,
         figures,
         "mean_squared_singular_value",
-        probes=_number(effort),
+        probes=effort.products,
         tolerance=effort.tolerance,
         generator=effort.generator,
     ).figures

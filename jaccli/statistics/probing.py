@@ -147,9 +147,9 @@ def estimated(
     while True:
         count = run.samples().shape[0]
         found = jackknifed(run.samples(), lambda mean: figures(mean + run.exact()))
-        if tolerance is not None and (within(found[main], tolerance) or run.spent + count >= smaller):
-            if within(found[main], tolerance):
-                return Moments(_rounded(found, a), run.spent, count)
+        if tolerance is not None and within(found[main], tolerance):
+            return Moments(_rounded(found, a), run.spent, count)
+        if tolerance is not None and run.spent + count >= smaller:
             return _exact(a, figures, smaller, run.spent)
         left = limit - run.spent if tolerance is None else count
         if left <= 0:

@@ -96,8 +96,7 @@ def _unit(vectors: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Vectors of length 1 and their lengths; what is rounding, beside the largest length so far, becomes zero."""
     length = torch.linalg.vector_norm(vectors.double(), dim=1)
     eps = torch.finfo(vectors.dtype).eps * vectors.shape[1] ** 0.5
-    kept = length > 4 * eps * torch.maximum(scale, length).clamp(min=1e-300)
-    kept &= (scale == 0) | (length > 4 * eps * scale)
+    kept = length > (4 * eps * scale).clamp(min=1e-300)
     share = torch.where(kept, 1 / length.clamp(min=1e-300), 0.0).to(vectors.dtype)
     return vectors * share[:, None], torch.where(kept, length, 0.0)
 
