@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,6 +30,19 @@ def graph_nodes(value: Tensor, beyond: Iterable[Tensor] = ()) -> Iterator[Any]:
             ahead += [before for before, _ in node.next_functions]
 
 
+def coarsest(target: Tensor) -> float:
+    """The largest machine epsilon among a value's dtype and those of the results that it was computed from.
+
+    That of bfloat16 where a float32 network works in bfloat16 somewhere inside, whatever its target's own dtype.
+    Precision inside of an operator (a checkpoint, an ``autograd.Function``) is not seen. Cost: a walk over the graph.
+    """
+    dtypes = {target.dtype}
+    for node in graph_nodes(target):
+        dtypes |= {meta.dtype for meta in getattr(node, "_input_metadata", ())}
+    found = [torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point or dtype.is_complex]
+    return max(found, default=0.0)
+
+
 def batching_imported() -> bool:
     """Whether what the first batched pass of a process imports (sympy, 0.4 s) is there."""
     return "torch.fx.experimental.symbolic_shapes" in sys.modules
@@ -40,6 +54,11 @@ class Live:
 
     source: Tensor
     target: Tensor
+
+    @cached_property
+    def rounding(self) -> float:
+        """See ``coarsest``; found once."""
+        return max(coarsest(self.target), torch.finfo(self.source.dtype).eps)
 
     def operators(self) -> int:
         """How many differentiable operators lead to the target; some microseconds each."""
