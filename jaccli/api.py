@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jaccli import defaults
 from jaccli.errors import JaccliError, UsageError, note, warn
-from jaccli.execution import report_path
+from jaccli.execution import report, report_path, run
 from jaccli.explain import explain
 from jaccli.graph.capture import capture
 from jaccli.graph.products import Products
@@ -25,8 +26,7 @@ from jaccli.models.state import Noise, same_noise
 from jaccli.names import check_compile, check_method
 from jaccli.operators import JacobianOperator
 from jaccli.operators.linear_map import LinearMap
-from jaccli.operators.operator import GRAPH_FROM, OneOf
-from jaccli.operators.routes import Route
+from jaccli.operators.operator import OneOf, Setting
 from jaccli.planning import Decision, decide
 from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare, readable
 from jaccli.replay import Replay
@@ -212,8 +212,24 @@ def operator(
     return linearised(network, pair, inputs)
 
 
-def linearised(network: Network, pair: Pair, inputs: Inputs, quiet: bool = False) -> JacobianOperator:
-    """The operator of a pair at these inputs; ``quiet`` where what is doubtful about it was told before."""
+def linearised(
+    network: Network,
+    pair: Pair,
+    inputs: Inputs,
+    quiet: bool = False,
+    hold: int = defaults.WORKING_SET,
+    set_aside: frozenset[str] = frozenset(),
+) -> JacobianOperator:
+    """The operator of a pair at these inputs.
+
+    Args:
+        network: the model.
+        pair: source and target.
+        inputs: the samples and further arguments.
+        quiet: what is doubtful about it was told before.
+        hold: bytes up to which a J that must be taken row by row is kept.
+        set_aside: routes that failed on the same samples before.
+    """
     with computing(network), exact_attention(True):
         (prepared,) = prepare(network, inputs, [pair])
     if not quiet:
@@ -224,28 +240,45 @@ def linearised(network: Network, pair: Pair, inputs: Inputs, quiet: bool = False
     def alone(b: int) -> LinearMap:
         if not prepared.samples_mix:
             with suppress(JaccliError):
-                single = linearised(network, pair, part(inputs, b, 1), quiet=True)
+                failed = frozenset(made.routes["set aside"])
+                single = linearised(network, pair, part(inputs, b, 1), True, hold, failed)
                 if close(single.value, prepared.linear.value[b : b + 1]):
                     return single
         return OneOf(made, b)
 
-    made = JacobianOperator(prepared.linear, _as_it_is(network), alone, _by_graph(prepared), prepared.samples_mix)
+    setting = Setting(
+        _as_it_is(network),
+        alone,
+        _by_graph(prepared),
+        cache(lambda: _by_any_method(prepared)),
+        prepared.connected,
+        prepared.samples_mix,
+        prepared.probe.backward_gap is None,
+        hold,
+        set_aside,
+        quiet,
+    )
+    made = JacobianOperator(prepared.linear, setting)
     return made
 
 
-def _by_graph(prepared: Prepared) -> tuple[Sequence[Route], Sequence[Route]]:
+def _by_any_method(prepared: Prepared) -> Tensor:
+    """J as ``jacobian`` has it, where there are no products."""
+    outcome = run(prepared, decide(prepared, "auto", keep=prepared.linear.batch))
+    report(prepared, outcome, prepared.name)
+    return outcome.matrix
+
+
+def _by_graph(prepared: Prepared) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
     """JV and JᵀU by the derivatives of the network's operators, captured when first asked for."""
     if prepared.samples_mix or not prepared.connected:
-        return (), ()
+        return None
 
     @cache
     def products() -> Products:
         return Products(capture(prepared.linear.f))
 
-    return (
-        [Route("structured", lambda v: products().push(v), GRAPH_FROM)],
-        [Route("structured", lambda u: products().pull(u), GRAPH_FROM)],
-    )
+    return lambda v: products().push(v), lambda u: products().pull(u)
 
 
 def _as_it_is(network: Network) -> Callable[[], AbstractContextManager[None]]:

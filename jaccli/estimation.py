@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaccli import defaults
 from jaccli.api import linearised
 from jaccli.errors import ResourceError, UnsupportedError
 from jaccli.layers.record import Inputs
@@ -18,6 +19,8 @@ from jaccli.stream import Watch, part
 
 # Vectors over both activations that an estimate holds for each of its probes.
 HELD = 6
+# Of a stated memory, at most this part is for a J that must be taken row by row.
+HOLD_SHARE = 4
 # Fewer say little about their own spread.
 FEWEST = 8
 
@@ -81,10 +84,12 @@ def stream_estimates(
         on_plan(prepared, size, min(vectors, probes))
     watch.lap("plan_s")
     del ready
+    hold = defaults.WORKING_SET if max_memory is None else min(defaults.WORKING_SET, max_memory // HOLD_SHARE)
     for pair, size, vectors in wanted:
         for start in range(0, inputs.batch, size):
             watch.restart()
-            a = linearised(network, pair, part(inputs, start, min(size, inputs.batch - start)), quiet=start > 0)
+            block = part(inputs, start, min(size, inputs.batch - start))
+            a = linearised(network, pair, block, quiet=start > 0, hold=hold)
             _check_apart(a)
             records = figures(a, vectors)
             watch.lap("compute_s")

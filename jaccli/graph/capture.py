@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaccli.errors import JaccliError
-from jaccli.graph.recorder import CaptureGap, Node, Recorder, Value, tensors_in
+from jaccli.graph.recorder import CaptureGap, Node, Recorder, Value, gap_where_it_fails, tensors_in
 from jaccli.layers.address import INPUT, OUTPUT
 from jaccli.layers.boundary import Key, Place
 from jaccli.layers.function import LayerFunction
 from jaccli.models.network import StopRun
-from jaccli.operators.faults import is_out_of_memory, reason
 
 
 @dataclass
@@ -45,6 +43,7 @@ class Graph:
         return [n for n in self.nodes if any(v.active for v in n.outputs) and any(v.active for v in n.inputs())]
 
 
+@gap_where_it_fails()
 def capture(f: LayerFunction, also: Sequence[Tensor] = ()) -> Graph:
     """Record f at its point. To be called within the network's session.
 
@@ -71,23 +70,16 @@ def _captured(f: LayerFunction, also: Sequence[Tensor]) -> Graph:
     args, kwargs = f.inputs.args, dict(f.inputs.kwargs)
     inputs = [recorder.declare(t) for t in (*tensors_in((args, kwargs)), *also)]
     tap = _Mark(recorder, f.source, f.target)
-    try:
-        with recording(recorder):
-            try:
-                args = (tap.at((INPUT, "out", 1), args[0]), *args[1:])
-                output = f.network.run(args, kwargs, tap if tap.paths else None)
-                tap.at((OUTPUT, "out", 1), output)
-            except StopRun:
-                pass
-            if tap.reached is None or tap.source is None:
-                raise CaptureGap("the target was not reached")
-            target = recorder.value_of(tap.reached)
-    except (CaptureGap, JaccliError):
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise CaptureGap(f"{type(error).__name__}: {reason(error)}") from error
+    with recording(recorder):
+        try:
+            args = (tap.at((INPUT, "out", 1), args[0]), *args[1:])
+            output = f.network.run(args, kwargs, tap if tap.paths else None)
+            tap.at((OUTPUT, "out", 1), output)
+        except StopRun:
+            pass
+        if tap.reached is None or tap.source is None:
+            raise CaptureGap("the target was not reached")
+        target = recorder.value_of(tap.reached)
     return Graph(
         needed(recorder.nodes, [target, *(v for v, _ in recorder.guards)]),
         inputs,

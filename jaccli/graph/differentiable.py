@@ -15,7 +15,7 @@ from jaccli.graph.engine import accumulated, engine, factors
 from jaccli.graph.kinds import BLIND
 from jaccli.graph.products import Products
 from jaccli.graph.program import as_steps, live_steps
-from jaccli.graph.recorder import CaptureGap, Node, Value, swap
+from jaccli.graph.recorder import CaptureGap, Node, Value, gap_where_it_fails, swap
 from jaccli.graph.tracer import Tracer
 from jaccli.layers.function import LayerFunction
 
@@ -46,6 +46,7 @@ class Accumulation:
         return made[: self.results] if [guard.item() for guard in made[self.results :]] == self.way else None
 
 
+@gap_where_it_fails()
 def accumulation(
     f: LayerFunction, tensors: Sequence[Tensor], vectors: Tensor | None = None, there_and_back: bool = False
 ) -> Accumulation:

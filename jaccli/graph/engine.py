@@ -18,7 +18,7 @@ from jaccli.graph.chain import Bracket, Chain, Part
 from jaccli.graph.coloured import Coloured, coloured_plan
 from jaccli.graph.cuts import active_nodes, stretches
 from jaccli.graph.folding import folded
-from jaccli.graph.recorder import CaptureGap, Node
+from jaccli.graph.recorder import CaptureGap, Node, gap_where_it_fails
 from jaccli.graph.rules import Map
 from jaccli.graph.story import tell, travelling
 from jaccli.graph.sweep import derivatives
@@ -96,6 +96,7 @@ class Engine:
         return travelling(self.chain, self.bracket) if self.bracket is not None else "nothing to multiply"
 
 
+@gap_where_it_fails()
 def engine(graph: Graph, bracket: Bracket | None = None, within: float = float("inf")) -> Engine:
     """Plan for a graph, or take a bracketing that was found for another capture of it.
 
@@ -152,11 +153,12 @@ def _as_bracket(chain: Chain, found: Coloured) -> Bracket:
     return Bracket(0, len(chain.cuts) - 1, "coloured", (), found.seconds, found.peak)
 
 
+@gap_where_it_fails()
 def jacobian(plan: Engine) -> Tensor:
     """J at the point of the capture, ``(batch, n_out, n_in)``.
 
     Raises:
-        CaptureGap: samples mix.
+        CaptureGap: samples mix, or an operator's rule fails.
     """
     with torch.no_grad():
         return accumulated(plan)

@@ -11,7 +11,7 @@ from jaccli.graph.capture import Graph
 from jaccli.graph.chain import Chain
 from jaccli.graph.cuts import active_nodes, stretches
 from jaccli.graph.form import End, Form, Free, Link
-from jaccli.graph.recorder import CaptureGap
+from jaccli.graph.recorder import gap_where_it_fails
 from jaccli.graph.sweep import derivatives
 
 
@@ -25,6 +25,7 @@ class Products:
         CaptureGap: an operator is out of reach.
     """
 
+    @gap_where_it_fails()
     def __init__(self, graph: Graph) -> None:
         nodes = active_nodes(graph.nodes, graph.source, graph.target)
         maps_of = derivatives(nodes, graph.target)
@@ -33,6 +34,7 @@ class Products:
         self._source, self._target = graph.source.tensor, graph.target.tensor
         self._same = graph.source is graph.target
 
+    @gap_where_it_fails()
     def push(self, v: Tensor) -> Tensor:
         """JV for each sample: ``(batch, n_in, k)`` → ``(batch, n_out, k)``."""
         with torch.no_grad():
@@ -41,6 +43,7 @@ class Products:
                 columns = stretch.push(columns) if columns is not None else None
             return self._vectors(columns, v, self._target)
 
+    @gap_where_it_fails()
     def pull(self, u: Tensor) -> Tensor:
         """JᵀU for each sample: ``(batch, n_out, k)`` → ``(batch, n_in, k)``."""
         with torch.no_grad():
@@ -53,10 +56,7 @@ class Products:
         batch, _, k = given.shape
         if bundle is None or not (self._chain.stretches or self._same):
             return given.new_zeros(batch, like[0].numel(), k)
-        try:
-            return matrix(whole(bundle)).mT.to(given.dtype)
-        except ValueError as error:
-            raise CaptureGap(str(error)) from None
+        return matrix(whole(bundle)).mT.to(given.dtype)
 
 
 def _seeds(vectors: Tensor, activation: Tensor) -> Bundle:

@@ -19,12 +19,13 @@ from jaccli.graph.emit import Program, emitted
 from jaccli.graph.engine import Engine, jacobian
 from jaccli.graph.fusing import fused
 from jaccli.graph.onednn import pointwise
-from jaccli.graph.recorder import Node, Value, swap
+from jaccli.graph.recorder import Node, Value, gap_where_it_fails, swap
 from jaccli.graph.rewriting import upright
 from jaccli.graph.tracer import Slot, Step, Tracer, name_of, taken
 from jaccli.operators.faults import is_out_of_memory
 
 
+@gap_where_it_fails()
 def trace(graph: Graph, plan: Engine, fusing: bool = True) -> tuple[list[Program], Tensor]:
     """Run the engine once and record it. ``plan`` must not have run before: what it keeps would be baked in.
 
@@ -35,6 +36,9 @@ def trace(graph: Graph, plan: Engine, fusing: bool = True) -> tuple[list[Program
 
     Returns:
         Programs that do the same with different kernels, and J at the point of the capture.
+
+    Raises:
+        CaptureGap: the run cannot be recorded.
     """
     tracer = Tracer()
     steps = as_steps(graph.nodes, graph.inputs, tracer)

@@ -8,6 +8,7 @@ needs is never overwritten.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from jaccli.errors import JaccliError
 from jaccli.graph.kinds import BLIND, RELABELLED, kind_of
+from jaccli.operators.faults import is_out_of_memory, reason
 
 aten = torch.ops.aten
 Kind = Literal["input", "constant", "node"]
@@ -23,6 +26,23 @@ Kind = Literal["input", "constant", "node"]
 
 class CaptureGap(Exception):
     """The network does something that cannot be recorded as a graph; the message says what."""
+
+
+@contextmanager
+def gap_where_it_fails() -> Iterator[None]:
+    """Whatever goes wrong in here is a ``CaptureGap``: an operator's own rule may raise, and other methods have J.
+
+    The border of the engine: all that is called from outside of ``graph/`` and runs operators is within it.
+    Out of memory, and errors that a user can act on, are let through.
+    """
+    try:
+        yield
+    except (CaptureGap, JaccliError):
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise CaptureGap(f"{type(error).__name__}: {reason(error)}") from error
 
 
 @dataclass(eq=False, slots=True)

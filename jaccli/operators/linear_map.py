@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from jaccli import defaults
 from jaccli.errors import ResourceError, UsageError
+from jaccli.operators.by_rows import one_hot_blocks
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -87,6 +87,14 @@ class LinearMap(ABC):
 
         return Transposed(self)
 
+    def identity(self) -> LinearMap:
+        """The identity of this size, also as ``A.I`` (which of a NumPy matrix would be the inverse).
+
+        Raises:
+            UsageError: not square.
+        """
+        return self.I
+
     @property
     def I(self) -> LinearMap:  # noqa: E743, N802 - the field's name
         """The identity of this size.
@@ -163,13 +171,10 @@ class LinearMap(ABC):
     def blocks(self) -> Any:
         """The rows (as columns of Jᵀ) or, where those are fewer, the columns: ``(start, (batch, n, k))`` each."""
         batch, n_out, n_in = self.shape
-        by_row, count = n_out <= n_in, min(n_out, n_in)
-        step = max(1, defaults.WORKING_SET // max(batch * (n_out + n_in) * self.dtype.itemsize, 1))
-        for start in range(0, count, step):
-            k = min(step, count - start)
-            seeds = torch.zeros(batch, count, k, dtype=self.dtype, device=self.device)
-            seeds[:, torch.arange(start, start + k), torch.arange(k)] = 1
-            yield start, self.back(seeds) if by_row else self.forth(seeds)
+        take, sizes = (self.back, (n_out, n_in)) if n_out <= n_in else (self.forth, (n_in, n_out))
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        for start, seeds in one_hot_blocks(batch, *sizes, like):
+            yield start, take(seeds)
 
     def frobenius(self) -> Tensor:
         """‖J‖_F of each sample, exact: ``(batch,)`` float64. Cost: min(n_out, n_in) products, J is not held."""

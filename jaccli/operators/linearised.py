@@ -65,6 +65,9 @@ class Live:
         return sum(1 for _ in graph_nodes(self.target))
 
 
+_NO_SECOND_GRAPH = "the backward pass leaves no graph of itself"
+
+
 @dataclass
 class Linearised:
     """f near a point.
@@ -86,6 +89,7 @@ class Linearised:
     value: Tensor
     live: Live | None
     passes: Counter[str] = field(default_factory=Counter)
+    _turned: tuple[Tensor, Tensor] | None = None
 
     @property
     def batch(self) -> int:
@@ -96,6 +100,11 @@ class Linearised:
     def shape(self) -> tuple[int, int, int]:
         """``(batch, n_out, n_in)``."""
         return self.batch, self.f.n_out, self.f.n_in
+
+    @property
+    def rounding(self) -> float:
+        """Machine epsilon of the shortest dtype that the forward pass met."""
+        return self.live.rounding if self.live is not None else torch.finfo(self.value.dtype).eps
 
     def evaluate(self, h: Tensor, copies: int = 1) -> Tensor:
         """f without gradients, at ``copies`` stacked points ``(copies * batch, *shape)``."""
@@ -150,25 +159,44 @@ class Linearised:
         return out.detach()  # a tensor outside the model may ask for gradients
 
     def jvp_by_transposition(self, v: Tensor) -> Tensor:
-        """Jv where forward mode has a gap: Jᵀu is linear in u, and its derivative by u along v is Jv.
+        """Jv without forward mode: Jᵀu is linear in u, and its derivative by u along v is Jv.
 
-        Two backward passes (the "double vjp" trick, J. Townsend 2017); the operators need a second
-        derivative formula.
+        The "double vjp" trick (J. Townsend, 2017). Cost: a backward pass with a graph, which is kept, and another
+        one through that for each v.
+
+        Raises:
+            NotImplementedError: the backward pass leaves no graph: there is no second derivative to be had.
         """
-        assert self.live is not None
-        if not self.live.target.requires_grad:
-            return self._tangent(None)
-        self.passes["vjp"] += 2
-        dummy = torch.zeros_like(self.live.target, requires_grad=True)
-        with torch.enable_grad():
-            (row,) = torch.autograd.grad(
-                self.live.target, self.live.source, dummy, create_graph=True, allow_unused=True
-            )
-            if row is None or not row.requires_grad:
-                return self._tangent(None)
-            flat = self.f.source.slot.columns(row[None])[0]
-            (out,) = torch.autograd.grad(flat, dummy, v.to(flat), allow_unused=True)
+        pulled, u = self._transposed()
+        self.passes["vjp"] += 1
+        out = gradient(pulled, u, v.to(pulled))
+        if out is None:
+            raise NotImplementedError(_NO_SECOND_GRAPH)
         return self._tangent(out)
+
+    def jvps_by_transposition(self, v: Tensor) -> Tensor:
+        """As ``jvp_by_transposition``, k of them in one batched pass: ``(k, batch, n_in)`` → ``(k, batch, n_out)``."""
+        pulled, u = self._transposed()
+        self.passes["vjp"] += v.shape[0]
+        out = gradients(pulled, u, v.to(pulled))
+        if out is None:
+            raise NotImplementedError(_NO_SECOND_GRAPH)
+        return out.reshape(v.shape[0], self.batch, -1)
+
+    def _transposed(self) -> tuple[Tensor, Tensor]:
+        """Jᵀu ``(batch, n_in)``, connected to u; u is random, since rules may have a kink at zero."""
+        assert self.live is not None
+        if self._turned is None:
+            generator = torch.Generator().manual_seed(5)
+            target = self.live.target.detach()
+            u = torch.randn(target.shape, generator=generator).to(target).requires_grad_()
+            self.passes["vjp"] += 1
+            with torch.enable_grad():
+                row = gradient(self.live.target, self.live.source, u, create_graph=True)
+            if row is None or not row.requires_grad:
+                raise NotImplementedError(_NO_SECOND_GRAPH)
+            self._turned = self.f.source.slot.columns(row[None])[0], u
+        return self._turned
 
     def _tangent(self, tangent: Tensor | None) -> Tensor:
         if tangent is None:

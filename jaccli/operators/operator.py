@@ -2,61 +2,109 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.errors import ResourceError, UnsupportedError
 from jaccli.layers.function import LayerFunction
-from jaccli.operators.faults import is_out_of_memory, reason
+from jaccli.operators.by_rows import ByRows
 from jaccli.operators.linear_map import LinearMap
 from jaccli.operators.linearised import Linearised
 from jaccli.operators.routes import Route, Routes
+from jaccli.operators.verify import Truth
 
 Session = Callable[[], AbstractContextManager[None]]
-# Products asked for before another way than one pass after the other is tried: it imports or captures first.
+# Products asked for before a route is tried that imports, or captures the network, first.
 BATCHED_FROM = 8
 GRAPH_FROM = 2
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of a pair beside f at the point.
+
+    Args:
+        session: in which products are made.
+        alone: the operator of one sample.
+        structured: JV and JᵀU by the derivatives of the network's operators; None where those are out of reach.
+        last_resort: J as ``jaccli.jacobian`` has it, where no product is to be had.
+        connected: a path leads from source to target.
+        mixes: products are of the whole batch's Jacobian, not of each sample's own block.
+        backward: there is a backward pass.
+        hold: bytes up to which a J that must be taken row by row is kept.
+        set_aside: routes that failed on the same samples before.
+        quiet: no notes.
+    """
+
+    session: Session
+    alone: Callable[[int], LinearMap]
+    structured: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None
+    last_resort: Callable[[], Tensor]
+    connected: bool = True
+    mixes: bool = False
+    backward: bool = True
+    hold: int = defaults.WORKING_SET
+    set_aside: frozenset[str] = frozenset()
+    quiet: bool = False
 
 
 class JacobianOperator(LinearMap):
     """The Jacobians of a batch of samples as one batched linear map at a fixed point.
 
-    The forward pass was made when the operator was. ``rmatvec`` costs one backward pass, ``matvec`` one forward
-    pass with dual numbers, or two backward passes where an operator of the model has no forward-mode formula.
-    Once some products have been asked for, the derivatives of the network's operators, one by one (as in
-    ``structured``), are tried too, or, where the network cannot be seen, batched passes; what is faster for so many
-    vectors is kept. Nothing of
-    size ``n_out × n_in`` is ever held. Products raise ``UsageError`` once the model's parameters or buffers have
-    changed, and ``UnsupportedError`` where no pass works.
+    The forward pass was made when the operator was. ``rmatvec`` costs one backward pass. ``matvec`` has several routes:
+    the derivatives of the network's operators, one by one (as in ``structured``), a backward pass that is
+    differentiated again, forward mode, and, where all of these are absent or wrong, the rows of J. Of each product the
+    first route that works is taken; it is verified against plain backward passes once, and left for the next where it
+    is wrong, with a note. Nothing of size ``n_out × n_in`` is held, but for a small J that must be taken row by row.
+
+    Products raise ``UsageError`` once the model's parameters or buffers have changed, and ``UnsupportedError`` where
+    no route works, nor J itself.
 
     Args:
         linear: f at the point, with its graph.
-        session: in which products are made.
-        alone: the operator of one sample.
-        others: further ways of JV and of JᵀU.
-        mixes: products are of the whole batch's Jacobian, not of each sample's own block.
+        setting: what else is known.
     """
 
-    def __init__(
-        self,
-        linear: Linearised,
-        session: Session,
-        alone: Callable[[int], LinearMap],
-        others: tuple[Sequence[Route], Sequence[Route]] = ((), ()),
-        mixes: bool = False,
-    ) -> None:
-        self._linear, self._session, self._alone = linear, session, alone
-        self.mixes = mixes
-        self._forward_mode = True
-        forth = [*others[0], Route("batched", self._jvps, BATCHED_FROM)]
-        back = [*others[1], Route("batched", self._vjps, BATCHED_FROM)]
-        self._forth = Routes(Route("single", self._one_by_one(self._jvp)), forth, self._is_image)
-        self._back = Routes(Route("single", self._one_by_one(self._vjp)), back, self._is_pulled)
+    def __init__(self, linear: Linearised, setting: Setting) -> None:
+        self._linear, self._setting = linear, setting
+        self.mixes = setting.mixes
+        truth = Truth(linear, setting.mixes, setting.backward)
+        forth, back = self._routes()
+        aside, quiet = set(setting.set_aside), setting.quiet
+        self._forth = Routes("Jv", forth, lambda: truth.z, truth.is_image, quiet, aside)
+        self._back = Routes("Jᵀu", back, lambda: truth.w, truth.is_pulled, quiet, aside)
+
+    def _routes(self) -> tuple[list[Route], list[Route]]:
+        """The routes of JV and of JᵀU, by preference."""
+        linear, setting = self._linear, self._setting
+        push, pull = setting.structured or (None, None)
+        forth = [Route("structured", push, GRAPH_FROM)] if push is not None else []
+        back: list[Route] = []
+        if setting.backward:
+            forth += [
+                Route("double backward, batched", _together(linear.jvps_by_transposition), BATCHED_FROM, 2),
+                Route("double backward", _one_by_one(linear.jvp_by_transposition)),
+            ]
+            back += [Route("backward, batched", _together(linear.vjps), BATCHED_FROM, 2)]
+            back += [Route("structured", pull, BATCHED_FROM, 2)] if pull is not None else []
+            back += [Route("backward", _one_by_one(linear.vjp), sure=True)]
+        forth += [
+            Route("forward mode, batched", _together(linear.jvps), BATCHED_FROM, 2),
+            Route("forward mode", _one_by_one(linear.jvp)),
+        ]
+        if setting.backward:
+            rows = ByRows(lambda u: self._back(u), linear.shape, setting.mixes, setting.hold)
+            forth += [Route("rows of J", rows, sure=True)]
+        else:
+            batch, n_out, n_in = linear.shape
+            columns = ByRows(lambda v: self._forth(v), (batch, n_in, n_out), setting.mixes, setting.hold)
+            forth += [Route("J itself", lambda v: setting.last_resort() @ v, sure=True)]
+            back += [Route("columns of J", columns, sure=True)]
+        return forth, back
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -85,62 +133,43 @@ class JacobianOperator(LinearMap):
         """How many passes through the network were made, by kind."""
         return dict(self._linear.passes)
 
+    @property
+    def routes(self) -> dict[str, list[str]]:
+        """The routes that were verified, of ``matvec`` and of ``rmatvec``, and those that were set aside."""
+        return {
+            "matvec": sorted(self._forth.verified),
+            "rmatvec": sorted(self._back.verified),
+            "set aside": sorted(self._forth.set_aside | self._back.set_aside),
+        }
+
     def forth(self, v: Tensor) -> Tensor:
-        with self._session():
-            return self._forth(v)
+        return self._product(self._forth, v, self.shape[1])
 
     def back(self, u: Tensor) -> Tensor:
-        with self._session():
-            return self._back(u)
+        return self._product(self._back, u, self.shape[2])
+
+    def _product(self, routes: Routes, vectors: Tensor, size: int) -> Tensor:
+        if not vectors.shape[-1] or not self._setting.connected:
+            return vectors.new_zeros(vectors.shape[0], size, vectors.shape[-1])
+        with self._setting.session():
+            return routes(vectors)
 
     def sample(self, b: int) -> LinearMap:
-        return self if self.shape[0] == 1 else self._alone(b)
+        return self if self.shape[0] == 1 else self._setting.alone(b)
 
     def __repr__(self) -> str:
         f = self._linear.f
         return f"JacobianOperator({f.source.address!s} → {f.target.address!s}, shape={self.shape}, {self.dtype})"
 
-    @staticmethod
-    def _one_by_one(take: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        def each(vectors: Tensor) -> Tensor:
-            if not vectors.shape[-1]:  # the shape of the result is that of a product with nothing
-                return take(vectors.new_zeros(vectors.shape[:2])).unsqueeze(-1)[..., :0]
-            return torch.stack([take(column) for column in vectors.unbind(-1)], dim=-1)
 
-        return each
+def _one_by_one(take: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A product with ``(batch, n)`` as one with ``(batch, n, k)``."""
+    return lambda vectors: torch.stack([take(column) for column in vectors.unbind(-1)], dim=-1)
 
-    def _vjp(self, u: Tensor) -> Tensor:
-        return _product("Jᵀu", self._linear.vjp, u)
 
-    def _jvp(self, v: Tensor) -> Tensor:
-        if "torch._dynamo" not in sys.modules:
-            # The first dual numbers of a process import the compiler (2 s); two backward passes do not.
-            with suppress(RuntimeError, NotImplementedError):
-                return self._linear.jvp_by_transposition(v)
-        if self._forward_mode:
-            try:
-                return self._linear.jvp(v)
-            except (RuntimeError, NotImplementedError):
-                self._forward_mode = False
-        return _product("Jv", self._linear.jvp_by_transposition, v)
-
-    def _is_pulled(self, found: Tensor, u: Tensor) -> bool:
-        """Whether the last column is that of a single backward pass."""
-        row = self._vjp(u[..., -1])
-        return _close((found[..., -1] - row).double().norm(dim=1), found, row.double().norm(dim=1))
-
-    def _is_image(self, found: Tensor, v: Tensor) -> bool:
-        """Whether ⟨w, Jv⟩ = ⟨Jᵀw, v⟩ for the last column and a random w: a forward pass may import for seconds."""
-        generator = torch.Generator().manual_seed(0)
-        w = torch.randn(found.shape[:2], generator=generator).to(found)
-        gap = (w * found[..., -1]).double().sum(1) - (self._vjp(w) * v[..., -1]).double().sum(1)
-        return _close(gap.abs(), found, (w.double().norm(dim=1) * found[..., -1].double().norm(dim=1)))
-
-    def _vjps(self, u: Tensor) -> Tensor:
-        return self._linear.vjps(u.movedim(-1, 0)).movedim(0, -1)
-
-    def _jvps(self, v: Tensor) -> Tensor:
-        return self._linear.jvps(v.movedim(-1, 0)).movedim(0, -1)
+def _together(take: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A product with ``(k, batch, n)`` as one with ``(batch, n, k)``."""
+    return lambda vectors: take(vectors.movedim(-1, 0)).movedim(0, -1)
 
 
 class OneOf(LinearMap):
@@ -175,24 +204,3 @@ class OneOf(LinearMap):
         every = vectors.new_zeros(self._of.shape[0], *vectors.shape[1:])
         every[self._b] = vectors[0]
         return every
-
-
-def _close(gap: Tensor, found: Tensor, size: Tensor) -> bool:
-    """Whether a difference is rounding: small beside ``size``, or beside what other columns are."""
-    reach = torch.finfo(found.dtype).eps ** defaults.BELIEF_POWER
-    floor = reach * float(found.double().norm()) / max(found.shape[-1], 1) ** 0.5
-    fine = gap <= reach * size.clamp(min=floor)
-    return bool((fine | ~gap.isfinite()).all())
-
-
-def _product(name: str, take: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:
-    try:
-        return take(vector)
-    except (RuntimeError, NotImplementedError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise ResourceError(f"out of memory in {name}", "", "give fewer samples at a time") from None
-        raise UnsupportedError(
-            f"no product {name}: {reason(error)}",
-            "expected a model that can be differentiated",
-            "jaccli.jacobian(method='finite-difference') needs no gradients",
-        ) from error

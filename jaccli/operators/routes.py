@@ -1,95 +1,128 @@
-"""Ways of one and the same product: the surest one, and another that is held against it."""
+"""Routes of one and the same product: the first that works and is verified is taken, by numbers, never by the clock."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from jaccli.errors import note
+from jaccli.errors import JaccliError, ResourceError, UnsupportedError, note
 from jaccli.operators.faults import is_out_of_memory, reason
 
-# Every way is tried so often: the first call of one imports, or computes what further calls share.
-TRIES = 2
 
-
-@dataclass
+@dataclass(frozen=True)
 class Route:
-    """One way of a product with ``(batch, n, k)``.
+    """One way of a product with vectors ``(batch, n, k)``.
 
     Args:
         name: for people.
         take: makes it.
-        least: so many products must have been asked for before it is tried.
+        least: so many vectors must have been asked for before: it imports or captures first.
+        width: so many vectors a call must have.
+        sure: needs no verification: it is what others are compared with.
     """
 
     name: str
     take: Callable[[Tensor], Tensor]
     least: int = 0
+    width: int = 1
+    sure: bool = False
 
 
 @dataclass
 class Routes:
-    """The ways of one product. The surest takes vectors one by one; the others must agree with it.
+    """The routes of one product, in order of preference; the last is sure.
 
-    Of the others the first that works is a rival. Nothing is computed in order to be timed: calls go either way
-    at first, and are held against the clock, by the number of their vectors. A way that fails or disagrees is
-    left out.
+    Each is verified with a random vector when it is first taken. One that raises, disagrees or gives what is not
+    finite where a sure one is, is set aside for good, with a note. Which route a call takes depends on the numbers of
+    vectors asked for, so that the same calls give the same digits.
 
     Args:
-        surest: one by one.
-        others: in order of preference.
-        agrees: whether a product, of these vectors, is right.
+        product: its name, for people.
+        routes: in order of preference.
+        probe: a random vector ``(batch, n)``.
+        holds: whether a product with the probe is right.
+        quiet: no notes.
+        set_aside: routes that failed.
+        verified: routes that did not.
     """
 
-    surest: Route
-    others: Sequence[Route]
-    agrees: Callable[[Tensor, Tensor], bool]
+    product: str
+    routes: Sequence[Route]
+    probe: Callable[[], Tensor]
+    holds: Callable[[Tensor], bool]
+    quiet: bool = False
+    set_aside: set[str] = field(default_factory=set)
+    verified: set[str] = field(default_factory=set)
     asked: int = 0
-    times: dict[tuple[str, int], list[float]] = field(default_factory=dict)
-    believed: set[str] = field(default_factory=set)
-    broken: set[str] = field(default_factory=set)
+    _not_finite: bool = False
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """The product with ``(batch, n, k)``; errors are those of the surest way."""
+        """The product with ``(batch, n, k)``, k at least 1.
+
+        Raises:
+            UnsupportedError: no route works.
+            ResourceError: out of memory.
+        """
         count = vectors.shape[-1]
-        if count == 0:
-            return self.surest.take(vectors)
         self.asked += count
-        while (route := self._chosen(count)) is not self.surest:
+        last: Exception | None = None
+        for route in self.routes:
+            if route.name in self.set_aside or self.asked < route.least or count < route.width:
+                continue
             try:
-                found = self._timed(route, vectors)
-                if route.name in self.believed or self.agrees(found, vectors):
-                    self.believed.add(route.name)
-                    return found
-                note(f"products by the {route.name} way disagree with single ones, and are not used")
+                found = self._taken(route, vectors)
             except Exception as error:
                 if is_out_of_memory(error):
-                    raise
-                note(f"products by the {route.name} way are not to be had: {reason(error)}")
-            self.broken.add(route.name)
-        return self._timed(self.surest, vectors)
+                    raise ResourceError(
+                        f"out of memory in {self.product}", "", "give fewer samples at a time"
+                    ) from None
+                last = error
+                self._leave(route, reason(error))
+                continue
+            if found is not None:
+                return found
+        if isinstance(last, JaccliError):
+            raise last
+        raise UnsupportedError(
+            f"no product {self.product}: {reason(last) if last is not None else 'no route is left'}",
+            "expected a model that can be differentiated",
+            "jaccli.jacobian(method='finite-difference') needs no gradients",
+        ) from last
 
-    def _timed(self, route: Route, vectors: Tensor) -> Tensor:
-        start = time.perf_counter()
-        found = route.take(vectors)
-        if found.device.type != "cpu":
-            torch.accelerator.synchronize()
-        seconds = time.perf_counter() - start
-        count = vectors.shape[-1]
-        key = (route.name, 1 if route is self.surest else count.bit_length())
-        self.times.setdefault(key, []).append(seconds / (count if route is self.surest else 1))
-        return found
+    def _taken(self, route: Route, vectors: Tensor) -> Tensor | None:
+        """The product; None where it is wrong."""
+        if route.sure:
+            return route.take(vectors)
+        if route.name in self.verified:
+            found = route.take(vectors)
+        else:
+            both = route.take(torch.cat([vectors, self.probe().unsqueeze(-1)], dim=-1))
+            if not self.holds(both[..., -1]):
+                self._leave(route, "it disagrees with a backward pass")
+                return None
+            self.verified.add(route.name)
+            found = both[..., :-1]
+        if self._not_finite or _finite(found) or not _finite(vectors):
+            return found
+        return self._checked(route, found, vectors)
 
-    def _chosen(self, count: int) -> Route:
-        rival = next((w for w in self.others if w.name not in self.broken), None)
-        if rival is None or self.asked < rival.least:
-            return self.surest
-        tried = self.times.get((rival.name, count.bit_length()), ())
-        alone = self.times.get((self.surest.name, 1))
-        if len(tried) < TRIES or alone is None:
-            return rival
-        return rival if min(tried) < count * min(alone) else self.surest
+    def _checked(self, route: Route, found: Tensor, vectors: Tensor) -> Tensor:
+        """A product that is not finite, beside that of a sure route."""
+        sure = self.routes[-1].take(vectors)
+        if torch.equal(sure.isfinite(), found.isfinite()):
+            self._not_finite = True
+        else:
+            self._leave(route, "it gives numbers that are not finite where a backward pass gives finite ones")
+        return sure
+
+    def _leave(self, route: Route, why: str) -> None:
+        self.set_aside.add(route.name)
+        if not self.quiet and route is not self.routes[-1]:
+            note(f"{self.product}: {route.name} set aside: {why}")
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.linalg.vector_norm(tensor).isfinite()) or bool(tensor.isfinite().all())

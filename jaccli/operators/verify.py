@@ -1,0 +1,144 @@
+"""The one verifier: is a product that of J?
+
+The truth is a plain backward pass, with a random cotangent and with a one-hot one (a row of J), or a difference of f
+where there is no backward pass. It is asked of every route, at every batch of points: rules of torch are wrong at
+some points only, and a route that agrees with its own transpose may be wrong both ways.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from jaccli import defaults
+from jaccli.operators.faults import is_out_of_memory
+from jaccli.operators.linearised import Linearised
+
+# An element of a product that is this much smaller than the others is judged by their size, not by its own.
+_NOT_SMALLER = 1e-2
+# A difference is believed to so many times what two steps of it differ by.
+_SPREAD = 8.0
+
+
+def tolerance(eps: float) -> float:
+    """Relative difference up to which two ways of one product agree, for a rounding of ``eps``."""
+    return float(eps**defaults.BELIEF_POWER)
+
+
+def same(found: Tensor, truth: Tensor, eps: float) -> bool:
+    """Whether vectors ``(batch, n)`` are those of the truth up to rounding.
+
+    A sample whose truth is not finite says nothing; else what is not finite is wrong.
+    """
+    gap = torch.linalg.vector_norm((found - truth).double(), dim=1)
+    return _small(gap, torch.linalg.vector_norm(truth.double(), dim=1), truth.isfinite().all(1), eps)
+
+
+def dual(found: Tensor, z: Tensor, w: Tensor, pulled: Tensor, eps: float, together: bool = False) -> bool:
+    """Whether ⟨w, Jz⟩ = ⟨Jᵀw, z⟩ for ``found`` = Jz and ``pulled`` = Jᵀw, of each sample, or of all ``together``.
+
+    The gap is held against the size of the terms of the sums, whose errors are independent: of n terms one wrong one
+    is seen as long as n is below 1 / eps.
+    """
+    left, right = (torch.where(a != 0, a * b, 0).double() for a, b in ((w, found), (z, pulled)))
+    typical = torch.linalg.vector_norm(found.double(), dim=1) / found.shape[1] ** 0.5
+    if together:
+        left, right, typical = left.reshape(1, -1), right.reshape(1, -1), typical.max()[None]
+    size = torch.linalg.vector_norm(left, dim=1) + torch.linalg.vector_norm(right, dim=1)
+    size = torch.maximum(size, _NOT_SMALLER * typical)
+    return _small((left.sum(1) - right.sum(1)).abs(), size, right.isfinite().all(1), eps)
+
+
+def _small(gap: Tensor, size: Tensor, known: Tensor, eps: float) -> bool:
+    """Gaps ``(batch,)`` beside sizes, of ``known`` samples; one far below the others has their rounding.
+
+    A gap that is NaN is not small.
+    """
+    if not bool(known.any()):
+        return True
+    gap, size = gap[known], size[known]
+    reach = tolerance(eps)
+    return bool((gap <= reach * torch.maximum(size, reach * size.max())).all())
+
+
+@dataclass
+class Truth:
+    """What products with J at a point are compared with. Cost: two backward passes in all, or six evaluations.
+
+    Args:
+        linear: f at the point.
+        mixes: a sample's target depends on other samples.
+        backward: whether there is a backward pass.
+    """
+
+    linear: Linearised
+    mixes: bool = False
+    backward: bool = True
+
+    @cached_property
+    def z(self) -> Tensor:
+        """A random tangent, ``(batch, n_in)``."""
+        return self._drawn(self.linear.f.n_in, 2)
+
+    @cached_property
+    def w(self) -> Tensor:
+        """A random cotangent, ``(batch, n_out)``."""
+        return self._drawn(self.linear.f.n_out, 3)
+
+    def is_image(self, found: Tensor) -> bool:
+        """Whether ``(batch, n_out)`` is Jz."""
+        if not self.backward:
+            return self._is_difference(found)
+        eps = self.linear.rounding
+        return all(dual(found, self.z, w, pulled, eps, self.mixes) for w, pulled in self._pulled)
+
+    def is_pulled(self, found: Tensor) -> bool:
+        """Whether ``(batch, n_in)`` is Jᵀw."""
+        return not self.backward or same(found, self._pulled[0][1], self.linear.rounding)
+
+    @cached_property
+    def _pulled(self) -> list[tuple[Tensor, Tensor]]:
+        """Cotangents, random and one-hot, each with Jᵀ times it by a plain backward pass."""
+        batch, n_out = self.w.shape
+        picks = torch.randint(n_out, (batch, 1), generator=torch.Generator().manual_seed(4)).to(self.w.device)
+        one_hot = torch.zeros_like(self.w).scatter_(1, picks, 1.0)
+        return [(w, self.linear.vjp(w)) for w in (self.w, one_hot)]
+
+    def _drawn(self, size: int, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(self.linear.batch, size, generator=generator).to(self.linear.value)
+
+    def _is_difference(self, found: Tensor) -> bool:
+        estimate = difference(self.linear, self.z)
+        if estimate is None:
+            return True
+        truth, spread = estimate
+        gap = torch.linalg.vector_norm((found - truth).double(), dim=1)
+        size = torch.linalg.vector_norm(truth.double(), dim=1)
+        return bool((gap <= _SPREAD * spread + tolerance(self.linear.rounding) * size)[size.isfinite()].all())
+
+
+def difference(linear: Linearised, z: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Jz by central differences of f, ``(batch, n_out)``, and what two step lengths differ by, ``(batch,)``.
+
+    Cost: four evaluations. None where the model does not take points nearby.
+    """
+    h, flat = linear.point, z.reshape(linear.point.shape).to(linear.point)
+    samples = h.reshape(linear.batch, -1).double()
+    size = torch.linalg.vector_norm(samples, dim=1).clamp(min=1e-6) / z.double().norm(dim=1).clamp(min=1e-300)
+    step = (torch.finfo(h.dtype).eps ** (1 / 3) * size).to(h).reshape(-1, *[1] * (h.dim() - 1))
+    found = []
+    try:
+        with torch.no_grad():
+            for factor in (1.0, 2.0):
+                up, down = linear.evaluate(h + factor * step * flat), linear.evaluate(h - factor * step * flat)
+                slope = (up - down).reshape(linear.batch, -1) / (2 * factor * step.reshape(linear.batch, 1))
+                found.append(slope)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return None
+    return found[0], torch.linalg.vector_norm((found[0] - found[1]).double(), dim=1)

@@ -1,0 +1,145 @@
+"""Products, and what is made of them, where torch's forward mode or second derivative fails: against rows."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import math
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import jaccli
+from jaccli.operators.verify import dual, same
+from tests import oracle
+from tests.hard_rules import HARD
+from tests.oracle import INPUT, OUTPUT, error
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def forward_mode() -> None:
+    """Products may go by forward mode once a process has loaded what dual numbers need."""
+    importlib.import_module("torch._dynamo")
+
+
+def made(name: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """Model, samples, and J by rows."""
+    build, samples = HARD[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = build().double()
+    x = samples()
+    return model, x, oracle.jacobian(copy.deepcopy(model), x, INPUT, OUTPUT)
+
+
+def vectors(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+PRODUCTS: dict[str, Callable[[jaccli.JacobianOperator, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "matvec": lambda a, j, v: (a.matvec(v[..., 0])[..., None], j @ v[..., :1]),
+    "second matvec": lambda a, j, v: (a.matvec(v[..., 0]), a.matvec(v[..., 1])[..., None], j @ v[..., 1:2])[1:],
+    "matmat": lambda a, j, v: (a.matmat(v), j @ v),
+    "transposed": lambda a, j, v: (a.T.rmatmat(v), j @ v),
+    "rmatmat": lambda a, j, v: (a.rmatmat(j @ v), j.mT @ (j @ v)),
+    "of one sample": lambda a, j, v: (a.sample(1).matmat(v[1:2]), j[1:2] @ v[1:2]),
+    "SciPy": lambda a, j, v: (torch.from_numpy(np.stack([a[b] @ v[b].numpy() for b in range(len(v))])), j @ v),
+    "materialise": lambda a, j, v: (a.materialise(), j),
+    "normal matrix": lambda a, j, v: ((a.T @ a).matmat(v), j.mT @ (j @ v)),
+}
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("name", HARD)
+def test_products(name: str, product: str) -> None:
+    model, x, j = made(name)
+    found, right = PRODUCTS[product](jaccli.operator(model, x), j, vectors(len(x), j.shape[2], 11))
+    assert error(found, right) < 1e-9
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_j_by_every_method(name: str) -> None:
+    """And a plan: no route's exception, and no wrong number, gets out."""
+    model, x, j = made(name)
+    for method in ("auto", "structured", "reverse", "forward", "loop"):
+        assert error(jaccli.jacobian(model, x, method=method), j) < 1e-9, method
+        plan = jaccli.plan(model, x, method=method)
+        for _ in range(3):
+            assert error(plan(x), j) < 1e-9, method
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_singular_values_and_norms(name: str) -> None:
+    model, x, j = made(name)
+    a = jaccli.operator(model, x)
+    assert torch.allclose(a.frobenius(), j.flatten(1).norm(dim=1), rtol=1e-9)
+    assert torch.allclose(a.spectral_norm(), torch.linalg.matrix_norm(j, 2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_estimates(name: str) -> None:
+    """Within six standard errors."""
+    model, x, j = made(name)
+    gram = j.mT @ j
+    found = jaccli.estimate(jaccli.operator(model, x).T @ jaccli.operator(model, x), probes=5)
+    for b in range(len(x)):
+        for figure, right in (("frobenius", gram[b].norm()), ("trace", gram[b].trace())):
+            value, spread = float(found[figure].value[b]), float(found[figure].stderr[b])
+            assert abs(value - float(right)) <= 6 * spread + 1e-6 * float(right), figure
+
+
+def test_a_right_network_sets_nothing_aside() -> None:
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.LayerNorm(7), nn.Linear(7, 4)).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", jaccli.JaccliWarning)
+        a = jaccli.operator(model, vectors(3, 5))
+        for k in (1, 1, 9):
+            a.matmat(vectors(3, 5, k))
+            a.rmatmat(vectors(3, 4, k))
+    assert a.routes["set aside"] == []
+
+
+def test_what_is_set_aside_is_a_note() -> None:
+    model, x, j = made("once differentiable")
+    with pytest.warns(jaccli.JaccliNote, match="double backward set aside"):
+        jaccli.operator(model, x).matvec(vectors(len(x), j.shape[2]))
+
+
+@pytest.mark.parametrize("where", [0, 37, 99])
+@pytest.mark.parametrize("wrong", ["element", "zero", "scaled", "NaN"])
+def test_the_verifier_sees_one_wrong_element(where: int, wrong: str) -> None:
+    j, z, w = vectors(2, 100, 60), vectors(3, 60)[:2], vectors(2, 100)
+    image, pulled = (j @ z[..., None])[..., 0], (j.mT @ w[..., None])[..., 0]
+    assert dual(image, z, w, pulled, 2.0**-52)
+    assert same(image, image * (1 + 1e-13), 2.0**-52)
+    bad = image.clone()
+    bad[1, where] = {"element": bad[1, where] + 0.1, "NaN": math.nan}.get(wrong, bad[1, where])
+    bad = {"zero": 0 * image, "scaled": image / 3}.get(wrong, bad)
+    assert not dual(bad, z, w, pulled, 2.0**-52)
+    assert not same(bad, image, 2.0**-52)
+
+
+def test_the_verifier_and_a_j_that_is_nan_itself() -> None:
+    """Of a sample whose J is NaN nothing can be said; of the others all."""
+    j, z, w = vectors(2, 9, 6), vectors(2, 6), vectors(2, 9)
+    j[0, 3] = math.nan
+    image, pulled = (j @ z[..., None])[..., 0], (j.mT @ w[..., None])[..., 0]
+    assert dual(image, z, w, pulled, 2.0**-52)
+    assert not dual(torch.cat([image[:1], 2 * image[1:]]), z, w, pulled, 2.0**-52)
+
+
+def test_a_j_with_nan() -> None:
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * x.abs().sqrt()
+
+    x = torch.tensor([[1.0, 4, 9], [1, 0, 1]]).double()
+    found = jaccli.operator(Root(), x).matmat(torch.eye(3).double().expand(2, 3, 3))
+    assert torch.allclose(found[0], (1.5 * x[0].sqrt()).diag())
+    assert found[1, 1].isnan().any()
