@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.errors import ResourceError, UnsupportedError, note, warn
+from jaccli.errors import JaccliError, ResourceError, UnsupportedError, note, warn
 from jaccli.graph.chain import Bracket
 from jaccli.methods import METHODS, MethodGap, MethodName, Task
-from jaccli.methods.base import is_out_of_memory
+from jaccli.methods.base import is_out_of_memory, reason
 from jaccli.planning import Decision
 from jaccli.prepare import Prepared, is_hidden_path, probe_first_sample
 
@@ -102,9 +102,11 @@ def fill(
         if METHODS[method].needs_graph and prepared.probe.backward_gap:
             raise MethodGap(prepared.probe.backward_gap)
         METHODS[method].fill(task)
+    except (JaccliError, MethodGap):
+        raise
     except Exception as error:
-        if not is_out_of_memory(error):
-            raise
+        if not is_out_of_memory(error):  # an operator's own rule fails: another method may have J
+            raise MethodGap(f"{type(error).__name__}: {reason(error)}") from error
         raise ResourceError(
             f"out of memory: J has shape {linear.shape}",
             "expected passes that fit",

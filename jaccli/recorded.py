@@ -30,6 +30,7 @@ class Recorded:
         groups: of samples, equally large, taken one after another: what lies between the steps is that much
             smaller, and stays in the caches.
         furnished: memory for intermediate results, kept for the next call.
+        calls: of the plan that it served.
     """
 
     program: Program
@@ -37,6 +38,7 @@ class Recorded:
     seconds: float = float("inf")
     groups: int = 1
     furnished: list[tuple[Tensor, ...]] = field(default_factory=list)
+    calls: int = 0
 
     def run(self, inputs: Inputs, pool: Pool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """J, in memory of the pool, and the values that steered the way: those of the program, for each group."""

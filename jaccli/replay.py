@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.errors import JaccliError, UsageError, note, warn
+from jaccli.errors import ResourceError, UsageError, note, warn
+from jaccli.execution import disbelief
 from jaccli.graph.capture import capture
 from jaccli.graph.chain import Bracket
 from jaccli.graph.compiled import CompileGap, compiled
@@ -19,11 +20,11 @@ from jaccli.graph.emit import Program
 from jaccli.graph.engine import engine
 from jaccli.graph.pool import Pool
 from jaccli.graph.program import alike, trace
-from jaccli.graph.recorder import CaptureGap
 from jaccli.layers.record import Inputs
 from jaccli.methods.base import nudged
 from jaccli.models.network import Network
 from jaccli.models.stamp import Stamp
+from jaccli.operators.faults import is_out_of_memory, reason
 from jaccli.planning import Decision
 from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare
 from jaccli.recorded import Recorded, contiguous, groupings, tensors, threads
@@ -80,9 +81,10 @@ class Replay:
             self.programs[key] = self.record(inputs, matrix)
             return matrix
         recorded = self.programs[key]
-        if recorded is None:
+        found = self._ran(recorded, key, inputs) if recorded is not None else None
+        if recorded is None or found is None:
             return self._anew(inputs)
-        matrix, guards = recorded.run(inputs, self.pool)
+        matrix, guards = found
         for value, read in zip(guards, recorded.way, strict=True):
             if value.item() != read:
                 raise UsageError(
@@ -90,8 +92,39 @@ class Replay:
                     f"expected {read!r}: the model reads it out of its activations and goes another way",
                     "make a plan for these samples",
                 )
+        if not self._holds_here(recorded, inputs, matrix):
+            self.programs[key] = None
+            return self._anew(inputs)
         _warn_of_nonfinite(matrix)
         return matrix
+
+    def _ran(self, recorded: Recorded, key: Signature, inputs: Inputs) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+        """A run of a program, which is given up where it fails."""
+        try:
+            return recorded.run(inputs, self.pool)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise ResourceError(
+                    f"out of memory in a plan of {inputs.batch} samples", "", "plan for fewer samples at a time"
+                ) from None
+            note(f"the recorded program fails, and is not used any more: {reason(error)}")
+            self.programs[key] = None
+            return None
+
+    def _holds_here(self, recorded: Recorded, inputs: Inputs, matrix: Tensor) -> bool:
+        """Whether J agrees with a backward pass, asked at calls 1, 2, 4, 8, …: rules are wrong at some points only.
+
+        Cost: there, a forward and two backward passes.
+        """
+        recorded.calls += 1
+        if recorded.calls & (recorded.calls - 1):
+            return True
+        with computing(self.network), exact_attention(self.choice.exact_attention):
+            (prepared,) = prepare(self.network, inputs, [self.pair])
+            off = disbelief(prepared, matrix)
+        if off is not None:
+            note(f"the recorded program gave a J that is {off:.2g} off a backward pass, and is not used any more")
+        return off is None
 
     def replayed(self, recorded: Recorded, inputs: Inputs) -> Tensor | None:
         """J by a program, the network unchanged since it was recorded; None where another branch is taken."""
@@ -145,7 +178,7 @@ class Replay:
             if not self._holds(recorded, inputs):
                 return None
             return self._compiled(recorded, inputs) if self.compile else recorded
-        except (CaptureGap, JaccliError, RuntimeError):
+        except Exception:  # whatever fails in a program, the plan does without one
             return None
 
     def _compiled(self, recorded: Recorded, inputs: Inputs) -> Recorded:
@@ -197,7 +230,7 @@ class Replay:
                 break
             try:
                 raced = self._raced(inputs, self.decision.bracket, truth, count)
-            except (CaptureGap, JaccliError, RuntimeError):  # the model takes no other number of samples
+            except Exception:  # the model takes no other number of samples
                 raced = None
             if raced is None:
                 break

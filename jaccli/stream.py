@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.errors import RefusedError
-from jaccli.execution import Outcome, report, run
+from jaccli.execution import Outcome, disbelief, report, run
 from jaccli.layers.record import Inputs, record
 from jaccli.layers.samples import close
 from jaccli.models.network import Network
@@ -225,7 +225,7 @@ def _piece(
         # A plan made where there was no path, used at a point where there is one.
         decision = decide(prepared, "auto")
     matrix = call() if call is not None else None
-    if matrix is None:
+    if matrix is None or disbelief(prepared, matrix) is not None:
         outcome = run(prepared, decision, tick=tick)
     else:
         outcome = Outcome(matrix, "structured")
