@@ -116,20 +116,19 @@ def _deviation(
     network, site = site_of(model, x, names, args, kwargs)
     inputs = contiguous(Inputs((x, *args), dict(kwargs or {}), site.dim))
     count, there_and_back = (probes if estimator == "hutchinson" else 0), towards == "orthogonal"
-    seen = site.look(network, inputs, Wish(count, there_and_back and count > 0, "identity" in towards))
-    while True:
-        v = _signs(seen, count, there_and_back, generator) if count else None
-        made = accumulated(seen, inputs, *([] if v is None else [v]))
-        if made is None:
-            with live_pass(network, site.pair, seen, inputs, wanted) as rows:
-                if wanted and not seen.proved:
-                    rows.check()
-                made = (rows.matrix() if v is None else rows.images(v, there_and_back),)
-        found = of_factors(towards, *made) if v is None else _of_probes(towards, v, made[0])
-        if not wanted:
-            return found.detach()
-        if seen.holds(found, x):
-            return found
+    wish = Wish(count, there_and_back and count > 0, "identity" in towards)
+    seen = site.look(network, inputs, wish)
+    site.verify(network, inputs, seen, wish, wanted)
+    v = _signs(seen, count, there_and_back, generator) if count else None
+    made = accumulated(seen, inputs, *([] if v is None else [v]))
+    if made is None and seen.accumulation is not None:  # another branch
+        seen = seen.elsewhere()
+        site.verify(network, inputs, seen, wish, wanted)
+    if made is None:
+        with live_pass(network, site.pair, seen, inputs, wanted) as rows:
+            made = (rows.matrix() if v is None else rows.images(v, there_and_back),)
+    found = of_factors(towards, *made) if v is None else _of_probes(towards, v, made[0])
+    return found if wanted else found.detach()
 
 
 def _signs(seen: Seen, count: int, there_and_back: bool, generator: torch.Generator | None) -> Tensor:

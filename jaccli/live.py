@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,18 +18,19 @@ from jaccli.errors import ResourceError, UsageError, note, warn
 from jaccli.execution import report_path
 from jaccli.graph.differentiable import Accumulation
 from jaccli.graph.recorder import CaptureGap, tensors_in
-from jaccli.layers.record import Inputs, record
+from jaccli.layers.record import Inputs
 from jaccli.memory import available
 from jaccli.models.adapt import as_network
 from jaccli.models.network import Network
 from jaccli.models.stamp import Stamp
-from jaccli.operators.faults import is_out_of_memory
 from jaccli.operators.linearised import graph_nodes
 from jaccli.planning import human
-from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare, readable
+from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare
 from jaccli.replay import Signature, signature
-from jaccli.rows import Rows, no_second
-from jaccli.trusted import Wish, gradients_agree, recorded
+from jaccli.rows import Rows
+from jaccli.slope import Moved
+from jaccli.training_pass import FEWER, memory_told, training_pass
+from jaccli.trusted import Trial, Wish, recorded
 
 # Fused recurrent kernels have no second derivative; the operators that they are made of have one.
 _FUSED = ("CudnnRnn", "MkldnnRnn", "MiopenRnn", "ThnnFused")
@@ -45,7 +47,8 @@ class Seen:
         fused: there are recurrent kernels without a second derivative.
         accumulation: J, or its products, as a differentiable program, where there is one.
         shape: of J; likewise ``dtype`` and ``device``.
-        proved: a gradient was taken of what was computed so.
+        single: rows are taken one by one: together, or by second derivatives, they are wrong.
+        calls: how often it was used, without gradients and with.
     """
 
     live: list[Tensor]
@@ -56,29 +59,15 @@ class Seen:
     dtype: torch.dtype
     device: torch.device
     accumulation: Accumulation | None = None
-    proved: bool = False
+    single: bool = False
+    calls: Counter[bool] = field(default_factory=Counter)
+    _elsewhere: Seen | None = None
 
-    def holds(self, found: Tensor, x: Tensor) -> bool:
-        """Whether the gradient of ``found`` can be taken, looked at once; if not, products are to be used.
-
-        Raises:
-            UnsupportedError: nor can that of products.
-        """
-        wanted = [t for t in (*self.live, x) if t.requires_grad]
-        if self.proved or not wanted or not found.requires_grad:
-            return True
-        with memory_told():
-            try:
-                torch.autograd.grad(found.sum(), wanted, retain_graph=True, allow_unused=True)
-            except (RuntimeError, NotImplementedError) as error:
-                if is_out_of_memory(error):
-                    raise
-                if self.accumulation is None:
-                    raise no_second(error) from error
-                self.accumulation = None
-                return False
-        self.proved = True
-        return True
+    def elsewhere(self) -> Seen:
+        """The same where the model takes another branch than the program was recorded for."""
+        if self._elsewhere is None:
+            self._elsewhere = replace(self, accumulation=None, calls=Counter())
+        return self._elsewhere
 
 
 @dataclass
@@ -105,9 +94,6 @@ class Site:
             if shapes == key and then == stamp:
                 return seen
         seen = self._first(network, inputs, live, wish)
-        if seen.accumulation is not None and not self._differentiates(network, inputs, seen, wish):
-            note("gradients through the engine's operators disagree with a second derivative; passes are taken")
-            seen.accumulation = None
         stamp.held = [held for held in stamp.held if isinstance(held, Tensor)]
         self.known = [*self.known[1 - defaults.REPLAY_KEPT :], (key, stamp, seen)]
         return seen
@@ -138,19 +124,45 @@ class Site:
                 return seen
             if not wish.probes:
                 _check_room(prepared)
-            with suppress(CaptureGap, RuntimeError, NotImplementedError):
+            with suppress(CaptureGap):
                 seen.accumulation = recorded(prepared, inputs, live, wish)
         return seen
 
-    def _differentiates(self, network: Network, inputs: Inputs, seen: Seen, wish: Wish) -> bool:
-        wanted = [t for t in (*seen.live, inputs.args[0]) if t.requires_grad]
-        if not wanted:
-            return True
-        with torch.enable_grad(), live_pass(network, self.pair, seen, inputs, True) as rows:
-            shape = (rows.target.shape[0], rows.target[0].numel(), wish.probes)
-            v = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(rows.target) if wish.probes else None
-            made = accumulated(seen, inputs, *([] if v is None else [v]))
-            return made is None or gradients_agree(made, rows, v, wish, wanted)
+    def verify(self, network: Network, inputs: Inputs, seen: Seen, wish: Wish, wanted: bool) -> None:
+        """At calls 1, 2, 4, 8, …: is what is computed right, and its gradient if it is ``wanted``?
+
+        Rules are wrong at some points only, and training moves. Cost: there, a step more, or some.
+
+        Raises:
+            UnsupportedError: there is no gradient.
+        """
+        seen.calls[wanted] += 1
+        if seen.calls[wanted] & (seen.calls[wanted] - 1) or not seen.connected:
+            return
+        asked = [t for t in (*seen.live, inputs.args[0]) if t.requires_grad] if wanted else []
+        with torch.enable_grad(), live_pass(network, self.pair, seen, inputs, bool(asked)) as rows:
+            trial = self._trial(network, inputs, seen, wish, asked, rows)
+            if not seen.single and trial.single_rows():
+                note("products by second derivatives, or of several rows at once, are wrong: rows are taken one by one")
+                seen.single, trial = True, replace(trial, rows=replace(rows, single=True))
+            if seen.accumulation is not None and not trial.program_is_right():
+                note("products by the engine's operators disagree with backward passes, which are taken instead")
+                seen.accumulation, trial = None, replace(trial, made=None)
+            if asked and not trial.choose() and seen.accumulation is not None:
+                note("gradients through the engine's operators disagree with slopes; passes are taken")
+                seen.accumulation = None
+
+    def _trial(
+        self, network: Network, inputs: Inputs, seen: Seen, wish: Wish, asked: list[Tensor], rows: Rows
+    ) -> Trial:
+        v = None
+        if wish.probes:
+            size = rows.target[0].numel()
+            shape = (rows.target.shape[0], min(size, rows.n_in) if wish.there_and_back else size, wish.probes)
+            v = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(rows.target.detach())
+        made = accumulated(seen, inputs, *([] if v is None else [v]))
+        moved = Moved(network, self.pair, inputs, asked, seen.mixes, wish.there_and_back)
+        return Trial(rows, made, v, wish, asked, moved)
 
 
 def site_of(
@@ -176,6 +188,15 @@ def site_of(
 _SITES: weakref.WeakKeyDictionary[Any, dict[tuple[str, str], Site]] = weakref.WeakKeyDictionary()
 
 
+@contextmanager
+def live_pass(network: Network, pair: Pair, seen: Seen, inputs: Inputs, wanted: bool) -> Iterator[Rows]:
+    """A forward pass, recorded from the parameters on where gradients are ``wanted``; rows of J of it."""
+    with training_pass(
+        network, pair, inputs, wanted=wanted, mixes=seen.mixes, fused=seen.fused, single=seen.single
+    ) as rows:
+        yield rows
+
+
 def accumulated(seen: Seen, inputs: Inputs, *vectors: Tensor) -> tuple[Tensor, ...] | None:
     """J, its factors or products by the differentiable program; None without one, or where another branch is taken."""
     if seen.accumulation is None:
@@ -183,41 +204,6 @@ def accumulated(seen: Seen, inputs: Inputs, *vectors: Tensor) -> tuple[Tensor, .
     given = [*tensors_in((inputs.args, dict(inputs.kwargs))), *seen.live, *vectors]
     with torch.autocast(_device(inputs).type, enabled=False), memory_told():  # casts are part of the program
         return seen.accumulation(given)
-
-
-@contextmanager
-def live_pass(network: Network, pair: Pair, seen: Seen, inputs: Inputs, wanted: bool) -> Iterator[Rows]:
-    """One forward pass, recorded from the parameters on where gradients are ``wanted``; rows of J of it."""
-    source, target = pair
-    with ExitStack() as stack:
-        stack.enter_context(memory_told())
-        stack.enter_context(exact_attention(True))
-        stack.enter_context(computing(network, frozen=not wanted))
-        if seen.fused:
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        with readable(inputs):
-            taken = record(network, inputs, [source], [target], live=True)
-        held = taken.sources[source]
-        yield Rows(taken.targets[target].activation, held.raw, held.place.slot.columns, seen.mixes, wanted)
-
-
-@contextmanager
-def memory_told() -> Iterator[None]:
-    """Out of memory as an error that a user can act on.
-
-    Raises:
-        ResourceError: out of memory.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ResourceError("out of memory in identity_deviation", "", _FEWER) from None
-
-
-_FEWER = "give fewer samples at a time, or take estimator='hutchinson'"
 
 
 def _device(inputs: Inputs) -> torch.device:
@@ -241,4 +227,4 @@ def _check_room(prepared: Prepared) -> None:
     need, room = 3 * batch * n_out * n_in * value.element_size(), available(value.device)
     if need > room:
         what = f"J of {batch} samples, {n_out} x {n_in} each, needs {human(need)}"
-        raise ResourceError(what, f"free are {human(room)}", _FEWER)
+        raise ResourceError(what, f"free are {human(room)}", FEWER)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +23,9 @@ class Rows:
         target: ``(batch, *shape)``.
         source: what the activation lies in.
         columns: of gradients by ``source`` to those by the activation, ``(k, batch, n)``.
-        mixes: a sample's target hangs on other samples: rows are taken sample by sample.
+        mixes: a sample's target depends on other samples: rows are taken sample by sample.
         wanted: whether gradients of the result are.
+        single: rows are taken one by one.
     """
 
     target: Tensor
@@ -31,21 +33,16 @@ class Rows:
     columns: Callable[[Tensor], Tensor]
     mixes: bool
     wanted: bool
+    single: bool = False
 
-    def check(self) -> None:
-        """Look for what has no second derivative and does not say so.
+    @property
+    def n_in(self) -> int:
+        """Elements of a sample's source."""
+        return int(self._zeros(1).shape[2])
 
-        A function marked ``once_differentiable`` passes its gradient on as a constant, unless the cotangent asks
-        for a gradient too.
-
-        Raises:
-            UnsupportedError: there is such a function.
-        """
-        u = self._cotangents().requires_grad_()
-        if self.target.requires_grad and any(
-            node.name() == "torch::autograd::Error" for node in graph_nodes(self.row(u))
-        ):
-            raise no_second(RuntimeError("a function of the model is marked once_differentiable"))
+    def missing(self) -> str | None:
+        """Where a backward pass leaves no graph of itself, and does not say so; None where it leaves one."""
+        return missing_graph(self.target, (self.source,)) if self.target.requires_grad else None
 
     def images(self, v: Tensor, there_and_back: bool) -> Tensor:
         """JᵀV, or JJᵀV, or JᵀJV of a J with fewer columns than rows: ``(batch, n, k)`` each; vector by vector."""
@@ -67,18 +64,31 @@ class Rows:
     def _there_and_back(self, v: Tensor) -> Tensor:
         """JJᵀv, or JᵀJv of a J with fewer columns than rows.
 
-        Jw is the derivative along w of Jᵀu by u ("double vjp", J. Townsend 2017).
+        Jw is the derivative along w of Jᵀu by u ("double vjp", J. Townsend 2017). Of rows that are taken one by one,
+        J is made of them: its product needs no second derivative.
         """
-        n_out, n_in = self.target[0].numel(), self._zeros(1).shape[2]
-        if n_out <= n_in:
+        few_rows = self.target[0].numel() <= self.n_in
+        if self.single:
+            j = self.matrix()
+            first, second = (j.mT, j) if few_rows else (j, j.mT)
+            return (second @ (first @ v.unsqueeze(-1))).squeeze(-1)
+        if few_rows:
             u = v.clone().requires_grad_()
             image = self.row(u)
             return self._by(image, u, image)
-        u = self._cotangents().requires_grad_()
-        return self.row(self._by(self.row(u), u, v))
+        return self.row(self.push(v))
+
+    def push(self, v: Tensor) -> Tensor:
+        """Jv: ``(batch, n_in)`` → ``(batch, n_out)``.
+
+        Raises:
+            UnsupportedError: there is no second derivative.
+        """
+        u = torch.ones_like(self.target).reshape(self.target.shape[0], -1).requires_grad_()
+        return self._by(self.row(u), u, v)
 
     def _by(self, image: Tensor, u: Tensor, w: Tensor) -> Tensor:
-        if not image.requires_grad:
+        if not image.requires_grad and not bool(image.any()):  # no path
             return torch.zeros_like(u)
         try:
             found = torch.autograd.grad(image, u, w, create_graph=True, allow_unused=True)[0]
@@ -86,7 +96,9 @@ class Rows:
             if is_out_of_memory(error):
                 raise
             raise no_second(error) from error
-        return torch.zeros_like(u) if found is None else found
+        if found is None:
+            raise no_second(RuntimeError("a backward pass leaves no graph of itself"))
+        return found
 
     def matrix(self) -> Tensor:
         """J, ``(batch, n_out, n_in)``: n_out backward passes, so many at once as fit a cache."""
@@ -104,16 +116,13 @@ class Rows:
             rows.append(self._rows(seeds)[:, samples])
         return torch.cat(rows).movedim(0, 1)
 
-    def _cotangents(self) -> Tensor:
-        return torch.zeros_like(self.target).reshape(self.target.shape[0], -1)
-
     def _zeros(self, count: int) -> Tensor:
         return self.columns(torch.zeros_like(self.source).expand(count, *self.source.shape))
 
     def _rows(self, seeds: Tensor) -> Tensor:
         """``(k, batch, n_out)`` → ``(k, batch, n_in)``: together, or one by one where that fails."""
         cotangents = seeds.reshape(len(seeds), *self.target.shape)
-        if len(seeds) > 1:
+        if len(seeds) > 1 and not self.single:
             try:
                 rows = gradients(self.target, self.source, cotangents, self.wanted)
                 return self._zeros(len(seeds)) if rows is None else self.columns(rows)
@@ -121,6 +130,47 @@ class Rows:
                 if is_out_of_memory(error):
                     raise
         return torch.stack([self.row(seed) for seed in seeds])
+
+
+def missing_graph(target: Tensor, sources: Sequence[Tensor]) -> str | None:
+    """Where the backward pass from ``target`` leaves no graph of itself, in words; None where it leaves one.
+
+    In a pass whose cotangent asks for a gradient every gradient does, since it depends on the cotangent; one that is
+    not zero and does not ask was made under ``no_grad``, by a tensor hook, or outside of torch. Cost: a backward pass.
+    """
+    generator = torch.Generator().manual_seed(7)
+    u = torch.randn(target.shape, generator=generator).to(target.detach()).requires_grad_()
+    lost: list[str] = []
+    with ExitStack() as stack:
+        for node in graph_nodes(target):
+            stack.callback(node.register_prehook(_Watch(node.name(), lost)).remove)
+        try:
+            rows = torch.autograd.grad(target, sources, u, True, True, allow_unused=True)
+        except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error):
+                raise
+            return reason(error)
+    if any(_is_constant(row) for row in rows):
+        lost.append("its end")
+    if any(node.name() == "torch::autograd::Error" for row in rows if row is not None for node in graph_nodes(row)):
+        return "a function of the model is marked once_differentiable"
+    return f"a backward pass leaves no graph of itself at {lost[0]}" if lost else None
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """Of an operator, looks at the gradients that arrive there."""
+
+    name: str
+    lost: list[str]
+
+    def __call__(self, grads: Sequence[Tensor | None]) -> None:
+        if any(_is_constant(grad) for grad in grads):
+            self.lost.append(self.name)
+
+
+def _is_constant(grad: Tensor | None) -> bool:
+    return grad is not None and not grad.requires_grad and bool((grad != 0).any())
 
 
 def no_second(error: BaseException) -> UnsupportedError:

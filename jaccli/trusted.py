@@ -1,22 +1,31 @@
-"""Differentiable programs that are believed: they agree with backward passes of autograd, in value and gradient."""
+"""What a training step takes, verified: programs agree with backward passes in value, gradients with slopes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.errors import UnsupportedError
+from jaccli.errors import UnsupportedError, warn
 from jaccli.execution import disbelief
 from jaccli.graph.differentiable import Accumulation, accumulation
 from jaccli.graph.program import alike
 from jaccli.graph.recorder import tensors_in
 from jaccli.layers.record import Inputs
+from jaccli.operators.faults import is_out_of_memory, reason
+from jaccli.operators.linearised import coarsest
+from jaccli.operators.verify import dual, same, tolerance
 from jaccli.prepare import Prepared
-from jaccli.rows import Rows, wide
+from jaccli.rows import Rows, no_second, wide
+from jaccli.slope import Moved
+
+# A gradient may be so many times the verifier's tolerance off a slope, and at the least so much.
+_LOOSE = 30.0
+_LEAST = 1e-5
 
 
 @dataclass(frozen=True)
@@ -59,44 +68,128 @@ def recorded(prepared: Prepared, inputs: Inputs, live: list[Tensor], wish: Wish)
     return made if alike(got, want.expand(got.shape)) else None
 
 
-def gradients_agree(
-    made: Sequence[Tensor], rows: Rows, vectors: Tensor | None, wish: Wish, wanted: list[Tensor]
-) -> bool:
-    """Whether the gradient of a random product is that of a backward pass which is differentiated again.
-
-    Some kernels have no derivative and do not say so, or a wrong one for strides that are not what they expect.
-    True where autograd has no second derivative to hold it against.
+@dataclass(frozen=True)
+class Trial:
+    """A program and passes, both at one point, compared with each other and with what is known to be right.
 
     Args:
-        made: what the program gave, at the point of ``rows``.
-        rows: of the same pass, recorded.
-        vectors: that the program took.
-        wish: what it computes.
-        wanted: tensors that the gradient is by.
+        rows: of a recorded pass.
+        made: what the program gave there; None without one.
+        vectors: that the program took: of products.
+        wish: what is computed.
+        wanted: tensors that gradients are wanted by.
+        moved: the product, to be moved.
     """
-    generator = torch.Generator().manual_seed(1)
-    batch, n_out = rows.target.shape[0], rows.target[0].numel()
-    u = vectors[..., 0] if vectors is not None else torch.randn(batch, n_out, generator=generator).to(rows.target)
-    if vectors is not None:
-        image = made[0][..., 0]
-    else:
-        image = u.unsqueeze(1)
-        for factor in made:
-            image = image @ factor
-        image = image.squeeze(1)
-    w = torch.randn(image.shape, generator=generator).to(image)
-    try:
-        truth = rows.images(u.unsqueeze(-1), wish.there_and_back)[..., 0]
-        want = torch.autograd.grad((wide(truth) * w).sum(), wanted, allow_unused=True)
-    except (RuntimeError, NotImplementedError, UnsupportedError):
-        return True
-    try:
-        got = torch.autograd.grad((wide(image) * w).sum(), wanted, retain_graph=True, allow_unused=True)
-    except (RuntimeError, NotImplementedError):
+
+    rows: Rows
+    made: Sequence[Tensor] | None
+    vectors: Tensor | None
+    wish: Wish
+    wanted: Sequence[Tensor]
+    moved: Moved
+
+    def single_rows(self) -> bool:
+        """Whether products by second derivatives, or rows taken together, are wrong: then rows go one by one."""
+        rows, eps = self.rows, self._eps
+        w = self._drawn(rows.target.shape[0], rows.target[0].numel(), seed=8)
+        pulled = rows.row(w)
+        if self.wish.there_and_back:
+            z = self._drawn(*pulled.shape, seed=9)
+            try:
+                return not dual(rows.push(z).detach(), z, w, pulled.detach(), eps, rows.mixes)
+            except UnsupportedError:
+                return True
+        if self.wish.probes or self.made is not None:
+            return False
+        pulled_by_j = (w.unsqueeze(1) @ self._matrix.detach()).squeeze(1)
+        return not rows.mixes and not same(pulled_by_j, pulled.detach(), eps)
+
+    def program_is_right(self) -> bool:
+        """Whether the program's product is that of plain passes."""
+        u = self._u()
+        return self.made is not None and same(self._by_program(u).detach(), self._by_passes(u).detach(), self._eps)
+
+    def choose(self) -> bool:
+        """Whether the gradient is to be taken through the program; else through passes.
+
+        Both are derived independently: where they agree, they are right. Else the slope of the product decides. What
+        neither of them has is told: a derivative that a network hides (detach) is not in its gradient.
+
+        Raises:
+            UnsupportedError: neither the program nor passes have a gradient.
+        """
+        u = self._u()
+        image = self._by_passes(u)
+        w = self._drawn(*image.shape, seed=1)
+        missing = self.rows.missing()
+        passes, why = (None, missing) if missing is not None else self._gradient(image, w)
+        program, _ = self._gradient(self._by_program(u), w) if self.made is not None else (None, None)
+        if program is not None and passes is not None and self._agree(program, passes):
+            return True
+        slope = self.moved.slope(u.detach(), w)
+        allowed = max(_LOOSE * self._eps**defaults.BELIEF_POWER, _LEAST)
+        off = {
+            name: slope.off(g) if slope is not None else 0.0
+            for name, g in (("program", program), ("passes", passes))
+            if g is not None and all(bool(t.isfinite().all()) for t in g if t is not None)
+        }
+        if slope is not None and off.get("program", 1.0) <= allowed:
+            return True
+        if not off or list(off) == ["program"]:
+            raise no_second(RuntimeError(why or "it is not finite"))
+        if off["passes"] > allowed:
+            warn(
+                f"the gradient of the deviation is {off['passes']:.2g} off the slope of it: some of what J depends on "
+                "carries no gradient (detach, or a backward pass or a hook without a derivative of its own)"
+            )
         return False
-    zero = torch.zeros((), dtype=torch.float64, device=image.device)
-    pairs = [tuple(zero if g is None else g.double() for g in both) for both in zip(got, want, strict=True)]
-    gap = sum(float((a - b).square().sum()) for a, b in pairs) ** 0.5
-    size = sum(float(b.square().sum()) for _, b in pairs) ** 0.5
-    reach = torch.finfo(image.dtype).eps ** defaults.BELIEF_POWER
-    return not gap > reach * max(size, torch.finfo(image.dtype).tiny)
+
+    def _u(self) -> Tensor:
+        if self.vectors is not None:
+            return self.vectors[..., 0]
+        return self._drawn(self.rows.target.shape[0], self.rows.target[0].numel(), seed=1)
+
+    def _by_program(self, u: Tensor) -> Tensor:
+        assert self.made is not None
+        if self.vectors is not None:
+            return self.made[0][..., 0]
+        image = u.unsqueeze(1)
+        for factor in self.made:
+            image = image @ factor
+        return image.squeeze(1)
+
+    def _by_passes(self, u: Tensor) -> Tensor:
+        if not self.wish.probes and self.made is None and not self.rows.mixes:
+            return (u.unsqueeze(1) @ self._matrix).squeeze(1)
+        return self.rows.images(u.unsqueeze(-1), self.wish.there_and_back)[..., 0]
+
+    def _gradient(self, image: Tensor, w: Tensor) -> tuple[tuple[Tensor | None, ...] | None, str | None]:
+        try:
+            inner = (wide(image) * w).sum()
+            return torch.autograd.grad(inner, list(self.wanted), retain_graph=True, allow_unused=True), None
+        except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error):
+                raise
+            return None, reason(error)
+
+    def _agree(self, got: Sequence[Tensor | None], want: Sequence[Tensor | None]) -> bool:
+        zero = torch.zeros((), dtype=torch.float64, device=self.rows.target.device)
+        pairs = [tuple(zero if g is None else _real(g) for g in both) for both in zip(got, want, strict=True)]
+        gap = sum(float((a - b).square().sum()) for a, b in pairs) ** 0.5
+        size = sum(float(b.square().sum()) for _, b in pairs) ** 0.5
+        return bool(gap <= tolerance(self._eps) * max(size, torch.finfo(self.rows.target.dtype).tiny))
+
+    @cached_property
+    def _matrix(self) -> Tensor:
+        return self.rows.matrix()
+
+    @cached_property
+    def _eps(self) -> float:
+        return coarsest(self.rows.target)
+
+    def _drawn(self, *shape: int, seed: int) -> Tensor:
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(self.rows.target.detach())
+
+
+def _real(gradient: Tensor) -> Tensor:
+    return torch.view_as_real(gradient).double() if gradient.is_complex() else gradient.double()

@@ -47,6 +47,8 @@ LAYERS = [
     ["existing"],
     ["estimation"],
     ["rows"],
+    ["training_pass"],
+    ["slope"],
     ["trusted"],
     ["live"],
     ["identity"],

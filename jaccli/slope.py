@@ -1,0 +1,134 @@
+"""How a product with J moves with the parameters and the samples, by differences of plain backward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jaccli.errors import JaccliError
+from jaccli.layers.record import Inputs
+from jaccli.models.network import Network
+from jaccli.operators.faults import is_out_of_memory
+from jaccli.prepare import Pair
+from jaccli.rows import Rows
+from jaccli.training_pass import training_pass
+
+# Steps relative to the size of what is moved: small, since J of a network with kinks jumps from piece to piece.
+_STEP = {torch.float64: 1e-6}
+_SHORT_STEP = 5e-3
+# A difference is believed to so many times what two steps of it differ by.
+_SPREAD = 8.0
+
+
+@dataclass(frozen=True)
+class Slope:
+    """The derivative of Σ ⟨w, J…u⟩ along ``directions``, one for each tensor, and how far off it may be."""
+
+    directions: list[Tensor]
+    value: float
+    spread: float
+
+    def off(self, gradients: Sequence[Tensor | None]) -> float:
+        """The relative difference of these gradients from it, beyond its own error."""
+        terms = [
+            ((g.real if g.is_complex() else g).double() * d).flatten()
+            for g, d in zip(gradients, self.directions, strict=True)
+            if g is not None and g.numel()
+        ]
+        found = sum(float(t.sum()) for t in terms)
+        size = sum(float(t.square().sum()) for t in terms) ** 0.5 + abs(self.value)
+        gap = abs(found - self.value)
+        if not gap <= _SPREAD * self.spread:  # NaN is far off
+            return gap / size if size else float("inf")
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A product of a layer pair that is moved.
+
+    Args:
+        network: the model; what moves is a copy of it.
+        pair: source and target.
+        inputs: of the pass.
+        wanted: tensors of the network, and the samples if their gradient is wanted.
+        mixes: a sample's target depends on other samples.
+        there_and_back: the product is with JJᵀ, or JᵀJ of a J with fewer columns than rows; else with Jᵀ.
+    """
+
+    network: Network
+    pair: Pair
+    inputs: Inputs
+    wanted: Sequence[Tensor]
+    mixes: bool
+    there_and_back: bool
+
+    def slope(self, u: Tensor, w: Tensor) -> Slope | None:
+        """By central differences with two steps, on a copy in float64 where there is such a form of the model.
+
+        Cost: a copy of the model; four forward passes with one or two backward passes each, n_out of JᵀJ. None where
+        the model cannot be copied or moved.
+        """
+        for dtype in (torch.float64, None):
+            try:
+                return self._of_copy(self.network.cast(dtype=dtype), dtype or u.dtype, u, w)
+            except (JaccliError, RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
+                if is_out_of_memory(error):
+                    return None
+        return None
+
+    def _of_copy(self, copy: Network, dtype: torch.dtype, u: Tensor, w: Tensor) -> Slope:
+        generator = torch.Generator().manual_seed(6)
+        twins = {id(t): twin for t, twin in zip(self.network.tensors(), copy.tensors(), strict=True)}
+        directions = [_direction(t, generator) for t in self.wanted]
+        inputs = _cast(self.inputs, dtype)
+        moving = [(twins.get(id(t)), d.to(dtype)) for t, d in zip(self.wanted, directions, strict=True)]
+        starts = [None if twin is None else twin.detach().clone() for twin, _ in moving]
+        x = inputs.args[0]
+
+        def product(h: float) -> float:
+            at = x
+            with torch.no_grad():
+                for (twin, d), start in zip(moving, starts, strict=True):
+                    if twin is None or start is None:
+                        at = x + h * d
+                    else:
+                        twin.copy_(start + h * d)
+            moved = Inputs((at, *inputs.args[1:]), inputs.kwargs, inputs.dim)
+            with (
+                torch.enable_grad(),
+                training_pass(copy, self.pair, moved, wanted=False, mixes=self.mixes, fused=False) as rows,
+            ):
+                return self._product(rows, u.to(dtype), w.to(dtype))
+
+        step = _STEP.get(dtype, _SHORT_STEP)
+        near, far = ((product(h) - product(-h)) / (2 * h) for h in (step, 2 * step))
+        return Slope(directions, near, abs(near - far))
+
+    def _product(self, rows: Rows, u: Tensor, w: Tensor) -> float:
+        """⟨w, Jᵀu⟩, ⟨w, JJᵀu⟩ or ⟨w, JᵀJu⟩, of first derivatives alone."""
+        if not self.there_and_back:
+            return float((rows.row(u) * w).double().sum())
+        if rows.target[0].numel() <= rows.n_in:
+            return float((rows.row(u) * rows.row(w)).double().sum())
+        j = rows.matrix()
+        return float(((j @ u[..., None]) * (j @ w[..., None])).double().sum())
+
+
+def _direction(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Random, of the tensor's size."""
+    value = tensor.detach()
+    size = float(torch.linalg.vector_norm(value.double())) / max(value.numel(), 1) ** 0.5
+    drawn = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value.device, torch.float64)
+    return drawn * (size if 0 < size < float("inf") else 1.0)
+
+
+def _cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    def cast(value: object) -> object:
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return value.detach().to(dtype) if isinstance(value, Tensor) and floating else value
+
+    return Inputs(tuple(map(cast, inputs.args)), {k: cast(v) for k, v in inputs.kwargs.items()}, inputs.dim)
