@@ -13,7 +13,7 @@ from jaccli.errors import JaccliError, ResourceError, UnsupportedError, UsageErr
 from jaccli.memory import available
 from jaccli.methods.base import is_out_of_memory, reason
 from jaccli.operators.linearised import batching_imported
-from jaccli.passes import AutogradGraph, Evidence, by_columns, by_rows, cotangents, masks
+from jaccli.passes import AutogradGraph, Evidence, by_columns, by_rows, cotangents, masks, missing_graph
 
 _FEW = 3  # fewer passes than this are sooner done one by one than together
 _NARROW = 4  # columns are taken where there are so many times more rows: they go through a graph twice as long
@@ -153,6 +153,9 @@ def _of_one(name: str, graph: AutogradGraph, sources: Sequence[str], chunk: int 
             lost = [i for i in range(len(found)) if i not in graph.reached]
             made = any(graph.inputs[i].grad_fn is not None for i in lost)
             hint = " (is it a result made after the output, as x[0] of x would be?)" if made else ""
+            constant = missing_graph(graph.output, graph.inputs) if graph.create_graph else None
+            if constant is not None:
+                warn(f"{name}: {constant}: derivatives of J do not go through there")
             if lost:
                 note(f"{name}: J is zero, no path leads there from {', '.join(sources[i] for i in lost)}{hint}")
         return [j.contiguous() for j in found]

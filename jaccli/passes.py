@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import combinations, count, islice
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.errors import UnsupportedError
-from jaccli.methods.base import spans
+from jaccli.methods.base import is_out_of_memory, reason, spans
 from jaccli.operators.linearised import batching_imported, graph_nodes
 
 
@@ -133,7 +134,8 @@ class Evidence:
             norm_u = torch.linalg.vector_norm(self.u.to(j), dim=-1).double()
             size = torch.linalg.vector_norm(j.detach(), dim=(1, 2)).double() * norm_u
             error = torch.linalg.vector_norm((rows - other).double(), dim=-1) / size.clamp(min=1e-200)
-            error = error[(norm_u > 0) & error.isfinite()]
+            lost = rows.isfinite().all(-1) & ~j.isfinite().all((1, 2)) if j.numel() else torch.zeros_like(norm_u > 0)
+            error = torch.where(lost, torch.inf, error)[(norm_u > 0) & (lost | error.isfinite())]
             worst = max(worst, float(error.max())) if error.numel() else worst
         return worst
 
@@ -196,3 +198,45 @@ def by_columns(graph: AutogradGraph, apart: bool, chunk: int) -> list[Tensor]:
         else:
             found.append(row.new_zeros(graph.batch, graph.n_out, row.shape[-1]))
     return found
+
+
+def missing_graph(target: Tensor, sources: Sequence[Tensor]) -> str | None:
+    """Where the backward pass from ``target`` leaves no graph of itself, in words; None where it leaves one.
+
+    In a pass whose cotangent asks for a gradient every gradient does, since it depends on the cotangent; one that is
+    not zero and does not ask was made under ``no_grad``, by a tensor hook, or outside of torch. Cost: a backward pass.
+    """
+    generator = torch.Generator().manual_seed(7)
+    u = torch.randn(target.shape, generator=generator).to(target.detach()).requires_grad_()
+    lost: list[str] = []
+    with ExitStack() as stack, torch.enable_grad():
+        inner = (target * u).sum()  # a cotangent handed over would import sympy
+        for node in graph_nodes(target):
+            stack.callback(node.register_prehook(_Watch(node.name(), lost)).remove)
+        try:
+            rows = torch.autograd.grad(inner, sources, None, True, True, allow_unused=True)
+        except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error):
+                raise
+            return reason(error)
+    if any(_is_constant(row) for row in rows):
+        lost.append("its end")
+    if any(node.name() == "torch::autograd::Error" for row in rows if row is not None for node in graph_nodes(row)):
+        return "a function of the model is marked once_differentiable"
+    return f"a backward pass leaves no graph of itself at {lost[0]}" if lost else None
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """Of an operator, looks at the gradients that arrive there."""
+
+    name: str
+    lost: list[str]
+
+    def __call__(self, grads: Sequence[Tensor | None]) -> None:
+        if any(_is_constant(grad) for grad in grads):
+            self.lost.append(self.name)
+
+
+def _is_constant(grad: Tensor | None) -> bool:
+    return grad is not None and not grad.requires_grad and bool((grad != 0).any())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +11,8 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.errors import UnsupportedError
 from jaccli.operators.faults import is_out_of_memory, reason
-from jaccli.operators.linearised import gradient, gradients, graph_nodes
+from jaccli.operators.linearised import gradient, gradients
+from jaccli.passes import missing_graph
 
 
 @dataclass(frozen=True)
@@ -130,47 +130,6 @@ class Rows:
                 if is_out_of_memory(error):
                     raise
         return torch.stack([self.row(seed) for seed in seeds])
-
-
-def missing_graph(target: Tensor, sources: Sequence[Tensor]) -> str | None:
-    """Where the backward pass from ``target`` leaves no graph of itself, in words; None where it leaves one.
-
-    In a pass whose cotangent asks for a gradient every gradient does, since it depends on the cotangent; one that is
-    not zero and does not ask was made under ``no_grad``, by a tensor hook, or outside of torch. Cost: a backward pass.
-    """
-    generator = torch.Generator().manual_seed(7)
-    u = torch.randn(target.shape, generator=generator).to(target.detach()).requires_grad_()
-    lost: list[str] = []
-    with ExitStack() as stack:
-        for node in graph_nodes(target):
-            stack.callback(node.register_prehook(_Watch(node.name(), lost)).remove)
-        try:
-            rows = torch.autograd.grad(target, sources, u, True, True, allow_unused=True)
-        except (RuntimeError, NotImplementedError) as error:
-            if is_out_of_memory(error):
-                raise
-            return reason(error)
-    if any(_is_constant(row) for row in rows):
-        lost.append("its end")
-    if any(node.name() == "torch::autograd::Error" for row in rows if row is not None for node in graph_nodes(row)):
-        return "a function of the model is marked once_differentiable"
-    return f"a backward pass leaves no graph of itself at {lost[0]}" if lost else None
-
-
-@dataclass(frozen=True)
-class _Watch:
-    """Of an operator, looks at the gradients that arrive there."""
-
-    name: str
-    lost: list[str]
-
-    def __call__(self, grads: Sequence[Tensor | None]) -> None:
-        if any(_is_constant(grad) for grad in grads):
-            self.lost.append(self.name)
-
-
-def _is_constant(grad: Tensor | None) -> bool:
-    return grad is not None and not grad.requires_grad and bool((grad != 0).any())
 
 
 def no_second(error: BaseException) -> UnsupportedError:

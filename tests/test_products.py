@@ -143,3 +143,21 @@ def test_a_j_with_nan() -> None:
     found = jaccli.operator(Root(), x).matmat(torch.eye(3).double().expand(2, 3, 3))
     assert torch.allclose(found[0], (1.5 * x[0].sqrt()).diag())
     assert found[1, 1].isnan().any()
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_the_jacobian_of_a_graph(name: str) -> None:
+    """By rows, and by columns where there are few: a derivative of the backward pass that is wrong is noticed."""
+    model, x, j = made(name)
+    for build in (model, nn.Sequential(model, nn.Linear(j.shape[1], 40 * x.shape[1]).double())):
+        h = x.clone().requires_grad_()
+        found = jaccli.graph_jacobian(build(h), h, samples=True)
+        assert error(found, oracle.jacobian(copy.deepcopy(build), x, INPUT, OUTPUT)) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["no graph", "numpy", "some of it without a graph", "once differentiable"])
+def test_a_derivative_of_j_that_is_missing_is_told(name: str) -> None:
+    model, x, _ = made(name)
+    h = x.clone().requires_grad_()
+    with pytest.warns(jaccli.JaccliWarning, match="derivatives of J"):
+        jaccli.graph_jacobian(model(h), h, create_graph=True)
