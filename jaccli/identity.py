@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jaccli.errors import UsageError
 from jaccli.layers.record import Inputs
-from jaccli.live import Seen, accumulated, live_pass, site_of
+from jaccli.live import Seen, accumulated, asking, live_pass, site_of
 from jaccli.recorded import contiguous
 from jaccli.rows import wide
 from jaccli.trusted import Wish
@@ -118,6 +118,7 @@ def _deviation(
     count, there_and_back = (probes if estimator == "hutchinson" else 0), towards == "orthogonal"
     wish = Wish(count, there_and_back and count > 0, "identity" in towards)
     seen = site.look(network, inputs, wish)
+    wanted = wanted and bool(asking(seen, inputs))
     site.verify(network, inputs, seen, wish, wanted)
     v = _signs(seen, count, there_and_back, generator) if count else None
     made = accumulated(seen, inputs, *([] if v is None else [v]))

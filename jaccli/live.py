@@ -139,7 +139,7 @@ class Site:
         seen.calls[wanted] += 1
         if seen.calls[wanted] & (seen.calls[wanted] - 1) or not seen.connected:
             return
-        asked = [t for t in (*seen.live, inputs.args[0]) if t.requires_grad] if wanted else []
+        asked = asking(seen, inputs) if wanted else []
         with torch.enable_grad(), live_pass(network, self.pair, seen, inputs, bool(asked)) as rows:
             trial = self._trial(network, inputs, seen, wish, asked, rows)
             if not seen.single and trial.single_rows():
@@ -163,6 +163,11 @@ class Site:
         made = accumulated(seen, inputs, *([] if v is None else [v]))
         moved = Moved(network, self.pair, inputs, asked, seen.mixes, wish.there_and_back)
         return Trial(rows, made, v, wish, asked, moved)
+
+
+def asking(seen: Seen, inputs: Inputs) -> list[Tensor]:
+    """What gradients may be wanted by: tensors of the network, and of the inputs."""
+    return [*seen.live, *(t for t in tensors_in((inputs.args, dict(inputs.kwargs))) if t.requires_grad)]
 
 
 def site_of(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +54,7 @@ class Moved:
         network: the model; what moves is a copy of it.
         pair: source and target.
         inputs: of the pass.
-        wanted: tensors of the network, and the samples if their gradient is wanted.
+        wanted: tensors of the network and of the inputs that gradients are wanted by.
         mixes: a sample's target depends on other samples.
         there_and_back: the product is with JJᵀ, or JᵀJ of a J with fewer columns than rows; else with Jᵀ.
     """
@@ -84,23 +84,17 @@ class Moved:
         generator = torch.Generator().manual_seed(6)
         twins = {id(t): twin for t, twin in zip(self.network.tensors(), copy.tensors(), strict=True)}
         directions = [_direction(t, generator) for t in self.wanted]
-        inputs = _cast(self.inputs, dtype)
-        moving = [(twins.get(id(t)), d.to(dtype)) for t, d in zip(self.wanted, directions, strict=True)]
-        starts = [None if twin is None else twin.detach().clone() for twin, _ in moving]
-        x = inputs.args[0]
+        along = {id(t): d for t, d in zip(self.wanted, directions, strict=True)}
+        moving = [(twin, twin.detach().clone(), along[key]) for key, twin in twins.items() if key in along]
 
         def product(h: float) -> float:
-            at = x
             with torch.no_grad():
-                for (twin, d), start in zip(moving, starts, strict=True):
-                    if twin is None or start is None:
-                        at = x + h * d
-                    else:
-                        twin.copy_(start + h * d)
-            moved = Inputs((at, *inputs.args[1:]), inputs.kwargs, inputs.dim)
+                for twin, start, d in moving:
+                    twin.copy_(start + h * d)
+            inputs = _moved(self.inputs, dtype, along, h)
             with (
                 torch.enable_grad(),
-                training_pass(copy, self.pair, moved, wanted=False, mixes=self.mixes, fused=False) as rows,
+                training_pass(copy, self.pair, inputs, wanted=False, mixes=self.mixes, fused=False) as rows,
             ):
                 return self._product(rows, u.to(dtype), w.to(dtype))
 
@@ -126,9 +120,13 @@ def _direction(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return drawn * (size if 0 < size < float("inf") else 1.0)
 
 
-def _cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
-    def cast(value: object) -> object:
-        floating = isinstance(value, Tensor) and value.is_floating_point()
-        return value.detach().to(dtype) if isinstance(value, Tensor) and floating else value
+def _moved(inputs: Inputs, dtype: torch.dtype, along: Mapping[int, Tensor], h: float) -> Inputs:
+    """The inputs in this dtype, those that have a direction ``h`` further along it."""
 
-    return Inputs(tuple(map(cast, inputs.args)), {k: cast(v) for k, v in inputs.kwargs.items()}, inputs.dim)
+    def moved(value: object) -> object:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        cast = value.detach().to(torch.float64)
+        return (cast + h * along[id(value)] if id(value) in along else cast).to(dtype)
+
+    return Inputs(tuple(map(moved, inputs.args)), {k: moved(v) for k, v in inputs.kwargs.items()}, inputs.dim)

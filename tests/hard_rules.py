@@ -142,9 +142,21 @@ class Equilibrium(nn.Module):
         return 2 * z
 
 
+class Settled(nn.Module):
+    """An equilibrium over the last dimension of what it is given."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.inner = Equilibrium(n)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x.reshape(-1, x.shape[-1]))
+        return out.reshape(x.shape)
+
+
 def products_of_groups(h: Tensor) -> Tensor:
     group = (torch.arange(h.shape[1]) // 3).expand(len(h), -1)
-    return h.new_ones(len(h), h.shape[1] // 3).scatter_reduce(1, group, h.sigmoid() + 0.5, "prod")
+    return h.new_ones(len(h), -(-h.shape[1] // 3)).scatter_reduce(1, group, h.sigmoid() + 0.5, "prod")
 
 
 def spd(h: Tensor) -> Tensor:
@@ -175,7 +187,7 @@ def distances(h: Tensor) -> Tensor:
 
 def zeroed(h: Tensor) -> Tensor:
     """With exact zeros, where rules of products divide."""
-    return torch.where(torch.arange(h.shape[1]) % 4 == 1, 0 * h, h)
+    return torch.where(torch.arange(h.shape[-1]) % 4 == 1, 0 * h, h)
 
 
 def normal(*shape: int) -> Callable[[], Tensor]:

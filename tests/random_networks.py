@@ -3,7 +3,7 @@
 An entry of the tables is a kind of block: a module (``nn.…``), or the code of a ``forward``; ``when`` says
 what its shape of sample must fulfil. The parts that the code names (``self.fc``, ``self.f``) are drawn too,
 ``f`` and ``g`` from the same tables, so that a few lines make very different graphs.
-``python tests/random_networks.py SEED`` prints one.
+``python tests/random_networks.py SEED`` prints one, ``SEEDh`` one of hard rules.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests import hard_rules
 from tests.oracle import At
 
 Shape = tuple[int, ...]
@@ -151,6 +152,17 @@ u, v = self.pair(x); return u * torch.sigmoid(v) + u
 self.f(x) if bool(x.mean() > 0) else self.g(x) | torch.einsum("b...,b...->b...", self.f(x), self.g(x).softmax(1))
 a, b = self.f(x).chunk(2, 1); return torch.cat([a * torch.exp(b.tanh()), b], 1) when C % 2 == 0
 """
+# Backward passes that are right, and whose derivative, or whose forward mode, is wrong or absent.
+HARD = r"""
+hard.WrongTangent.apply(x) | hard.Once.apply(0.5 * x) | hard.Graphless.apply(0.5 * x) | hard.InNumpy.apply(0.5 * x)
+hard.HalfDetached.apply(x) | hard.ByLogarithms.apply(x) | hard.WrongBatch.apply(x) | x + hard.Graphless.apply(0.2 * x)
+x + 0.1 * hard.Once.apply(x) | self.settle(x) | torch.logcumsumexp(x, -1) | hard.zeroed(x).cumprod(1)
+hard.zeroed(x).flatten(1).prod(1, keepdim=True) + x.flatten(1) | hard.products_of_groups(x.flatten(1)) when N > 2
+hard.solve_by_cholesky(x.flatten(1)[:, :16]) when N > 15 | hard.inverse_by_cholesky(x.flatten(1)[:, -16:]) when N > 15
+hard.weighted_bag(x.flatten(1)) | hard.distances(x.flatten(1)[:, : N // 3 * 3]) when N > 2 | x - 0.1 * torch.sgn(x)
+torch.stack([F.pdist(p) for p in x.flatten(1)[:, : N // 3 * 3].unflatten(1, (-1, 3))]) when N > 5
+torch.view_as_real(torch.sgn(torch.fft.rfft(x + self.ramp))).flatten(-2)
+"""
 BY_RANK = {1: VECTOR, 2: TOKENS, 3: IMAGES}
 # What networks are commonly made of, by the number of dimensions of a sample.
 COMMON = {
@@ -184,6 +196,7 @@ first = nn.MultiheadAttention(n, 2 - n % 2) | gru = nn.GRU(n, k, batch_first=Tru
 decoder = nn.TransformerDecoderLayer(n, 2 - n % 2, 2 * n, batch_first=True) | lstm_cell = nn.LSTMCell(n, n)
 rnn = nn.RNN(n, k, r(1, 2), batch_first=True, nonlinearity=["tanh", "relu"][r(0, 1)]) | cell = nn.GRUCell(n, n)
 lstm = nn.LSTM(n, r(1, 3), r(1, 2), batch_first=True, bidirectional=r(0, 2) == 0)
+settle = hard.Settled(n)
 inner = nn.Sequential(nn.Linear(n, 4), nn.GELU(), nn.LayerNorm(4), nn.Linear(4, k))
 f = same(shape) | g = same(shape) | lower = same((C, H // 2, W // 2)) | pair = formula("self.f(x), self.g(x)", TWO)
 """
@@ -206,7 +219,7 @@ def compiled(code: str, returns: str) -> type[nn.Module]:
     number = next(NUMBERS)
     name = f"<formula {number}>"
     linecache.cache[name] = (len(text), None, text.splitlines(True), name)
-    space: dict[str, Any] = {"torch": torch, "F": F, "Tensor": Tensor, "__name__": __name__}
+    space: dict[str, Any] = {"hard": hard_rules, "torch": torch, "F": F, "Tensor": Tensor, "__name__": __name__}
     exec(compile(text, name, "exec"), space)
     members = {"forward": space["forward"], "extra_repr": lambda self: code, "_get_name": lambda self: "Formula"}
     return type(f"Formula{number}", (nn.Module,), members)
@@ -267,7 +280,8 @@ class Draw:
     """Draws blocks.
 
     ``depth``: how far blocks may stand within blocks; ``limit``: elements of a sample between blocks;
-    ``width``: of layers; ``common``: take nothing but what networks are commonly made of.
+    ``width``: of layers; ``common``: take nothing but what networks are commonly made of; ``hard``: often take what
+    has no second derivative, or a wrong one.
     """
 
     rng: random.Random
@@ -275,6 +289,7 @@ class Draw:
     limit: int
     width: int
     common: bool
+    hard: bool = False
 
     def r(self, low: int, high: int) -> int:
         return self.rng.randint(low, high)
@@ -294,6 +309,7 @@ class Draw:
     def block(self, shape: Shape) -> nn.Module:
         own = BY_RANK[len(shape)]
         tables = [COMMON[len(shape)]] if self.common else [ELEMENTWISE, ANY, ANY, own, own] + [JOINTS] * self.depth
+        tables += [HARD] * (len(tables) if self.hard else 0)
         return self.made(shape, self.rng.choice(self.fitting(shape, self.rng.choice(tables))))
 
     def fitting(self, shape: Shape, table: str) -> list[str]:
@@ -320,7 +336,7 @@ class Draw:
         sizes["deep"] = self.depth > 0
         blocks = {"r": self.r, "same": self.same, "formula": partial(self.formula, shape), "TWO": TWO}
         layers = {"activation": partial(self.layer, ELEMENTWISE), "in_place": partial(self.layer, IN_PLACE)}
-        return vars(torch) | {"F": F, "shape": shape} | sizes | blocks | layers
+        return vars(torch) | {"F": F, "hard": hard_rules, "shape": shape} | sizes | blocks | layers
 
     def layer(self, table: str) -> nn.Module:
         """Of a table, a module that takes any shape."""
@@ -358,16 +374,16 @@ class Drawn:
     chooses: bool
 
 
-def random_network(seed: int) -> Drawn:
+def random_network(seed: int, hard: bool = False) -> Drawn:
     """The network of this seed, always the same; the random generators stay as they are."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _drawn(seed, random.Random(seed))
+        return _drawn(seed, random.Random(seed), hard)
 
 
-def _drawn(seed: int, rng: random.Random) -> Drawn:
+def _drawn(seed: int, rng: random.Random, hard: bool) -> Drawn:
     large, depth, common = rng.random() < 0.15, rng.choice([0, 1, 2, 2]), rng.random() < 0.3
-    draw = Draw(rng, depth, 160 if large else 60, 24 if large else 6, common)
+    draw = Draw(rng, depth, 160 if large else 60, 24 if large else 6, common, hard)
     low, most = rng.choice([1, 2, 2]), rng.choice([(60,), (8, 12), (2, 9, 9)] if large else [(12,), (5, 6), (3, 5, 5)])
     shape = tuple(draw.r(low, size) for size in most)
     model, middle = draw.chain(shape, draw.r(1, 6))
@@ -455,6 +471,6 @@ def _events(model: nn.Module, inputs: tuple[Any, ...]) -> dict[At, Tensor]:
 
 
 if __name__ == "__main__":
-    for given in sys.argv[1:]:
-        drawn = random_network(int(given))
+    for given in sys.argv[1:]:  # "17", or "17h" for one of hard rules
+        drawn = random_network(int(given.rstrip("h")), given.endswith("h"))
         print(drawn.description, [tuple(a.shape) for a in drawn.args[:2]], drawn.model, sep="\n")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
+from jaccli.identity import deviation_from
 from jaccli.names import METHOD_NAMES
 from tests import oracle
 from tests.oracle import INPUT, OUTPUT
@@ -27,6 +29,7 @@ from tests.random_networks import (
     BY_RANK,
     COMMON,
     ELEMENTWISE,
+    HARD,
     JOINTS,
     Draw,
     Drawn,
@@ -38,6 +41,7 @@ COUNT = int(os.environ.get("JACCLI_RANDOM_NETWORKS", "300"))
 DEFAULT = "structured" if "structured" in tuple(map(str, METHOD_NAMES)) else "auto"
 METHOD = os.environ.get("JACCLI_RANDOM_METHOD", DEFAULT)
 FLOOR = 1e-2  # a smaller J is what is left of larger numbers
+LARGEST = 1e4  # products of so many numbers lose digits in plain backward passes too
 CHUNKS = [range(first, min(first + 10, COUNT)) for first in range(0, COUNT, 10)]
 in_chunks = pytest.mark.parametrize("seeds", CHUNKS, ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
 
@@ -75,14 +79,14 @@ def same(matrix: Tensor, true: Tensor, what: str = "J", tolerance: float = 1e-10
     assert worst <= tolerance, f"{what} is off by {worst:.1e}"
 
 
-def faults(seeds: Iterable[int], check: Callable[[int], None]) -> list[str]:
+def faults(seeds: Iterable[int], check: Callable[[int], None], hard: bool = False) -> list[str]:
     """What is wrong with which seed; a chunk goes on after a fault."""
     found = []
     for seed in seeds:
         try:
             check(seed)
         except Exception as fault:  # whatever it is, the seed must be named
-            found.append(f"{drawn(seed).description}: {said(fault)}")
+            found.append(f"{random_network(seed, hard).description}: {said(fault)}")
     return found
 
 
@@ -153,6 +157,105 @@ def check_single(seed: int) -> None:
 @in_chunks
 def test_single_precision(seeds: range) -> None:
     assert not faults((seed for seed in seeds if seed % 5 == 0), check_single)
+
+
+@cache
+def drawn_hard(seed: int) -> Drawn:
+    return random_network(seed, hard=True)
+
+
+@cache
+def truth_hard(seed: int) -> Tensor:
+    return true_jacobian(drawn_hard(seed), drawn_hard(seed).x)
+
+
+def vectors(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+def check_products(seed: int) -> None:
+    """Products by every route that a call can take, singular values, and estimates within six standard errors."""
+    network, j = drawn_hard(seed), truth_hard(seed)
+    if float(j.abs().max()) > LARGEST:
+        return
+    a = jaccli.operator(network.model, network.x, network.source, network.target, args=network.args)
+    batch, n_out, n_in = j.shape
+    for k in (1, 1, 9):
+        v, u = vectors(batch, n_in, k), vectors(batch, n_out, k)
+        same(a.matmat(v), j @ v, f"JV, k={k}")
+        same(a.rmatmat(u), j.mT @ u, f"JᵀU, k={k}")
+    same(a.frobenius()[:, None, None], j.flatten(1).norm(dim=1)[:, None, None], "‖J‖")
+    same(a.sample(0).matmat(v[:1]), j[:1] @ v[:1], "JV of a sample")
+    gram = jaccli.estimate(a.T @ a, probes=64)
+    right = (j.mT @ j).diagonal(dim1=1, dim2=2).sum(1)
+    gap = (gram["trace"].value - right).abs()
+    assert bool((gap <= 6 * gram["trace"].stderr + 0.05 * right).all()), "tr JᵀJ by estimate"
+
+
+def check_gradient(seed: int) -> None:
+    """The gradient of ‖J‖²: that of its slope, or refused, or with a warning."""
+    network = drawn_hard(seed)
+    names, args = (network.source, network.target), network.args
+    if network.chooses or "detach" in repr(network.model):
+        return
+    model = copy.deepcopy(network.model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            found = deviation_from("zero", model, network.x, *names, args=args)
+            if not found.requires_grad:
+                return
+            found.sum().backward()
+        except jaccli.UnsupportedError:
+            return
+    j = truth_hard(seed)
+    if float(j.abs().max()) > LARGEST:
+        return
+    same(found.detach()[:, None, None], j.square().sum((1, 2))[:, None, None], "‖J‖²")
+    told = [w for w in caught if issubclass(w.category, jaccli.JaccliWarning)]
+    if any(not issubclass(w.category, jaccli.JaccliNote) for w in told):
+        return
+    got = sum(float((p.grad * vectors(*p.shape)).sum()) for p in model.parameters() if p.grad is not None)
+    near, far = (slope(network, h) for h in (1e-6, 2e-6))
+    room = 1e-5 * float(j.square().sum()) + 10 * abs(near - far)
+    assert abs(got - near) <= 1e-4 * abs(near) + room, f"the gradient is {got}, the slope {near}"
+
+
+def slope(network: Drawn, h: float) -> float:
+    """Of ‖J‖² by the parameters, along the directions that ``vectors`` gives."""
+    values = []
+    for step in (h, -h):
+        moved = copy.deepcopy(network.model)
+        with torch.no_grad():
+            for p in moved.parameters():
+                p.add_(step * vectors(*p.shape))
+        j = oracle.jacobian(moved, network.x, *network.at, args=network.args)
+        values.append(float(j.square().sum()))
+    return (values[0] - values[1]) / (2 * h)
+
+
+@in_chunks
+@pytest.mark.filterwarnings("ignore")
+def test_products_and_estimates(seeds: range) -> None:
+    assert not faults((seed for seed in seeds if seed % 3 == 2), check_products, hard=True)
+
+
+@in_chunks
+@pytest.mark.filterwarnings("ignore")
+def test_gradients(seeds: range) -> None:
+    assert not faults((seed for seed in seeds if seed % 6 == 1), check_gradient, hard=True)
+
+
+def test_every_hard_rule_is_drawn() -> None:
+    text = " ".join(repr(drawn_hard(seed).model) for seed in range(min(COUNT, 300)))
+    missing = [
+        code
+        for code, _ in entries(HARD)
+        if COUNT >= 300
+        and re.findall(r"hard[.]\w+|torch[.]sgn|pdist", code)[:1]
+        and not any(word in text for word in re.findall(r"hard[.]\w+|torch[.]sgn|pdist", code))
+    ]
+    assert not missing
 
 
 def scripted(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
