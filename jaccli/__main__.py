@@ -7,9 +7,9 @@ import sys
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    from jaccli.cli.boundary import run
+    from jaccli.cli.boundary import run_last
 
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run_last(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import jaccli
 ROOT = Path(jaccli.__file__).parent
 # Each layer may import what stands in the same line or above it.
 LAYERS = [
-    ["errors", "names", "defaults"],
+    ["errors", "names", "defaults", "chatter"],
     ["calibration"],
     ["models.stamp"],
     ["models.network"],

@@ -155,7 +155,7 @@ def test_narrow_terminals_get_lines_instead_of_columns() -> None:
 
 
 def test_ascii_terminals() -> None:
-    assert render_table([{"é": "→"}], style=Style(unicode=False)).isascii()
+    assert render_table([{"é": "→"}], style=Style(charset="ascii")).isascii()
 
 
 def test_style(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,12 +168,13 @@ def test_style(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("LANG", "C.UTF-8")
     monkeypatch.setenv("COLUMNS", "50")
-    assert style_of(Terminal()) == Style(50, style_of(Terminal()).height, True, True, True)
+    assert style_of(Terminal()) == Style(50, style_of(Terminal()).height, True, "utf-8", True)
     assert not style_of(Terminal(), no_color=True).color
     assert not style_of(io.BytesIO()).color
     monkeypatch.setenv("LANG", "C")
     assert not style_of(Terminal()).unicode
-    assert style_of(io.BytesIO()).unicode
+    assert not style_of(io.BytesIO()).unicode
+    assert style_of(io.BytesIO(), charset="utf-8").unicode
     monkeypatch.setenv("NO_COLOR", "1")
     assert not style_of(Terminal()).color
     monkeypatch.setenv("FORCE_COLOR", "1")

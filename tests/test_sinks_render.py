@@ -90,7 +90,7 @@ def test_colors_and_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(map(len, visible.splitlines())) <= 60
     assert len(visible.splitlines()) <= 24
     assert "\x1b" not in render_matrix(matrix, style=PLAIN)
-    assert render_matrix(matrix, style=Style(60, 24, color=False, unicode=False)).isascii()
+    assert render_matrix(matrix, style=Style(60, 24, color=False, charset="ascii")).isascii()
 
 
 @pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (3, 100), (100, 3), (2, 1), (41, 41)])

@@ -9,9 +9,11 @@ import typer
 
 from jaccli import __version__
 from jaccli.cli import options as o
+from jaccli.cli.command import Command, Group
 
 app = typer.Typer(
     name="jaccli",
+    cls=Group,
     help="Jacobians between layers of trained PyTorch networks, from a model file, in one command.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -29,6 +31,8 @@ refused, 4 not supported for this model, 5 not enough memory, disk or time,
 70 a bug in jaccli, 130 interrupted.""",
 )
 
+_command = partial(app.command, cls=Command)
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -45,7 +49,7 @@ def _root(
     del version
 
 
-@app.command(
+@_command(
     short_help="Jacobian matrices.",
     epilog="""\b
 Examples:
@@ -98,7 +102,7 @@ def compute(
     )
 
 
-@app.command(
+@_command(
     short_help="How far J is from the identity.",
     epilog="""\b
 Examples:
@@ -175,7 +179,7 @@ def deviation(
     )
 
 
-@app.command(
+@_command(
     short_help="Singular values and isometry.",
     epilog="""\b
 Examples:
@@ -259,7 +263,7 @@ def spectrum(
     )
 
 
-@app.command(
+@_command(
     short_help="Methods side by side: time, memory, error.",
     epilog="""\b
 Examples:
@@ -318,7 +322,7 @@ def bench(
     )
 
 
-@app.command(
+@_command(
     short_help="Train J towards the identity.",
     epilog="""\b
 Examples:
@@ -466,7 +470,7 @@ def regularize(
     )
 
 
-@app.command(
+@_command(
     short_help="What can be named as a layer.",
     epilog="""\b
 Examples:
@@ -506,7 +510,7 @@ def layers(
     )
 
 
-@app.command(
+@_command(
     short_help="Look at a saved Jacobian.",
     epilog="""\b
 Examples:
@@ -538,7 +542,7 @@ def show(
     )
 
 
-@app.command(short_help="Versions, devices, threads, extras, speed.")
+@_command(short_help="Versions, devices, threads, extras, speed.")
 def doctor(
     calibrate: Annotated[
         bool,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +111,7 @@ def _write(rows: Sequence[dict[str, Any]], result: Race, pair: Any, loaded: Any,
 
     from jaccli.sinks.atomic import open_output
     from jaccli.sinks.numbers import write_numbers
-    from jaccli.sinks.terminal import style_of
+    from jaccli.sinks.terminal import style_for
     from jaccli.sinks.text import inert
 
     batch, n_out, n_in = result.shape
@@ -136,7 +135,7 @@ def _write(rows: Sequence[dict[str, Any]], result: Race, pair: Any, loaded: Any,
     known = result.reference.matrix is not None
     against = f"errors against {result.reference.name}" if known else "no reference: no backward pass works"
     title = head + "s" * (batch > 1) + f"; {rounds}; {against}"
-    style = style_of(sys.stdout.buffer, out.no_color)
+    style = style_for(out.path, out.no_color)
     records = [_readable(row) for row in rows] if people else list(rows)
     with open_output(out.path, out.force) as handle:
         write_numbers(
@@ -151,7 +150,7 @@ def _write(rows: Sequence[dict[str, Any]], result: Race, pair: Any, loaded: Any,
         if people:
             failed = [f"{row['method']} failed: {inert(row['why'])}\n" for row in rows if row["status"] != "ok"]
             legend = _LEGEND if out.format == "table" else f"\n{title}\n"
-            handle.write((legend + ("\n" + "\n".join(failed) if failed else "")).encode())
+            handle.write(style.encode(legend + ("\n" + "\n".join(failed) if failed else "")))
 
 
 def _columns(records: Sequence[dict[str, Any]], style: Style) -> list[str]:

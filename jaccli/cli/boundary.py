@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
-import sys
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -13,16 +12,32 @@ import typer
 
 from jaccli.cli.messages import said_on_stderr, say, start_command, words
 from jaccli.errors import JaccliError
+from jaccli.sinks.atomic import write_error
+from jaccli.sinks.standard import discard_results, flush_results, settled, unite
 from jaccli.sinks.text import inert
 
 # Typer ships its own Click or uses the real one, by version; either way this is its root of usage errors.
 _ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
+_NOT_WRITTEN = (errno.EBADF, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 INTERRUPTED, PIPE_LEFT, BUG = 130, 141, 70
 
 
 def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code; see the contract for their meaning."""
+    try:
+        return run_last(argv)
+    finally:
+        unite()
+
+
+def run_last(argv: Sequence[str]) -> int:
+    """The same for a process that ends with it: what models print while it ends is kept off standard output, too."""
+    with settled():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str]) -> int:
     from jaccli.cli.app import app
 
     argv = argv or ["--help"]
@@ -31,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         with said_on_stderr(quiet):
             code = typer.main.get_command(app).main(args=list(argv), prog_name="jaccli", standalone_mode=False)
-        sys.stdout.flush()
+        flush_results()
         return code if isinstance(code, int) else 0
     except SystemExit as leaving:
         if isinstance(leaving.__context__, BrokenPipeError):  # Typer makes it an exit code of 1
@@ -49,10 +64,10 @@ def _answer(error: BaseException) -> int:
             _say(str(error))
             return error.exit_code
         case BrokenPipeError():
-            # The interpreter flushes standard output once more at exit, and would complain.
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard_results()
             return PIPE_LEFT
+        case OSError() if error.filename is None and error.errno in _NOT_WRITTEN:
+            return _answer(write_error(error, "-"))
         case KeyboardInterrupt():
             _say("interrupted")
             return INTERRUPTED

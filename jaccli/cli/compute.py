@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -49,11 +48,11 @@ def run(
 def _sink(out: OutputRequest) -> MatrixSink:
     from jaccli.sinks.open_sink import matrix_sink
     from jaccli.sinks.sparse import sparse_sink
-    from jaccli.sinks.terminal import style_of
+    from jaccli.sinks.terminal import style_for
 
     if out.sparse:
         return sparse_sink(out.format, out.path, force=out.force)
-    return matrix_sink(out.format, out.path, force=out.force, style=style_of(sys.stdout.buffer, out.no_color))
+    return matrix_sink(out.format, out.path, force=out.force, style=style_for(out.path, out.no_color))
 
 
 def _size(sink: MatrixSink, pair: PairMeta) -> str:

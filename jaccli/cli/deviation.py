@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -76,11 +75,11 @@ def _figures() -> Figures:
 def _finish(found: list[dict[str, Any]], timing: dict[str, float], out: OutputRequest, gates: Sequence[Gate]) -> None:
     from jaccli.sinks.atomic import open_output
     from jaccli.sinks.numbers import write_numbers
-    from jaccli.sinks.terminal import style_of
+    from jaccli.sinks.terminal import style_for
 
     rows = rows_of(found)
     document = {"schema_version": 1, "command": "deviation", "pairs": found, "timing": timing}
-    style = style_of(sys.stdout.buffer, out.no_color)
+    style = style_for(out.path, out.no_color)
     people = out.format in ("table", "markdown")
     with open_output(out.path, out.force) as handle:
         write_numbers(

@@ -6,7 +6,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ def run(out: OutputRequest, calibrate: bool = False) -> None:
     from jaccli.planning import human
     from jaccli.sinks.atomic import open_output
     from jaccli.sinks.numbers import write_numbers
-    from jaccli.sinks.terminal import style_of
+    from jaccli.sinks.terminal import style_for
 
     devices = _devices()
     measured = {name: _calibration(name, calibrate) for name in devices}
@@ -60,7 +59,7 @@ def run(out: OutputRequest, calibrate: bool = False) -> None:
             handle,
             document=document,
             records=records,
-            style=style_of(sys.stdout.buffer, out.no_color),
+            style=style_for(out.path, out.no_color),
         )
 
 

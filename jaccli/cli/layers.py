@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,7 @@ def run(
     from jaccli.cli import work
     from jaccli.sinks.atomic import open_output
     from jaccli.sinks.numbers import write_numbers
-    from jaccli.sinks.terminal import style_of
+    from jaccli.sinks.terminal import style_for
 
     with work.deadline(timeout):
         if samples is None:
@@ -34,7 +33,7 @@ def run(
         document = {"schema_version": 1, "command": "layers", "model": asked.path, "layers": rows}
         shown = [name for name in ("layer", "type", "calls", "shape", "elements") if any(name in row for row in rows)]
         with open_output(out.path, out.force) as handle:
-            style = style_of(sys.stdout.buffer, out.no_color)
+            style = style_for(out.path, out.no_color)
             table = [{**row, **_readable(row)} for row in rows] if out.format in ("table", "markdown") else rows
             write_numbers(out.format, handle, document=document, records=table, columns=shown, style=style)
 

@@ -12,6 +12,8 @@ from typing import Any
 from jaccli.methods import METHODS
 from jaccli.planning import Decision
 from jaccli.prepare import Prepared
+from jaccli.sinks.charset import is_unicode
+from jaccli.sinks.standard import results
 
 # Work that is done before this, in seconds, shows no bar.
 _DELAY = 1.0
@@ -64,7 +66,7 @@ class Bar:
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
         """Not there while results go to the same terminal."""
-        if self._display is None or not sys.stdout.isatty():
+        if self._display is None or not results().isatty():
             yield
             return
         self._hide()
@@ -102,9 +104,9 @@ def progress(quiet: bool, no_color: bool = False) -> Iterator[Bar]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    # Standard output is written as bytes, and the bar is put aside for it.
+    # Results do not go through sys.stdout, and the bar is put aside for them; what a model prints stands above it.
     console = Console(stderr=True, no_color=no_color or None)
-    display = Progress(*columns, console=console, transient=True, redirect_stdout=False)
+    display = Progress(*columns, console=console, transient=True)
     with Bar(display, display.add_task("", total=None)).shown() as bar:
         yield bar
 
@@ -118,5 +120,6 @@ def status(quiet: bool, no_color: bool = False) -> Iterator[Callable[[str], None
     from rich.console import Console
     from rich.markup import escape
 
-    with Console(stderr=True, no_color=no_color or None).status("") as line:
+    console = Console(stderr=True, no_color=no_color or None)
+    with console.status("", spinner="dots" if is_unicode(console.encoding) else "line") as line:
         yield lambda text: line.update(escape(text))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -169,10 +168,11 @@ def _report(job: Job, document: Record, before: Stand, after: Stand, out: Output
     from jaccli.cli.training_report import columns_of, legend_of, records_of, rows_of, title_of
     from jaccli.sinks.atomic import open_output
     from jaccli.sinks.numbers import write_numbers
-    from jaccli.sinks.terminal import style_of
+    from jaccli.sinks.terminal import style_for
 
     people = out.format in ("table", "markdown")
     columns: Any = columns_of(job.training.goal, job.train.samples.targets is not None)
+    style = style_for(None, out.no_color)
     with open_output(None, False) as handle:
         write_numbers(
             out.format,
@@ -181,7 +181,7 @@ def _report(job: Job, document: Record, before: Stand, after: Stand, out: Output
             records=rows_of(job, before, after) if people else records_of(document),
             columns=columns if people else None,
             title=title_of(job, document["stopped"]) if out.format == "table" else "",
-            style=style_of(sys.stdout.buffer, out.no_color),
+            style=style,
         )
         if out.format == "table":
-            handle.write(legend_of(job).encode())
+            handle.write(style.encode(legend_of(job)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from jaccli.samples.spec import (
     parse_samples,
 )
 from jaccli.sinks.choose import Format, Kind, check_output, choose_format
+from jaccli.sinks.standard import results
 
 # The formats that hold a sparse J.
 SPARSE: tuple[Format, ...] = ("npz", "safetensors")
@@ -216,7 +216,7 @@ def output_request(
     Raises:
         UsageError: an unknown format, a file that exists, a folder that does not, a format that has no sparse form.
     """
-    chosen = choose_format(format, path, sys.stdout.isatty(), kind)
+    chosen = choose_format(format, path, results().isatty(), kind)
     if sparse and chosen not in SPARSE:
         raise UsageError(
             f"--sparse: {chosen} does not hold a sparse J",

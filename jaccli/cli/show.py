@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,10 +23,10 @@ def _show(saved: SavedRequest, out: OutputRequest) -> None:
     from jaccli.sinks.atomic import open_output
     from jaccli.sinks.numbers import write_numbers
     from jaccli.sinks.read import read_jacobian
-    from jaccli.sinks.terminal import style_of
+    from jaccli.sinks.terminal import style_for
 
     found = read_jacobian(saved.path)
-    style = style_of(sys.stdout.buffer, out.no_color)
+    style = style_for(out.path, out.no_color)
     entries = []
     for jacobian in found:
         batch = jacobian.array.shape[0]
@@ -98,13 +97,13 @@ def _draw(handle: Any, jacobian: Any, numbers: list[int], style: Any, *, every: 
     order = _ordered(about)
     width = max(map(len, order), default=0)
     lines = [inert(head), *(f"  {inert(k):<{width}}  {inert(about[k])}" for k in order)]
-    handle.write(("\n".join(lines) + "\n").encode())
+    handle.write(style.encode("\n".join(lines) + "\n"))
     for number in numbers if every else numbers[:1]:
         row = _rows(jacobian, [number])[0]
         span = f"from {row['min']:.4g} to {row['max']:.4g}, {row['zeros']:.0%} zeros"
         facts = f"sample {number}: frobenius {row['frobenius']:.6g}, {span}"
         drawn = render_matrix(jacobian.array[number], source=jacobian.source, target=jacobian.target, style=style)
-        handle.write(f"\n{facts}\n{drawn}".encode())
+        handle.write(style.encode(f"\n{facts}\n{drawn}"))
     if not every and len(numbers) > 1:
         more = f"{len(numbers) - 1} more sample" + "s" * (len(numbers) > 2)
-        handle.write(f"\n{more}: --samples 0:{len(numbers)} draws all\n".encode())
+        handle.write(style.encode(f"\n{more}: --samples 0:{len(numbers)} draws all\n"))

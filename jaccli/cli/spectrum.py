@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -156,9 +155,9 @@ def _write(
 ) -> None:
     from jaccli.sinks.atomic import open_output
     from jaccli.sinks.numbers import write_numbers
-    from jaccli.sinks.terminal import style_of
+    from jaccli.sinks.terminal import style_for
 
-    style = style_of(sys.stdout.buffer, out.no_color)
+    style = style_for(out.path, out.no_color)
     people = out.format in ("table", "markdown")
     with open_output(out.path, out.force) as handle:
         write_numbers(

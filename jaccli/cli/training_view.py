@@ -101,7 +101,7 @@ def _table(view: View, no_color: bool) -> Iterator[Callable[[Step], None]]:
     from rich.live import Live
 
     console = Console(stderr=True, no_color=no_color or None)
-    with Live(console=console, transient=True, auto_refresh=False, redirect_stdout=False) as live:
+    with Live(console=console, transient=True, auto_refresh=False) as live:
         drawn = 0.0
 
         def show(step: Step) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import struct
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -12,6 +11,7 @@ from typing import IO, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from jaccli.chatter import chatter
 from jaccli.errors import RefusedError
 from jaccli.models.inert import ArrayShell, Inert, SparseSpec, StorageRef, StorageType, TensorSpec
 from jaccli.models.pickle_reader import PickleReader
@@ -148,7 +148,7 @@ def _read_trusted(path: Path) -> tuple[dict[str, Tensor] | nn.Module, list[str]]
     """The same with the file's code executed, as the user asked."""
     try:
         # An open file, because torch goes by the name of a path.
-        with path.open("rb") as file, contextlib.redirect_stdout(sys.stderr):
+        with path.open("rb") as file, contextlib.redirect_stdout(chatter()):
             found = torch.load(file, map_location="cpu", weights_only=False)
     except (Exception, SystemExit) as error:
         raise RefusedError(

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from jaccli.chatter import chatter
 from jaccli.errors import JaccliError, RefusedError, UsageError
 from jaccli.models.quote import listed, quote, shortened
 
@@ -152,7 +153,7 @@ def _on_path(folder: Path) -> Iterator[None]:
 def _users_code(what: str) -> Iterator[None]:
     """Prints go to standard error, where they cannot spoil data; what it raises is told in one line."""
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(chatter()):
             yield
     except (JaccliError, KeyboardInterrupt):
         raise

@@ -7,7 +7,6 @@ import errno
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ from types import FrameType
 from typing import BinaryIO, NoReturn
 
 from jaccli.errors import JaccliError, ResourceError, UsageError
-from jaccli.sinks.choose import check_output, is_stream
+from jaccli.sinks.choose import check_output, is_stdout, is_stream
+from jaccli.sinks.standard import results
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -33,8 +33,8 @@ def open_output(path: str | None, force: bool, stdout: BinaryIO | None = None) -
             yield handle
         return
     try:
-        if path in (None, "-"):
-            stream = stdout if stdout is not None else sys.stdout.buffer
+        if path is None or is_stdout(path):
+            stream = stdout if stdout is not None else results()
             yield stream
             stream.flush()
         else:
@@ -127,10 +127,11 @@ def terminate_as_exception() -> Iterator[None]:
 
 def write_error(error: OSError, path: str) -> JaccliError:
     """What a failed write means to the user: a full disk, or an output that cannot be written."""
+    where = "standard output" if is_stdout(path) else f"--output {path!r}"
     if error.errno in _FULL:
-        remedy = "make room" if path == "-" else "nothing was written; make room, or write elsewhere"
-        return ResourceError(f"--output {path!r}: {os.strerror(error.errno or 0)}", remedy=remedy)
-    return UsageError(f"--output {path!r} cannot be written: {error.strerror or type(error).__name__}")
+        remedy = "make room" if is_stdout(path) else "nothing was written; make room, or write elsewhere"
+        return ResourceError(f"{where}: {os.strerror(error.errno or 0)}", remedy=remedy)
+    return UsageError(f"{where} cannot be written: {error.strerror or type(error).__name__}")
 
 
 def _put(temporary: str, target: str, path: str, force: bool) -> None:

@@ -7,6 +7,7 @@ import stat
 from typing import Literal, TypeAlias, cast, get_args
 
 from jaccli.errors import UsageError
+from jaccli.sinks.standard import results
 
 Format: TypeAlias = Literal["table", "json", "jsonl", "csv", "markdown", "npy", "npz", "pt", "safetensors", "zarr"]
 Kind: TypeAlias = Literal["numbers", "matrix"]
@@ -23,9 +24,13 @@ _EXTENSIONS: dict[str, Format] = {
     ".txt": "table",
 }
 
+# Names that say nothing of a format's structure: any text may be in such a file.
+_ANY_TEXT = (".txt",)
+_STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+
 
 def choose_format(explicit: str | None, out: str | None, stdout_is_tty: bool, kind: Kind) -> Format:
-    """``--format`` wins, then the extension of ``-o``, then what standard output is.
+    """``--format``, else the extension of ``-o``, else what standard output is.
 
     Args:
         explicit: the value of ``--format``.
@@ -34,15 +39,16 @@ def choose_format(explicit: str | None, out: str | None, stdout_is_tty: bool, ki
         kind: numbers about J, or J itself.
 
     Raises:
-        UsageError: an unknown format or extension, one that does not fit ``kind``, binary data to a
-            terminal, or zarr to a stream.
+        UsageError: an unknown format or extension, one that does not fit ``kind``, a format that the
+            extension contradicts, binary data to a terminal, or zarr to a stream.
     """
     allowed = NUMBERS if kind == "numbers" else MATRIX
     streaming = is_stream(out)
-    terminal = stdout_is_tty if out in (None, "-") else streaming and _is_terminal(out)
+    terminal = stdout_is_tty if is_stdout(out) else streaming and _is_terminal(str(out))
     if explicit is not None:
         chosen = _named(explicit, allowed, kind)
-    elif streaming:
+        _check_name(chosen, out)
+    elif streaming and (is_stdout(out) or _extension(out) not in _EXTENSIONS):
         chosen = "table" if terminal else ("jsonl" if kind == "numbers" else "npy")
     else:
         chosen = _by_extension(cast(str, out), allowed, kind)
@@ -61,8 +67,10 @@ def check_output(path: str | None, force: bool) -> None:
 
     Raises:
         UsageError: it exists and ``force`` is not given, is a folder, or its folder is missing or
-            not writable.
+            not writable; standard output is closed.
     """
+    if is_stdout(path):
+        _check_stdout()
     if path is None or is_stream(path):
         return
     target = os.path.realpath(path)
@@ -81,7 +89,7 @@ def check_output(path: str | None, force: bool) -> None:
 
 def is_stream(path: str | None) -> bool:
     """Standard output, a pipe or a device: nothing that can be replaced."""
-    if path in (None, "-"):
+    if path is None or is_stdout(path):
         return True
     try:
         mode = os.stat(path).st_mode
@@ -90,9 +98,27 @@ def is_stream(path: str | None) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
+def is_stdout(path: str | None) -> bool:
+    """Standard output, by any of its names."""
+    return path in (None, "-") or os.path.normpath(str(path)) in _STDOUT
+
+
 def is_zarr(path: str) -> bool:
     """A folder with a zarr store's mark in it."""
     return any(os.path.exists(os.path.join(path, mark)) for mark in ("zarr.json", ".zgroup", ".zarray"))
+
+
+def _check_stdout() -> None:
+    try:
+        number = results().fileno()
+    except (OSError, ValueError):  # what stands for it has no descriptor
+        return
+    try:
+        os.write(number, b"")
+    except OSError:
+        raise UsageError(
+            "standard output is closed", "expected somewhere to write results to", "name a file with -o"
+        ) from None
 
 
 def _is_terminal(path: str) -> bool:
@@ -105,13 +131,30 @@ def _named(explicit: str, allowed: tuple[Format, ...], kind: Kind) -> Format:
     return _fitting(cast(Format, explicit), allowed, kind, f"--format {explicit}")
 
 
+def _check_name(chosen: Format, out: str | None) -> None:
+    if is_stdout(out):
+        return
+    named = _EXTENSIONS.get(_extension(out), chosen)
+    if named != chosen and _extension(out) not in _ANY_TEXT:
+        usual = next(end for end, format in _EXTENSIONS.items() if format == chosen)
+        raise UsageError(
+            f"--output {out!r} is a name for {named}, and --format is {chosen}",
+            "expected the two to agree",
+            f"leave --format out, or name the file {os.path.splitext(str(out))[0] + usual!r}",
+        )
+
+
 def _by_extension(out: str, allowed: tuple[Format, ...], kind: Kind) -> Format:
-    extension = os.path.splitext(out)[1].lower()
+    extension = _extension(out)
     if extension not in _EXTENSIONS:
         known = ", ".join(end for end, name in _EXTENSIONS.items() if name in allowed)
         given = f"extension {extension!r} names no format" if extension else "no extension, so no format"
         raise UsageError(f"--output {out!r}: {given}", f"expected {known}", "or give --format")
     return _fitting(_EXTENSIONS[extension], allowed, kind, f"--output {out!r}")
+
+
+def _extension(out: str | None) -> str:
+    return os.path.splitext(str(out))[1].lower()
 
 
 def _fitting(chosen: Format, allowed: tuple[Format, ...], kind: Kind, where: str) -> Format:

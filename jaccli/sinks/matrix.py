@@ -118,6 +118,8 @@ class MatrixSink(ABC):
         fits = tensor.dim() == 3 and tuple(tensor.shape[1:]) == pair.shape[1:]
         if not fits or start != self._written[key] or start + len(tensor) > pair.shape[0]:
             raise InternalError(f"block {tuple(tensor.shape)} at sample {start} does not continue {pair.shape}")
+        if not any(self._written.values()):
+            self._begin()
         self._written[key] += len(tensor)
         self._write(pair, start, tensor)
 
@@ -148,6 +150,10 @@ class MatrixSink(ABC):
 
     @abstractmethod
     def _open(self) -> None: ...
+
+    def _begin(self) -> None:
+        """What stands before the first block: a pipe gets it when there is something behind it."""
+        return
 
     @abstractmethod
     def _write(self, pair: PairMeta, start: int, block: Tensor) -> None: ...

@@ -44,8 +44,11 @@ class NpySink(MatrixSink):
                 "expected --format npz, safetensors, pt, zarr or jsonl",
             )
         self._out = self._handle()
-        _write_npy_header(self._out, pair.shape, numpy_dtype(pair))
         note_bfloat16([pair], "npy")
+
+    def _begin(self) -> None:
+        (pair,) = self.pairs.values()
+        _write_npy_header(self._out, pair.shape, numpy_dtype(pair))
 
     def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
         del pair, start

@@ -50,6 +50,8 @@ class CsvSink(MatrixSink):
     def _open(self) -> None:
         self._out = self._handle()
         self._columns = max(pair.shape[2] for pair in self.pairs.values())
+
+    def _begin(self) -> None:
         self._emit([["sample", "source", "target", "row", *(f"v{i}" for i in range(self._columns))]])
 
     def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
@@ -108,10 +110,10 @@ class TableSink(MatrixSink):
             names = f"{inert(pair.source)} -> {inert(pair.target)}"
             head = f"J of {names}, sample {self.samples[position]}, {n_out} x {n_in}, {pair.dtype}\n"
             body = render_matrix(block[position - start], source=pair.source, target=pair.target, style=self._style)
-            self._out.write((head + body + "\n").encode())
+            self._out.write(self._style.encode(head + body + "\n"))
         if start + len(block) == batch > _TABLE_SAMPLES:
             rest = f"{batch - _TABLE_SAMPLES} more samples: --samples picks, -o FILE saves them all\n"
-            self._out.write(rest.encode())
+            self._out.write(self._style.encode(rest))
         self._out.flush()
 
     def _close(self, provenance: dict[str, str]) -> None:

@@ -35,7 +35,7 @@ def write_numbers(
         records: what every other format writes, one a line.
         columns: which fields the table and markdown show, in this order; all of them unless given.
         title: above the table.
-        style: of the table; 80 columns without colour unless given.
+        style: of the table, and the charset of markdown; 80 columns without colour, in UTF-8, unless given.
 
     Raises:
         BrokenPipeError, OSError: from ``out``.
@@ -48,9 +48,10 @@ def write_numbers(
         case "csv":
             write_csv(records, out)
         case "markdown":
-            out.write(markdown_table(records, columns).encode())
+            out.write((style or Style()).encode(markdown_table(records, columns)))
         case "table":
-            out.write(render_table(records, columns, title=title, style=style or Style()).encode())
+            style = style or Style()
+            out.write(style.encode(render_table(records, columns, title=title, style=style)))
         case _:
             raise InternalError(f"{chosen} does not hold numbers about J")
     out.flush()

@@ -81,7 +81,7 @@ def _heat_map(values: Matrix, source: str, target: str, style: Style) -> str:
     grid = _downsample(values, height, width)
     body = _blocks(grid) if half_blocks else _shades(grid, style.color)
     per_line = 2 if half_blocks else 1
-    lines = [_caption(f"{source or 'source'} →", columns, margin, width, style.unicode)]
+    lines = [_caption(f"{source or 'source'} →", columns, margin, width, style)]
     for index, drawn in enumerate(body):
         first = index * per_line * rows // height
         label = str(first) if index == 0 else (str(rows - 1) if index == len(body) - 1 else "")
@@ -154,13 +154,13 @@ def _diverging(value: float) -> Color:
     return Color.from_rgb(*(round(m + (e - m) * share) for m, e in zip(_MIDDLE, end, strict=True)))
 
 
-def _caption(name: str, columns: int, margin: int, width: int, unicode: bool) -> Text:
-    name = inert(name)
+def _caption(name: str, columns: int, margin: int, width: int, style: Style) -> Text:
+    name = style.shown(inert(name))
     last = str(columns - 1)
     space = width - len(last) - 2
     middle = name if len(name) <= space - 1 else ""
     line = f"{'0 ' + middle:<{max(width - len(last), 2)}}{last}"
-    return Text(" " * margin + (line if unicode else line.replace("→", "->")), no_wrap=True)
+    return Text(" " * margin + line, no_wrap=True)
 
 
 def _packed(pieces: list[Text], width: int) -> list[Text]:
@@ -183,7 +183,7 @@ def _legend(
         ramp = Text.assemble(*((" ", Paint(bgcolor=_diverging(step / 5))) for step in range(-5, 6)))
     else:
         ramp = Text("".join(_shade(step / 4) for step in range(-4, 5)))
-    name = inert(name) if style.unicode else inert(name).replace("↓", "(down)")
+    name = style.shown(inert(name) if style.unicode else inert(name).replace("↓", "(down)"))
     scale = Text.assemble(f"{-grid.scale:.3g} ", ramp, f" {grid.scale:.3g}")
     lines = _packed([Text(name), scale, Text(span)], style.width)
     rows, columns = values.shape

@@ -30,9 +30,9 @@ def render_table(
     """
     style = style or Style()
     names = list(columns) if columns is not None else list(dict.fromkeys(name for r in records for name in r))
-    rows = [[cell(record.get(name)) for name in names] for record in records]
+    rows = [[style.shown(cell(record.get(name))) for name in names] for record in records]
     table = _across(names, rows, records, style)
-    head = [Text(inert(title), style="bold")] if title else []
+    head = [Text(style.shown(inert(title)), style="bold")] if title else []
     width = Console(width=10_000, color_system=None).measure(table).maximum
     if not style.fixed:
         style = replace(style, width=max(width, style.width))
@@ -63,7 +63,7 @@ def _across(names: list[str], rows: list[list[str]], records: Sequence[Mapping[s
     )
     for name in names:
         numeric = any(isinstance(json_value(record.get(name)), int | float) for record in records)
-        table.add_column(Text(inert(name)), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(style.shown(inert(name))), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     return table
@@ -77,5 +77,5 @@ def _down(names: list[str], rows: list[list[str]], style: Style) -> Table:
         if index:
             table.add_row()
         for name, value in zip(names, row, strict=True):
-            table.add_row(Text(inert(name)), Text(value))
+            table.add_row(Text(style.shown(inert(name))), Text(value))
     return table

@@ -1,4 +1,4 @@
-"""What the output can show: width, colours, and whether more than ASCII."""
+"""What the output can show: width, colours, and which characters."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from typing import BinaryIO
 
 from rich.console import Console, RenderableType
 
+from jaccli.sinks.charset import charset_of, encode, is_unicode, shown
+from jaccli.sinks.choose import is_stdout
+from jaccli.sinks.standard import results, results_charset
+
 
 @dataclass(frozen=True)
 class Style:
@@ -19,26 +23,48 @@ class Style:
     width: int = 80
     height: int = 24
     color: bool = False
-    unicode: bool = True
+    charset: str = "utf-8"
     fixed: bool = True
 
+    @property
+    def unicode(self) -> bool:
+        """Boxes and arrows may be drawn as such."""
+        return is_unicode(self.charset)
 
-def style_of(out: BinaryIO, no_color: bool = False) -> Style:
-    """The style for a stream. Colours only on a terminal, and not with ``NO_COLOR`` or ``TERM=dumb``.
+    def shown(self, text: str) -> str:
+        """``text`` with readable substitutes for what the charset lacks: before widths are counted."""
+        return shown(text, self.charset)
 
+    def encode(self, text: str) -> bytes:
+        """``text`` as it is written, likewise."""
+        return encode(text, self.charset)
+
+
+def style_for(path: str | None, no_color: bool = False) -> Style:
+    """The style for an output: standard output's own; a file is like a pipe, and holds UTF-8."""
+    if is_stdout(path):
+        return style_of(results(), no_color, results_charset())
+    return style_of(io.BytesIO(), no_color, "utf-8")
+
+
+def style_of(out: BinaryIO, no_color: bool = False, charset: str | None = None) -> Style:
+    """The style for a stream that shows ``charset``; unless given, what the locale says.
+
+    Colours only on a terminal, and not with ``NO_COLOR`` or ``TERM=dumb``.
     ``FORCE_COLOR`` asks for them in a pipe too; ``no_color`` (the flag) wins over it. A pipe has no
     width of its own: 80 columns, or ``COLUMNS``; tables there are as wide as they need.
     """
     terminal = out.isatty()
-    size = shutil.get_terminal_size((80, 24))
-    if terminal and "COLUMNS" not in os.environ:
+    size = os.terminal_size((80, 24))
+    if "COLUMNS" in os.environ:
+        size = shutil.get_terminal_size(size)
+    elif terminal:
         with contextlib.suppress(OSError):
             size = os.get_terminal_size(out.fileno())
     wanted = terminal and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
     color = (wanted or bool(os.environ.get("FORCE_COLOR"))) and not no_color
-    locale = next((os.environ[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if os.environ.get(name)), "")
-    unicode = not terminal or locale.upper().replace("-", "").endswith("UTF8")
-    return Style(max(size.columns, 20), max(size.lines, 10), color, unicode, terminal or "COLUMNS" in os.environ)
+    charset = charset if charset is not None else charset_of(None, terminal)
+    return Style(max(size.columns, 20), max(size.lines, 10), color, charset, terminal or "COLUMNS" in os.environ)
 
 
 def to_text(drawing: RenderableType, style: Style) -> str:
@@ -55,7 +81,7 @@ def to_text(drawing: RenderableType, style: Style) -> str:
         emoji=False,
     )
     console.print(drawing)
-    shown = text.getvalue()
+    drawn = text.getvalue()
     if not style.color:
-        shown = "".join(line.rstrip() + "\n" for line in shown.splitlines())
-    return shown if style.unicode else shown.encode("ascii", "backslashreplace").decode("ascii")
+        drawn = "".join(line.rstrip() + "\n" for line in drawn.splitlines())
+    return style.shown(drawn)
