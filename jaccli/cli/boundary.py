@@ -67,6 +67,7 @@ def _answer(error: BaseException) -> int:
             discard_results()
             return PIPE_LEFT
         case OSError() if error.filename is None and error.errno in _NOT_WRITTEN:
+            discard_results()
             return _answer(write_error(error, "-"))
         case KeyboardInterrupt():
             _say("interrupted")

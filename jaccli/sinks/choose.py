@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import Literal, TypeAlias, cast, get_args
@@ -115,10 +116,10 @@ def _check_stdout() -> None:
         return
     try:
         os.write(number, b"")
-    except OSError:
-        raise UsageError(
-            "standard output is closed", "expected somewhere to write results to", "name a file with -o"
-        ) from None
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            remedy = "name a file with -o"
+            raise UsageError("standard output is closed", "expected somewhere to write results to", remedy) from None
 
 
 def _is_terminal(path: str) -> bool:
