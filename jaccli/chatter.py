@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import weakref
 from typing import TextIO
 
 
@@ -18,4 +19,7 @@ def chatter() -> TextIO:
         number = os.dup(error.fileno())
     except (AttributeError, OSError, ValueError):
         return error
-    return os.fdopen(number, "w", buffering=1, encoding=error.encoding, errors=error.errors)
+    stream = os.fdopen(number, "w", buffering=1, encoding=error.encoding, errors=error.errors, closefd=False)
+    # The descriptor goes with the last who holds the stream: a logger may keep it for good.
+    weakref.finalize(stream.buffer.raw, os.close, number).atexit = False  # type: ignore[attr-defined]
+    return stream
