@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
-import weakref
-from typing import TextIO
+from typing import Any, TextIO
 
 
 def chatter() -> TextIO:
@@ -16,10 +16,37 @@ def chatter() -> TextIO:
     """
     error = sys.stderr
     try:
-        number = os.dup(error.fileno())
+        raw = _Chatter(os.dup(error.fileno()))
     except (AttributeError, OSError, ValueError):
         return error
-    stream = os.fdopen(number, "w", buffering=1, encoding=error.encoding, errors=error.errors, closefd=False)
-    # The descriptor goes with the last who holds the stream: a logger may keep it for good.
-    weakref.finalize(stream.buffer.raw, os.close, number).atexit = False  # type: ignore[attr-defined]
-    return stream
+    return io.TextIOWrapper(io.BufferedWriter(raw), error.encoding, error.errors, line_buffering=True)
+
+
+class _Chatter(io.RawIOBase):
+    """A descriptor, closed with the last who holds the stream.
+
+    What cannot be written, since the reader left or the disk is full, is lost: no reason to lose J as well.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def fileno(self) -> int:
+        return self._number
+
+    def isatty(self) -> bool:
+        return os.isatty(self._number)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        try:
+            return os.write(self._number, data)
+        except OSError:
+            return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            os.close(self._number)

@@ -107,8 +107,13 @@ def talking(files: Path) -> Iterator[None]:
     torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("command", RUNS)
+@pytest.mark.parametrize(
+    ("command", "way"),
+    [
+        *(("compute", way) for way in WAYS),
+        *((command, way) for command in RUNS if command != "compute" for way in ("print", "c", "closes")),
+    ],
+)
 def test_what_models_print_goes_to_standard_error(command: str, way: str, cli: Run) -> None:
     result = cli(command, *RUNS[command], "--arch-arg", f"how={way}").ok()
     READ[RUNS[command][-1]](result.out)
@@ -162,6 +167,23 @@ def test_descriptors_of_a_process(after: str, code: int, out: bool, files: Path)
         assert b"the network greets" in done.stderr or code == 2
         assert b"the exit greets" in done.stderr or code == 2
         assert b"bug" not in done.stderr
+
+
+@pytest.mark.parametrize("where", ["2> /dev/full", "2> >(true)"])
+def test_prints_that_nobody_hears(where: str, files: Path) -> None:
+    """They are lost, and no reason to lose J as well."""
+    code = """
+import torch
+
+class Prints(torch.nn.Module):
+    def forward(self, x):
+        print("greets")
+        return x
+"""
+    (files / "printing.py").write_text(code)
+    done = shell(f"jaccli compute printing.py:Prints -i random:3,n=1 {where}", files)
+    assert done.returncode == 0
+    assert np.load(io.BytesIO(done.stdout)).shape == (1, 3, 3)
 
 
 @pytest.mark.parametrize("where", ["> /dev/full", ">&-"])
