@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class Seen:
         accumulation: J, or its products, as a differentiable program, where there is one.
         shape: of J; likewise ``dtype`` and ``device``.
         single: rows are taken one by one: together, or by second derivatives, they are wrong.
+        told: that the gradient is not the slope was said.
         calls: how often it was used, without gradients and with.
     """
 
@@ -60,6 +61,7 @@ class Seen:
     device: torch.device
     accumulation: Accumulation | None = None
     single: bool = False
+    told: bool = False
     calls: Counter[bool] = field(default_factory=Counter)
     _elsewhere: Seen | None = None
 
@@ -148,9 +150,8 @@ class Site:
             if seen.accumulation is not None and not trial.program_is_right():
                 note("products by the engine's operators disagree with backward passes, which are taken instead")
                 seen.accumulation, trial = None, replace(trial, made=None)
-            if asked and not trial.choose() and seen.accumulation is not None:
-                note("gradients through the engine's operators disagree with slopes; passes are taken")
-                seen.accumulation = None
+            if asked:
+                _take(seen, *trial.choose())
 
     def _trial(
         self, network: Network, inputs: Inputs, seen: Seen, wish: Wish, asked: list[Tensor], rows: Rows
@@ -163,6 +164,19 @@ class Site:
         made = accumulated(seen, inputs, *([] if v is None else [v]))
         moved = Moved(network, self.pair, inputs, asked, seen.mixes, wish.there_and_back)
         return Trial(rows, made, v, wish, asked, moved)
+
+
+def _take(seen: Seen, through: Literal["program", "passes"], off: float) -> None:
+    """Gradients go through this from now on; how far they are off the slope is told once."""
+    if through == "passes" and seen.accumulation is not None:
+        note("gradients through the engine's operators disagree with slopes; passes are taken")
+        seen.accumulation = None
+    if off and not seen.told:
+        seen.told = True
+        warn(
+            f"the gradient of the deviation is {off:.2g} off its slope: some of what J depends on carries no gradient "
+            "(detach, or a backward pass or a hook without a derivative of its own)"
+        )
 
 
 def asking(seen: Seen, inputs: Inputs) -> list[Tensor]:

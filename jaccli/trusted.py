@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.errors import UnsupportedError, warn
+from jaccli.errors import UnsupportedError
 from jaccli.execution import disbelief
 from jaccli.graph.differentiable import Accumulation, accumulation
 from jaccli.graph.program import alike
@@ -109,11 +110,12 @@ class Trial:
         u = self._u()
         return self.made is not None and same(self._by_program(u).detach(), self._by_passes(u).detach(), self._eps)
 
-    def choose(self) -> bool:
-        """Whether the gradient is to be taken through the program; else through passes.
+    def choose(self) -> tuple[Literal["program", "passes"], float]:
+        """Through what the gradient is to be taken, and how far it is off the slope of the product.
 
-        Both are derived independently: where they agree, they are right. Else the slope of the product decides. What
-        neither of them has is told: a derivative that a network hides (detach) is not in its gradient.
+        Both are derived independently: where they agree, they are right. Else the slope decides. What neither of
+        them has, as the derivative that a network hides (detach), is the difference from the slope; 0 where it is
+        rounding.
 
         Raises:
             UnsupportedError: neither the program nor passes have a gradient.
@@ -125,7 +127,7 @@ class Trial:
         passes, why = (None, missing) if missing is not None else self._gradient(image, w)
         program, _ = self._gradient(self._by_program(u), w) if self.made is not None else (None, None)
         if program is not None and passes is not None and self._agree(program, passes):
-            return True
+            return "program", 0.0
         slope = self.moved.slope(u.detach(), w)
         allowed = max(_LOOSE * self._eps**defaults.BELIEF_POWER, _LEAST)
         off = {
@@ -134,15 +136,10 @@ class Trial:
             if g is not None and all(bool(t.isfinite().all()) for t in g if t is not None)
         }
         if slope is not None and off.get("program", 1.0) <= allowed:
-            return True
+            return "program", 0.0
         if not off or list(off) == ["program"]:
             raise no_second(RuntimeError(why or "it is not finite"))
-        if off["passes"] > allowed:
-            warn(
-                f"the gradient of the deviation is {off['passes']:.2g} off the slope of it: some of what J depends on "
-                "carries no gradient (detach, or a backward pass or a hook without a derivative of its own)"
-            )
-        return False
+        return "passes", off["passes"] if off["passes"] > allowed else 0.0
 
     def _u(self) -> Tensor:
         if self.vectors is not None:
