@@ -105,10 +105,13 @@ def other_samples(network: Drawn, near: bool) -> Tensor:
 
 
 def check_plan(seed: int) -> None:
+    check_plan_of(drawn(seed), truth(seed))
+
+
+def check_plan_of(network: Drawn, true: Tensor) -> None:
     """A plan holds nothing of the samples that it was made with."""
-    network = drawn(seed)
     plan = jaccli.plan(network.model, network.x, network.source, network.target, method=METHOD, args=network.args)
-    same(plan(network.x, args=network.args), truth(seed), "the plan's J")
+    same(plan(network.x, args=network.args), true, "the plan's J")
     for near in (False, True):
         x = other_samples(network, near)
         try:
@@ -119,7 +122,7 @@ def check_plan(seed: int) -> None:
             continue
         same(there, true_jacobian(network, x), "the plan's J elsewhere")
         same(there, jacobian(network, x), "the plan's J against a fresh one")
-    same(plan(network.x, args=network.args), truth(seed), "the plan's J, back again")
+    same(plan(network.x, args=network.args), true, "the plan's J, back again")
 
 
 @in_chunks
@@ -238,6 +241,17 @@ def slope(network: Drawn, h: float) -> float:
 @pytest.mark.filterwarnings("ignore")
 def test_products_and_estimates(seeds: range) -> None:
     assert not faults((seed for seed in seeds if seed % 3 == 2), check_products, hard=True)
+
+
+def check_hard_plan(seed: int) -> None:
+    if float(truth_hard(seed).abs().max()) <= LARGEST:
+        check_plan_of(drawn_hard(seed), truth_hard(seed))
+
+
+@in_chunks
+@pytest.mark.filterwarnings("ignore")
+def test_plans_of_hard_rules(seeds: range) -> None:
+    assert not faults((seed for seed in seeds if seed % 6 == 4), check_hard_plan, hard=True)
 
 
 @in_chunks
