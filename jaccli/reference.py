@@ -36,7 +36,7 @@ def reference(network: Network, inputs: Inputs, pair: Pair, samples_mix: bool = 
     """
     try:
         double = network.cast(None, torch.float64)
-        wide = Inputs(tuple(map(_double, inputs.args)), {k: _double(v) for k, v in inputs.kwargs.items()}, inputs.dim)
+        wide = inputs.converted(dtype=torch.float64)
         with computing(double), exact_attention(True):
             (prepared,) = prepare(double, wide, [pair])
             if prepared.linear.value.dtype == torch.float64:
@@ -51,10 +51,6 @@ def reference(network: Network, inputs: Inputs, pair: Pair, samples_mix: bool = 
     except (JaccliError, MethodGap):
         return Reference(None, "none: no backward pass works")
     return Reference(matrix, f"{dtype} row by row: the model has no float64 form")
-
-
-def _double(value: object) -> object:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _rows(prepared: Prepared) -> Tensor:

@@ -13,6 +13,7 @@ from jaccli.cli.train_request import TrainRequest
 from jaccli.cli.work import Loaded, load, load_asked
 from jaccli.errors import UsageError, note
 from jaccli.layers.address import matches
+from jaccli.models.dtypes import converted, floating_dtype
 from jaccli.regularize import Recipe, Training
 from jaccli.samples.load import load_samples
 from jaccli.training.descent import Parameter, parameters_of
@@ -146,8 +147,7 @@ def _shares(every: Samples, loaded: Loaded, wanted: TrainRequest) -> tuple[Share
 def _ready(tensor: Tensor, loaded: Loaded) -> Tensor:
     """On the device and in the dtype of the samples that are there."""
     x = loaded.inputs.args[0]
-    floating = tensor.is_floating_point() and x.is_floating_point()
-    return tensor.to(x.device, x.dtype if floating else None)
+    return converted(tensor, x.device, x.dtype if x.is_floating_point() else None)
 
 
 def _targets(wanted: TrainRequest, loaded: Loaded, flag: str = "--targets") -> Tensor | None:
@@ -157,7 +157,7 @@ def _targets(wanted: TrainRequest, loaded: Loaded, flag: str = "--targets") -> T
         return None
     found, numbers = load_samples(spec), loaded.numbers
     picked = len(numbers) if flag == "--targets" else loaded.inputs.batch
-    first = next((t.dtype for t in loaded.network.tensors() if t.is_floating_point()), torch.float32)
+    first = floating_dtype(loaded.network.tensors()) or torch.float32
     found = found.to(loaded.inputs.args[0].device, first if found.is_floating_point() else torch.int64)
     if flag == "--targets" and numbers != list(range(picked)) and len(found) > max(numbers):
         return found[numbers]

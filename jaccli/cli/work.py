@@ -21,6 +21,7 @@ from jaccli.layers.record import Inputs
 from jaccli.layers.resolve import expand, resolve
 from jaccli.layers.samples import find_samples, same_values
 from jaccli.models.adapt import as_network
+from jaccli.models.dtypes import floating_dtype
 from jaccli.models.load import load_model
 from jaccli.models.network import Network
 from jaccli.names import check_method
@@ -143,17 +144,10 @@ def load(model: ModelRequest, given: InputRequest, names: PairRequest | None = N
     samples = load_samples(given.spec)
     network = load_network(model)
     pairs = _pairs(network, names) if names is not None else []
-    first = next((t for t in network.tensors() if t.is_floating_point()), None)
     own = samples.dtype if samples.is_floating_point() else torch.get_default_dtype()
-    dtype = getattr(torch, model.dtype) if model.dtype else first.dtype if first is not None else own
-    device = find_device(model.device)
-
-    def ready(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.to(device, dtype if value.is_floating_point() else None)
-
-    inputs = _bind(ready(samples), [(name, ready(load_argument(value))) for name, value in given.arguments])
+    dtype = getattr(torch, model.dtype) if model.dtype else floating_dtype(network.tensors()) or own
+    inputs = _bind(samples, [(name, load_argument(value)) for name, value in given.arguments])
+    inputs = inputs.converted(find_device(model.device), dtype)
     with computing(network), readable(inputs):
         inputs = find_samples(network, inputs, [address for pair in pairs for address in pair])
     numbers = given.samples.indices(inputs.batch) if given.samples else list(range(inputs.batch))

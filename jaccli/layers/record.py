@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from jaccli.errors import JaccliError, UnsupportedError, UsageError
 from jaccli.layers.address import INPUT, OUTPUT, Address
 from jaccli.layers.boundary import Key, Place, key_of, place
 from jaccli.layers.tree import put
+from jaccli.models.dtypes import converted
 from jaccli.models.network import Network
 
 
@@ -42,6 +44,11 @@ class Inputs:
 
         args = (apply(self.args[0], self.dim), *(apply(a) for a in self.args[1:]))
         return Inputs(args, {k: apply(v) for k, v in self.kwargs.items()}, self.dim)
+
+    def converted(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Inputs:
+        """With all tensors, those in containers too, as ``Network.cast`` converts the model's."""
+        args, kwargs = tree_map_only(Tensor, lambda t: converted(t, device, dtype), (self.args, dict(self.kwargs)))
+        return Inputs(args, kwargs, self.dim)
 
 
 @dataclass

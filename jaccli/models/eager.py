@@ -6,15 +6,23 @@ import copy
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
+from jaccli.models.dtypes import converted
 from jaccli.models.network import Network, Tap
 from jaccli.models.stamp import PLAIN, Stamp
-from jaccli.models.state import ModuleState, attribute_tensors, same_noise, without_parameter_gradients
+from jaccli.models.state import (
+    ModuleState,
+    attribute_tensors,
+    map_attributes,
+    same_noise,
+    without_parameter_gradients,
+)
 
 _TENSORS = frozenset(("_parameters", "_buffers"))
 # Most of what a module keeps are such containers, and empty.
@@ -78,11 +86,8 @@ class EagerNetwork(Network):
             # Tensors with a history, as a state kept between calls, refuse to be deep-copied.
             if not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-        twin = copy.deepcopy(self.module, memo).to(device=device, dtype=dtype)
-        for module in twin.modules():
-            for name, value in list(vars(module).items()):
-                if not name.startswith("_") or isinstance(value, Tensor):
-                    vars(module)[name] = _cast_value(value, device, dtype)
+        twin = copy.deepcopy(self.module, memo)
+        cast_in_place(twin, device, dtype)
         return EagerNetwork(twin)
 
     def tensors(self) -> Iterator[Tensor]:
@@ -148,16 +153,31 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _cast_value(value: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:
-    if isinstance(value, nn.Parameter | nn.Module):
+def cast_in_place(module: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> None:
+    """``converted`` of a module's parameters, buffers and what its plain attributes hold; tied tensors stay tied."""
+    convert = partial(converted, device=device, dtype=dtype)
+    done: dict[int, tuple[Tensor, Tensor]] = {}  # the original is kept, or its id could be given away
+    cast: set[int] = set()
+
+    def whole(module: nn.Module) -> None:
+        # Not ``Module.to``, which makes real numbers of complex ones.
+        module._apply(convert)
+        cast.update(map(id, module.modules()))
+        map_attributes(module, new)
+
+    def new(value: Any) -> Any:
+        if isinstance(value, nn.Parameter):  # in place: it may be registered as well
+            value.data = convert(value.data)
+        elif isinstance(value, Tensor):
+            return done.setdefault(id(value), (value, convert(value)))[1]
+        elif isinstance(value, nn.Module) and id(value) not in cast:
+            whole(value)
+        elif isinstance(value, tuple):
+            items = [new(item) for item in value]
+            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
         return value
-    if isinstance(value, Tensor):
-        return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
-    if type(value) in (list, tuple):
-        return type(value)(_cast_value(v, device, dtype) for v in value)
-    if type(value) is dict:
-        return {k: _cast_value(v, device, dtype) for k, v in value.items()}
-    return value
+
+    whole(module)
 
 
 @contextmanager

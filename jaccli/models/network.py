@@ -67,7 +67,10 @@ class Network(ABC):
 
     @abstractmethod
     def cast(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Network:
-        """An independent copy with floating-point parameters, buffers and constants converted."""
+        """An independent copy with floating-point and complex parameters, buffers and constants converted.
+
+        Complex ones stay complex: see ``dtypes.counterpart``.
+        """
 
     @abstractmethod
     def tensors(self) -> Iterator[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -125,6 +125,20 @@ def attribute_tensors(module: nn.Module) -> Iterator[Tensor]:
         for value in values:
             items = value if isinstance(value, tuple) else (value,)
             yield from (item for item in items if isinstance(item, Tensor))
+
+
+def map_attributes(module: nn.Module, change: Callable[[Any], Any]) -> None:
+    """Replace what the plain attributes of all modules hold, and mutable containers in them, by ``change`` of it."""
+    modules = list(module.modules())
+    held = [_attributes(m) for m in modules]
+    for owner, attributes in zip(modules, held, strict=True):
+        _restore_attributes(owner, {name: change(value) for name, value in attributes.items()})
+    for container in _containers(held):
+        items = _items(container)
+        if isinstance(items, dict):
+            _refill(container, {key: change(value) for key, value in items.items()})
+        else:
+            _refill(container, [change(value) for value in items])
 
 
 def _values(container: Any) -> list[Any]:

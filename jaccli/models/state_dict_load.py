@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from jaccli.errors import RefusedError, note
+from jaccli.errors import RefusedError, note, warn
+from jaccli.models.dtypes import floating_dtype, is_whole
+from jaccli.models.eager import cast_in_place
 from jaccli.models.quote import listed, quote, shortened
 from jaccli.models.state_dict import match_names
 
@@ -21,11 +23,12 @@ _RIGHT_ARCH = "give the --arch, and --arch-arg, that the file was saved from"
 def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path | str = "the state dict") -> nn.Module:
     """``module`` with the values of ``state`` copied in, converted to the file's floating dtype.
 
-    The dtype follows the file where all of its floating tensors agree on float16, bfloat16, float32 or
-    float64. What was done (prefixes, extra names, dtype) is told in notes.
+    The dtype follows the file where all of its floating tensors, and the parts of its complex ones, agree on float16,
+    bfloat16, float32 or float64. What was done (prefixes, extra names, dtype) is told in notes.
 
     Raises:
-        RefusedError: names are missing, shapes differ, or integers stand where numbers are needed.
+        RefusedError: names are missing, shapes differ, integers stand where numbers are needed, or complex numbers
+            where real ones are.
     """
     target = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     matched, notes = match_names(state, target, path)
@@ -84,17 +87,10 @@ def _take_dtype(
     """Convert the module to the one floating dtype of the file, if there is one."""
     dtypes = set()
     for name, value in state.items():
-        wanted = target[name].dtype if name in target else None
-        if wanted is None or not wanted.is_floating_point:
-            continue
-        if not value.is_floating_point():
-            raise RefusedError(
-                f"{quote(path)} holds {_short(value.dtype)} under {quote(name, 60)}: a quantised model?",
-                f"expected {_short(wanted)}",
-                "save the model before quantisation, or as TorchScript",
-            )
-        dtypes.add(value.dtype)
-    own = {value.dtype for value in target.values() if value.is_floating_point()}
+        if name in target and not is_whole(target[name]):
+            _check_kind(name, value, target[name].dtype, path)
+            dtypes.add(floating_dtype([value]))
+    own = {floating_dtype([value]) for value in target.values() if not is_whole(value)}
     if len(dtypes) > 1:
         return [f"tensors of {listed(sorted(map(_short, dtypes)))} were converted to the model's own dtype"]
     if not dtypes or dtypes == own or len(own) != 1:
@@ -102,11 +98,28 @@ def _take_dtype(
     (dtype,) = dtypes
     if dtype not in _COMPUTABLE:
         return [f"tensors of {_short(dtype)} were converted to {_short(own.pop())}"]
-    module.to(dtype)
+    cast_in_place(module, None, dtype)
     return [f"the weights are {_short(dtype)}, and so the model computes in {_short(dtype)}"]
 
 
-def _short(dtype: torch.dtype) -> str:
+def _check_kind(name: str, value: Tensor, wanted: torch.dtype, path: Path | str) -> None:
+    if is_whole(value):
+        raise RefusedError(
+            f"{quote(path)} holds {_short(value.dtype)} under {quote(name, 60)}: a quantised model?",
+            f"expected {_short(wanted)}",
+            "save the model before quantisation, or as TorchScript",
+        )
+    if value.is_complex() and not wanted.is_complex:
+        raise RefusedError(
+            f"{quote(path)} holds {_short(value.dtype)} under {quote(name, 60)}",
+            f"expected real numbers: {_short(wanted)}",
+            _RIGHT_ARCH,
+        )
+    if wanted.is_complex and not value.is_complex():
+        warn(f"{quote(path)} holds real numbers under {quote(name, 60)}, which are complex: imaginary parts are zero")
+
+
+def _short(dtype: torch.dtype | None) -> str:
     return str(dtype).removeprefix("torch.")
 
 

@@ -24,7 +24,7 @@ def read_npy(handle: IO[bytes], size: int, name: str, *, text: bool = False) -> 
         text: strings are wanted (and refused otherwise).
 
     Raises:
-        RefusedError: not an array of real numbers, or cut short.
+        RefusedError: not an array of numbers, or cut short.
         ResourceError: more than the memory available.
     """
     shape, dtype = _header(handle, name)
@@ -51,7 +51,7 @@ def as_tensor(array: np.ndarray[Any, Any], name: str) -> Tensor:
     """A tensor of the array's dtype; torch has no wide unsigned integers worth having: they become int64.
 
     Raises:
-        RefusedError: not real numbers, or an unsigned value above the int64 range.
+        RefusedError: not numbers, or an unsigned value above the int64 range.
     """
     _check_numbers(array.dtype, name)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -61,6 +61,8 @@ def as_tensor(array: np.ndarray[Any, Any], name: str) -> Tensor:
         array = array.astype(np.int64)
     elif array.dtype.kind == "f" and array.dtype.itemsize > 8:
         array = array.astype(np.float64)
+    elif array.dtype.kind == "c" and array.dtype.itemsize > 16:
+        array = array.astype(np.complex128)
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
@@ -79,10 +81,9 @@ def _header(handle: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any
 
 
 def _check_numbers(dtype: np.dtype[Any], name: str) -> None:
-    if dtype.kind in "fiub":
+    if dtype.kind in "fiubc":
         return
     words = {
-        "c": "complex numbers",
         "U": "text",
         "S": "text",
         "O": "Python objects",

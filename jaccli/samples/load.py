@@ -26,7 +26,7 @@ from jaccli.samples.spec import (
 from jaccli.samples.table import read_table
 
 
-def load_samples(spec: InputSpec, *, stdin: BinaryIO | None = None) -> Tensor:
+def load_samples(spec: InputSpec, *, stdin: BinaryIO | None = None, complex_too: bool = False) -> Tensor:
     """The samples of an INPUT, whole, on the CPU; the first dimension is the samples.
 
     The dtype is the file's (csv: float64; images and random numbers: float32): integers stay integers,
@@ -35,6 +35,7 @@ def load_samples(spec: InputSpec, *, stdin: BinaryIO | None = None) -> Tensor:
     Args:
         spec: from ``parse_input``.
         stdin: what ``-`` reads; the process's standard input unless given.
+        complex_too: complex numbers are as good as real ones: nothing is differentiated with respect to them.
 
     Raises:
         RefusedError: unreadable, damaged, no numbers, or no samples.
@@ -46,17 +47,17 @@ def load_samples(spec: InputSpec, *, stdin: BinaryIO | None = None) -> Tensor:
         case RandomInput():
             return _random(spec)
         case FolderInput():
-            return _checked(read_folder(spec.path), repr(spec.path))
+            return _checked(read_folder(spec.path), repr(spec.path), complex_too)
         case FileInput() | StdinInput():
             path = spec.path if isinstance(spec, FileInput) else "-"
             with open_source(path, stdin) as source:
-                return _checked(_read(source, spec.key), source.name)
+                return _checked(_read(source, spec.key), source.name, complex_too)
 
 
 def load_argument(value: ArgValue) -> Any:
     """A further argument's value: ``@FILE`` is loaded as samples, anything else is itself."""
     if isinstance(value, FileInput | FolderInput | RandomInput | StdinInput):
-        return load_samples(value)
+        return load_samples(value, complex_too=True)
     return value
 
 
@@ -92,14 +93,14 @@ def _random(spec: RandomInput) -> Tensor:
     return values.clamp_(max=1 - 2**-24) if spec.dist == "uniform" else values
 
 
-def _checked(samples: Tensor, name: str) -> Tensor:
-    if samples.is_complex():
+def _checked(samples: Tensor, name: str, complex_too: bool) -> Tensor:
+    if samples.is_complex() and not complex_too:
         raise RefusedError(f"{name} holds complex numbers", "expected real numbers")
     if samples.dim() == 0:
         raise RefusedError(f"{name} is a single number", "expected an array whose first dimension is the samples")
     if samples.numel() == 0:
         raise RefusedError(f"{name} holds no samples: shape {tuple(samples.shape)}")
-    if samples.is_floating_point():
+    if samples.is_floating_point() or samples.is_complex():
         _warn_non_finite(samples, name)
     return samples
 

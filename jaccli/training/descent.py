@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from jaccli.errors import RefusedError, UnsupportedError
 from jaccli.models.adapt import as_network
+from jaccli.models.dtypes import is_whole
 from jaccli.models.network import Network
 
 # Share of the steps in which the learning rate is warmed up, and how many at most.
@@ -34,7 +35,7 @@ class Parameter:
 
 
 def parameters_of(network: Network, model: nn.Module) -> list[Parameter]:
-    """The floating-point parameters of a network, set to ask for gradients.
+    """The floating-point and complex parameters of a network, set to ask for gradients.
 
     Args:
         network: what is trained.
@@ -47,7 +48,7 @@ def parameters_of(network: Network, model: nn.Module) -> list[Parameter]:
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     tensors = zip(as_network(model).tensors(), network.tensors(), strict=True)
-    found = [Parameter(names[id(w)], v, w) for w, v in tensors if id(w) in names and v.is_floating_point()]
+    found = [Parameter(names[id(w)], v, w) for w, v in tensors if id(w) in names and not is_whole(v)]
     if not found:
         raise UnsupportedError(
             "the model has no floating-point parameters to train",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import InternalError, RefusedError
+from jaccli.models.dtypes import follows
 from jaccli.models.guards import guarded
 from jaccli.models.network import Tap
 from jaccli.models.pt2.calls import Chain, ModuleCall, find_calls, state_names
@@ -198,11 +199,20 @@ class _Scope:
             result = (DIRECT.get(rewrite[0]) or _checked(rewrite[0]))(*args, **kwargs)
             result = self._overwrite(rewrite[1], result)
         else:
-            dtypes = self._execution.dtypes
-            if dtypes and "dtype" in kwargs and node.target.split(".")[1] in _FACTORIES:
-                kwargs["dtype"] = dtypes.get(kwargs["dtype"], kwargs["dtype"])
+            if self._execution.dtypes:
+                args, kwargs = self._cast(node.target.split(".")[1], args, kwargs)
             result = (DIRECT.get(node.op) or _checked(node.op))(*args, **kwargs)
         self._store(node, result)
+
+    def _cast(self, operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Arguments of an operator in a cast model: dtypes as cast, where they follow (see ``dtypes.follows``)."""
+        dtypes = self._execution.dtypes
+
+        def cast(value: Any) -> Any:
+            known = isinstance(value, torch.dtype) and (operator in _FACTORIES or follows(operator, value))
+            return dtypes.get(value, value) if known else value
+
+        return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
 
     def _overwrite(self, name: str, result: Any) -> Any:
         """The value that a write in place would have left under ``name``."""

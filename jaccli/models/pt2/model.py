@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jaccli.errors import RefusedError
+from jaccli.models.dtypes import converted, is_whole, renamed
 from jaccli.models.network import Tap
 from jaccli.models.pt2.binding import bind
 from jaccli.models.pt2.interpreter import Execution, prepare
@@ -78,23 +79,18 @@ class ExportedModel(nn.Module):
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def converted(self, device: torch.device | None, dtype: torch.dtype | None) -> ExportedModel:
-        """An independent copy, floating-point tensors converted."""
+        """An independent copy, floating-point and complex tensors converted; see ``dtypes.counterpart``."""
         memo: dict[int, Tensor] = {}
         tensors: dict[str, Tensor] = {}
         for name in self._inputs.values():
             held = _get(self, name)
             if id(held) not in memo:
-                new = dtype if dtype is not None and held.is_floating_point() else held.dtype
-                copied = held.detach().to(device=device or held.device, dtype=new, copy=True)
+                copied = converted(held.detach(), device, dtype, copy=True)
                 is_parameter = isinstance(held, nn.Parameter)
                 memo[id(held)] = nn.Parameter(copied, held.requires_grad) if is_parameter else copied
             tensors[name] = memo[id(held)]
         model = ExportedModel(self.program, tensors)
-        model._dtypes = dict(self._dtypes)
-        if dtype is not None:
-            found = {_get(self, name).dtype for name in self._inputs.values()}
-            floating = {item for item in found if item.is_floating_point} or {torch.float32}
-            model._dtypes = dict.fromkeys({*floating, *self._dtypes}, dtype)
+        model._dtypes = renamed(self._dtypes, (_get(self, name) for name in self._inputs.values()), dtype)
         return model
 
 
@@ -109,7 +105,7 @@ def _register(root: nn.Module, name: str, tensor: Tensor, kind: str) -> None:
             if part not in owner._modules:
                 owner.add_module(part, nn.Module())
             owner = owner.get_submodule(part)
-        if kind == "parameter" and not isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
+        if kind == "parameter" and not isinstance(tensor, nn.Parameter) and not is_whole(tensor):
             tensor = nn.Parameter(tensor)
         if isinstance(tensor, nn.Parameter):
             owner.register_parameter(leaf, tensor)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from jaccli.models.dtypes import follows
 from jaccli.models.script import control
-from jaccli.models.script.operators import draws, resolve, unknown
-from jaccli.models.script.values import carries_tensors
+from jaccli.models.script.operators import draws, resolve, schema_of, unknown
+from jaccli.models.script.values import DTYPES, NUMBERS, carries_tensors
 
 if TYPE_CHECKING:
     from jaccli.models.script.program import Program
@@ -96,10 +97,26 @@ class Builder:
         if next(iter(node.blocks()), None) is not None:
             raise unknown(node.kind())
         inputs = list(node.inputs())
-        fn, count = resolve(node, self.constants)
-        step = apply(fn, self.slots(inputs[:count]), self.slots(node.outputs()))
+        cast = self._cast(node, inputs) if self.program.dtypes else {}
+        fn, count = resolve(node, {**self.constants, **cast} if cast else self.constants)
+        slots = self.slots(inputs[:count])
+        for place, value in enumerate(inputs[:count]):
+            if value.unique() in cast:
+                slots[place] = len(self.template)
+                self.template.append(cast[value.unique()])
+        step = apply(fn, slots, self.slots(node.outputs()))
         drawing, switch = draws(node, inputs)
         return _drawing(step, None if switch is None else self.slot(inputs[switch])) if drawing else step
+
+    def _cast(self, node: Any, inputs: list[Any]) -> dict[int, int]:
+        """Constant dtypes among the inputs of a node that follow the model's own, as they are where it is cast."""
+        schema, found = schema_of(node), dict[int, int]()
+        for argument, value in zip(schema.arguments if schema is not None else (), inputs, strict=False):
+            given = self.constants.get(value.unique())
+            kind = DTYPES.get(given) if argument.name == "dtype" and type(given) is int else None
+            if kind is not None and kind in self.program.dtypes and follows(node.kind().partition("::")[2], kind):
+                found[value.unique()] = NUMBERS[self.program.dtypes[kind]]
+        return found
 
 
 def compile_graph(program: Program, name: str, graph: Any) -> Compiled:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import UnsupportedError
+from jaccli.models.dtypes import converted, renamed
 from jaccli.models.network import Network, Tap
 from jaccli.models.script import binding
 from jaccli.models.script.program import Code, Program
@@ -96,21 +97,21 @@ class ScriptNetwork(Network):
             yield
 
     def cast(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> ScriptNetwork:
-        """An independent copy; casts that the code spells out stay as they are.
+        """An independent copy; casts to real dtypes that the code spells out stay as they are.
 
         Costs the memory of the model's tensors once more.
         """
 
         def convert(tensor: Tensor) -> Tensor:
-            kind = dtype if tensor.is_floating_point() else None
-            copy = tensor.detach().to(device=device, dtype=kind, copy=True)
+            copy = converted(tensor.detach(), device, dtype, copy=True)
             return copy.requires_grad_(tensor.requires_grad and tensor.is_leaf)
 
         program = self._program
         root = snapshot(self._root, program.aliases.fields, convert)
         other = ScriptNetwork.__new__(ScriptNetwork)
         chained = convert if program.convert is None else _after(program.convert, convert)
-        other._setup(Program(program.code, root, chained, device or program.device))
+        dtypes = renamed(program.dtypes, self.tensors(), dtype)
+        other._setup(Program(program.code, root, chained, device or program.device, dtypes))
         return other
 
     def tensors(self) -> Iterator[Tensor]:

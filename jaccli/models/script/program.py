@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -59,11 +59,11 @@ class Program:
 
     def __init__(
         self, code: Code, root: ModuleNode, convert: Callable[[Tensor], Tensor] | None = None,
-        device: torch.device | None = None,
+        device: torch.device | None = None, dtypes: Mapping[torch.dtype, torch.dtype] | None = None,
     ) -> None:  # fmt: skip
-        """Args: the code, the modules; for a converted copy how constants change, and their device."""
+        """Args: the code, the modules; for a converted copy how constants change, their device, dtypes that change."""
         self.code, self.root = code, root
-        self.convert, self.device = convert, device
+        self.convert, self.device, self.dtypes = convert, device, dtypes or {}
         self.aliases = Aliases(code, f"{root.cls}.forward")
         self._compiled: dict[str, Compiled] = {}
         self._methods: dict[tuple[str, str], Compiled] = {}

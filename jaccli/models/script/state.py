@@ -75,7 +75,7 @@ def snapshot(root: ModuleNode, fields: set[tuple[str, str]], convert: Convert) -
         for name in names - set(node.children):
             try:
                 values[name] = map_tensors(adopt(node.read(name)), once)
-            except (RuntimeError, AttributeError):  # a class that declares an attribute it never got
+            except (RuntimeError, AttributeError, KeyError):  # a class that declares an attribute it never got
                 continue
         children = {name: copy(child) for name, child in node.children.items()}
         tensors = {name: once(tensor) for name, tensor in node.tensors.items()}

@@ -20,11 +20,13 @@ DTYPES: dict[int, torch.dtype] = {
     5: torch.float16,
     6: torch.float32,
     7: torch.float64,
+    8: torch.complex32,
     9: torch.complex64,
     10: torch.complex128,
     11: torch.bool,
     15: torch.bfloat16,
 }
+NUMBERS = {kind: number for number, kind in DTYPES.items()}
 
 _CARRIERS = {"TensorType", "ListType", "DictType", "TupleType", "OptionalType", "UnionType", "AnyType"}
 

@@ -1,0 +1,82 @@
+"""What a floating-point dtype means for other tensors: complex numbers stay complex, integers what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def counterpart(kind: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype of numbers of ``kind`` in a model that computes in ``dtype``.
+
+    Complex numbers become those whose parts have ``dtype``: float32 ↔ complex64, float64 ↔ complex128, float16 ↔
+    complex32 (for which torch lacks many kernels). There is no complex bfloat16: they become complex64, as torch's own
+    ``Tensor.to_complex`` has it. Integers and booleans stay what they are.
+    """
+    if dtype is None:
+        return kind
+    if kind.is_complex:
+        return dtype.to_complex()
+    return dtype if kind.is_floating_point else kind
+
+
+def converted(
+    tensor: Tensor, device: torch.device | None = None, dtype: torch.dtype | None = None, *, copy: bool = False
+) -> Tensor:
+    """A tensor of any shape on ``device`` and in the ``counterpart`` of its dtype; itself if it is so already.
+
+    Differentiable as ``Tensor.to``, unlike which it never drops an imaginary part.
+
+    Args:
+        tensor: of any dtype.
+        device: as it is if None.
+        dtype: a floating-point one; as it is if None.
+        copy: a new tensor in any case.
+    """
+    return tensor.to(device=device, dtype=counterpart(tensor.dtype, dtype), copy=copy)
+
+
+def floating_dtype(tensors: Iterable[Tensor]) -> torch.dtype | None:
+    """The dtype that a model of these tensors computes in: of the first floating-point or complex one; None if none is.
+
+    A complex one stands for the dtype of its parts, unless there are real ones.
+    """
+    kinds = [t.dtype for t in tensors]
+    real = next((kind for kind in kinds if kind.is_floating_point), None)
+    return real or next((kind.to_real() for kind in kinds if kind.is_complex), None)
+
+
+def renamed(
+    before: Mapping[torch.dtype, torch.dtype], tensors: Iterable[Tensor], dtype: torch.dtype | None
+) -> dict[torch.dtype, torch.dtype]:
+    """Dtypes that the code of a model spells out → what they become where the model is cast.
+
+    Args:
+        before: the same of the model that is cast, which may have been cast already.
+        tensors: of that model.
+        dtype: what it is cast to; nothing changes if None.
+    """
+    if dtype is None:
+        return dict(before)
+    own = {t.dtype if t.is_floating_point() else t.dtype.to_real() for t in tensors if not is_whole(t)}
+    own = (own or {torch.float32}) | {kind for kind in before if kind.is_floating_point}
+    complexes = {kind.to_complex() for kind in own if kind in _REAL}
+    return {kind: counterpart(kind, dtype) for kind in own | complexes}
+
+
+def follows(operator: str, named: torch.dtype) -> bool:
+    """Whether a dtype that code spells out for an operator of that name (``to``) is cast with the model.
+
+    A real one may be meant as it stands: a norm that is taken in float32. A complex one tells real from complex, and
+    its precision is that of its surroundings; ``view`` reads the same bytes as other numbers.
+    """
+    return named.is_complex or operator == "view"
+
+
+def is_whole(tensor: Tensor) -> bool:
+    """Whether it holds integers or booleans."""
+    return not (tensor.is_floating_point() or tensor.is_complex())
