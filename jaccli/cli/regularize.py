@@ -35,10 +35,12 @@ def run(
     from jaccli.cli import work
     from jaccli.cli.job import job_of
     from jaccli.cli.progress import status
+    from jaccli.cli.weights import check_writable
 
     with work.deadline(how.timeout), status(how.quiet, how.no_color) as tell:
         tell("loading")
         job = job_of(asked, samples, names, wanted)
+        check_writable(job.model, wanted.output)
         tell("J before training")
         before = job.figures()
     start = time.perf_counter()

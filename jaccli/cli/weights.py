@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from jaccli.errors import note
+from jaccli.errors import UnsupportedError, note
+from jaccli.models.quote import quote
 from jaccli.sinks.atomic import open_output
 
 
@@ -39,6 +40,23 @@ def write_weights(model: nn.Module, path: str, force: bool, provenance: Mapping[
     with open_output(path, force) as handle:
         handle.write(content)
     return len(state)
+
+
+def check_writable(model: nn.Module, path: str | None) -> None:
+    """Before training: whether the format has the dtypes of a state dict.
+
+    Raises:
+        UnsupportedError: safetensors has no complex numbers but complex64.
+    """
+    if path is None or path.lower().endswith(".pt"):
+        return
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor) and value.dtype in (torch.complex128, torch.complex32):
+            raise UnsupportedError(
+                f"--output {path!r}: {quote(name, 60)} is {str(value.dtype).removeprefix('torch.')}",
+                "expected complex64, the complex numbers that safetensors has",
+                "save the model in float32 and complex64",
+            )
 
 
 def _archive(model: nn.Module, provenance: Mapping[str, str]) -> bytes:

@@ -82,3 +82,11 @@ def test_training_moves_complex_parameters(cli: Run, tmp_path: Path) -> None:
     assert new["a"].dtype == torch.complex64
     assert not torch.equal(new["a"], Square().a)
     assert "imaginary" not in done.err
+    wide = {name: converted(value, dtype=torch.float64) for name, value in Square().state_dict().items()}
+    torch.save(wide, tmp_path / "wide.pt")
+    refused = cli(
+        *("regularize", tmp_path / "wide.pt", "--arch", f"{SPEC}:Square", "-i", f"random:{N_IN},n=20", "--steps", 10),
+        *("--layer", "input", "-o", tmp_path / "newer.safetensors"),
+    )
+    assert refused.code == 4
+    assert "complex128" in refused.err
