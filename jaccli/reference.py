@@ -12,6 +12,7 @@ from jaccli.execution import disbelief, fill
 from jaccli.layers.record import Inputs
 from jaccli.methods import MethodGap
 from jaccli.models.network import Network
+from jaccli.operators.magnitude import norm
 from jaccli.planning import decide
 from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare
 
@@ -70,6 +71,6 @@ def relative_error(matrix: Tensor, truth: Tensor | None) -> float | None:
     """The largest relative Frobenius error of a sample; absolute for a sample whose J is zero."""
     if truth is None:
         return None
-    difference = (matrix.double() - truth.double()).flatten(1).norm(dim=1)
-    size = truth.double().flatten(1).norm(dim=1)
+    difference = norm((matrix.double() - truth.double()).flatten(1), (1,))
+    size = norm(truth.flatten(1), (1,))
     return float((difference / torch.where(size > 0, size, torch.ones_like(size))).max())

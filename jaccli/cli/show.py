@@ -65,6 +65,8 @@ def _ordered(names: Iterable[str]) -> list[str]:
 
 
 def _rows(jacobian: Any, numbers: list[int]) -> list[dict[str, Any]]:
+    from jaccli.operators.magnitude import norm
+
     rows = []
     for number in numbers:
         one = jacobian.array[number].double()
@@ -74,7 +76,7 @@ def _rows(jacobian: Any, numbers: list[int]) -> list[dict[str, Any]]:
                 "source": jacobian.source,
                 "target": jacobian.target,
                 "sample": jacobian.numbers[number],
-                "frobenius": float(one.norm()),
+                "frobenius": float(norm(one)),
                 "min": float(finite.min()) if finite.numel() else float("nan"),
                 "max": float(finite.max()) if finite.numel() else float("nan"),
                 "zeros": float((one == 0).double().mean()),

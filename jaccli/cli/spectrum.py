@@ -231,13 +231,16 @@ def _check_chain(chains: Sequence[Sequence[Tensor]], whole: Sequence[Tensor]) ->
     """The product along the chain is J of the whole, unless paths go around one of its layers."""
     import torch
 
+    from jaccli.operators.magnitude import norm, power_of_two
+
     for chain, j in zip(chains, whole, strict=True):
         v = torch.randn(j.shape[1], generator=torch.Generator().manual_seed(0)).to(j.device, torch.float64)
-        image, size = v, float(torch.linalg.matrix_norm(j.double()) * v.norm())
+        v = v / power_of_two(j)  # so that images are near 1
+        image, size = v, float(norm(j) * norm(v))
         for matrix in chain:
             image = matrix.double() @ image
-            size = max(size, float(image.norm()))
-        if float((image - j.double() @ v).norm()) > _CHAIN_ROUNDING * size:
+            size = max(size, float(norm(image)))
+        if float(norm(image - j.double() @ v)) > _CHAIN_ROUNDING * size:
             warn(
                 "--lyapunov: the product along these layers is not J of the whole: paths go around one of them "
                 "(a skip connection), and the exponents are those of the product alone"

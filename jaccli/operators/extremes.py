@@ -13,6 +13,8 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.errors import UnsupportedError, UsageError, warn
 from jaccli.operators.linear_map import LinearMap
+from jaccli.operators.magnitude import singular_values
+from jaccli.operators.rescaled import rescaled
 
 Which = Literal["largest", "smallest"]
 # Of ARPACK: residuals relative to the value that is asked for; singular values are the roots, and better.
@@ -49,6 +51,8 @@ def extreme_singular_values(a: LinearMap, k: int, which: Which = "largest") -> E
     Users' Guide*, 1998); where that gives up, from a block Krylov space; of a small J, or when many are wanted, by the
     singular value decomposition of J itself.
 
+    Values and bounds are NaN for a sample whose J is not finite.
+
     Cost: some tens of products with J and Jᵀ; of the smallest ones hundreds, where they lie close together.
 
     Raises:
@@ -67,14 +71,20 @@ def _of_one(a: LinearMap, k: int, which: Which) -> tuple[Tensor, Tensor]:
     n = min(a.shape[1:])
     if n <= defaults.DENSE_SVD or 3 * k >= n:
         return _of_the_matrix(a, k, which)
+    near_one = rescaled(a)
+    if not bool(near_one.finite):
+        nan = torch.full((k,), torch.nan, dtype=torch.float64)
+        return nan, nan
     try:
-        return _by_arpack(a, k, which)
+        values, bounds = _by_arpack(near_one, k, which)
     except ArpackError:  # many equal singular values, or a starting vector in a space that J leaves alone
-        return block_krylov(a, k, which)
+        values, bounds = block_krylov(near_one, k, which)
+    size = near_one.size.cpu()
+    return values * size, bounds * size
 
 
 def _of_the_matrix(a: LinearMap, k: int, which: Which) -> tuple[Tensor, Tensor]:
-    every = torch.linalg.svdvals(a.materialise()[0].double()).cpu()
+    every = singular_values(a.materialise()[0]).cpu()
     chosen = every[:k] if which == "largest" else every[-k:]
     return chosen, every[:1].expand(k) * len(every) * torch.finfo(a.dtype).eps
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jaccli.errors import ResourceError, UsageError
 from jaccli.operators.by_rows import one_hot_blocks
+from jaccli.operators.magnitude import norm, singular_values
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -178,10 +179,10 @@ class LinearMap(ABC):
 
     def frobenius(self) -> Tensor:
         """‖J‖_F of each sample, exact: ``(batch,)`` float64. Cost: min(n_out, n_in) products, J is not held."""
-        squares = torch.zeros(self.shape[0], dtype=torch.float64, device=self.device)
+        total = torch.zeros(self.shape[0], dtype=torch.float64, device=self.device)
         for _, block in self.blocks():
-            squares += block.double().square().sum((1, 2))
-        return squares.sqrt()
+            total = torch.hypot(total, norm(block, (1, 2)))
+        return total
 
     def trace(self) -> Tensor:
         """The trace of each sample, exact: ``(batch,)`` float64. Cost: n products, J is not held.
@@ -209,8 +210,7 @@ class LinearMap(ABC):
         from jaccli.operators.extremes import extreme_singular_values
 
         if k is None:
-            every: Tensor = torch.linalg.svdvals(self.materialise().double())
-            return every
+            return singular_values(self.materialise())
         return extreme_singular_values(self, k, which).values
 
     def spectral_norm(self) -> Tensor:

@@ -13,15 +13,18 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.errors import UsageError
 from jaccli.names import NORMS
+from jaccli.operators.magnitude import norm, power_of_two, singular_values
 
-__all__ = ["NORMS", "deviation", "spectral_norm", "summary"]
+__all__ = ["FIELDS", "NORMS", "deviation", "spectral_norm", "summary"]
+
+FIELDS = ("frobenius", "relative", "spectral", "l1", "max_abs", "trace", "alpha", "identity_share")
 
 
 def deviation(matrix: Tensor) -> dict[str, float]:
     """The contract's figures for one sample.
 
     With D = J − I: ‖D‖_F, ‖D‖_F/√n, ‖D‖₂, Σ|D|, max|D|, tr J, α = tr J/n and α²n/‖J‖_F², which is the
-    share of ‖J‖_F² that lies along the identity.
+    share of ‖J‖_F² that lies along the identity: NaN of J = 0. All are NaN where an entry is not finite.
 
     Args:
         matrix: ``(n, n)``; the figures are taken in float64.
@@ -37,11 +40,12 @@ def deviation(matrix: Tensor) -> dict[str, float]:
             "choose another --layer or --to; 'jaccli layers MODEL -i INPUT' shows sizes",
         )
     j = matrix.detach().to("cpu", torch.float64)
+    if not bool(j.isfinite().all()):
+        return dict.fromkeys(FIELDS, math.nan)
     d = j - torch.eye(n_in, dtype=torch.float64)
-    frobenius = float(torch.linalg.vector_norm(d))
-    trace = float(j.trace())
-    alpha = trace / n_in
-    squares = float(torch.linalg.vector_norm(j)) ** 2
+    frobenius, trace = float(norm(d)), float(j.trace())
+    unit = j / power_of_two(j)
+    squares = float(unit.square().sum())
     return {
         "frobenius": frobenius,
         "relative": frobenius / math.sqrt(n_in),
@@ -49,8 +53,8 @@ def deviation(matrix: Tensor) -> dict[str, float]:
         "l1": float(d.abs().sum()),
         "max_abs": float(d.abs().max()),
         "trace": trace,
-        "alpha": alpha,
-        "identity_share": min(alpha**2 * n_in / squares, 1.0) if squares else math.nan,
+        "alpha": trace / n_in,
+        "identity_share": min(float(unit.trace()) ** 2 / n_in / squares, 1.0) if squares else math.nan,
     }
 
 
@@ -62,12 +66,14 @@ def spectral_norm(matrix: Tensor) -> float:
     if not bool(matrix.isfinite().all()):
         return math.nan
     if min(matrix.shape) <= defaults.DENSE_SVD:
-        return float(torch.linalg.svdvals(matrix)[0])
+        return float(singular_values(matrix)[0])
+    size = power_of_two(matrix)
+    unit = (matrix / size).numpy()
     start = np.ones(min(matrix.shape)) + np.linspace(0.0, 0.5, min(matrix.shape))
     try:
-        return float(svds(matrix.numpy(), k=1, v0=start, tol=1e-10, return_singular_vectors=False)[0])
+        return float(svds(unit, k=1, v0=start, tol=1e-10, return_singular_vectors=False)[0] * size)
     except ArpackError:
-        return float(torch.linalg.svdvals(matrix)[0])
+        return float(singular_values(matrix)[0])
 
 
 def summary(samples: Sequence[dict[str, float]], fields: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -75,10 +81,12 @@ def summary(samples: Sequence[dict[str, float]], fields: Sequence[str]) -> dict[
     table: dict[str, dict[str, float]] = {}
     for name in fields:
         values = np.array([sample[name] for sample in samples], dtype=np.float64)
+        size = float(power_of_two(torch.from_numpy(values)))
         with np.errstate(all="ignore"):
+            unit = values / size
             table[name] = {
-                "mean": float(values.mean()),
-                "std": float(values.std()),
+                "mean": float(unit.mean() * size),
+                "std": float(unit.std() * size),
                 "min": float(values.min()),
                 "max": float(values.max()),
             }

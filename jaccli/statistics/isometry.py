@@ -24,7 +24,7 @@ def isometry(pairs: Sequence[Record]) -> list[dict[str, Any]]:
     lines = []
     for record in pairs:
         first = _mean(record, "mean_squared_singular_value")
-        rank = min(math.prod(record["source"]["shape"]), math.prod(record["target"]["shape"]))
+        rank = _rank(record)
         # (Σσ²)²/Σσ⁴ = n m₁²/m₂.
         variance = [rank / s["participation_ratio"] - 1 if s["participation_ratio"] else 0.0 for s in record["samples"]]
         lines.append(
@@ -38,10 +38,26 @@ def isometry(pairs: Sequence[Record]) -> list[dict[str, Any]]:
                 "gain": None,
             }
         )
-    for line, following in pairwise(lines):
-        after = following["mean_squared_singular_value"]
-        line["gain"] = line["mean_squared_singular_value"] / after if after else None
+    for line, (here, following) in zip(lines, pairwise(pairs), strict=False):
+        line["gain"] = _gain(here, following)
     return lines
+
+
+def _gain(record: Record, following: Record) -> float | None:
+    """m₁ of one layer over that of the next, by way of norms, which are in range where squares are not."""
+    norms = [[s["frobenius"] for s in r["samples"]] for r in (record, following)]
+    size = max(map(abs, norms[1]))
+    if not size:
+        return None
+    first, after = (
+        sum((value / size) * (value / size) for value in values) / (len(values) * _rank(r))
+        for values, r in zip(norms, (record, following), strict=True)
+    )
+    return first / after
+
+
+def _rank(record: Record) -> int:
+    return min(math.prod(record["source"]["shape"]), math.prod(record["target"]["shape"]))
 
 
 def _mean(record: Record, name: str) -> float | None:

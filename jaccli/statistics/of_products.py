@@ -13,12 +13,15 @@ from torch import Tensor
 from jaccli.errors import UnsupportedError, note
 from jaccli.operators.extremes import Extremes, extreme_singular_values
 from jaccli.operators.linear_map import LinearMap
+from jaccli.operators.rescaled import Rescaled, measured, rescaled
 from jaccli.statistics import quadrature
 from jaccli.statistics.jackknife import Estimate, Figures, within
 from jaccli.statistics.probing import PROBES, estimated
 
 # Figures of J − I that need its entries.
 ENTRIES = ("l1", "max_abs")
+# Relative to 1: smaller ones would lose digits beside the identity.
+SMALL = 2.0**-10
 # The largest singular values that are looked for when none are asked for.
 TOP = 6
 # By tolerance, starting vectors of the quadrature are doubled up to this many.
@@ -63,26 +66,42 @@ def estimated_deviation(a: LinearMap, effort: Effort) -> list[dict[str, float]]:
     Raises:
         UsageError: J is not square.
     """
-    n = a.shape[2]
-
-    def figures(moments: Tensor) -> Figures:
-        squares, trace = moments[..., 0].clamp(min=0), moments[..., 1] + n
-        frobenius, whole = squares.sqrt(), squares + 2 * moments[..., 1] + n
-        return {
-            "frobenius": frobenius,
-            "relative": frobenius / math.sqrt(n),
-            "trace": trace,
-            "alpha": trace / n,
-            "identity_share": (trace.square() / n / whole).clamp(max=1.0),
-        }
-
-    away = a - a.I
+    n, largest = a.shape[2], extreme_singular_values(a - a.I, 1)
+    size, finite = measured(a)
+    # Beside I a small J is lost: of such it is J itself that is probed.
+    small = size < SMALL
+    size = torch.where(small, size, size.clamp(min=1.0))
+    shift = torch.where(small, 0.0, 1 / size)
     found = estimated(
-        away, figures, "frobenius", probes=effort.products, tolerance=effort.tolerance, generator=effort.generator
-    )
-    largest = extreme_singular_values(away, 1)
-    spectral = Estimate(largest.values[:, 0], largest.bounds[:, 0])
-    return _records({**found.figures, "spectral": spectral}, a.shape[0])
+        Rescaled(a, size, shift, finite),
+        lambda moments: _of_moments(moments, n, size, shift),
+        "frobenius",
+        probes=effort.products,
+        tolerance=effort.tolerance,
+        generator=effort.generator,
+    ).figures
+    found["spectral"] = Estimate(largest.values[:, 0], largest.bounds[:, 0])
+    apart = torch.where(small, 1.0, size)
+    sizes = {"frobenius": [apart], "relative": [apart], "trace": [size], "alpha": [size]}
+    return _records(_of_size(found, sizes, finite), a.shape[0])
+
+
+def _of_moments(moments: Tensor, n: int, size: Tensor, shift: Tensor) -> Figures:
+    """From ‖J/s − cI‖_F² and its trace, ``(…, batch, 2)``, with c = 1/s, or 0 of a small J: figures over s.
+
+    Those of J − I where c = 0: ‖J − I‖_F² = n − 2 tr J + ‖J‖_F².
+    """
+    squares, trace = moments[..., 0].clamp(min=0), moments[..., 1] + n * shift
+    whole = squares + 2 * shift * moments[..., 1] + n * shift.square()
+    away = n - 2 * size * trace + size.square() * squares
+    frobenius = torch.where(shift == 0, away, squares).sqrt()
+    return {
+        "frobenius": frobenius,
+        "relative": frobenius / math.sqrt(n),
+        "trace": trace,
+        "alpha": trace / n,
+        "identity_share": (trace.square() / n / whole).clamp(max=1.0),
+    }
 
 
 def estimate(
@@ -108,16 +127,18 @@ def estimate(
     return _estimates(a, effort_of(probes, tolerance, seed), extreme_singular_values(a, 1))
 
 
-def _estimates(a: LinearMap, effort: Effort, largest: Extremes) -> dict[str, Estimate]:
-    n = min(a.shape[1:])
-    norm = Estimate(largest.values[:, 0], largest.bounds[:, 0])
+def _estimates(j: LinearMap, effort: Effort, largest: Extremes) -> dict[str, Estimate]:
+    a, n = rescaled(j), min(j.shape[1:])
+    size = a.size
+    absolute = Estimate(largest.values[:, 0], largest.bounds[:, 0])
+    norm = Estimate(absolute.value / size, absolute.stderr / size)
 
     def figures(moments: Tensor) -> Figures:
         squares = moments[..., 0].clamp(min=0)
         found = {
             "frobenius": squares.sqrt(),
             "mean_squared_singular_value": squares / n,
-            "stable_rank": squares / norm.value.square().clamp(min=1e-300),
+            "stable_rank": torch.where(norm.value > 0, squares / norm.value.square(), 0.0),
         }
         return found | ({"trace": moments[..., 1]} if a.shape[1] == a.shape[2] else {})
 
@@ -130,8 +151,24 @@ def _estimates(a: LinearMap, effort: Effort, largest: Extremes) -> dict[str, Est
         generator=effort.generator,
     ).figures
     ratio = moments["stable_rank"]
-    error = (ratio.stderr.square() + (2 * ratio.value * norm.stderr / norm.value.clamp(min=1e-300)).square()).sqrt()
-    return {**moments, "stable_rank": Estimate(ratio.value, error), **_sums(a, effort), "spectral_norm": norm}
+    off = torch.where(norm.value > 0, norm.stderr / norm.value, 0.0)
+    error = (ratio.stderr.square() + (2 * ratio.value * off).square()).sqrt()
+    found = {**moments, "stable_rank": Estimate(ratio.value, error), **_sums(a, effort)}
+    for name in {"log_volume", "log_abs_det"} & found.keys():
+        found[name] = Estimate(found[name].value + n * size.log(), found[name].stderr)
+    sizes = {"frobenius": [size], "trace": [size], "mean_squared_singular_value": [size, size]}
+    return _of_size(found, sizes, a.finite) | {"spectral_norm": absolute}
+
+
+def _of_size(found: dict[str, Estimate], sizes: dict[str, list[Tensor]], finite: Tensor) -> dict[str, Estimate]:
+    """Figures of a rescaled J as those of J: multiplied by their sizes, NaN where J is not finite."""
+
+    def scaled(x: Tensor, name: str) -> Tensor:
+        for size in sizes.get(name, []):
+            x = x * size
+        return torch.where(finite, x, torch.nan)
+
+    return {name: Estimate(scaled(e.value, name), scaled(e.stderr, name)) for name, e in found.items()}
 
 
 def estimated_spectrum(a: LinearMap, effort: Effort, top: int | None = None) -> list[dict[str, Any]]:
@@ -174,6 +211,9 @@ def _conditions(a: LinearMap, norm: Estimate) -> list[dict[str, float]]:
     safe = low > 2 * error  # else it may as well be zero
     found: list[dict[str, float]] = []
     for b in range(a.shape[0]):
+        if bool(low[b].isnan()):
+            found.append({"condition": math.nan, "condition_stderr": math.nan})
+            continue
         if not bool(safe[b]):
             found.append({})
             continue

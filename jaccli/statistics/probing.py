@@ -75,22 +75,22 @@ class Probing:
         return (2 * signs - 1).to(self.a.device, self.a.dtype)
 
     def samples(self) -> Tensor:
-        """‖(I − QQᵀ)Jg‖² and gᵀ(I − QQᵀ)Jg of every probe: ``(m, batch, 2)`` float64."""
+        """‖(I − QQᵀ)Jg‖² and gᵀ(I − QQᵀ)Jg of every probe: ``(m, batch, 2)`` float64, on the CPU."""
         found = []
         for number, image in enumerate(self.images):
             rest = image if self.basis is None else image - self.basis @ (self.basis.mT @ image)
             squares = rest.double().square().sum(1)
             traces = (rest.double() * self.vectors[number]).sum(1) if self.square else torch.zeros_like(squares)
             found.append(torch.stack([squares, traces], -1).movedim(1, 0))
-        return torch.cat(found)
+        return torch.cat(found).cpu()
 
     def exact(self) -> Tensor:
-        """‖QᵀJ‖² and tr QᵀJQ: ``(batch, 2)`` float64."""
+        """‖QᵀJ‖² and tr QᵀJQ: ``(batch, 2)`` float64, on the CPU."""
         if self.basis is None or self.known is None:
-            return torch.zeros(self.a.shape[0], 2, dtype=torch.float64, device=self.a.device)
+            return torch.zeros(self.a.shape[0], 2, dtype=torch.float64)
         known = self.known.double()
         trace = (known * self.basis).sum((1, 2)) if self.square else known.new_zeros(self.a.shape[0])
-        return torch.stack([known.square().sum((1, 2)), trace], -1)
+        return torch.stack([known.square().sum((1, 2)), trace], -1).cpu()
 
     @property
     def concentrated(self) -> bool:
@@ -164,7 +164,7 @@ def _exact(a: LinearMap, figures: Callable[[Tensor], Figures], products: int, sp
     square = a.shape[1] == a.shape[2]
     squares = a.frobenius().square()
     trace = a.trace() if square else torch.zeros_like(squares)
-    found = figures(torch.stack([squares, trace], -1))
+    found = figures(torch.stack([squares, trace], -1).cpu())
     note(f"as many products as J of {a.shape[1]} x {a.shape[2]} takes: the norm and the trace are exact")
     exact = {name: Estimate(value, torch.zeros_like(value)) for name, value in found.items()}
     return Moments(_rounded(exact, a), spent + products * (1 + square), 0)

@@ -194,9 +194,9 @@ def _bottom(rule: Rule, eps: float) -> tuple[Tensor, Tensor]:
 def _figures(sums: Tensor) -> dict[str, Tensor]:
     one, two, four, plogp, logs = sums.unbind(-1)
     return {
-        # H(σ/Σσ) = log Σσ − Σσ log σ / Σσ.
-        "effective_rank": (one.log() - plogp / one).exp(),
-        "participation_ratio": two.square() / four,
+        # H(σ/Σσ) = log Σσ − Σσ log σ / Σσ; of J = 0 no direction counts.
+        "effective_rank": torch.where(one > 0, (one.log() - plogp / one).exp(), 0.0),
+        "participation_ratio": torch.where(four > 0, two.square() / four, 0.0),
         "log_volume": logs,
         "log_abs_det": logs,
     }

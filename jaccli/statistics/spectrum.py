@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jaccli.operators.magnitude import power_of_two, singular_values
+
 FIELDS = (
     "singular_values",
     "condition",
@@ -38,7 +40,7 @@ def spectrum(matrix: Tensor) -> dict[str, Any]:
     if not bool(j.isfinite().all()):
         nan = dict.fromkeys(_names(square=j.shape[0] == j.shape[1]), math.nan)
         return {"singular_values": [math.nan] * min(j.shape), **nan}
-    return figures(torch.linalg.svdvals(j), square=j.shape[0] == j.shape[1])
+    return figures(singular_values(j), square=j.shape[0] == j.shape[1])
 
 
 def _names(square: bool) -> list[str]:
@@ -47,28 +49,31 @@ def _names(square: bool) -> list[str]:
 
 def figures(sigma: Tensor, square: bool) -> dict[str, Any]:
     """The figures of all singular values, descending float64."""
-    largest, smallest = float(sigma[0]), float(sigma[-1])
-    squares, total = float(sigma.square().sum()), float(sigma.sum())
-    share = sigma / total if total else sigma
+    size = float(power_of_two(sigma))
+    unit = sigma / size
+    largest, smallest = float(unit[0]), float(unit[-1])
+    squares, total = float(unit.square().sum()), float(unit.sum())
+    share = unit / total if total else unit
     logs = float(sigma.log().sum())
     return {
         "singular_values": sigma.tolist(),
         "condition": largest / smallest if smallest else math.inf if largest else math.nan,
         **({"log_abs_det": logs} if square else {}),
         "log_volume": logs,
-        "mean_squared_singular_value": squares / len(sigma),
+        "mean_squared_singular_value": squares / len(sigma) * size * size,
         "effective_rank": float(torch.exp(-torch.xlogy(share, share).sum())) if total else 0.0,
         "stable_rank": squares / largest**2 if largest else 0.0,
-        "participation_ratio": squares**2 / float(sigma.pow(4).sum()) if largest else 0.0,
-        "spectral_norm": largest,
-        "frobenius": math.sqrt(squares),
+        "participation_ratio": squares**2 / float(unit.pow(4).sum()) if largest else 0.0,
+        "spectral_norm": largest * size,
+        "frobenius": math.sqrt(squares) * size,
     }
 
 
 def singular_to_precision(matrix: Tensor, record: dict[str, Any]) -> bool:
     """Whether the smallest singular value is below the rounding of J's own entries: n eps σ_max, as for a rank."""
-    values = record["singular_values"]
-    return bool(values[-1] < max(matrix.shape) * torch.finfo(matrix.dtype).eps * values[0])
+    values, kind = record["singular_values"], torch.finfo(matrix.dtype)
+    # Below ``tiny`` the spacing of numbers does not shrink further.
+    return bool(values[0] > 0 and values[-1] < max(matrix.shape) * kind.eps * max(values[0], kind.tiny))
 
 
 def eigenvalues(matrix: Tensor) -> dict[str, Any]:
@@ -85,15 +90,17 @@ def eigenvalues(matrix: Tensor) -> dict[str, Any]:
     j = matrix.detach().to("cpu", torch.float64)
     if not bool(j.isfinite().all()):
         return {"eigenvalues": [], **dict.fromkeys(("spectral_radius", "spectral_abscissa", "non_normality"), math.nan)}
-    values = torch.linalg.eigvals(j)
+    size = float(power_of_two(j))
+    unit = j / size
+    values = torch.linalg.eigvals(unit)
     order = torch.argsort(values.abs(), descending=True, stable=True)
     values = values[order]
-    squares = float(j.square().sum())
+    squares = float(unit.square().sum())
     apart = max(squares - float(values.abs().square().sum()), 0.0)
     return {
-        "eigenvalues": [[float(v.real), float(v.imag)] for v in values],
-        "spectral_radius": float(values[0].abs()),
-        "spectral_abscissa": float(values.real.max()),
+        "eigenvalues": [[float(v.real) * size, float(v.imag) * size] for v in values],
+        "spectral_radius": float(values[0].abs()) * size,
+        "spectral_abscissa": float(values.real.max()) * size,
         "non_normality": math.sqrt(apart / squares) if squares else 0.0,
     }
 
@@ -112,8 +119,9 @@ def lyapunov(matrices: list[Tensor]) -> Tensor:
     total: Tensor | None = None
     for matrix in matrices:
         j = matrix.detach().to("cpu", torch.float64)
-        q, r = torch.linalg.qr(j if basis is None else j @ basis)
-        logs = r.diagonal().abs().log()
+        size = power_of_two(j)
+        q, r = torch.linalg.qr(j / size if basis is None else (j / size) @ basis)
+        logs = r.diagonal().abs().log() + size.log()
         total = logs if total is None else total[: len(logs)] + logs
         basis = q
     assert total is not None

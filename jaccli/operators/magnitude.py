@@ -1,0 +1,46 @@
+"""Norms and singular values of matrices of any size: in float64, of numbers that were brought near 1 first.
+
+Squares leave float64 beyond 1e154 and fourth powers beyond 1e77, while the norms made of them need not. All numbers are
+divided by a power of two, which rounds nothing, and what is made of them is multiplied by it again.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def power_of_two(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
+    """The power of two just below max|x| over some dimensions, all of them if None: float64, without a graph.
+
+    1 where the numbers are all zero, or one is not finite, or there are none.
+    """
+    if not x.numel():
+        return torch.ones((), dtype=torch.float64, device=x.device)
+    most = x.detach().abs().double()
+    most = most.amax(tuple(range(x.dim())) if dims is None else dims)
+    mantissa = torch.frexp(most).mantissa  # 1/2 <= mantissa < 1
+    return torch.where(most.isfinite() & (most > 0), most / (2 * mantissa), 1.0)
+
+
+def norm(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
+    """√Σ|x|² over some dimensions, all of them if None: float64. Inf only where the norm itself is out of range."""
+    size = power_of_two(x, dims)
+    shape = list(x.shape)
+    for dim in range(x.dim()) if dims is None else dims:
+        shape[dim] = 1
+    near_one = x.double() / (size if not x.numel() else size.reshape(shape))
+    found: Tensor = torch.linalg.vector_norm(near_one, dim=dims)
+    return found * size
+
+
+def singular_values(matrices: Tensor) -> Tensor:
+    """All of each matrix, ``(…, n_out, n_in)`` → ``(…, min(n_out, n_in))`` float64, descending.
+
+    NaN for a matrix with an entry that is not finite.
+    """
+    finite = matrices.isfinite().all(-1).all(-1)[..., None, None]
+    whole = torch.where(finite, matrices.double(), 0.0)
+    size = power_of_two(whole, (-2, -1))
+    found: Tensor = torch.linalg.svdvals(whole / size[..., None, None]) * size[..., None]
+    return torch.where(finite[..., 0], found, torch.nan)
