@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from jaccli.errors import UsageError
+from jaccli.errors import UsageError, warn
 from jaccli.layers.record import Inputs
 from jaccli.live import Seen, accumulated, asking, live_pass, site_of
+from jaccli.operators.magnitude import power_of_two
 from jaccli.recorded import contiguous
 from jaccli.rows import wide
 from jaccli.trusted import Wish
@@ -128,7 +130,10 @@ def _deviation(
     if made is None:
         with live_pass(network, site.pair, seen, inputs, wanted) as rows:
             made = (rows.matrix() if v is None else rows.images(v, there_and_back),)
-    found = of_factors(towards, *made) if v is None else _of_probes(towards, v, made[0])
+    take = partial(of_factors, towards) if v is None else partial(_of_probes, towards, v)
+    found = take(*made)
+    if found.device.type == "cpu" or not wanted:  # elsewhere each look would wait for the device
+        found = _in_range(found, made, take, relative=towards in ("zero", "scaled-identity"))
     return found if wanted else found.detach()
 
 
@@ -147,6 +152,30 @@ def _of_probes(towards: Towards, v: Tensor, image: Tensor) -> Tensor:
     elif towards != "zero":
         image = image - v
     return wide(image).square().sum(1).mean(1)
+
+
+def _in_range(found: Tensor, made: Sequence[Tensor], take: Callable[..., Tensor], relative: bool) -> Tensor:
+    """A square that its dtype has no number for is a warning, and inf, not NaN, where it is too large.
+
+    Args:
+        found: ``take(*made)``, ``(batch,)``.
+        made: J of each sample, its factors, or products with it.
+        take: squared distance.
+        relative: it is 0 with J, so that it may be too small as well.
+    """
+    kind, value = torch.finfo(found.dtype), found.detach()
+    if not bool((~value.isfinite() | (value < kind.tiny)).any()):
+        return found
+    finite = torch.stack([factor.detach().isfinite().flatten(1).all(1) for factor in made]).all(0)
+    beyond = over = ~value.isfinite() & finite
+    if relative:
+        near_one = (f.detach() / power_of_two(f, (1, 2)).reshape(-1, 1, 1).to(f) for f in made)
+        beyond = over | ((value < kind.tiny) & (take(*near_one) > kind.eps))
+    if not bool(beyond.any()):
+        return found
+    name = str(found.dtype).removeprefix("torch.")
+    warn(f"the squared distance of {int(beyond.sum())} of {len(found)} samples is beyond the range of {name}")
+    return torch.where(over, torch.inf, found)
 
 
 def of_factors(towards: Towards, *factors: Tensor) -> Tensor:

@@ -174,3 +174,21 @@ class Square(Kept):
 
     def pair(self) -> tuple[Tensor, Tensor]:
         return self.a, self.b
+
+
+class Sized(nn.Module):
+    """J = diag(1, 0, −2, 0), times a size."""
+
+    def __init__(self, size: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("w", size * torch.tensor([1.0, 0, -2, 0], dtype=torch.float64).diag())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.w
+
+
+class Root(nn.Module):
+    """x √|x|, whose derivative at zero is NaN by autograd."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.abs().sqrt()

@@ -186,10 +186,14 @@ def is_square(prepared: Prepared) -> bool:
 
 
 def _summed(found: list[Record], figures: Figures) -> list[Record]:
+    from jaccli.statistics.consistency import check_records
     from jaccli.statistics.deviation import summary
 
     for record in found:
         samples = record["samples"]
+        source, target = record["source"], record["target"]
+        shape = math.prod(target["shape"]), math.prod(source["shape"])
+        check_records(samples, shape, f"{source['layer']} -> {target['layer']}")
         names = [name for name in figures.summed if samples and all(name in sample for sample in samples)]
         record["summary"] = summary(samples, names)
     return found
@@ -227,6 +231,8 @@ def with_error(value: float, error: float) -> str:
     digits = 1 - math.floor(math.log10(error))
     if digits > 6 and abs(value) >= 1e-3:
         return f"{value:.6g} ± {error:.1e}"
+    if digits <= 0 and abs(value) >= 1e9:
+        return f"{value:.3e} ± {error:.1e}"
     if digits <= 0:
         return f"{round(value, digits):.0f} ± {round(error, digits):.0f}"
     return f"{value:.{digits}f} ± {error:.{digits}f}" if digits <= 8 else f"{value:.3e} ± {error:.1e}"

@@ -11,7 +11,7 @@ from jaccli.errors import UsageError
 from jaccli.operators.linear_map import LinearMap
 
 
-class _Derived(LinearMap):
+class Derived(LinearMap):
     """With the dtype and device of another."""
 
     base: LinearMap
@@ -30,7 +30,7 @@ class _Derived(LinearMap):
 
 
 @dataclass(frozen=True, repr=False)
-class Transposed(_Derived):
+class Transposed(Derived):
     """Jᵀ: the same products, the other way round."""
 
     base: LinearMap
@@ -58,7 +58,7 @@ class Transposed(_Derived):
 
 
 @dataclass(frozen=True, repr=False)
-class Scaled(_Derived):
+class Scaled(Derived):
     """cJ."""
 
     base: LinearMap
@@ -78,7 +78,7 @@ class Scaled(_Derived):
 
 
 @dataclass(frozen=True, repr=False)
-class Sum(_Derived):
+class Sum(Derived):
     """A + cB."""
 
     base: LinearMap
@@ -104,7 +104,7 @@ class Sum(_Derived):
 
 
 @dataclass(frozen=True, repr=False)
-class Composed(_Derived):
+class Composed(Derived):
     """BA: first A, then B, as of layer pairs that meet."""
 
     base: LinearMap

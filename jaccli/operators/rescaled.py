@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from jaccli.operators.algebra import _Derived
+from jaccli.operators.algebra import Derived
 from jaccli.operators.linear_map import LinearMap
 from jaccli.operators.magnitude import power_of_two
 
-# Of the exponents that a dtype has: up to this share of them squares of squares stay in range, in products as well.
-WITHIN = 1 / 16
-
 
 @dataclass(frozen=True, repr=False)
-class Rescaled(_Derived):
+class Rescaled(Derived):
     """J/s − cI, of each sample its own s and c; the identity (1 on the diagonal) in place of a J that is not finite.
 
     Args:
@@ -60,13 +56,8 @@ class Rescaled(_Derived):
 
 
 def rescaled(a: LinearMap) -> Rescaled:
-    """J/s of each sample, s a power of two near the size of its entries; s = 1 where that is near enough to 1.
-
-    Cost: as ``measured``.
-    """
+    """J/s of each sample, s a power of two near the size of its products. Cost: as ``measured``."""
     size, finite = measured(a)
-    reach = WITHIN * math.log2(torch.finfo(a.dtype).max)
-    size = torch.where(size.log2().abs() <= reach, 1.0, size)
     return Rescaled(a, size, torch.zeros_like(size), finite)
 
 

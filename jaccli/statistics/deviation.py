@@ -77,16 +77,17 @@ def spectral_norm(matrix: Tensor) -> float:
 
 
 def summary(samples: Sequence[dict[str, float]], fields: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Mean, standard deviation (of the population), least and greatest of each field over samples."""
+    """Mean, standard deviation (of the population; inf where a value is), least and greatest of each field."""
     table: dict[str, dict[str, float]] = {}
     for name in fields:
         values = np.array([sample[name] for sample in samples], dtype=np.float64)
         size = float(power_of_two(torch.from_numpy(values)))
         with np.errstate(all="ignore"):
             unit = values / size
+            beyond = bool(np.isinf(values).any()) and not np.isnan(values).any()
             table[name] = {
                 "mean": float(unit.mean() * size),
-                "std": float(unit.std() * size),
+                "std": math.inf if beyond else float(unit.std() * size),
                 "min": float(values.min()),
                 "max": float(values.max()),
             }

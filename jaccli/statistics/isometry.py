@@ -53,11 +53,12 @@ def _gain(record: Record, following: Record) -> float | None:
         sum((value / size) * (value / size) for value in values) / (len(values) * _rank(r))
         for values, r in zip(norms, (record, following), strict=True)
     )
-    return first / after
+    return float(first / after)
 
 
 def _rank(record: Record) -> int:
-    return min(math.prod(record["source"]["shape"]), math.prod(record["target"]["shape"]))
+    shapes = (record[end]["shape"] for end in ("source", "target"))
+    return min(map(math.prod, shapes))
 
 
 def _mean(record: Record, name: str) -> float | None:

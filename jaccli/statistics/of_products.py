@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaccli.errors import UnsupportedError, note
+from jaccli.errors import UnsupportedError, note, warn
 from jaccli.operators.extremes import Extremes, extreme_singular_values
 from jaccli.operators.linear_map import LinearMap
 from jaccli.operators.rescaled import Rescaled, measured, rescaled
 from jaccli.statistics import quadrature
+from jaccli.statistics.consistency import check_records
 from jaccli.statistics.jackknife import Estimate, Figures, within
 from jaccli.statistics.probing import PROBES, estimated
 
@@ -124,7 +125,9 @@ def estimate(
 
     Cost: as many products; the quadrature takes 30 with J and 30 with Jᵀ for each starting vector.
     """
-    return _estimates(a, effort_of(probes, tolerance, seed), extreme_singular_values(a, 1))
+    found = _estimates(a, effort_of(probes, tolerance, seed), extreme_singular_values(a, 1))
+    check_records(_records(found, a.shape[0]), a.shape[1:], "estimate")
+    return found
 
 
 def _estimates(j: LinearMap, effort: Effort, largest: Extremes) -> dict[str, Estimate]:
@@ -162,6 +165,10 @@ def _estimates(j: LinearMap, effort: Effort, largest: Extremes) -> dict[str, Est
 
 def _of_size(found: dict[str, Estimate], sizes: dict[str, list[Tensor]], finite: Tensor) -> dict[str, Estimate]:
     """Figures of a rescaled J as those of J: multiplied by their sizes, NaN where J is not finite."""
+
+    if not bool(finite.all()):
+        first = int((~finite).nonzero()[0])
+        warn(f"J of {int((~finite).sum())} of {len(finite)} samples is not finite (first: {first}): figures are NaN")
 
     def scaled(x: Tensor, name: str) -> Tensor:
         for size in sizes.get(name, []):

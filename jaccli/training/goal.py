@@ -13,6 +13,7 @@ from torch import Tensor
 from jaccli.errors import UnsupportedError, UsageError, note
 from jaccli.identity import Estimator, Towards, deviation_from, of_factors
 from jaccli.models.network import Network
+from jaccli.operators.magnitude import norm
 from jaccli.planning import TooLarge
 from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare
 from jaccli.stream import Choice, Watch, stream
@@ -167,8 +168,18 @@ def _exact(network: Network, samples: Samples, goal: Goal, watch: Watch) -> list
     for piece in stream(network, samples.inputs, goal.pairs, Choice(), watch=watch):
         for matrix in piece.outcome.matrix:  # one by one: in float64 a block may not fit a second time
             j = matrix.detach().to("cpu", torch.float64)
-            found[piece.pair].append(of_factors(goal.towards, j[None]).clamp(min=0).sqrt())
+            found[piece.pair].append(_distance(goal.towards, j).reshape(1))
     return [torch.cat(rows) for rows in found.values()]
+
+
+def _distance(towards: Towards, j: Tensor) -> Tensor:
+    """How far a float64 J is from where it is to come, in range wherever that is; squared it need not be."""
+    if towards == "orthogonal":
+        return of_factors(towards, j[None]).clamp(min=0).sqrt()
+    if towards == "zero":
+        return norm(j)
+    n = len(j)
+    return norm(j - (1.0 if towards == "identity" else j.trace() / n) * torch.eye(n, dtype=j.dtype))
 
 
 def _estimated(network: Network, samples: Samples, goal: Goal, size: int) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +91,81 @@ def test_training_moves_complex_parameters(cli: Run, tmp_path: Path) -> None:
     )
     assert refused.code == 4
     assert "complex128" in refused.err
+
+
+@pytest.mark.parametrize("how", ["exact", "estimated", "saved"])
+@pytest.mark.parametrize("command", ["deviation", "spectrum"])
+def test_contradictions_are_told(
+    cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, command: str
+) -> None:
+    """Wherever a record comes from, its figures are held against each other."""
+    from jaccli.statistics import deviation, of_products, spectrum
+
+    path = tmp_path / "j.npy"
+    np.save(path, np.random.default_rng(0).standard_normal((2, N_IN, N_IN)))
+    wrong = {"frobenius": 0.0, "frobenius_stderr": 0.0}
+    for module, name in ((deviation, "deviation"), (spectrum, "spectrum")):
+        whole = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda j, whole=whole: whole(j) | wrong)
+    for name in ("estimated_deviation", "estimated_spectrum"):
+        every = getattr(of_products, name)
+        monkeypatch.setattr(of_products, name, lambda *a, every=every: [one | wrong for one in every(*a)])
+    model = (
+        f"{SPEC}:Square",
+        "--layer",
+        "input",
+        "-i",
+        f"random:{N_IN},n=2",
+        *(("--estimate",) if how == "estimated" else ()),
+    )
+    done = cli(command, *(("--jacobian", path) if how == "saved" else model), "--format", "json").ok()
+    assert "contradict" in done.err
+
+
+@pytest.mark.parametrize("command", ["deviation", "spectrum", "show"])
+@pytest.mark.parametrize("size", [1e-300, 1e-160, 1e160, 1e300])
+def test_any_size_of_a_saved_jacobian(cli: Run, tmp_path: Path, command: str, size: float) -> None:
+    j = np.random.default_rng(0).standard_normal((3, N_IN, N_IN))
+    np.save(tmp_path / "j.npy", size * j)
+    file = (tmp_path / "j.npy",) if command == "show" else ("--jacobian", tmp_path / "j.npy")
+    for kind in ("json", "table", "csv"):
+        done = cli(command, *file, "--format", kind).ok()
+        assert "nan" not in done.text.lower().replace("provenance", "")
+    document = cli(command, *file, "--format", "json").json
+    found = document["jacobians" if command == "show" else "pairs"][0]["samples"]
+    norms = [float(one["frobenius"]) for one in found]
+    away = j - (np.eye(N_IN) / size if command == "deviation" else 0)
+    # Of a small J what is left of J − I is I.
+    right = np.sqrt(N_IN) if command == "deviation" and size < 1 else size * np.linalg.norm(away, axis=(1, 2))
+    np.testing.assert_allclose(norms, right, rtol=1e-10)
+    if command == "spectrum":
+        assert "beyond the range" in cli(command, *file).err
+
+
+def test_estimates_of_a_model_of_any_size(cli: Run) -> None:
+    for size in (1e-200, 1e200):
+        for command in ("deviation", "spectrum"):
+            model = (f"{SPEC}:Sized", "--arch-arg", f"size={size}", "-i", "random:4,n=3", "--layer", "input")
+            for how in ((), ("--estimate",), ("--tolerance", 0.1)):
+                found = cli(command, *model, *how, "--dtype", "float64", "--format", "json").ok()
+                (pair,) = found.json["pairs"]
+                for one in pair["samples"]:
+                    assert float(one["frobenius"]) == pytest.approx(
+                        2 if command == "deviation" and size < 1 else size * 5**0.5, rel=1e-9
+                    )
+                assert all(math.isfinite(float(v)) for v in pair["summary"]["frobenius"].values())
+
+
+def test_what_is_not_finite_by_estimate(cli: Run, tmp_path: Path) -> None:
+    """Figures that are NaN, and a warning; those of the other samples are right."""
+    np.save(tmp_path / "x.npy", np.array([[1.0, 4, 9, 16], [1, 0, 1, 1]]))
+    for command in ("deviation", "spectrum"):
+        done = cli(
+            *(command, f"{SPEC}:Root", "-i", tmp_path / "x.npy", "--dtype", "float64", "--estimate"),
+            *("--layer", "input", "--format", "json"),
+        ).ok()
+        first, second = done.json["pairs"][0]["samples"]
+        d = 1.5 * np.array([1, 2, 3, 4.0]) - (command == "deviation")
+        assert float(first["frobenius"]) == pytest.approx(np.linalg.norm(d), rel=1e-9)
+        assert second["frobenius"] == "nan"
+        assert "not finite" in done.err
