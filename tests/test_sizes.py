@@ -17,6 +17,7 @@ from jaccli.identity import Towards, deviation_from
 from jaccli.operators.algebra import Matrices
 from jaccli.operators.extremes import block_krylov, extreme_singular_values
 from jaccli.operators.magnitude import norm, power_of_two, singular_values
+from jaccli.operators.rescaled import rescaled
 from jaccli.reference import relative_error
 from jaccli.statistics.deviation import deviation, spectral_norm, summary
 from jaccli.statistics.isometry import isometry
@@ -354,3 +355,18 @@ def test_squares(towards: Towards, size: float, right: float, model: str, estima
             found = deviation_from(towards, network, x, estimator=estimator, probes=2)
         assert found.tolist() == pytest.approx([right] * 3, abs=1e-300)
         assert any("beyond the range" in str(one.message) for one in said) == (right != N)
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16, F32, F64], ids=str)
+@pytest.mark.parametrize("exponent", [-8, 0, 8])
+def test_few_directions(dtype: torch.dtype, exponent: int) -> None:
+    """What makes up most of J is found by a QR decomposition, in formats that have none, too."""
+    w = scaled(matrix(80, 1) @ matrix(1, 80, 1) / 16, exponent).to(dtype)
+    right = spectrum(w)
+    for probes in (None, 40):
+        (found,) = estimated_spectrum(Matrices(w[None]), effort_of(probes, None, 0))
+        assert found["frobenius"] == pytest.approx(right["frobenius"], rel=0.02)
+        assert found["spectral_norm"] == pytest.approx(right["spectral_norm"], rel=0.02)
+    near_one = rescaled(Matrices(w[None]))
+    values, _ = block_krylov(near_one, 2, "largest")
+    assert float(values[0] * near_one.size) == pytest.approx(right["spectral_norm"], rel=0.02)

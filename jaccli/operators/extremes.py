@@ -13,7 +13,7 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.errors import UnsupportedError, UsageError, warn
 from jaccli.operators.linear_map import LinearMap
-from jaccli.operators.magnitude import singular_values
+from jaccli.operators.magnitude import orthonormal, singular_values
 from jaccli.operators.rescaled import rescaled
 
 Which = Literal["largest", "smallest"]
@@ -121,7 +121,7 @@ def block_krylov(a: LinearMap, k: int, which: Which) -> tuple[Tensor, Tensor]:
     a = a.T if transposed else a
     n, width = a.shape[2], k + SPARE
     generator = torch.Generator().manual_seed(0)
-    new = torch.linalg.qr(torch.randn(n, width, generator=generator).to(a.device, a.dtype)).Q
+    new, _ = orthonormal(torch.randn(n, width, generator=generator).to(a.device, a.dtype))
     basis, image = new, a.forth(new[None])[0]
     eps, closed = torch.finfo(a.dtype).eps, False
     scale = float(image.norm())
@@ -139,7 +139,7 @@ def block_krylov(a: LinearMap, k: int, which: Which) -> tuple[Tensor, Tensor]:
         new = a.back(image[:, -new.shape[1] :][None])[0]
         for _ in range(2):
             new = new - basis @ (basis.mT @ new)
-        new, r = torch.linalg.qr(new)
+        new, r = orthonormal(new)
         alive = r.diagonal().abs() > 64 * eps * max(scale, 1e-30) * max(scale, 1.0)
         closed = not bool(alive.any())
         if not closed:

@@ -44,3 +44,9 @@ def singular_values(matrices: Tensor) -> Tensor:
     size = power_of_two(whole, (-2, -1))
     found: Tensor = torch.linalg.svdvals(whole / size[..., None, None]) * size[..., None]
     return torch.where(finite[..., 0], found, torch.nan)
+
+
+def orthonormal(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Q and R of ``(…, n, k)`` in its dtype; taken in float32 of shorter formats, for which there is no QR."""
+    q, r = torch.linalg.qr(x.float() if x.dtype.itemsize < 4 else x)
+    return q.to(x), r.to(x)

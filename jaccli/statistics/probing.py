@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jaccli.errors import note
 from jaccli.operators.linear_map import LinearMap
+from jaccli.operators.magnitude import orthonormal
 from jaccli.statistics.jackknife import Estimate, Figures, jackknifed, within
 
 # Products of a first look, which tells whether a few directions make up most of the map.
@@ -65,7 +66,7 @@ class Probing:
         image = self.a.matmat(self._signs(rank))
         if self.basis is not None:
             image = torch.cat([self.basis, image], 2)
-        self.basis = torch.linalg.qr(image).Q
+        self.basis, _ = orthonormal(image)
         self.known = self.a.rmatmat(self.basis)
         self.spent += rank + self.basis.shape[2]
 
