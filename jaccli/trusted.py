@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -123,12 +124,16 @@ class Trial:
         u = self._u()
         image = self._by_passes(u)
         w = self._drawn(*image.shape, seed=1)
+        if not bool(image.isfinite().all()):  # of a J that is not finite itself nothing can be said
+            return ("passes" if self.made is None else "program"), 0.0
         missing = self.rows.missing()
         passes, why = (None, missing) if missing is not None else self._gradient(image, w)
         program, _ = self._gradient(self._by_program(u), w) if self.made is not None else (None, None)
         if program is not None and passes is not None and self._agree(program, passes):
             return "program", 0.0
         slope = self.moved.slope(u.detach(), w)
+        if slope is not None and not math.isfinite(slope.value):
+            slope = None
         allowed = max(_LOOSE * self._eps**defaults.BELIEF_POWER, _LEAST)
         off = {
             name: slope.off(g) if slope is not None else 0.0
@@ -163,6 +168,8 @@ class Trial:
     def _gradient(self, image: Tensor, w: Tensor) -> tuple[tuple[Tensor | None, ...] | None, str | None]:
         try:
             inner = (wide(image) * w).sum()
+            if not inner.requires_grad:  # J is constant
+                return (None,) * len(self.wanted), None
             return torch.autograd.grad(inner, list(self.wanted), retain_graph=True, allow_unused=True), None
         except (RuntimeError, NotImplementedError) as error:
             if is_out_of_memory(error):
