@@ -161,3 +161,30 @@ def test_a_derivative_of_j_that_is_missing_is_told(name: str) -> None:
     h = x.clone().requires_grad_()
     with pytest.warns(jaccli.JaccliWarning, match="derivatives of J"):
         jaccli.graph_jacobian(model(h), h, create_graph=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("end", ["tiny", "max"])
+def test_products_at_the_ends_of_a_dtype(dtype: torch.dtype, end: str) -> None:
+    """The verifier sees a wrong product of any size, and sets nothing right aside."""
+    model = nn.Linear(6, 4, bias=False).to(dtype)
+    with torch.no_grad():
+        model.weight.copy_(vectors(4, 6) * getattr(torch.finfo(dtype), end) ** 0.8)
+    a = jaccli.operator(model, vectors(2, 6).to(dtype))
+    v = vectors(2, 6, 9).to(dtype)
+    for _ in range(2):
+        right = model.weight.detach().double() @ v.double()
+        size = float(right.abs().max())
+        room = 8 * torch.finfo(dtype).eps + 4 * torch.finfo(dtype).tiny / size
+        assert float((a.matmat(v).double() - right).abs().max() / size) < room
+    assert a.routes["set aside"] == []
+
+
+@pytest.mark.parametrize("scale", [1e-250, 1e250])
+def test_a_wrong_product_of_any_size_is_seen(scale: float) -> None:
+    model, x, j = made("wrong tangent")
+    model = nn.Sequential(model, nn.Linear(12, 12, bias=False).double())
+    with torch.no_grad():
+        model[1].weight.copy_(scale * torch.eye(12).double())
+    found = jaccli.operator(model, x).matmat(vectors(len(x), 6, 3))
+    assert error(found / scale, j @ vectors(len(x), 6, 3)) < 1e-9

@@ -16,6 +16,7 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.operators.faults import is_out_of_memory
 from jaccli.operators.linearised import Linearised
+from jaccli.operators.magnitude import norm
 
 # An element of a product that is this much smaller than the others is judged by their size, not by its own.
 _NOT_SMALLER = 1e-2
@@ -33,8 +34,8 @@ def same(found: Tensor, truth: Tensor, eps: float) -> bool:
 
     A sample whose truth is not finite says nothing; else what is not finite is wrong.
     """
-    gap = torch.linalg.vector_norm((found - truth).double(), dim=1)
-    return _small(gap, torch.linalg.vector_norm(truth.double(), dim=1), truth.isfinite().all(1), eps)
+    floor = torch.finfo(truth.dtype).tiny
+    return _small(norm(found - truth, (1,)), norm(truth, (1,)), truth.isfinite().all(1), eps, floor)
 
 
 def dual(found: Tensor, z: Tensor, w: Tensor, pulled: Tensor, eps: float, together: bool = False) -> bool:
@@ -44,24 +45,24 @@ def dual(found: Tensor, z: Tensor, w: Tensor, pulled: Tensor, eps: float, togeth
     is seen as long as n is below 1 / eps.
     """
     left, right = (torch.where(a != 0, a * b, 0).double() for a, b in ((w, found), (z, pulled)))
-    typical = torch.linalg.vector_norm(found.double(), dim=1) / found.shape[1] ** 0.5
+    typical = norm(found, (1,)) / found.shape[1] ** 0.5
     if together:
         left, right, typical = left.reshape(1, -1), right.reshape(1, -1), typical.max()[None]
-    size = torch.linalg.vector_norm(left, dim=1) + torch.linalg.vector_norm(right, dim=1)
-    size = torch.maximum(size, _NOT_SMALLER * typical)
-    return _small((left.sum(1) - right.sum(1)).abs(), size, right.isfinite().all(1), eps)
+    size = torch.maximum(norm(left, (1,)) + norm(right, (1,)), _NOT_SMALLER * typical)
+    floor = torch.finfo(found.dtype).tiny
+    return _small((left.sum(1) - right.sum(1)).abs(), size, right.isfinite().all(1), eps, floor)
 
 
-def _small(gap: Tensor, size: Tensor, known: Tensor, eps: float) -> bool:
+def _small(gap: Tensor, size: Tensor, known: Tensor, eps: float, floor: float) -> bool:
     """Gaps ``(batch,)`` beside sizes, of ``known`` samples; one far below the others has their rounding.
 
-    A gap that is NaN is not small.
+    Below ``floor``, the smallest normal number, digits are lost. A gap that is NaN is not small.
     """
     if not bool(known.any()):
         return True
     gap, size = gap[known], size[known]
     reach = tolerance(eps)
-    return bool((gap <= reach * torch.maximum(size, reach * size.max())).all())
+    return bool((gap <= reach * torch.maximum(size, reach * size.max()) + floor).all())
 
 
 @dataclass
@@ -116,8 +117,7 @@ class Truth:
         if estimate is None:
             return True
         truth, spread = estimate
-        gap = torch.linalg.vector_norm((found - truth).double(), dim=1)
-        size = torch.linalg.vector_norm(truth.double(), dim=1)
+        gap, size = norm(found - truth, (1,)), norm(truth, (1,))
         return bool((gap <= _SPREAD * spread + tolerance(self.linear.rounding) * size)[size.isfinite()].all())
 
 
@@ -128,7 +128,7 @@ def difference(linear: Linearised, z: Tensor) -> tuple[Tensor, Tensor] | None:
     """
     h, flat = linear.point, z.reshape(linear.point.shape).to(linear.point)
     samples = h.reshape(linear.batch, -1).double()
-    size = torch.linalg.vector_norm(samples, dim=1).clamp(min=1e-6) / z.double().norm(dim=1).clamp(min=1e-300)
+    size = norm(samples, (1,)).clamp(min=1e-6) / norm(z, (1,)).clamp(min=1e-300)
     step = (torch.finfo(h.dtype).eps ** (1 / 3) * size).to(h).reshape(-1, *[1] * (h.dim() - 1))
     found = []
     try:
@@ -141,4 +141,4 @@ def difference(linear: Linearised, z: Tensor) -> tuple[Tensor, Tensor] | None:
         if is_out_of_memory(error):
             raise
         return None
-    return found[0], torch.linalg.vector_norm((found[0] - found[1]).double(), dim=1)
+    return found[0], norm(found[0] - found[1], (1,))
