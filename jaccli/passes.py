@@ -16,6 +16,7 @@ from jaccli import defaults
 from jaccli.errors import UnsupportedError
 from jaccli.methods.base import is_out_of_memory, reason, spans
 from jaccli.operators.linearised import batching_imported, graph_nodes
+from jaccli.operators.magnitude import norm
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,9 @@ class Evidence:
     def _relative(self, found: Sequence[Tensor], others: Sequence[Tensor]) -> float:
         worst = 0.0
         for j, rows, other in zip(found, self.rows, others, strict=True):
-            norm_u = torch.linalg.vector_norm(self.u.to(j), dim=-1).double()
-            size = torch.linalg.vector_norm(j.detach(), dim=(1, 2)).double() * norm_u
-            error = torch.linalg.vector_norm((rows - other).double(), dim=-1) / size.clamp(min=1e-200)
+            norm_u = norm(self.u.to(j), (-1,))
+            size = norm(j.detach(), (1, 2)) * norm_u
+            error = norm(rows - other, (-1,)) / size.clamp(min=torch.finfo(torch.float64).tiny)
             lost = rows.isfinite().all(-1) & ~j.isfinite().all((1, 2)) if j.numel() else torch.zeros_like(norm_u > 0)
             error = torch.where(lost, torch.inf, error)[(norm_u > 0) & (lost | error.isfinite())]
             worst = max(worst, float(error.max())) if error.numel() else worst
