@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, UsageError, note, warn
+from jaccli.layers.gradient_graph import mend_batch_norm
 from jaccli.memory import available
 from jaccli.methods.base import is_out_of_memory, reason
 from jaccli.operators.linearised import batching_imported
@@ -143,12 +144,14 @@ def _of_one(name: str, graph: AutogradGraph, sources: Sequence[str], chunk: int 
     """J of one output, ``(batch, n_out, n_in)`` for each input, and what is to be said of it."""
     found = [x.new_zeros(()).expand(graph.batch, graph.n_out, graph.size(x)) for x in graph.inputs]
     need = sum(j.numel() * j.element_size() for j in found)
+    hooks: list[Any] = []
     try:
         if need > defaults.WORKING_SET and need > available(graph.output.device):
             raise MemoryError
         if need and not graph.output.requires_grad:
             warn(f"{name} has no graph, J is zero: was it computed under no_grad, or detached?")
         elif need:
+            hooks = mend_batch_norm(graph.output, beyond=graph.inputs)
             found = _solved(name, graph, chunk)
             lost = [i for i in range(len(found)) if i not in graph.reached]
             made = any(graph.inputs[i].grad_fn is not None for i in lost)
@@ -163,6 +166,9 @@ def _of_one(name: str, graph: AutogradGraph, sources: Sequence[str], chunk: int 
         raise
     except Exception as error:
         raise _explained(name, error, need) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _explained(name: str, error: Exception, need: int) -> JaccliError:

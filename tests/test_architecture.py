@@ -23,6 +23,7 @@ LAYERS = [
     ["samples"],
     [
         "layers.address",
+        "layers.gradient_graph",
         "layers.tree",
         "layers.slot",
         "layers.boundary",

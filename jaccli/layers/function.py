@@ -11,6 +11,7 @@ from torch import Tensor
 from jaccli.errors import UnsupportedError
 from jaccli.layers.address import INPUT, OUTPUT
 from jaccli.layers.boundary import Key, Place
+from jaccli.layers.gradient_graph import mend_batch_norm
 from jaccli.layers.record import Inputs
 from jaccli.models.network import Network, StopRun
 
@@ -50,6 +51,8 @@ class LayerFunction:
                 f"layer {str(self.target.address)!r} was reached at the sample and is not near it",
                 "the model takes another branch there",
             )
+        if tap.reached.grad_fn is not None:
+            mend_batch_norm(tap.reached)
         return tap.reached
 
     def tiled(self, copies: int) -> LayerFunction:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 from jaccli.errors import JaccliError, UnsupportedError, UsageError
 from jaccli.layers.address import INPUT, OUTPUT, Address
 from jaccli.layers.boundary import Key, Place, key_of, place
+from jaccli.layers.gradient_graph import mend_batch_norm
 from jaccli.layers.tree import put
 from jaccli.models.dtypes import converted
 from jaccli.models.network import Network
@@ -159,6 +160,8 @@ def record(
                 raise
             tap.left_out[address] = error.given
             tap.sources.pop(address, None)
+    if live:
+        mend_batch_norm(*(held.raw for held in tap.targets.values()))
     return Record(inputs, tap.sources, tap.targets, tap.left_out)
 
 

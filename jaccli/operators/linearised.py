@@ -5,29 +5,19 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 import torch.autograd.forward_ad as fwad
 from torch import Tensor
 
 from jaccli.layers.function import LayerFunction
+from jaccli.layers.gradient_graph import graph_nodes
 
-
-def graph_nodes(value: Tensor, beyond: Iterable[Tensor] = ()) -> Iterator[Any]:
-    """The differentiable operators that lead to a value, each once; not those that lead to a tensor of ``beyond``."""
-    seen: set[Any] = {None, *(tensor.grad_fn for tensor in beyond)}
-    ahead: list[Any] = [value.grad_fn]
-    while ahead:
-        node = ahead.pop()
-        if node not in seen:
-            seen.add(node)
-            yield node
-            ahead += [before for before, _ in node.next_functions]
+__all__ = ["Linearised", "Live", "batching_imported", "coarsest", "gradient", "gradients", "graph_nodes"]
 
 
 def coarsest(target: Tensor) -> float:
