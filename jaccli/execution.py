@@ -13,10 +13,13 @@ from jaccli.errors import JaccliError, ResourceError, UnsupportedError, note, wa
 from jaccli.graph.chain import Bracket
 from jaccli.methods import METHODS, MethodGap, MethodName, Task
 from jaccli.methods.base import is_out_of_memory, reason
+from jaccli.operators.rounding import apart, norms
+from jaccli.operators.verify import tolerance
 from jaccli.planning import Decision
-from jaccli.prepare import Prepared, is_hidden_path, probe_first_sample
+from jaccli.prepare import Prepared, is_hidden_path, leaks, probe_first_sample
 
 Tick = Callable[[int], None]
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -122,41 +125,60 @@ def _believed(prepared: Prepared, outcome: Outcome) -> Outcome:
         return outcome
     again = outcome if outcome.method == "loop" else fill(prepared, "loop", 1)
     second = disbelief(prepared, again.matrix)
-    if second is not None and not prepared.samples_mix and prepared.linear.batch > 1:
-        # Samples may mix in a way that every other sample does not show.
+    if second is not None and not prepared.samples_mix and leaks(prepared.linear):
+        # Samples mix in a way that every other sample does not show.
         prepared.samples_mix = True
         probe_first_sample(prepared)
-        apart = fill(prepared, "loop", 1)
-        if disbelief(prepared, apart.matrix) is None:
-            return apart
+        again = fill(prepared, "loop", 1)
+        second = disbelief(prepared, again.matrix)
+        if second is None:
+            return again
     if outcome.method != "loop":
         warn(
             f"{outcome.method} gave a Jacobian that is {error:.2g} off an independent backward pass; "
             "it was taken again row by row (loop)"
         )
-    if second is not None:
-        warn(f"two backward passes disagree by {second:.2g}: the model is not deterministic, do not rely on J")
+    found = prepared.rounding()
+    if found is not None and not found.steady:
+        warn("two passes at one point disagree: the model is not deterministic, do not rely on J")
+    elif second is not None:
+        warn(
+            f"a backward pass disagrees by {second:.2g} with the sum of passes for each output: the backward pass "
+            "is not deterministic, or not linear (a clipped or rounded gradient), do not rely on J"
+        )
     return again
 
 
 def disbelief(prepared: Prepared, *factors: Tensor) -> float | None:
     """The relative difference of uᵀJ from the probe's row, where it is more than rounding; else None.
 
-    J is the product of the factors. Cost: one product with a vector and one norm of each, in their own dtype.
+    J is the product of the factors. Cost: one product with a vector and one norm of each, in their own dtype;
+    where they differ by more than half of the digits, what rounding does to the row is found out, once.
     """
     u, row = prepared.probe.cotangent, prepared.probe.row
     if u is None or row is None or not factors[0].numel():
         return None
     chosen = prepared.probe.samples
     u, row = u[chosen], row[chosen]
-    product, size = u, torch.linalg.vector_norm(u, dim=1).double()
+    product, size = u, norms(u)
     for factor in factors:
         product = torch.bmm(product.unsqueeze(1), factor[chosen]).squeeze(1)
-        size = size * torch.linalg.vector_norm(factor[chosen], dim=(1, 2)).double()
-    difference = torch.linalg.vector_norm((product - row).double(), dim=1) / size.clamp(min=1e-300)
-    difference = difference[difference.isfinite()]
-    error = float(difference.max()) if difference.numel() else 0.0
-    return error if error > torch.finfo(row.dtype).eps ** defaults.BELIEF_POWER else None
+        size = size * _sizes(factor[chosen])
+    difference = apart(product, row)
+    error = difference / size.clamp(min=torch.finfo(size.dtype).tiny)
+    if not bool((error > tolerance(torch.finfo(row.dtype).eps)).any()):
+        return None
+    found = prepared.rounding()
+    if found is not None and found.steady:
+        error = torch.where(difference <= found.row[chosen], 0.0, error)
+    return float(error.max()) if bool((error > tolerance(prepared.linear.rounding)).any()) else None
+
+
+def _sizes(factor: Tensor) -> Tensor:
+    """‖·‖ of each sample's matrix, float64 ``(batch,)``; in its own dtype where squares neither overflow nor vanish."""
+    found = torch.linalg.vector_norm(factor, dim=(1, 2)).double().cpu()
+    least, most = torch.finfo(factor.dtype).tiny ** 0.25, torch.finfo(factor.dtype).max ** 0.25
+    return found if bool(((found > least) & (found < most)).all()) else norms(factor)
 
 
 def report_path(prepared: Prepared, name: str) -> None:
@@ -176,6 +198,8 @@ def report(prepared: Prepared, outcome: Outcome, name: str) -> None:
             f"{name}: samples mix: a sample's target depends on the other samples; "
             "J is each sample's own block, the others held"
         )
+    if outcome.method != "finite-difference":
+        _report_rounding(prepared, name)
     for text in outcome.notes if prepared.connected else ():
         note(f"{name}: {text}")
     if outcome.error_estimate is not None:
@@ -187,3 +211,21 @@ def report(prepared: Prepared, outcome: Outcome, name: str) -> None:
             return
         first = int((~outcome.matrix.isfinite()).flatten(1).any(1).nonzero()[0])
         warn(f"{name}: J has {bad} non-finite values (first at sample {first})")
+
+
+def _report_rounding(prepared: Prepared, name: str) -> None:
+    """Say of how many samples J is no more than rounding, where a disagreement led to the question."""
+    found, live = prepared.probe.rounding, prepared.linear.live
+    drowned = int(found.drowned().sum()) if found is not None and found.steady and live is not None else 0
+    if not drowned or live is None:
+        return
+    own = torch.finfo(prepared.linear.value.dtype).eps
+    kind, inside = (
+        _FORMATS.get(live.rounding, ""),
+        "" if live.rounding <= own else ", in which the network works inside",
+    )
+    remedy = ": --dtype float64" if own > torch.finfo(torch.float64).eps and not inside else ""
+    warn(f"{name}: J of {drowned} of {prepared.linear.batch} samples is below {kind}'s rounding{inside}{remedy}")
+
+
+_FORMATS = {torch.finfo(d).eps: str(d).removeprefix("torch.") for d in _DTYPES}

@@ -18,6 +18,7 @@ from jaccli.layers.record import Held, Inputs, Record, record
 from jaccli.methods.base import is_out_of_memory, nudged, reason
 from jaccli.models.network import Network
 from jaccli.operators.linearised import Linearised, Live
+from jaccli.operators.rounding import Rounding, apart, norms, rounding, value_rounding
 
 Pair = tuple[Address, Address]
 
@@ -34,6 +35,7 @@ class Probe:
     backward_gap: str | None = None
     samples: slice = field(default_factory=lambda: slice(0, None, 2))
     seconds: float = 0.0
+    rounding: Rounding | None = None
 
 
 @dataclass
@@ -65,6 +67,17 @@ class Prepared:
     def name(self) -> str:
         """``fc1 -> output``."""
         return f"{self.pair[0]!s} -> {self.pair[1]!s}"
+
+    def rounding(self) -> Rounding | None:
+        """What rounding does to the probe's row, and where samples do not mix to one of the other samples; found once.
+
+        Cost: see ``operators.rounding``. None where the model does not run so.
+        """
+        u = self.probe.cotangent
+        if self.probe.rounding is None and u is not None:
+            rest = torch.randn(u.shape, generator=torch.Generator().manual_seed(2)).to(u)
+            self.probe.rounding = rounding(self.linear, u if self.samples_mix else torch.where(u == 0, rest, u))
+        return self.probe.rounding
 
 
 @contextmanager
@@ -209,14 +222,37 @@ def _probe(prepared: Prepared) -> None:
         prepared.connected = False
         return
     prepared.probe = Probe(u, row, seconds=time.perf_counter() - start)
-    others, own_rows = row[1::2].abs(), row[::2].abs()
-    leak = float(others[others.isfinite()].sum()) if others.numel() else 0.0
-    size = float(own_rows[own_rows.isfinite()].sum())
-    if linear.batch == 2:  # of two samples the second may hang on the first, which only its own row shows
-        leak += float(linear.vjp(u.flip(0))[0].abs().nan_to_num(0.0, 0.0, 0.0).sum())
-    prepared.samples_mix = leak > torch.finfo(row.dtype).eps * max(size, torch.finfo(row.dtype).tiny)
+    prepared.samples_mix = _leaks(linear, u, row)
+    if linear.batch == 2 and not prepared.samples_mix:
+        # Of two samples the second may hang on the first, which only its own row shows.
+        prepared.samples_mix = _leaks(linear, u.flip(0), linear.vjp(u.flip(0)))
     if prepared.samples_mix:
         probe_first_sample(prepared)
+
+
+def _leaks(linear: Linearised, u: Tensor, row: Tensor) -> bool:
+    """Whether samples whose cotangent is zero have a gradient, and have none where all cotangents are zero.
+
+    Zeros stay zeros whatever the rounding; what does not is a backward pass that adds numbers of its own.
+    """
+    sent, size = u.any(1).cpu(), norms(row.nan_to_num(0.0, 0.0, 0.0))
+    reach = torch.finfo(row.dtype).eps * max(float(size[sent].sum()), torch.finfo(row.dtype).tiny)
+    return bool((size[~sent] > reach).any()) and not bool((norms(linear.vjp(torch.zeros_like(u))) > reach).any())
+
+
+def leaks(linear: Linearised) -> bool:
+    """Whether any sample's target hangs on any other sample, by gradients.
+
+    Cost: 2 log2(batch) backward passes; of any two samples one takes part in one of them and the other does not.
+    """
+    number = torch.arange(linear.batch)
+    u = torch.randn(linear.batch, linear.f.n_out, generator=torch.Generator().manual_seed(0)).to(linear.value)
+    for bit in range((linear.batch - 1).bit_length()):
+        for side in (0, 1):
+            some = u * ((number >> bit) % 2 == side).to(u)[:, None]
+            if _leaks(linear, some, linear.vjp(some)):
+                return True
+    return False
 
 
 def probe_first_sample(prepared: Prepared) -> None:
@@ -229,24 +265,34 @@ def probe_first_sample(prepared: Prepared) -> None:
 
 
 def moves_others(linear: Linearised) -> bool:
-    """Whether moving some samples moves the targets of the rest: the same question without gradients.
+    """Whether the targets of some samples change with the rest of the samples: the same question without gradients.
 
-    Cost: four evaluations; with every other sample moved, then with one half of them, each way round.
+    Cost: four evaluations, in which every other sample takes the place of the next one, then one half of them, each
+    way round; where that changes a digit, three more, which tell what rounding does.
     """
-    away, value, half = nudged(linear.point), linear.value, linear.batch // 2
-    scale = float(value[value.isfinite()].abs().max()) if value.isfinite().any() else 0.0
-    rounding = 64 * torch.finfo(value.dtype).eps * max(scale, 1e-30)
-    halves = [slice(0, None, 2), slice(1, None, 2), slice(0, half), slice(half, None)]
+    halves = [slice(0, None, 2), slice(1, None, 2), slice(0, linear.batch // 2), slice(linear.batch // 2, None)]
+    noise: Tensor | None = None
     for still in halves if linear.batch > 1 else ():
-        moved = away.clone()
-        moved[still] = linear.point[still]
-        there = _value_at(linear, moved)
-        if there is None:
+        for away in (_exchanged(linear.point), nudged(linear.point)):
+            away[still] = linear.point[still]
+            there = _value_at(linear, away)
+            if there is not None:
+                break
+        else:
             return False
-        change = (there[still] - value[still]).abs()
-        if bool((change > rounding).any()):
-            return True
+        change = apart(there, linear.value)[still]
+        if bool(change.any()):
+            noise = value_rounding(linear) if noise is None else noise
+            if bool((change > noise[still]).any()):
+                return True
     return False
+
+
+def _exchanged(point: Tensor) -> Tensor:
+    """Each sample in the place of the next one; a little off where they are equal."""
+    rolled = point.roll(1, 0)
+    same = (rolled == point).reshape(len(point), -1).all(1).reshape(-1, *[1] * (point.dim() - 1))
+    return torch.where(same, nudged(point), rolled)
 
 
 def _value_at(linear: Linearised, point: Tensor) -> Tensor | None:

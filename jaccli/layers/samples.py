@@ -70,20 +70,22 @@ def same_values(network: Network, every: Inputs, part: Inputs, numbers: Sequence
             some = network.run(part.args, part.kwargs)
         except Exception:
             return False
-    return all(_agree(a, b, every.batch, numbers) for (_, a), (_, b) in zip(leaves(whole), leaves(some), strict=True))
+    eps = max((torch.finfo(t.dtype).eps for t in network.tensors() if t.is_floating_point()), default=0.0)
+    pairs = zip(leaves(whole), leaves(some), strict=True)
+    return all(_agree(a, b, every.batch, numbers, eps) for (_, a), (_, b) in pairs)
 
 
-def _agree(whole: Tensor, some: Tensor, batch: int, numbers: Sequence[int]) -> bool:
+def _agree(whole: Tensor, some: Tensor, batch: int, numbers: Sequence[int], eps: float) -> bool:
     dims = [d for d, size in enumerate(whole.shape) if size == batch]
     if not dims or not whole.is_floating_point():
         return True
     rows = whole.index_select(dims[0], torch.tensor(numbers, device=whole.device))
-    return rows.shape == some.shape and close(some, rows)
+    return rows.shape == some.shape and close(some, rows, eps)
 
 
-def close(a: Tensor, b: Tensor) -> bool:
-    """Equal but for rounding, which may differ with the number of samples."""
-    tolerance = torch.finfo(b.dtype).eps ** 0.75
+def close(a: Tensor, b: Tensor, eps: float = 0.0) -> bool:
+    """Equal but for rounding, which may differ with the number of samples; ``eps`` of a coarser dtype met inside."""
+    tolerance = max(torch.finfo(b.dtype).eps, eps) ** 0.75
     finite = b[b.isfinite()].abs()
     scale = float(finite.max()) if finite.numel() else 0.0
     return torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True)

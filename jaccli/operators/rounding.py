@@ -1,0 +1,156 @@
+"""What rounding does to a value and to a product, found by rounding otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from jaccli.operators.faults import is_out_of_memory
+from jaccli.operators.linearised import Linearised, gradient
+
+# Results are moved by so many units in the last place, which stands out from the rounding that happens anyway.
+UNITS = 16
+# A difference is rounding up to so many times what one unit in the last place of every result makes.
+ALLOWED = 8
+# What two runs at one point differ by is rounding (an accelerator's order of sums) up to so many times that.
+STEADY = 4
+DRAWS = 2
+# A product is lost in rounding from this share of it on.
+DROWNED = 0.5
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What rounding may move f(x) and Jᵀu by; Euclidean norms of each sample, float64 ``(batch,)`` on the CPU.
+
+    Args:
+        value: for f(x).
+        row: for Jᵀu.
+        size: of Jᵀu itself.
+        steady: whether f and its backward pass are deterministic: twice the same, up to rounding.
+    """
+
+    value: Tensor
+    row: Tensor
+    size: Tensor
+    steady: bool
+
+    def drowned(self) -> Tensor:
+        """Of which samples Jᵀu is not much more than rounding, ``(batch,)`` booleans."""
+        return self.row > DROWNED * self.size
+
+
+def rounding(linear: Linearised, u: Tensor) -> Rounding | None:
+    """Rounding errors by Monte Carlo arithmetic (Parker 1997): every operator's result is moved by some units in the
+    last place of its own dtype, forward and backward, so that lower precision inside and sizes inside count.
+
+    Args:
+        linear: f at the point, with its graph.
+        u: a cotangent ``(batch, n_out)``.
+
+    Returns:
+        None where the model does not run so.
+
+    Cost: three forward and five backward passes, each forward pass with a graph of its own.
+    """
+    try:
+        value0, row0 = _run(linear, u)
+        first, second = linear.vjp(u), linear.vjp(u)
+        moved = [_run(linear, u, seed) for seed in range(DRAWS)]
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return None
+    by_value, by_row = (
+        torch.stack([apart(run[i], (value0, row0)[i]) for run in moved]).amax(0) / UNITS for i in range(2)
+    )
+    again = apart(value0, linear.value), torch.maximum(apart(row0, first), apart(second, first))
+    steady = all(bool((d <= STEADY * r).all()) for d, r in zip(again, (by_value, by_row), strict=True))
+    return Rounding(ALLOWED * by_value, ALLOWED * by_row, norms(first), steady)
+
+
+def value_rounding(linear: Linearised) -> Tensor:
+    """What rounding may move f(x) by, ``(batch,)`` as in ``Rounding``, without gradients.
+
+    Where the model does not run so, some units in the last place of each sample's largest value. Cost: three
+    evaluations.
+    """
+    try:
+        with torch.no_grad():
+            value = linear.evaluate(linear.point)
+            moved = []
+            for seed in range(DRAWS):
+                with _rounded_otherwise(seed):
+                    moved.append(apart(linear.evaluate(linear.point), value))
+        return ALLOWED / UNITS * torch.stack(moved).amax(0)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return ALLOWED**2 * torch.finfo(linear.value.dtype).eps * norms(linear.value)
+
+
+def apart(a: Tensor, b: Tensor) -> Tensor:
+    """‖a − b‖ of each sample, ``(batch, …)`` → float64 ``(batch,)`` on the CPU; what is not finite counts as equal."""
+    return norms(torch.where(a.isfinite() & b.isfinite(), a.double() - b.double(), 0.0))
+
+
+def norms(a: Tensor) -> Tensor:
+    """‖a‖ of each sample, float64 ``(batch,)`` on the CPU; squares neither overflow nor vanish."""
+    flat = a.detach().reshape(a.shape[0], -1).double()
+    if not flat.shape[1]:
+        return flat.new_zeros(a.shape[0]).cpu()
+    most = flat.abs().amax(1).clamp(min=torch.finfo(flat.dtype).tiny)
+    found: Tensor = torch.linalg.vector_norm(flat / most[:, None], dim=1) * most
+    return found.cpu()
+
+
+def _run(linear: Linearised, u: Tensor, seed: int | None = None) -> tuple[Tensor, Tensor]:
+    """f(x) and Jᵀu from a new forward pass; with a ``seed`` all results are rounded otherwise."""
+    linear.passes["forward"] += 1
+    linear.passes["vjp"] += 1
+    with torch.enable_grad(), _rounded_otherwise(seed):
+        point = linear.point.detach().clone().requires_grad_()
+        value = linear.f(point)
+        found = gradient(value, point, u.reshape(value.shape)) if value.requires_grad else None
+    row = torch.zeros_like(point) if found is None else found
+    return value.detach(), row.detach().reshape(linear.batch, -1)
+
+
+@contextmanager
+def _rounded_otherwise(seed: int | None) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    generator = torch.Generator().manual_seed(seed)
+
+    def move(result: Tensor) -> Tensor:
+        if not result.is_floating_point() or result.layout != torch.strided:
+            return result
+        limits = torch.finfo(result.dtype)
+        sign = torch.randint(0, 2, result.shape, generator=generator).to(result) * 2 - 1
+        # A zero is most often exact: a mask, padding. What is subnormal is rounded by an absolute amount.
+        amount = torch.where(result == 0, 0.0, UNITS * limits.eps * result.abs().clamp(min=limits.tiny))
+        moved: Tensor = result + sign * amount.to(result)
+        return moved
+
+    class Mode(TorchDispatchMode):
+        pass
+
+    def see(_self: Any, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if any(r.alias_info is not None for r in func._schema.returns):  # a view, or written in place
+            return out
+        moved: Any = tree_map_only(Tensor, move, out)
+        return moved
+
+    # Assigned afterwards: a method of the class body would be wrapped against dynamo, which imports it.
+    Mode.__torch_dispatch__ = see  # type: ignore[method-assign]
+    with Mode():  # type: ignore[no-untyped-call]
+        yield
