@@ -11,12 +11,13 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, note, warn
 from jaccli.graph.chain import Bracket
+from jaccli.independence import leaks
 from jaccli.methods import METHODS, MethodGap, MethodName, Task
 from jaccli.methods.base import is_out_of_memory, reason
 from jaccli.operators.rounding import apart, norms
 from jaccli.operators.verify import tolerance
 from jaccli.planning import Decision
-from jaccli.prepare import Prepared, is_hidden_path, leaks, probe_first_sample
+from jaccli.prepare import Prepared, is_hidden_path, probe_first_sample
 
 Tick = Callable[[int], None]
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from jaccli.errors import JaccliError, RefusedError, ResourceError, UnsupportedError, note
 from jaccli.graph.engine import Engine
+from jaccli.independence import leak, moves_others, value_at
 from jaccli.layers.address import INPUT, Address
 from jaccli.layers.function import LayerFunction
 from jaccli.layers.record import Held, Inputs, Record, record
 from jaccli.methods.base import is_out_of_memory, nudged, reason
 from jaccli.models.network import Network
 from jaccli.operators.linearised import Linearised, Live
-from jaccli.operators.rounding import Rounding, apart, norms, rounding, value_rounding
+from jaccli.operators.rounding import Rounding, rounding
 
 Pair = tuple[Address, Address]
 
@@ -194,7 +195,7 @@ def _prepared(network: Network, taken: Record, source: Held, target: Held, graph
     if not graph or prepared.probe.backward_gap:
         prepared.samples_mix = moves_others(linear)
     if not graph:
-        moved = _value_at(linear, nudged(linear.point))
+        moved = value_at(linear, nudged(linear.point))
         prepared.connected = moved is None or not torch.equal(moved, linear.value)
     if not prepared.connected:
         prepared.why_zero = _why_zero(linear, source, target)
@@ -222,37 +223,12 @@ def _probe(prepared: Prepared) -> None:
         prepared.connected = False
         return
     prepared.probe = Probe(u, row, seconds=time.perf_counter() - start)
-    prepared.samples_mix = _leaks(linear, u, row)
+    prepared.samples_mix = leak(linear, u, row)
     if linear.batch == 2 and not prepared.samples_mix:
         # Of two samples the second may hang on the first, which only its own row shows.
-        prepared.samples_mix = _leaks(linear, u.flip(0), linear.vjp(u.flip(0)))
+        prepared.samples_mix = leak(linear, u.flip(0), linear.vjp(u.flip(0)))
     if prepared.samples_mix:
         probe_first_sample(prepared)
-
-
-def _leaks(linear: Linearised, u: Tensor, row: Tensor) -> bool:
-    """Whether samples whose cotangent is zero have a gradient, and have none where all cotangents are zero.
-
-    Zeros stay zeros whatever the rounding; what does not is a backward pass that adds numbers of its own.
-    """
-    sent, size = u.any(1).cpu(), norms(row.nan_to_num(0.0, 0.0, 0.0))
-    reach = torch.finfo(row.dtype).eps * max(float(size[sent].sum()), torch.finfo(row.dtype).tiny)
-    return bool((size[~sent] > reach).any()) and not bool((norms(linear.vjp(torch.zeros_like(u))) > reach).any())
-
-
-def leaks(linear: Linearised) -> bool:
-    """Whether any sample's target hangs on any other sample, by gradients.
-
-    Cost: 2 log2(batch) backward passes; of any two samples one takes part in one of them and the other does not.
-    """
-    number = torch.arange(linear.batch)
-    u = torch.randn(linear.batch, linear.f.n_out, generator=torch.Generator().manual_seed(0)).to(linear.value)
-    for bit in range((linear.batch - 1).bit_length()):
-        for side in (0, 1):
-            some = u * ((number >> bit) % 2 == side).to(u)[:, None]
-            if _leaks(linear, some, linear.vjp(some)):
-                return True
-    return False
 
 
 def probe_first_sample(prepared: Prepared) -> None:
@@ -264,54 +240,11 @@ def probe_first_sample(prepared: Prepared) -> None:
     prepared.probe = Probe(u, prepared.linear.vjp(u), samples=slice(0, 1), seconds=seconds)
 
 
-def moves_others(linear: Linearised) -> bool:
-    """Whether the targets of some samples change with the rest of the samples: the same question without gradients.
-
-    Cost: four evaluations, in which every other sample takes the place of the next one, then one half of them, each
-    way round; where that changes a digit, three more, which tell what rounding does.
-    """
-    halves = [slice(0, None, 2), slice(1, None, 2), slice(0, linear.batch // 2), slice(linear.batch // 2, None)]
-    noise: Tensor | None = None
-    for still in halves if linear.batch > 1 else ():
-        for away in (_exchanged(linear.point), nudged(linear.point)):
-            away[still] = linear.point[still]
-            there = _value_at(linear, away)
-            if there is not None:
-                break
-        else:
-            return False
-        change = apart(there, linear.value)[still]
-        if bool(change.any()):
-            noise = value_rounding(linear) if noise is None else noise
-            if bool((change > noise[still]).any()):
-                return True
-    return False
-
-
-def _exchanged(point: Tensor) -> Tensor:
-    """Each sample in the place of the next one; a little off where they are equal."""
-    rolled = point.roll(1, 0)
-    same = (rolled == point).reshape(len(point), -1).all(1).reshape(-1, *[1] * (point.dim() - 1))
-    return torch.where(same, nudged(point), rolled)
-
-
-def _value_at(linear: Linearised, point: Tensor) -> Tensor | None:
-    """f at a point nearby; None where the model does not take it, or goes another way there."""
-    try:
-        with torch.no_grad():
-            value = linear.evaluate(point)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        return None
-    return value if value.shape == linear.value.shape else None
-
-
 def _why_zero(linear: Linearised, source: Held, target: Held) -> str:
     """No path: is it so, or does the graph hide one (detach, no_grad, integers between)?"""
     if target.order < source.order and source.place.address.path != INPUT:
         return "the target is computed before the source"
-    moved = _value_at(linear, nudged(linear.point))
+    moved = value_at(linear, nudged(linear.point))
     if moved is None or torch.equal(moved, linear.value):
         return "no path leads from the source to the target"
     return _HIDDEN

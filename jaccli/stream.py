@@ -12,6 +12,7 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.errors import RefusedError
 from jaccli.execution import Outcome, disbelief, report, run
+from jaccli.influence import influence, tell_influence
 from jaccli.layers.record import Inputs, record
 from jaccli.layers.samples import close
 from jaccli.models.network import Network
@@ -121,6 +122,13 @@ def stream(
                 fits = min(d.block for d in decisions)
                 if fits < size:  # the first block was only to learn from
                     size = fits
+                    del ready
+                    continue
+            if start == 0 and size < batch and (found := influence(network, inputs, ready, choice.max_memory)):
+                together = min(d.block for d in decisions) >= batch
+                tell_influence(found, batch, batch if together else size)
+                if together:
+                    size = batch
                     del ready
                     continue
             watch.lap("plan_s")
