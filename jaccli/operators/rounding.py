@@ -15,12 +15,16 @@ from torch.utils._pytree import tree_map_only
 from jaccli.operators.faults import is_out_of_memory
 from jaccli.operators.linearised import Linearised, gradient
 
-# Results are moved by so many units in the last place, which stands out from the rounding that happens anyway.
+# Results are moved by so many units in the last place, which stands out from the rounding that happens anyway, or by
+# this share of them where that is less: beyond, a network is another one.
 UNITS = 16
+MOST = 2.0**-6
 # A difference is rounding up to so many times what one unit in the last place of every result makes.
 ALLOWED = 8
-# What two runs at one point differ by is rounding (an accelerator's order of sums) up to so many times that.
-STEADY = 4
+# What moves by this share of itself has lost its digits: then how far it moves does not tell the rounding.
+LOST = 0.25
+# What two runs at one point differ by is rounding (an accelerator's order of sums) up to this share of that.
+STEADY = 0.25
 DRAWS = 2
 # A product is lost in rounding from this share of it on.
 DROWNED = 0.5
@@ -63,17 +67,26 @@ def rounding(linear: Linearised, u: Tensor) -> Rounding | None:
     try:
         value0, row0 = _run(linear, u)
         first, second = linear.vjp(u), linear.vjp(u)
-        moved = [_run(linear, u, seed) for seed in range(DRAWS)]
+        units = _units(linear)
+        moved = [_run(linear, u, units, seed) for seed in range(DRAWS)]
     except Exception as error:
         if is_out_of_memory(error):
             raise
         return None
-    by_value, by_row = (
-        torch.stack([apart(run[i], (value0, row0)[i]) for run in moved]).amax(0) / UNITS for i in range(2)
-    )
-    again = apart(value0, linear.value), torch.maximum(apart(row0, first), apart(second, first))
-    steady = all(bool((d <= STEADY * r).all()) for d, r in zip(again, (by_value, by_row), strict=True))
-    return Rounding(ALLOWED * by_value, ALLOWED * by_row, norms(first), steady)
+    values, rows = (torch.stack([apart(run[i], (value0, row0)[i]) for run in moved]).amax(0) for i in range(2))
+    again = [(apart(value0, linear.value), values), (apart(row0, first), rows), (apart(second, first), rows)]
+    steady = all(bool((d <= STEADY * most).all()) for d, most in again)
+    size = norms(first)
+    return Rounding(_reach(values, norms(value0), units), _reach(rows, size, units), size, steady)
+
+
+def _units(linear: Linearised) -> float:
+    return max(1.0, min(UNITS, MOST / linear.rounding))
+
+
+def _reach(moved: Tensor, size: Tensor, units: float) -> Tensor:
+    """What one unit may make, from what ``units`` of them make of samples of that size."""
+    return ALLOWED * torch.where(moved > LOST * size, moved, moved / units)
 
 
 def value_rounding(linear: Linearised) -> Tensor:
@@ -85,11 +98,11 @@ def value_rounding(linear: Linearised) -> Tensor:
     try:
         with torch.no_grad():
             value = linear.evaluate(linear.point)
-            moved = []
+            units, moved = _units(linear), []
             for seed in range(DRAWS):
-                with _rounded_otherwise(seed):
+                with _rounded_otherwise(units, seed):
                     moved.append(apart(linear.evaluate(linear.point), value))
-        return ALLOWED / UNITS * torch.stack(moved).amax(0)
+        return _reach(torch.stack(moved).amax(0), norms(value), units)
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -111,11 +124,11 @@ def norms(a: Tensor) -> Tensor:
     return found.cpu()
 
 
-def _run(linear: Linearised, u: Tensor, seed: int | None = None) -> tuple[Tensor, Tensor]:
-    """f(x) and Jᵀu from a new forward pass; with a ``seed`` all results are rounded otherwise."""
+def _run(linear: Linearised, u: Tensor, units: float = 0.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """f(x) and Jᵀu from a new forward pass; with ``units`` all results are rounded otherwise."""
     linear.passes["forward"] += 1
     linear.passes["vjp"] += 1
-    with torch.enable_grad(), _rounded_otherwise(seed):
+    with torch.enable_grad(), _rounded_otherwise(units, seed):
         point = linear.point.detach().clone().requires_grad_()
         value = linear.f(point)
         found = gradient(value, point, u.reshape(value.shape)) if value.requires_grad else None
@@ -124,8 +137,9 @@ def _run(linear: Linearised, u: Tensor, seed: int | None = None) -> tuple[Tensor
 
 
 @contextmanager
-def _rounded_otherwise(seed: int | None) -> Iterator[None]:
-    if seed is None:
+def _rounded_otherwise(units: float, seed: int) -> Iterator[None]:
+    """Within, the result of every operator is moved by so many units in the last place, up or down by chance."""
+    if not units:
         yield
         return
     generator = torch.Generator().manual_seed(seed)
@@ -136,7 +150,7 @@ def _rounded_otherwise(seed: int | None) -> Iterator[None]:
         limits = torch.finfo(result.dtype)
         sign = torch.randint(0, 2, result.shape, generator=generator).to(result) * 2 - 1
         # A zero is most often exact: a mask, padding. What is subnormal is rounded by an absolute amount.
-        amount = torch.where(result == 0, 0.0, UNITS * limits.eps * result.abs().clamp(min=limits.tiny))
+        amount = torch.where(result == 0, 0.0, units * limits.eps * result.abs().clamp(min=limits.tiny))
         moved: Tensor = result + sign * amount.to(result)
         return moved
 
