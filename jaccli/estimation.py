@@ -9,6 +9,7 @@ from typing import Any
 from jaccli import defaults
 from jaccli.api import linearised
 from jaccli.errors import ResourceError, UnsupportedError
+from jaccli.influence import influence, tell_influence
 from jaccli.layers.record import Inputs
 from jaccli.memory import available, footprint
 from jaccli.models.network import Network
@@ -89,6 +90,8 @@ def stream_estimates(
         for start in range(0, inputs.batch, size):
             watch.restart()
             block = part(inputs, start, min(size, inputs.batch - start))
+            if start == 0 and size < inputs.batch:
+                _tell_cut(network, inputs, pair, block, max_memory)
             a = linearised(network, pair, block, quiet=start > 0, hold=hold)
             _check_apart(a)
             records = figures(a, vectors)
@@ -113,6 +116,14 @@ def _sizes(prepared: Prepared, probes: int, fixed: bool, max_memory: int | None,
             "allow more with --max-memory" + (", or take fewer --probes" if fixed else ""),
         )
     return max(1, min(batch, limit // need)), fitting
+
+
+def _tell_cut(network: Network, inputs: Inputs, pair: Pair, block: Inputs, max_memory: int | None) -> None:
+    """Look whether samples influence each other through the batch, which is cut. Cost: see ``influence``."""
+    with computing(network), exact_attention(True):
+        found = influence(network, inputs, prepare(network, block, [pair], probe=False), max_memory)
+    if found:
+        tell_influence(found, inputs.batch, block.batch)
 
 
 def _check_apart(a: JacobianOperator) -> None:
