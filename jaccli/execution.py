@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,7 @@ from jaccli.independence import leaks
 from jaccli.methods import METHODS, MethodGap, MethodName, Task
 from jaccli.methods.base import is_out_of_memory, reason
 from jaccli.operators.rounding import apart, norms
-from jaccli.operators.verify import tolerance
+from jaccli.operators.verify import Truth, tolerance
 from jaccli.planning import Decision
 from jaccli.prepare import Prepared, is_hidden_path, probe_first_sample
 
@@ -120,7 +120,9 @@ def fill(
 
 
 def _believed(prepared: Prepared, outcome: Outcome) -> Outcome:
-    """Hold uᵀJ against the probe's backward pass; where they differ, take J row by row and say so."""
+    """Hold uᵀJ against plain backward passes; where they differ, take J row by row and say so."""
+    if outcome.method == "forward" and not prepared.evidence():
+        return _by_differences(prepared, outcome)
     error = disbelief(prepared, outcome.matrix)
     if error is None or outcome.method == "finite-difference":
         return outcome
@@ -150,28 +152,47 @@ def _believed(prepared: Prepared, outcome: Outcome) -> Outcome:
     return again
 
 
-def disbelief(prepared: Prepared, *factors: Tensor) -> float | None:
-    """The relative difference of uᵀJ from the probe's row, where it is more than rounding; else None.
+def _by_differences(prepared: Prepared, outcome: Outcome) -> Outcome:
+    """Without a backward pass forward mode is held against differences of f; where it differs, those are taken."""
+    truth = Truth(prepared.linear, prepared.samples_mix, backward=False)
+    image = torch.bmm(outcome.matrix, truth.z.to(outcome.matrix).unsqueeze(-1)).squeeze(-1)
+    if prepared.samples_mix or truth.is_image(image):
+        return outcome
+    warn("forward mode disagrees with differences, and there is no backward pass: J is taken by finite differences")
+    return fill(prepared, "finite-difference", defaults.TRIAL_ROWS)
 
-    J is the product of the factors. Cost: one product with a vector and one norm of each, in their own dtype;
-    where they differ by more than half of the digits, what rounding does to the row is found out, once.
+
+def disbelief(prepared: Prepared, *factors: Tensor) -> float | None:
+    """The relative difference of uᵀJ from rows by plain backward passes, where it is more than rounding; else None.
+
+    J is the product of the factors. Rules are wrong at some points only, so all samples are looked at. Cost: one
+    more backward pass, a product with a vector and a norm of each factor, in their own dtype; where they differ by
+    more than half of the digits, what rounding does to the row is found out, once.
     """
-    u, row = prepared.probe.cotangent, prepared.probe.row
-    if u is None or row is None or not factors[0].numel():
+    if not factors[0].numel():
         return None
-    chosen = prepared.probe.samples
+    found = [_off(prepared, *evidence, factors) for evidence in prepared.evidence()]
+    return max((error for error in found if error is not None), default=None)
+
+
+def _off(prepared: Prepared, chosen: slice, u: Tensor, row: Tensor, factors: Sequence[Tensor]) -> float | None:
     u, row = u[chosen], row[chosen]
     product, size = u, norms(u)
+    lost = row.isfinite().all(1).cpu()
+    finite = torch.ones_like(lost)
     for factor in factors:
         product = torch.bmm(product.unsqueeze(1), factor[chosen]).squeeze(1)
         size = size * _sizes(factor[chosen])
+        finite &= size.isfinite() | factor[chosen].isfinite().all(2).all(1).cpu()
     difference = apart(product, row)
     error = difference / size.clamp(min=torch.finfo(size.dtype).tiny)
+    error = torch.where(difference <= torch.finfo(row.dtype).tiny, 0.0, error)  # digits that subnormal numbers lack
+    error = torch.where(lost & ~finite, torch.inf, error)
     if not bool((error > tolerance(torch.finfo(row.dtype).eps)).any()):
         return None
     found = prepared.rounding()
     if found is not None and found.steady:
-        error = torch.where(difference <= found.row[chosen], 0.0, error)
+        error = torch.where((difference <= found.row[chosen]) & error.isfinite(), 0.0, error)
     return float(error.max()) if bool((error > tolerance(prepared.linear.rounding)).any()) else None
 
 

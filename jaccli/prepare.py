@@ -28,7 +28,8 @@ Pair = tuple[Address, Address]
 class Probe:
     """One backward pass with a random cotangent on some ``samples`` (every other): ``row`` = Jᵀu.
 
-    It tells whether there is a path, whether samples mix, and later whether J can be believed.
+    It tells whether there is a path, whether samples mix, and later, with ``rest`` on the other samples, whether J
+    can be believed.
     """
 
     cotangent: Tensor | None = None
@@ -37,6 +38,7 @@ class Probe:
     samples: slice = field(default_factory=lambda: slice(0, None, 2))
     seconds: float = 0.0
     rounding: Rounding | None = None
+    rest: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass
@@ -76,9 +78,29 @@ class Prepared:
         """
         u = self.probe.cotangent
         if self.probe.rounding is None and u is not None:
-            rest = torch.randn(u.shape, generator=torch.Generator().manual_seed(2)).to(u)
-            self.probe.rounding = rounding(self.linear, u if self.samples_mix else torch.where(u == 0, rest, u))
+            self.probe.rounding = rounding(self.linear, u if self.samples_mix else u + self._rest(u))
         return self.probe.rounding
+
+    def evidence(self) -> list[tuple[slice, Tensor, Tensor]]:
+        """Samples, cotangents and rows of plain backward passes that between them cover all samples, or those that mix
+        the first. Cost: the first time, one more such pass.
+        """
+        probe, u = self.probe, self.probe.cotangent
+        if u is None or probe.row is None:
+            return []
+        found = [(probe.samples, u, probe.row)]
+        if self.samples_mix or self.linear.batch == 1:
+            return found
+        if probe.rest is None:
+            rest = self._rest(u)
+            probe.rest = rest, self.linear.vjp(rest)
+        return [*found, (slice(1, None, 2), *probe.rest)]
+
+    def _rest(self, u: Tensor) -> Tensor:
+        """A random cotangent on the samples that u leaves out."""
+        drawn = torch.randn(u.shape, generator=torch.Generator().manual_seed(2)).to(u)
+        drawn[self.probe.samples] = 0
+        return drawn
 
 
 @contextmanager

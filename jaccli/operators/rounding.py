@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from jaccli.operators.faults import is_out_of_memory
 from jaccli.operators.linearised import Linearised, gradient
+from jaccli.operators.magnitude import norm
 
 # Results are moved by so many units in the last place, which stands out from the rounding that happens anyway, or by
 # this share of them where that is less: beyond, a network is another one.
@@ -115,13 +116,8 @@ def apart(a: Tensor, b: Tensor) -> Tensor:
 
 
 def norms(a: Tensor) -> Tensor:
-    """‖a‖ of each sample, float64 ``(batch,)`` on the CPU; squares neither overflow nor vanish."""
-    flat = a.detach().reshape(a.shape[0], -1).double()
-    if not flat.shape[1]:
-        return flat.new_zeros(a.shape[0]).cpu()
-    most = flat.abs().amax(1).clamp(min=torch.finfo(flat.dtype).tiny)
-    found: Tensor = torch.linalg.vector_norm(flat / most[:, None], dim=1) * most
-    return found.cpu()
+    """‖a‖ of each sample, float64 ``(batch,)`` on the CPU."""
+    return norm(a.detach().reshape(a.shape[0], -1), (1,)).cpu()
 
 
 def _run(linear: Linearised, u: Tensor, units: float = 0.0, seed: int = 0) -> tuple[Tensor, Tensor]:
