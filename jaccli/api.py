@@ -22,7 +22,7 @@ from jaccli.layers.resolve import resolve
 from jaccli.layers.samples import close, find_samples
 from jaccli.models.adapt import as_network
 from jaccli.models.network import Network
-from jaccli.models.state import Noise, same_noise
+from jaccli.models.noise import same_noise
 from jaccli.names import check_compile, check_method
 from jaccli.operators import JacobianOperator
 from jaccli.operators.linear_map import LinearMap
@@ -297,8 +297,7 @@ def _by_graph(prepared: Prepared) -> tuple[Callable[[Tensor], Tensor], Callable[
 
 def _as_it_is(network: Network) -> Callable[[], AbstractContextManager[None]]:
     """Sessions in which the network is what it is now: the same noise, the same parameters."""
-    device = next((t.device for t in network.tensors()), None)
-    noise, stamp = Noise.now(device), _versions(network)
+    noise, stamp = network.noise(), _versions(network)
 
     @contextmanager
     def session() -> Iterator[None]:
@@ -308,7 +307,7 @@ def _as_it_is(network: Network) -> Callable[[], AbstractContextManager[None]]:
                 "expected the model as it was",
                 "make a new operator",
             )
-        with computing(network), exact_attention(True), same_noise(device, noise):
+        with same_noise(noise), computing(network), exact_attention(True):
             yield
 
     return session

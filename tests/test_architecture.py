@@ -17,7 +17,7 @@ ROOT = Path(jaccli.__file__).parent
 LAYERS = [
     ["errors", "names", "defaults", "chatter"],
     ["calibration"],
-    ["models.stamp"],
+    ["models.stamp", "models.noise"],
     ["models.network"],
     ["models"],
     ["samples"],

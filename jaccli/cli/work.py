@@ -24,6 +24,7 @@ from jaccli.models.adapt import as_network
 from jaccli.models.dtypes import floating_dtype
 from jaccli.models.load import load_model
 from jaccli.models.network import Network
+from jaccli.models.noise import seed_all
 from jaccli.names import check_method
 from jaccli.operators.faults import is_out_of_memory, reason
 from jaccli.planning import Decision
@@ -67,11 +68,12 @@ class Loaded:
 
 
 def load_asked(request: ModelRequest) -> Any:
-    """MODEL as ``load_model`` gives it.
+    """MODEL as ``load_model`` gives it. All random generators begin at the seed: the same draws in every run.
 
     Raises:
         RefusedError: it is.
     """
+    seed_all(request.seed or 0)
     return load_model(
         request.path,
         request.arch,

@@ -66,7 +66,7 @@ def capture(f: LayerFunction, also: Sequence[Tensor] = ()) -> Graph:
 
 
 def _captured(f: LayerFunction, also: Sequence[Tensor]) -> Graph:
-    recorder = Recorder(whole=bool(also))
+    recorder, drawn = Recorder(whole=bool(also)), f.network.draws.passes
     args, kwargs = f.inputs.args, dict(f.inputs.kwargs)
     inputs = [recorder.declare(t) for t in (*tensors_in((args, kwargs)), *also)]
     tap = _Mark(recorder, f.source, f.target)
@@ -80,6 +80,8 @@ def _captured(f: LayerFunction, also: Sequence[Tensor]) -> Graph:
         if tap.reached is None or tap.source is None:
             raise CaptureGap("the target was not reached")
         target = recorder.value_of(tap.reached)
+    if f.network.draws.passes != drawn:  # by a generator that is not torch's: what it gave would be a constant
+        raise CaptureGap("the model draws random numbers")
     return Graph(
         needed(recorder.nodes, [target, *(v for v, _ in recorder.guards)]),
         inputs,

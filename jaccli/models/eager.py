@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,14 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
+from jaccli.errors import UnsupportedError
 from jaccli.models.dtypes import converted
-from jaccli.models.network import Network, Tap
+from jaccli.models.network import Network, StopRun, Tap
+from jaccli.models.noise import Noise, use_numpy
+from jaccli.models.own_code import has_own_code, held_generators
+from jaccli.models.shield import ParameterWritten, Watch
 from jaccli.models.stamp import PLAIN, Stamp
 from jaccli.models.state import (
     ModuleState,
     attribute_tensors,
+    attribute_values,
     map_attributes,
-    same_noise,
     without_parameter_gradients,
 )
 
@@ -46,6 +50,9 @@ class EagerNetwork(Network):
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self._state: ModuleState | None = None
+        self._noise = Noise([])
+        self._watched = False
+        self._shielded: set[int] = set()
 
     def layers(self) -> Mapping[str, str]:
         named = self.module.named_modules(remove_duplicate=False)
@@ -55,13 +62,44 @@ class EagerNetwork(Network):
         with ExitStack() as stack:
             if self._state is None:
                 stack.enter_context(self.session())
-            assert self._state is not None
-            self._state.install()
-            stack.enter_context(same_noise(self._device()))
             stack.enter_context(optimized_execution(False))
-            if tap is not None:
-                stack.enter_context(_hooks(self.module, tap))
-            return self.module(*args, **kwargs)
+            start, versions = _noted(tap), _versions(args, kwargs)
+            while True:
+                try:
+                    return self._pass(args, kwargs, tap)
+                except ParameterWritten as write:
+                    # The pass begins anew, now with a copy of that parameter.
+                    self._shielded.add(write.storage)
+                    if _versions(args, kwargs) != versions:
+                        raise UnsupportedError("the model writes to its input, and to a parameter") from None
+                    _put_back(tap, start)
+
+    def _pass(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None) -> Any:
+        assert self._state is not None
+        self._state.install()
+        output, stop = None, None
+        try:
+            with _hooks(self.module, tap) if tap is not None else nullcontext(), self._watch():
+                output = self.module(*args, **kwargs)
+        except StopRun as reached:
+            stop = reached
+        finally:
+            self.draws.saw(self._noise.restore())
+        if self._watched:
+            self._state.check()
+        if stop is not None:
+            raise stop
+        return output
+
+    def _watch(self) -> AbstractContextManager[Any]:
+        assert self._state is not None
+        return Watch(self._state.storages) if self._watched else nullcontext()
+
+    def noise(self) -> Noise:
+        if not has_own_code(self.module):
+            return Noise.now(python=False)
+        use_numpy()
+        return Noise.now(held_generators(self.module, attribute_values(self.module)))
 
     @contextmanager
     def session(self, *, frozen: bool = True) -> Iterator[None]:
@@ -71,7 +109,8 @@ class EagerNetwork(Network):
         # TransformerEncoderLayer skips its submodules, and so their hooks, on its fast path.
         fast = torch.backends.mha.get_fastpath_enabled()
         with without_parameter_gradients(self.tensors() if frozen else iter(())):
-            self._state = ModuleState(self.module)
+            self._noise, self._watched = self.noise(), has_own_code(self.module)
+            self._state = ModuleState(self.module, self._shielded, frozen, self._watched)
             torch.backends.mha.set_fastpath_enabled(False)
             try:
                 yield
@@ -79,6 +118,7 @@ class EagerNetwork(Network):
                 torch.backends.mha.set_fastpath_enabled(fast)
                 self._state.remove()
                 self._state = None
+                self.draws.saw(self._noise.restore())  # a backward pass may draw too
 
     def cast(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> EagerNetwork:
         memo: dict[int, Any] = {}
@@ -122,13 +162,10 @@ class EagerNetwork(Network):
                 _stamp_script(stamp, module)
         return stamp
 
-    def _device(self) -> torch.device | None:
-        return next((t.device for t in self.tensors()), None)
-
     def doubtful(self) -> list[str]:
         named = list(self.module.named_modules())
         mixing = [n for n, m in named if isinstance(m, _BATCH_NORMS) and (m.training or m.running_mean is None)]
-        noisy = [n for n, m in named if isinstance(m, _NOISY) and m.training and getattr(m, "p", 1.0) != 0]
+        noisy = [n for n, m in named if _draws(m)]
         found = []
         if mixing:
             found.append(
@@ -137,6 +174,28 @@ class EagerNetwork(Network):
         if noisy:
             found.append(f"Dropout is in training mode ({_some(noisy)}): J is that of one random mask")
         return found
+
+    def is_noisy(self) -> bool:
+        return any(map(_draws, self.module.modules()))
+
+
+def _draws(module: nn.Module) -> bool:
+    return isinstance(module, _NOISY) and module.training and getattr(module, "p", 1.0) != 0
+
+
+def _noted(tap: Tap | None) -> dict[str, Any]:
+    """What a tap holds, its containers copied."""
+    held = {} if tap is None else vars(tap)
+    return {n: copy.copy(v) if isinstance(v, dict | list | set) else v for n, v in held.items()}
+
+
+def _versions(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[int]:
+    return [t._version for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and not t.is_inference()]
+
+
+def _put_back(tap: Tap | None, held: dict[str, Any]) -> None:
+    if tap is not None:
+        vars(tap).update(held)
 
 
 def _stamp_script(stamp: Stamp, module: Any) -> None:

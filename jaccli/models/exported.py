@@ -7,7 +7,7 @@ inputs and outputs are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from jaccli.errors import RefusedError
 from jaccli.models.network import Network, Tap
+from jaccli.models.noise import Noise
 from jaccli.models.pt2.archive import read_archive
 from jaccli.models.pt2.binding import signature
-from jaccli.models.pt2.doubts import doubts, draws_random_numbers
+from jaccli.models.pt2.doubts import doubts, draws_by_mode, draws_random_numbers
 from jaccli.models.pt2.from_fx import (
     is_exported_module,
     is_exported_program,
@@ -28,7 +29,7 @@ from jaccli.models.pt2.from_fx import (
 from jaccli.models.pt2.model import ExportedModel
 from jaccli.models.pt2.parse import parse_program
 from jaccli.models.quote import quote
-from jaccli.models.state import same_noise, without_parameter_gradients
+from jaccli.models.state import without_parameter_gradients
 
 
 def load_exported(path: Path, *, trust: bool = False) -> ExportedModel:
@@ -89,9 +90,11 @@ class ExportedNetwork(Network):
             UsageError: the arguments are not those of the model.
             RefusedError: a shape that the export does not allow.
         """
-        device = next((tensor.device for tensor in self.tensors()), None)
-        with same_noise(device) if self._random else nullcontext():
+        noise = Noise.now(python=False) if self._random else Noise([])
+        try:
             return self.model.execute(args, kwargs, tap)[0]
+        finally:
+            self.draws.saw(noise.restore())
 
     def session(self, *, frozen: bool = True) -> AbstractContextManager[None]:
         """Held while a Jacobian is computed: frozen parameters do not ask for gradients inside."""
@@ -113,6 +116,12 @@ class ExportedNetwork(Network):
     def doubtful(self) -> list[str]:
         """Operators that were exported in training mode."""
         return doubts(self.model.program.graph)
+
+    def noise(self) -> Noise:
+        return Noise.now(python=False)
+
+    def is_noisy(self) -> bool:
+        return draws_by_mode(self.model.program.graph)
 
     def signature(self) -> list[tuple[str, bool]]:
         """Names of the arguments and whether each must be given."""

@@ -180,13 +180,15 @@ def build(
     arch_args: Mapping[str, Any] | None = None,
     seed: int | None = None,
 ) -> nn.Module:
-    """The network that ``arch`` makes with ``arch_args``; PyTorch's generator is seeded and put back.
+    """The network that ``arch`` makes with ``arch_args``; all random generators are seeded and put back.
 
     Raises:
         UsageError: it does not take these arguments, or does not make an ``nn.Module``.
         RefusedError: the code raised.
     """
     import torch
+
+    from jaccli.models.noise import seeded
 
     arguments = dict(arch_args or {})
     found = resolve(arch) if isinstance(arch, str) else arch
@@ -203,8 +205,7 @@ def build(
             "expected a class or function that makes an nn.Module",
         )
     _check_arguments(found, arguments, name)
-    with _users_code(name), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed or 0)
+    with _users_code(name), seeded(seed or 0):
         made = found(**arguments)
     if not isinstance(made, torch.nn.Module):
         raise UsageError(

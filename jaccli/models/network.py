@@ -10,11 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from jaccli.models.noise import TORCH, Draws, Noise
 from jaccli.models.stamp import Stamp
 
 
@@ -47,6 +49,26 @@ class Network(ABC):
     """A model that can be run with its layers in sight. Running changes nothing of the model."""
 
     kind: str
+
+    @cached_property
+    def draws(self) -> Draws:
+        """What runs have drawn from so far."""
+        return Draws()
+
+    def noise(self) -> Noise:
+        """Where all generators stand that a run may draw from."""
+        return Noise.now()
+
+    def tell_draws(self) -> None:
+        """Warn, once, of a model that draws, unless ``doubtful`` says so already."""
+        new = [name for name in self.draws.seen if name not in self.draws.told]
+        if new and self.is_noisy():
+            self.draws.told.update(name for name in new if name.startswith(TORCH))
+        self.draws.tell()
+
+    def is_noisy(self) -> bool:
+        """Whether ``doubtful`` says that the model draws from torch's generators."""
+        return False
 
     @abstractmethod
     def layers(self) -> Mapping[str, str]:

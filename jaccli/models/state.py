@@ -1,15 +1,16 @@
-"""Putting an ``nn.Module`` back as it was: buffers, plain attributes, random generators."""
+"""Putting an ``nn.Module`` back as it was: parameters, buffers, plain attributes."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from jaccli.models.shield import ParameterWritten, storage_of
 
 _MACHINERY = frozenset(vars(nn.Module())) - {"training"} | {"_parameters", "_buffers", "_modules"}
 
@@ -20,41 +21,87 @@ class ModuleState:
     While installed, copies stand in for buffers and for tensors in plain attributes, so that the
     originals are never written. A copy that a pass has written to is replaced, not overwritten: a
     recorded graph may still need it. Cost: one copy of these tensors, and a look at each a pass.
+    Parameters are not copied, save for those in ``shielded``, which passes rewrite: each pass gets one anew,
+    through which gradients flow where parameters are not ``frozen``.
+
+    Args:
+        module: the tree.
+        shielded: storages of parameters that passes are known to write to; more may be added.
+        frozen: no gradients are wanted by parameters.
+        writes: passes may write to parameters; else they are left alone.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, shielded: Collection[int] = (), frozen: bool = True, writes: bool = False):
+        self._shielded, self._frozen, self._writes = shielded, frozen, writes
         self._modules = list(module.modules())
         self._attributes = [_attributes(m) for m in self._modules]
         self._buffers = [_buffers(m) for m in self._modules]
+        self._parameters = [_parameters(m) if writes else {} for m in self._modules]
         self._containers = [(c, _items(c)) for c in _containers(self._attributes)]
         self._copies: dict[int, _Copy] = {}
+        every = {id(p): p for held in self._parameters for p in held.values() if p is not None}
+        # Of each the memory that it stands in: a pass may put other memory in its place (``p.data = …``).
+        self._memory = [(p, storage_of(p), p.detach()) for p in every.values()]
+        self._fresh: dict[int, Tensor] = {}
 
     def install(self) -> None:
         """Start a pass: the state the model was handed over with, in copies."""
-        for module, attributes, buffers in zip(self._modules, self._attributes, self._buffers, strict=True):
-            _restore_attributes(module, {name: self._stand_in(value) for name, value in attributes.items()})
-            _restore_buffers(module, {name: self._stand_in(value) for name, value in buffers.items()})
-        for container, items in self._containers:
-            if isinstance(items, dict):
-                _refill(container, {key: self._stand_in(value) for key, value in items.items()})
-            else:
-                _refill(container, [self._stand_in(value) for value in items])
+        self._fresh.clear()
+        self._put(self._stand_in)
 
     def remove(self) -> None:
         """Put the originals back."""
-        for module, attributes, buffers in zip(self._modules, self._attributes, self._buffers, strict=True):
-            _restore_attributes(module, attributes)
-            _restore_buffers(module, buffers)
+        self._put(lambda value: value)
+        for parameter, storage, memory in self._memory:
+            if storage_of(parameter) != storage:
+                parameter.data = memory
+        self._fresh.clear()
+
+    @property
+    def storages(self) -> list[int]:
+        """Of the parameters that are not copied."""
+        return [storage for _, storage, _ in self._memory if storage and storage not in self._shielded]
+
+    def check(self) -> None:
+        """After a pass.
+
+        Raises:
+            ParameterWritten: it put other memory in a parameter's place.
+        """
+        for parameter, storage, memory in self._memory:
+            if storage_of(parameter) != storage:
+                parameter.data = memory
+                raise ParameterWritten(storage)
+
+    def _put(self, change: Callable[[Any], Any]) -> None:
+        """Everything that modules hold, each value changed."""
+        together = zip(self._modules, self._attributes, self._buffers, self._parameters, strict=True)
+        for module, attributes, buffers, parameters in together:
+            _restore_attributes(module, {name: change(value) for name, value in attributes.items()})
+            _restore_tensors(module, "_buffers", {name: change(value) for name, value in buffers.items()})
+            if self._writes:
+                _restore_tensors(module, "_parameters", {name: change(value) for name, value in parameters.items()})
         for container, items in self._containers:
-            _refill(container, items)
+            if isinstance(items, dict):
+                _refill(container, {key: change(value) for key, value in items.items()})
+            else:
+                _refill(container, [change(value) for value in items])
 
     def _stand_in(self, value: Any) -> Any:
-        if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
+        if not isinstance(value, Tensor):
             return value
+        if isinstance(value, nn.Parameter):
+            return self._anew(value) if self._shielded and storage_of(value) in self._shielded else value
         copy = self._copies.get(id(value))
         if copy is None or copy.written():
             copy = self._copies[id(value)] = _Copy(value)
         return copy.tensor
+
+    def _anew(self, parameter: nn.Parameter) -> Tensor:
+        if id(parameter) not in self._fresh:
+            copy = parameter.detach().clone() if self._frozen else parameter.clone()
+            self._fresh[id(parameter)] = copy
+        return self._fresh[id(parameter)]
 
 
 class _Copy:
@@ -85,16 +132,24 @@ def _buffers(module: nn.Module) -> dict[str, Any]:
     return dict(module._buffers)
 
 
-def _restore_buffers(module: nn.Module, buffers: dict[str, Any]) -> None:
+def _parameters(module: nn.Module) -> dict[str, Any]:
+    if isinstance(module, torch.jit.ScriptModule):
+        return dict(module.named_parameters(recurse=False))
+    return dict(module._parameters)
+
+
+def _restore_tensors(module: nn.Module, kind: str, tensors: dict[str, Any]) -> None:
+    """``kind`` is ``_buffers`` or ``_parameters``."""
     if isinstance(module, torch.jit.ScriptModule):
         # What a script holds is on the other side of a binding: its slots are set one by one.
-        for name, tensor in buffers.items():
-            module._c.setattr(name, tensor)
+        for name, tensor in tensors.items():
+            if kind == "_buffers" or module._c.getattr(name) is not tensor:
+                module._c.setattr(name, tensor)
         return
-    now = module._buffers
-    if now.keys() != buffers.keys() or any(now[name] is not tensor for name, tensor in buffers.items()):
+    now = vars(module)[kind]
+    if now.keys() != tensors.keys() or any(now[name] is not tensor for name, tensor in tensors.items()):
         now.clear()
-        now.update(buffers)
+        now.update(tensors)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -118,13 +173,17 @@ def _restore_attributes(module: nn.Module, attributes: dict[str, Any]) -> None:
             now[name] = value
 
 
-def attribute_tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Tensors in the plain attributes of all modules, those in containers too."""
+def attribute_values(module: nn.Module) -> Iterator[Any]:
+    """What the plain attributes of all modules hold, and the containers in them."""
     held = [_attributes(m) for m in module.modules()]
     for values in [*(list(h.values()) for h in held), *(_values(c) for c in _containers(held))]:
         for value in values:
-            items = value if isinstance(value, tuple) else (value,)
-            yield from (item for item in items if isinstance(item, Tensor))
+            yield from value if isinstance(value, tuple) else (value,)
+
+
+def attribute_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Tensors among them."""
+    yield from (value for value in attribute_values(module) if isinstance(value, Tensor))
 
 
 def map_attributes(module: nn.Module, change: Callable[[Any], Any]) -> None:
@@ -177,42 +236,6 @@ def _refill(container: Any, items: Any) -> None:
 
 
 _ABSENT = object()
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Where the random generators stand: the CPU's, and that of an accelerator in use."""
-
-    cpu: Tensor
-    other: Tensor | None
-    device: torch.device | None
-
-    @classmethod
-    def now(cls, device: torch.device | None) -> Noise:
-        """The present state."""
-        away = device if device is not None and device.type != "cpu" else None
-        return cls(torch.get_rng_state(), torch.get_device_module(away).get_rng_state() if away else None, away)
-
-    def restore(self) -> None:
-        """Put the generators there."""
-        torch.set_rng_state(self.cpu)
-        if self.device is not None:
-            torch.get_device_module(self.device).set_rng_state(self.other)
-
-
-@contextmanager
-def same_noise(device: torch.device | None, start: Noise | None = None) -> Iterator[None]:
-    """Put the random generators back afterwards, so that every pass draws the same numbers.
-
-    With ``start`` they begin there.
-    """
-    before = Noise.now(device)
-    if start is not None:
-        start.restore()
-    try:
-        yield
-    finally:
-        before.restore()
 
 
 @contextmanager

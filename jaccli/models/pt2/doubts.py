@@ -37,6 +37,11 @@ def doubts(graph: Graph) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def draws_by_mode(graph: Graph) -> bool:
+    """Whether an operator draws that was exported in training mode, which ``doubts`` tells of."""
+    return any(_in_training(node) and "batch_norm" not in _name(node) for node in walk(graph))
+
+
 def draws_random_numbers(graph: Graph) -> bool:
     """Whether a run moves a random generator."""
     return any(_in_training(node) or _seeded(node) for node in walk(graph))

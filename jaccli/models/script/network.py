@@ -12,6 +12,7 @@ from torch import Tensor
 from jaccli.errors import UnsupportedError
 from jaccli.models.dtypes import converted, renamed
 from jaccli.models.network import Network, Tap
+from jaccli.models.noise import Noise
 from jaccli.models.script import binding
 from jaccli.models.script.program import Code, Program
 from jaccli.models.script.run import Run
@@ -86,7 +87,7 @@ class ScriptNetwork(Network):
         try:
             return forward(run, [run.module(self._root), *bound])
         finally:
-            run.finish()
+            self.draws.saw(run.finish())
             if torch.is_grad_enabled() != grad_enabled:  # left inside a no_grad block of the model's
                 torch._C._set_grad_enabled(grad_enabled)
 
@@ -137,6 +138,12 @@ class ScriptNetwork(Network):
                 _add(stamp, value)
         return stamp
 
+    def noise(self) -> Noise:
+        return Noise.now(python=False)
+
+    def is_noisy(self) -> bool:
+        return any(map(_draws, self._root.walk()))
+
     def doubtful(self) -> list[str]:
         """Layers whose training mode makes samples mix or results vary."""
         found = []
@@ -147,9 +154,14 @@ class ScriptNetwork(Network):
             name = printable(node.path or kind, 60)
             if kind.startswith(_NORMALISES_WHEN_TRAINING):
                 found.append(f"{name} ({printable(kind, 40)}) is in training mode: samples of a batch mix")
-            elif any(part in kind for part in _DRAWS_WHEN_TRAINING) and _reads_true(node, "p", True):
+            elif _draws(node):
                 found.append(f"{name} ({printable(kind, 40)}) is in training mode: results are random")
         return found
+
+
+def _draws(node: ModuleNode) -> bool:
+    named = any(part in node.type_name for part in _DRAWS_WHEN_TRAINING)
+    return named and _reads_true(node, "training") and _reads_true(node, "p", True)
 
 
 def _add(stamp: Stamp, value: Any) -> None:

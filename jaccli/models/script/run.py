@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from jaccli.models.network import Tap
+from jaccli.models.noise import Noise
 from jaccli.models.script.compiler import Compiled
 from jaccli.models.script.state import ModuleNode, adopt
 from jaccli.models.script.traced import arrange
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Run:
     """What lasts for one forward pass. Attributes are read from the model and written only here."""
 
-    __slots__ = ("_clones", "_counts", "_forward", "_modules", "_random", "program", "tap", "wanted")
+    __slots__ = ("_clones", "_counts", "_forward", "_modules", "_noise", "program", "tap", "wanted")
 
     def __init__(self, program: Program, tap: Tap | None) -> None:
         self.program, self.tap = program, tap
@@ -30,7 +30,7 @@ class Run:
         self._counts: dict[str, int] = {}
         self._forward: list[bool] = []
         self._clones: dict[int, tuple[Any, Any]] = {}
-        self._random: list[Callable[[], None]] | None = None
+        self._noise: Noise | None = None
 
     def module(self, node: ModuleNode) -> Instance:
         """The module of a node, one and the same for the whole run."""
@@ -92,14 +92,8 @@ class Run:
 
     def remember_random(self) -> None:
         """Before the first random number: keep the generators' states, to put them back at the end."""
-        if self._random is not None:
-            return
-        state = torch.get_rng_state()
-        self._random = [partial(torch.set_rng_state, state)]
-        for device in self.program.devices():
-            module = torch.get_device_module(device)
-            kept = module.get_rng_state(device)
-            self._random.append(partial(module.set_rng_state, kept, device))
+        if self._noise is None:
+            self._noise = Noise.now(python=False)
 
     def enter_forward_mode(self, enabled: bool) -> None:
         """``no_grad`` and ``enable_grad`` of the model's: forward mode would not heed them by itself."""
@@ -110,9 +104,12 @@ class Run:
         """At the end of such a block."""
         torch._C._set_fwd_grad_enabled(self._forward.pop())
 
-    def finish(self) -> None:
-        """Put the random generators back, and leave the blocks that an exception jumped out of."""
+    def finish(self) -> list[str]:
+        """Put the random generators back, and leave the blocks that an exception jumped out of.
+
+        Returns:
+            The generators that were drawn from.
+        """
         while self._forward:
             self.leave_forward_mode()
-        for restore in self._random or ():
-            restore()
+        return self._noise.restore() if self._noise is not None else []

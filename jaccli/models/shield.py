@@ -1,0 +1,82 @@
+"""Parameters that a forward pass rewrites: noticed before the first write, so that nothing has to be undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class ParameterWritten(BaseException):
+    """The pass was about to write to this storage, or has put another in place of a parameter's.
+
+    Not an ``Exception``: a model's own ``except Exception`` must not swallow it.
+    """
+
+    def __init__(self, storage: int) -> None:
+        super().__init__()
+        self.storage = storage
+
+
+class Watch(TorchDispatchMode):
+    """Raises ``ParameterWritten`` in place of an operator that writes to one of the storages.
+
+    Cost: some 4 µs an operator.
+    """
+
+    def __init__(self, storages: Iterable[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.storages = frozenset(storages)
+
+    def see(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One dispatched operator."""
+        for written in _written(op):
+            for tensor in _tensors(written(args, kwargs)):
+                if (storage := storage_of(tensor)) in self.storages:
+                    raise ParameterWritten(storage)
+        return op(*args, **kwargs)
+
+
+def _dispatch(self: TorchDispatchMode, op: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    assert isinstance(self, Watch)
+    return self.see(op, args, kwargs or {})
+
+
+# Assigned afterwards: a method of the class body would be wrapped against dynamo, which imports it (1.25 s).
+Watch.__torch_dispatch__ = _dispatch  # type: ignore[method-assign]
+
+Pick = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+
+
+@cache
+def _written(op: Any) -> tuple[Pick, ...]:
+    """What an operator writes to, each as a function of its arguments."""
+    if not isinstance(op, torch._ops.OpOverload):
+        return ()
+    found: list[Pick] = []
+    for place, argument in enumerate(op._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            found.append(_picked(place, argument.name))
+    return tuple(found)
+
+
+def _picked(place: int, name: str) -> Pick:
+    return lambda args, kwargs: args[place] if place < len(args) else kwargs.get(name)
+
+
+def _tensors(value: Any) -> Iterable[Tensor]:
+    if isinstance(value, Tensor):
+        return (value,)
+    return [v for v in value if isinstance(v, Tensor)] if isinstance(value, list | tuple) else ()
+
+
+def storage_of(tensor: Tensor) -> int:
+    """The same for tensors that share memory; 0 where there is none of its own."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (RuntimeError, NotImplementedError):  # a sparse tensor, or a subclass without memory of its own
+        return 0
