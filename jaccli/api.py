@@ -16,6 +16,7 @@ from jaccli.errors import JaccliError, UsageError, note, warn
 from jaccli.execution import report, report_path, run
 from jaccli.explain import explain
 from jaccli.graph.capture import capture
+from jaccli.graph.meter import meter
 from jaccli.graph.products import Products
 from jaccli.layers.record import Inputs
 from jaccli.layers.resolve import resolve
@@ -100,11 +101,12 @@ def plan(
     check_compile(compile, method, "compile")
     network, pair, inputs = setup(model, x, source, target, args, kwargs)
     measured_once(x.device)
-    with computing(network), exact_attention(choice.exact_attention):
-        (prepared,) = prepare(network, inputs, [pair], graph=choice.needs_graph)
-        decision = decide(prepared, choice.method, max_memory=max_memory, chunk=chunk, keep=inputs.batch)
+    with meter.as_measured():
+        with computing(network), exact_attention(choice.exact_attention):
+            (prepared,) = prepare(network, inputs, [pair], graph=choice.needs_graph)
+            decision = decide(prepared, choice.method, max_memory=max_memory, chunk=chunk, keep=inputs.batch)
+        decision, replay = tuned(network, pair, choice, decision, inputs, prepared, compile)
     sample = tuple(s for d, s in enumerate(x.shape) if d != inputs.dim)
-    decision, replay = tuned(network, pair, choice, decision, inputs, prepared, compile)
     if compile and replay is None:
         note(f"{prepared.name}: nothing to compile: {decision.method or 'no method'} is taken")
     return Plan(network, pair, choice, decision, sample, x.dtype, x.device, prepared.linear.shape, inputs.dim, replay)
@@ -132,6 +134,7 @@ class Plan:
             UsageError: the samples differ from the plan's in shape, dtype or device.
         """
         self._check(x)
+        self.network.draws.told.clear()  # each call is warned of
         inputs = _inputs(x, args, kwargs, self.dim)
         if self.replay is not None and inputs.batch <= self.decision.block:
             return self.replay(inputs)

@@ -17,6 +17,7 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.errors import JaccliError
 from jaccli.execution import Outcome, fill
+from jaccli.graph.meter import meter
 from jaccli.layers.record import Inputs
 from jaccli.methods import MethodGap
 from jaccli.methods.base import reason
@@ -145,13 +146,14 @@ def _enter(network: Network, inputs: Inputs, pair: Pair, choice: Choice, probe: 
     start = time.perf_counter()
     replay = None
     try:
-        with computing(network), exact_attention(choice.exact_attention):
-            (prepared,) = prepare(network, inputs, [pair], graph=choice.needs_graph)
-            decision = decide(
-                prepared, choice.method, max_memory=choice.max_memory, chunk=choice.chunk, keep=inputs.batch
-            )
-        if choice.method in PLANNED:
-            decision, replay = tuned(network, pair, choice, decision, inputs, prepared, compile)
+        with meter.as_measured():
+            with computing(network), exact_attention(choice.exact_attention):
+                (prepared,) = prepare(network, inputs, [pair], graph=choice.needs_graph)
+                decision = decide(
+                    prepared, choice.method, max_memory=choice.max_memory, chunk=choice.chunk, keep=inputs.batch
+                )
+            if choice.method in PLANNED:
+                decision, replay = tuned(network, pair, choice, decision, inputs, prepared, compile)
         contender.compile_s = replay.compile_s if replay is not None and compile else None
         contender.plan_s = time.perf_counter() - start - (contender.compile_s or 0.0)
         with computing(network), exact_attention(choice.exact_attention):

@@ -50,7 +50,7 @@ class Compiling:
         if decision.method != "structured" or decision.bracket is None:
             note(f"{prepared.name}: nothing to compile: {decision.method or 'no method'} is taken")
             return None
-        replay = Replay(self.network, prepared.pair, self.choice, decision, compile=True)
+        replay = Replay(self.network, prepared.pair, self.choice, decision, compile=True, timed=False)
         recorded = replay.record(inputs)
         self.watch.compile_s += replay.compile_s
         self.watch.plan_s -= replay.compile_s

@@ -30,8 +30,21 @@ ROW_TENSORS = 4
 MEMORY_FILL = 0.75
 # Share of the machine's free memory that may be used when --max-memory is not given.
 MEMORY_SHARE = 0.6
-# Below this predicted time, in seconds, trying methods out costs more than it can save.
-TRIAL_FROM = 0.02
+# A loop over rows that is predicted to take less, in seconds, is made at once: a better choice would save little.
+SOON = 0.02
+# What passes are predicted to take, in seconds: a backward pass, each operator of it, the same for a batch of rows,
+# and for a batch of columns (functorch); a batch moves more through memory, and so does its work so many times over.
+PASS_S = 2e-5
+NODE_S = 4e-6
+BATCHED_NODE_S = 2e-5
+FORWARD_NODE_S = 1.2e-4
+BATCHED_WORK = 2.0
+# Bytes a second that a backward pass touches, with the operations made on them.
+TOUCHED_BYTES_S = 1e10
+# What a recurrent layer does in a second, step by step.
+RECURRENT_FLOPS = 1e9
+# How many times faster than a common CPU an accelerator works.
+ACCELERATOR_SPEED = 50.0
 # Seconds that capture, search and a first run take for each operator, about. For a single run that the loop does
 # sooner the structured engine is not asked.
 ENGINE_OPERATOR_S = 1.5e-3
@@ -49,7 +62,7 @@ GROUPED_SLOWER = 1.2
 REPLAY_KEPT = 8
 # Elements of a planned call's J that are looked at for NaN, evenly over it: each is a cache line from memory.
 LOOKED_AT = 2**13
-# Rows or columns of a trial.
+# Rows or columns of a trial in a bench, and of a method that stands in for another.
 TRIAL_ROWS = 8
 # The first backward pass of a process that is handed a batch of cotangents imports sympy, for so many seconds.
 SYMPY_IMPORT = 0.4

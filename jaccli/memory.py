@@ -22,12 +22,25 @@ class Footprint:
 
 
 def available(device: torch.device) -> int:
-    """Bytes that may be used on a device when the user sets no limit."""
+    """Bytes that may be used on a device when the user sets no limit.
+
+    In coarse steps: what other processes hold for the moment is not to decide how a batch is cut.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return int(defaults.MEMORY_SHARE * free)
+        return _steady(defaults.MEMORY_SHARE * free)
     unused = available_memory()
-    return int(defaults.MEMORY_SHARE * (unused if unused is not None else _all_of_it()))
+    return _steady(defaults.MEMORY_SHARE * (unused if unused is not None else _all_of_it()))
+
+
+def _steady(size: float) -> int:
+    """The largest of 1, 1.5, 2, 3, 4, 6, 8, … that is no more.
+
+    >>> _steady(7.9), _steady(3.0), _steady(100.0)
+    (6, 3, 96)
+    """
+    power = 1 << max(int(size).bit_length() - 1, 0)
+    return power * 3 // 2 if size >= 1.5 * power else min(power, int(size))
 
 
 def _all_of_it() -> int:

@@ -7,7 +7,9 @@
     one backward pass each is soon done       loop, or reverse where its imports are done
     sooner than a graph is captured           the same candidates, without the engine
     the engine predicts far less              structured
-    otherwise                                 the candidates are tried on a few rows; the fastest wins
+    otherwise                                 what is predicted to take the least
+
+Times are predicted from counts of operators and sizes (``prediction``), not measured: two runs choose alike.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from jaccli.memory import Footprint, available, footprint
 from jaccli.methods import METHODS, MethodGap, MethodName, Task
 from jaccli.methods.base import is_out_of_memory
 from jaccli.operators.linearised import batching_imported
+from jaccli.prediction import counted, roughly
 from jaccli.prepare import Prepared, readable
 
 
@@ -119,7 +122,9 @@ def decide(
         return replace(decision, others={"structured": gap})
     if method != "auto":
         return _sized(prepared, method, "asked for", room, chunk, sizes)
-    choice, why, others, seconds = _auto(prepared, lambda name: _sized(prepared, name, "", room, chunk, sizes).chunk)
+    choice, why, others, seconds = _auto(
+        prepared, sizes, lambda name: _sized(prepared, name, "", room, chunk, sizes).chunk
+    )
     decision = _sized(prepared, choice, why, room, chunk, sizes)
     decision = replace(decision, others=others, predicted_s=seconds)
     if choice != "structured":
@@ -229,7 +234,7 @@ def human(size: float) -> str:
 _Verdict = tuple[MethodName, str, dict[str, str], float | None]
 
 
-def _auto(prepared: Prepared, chunk_of: Callable[[MethodName], int]) -> _Verdict:
+def _auto(prepared: Prepared, sizes: Footprint, chunk_of: Callable[[MethodName], int]) -> _Verdict:
     linear = prepared.linear
     if linear.live is None or prepared.probe.backward_gap:
         return _without_backward(prepared, chunk_of)
@@ -237,21 +242,26 @@ def _auto(prepared: Prepared, chunk_of: Callable[[MethodName], int]) -> _Verdict
     shape = f"{n_out} rows, {n_in} columns"
     cold = not batching_imported()
     importing = f"the first batched pass of a process imports for {seconds(defaults.SYMPY_IMPORT)}"
-    loop_s = prepared.probe.seconds * n_out
-    if loop_s >= defaults.TRIAL_FROM:  # the first pass warms up
-        loop_s = n_out * _timed(lambda: linear.vjp(torch.ones_like(linear.value).reshape(linear.batch, -1)))
-    if loop_s < defaults.TRIAL_FROM:
+    loop_s = roughly(linear, sizes)
+    if loop_s < defaults.SOON:
         why = f"{shape}: backward passes are soon done"
         if cold:
             return "loop", why, {"reverse": importing}, loop_s
         others = {"loop": "rows one by one, where they go together", "forward": f"{n_in} columns, not fewer"}
         return "reverse", why, others, None
+    with readable(linear.f.inputs):
+        work = counted(linear)
+    loop_s = work.loop(n_out)
     gap, engine_s = structure(prepared, loop_s)
     if engine_s < defaults.CLEARLY * loop_s:
         others = dict.fromkeys(("reverse", "loop"), f"at most {seconds(loop_s)}")
         return "structured", f"{shape}: {seconds(engine_s)} predicted from the network's structure", others, engine_s
     imports = cold and min(engine_s, loop_s) < defaults.SYMPY_IMPORT
-    predicted: dict[MethodName, float] = {"loop": loop_s} if imports else _tried(prepared, loop_s, chunk_of)
+    predicted: dict[MethodName, float] = {"loop": loop_s}
+    if not imports:
+        predicted["reverse"] = work.reverse(n_out, chunk_of("reverse"))
+        if n_in < 2 * n_out:
+            predicted["forward"] = work.forward(n_in, chunk_of("forward")) + cold * defaults.FUNCTORCH_IMPORT
     if gap is None:
         predicted["structured"] = engine_s
     best = min(predicted, key=lambda name: predicted[name])
@@ -283,20 +293,6 @@ def structure(prepared: Prepared, loop_s: float) -> tuple[str | None, float]:
 def seconds(value: float) -> str:
     """Seconds for people."""
     return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
-
-
-def _tried(prepared: Prepared, loop_s: float, chunk_of: Callable[[MethodName], int]) -> dict[MethodName, float]:
-    """Predicted seconds of each candidate, from a few of its rows or columns."""
-    n_out, n_in = prepared.linear.f.n_out, prepared.linear.f.n_in
-    predicted: dict[MethodName, float] = {"loop": loop_s}
-    candidates: list[MethodName] = ["reverse"]
-    if (n_in < 2 * n_out and min(loop_s, loop_s * n_in / n_out) > defaults.FUNCTORCH_IMPORT / 4) or 2 * n_in <= n_out:
-        candidates.append("forward")
-    for name in candidates:
-        seconds = _trial(prepared, name, min(defaults.TRIAL_ROWS, chunk_of(name)))
-        if seconds is not None:
-            predicted[name] = seconds
-    return predicted
 
 
 def predicted_seconds(prepared: Prepared, decision: Decision) -> float | None:

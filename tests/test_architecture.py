@@ -36,7 +36,7 @@ LAYERS = [
     ["graph"],
     ["methods"],
     ["independence"],
-    ["prepare", "memory", "planning"],
+    ["prepare", "memory", "prediction", "planning"],
     ["explain"],
     ["execution"],
     ["influence"],

@@ -205,7 +205,7 @@ def test_a_plan_says_what_the_clock_chose(name: str, last: bool, monkeypatch: py
 
 @pytest.mark.parametrize("name", ["attention", "attention heads", "pooling"])
 def test_a_search_that_was_cut_short_goes_on_for_a_plan(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(defaults, "TRIAL_FROM", 0.0)
+    monkeypatch.setattr(defaults, "SOON", 0.0)
     monkeypatch.setattr(defaults, "CLEARLY", math.inf)
     monkeypatch.setattr(tuning, "_plain_seconds", lambda *_: math.inf)
     s = BY_NAME[name]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -103,7 +102,7 @@ def engine(graph: Graph, bracket: Bracket | None = None, within: float = float("
     Args:
         graph: what was captured.
         bracket: found before.
-        within: seconds after which the search takes the best that it has.
+        within: predicted seconds after which the search takes the best that it has.
 
     Raises:
         CaptureGap: an operator is out of reach.
@@ -121,13 +120,11 @@ def engine(graph: Graph, bracket: Bracket | None = None, within: float = float("
             return Engine(graph, chain, bracket, found)
     elif bracket is not None and bracket.last == len(chain.stretches):
         return Engine(graph, chain, bracket)
-    start = time.perf_counter()
     best, found, rival = chain.best(within), None, None
-    spent = time.perf_counter() - start
-    other = folded(nodes, maps_of, graph.target) if 2 * spent < within else None
+    other = folded(nodes, maps_of, graph.target) if 2 * chain.spent < within else None
     if other is not None:
         second = _chain(graph, nodes, other)
-        rival = replace(second.best(within - spent), folded=True)
+        rival = replace(second.best(within - chain.spent), folded=True)
         if rival.seconds < best.seconds:
             chain, best, rival = second, rival, best
     if best.seconds >= COLOURED_FROM and best.peak >= SHARE * _elements(graph):  # else windows and blocks are in use

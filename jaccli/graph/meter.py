@@ -25,6 +25,8 @@ class Meter:
         dtype: of the elements.
         on: whether it counts.
         memo: what was asked of the machine before.
+        measured: this machine's rates are taken, once they were measured; else those of a common one, by which the
+            same network is always planned for alike.
     """
 
     seconds: float = 0.0
@@ -34,6 +36,7 @@ class Meter:
     dtype: torch.dtype = torch.float32
     on: bool = False
     memo: dict[Hashable, float] = field(default_factory=dict)
+    measured: bool = False
 
     def reset(self) -> None:
         """Start again."""
@@ -43,7 +46,7 @@ class Meter:
     @contextmanager
     def counting(self, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
         """Count in here, at the rates of a device."""
-        machine = known(device)
+        machine = known(device) if self.measured else Calibration.typical()
         if machine != self.machine:
             self.memo.clear()
         self.machine, self.dtype, self.on = machine, dtype, True
@@ -51,6 +54,15 @@ class Meter:
             yield
         finally:
             self.on = False
+
+    @contextmanager
+    def as_measured(self) -> Iterator[None]:
+        """In here plans are made for this machine, as for what is going to be raced by the clock anyway."""
+        before, self.measured = self.measured, True
+        try:
+            yield
+        finally:
+            self.measured = before
 
     def product(self, a: Mapping[Label, int], b: Mapping[Label, int], out: Sequence[Label]) -> None:
         """A contraction of labelled factors, with the copies that bring its axes in order."""
