@@ -78,7 +78,7 @@ def test_it_says_what_it_is(wheel: Path) -> None:
     ("argv", "expected"),
     [
         (["--version"], f"jaccli {jaccli.__version__}\n"),
-        (["compute", "model.pt", "-i", "x.npy", "--format", "csv"], "sample,source,target,row,v0,v1\n"),
+        (["compute", "model.pt", "-i", "x.npy", "--format", "csv"], "sample,source,target,row,v0,v1,method\n"),
     ],
     ids=["version", "compute"],
 )

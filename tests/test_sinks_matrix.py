@@ -128,9 +128,9 @@ def test_others_can_read_what_is_written(tmp_path: Path) -> None:
     assert line["jacobian"] == array[3].tolist()
     save("csv", str(path), two, force=True)
     rows = list(csv.reader(io.StringIO(path.read_text())))
-    assert rows[0] == ["sample", "source", "target", "row", "v0", "v1", "v2"]
+    assert rows[0] == ["sample", "source", "target", "row", "v0", "v1", "v2", "method"]
     assert rows[2][:4] == ["0", one[0].source, "output", "1"]
-    assert [float(value) for value in rows[2][4:]] == array[0, 1].tolist()
+    assert [float(value) for value in rows[2][4:-1]] == array[0, 1].tolist()
 
 
 def test_npy_is_streamed_block_by_block() -> None:

@@ -38,7 +38,7 @@ def run(
 
             for piece in work.pieces(loaded, pairs, how, on_plan=planned):
                 key = f"{piece.pair[0]!s}->{piece.pair[1]!s}"
-                sink.write(key, piece.start, piece.outcome.matrix)
+                sink.write(key, piece.start, piece.outcome.matrix, piece.outcome.method)
                 used[key] = piece.outcome.method
             sink.close(_provenance(asked, used))
     if not is_stream(out.path):

@@ -111,9 +111,8 @@ def _estimated(
         tell("estimating")
         for some in run:
             source, target = map(str, some.pair)
-            record = found.setdefault(
-                some.pair, empty(source, target, some.source_shape, some.target_shape, "estimate")
-            )
+            one_pair = empty(source, target, some.source_shape, some.target_shape, "estimate", effort.seed)
+            record = found.setdefault(some.pair, one_pair)
             for number, one in zip(loaded.numbers[some.start :], some.records, strict=False):
                 record["samples"].append({"sample": number, **one})
             tell(f"estimating {source} -> {target}: {len(record['samples'])} of {loaded.inputs.batch} samples")
@@ -151,12 +150,20 @@ def of_saved(saved: SavedRequest, figures: Figures) -> list[Record]:
     return _summed(found, figures)
 
 
-def empty(source: str, target: str, source_shape: Sequence[int], target_shape: Sequence[int], method: str) -> Record:
-    """The record of a pair before its samples."""
+def empty(
+    source: str,
+    target: str,
+    source_shape: Sequence[int],
+    target_shape: Sequence[int],
+    method: str,
+    seed: int | None = None,
+) -> Record:
+    """The record of a pair before its samples; an estimate has a seed."""
     return {
         "source": {"layer": source, "shape": [*source_shape]},
         "target": {"layer": target, "shape": [*target_shape]},
         "method": method,
+        **({"seed": seed} if seed is not None else {}),
         "samples": [],
         "summary": {},
     }
@@ -200,9 +207,10 @@ def _summed(found: list[Record], figures: Figures) -> list[Record]:
 
 
 def rows_of(found: Sequence[Record]) -> list[Record]:
-    """One row a sample, with the layers' names."""
+    """One row a sample, with the layers' names, the method, and the seed of an estimate."""
     return [
         {"source": r["source"]["layer"], "target": r["target"]["layer"], **sample}
+        | {name: r[name] for name in ("method", "seed") if name in r}
         for r in found
         for sample in r["samples"]
     ]

@@ -224,7 +224,8 @@ def _chain(loaded: Loaded, how: RunRequest, out: OutputRequest) -> None:
         if (e := s["lyapunov_exponents"])
     ]
     title = f"Lyapunov exponents of {len(pairs)} steps, {names[0]} -> {names[-1]}, per step"
-    _write(document, shown, samples, ["sample", "largest", "least", "sum", "exponents"], title, out)
+    lines = [{**sample, "method": method} for sample in samples]
+    _write(document, shown, lines, ["sample", "largest", "least", "sum", "exponents"], title, out)
 
 
 def _check_chain(chains: Sequence[Sequence[Tensor]], whole: Sequence[Tensor]) -> None:

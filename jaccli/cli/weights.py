@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from jaccli.errors import UnsupportedError, note
 from jaccli.models.quote import quote
 from jaccli.sinks.atomic import open_output
+from jaccli.sinks.matrix_binary import write_safetensors
 
 
 def write_weights(model: nn.Module, path: str, force: bool, provenance: Mapping[str, str]) -> int:
@@ -35,8 +35,9 @@ def write_weights(model: nn.Module, path: str, force: bool, provenance: Mapping[
     else:
         if left:
             note(f"not written, as they are no tensors: {', '.join(left)}")
-        # Copies: safetensors refuses tensors that share memory.
-        content = save({name: value.detach().clone().contiguous() for name, value in state.items()}, dict(provenance))
+        buffer, names = io.BytesIO(), sorted(state, key=lambda name: (-state[name].itemsize, name))  # aligned
+        write_safetensors(buffer, {name: state[name] for name in names}, provenance)
+        content = buffer.getvalue()
     with open_output(path, force) as handle:
         handle.write(content)
     return len(state)

@@ -79,6 +79,7 @@ class MatrixSink(ABC):
         self.pairs: dict[str, PairMeta] = {}
         self.samples: list[int] = []
         self._written: dict[str, int] = {}
+        self._methods: dict[str, str] = {}
         self._stack = ExitStack()
 
     def open(self, pairs: Sequence[PairMeta], samples: Sequence[int] | None = None) -> None:
@@ -100,13 +101,14 @@ class MatrixSink(ABC):
         self._check_disk()
         self._open()
 
-    def write(self, key: str, start: int, block: Block) -> None:
+    def write(self, key: str, start: int, block: Block, method: str = "") -> None:
         """Add the samples from ``start`` on; the blocks of a pair come in order.
 
         Args:
             key: the pair's key.
             start: position of the block's first sample in the batch.
             block: ``(k, n_out, n_in)``, on any device; converted to the pair's dtype.
+            method: that it was obtained by, for formats that name it beside each sample or pair.
 
         Raises:
             BrokenPipeError: the reader of a pipe left.
@@ -121,6 +123,7 @@ class MatrixSink(ABC):
         if not any(self._written.values()):
             self._begin()
         self._written[key] += len(tensor)
+        self._methods[key] = method
         self._write(pair, start, tensor)
 
     def close(self, provenance: Mapping[str, str] | None = None) -> None:

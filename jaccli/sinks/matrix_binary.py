@@ -14,7 +14,7 @@ import torch
 from numpy.lib import format as npy_format
 from torch import Tensor
 
-from jaccli.errors import ResourceError, UsageError
+from jaccli.errors import ResourceError, UnsupportedError, UsageError
 from jaccli.samples.containers import PROVENANCE
 from jaccli.samples.memory import available_memory, format_bytes
 from jaccli.sinks.atomic import atomic_folder
@@ -29,6 +29,14 @@ _SAFETENSORS_DTYPE = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
     torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+    torch.complex64: "C64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
 }
 _CHUNK_BYTES = 4 << 20
 
@@ -116,19 +124,21 @@ def write_npz(
 
 
 def write_safetensors(out: BinaryIO, named: Mapping[str, Tensor], provenance: Mapping[str, str]) -> None:
-    """Tensors and provenance as safetensors."""
+    """Tensors and provenance as safetensors, in the order given: the library's own writer has one for each process."""
     header: dict[str, Any] = {"__metadata__": provenance}
     offset = 0
     for key, tensor in named.items():
         end = offset + tensor.nbytes
-        name = _SAFETENSORS_DTYPE[tensor.dtype]
+        name = _SAFETENSORS_DTYPE.get(tensor.dtype)
+        if name is None:
+            raise UnsupportedError(f"safetensors does not hold {key!r}: {str(tensor.dtype).removeprefix('torch.')}")
         header[key] = {"dtype": name, "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the format wants the data aligned
     out.write(len(text).to_bytes(8, "little") + text)
     for tensor in named.values():
-        out.write(raw_bytes(tensor.contiguous().view(torch.uint8).numpy()))
+        out.write(raw_bytes(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
 
 
 class TorchSink(_CollectedSink):

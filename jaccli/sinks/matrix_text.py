@@ -19,7 +19,7 @@ _TABLE_SAMPLES = 4
 
 
 class JsonLinesSink(MatrixSink):
-    """One sample a line, flushed: ``{"sample", "source", "target", "shape", "dtype", "jacobian"}``."""
+    """One sample a line, flushed: ``{"sample", "source", "target", "shape", "dtype", "method", "jacobian"}``."""
 
     binary = False
 
@@ -34,6 +34,7 @@ class JsonLinesSink(MatrixSink):
                 "target": pair.target,
                 "shape": list(pair.shape[1:]),
                 "dtype": pair.dtype,
+                "method": self._methods[pair.key],
             }
             self._out.write(f'{dumps(head)[:-1]}, "jacobian": {_nested(matrix)}}}\n'.encode())
             self._out.flush()
@@ -43,7 +44,7 @@ class JsonLinesSink(MatrixSink):
 
 
 class CsvSink(MatrixSink):
-    """One row of J a line: ``sample,source,target,row,v0,v1,...``, blanks after a narrow pair's values."""
+    """One row of J a line: ``sample,source,target,row,v0,v1,...,method``, blanks after a narrow pair's values."""
 
     binary = False
 
@@ -52,14 +53,14 @@ class CsvSink(MatrixSink):
         self._columns = max(pair.shape[2] for pair in self.pairs.values())
 
     def _begin(self) -> None:
-        self._emit([["sample", "source", "target", "row", *(f"v{i}" for i in range(self._columns))]])
+        self._emit([["sample", "source", "target", "row", *(f"v{i}" for i in range(self._columns)), "method"]])
 
     def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
-        blanks = [""] * (self._columns - pair.shape[2])
+        rest = [*[""] * (self._columns - pair.shape[2]), self._methods[pair.key]]
         names = [inert(pair.source), inert(pair.target)]
         for offset, matrix in enumerate(block):
             sample = self.samples[start + offset]
-            self._emit([[sample, *names, row, *values, *blanks] for row, values in enumerate(matrix.double().tolist())])
+            self._emit([[sample, *names, row, *values, *rest] for row, values in enumerate(matrix.double().tolist())])
 
     def _close(self, provenance: dict[str, str]) -> None:
         del provenance  # no place for it
@@ -89,6 +90,7 @@ class JsonSink(MatrixSink):
         for index, (key, parts) in enumerate(self._parts.items()):
             pair = self.pairs[key]
             head = {"source": pair.source, "target": pair.target, "shape": pair.shape, "dtype": pair.dtype}
+            head["method"] = self._methods[key]
             matrices = ",\n".join(parts)
             text = f'{dumps(head)[:-1]}, "samples": {dumps(self.samples)}, "jacobian": [\n{matrices}]}}'
             self._out.write((",\n" if index else "\n").encode() + text.encode())

@@ -44,17 +44,22 @@ def read_json(handle: BinaryIO, name: str) -> list[Parts]:
             raise RefusedError(f"{name}, line {line}: no field 'jacobian'", "expected what compute writes")
     pairs: dict[tuple[str, str], list[Tensor]] = {}
     numbers: dict[tuple[str, str], list[str]] = {}
+    methods: dict[tuple[str, str], list[str]] = {}
     for record in records:
         key = str(record.get("source", "?")), str(record.get("target", "?"))
         pairs.setdefault(key, []).append(_matrix(record, name))
         numbers.setdefault(key, []).append(str(record.get("sample", "")))
-    return [(*key, _joined(parts, name), _numbered(numbers[key]) | provenance) for key, parts in pairs.items()]
+        methods.setdefault(key, []).append(str(record.get("method", "")))
+    return [
+        (*key, _joined(parts, name), _told(numbers[key], methods[key]) | provenance) for key, parts in pairs.items()
+    ]
 
 
-def _numbered(samples: Iterable[str]) -> dict[str, str]:
-    """The samples' numbers as provenance, where every record tells one."""
-    told = list(samples)
-    return {"samples": ",".join(told)} if all(number.isdecimal() for number in told) else {}
+def _told(samples: Iterable[str], methods: Iterable[str]) -> dict[str, str]:
+    """The samples' numbers as provenance, where every record tells one, and the methods."""
+    numbers, names = list(samples), [name for name in dict.fromkeys(methods) if name]
+    found = {"samples": ",".join(numbers)} if all(number.isdecimal() for number in numbers) else {}
+    return found | ({"method": ", ".join(names)} if names else {})
 
 
 def read_csv(handle: BinaryIO, name: str) -> list[Parts]:
@@ -68,23 +73,25 @@ def read_csv(handle: BinaryIO, name: str) -> list[Parts]:
     if head.strip().split(",")[:4] != _CSV_HEAD:
         return [("?", "?", read_table(handle, name), {})]
     pairs: dict[tuple[str, str], dict[str, list[list[float]]]] = {}
+    methods: dict[tuple[str, str], list[str]] = {}
     text = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
     rows = csv.reader(text)
     try:
-        next(rows)
+        named = next(rows)[-1] == "method"
         for sample, source, target, row, *values in rows:
+            methods.setdefault((source, target), []).append(values.pop() if named else "")
             matrix = pairs.setdefault((source, target), {}).setdefault(sample, [])
             if int(row) != len(matrix):
                 raise ValueError("rows are missing")
             matrix.append([float(value) for value in values if value])
-    except (ValueError, csv.Error, UnicodeError):
+    except (ValueError, IndexError, csv.Error, UnicodeError):
         raise RefusedError(f"{name}, line {rows.line_num}: not a row of a saved Jacobian") from None
     finally:
         text.detach()
     if not pairs:
         raise RefusedError(f"{name} holds no rows")
     return [
-        (*key, _joined([_array(matrix, name)[None] for matrix in samples.values()], name), _numbered(samples))
+        (*key, _joined([_array(matrix, name)[None] for matrix in samples.values()], name), _told(samples, methods[key]))
         for key, samples in pairs.items()
     ]
 

@@ -73,6 +73,7 @@ def test_jsonl_is_one_sample_a_line(cli: Run) -> None:
     assert lines[0]["target"] == "output"
     assert lines[0]["shape"] == [2, 2]
     assert lines[0]["jacobian"] == W
+    assert lines[0]["method"] in METHOD_NAMES
 
 
 def test_no_nan_tokens(cli: Run) -> None:
@@ -85,9 +86,16 @@ def test_no_nan_tokens(cli: Run) -> None:
 
 def test_csv_and_json(cli: Run) -> None:
     rows = list(csv.reader(io.StringIO(cli(*LINEAR, "--samples", 1, "--format", "csv").ok().text)))
-    assert rows[1:] == [["1", "input", "output", "0", "1.0", "2.0"], ["1", "input", "output", "1", "3.0", "4.0"]]
+    method = rows[1][-1]
+    assert rows[0][-1] == "method"
+    assert method in METHOD_NAMES
+    assert rows[1:] == [
+        ["1", "input", "output", "0", "1.0", "2.0", method],
+        ["1", "input", "output", "1", "3.0", "4.0", method],
+    ]
     found = cli(*LINEAR, "--samples", "2,0", "--format", "json").ok().json
     assert found["jacobians"][0]["jacobian"] == [W, W]
+    assert found["jacobians"][0]["method"] in METHOD_NAMES
     assert found["jacobians"][0]["samples"] == [2, 0]
 
 

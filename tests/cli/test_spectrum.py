@@ -48,7 +48,7 @@ def test_figures_of_a_known_matrix(cli: Run) -> None:
 
 def test_lines_csv_and_saved_jacobians_hold_the_same(cli: Run, tmp_path: Any) -> None:
     lines = cli(*LINEAR).ok().lines
-    assert list(lines[0]) == ["source", "target", "sample", "singular_values", *TRUTH]
+    assert list(lines[0]) == ["source", "target", "sample", "singular_values", *TRUTH, "method"]
     rows = list(csv.DictReader(io.StringIO(cli(*LINEAR, "--format", "csv").ok().text)))
     assert float(rows[0]["condition"]) == lines[0]["condition"]
     for extension in ("npz", "safetensors"):
@@ -154,6 +154,7 @@ def test_estimates_carry_their_errors(cli: Run, command: str) -> None:
     result = cli(command, *SQUARE, "--probes", "24", "--seed", "1", "--format", "json")
     found = result.ok().json
     assert found["pairs"][0]["method"] == "estimate"
+    assert found["pairs"][0]["seed"] == 1
     for truth, sample in zip(exact["pairs"][0]["samples"], found["pairs"][0]["samples"], strict=True):
         names = [name.removesuffix("_stderr") for name in sample if name.endswith("_stderr")]
         assert len(names) >= 5
@@ -164,7 +165,8 @@ def test_estimates_carry_their_errors(cli: Run, command: str) -> None:
             ), name
     again = cli(command, *SQUARE, "--probes", "24", "--seed", "1")
     assert again.ok().lines == [
-        {"source": "input", "target": "output", **sample} for sample in found["pairs"][0]["samples"]
+        {"source": "input", "target": "output", **sample, "method": "estimate", "seed": 1}
+        for sample in found["pairs"][0]["samples"]
     ]
     assert "±" in cli(command, *SQUARE, "--probes", "24", "--format", "table").text
 

@@ -1,0 +1,200 @@
+"""Two runs of a command write the same bytes, whatever the clock says and whatever the model draws from."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jaccli.models import noise
+
+from .conftest import Result, Run, process
+
+NETS = """
+import random
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class Drawing(nn.Module):
+    def __init__(self, draw):
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+        self.gain = torch.from_numpy(np.random.uniform(1, 2, 3)).float()  # fresh weights by NumPy
+        self.draw = draw
+
+    def forward(self, x):
+        return (self.fc(x) * self.draw(x) * self.gain).tanh()
+
+
+def by_torch():
+    return Drawing(torch.rand_like)
+
+
+def by_dropout():
+    return Drawing(lambda x: nn.functional.dropout(torch.ones_like(x)))
+
+
+def by_numpy():
+    return Drawing(lambda x: torch.from_numpy(np.random.uniform(1, 2, x.shape[1])).to(x))
+
+
+def by_python():
+    return Drawing(lambda x: random.gauss(1, 1))
+
+
+def plain():
+    return Drawing(lambda x: 1.0)
+
+
+def wide():
+    layers = [nn.Linear(96, 64), nn.Tanh(), nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 80), nn.Tanh()]
+    return nn.Sequential(*layers, nn.Linear(80, 96))
+
+
+def conv():
+    layers = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.Tanh()]
+    return nn.Sequential(*layers, nn.Conv2d(4, 1, 3, padding=1))
+
+
+def attention():
+    return nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+"""
+DRAWING = ["torch", "dropout", "numpy", "python"]
+INPUTS = {"wide": "random:96,n=5", "conv": "random:1x14x14,n=3", "attention": "random:9x16,n=2"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nets(files: Path) -> None:
+    (files / "drawn.py").write_text(NETS)
+
+
+@pytest.fixture(autouse=True)
+def _generators() -> Iterator[None]:
+    with noise.seeded(7):
+        yield
+
+
+@pytest.fixture
+def shaken(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes the clock run at a random pace: any choice that it makes goes another way now and then."""
+    clock = time.perf_counter
+
+    def shake(seed: int) -> None:
+        pace, now = random.Random(seed), [0.0]
+
+        def shaken_clock() -> float:
+            now[0] += pace.expovariate(1.0) * pace.choice([1e-6, 1e-3, 1.0])
+            return clock() + now[0]
+
+        monkeypatch.setattr(time, "perf_counter", shaken_clock)
+
+    return shake
+
+
+def untimed(result: Result) -> Any:
+    """Its standard output without measured times."""
+    out = result.ok().out
+    if out.lstrip().startswith(b"{") and b'"timing"' in out:
+        return {name: value for name, value in json.loads(out).items() if name != "timing"}
+    return out
+
+
+COMMANDS = {
+    "compute": ("compute", "--format", "npy"),
+    "compute, seed": ("compute", "--format", "npy", "--seed", 3),
+    "deviation": ("deviation", "--layer", "input", "--format", "csv"),
+    "deviation, json": ("deviation", "--layer", "input", "--format", "json"),
+    "estimate": ("deviation", "--layer", "input", "--probes", 4),
+    "spectrum": ("spectrum",),
+    "spectrum, estimate": ("spectrum", "--estimate"),
+    "layers": ("layers",),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("name", DRAWING)
+def test_models_that_draw(cli: Run, name: str, command: str) -> None:
+    """One seed, one draw; generators are as they were, and what the run before left behind is no matter."""
+    verb, *flags = COMMANDS[command]
+    line = (verb, f"drawn.py:by_{name}", "-i", "random:3,n=4", *flags)
+    first = cli(*line)
+    torch.rand(3), np.random.rand(3), random.random()
+    second = cli(*line)
+    assert untimed(first) == untimed(second)
+    assert ("J is of one draw" in first.err) == (verb != "layers")
+    if "--seed" not in flags:
+        assert untimed(cli(*line, "--seed", 0)) == untimed(first)
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_another_seed_is_another_draw(cli: Run, name: str, files: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Identity()), str(files / "identity.pt"))
+    line = ("compute", f"drawn.py:by_{name}", "-i", "random:3,n=2", "--format", "npy")
+    assert cli(*line, "--seed", 1).ok().out != cli(*line, "--seed", 2).ok().out
+
+
+def test_a_model_that_does_not_draw_is_not_warned_of(cli: Run) -> None:
+    for verb in ("compute", "deviation", "spectrum"):
+        layer = ("--layer", "input") if verb == "deviation" else ()
+        assert "one draw" not in cli(verb, "drawn.py:plain", "-i", "random:3", "--format", "csv", *layer).err
+
+
+@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("flags", [("compute", "--format", "npy"), ("spectrum",), ("deviation", "--layer", "input")])
+def test_whatever_the_clock_says(cli: Run, shaken: Callable[[int], None], name: str, flags: tuple[str, ...]) -> None:
+    verb, *rest = flags
+    found = []
+    for seed in range(3):
+        shaken(seed)
+        found.append(untimed(cli(verb, f"drawn.py:{name}", "-i", INPUTS[name], *rest)))
+    assert found[0] == found[1] == found[2]
+
+
+def test_regularize_whatever_the_clock_says(cli: Run, shaken: Callable[[int], None], tmp_path: Path) -> None:
+    written = []
+    for seed in range(2):
+        shaken(seed)
+        line = ("regularize", "drawn.py:wide", "-i", INPUTS["wide"], "--layer", "0", "--to", "2", "--towards", "zero")
+        out = tmp_path / "w.safetensors"
+        report = untimed(cli(*line, "--steps", 3, "--format", "json", "-o", out, "--force"))
+        written.append((report, out.read_bytes()))
+    assert written[0] == written[1]
+
+
+FILES = ["npy", "npz", "safetensors", "pt", "zarr", "json", "jsonl", "csv"]
+
+
+@pytest.mark.parametrize("extension", FILES)
+def test_files_of_two_processes(files: Path, extension: str) -> None:
+    """Hashes and orders differ from process to process, and a file may hold the time of day."""
+    (files / "drawn.py").write_text(NETS)
+    whole = []
+    for _ in range(2):
+        line = ("compute", "drawn.py:by_numpy", "-i", "random:3,n=2", "--layer", "{input,fc}")
+        if extension == "npy":
+            line = line[:-2]
+        process(*line, "-o", f"same.{extension}", "--force", cwd=files).ok()
+        path = files / f"same.{extension}"
+        parts = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        whole.append([(p.name, p.read_bytes()) for p in parts])
+    assert whole[0] == whole[1]
+
+
+def test_trained_weights_of_two_processes(files: Path) -> None:
+    (files / "drawn.py").write_text(NETS)
+    found = []
+    for _ in range(2):
+        line = ("regularize", "drawn.py:by_numpy", "-i", "random:3,n=4", "--layer", "input", "--steps", "2")
+        process(*line, "-o", "same.safetensors", "--force", "--format", "csv", cwd=files).ok()
+        found.append((files / "same.safetensors").read_bytes())
+    assert found[0] == found[1]
