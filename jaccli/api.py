@@ -190,8 +190,7 @@ def setup(
     """The network, the addresses and the inputs of a call."""
     network = as_network(model)
     pair = (resolve(network, source), resolve(network, target))
-    for doubt in network.doubtful():
-        warn(doubt)
+    network.tell_doubts()
     inputs = _inputs(x, args, kwargs)
     with computing(network), readable(inputs):
         inputs = find_samples(network, inputs, pair)

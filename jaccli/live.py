@@ -101,8 +101,7 @@ class Site:
         return seen
 
     def _first(self, network: Network, inputs: Inputs, live: list[Tensor], wish: Wish) -> Seen:
-        for doubt in network.doubtful():
-            warn(doubt)
+        network.tell_doubts()
         with computing(network), exact_attention(True):
             (prepared,) = prepare(network, inputs, [self.pair])
             if wish.square:

@@ -124,7 +124,7 @@ def computing(network: Network, *, frozen: bool = True) -> Iterator[None]:
         stack.enter_context(torch.set_grad_enabled(True))
         stack.enter_context(network.session(frozen=frozen))
         yield
-    network.tell_draws()
+    network.draws.tell()
 
 
 def prepare(
@@ -149,7 +149,7 @@ def prepare(
     inputs = own(inputs)
     with readable(inputs):
         taken = record(network, inputs, [s for s, _ in pairs], [t for _, t in pairs], live=graph)
-    network.tell_draws()
+    network.draws.tell()
     if taken.left_out:
         names = "; ".join(list(taken.left_out.values())[:4]) + "; …" * (len(taken.left_out) > 4)
         note(f"{len(taken.left_out)} layers of the glob left out: {names}")

@@ -98,8 +98,7 @@ def load_network(request: ModelRequest) -> Network:
     dtype = getattr(torch, request.dtype) if request.dtype else None
     if device.type != "cpu" or dtype is not None:
         network = _converted(network, device, dtype)
-    for doubt in network.doubtful():
-        warn(doubt)
+    network.tell_doubts()
     return network
 
 

@@ -96,7 +96,10 @@ class EagerNetwork(Network):
         return Watch(self._state.storages) if self._watched else nullcontext()
 
     def noise(self) -> Noise:
-        if not has_own_code(self.module):
+        return self._noise_now(has_own_code(self.module))
+
+    def _noise_now(self, own_code: bool) -> Noise:
+        if not own_code:
             return Noise.now(python=False)
         use_numpy()
         return Noise.now(held_generators(self.module, attribute_values(self.module)))
@@ -109,7 +112,8 @@ class EagerNetwork(Network):
         # TransformerEncoderLayer skips its submodules, and so their hooks, on its fast path.
         fast = torch.backends.mha.get_fastpath_enabled()
         with without_parameter_gradients(self.tensors() if frozen else iter(())):
-            self._noise, self._watched = self.noise(), has_own_code(self.module)
+            self._watched = has_own_code(self.module)
+            self._noise = self._noise_now(self._watched)
             self._state = ModuleState(self.module, self._shielded, frozen, self._watched)
             torch.backends.mha.set_fastpath_enabled(False)
             try:

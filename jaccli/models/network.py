@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from jaccli.errors import warn
 from jaccli.models.noise import TORCH, Draws, Noise
 from jaccli.models.stamp import Stamp
 
@@ -59,12 +60,12 @@ class Network(ABC):
         """Where all generators stand that a run may draw from."""
         return Noise.now()
 
-    def tell_draws(self) -> None:
-        """Warn, once, of a model that draws, unless ``doubtful`` says so already."""
-        new = [name for name in self.draws.seen if name not in self.draws.told]
-        if new and self.is_noisy():
-            self.draws.told.update(name for name in new if name.startswith(TORCH))
-        self.draws.tell()
+    def tell_doubts(self) -> None:
+        """Warn of what ``doubtful`` finds; that the model draws is then told already."""
+        for doubt in self.doubtful():
+            warn(doubt)
+        if self.is_noisy():
+            self.draws.told.add(TORCH)
 
     def is_noisy(self) -> bool:
         """Whether ``doubtful`` says that the model draws from torch's generators."""

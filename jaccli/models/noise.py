@@ -71,7 +71,9 @@ class Noise:
 def same_noise(start: Noise) -> Iterator[None]:
     """Generators begin at ``start``, and are put back afterwards to where they were before."""
     before = start.again()
-    start.restore()
+    for (source, key, state), (_, now, _) in zip(start.at, before.at, strict=True):
+        if key != now:
+            source.put(state)
     try:
         yield
     finally:
@@ -117,7 +119,7 @@ class Draws:
 
     def tell(self) -> None:
         """Warn, once, that J is of one draw."""
-        new = [name for name in self.seen if name not in self.told]
+        new = [name for name in self.seen if not {name, name.partition(" on ")[0]} & self.told]
         if new:
             self.told.update(new)
             warn(f"the model draws random numbers ({', '.join(new)}): J is of one draw, the same for the same seed")
@@ -131,10 +133,20 @@ def use_numpy() -> None:
 
 def is_generator(value: Any) -> bool:
     """Whether it is a generator whose state can be read and set."""
-    if isinstance(value, torch.Generator | random.Random):
-        return not isinstance(value, random.SystemRandom)
+    kind = type(value)
+    if kind not in _kinds:  # torch's own answer to isinstance takes a while
+        _kinds[kind] = _is_generator_type(kind)
+    return _kinds[kind]
+
+
+_kinds: dict[type, bool] = {}
+
+
+def _is_generator_type(kind: type) -> bool:
+    if issubclass(kind, torch.Generator | random.Random):
+        return not issubclass(kind, random.SystemRandom)
     numpy = sys.modules.get("numpy.random")
-    return numpy is not None and isinstance(value, numpy.Generator | numpy.RandomState | numpy.BitGenerator)
+    return numpy is not None and issubclass(kind, numpy.Generator | numpy.RandomState | numpy.BitGenerator)
 
 
 def _global(python: bool) -> Iterator[Source]:

@@ -128,7 +128,7 @@ def test_models_that_draw(cli: Run, name: str, command: str) -> None:
     verb, *flags = COMMANDS[command]
     line = (verb, f"drawn.py:by_{name}", "-i", "random:3,n=4", *flags)
     first = cli(*line)
-    torch.rand(3), np.random.rand(3), random.random()
+    _ = torch.rand(3), np.random.rand(3), random.random()
     second = cli(*line)
     assert untimed(first) == untimed(second)
     assert ("J is of one draw" in first.err) == (verb != "layers")
