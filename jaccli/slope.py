@@ -72,9 +72,12 @@ class Moved:
         Cost: a copy of the model; four forward passes with one or two backward passes each, n_out of JᵀJ. None where
         the model cannot be copied or moved.
         """
-        for dtype in (torch.float64, None):
+        draws = self.network.draws
+        for dtype in (None,) if draws.seen else (torch.float64, None):  # other numbers are drawn in another dtype
             try:
-                return self._of_copy(self.network.cast(dtype=dtype), dtype or u.dtype, u, w)
+                copy = self.network.cast(dtype=dtype)
+                copy.draws.told.update(draws.told)
+                return self._of_copy(copy, dtype or u.dtype, u, w)
             except (JaccliError, RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
                 if is_out_of_memory(error):
                     return None
