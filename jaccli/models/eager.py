@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -77,23 +77,28 @@ class EagerNetwork(Network):
     def _pass(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None) -> Any:
         assert self._state is not None
         self._state.install()
+        watch = Watch(self._state.storages if self._watched else ())
         output, stop = None, None
         try:
-            with _hooks(self.module, tap) if tap is not None else nullcontext(), self._watch():
+            with (
+                _hooks(self.module, tap) if tap is not None else nullcontext(),
+                watch if self._watched else nullcontext(),
+            ):
                 output = self.module(*args, **kwargs)
         except StopRun as reached:
             stop = reached
+        except Exception:
+            if watch.found is None:  # a script's executor makes an error of its own of what is raised within
+                raise
         finally:
             self.draws.saw(self._noise.restore())
+        if watch.found is not None:
+            raise ParameterWritten(watch.found)
         if self._watched:
             self._state.check()
         if stop is not None:
             raise stop
         return output
-
-    def _watch(self) -> AbstractContextManager[Any]:
-        assert self._state is not None
-        return Watch(self._state.storages) if self._watched else nullcontext()
 
     def noise(self) -> Noise:
         return self._noise_now(has_own_code(self.module))

@@ -26,17 +26,22 @@ class Watch(TorchDispatchMode):
     """Raises ``ParameterWritten`` in place of an operator that writes to one of the storages.
 
     Cost: some 4 µs an operator.
+
+    Attributes:
+        found: the first storage that was to be written to, whatever became of the exception.
     """
 
     def __init__(self, storages: Iterable[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.storages = frozenset(storages)
+        self.found: int | None = None
 
     def see(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One dispatched operator."""
         for written in _written(op):
             for tensor in _tensors(written(args, kwargs)):
                 if (storage := storage_of(tensor)) in self.storages:
+                    self.found = storage
                     raise ParameterWritten(storage)
         return op(*args, **kwargs)
 
