@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import random
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 import jaccli
 from jaccli.names import METHOD_NAMES
 from tests import nets
-from tests.scenarios import chain, conv_net, encoder
+from tests.scenarios import TABLE, Scenario, case_name, chain, conv_net, encoder
 
 
 class Watched(nn.Module):
@@ -56,16 +58,14 @@ class Watched(nn.Module):
 
 def picture(model: nn.Module) -> dict[str, Any]:
     """What must be the same afterwards: identities, values and versions."""
-    seen: dict[str, Any] = {
-        "rng": torch.get_rng_state(),
-        "fast": torch.backends.mha.get_fastpath_enabled(),
-        "mkldnn": torch.backends.mkldnn.flags,
-        "grad": torch.is_grad_enabled(),
-    }
+    seen: dict[str, Any] = process()
     for path, module in model.named_modules():
+        seen[f"{path}!training"] = module.training
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None:
                 grad = None if tensor.grad is None else (id(tensor.grad), tensor.grad.clone())
+                if name in module._parameters:
+                    seen[f"{path}:{name} memory"] = (tensor.data_ptr(), tensor._version)
                 seen[f"{path}:{name}"] = (id(tensor), tensor.detach().clone(), tensor.requires_grad, grad)
         if isinstance(module, torch.jit.ScriptModule):
             continue
@@ -75,6 +75,35 @@ def picture(model: nn.Module) -> dict[str, Any]:
             elif not name.startswith("_"):
                 seen[f"{path}?{name}"] = (id(value), frozen(value))
     return seen
+
+
+def process() -> dict[str, Any]:
+    """What holds for the whole process."""
+    backends = torch.backends
+    return {
+        "torch's generator": torch.get_rng_state(),
+        "NumPy's generator": repr(np.random.get_state()),
+        "Python's generator": random.getstate(),
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "dtype": (torch.get_default_dtype(), torch.get_default_device()),
+        "gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_anomaly_enabled()),
+        "forward mode": torch._C._is_fwd_grad_enabled(),
+        "deterministic": (torch.are_deterministic_algorithms_enabled(), torch.get_deterministic_debug_mode()),
+        "precision": (torch.get_float32_matmul_precision(), backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32),
+        "cudnn": (backends.cudnn.enabled, backends.cudnn.benchmark, backends.cudnn.deterministic),
+        "mkldnn": (backends.mkldnn.enabled, backends.mkldnn.deterministic),
+        "attention": (
+            backends.mha.get_fastpath_enabled(),
+            backends.cuda.flash_sdp_enabled(),
+            backends.cuda.math_sdp_enabled(),
+            backends.cuda.mem_efficient_sdp_enabled(),
+        ),
+        "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()),
+        "executor": torch._C._get_graph_executor_optimize(),
+        "modes": torch._C._len_torch_dispatch_stack(),
+        "print": repr(torch._tensor_str.PRINT_OPTS),
+        "hooks": nn.modules.module._has_any_global_hook(),
+    }
 
 
 def frozen(value: Any) -> Any:
@@ -222,3 +251,48 @@ def test_parameters_seen_from_a_graph_of_the_user() -> None:
     jaccli.jacobian(model, x)
     loss.backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def products(a: Any) -> None:
+    a.matvec(torch.ones(a.shape[0], a.shape[2], dtype=a.dtype))
+    a.rmatmat(torch.ones(a.shape[0], a.shape[1], 3, dtype=a.dtype))
+
+
+def loss(model: Any, x: Tensor, s: Scenario, extras: Any, estimator: Any) -> None:
+    found = jaccli.identity_deviation(model, x, s.source, s.target, estimator=estimator, **extras)
+    if found.requires_grad:
+        torch.autograd.grad(found.sum(), [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+
+
+PUBLIC: dict[str, Callable[[Any, Tensor, Scenario, Any], Any]] = {
+    "jacobian": lambda model, x, s, extras: jaccli.jacobian(model, x, s.source, s.target, **extras),
+    "differences": lambda model, x, s, extras: jaccli.jacobian(
+        model, x, s.source, s.target, method="finite-difference", **extras
+    ),
+    "plan": lambda model, x, s, extras: jaccli.plan(model, x, s.source, s.target, **extras)(x, **extras),
+    "operator": lambda model, x, s, extras: products(jaccli.operator(model, x, s.source, s.target, **extras)),
+    "estimate": lambda model, x, s, extras: jaccli.estimate(
+        jaccli.operator(model, x, s.source, s.target, **extras), probes=2
+    ),
+    "exact": lambda model, x, s, extras: loss(model, x, s, extras, "exact"),
+    "hutchinson": lambda model, x, s, extras: loss(model, x, s, extras, "hutchinson"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::jaccli.JaccliWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("s", TABLE, ids=case_name)
+def test_nothing_changes(s: Scenario) -> None:
+    """Of the model, of its samples and of the process; by each public function, also where that fails."""
+    dtype = s.dtypes[0]
+    model, x, extras = s.model(dtype), s.x(dtype), s.extras(dtype)
+    inputs = copy.deepcopy((x, extras))
+    for name, call in PUBLIC.items():
+        before = picture(model)
+        with contextlib.suppress(jaccli.JaccliError):
+            call(model, x, s, extras)
+        gone = differences(before, picture(model))
+        if name == "hutchinson":
+            gone = [k for k in gone if k != "torch's generator"]  # its probes are drawn from it
+        assert gone == [], name
+        assert same(inputs[0], x), name
+        assert same(list(inputs[1]["args"]), list(extras["args"])), name
