@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -36,7 +35,6 @@ class Probe:
     row: Tensor | None = None
     backward_gap: str | None = None
     samples: slice = field(default_factory=lambda: slice(0, None, 2))
-    seconds: float = 0.0
     rounding: Rounding | None = None
     rest: tuple[Tensor, Tensor] | None = None
 
@@ -235,7 +233,6 @@ def _probe(prepared: Prepared) -> None:
     generator = torch.Generator().manual_seed(0)
     u = torch.randn(linear.batch, linear.f.n_out, generator=generator).to(linear.value)
     u[1::2] = 0
-    start = time.perf_counter()
     try:
         row = linear.vjp_or_none(u)
     except Exception as error:
@@ -246,7 +243,7 @@ def _probe(prepared: Prepared) -> None:
     if row is None:
         prepared.connected = False
         return
-    prepared.probe = Probe(u, row, seconds=time.perf_counter() - start)
+    prepared.probe = Probe(u, row)
     prepared.samples_mix = leak(linear, u, row)
     if linear.batch == 2 and not prepared.samples_mix:
         # Of two samples the second may hang on the first, which only its own row shows.
@@ -260,8 +257,7 @@ def probe_first_sample(prepared: Prepared) -> None:
     assert prepared.probe.cotangent is not None
     u = prepared.probe.cotangent.clone()
     u[1:] = 0
-    seconds = prepared.probe.seconds
-    prepared.probe = Probe(u, prepared.linear.vjp(u), samples=slice(0, 1), seconds=seconds)
+    prepared.probe = Probe(u, prepared.linear.vjp(u), samples=slice(0, 1))
 
 
 def _why_zero(linear: Linearised, source: Held, target: Held) -> str:

@@ -139,7 +139,11 @@ Threads = Annotated[
 ]
 Seed = Annotated[
     str | None,
-    typer.Option("--seed", metavar="N", help="For the fresh weights of a MODEL that is code, and for random vectors."),
+    typer.Option(
+        "--seed",
+        metavar="N",
+        help="For fresh weights of a MODEL that is code, what a model draws, and random vectors; 0 if not given.",
+    ),
 ]
 Timeout = Annotated[
     str | None,

@@ -61,6 +61,10 @@ def wide():
     return nn.Sequential(*layers, nn.Linear(80, 96))
 
 
+def narrow():
+    return nn.Sequential(nn.Linear(400, 24), nn.Tanh(), nn.Linear(24, 400), nn.GELU(), nn.Linear(400, 400))
+
+
 def conv():
     layers = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.Tanh()]
     return nn.Sequential(*layers, nn.Conv2d(4, 1, 3, padding=1))
@@ -70,7 +74,12 @@ def attention():
     return nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
 """
 DRAWING = ["torch", "dropout", "numpy", "python"]
-INPUTS = {"wide": "random:96,n=5", "conv": "random:1x14x14,n=3", "attention": "random:9x16,n=2"}
+INPUTS = {
+    "wide": "random:96,n=5",
+    "narrow": "random:400,n=6",
+    "conv": "random:1x14x14,n=3",
+    "attention": "random:9x16,n=2",
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -90,11 +99,14 @@ def shaken(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     clock = time.perf_counter
 
     def shake(seed: int) -> None:
-        pace, now = random.Random(seed), [0.0]
+        pace, last, now = random.Random(seed), [clock()], [clock()]
+        paces = [[1e-4], [1e3], [1e-4, 1.0, 1e3]][seed % 3]  # slow, fast, and now this, now that
 
         def shaken_clock() -> float:
-            now[0] += pace.expovariate(1.0) * pace.choice([1e-6, 1e-3, 1.0])
-            return clock() + now[0]
+            here = clock()
+            now[0] += (here - last[0]) * pace.choice(paces)
+            last[0] = here
+            return now[0]
 
         monkeypatch.setattr(time, "perf_counter", shaken_clock)
 
