@@ -101,6 +101,14 @@ def flag(fc: nn.Linear) -> None:
     fc.bias.data[0] = 0.25
 
 
+def asks(fc: nn.Linear) -> None:
+    fc.bias.requires_grad_(True)
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    return model.requires_grad_(False)
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "clamp": lambda: Writes(lambda fc: fc.weight.clamp_(-0.2, 0.2)),
     "data": lambda: Writes(lambda fc: fc.weight.data.mul_(0.5)),
@@ -111,6 +119,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "a list": lambda: Writes(listed),
     "out": lambda: Writes(into),
     "flag": lambda: Writes(flag),
+    "flag of a frozen one": lambda: frozen(Writes(asks)),
     "hook": ByHook,
     "tied": Tied,
     "Embedding": lambda: Looks(nn.Embedding(5, 3, max_norm=0.3), [2]),

@@ -240,12 +240,14 @@ _ABSENT = object()
 
 @contextmanager
 def without_parameter_gradients(tensors: Iterator[Tensor]) -> Iterator[None]:
-    """Switch ``requires_grad`` of leaves off, and back on afterwards."""
-    asking = [t for t in tensors if t.is_leaf and t.requires_grad and not t.is_inference()]
-    for tensor in asking:
-        tensor.requires_grad_(False)
+    """Switch ``requires_grad`` of leaves off; afterwards it is what it was, whatever a pass has made of it."""
+    leaves = [(t, t.requires_grad) for t in tensors if t.is_leaf and not t.is_inference()]
+    for tensor, asks in leaves:
+        if asks:
+            tensor.requires_grad_(False)
     try:
         yield
     finally:
-        for tensor in asking:
-            tensor.requires_grad_(True)
+        for tensor, asks in leaves:
+            if tensor.requires_grad != asks:
+                tensor.requires_grad_(asks)
