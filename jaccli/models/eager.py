@@ -75,9 +75,10 @@ class EagerNetwork(Network):
                     _put_back(tap, start)
 
     def _pass(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None) -> Any:
-        assert self._state is not None
-        self._state.install()
-        watch = Watch(self._state.storages if self._watched else ())
+        state, noise = self._state, self._noise  # of this pass: another thread may end the session
+        assert state is not None
+        state.install()
+        watch = Watch(state.storages if self._watched else ())
         output, stop = None, None
         try:
             with (
@@ -91,11 +92,11 @@ class EagerNetwork(Network):
             if watch.found is None:  # a script's executor makes an error of its own of what is raised within
                 raise
         finally:
-            self.draws.saw(self._noise.restore())
+            self.draws.saw(noise.restore())
         if watch.found is not None:
             raise ParameterWritten(watch.found)
         if self._watched:
-            self._state.check()
+            state.check()
         if stop is not None:
             raise stop
         return output
