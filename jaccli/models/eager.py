@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -52,6 +53,7 @@ class EagerNetwork(Network):
         self._state: ModuleState | None = None
         self._noise = Noise([])
         self._watched = False
+        self._lock = threading.RLock()
         self._shielded: set[int] = set()
 
     def layers(self) -> Mapping[str, str]:
@@ -60,8 +62,7 @@ class EagerNetwork(Network):
 
     def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None = None) -> Any:
         with ExitStack() as stack:
-            if self._state is None:
-                stack.enter_context(self.session())
+            stack.enter_context(self.session())
             stack.enter_context(optimized_execution(False))
             start, versions = _noted(tap), _versions(args, kwargs)
             while True:
@@ -75,7 +76,7 @@ class EagerNetwork(Network):
                     _put_back(tap, start)
 
     def _pass(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None) -> Any:
-        state, noise = self._state, self._noise  # of this pass: another thread may end the session
+        state, noise = self._state, self._noise
         assert state is not None
         state.install()
         watch = Watch(state.storages if self._watched else ())
@@ -112,23 +113,29 @@ class EagerNetwork(Network):
 
     @contextmanager
     def session(self, *, frozen: bool = True) -> Iterator[None]:
-        if self._state is not None:
-            yield
-            return
+        """See ``Network``. One thread at a time: a module has one state."""
+        with self._lock:
+            if self._state is not None:
+                yield
+                return
+            with without_parameter_gradients(self.tensors() if frozen else iter(())), self._installed(frozen):
+                yield
+
+    @contextmanager
+    def _installed(self, frozen: bool) -> Iterator[None]:
         # TransformerEncoderLayer skips its submodules, and so their hooks, on its fast path.
         fast = torch.backends.mha.get_fastpath_enabled()
-        with without_parameter_gradients(self.tensors() if frozen else iter(())):
-            self._watched = has_own_code(self.module)
-            self._noise = self._noise_now(self._watched)
-            self._state = ModuleState(self.module, self._shielded, frozen, self._watched)
-            torch.backends.mha.set_fastpath_enabled(False)
-            try:
-                yield
-            finally:
-                torch.backends.mha.set_fastpath_enabled(fast)
-                self._state.remove()
-                self._state = None
-                self.draws.saw(self._noise.restore())  # a backward pass may draw too
+        self._watched = has_own_code(self.module)
+        self._noise = self._noise_now(self._watched)
+        self._state = state = ModuleState(self.module, self._shielded, frozen, self._watched)
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            state.remove()
+            self._state = None
+            self.draws.saw(self._noise.restore())  # a backward pass may draw too
 
     def cast(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> EagerNetwork:
         memo: dict[int, Any] = {}
