@@ -1,4 +1,4 @@
-"""What holds for all tests: nothing is read from, or written to, the user's cache folder."""
+"""What holds for all tests: nothing is read from, or written to, the user's cache folder; there is a device to test."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import torch
+
+from tests import standin
+
+# Before any backward pass of this process; a real accelerator is torch's only one.
+if not torch.accelerator.is_available():
+    standin.register()
 
 
 @pytest.fixture(scope="session", autouse=True)

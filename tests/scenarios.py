@@ -380,6 +380,13 @@ TABLE = [
     ),
 ]
 BY_NAME = {s.name: s for s in TABLE}
+
+
+def build(name: str) -> nn.Module:
+    """The model of a scenario, for a command line: weights are drawn with its seed."""
+    return BY_NAME[name].build()
+
+
 CASES = [(s, dtype) for s in TABLE for dtype in s.dtypes]
 
 

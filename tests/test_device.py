@@ -1,69 +1,290 @@
-"""On every accelerator that is there; skipped where there is none."""
+"""On every accelerator that is there; where there is none, on the stand-in for one (``standin.py``).
+
+All of the scenario table: each method, products, estimates, gradients and commands; against the oracle, or against
+the same command on the CPU.
+"""
 
 from __future__ import annotations
 
-import copy
 import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import jaccli
 from jaccli.cli.boundary import run
+from jaccli.execution import Outcome
+from jaccli.identity import deviation_from
+from jaccli.layers.record import Inputs
+from jaccli.layers.resolve import resolve
+from jaccli.models.adapt import as_network
 from jaccli.names import METHOD_NAMES
+from jaccli.stream import Choice, stream
+from tests import scenarios, standin
+from tests.oracle import error
+from tests.scenarios import BY_NAME, TABLE, Scenario, case_name
 
-DEVICES = [kind for kind in ("cuda", "mps", "xpu") if torch.get_device_module(kind).is_available()] or [
-    pytest.param("none", marks=pytest.mark.skip(reason="no accelerator here"))
-]
+REAL = [kind for kind in ("cuda", "mps", "xpu") if torch.get_device_module(kind).is_available()]
+pytestmark = pytest.mark.filterwarnings("ignore::jaccli.JaccliWarning")
+EXACT = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2}
+DIFFERENCE = {torch.float64: 1e-6, torch.float32: 2e-2, torch.bfloat16: 0.3}
+# The cells of these are one kernel there, which has no forward mode.
+RECURRENT = ("LSTM", "GRU")
+SEPARATE = [s for s in TABLE if not s.train]
+SMOOTH = [s for s in SEPARATE if torch.float64 in s.dtypes and not s.warns and "zero" not in s.takes.values()]
 
 
-def net() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 12)
-    ).eval()
+@pytest.fixture(params=REAL or [standin.NAME])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    if request.param != standin.NAME:
+        yield torch.device(request.param, 0)
+        return
+    with standin.present() as there:
+        yield there
+    # Also where another way was found.
+    assert not standin.REFUSED
 
 
-@pytest.mark.parametrize("device", DEVICES)
+def there(value: Any, device: torch.device) -> Any:
+    """Tensors of a nested value on the device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: there(item, device) for key, item in value.items()}
+    return tuple(there(item, device) for item in value) if isinstance(value, tuple) else value
+
+
+def dtype_of(s: Scenario, device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" and torch.float32 in s.dtypes else s.dtypes[-1]
+
+
+def placed(s: Scenario, device: torch.device) -> tuple[nn.Module, Tensor, dict[str, Any]]:
+    """Model, samples, and further arguments of a scenario on the device."""
+    dtype = dtype_of(s, device)
+    return s.model(dtype).to(device), there(s.x(dtype), device), there(s.extras(dtype), device)
+
+
+def close(found: Tensor, truth: Tensor, tolerance: float) -> None:
+    assert found.device.type != "cpu"
+    assert error(found.cpu(), truth) <= tolerance
+
+
+# --- the library ------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("method", METHOD_NAMES)
-def test_methods_agree_with_the_cpu(device: str, method: str) -> None:
-    model, x = net(), torch.randn(3, 1, 6, 6)
-    want = jaccli.jacobian(copy.deepcopy(model).double(), x.double(), method="loop")
-    got = jaccli.jacobian(copy.deepcopy(model).to(device), x.to(device), method=method)
-    assert got.device.type == device
-    tolerance = 2e-2 if method == "finite-difference" else 1e-3  # TF32 may be on
-    torch.testing.assert_close(got.cpu().double(), want, rtol=tolerance, atol=tolerance * float(want.abs().max()))
+@pytest.mark.parametrize("s", TABLE, ids=case_name)
+def test_every_method_agrees_with_the_oracle(s: Scenario, method: Any, device: torch.device) -> None:
+    model, x, extras = placed(s, device)
+    network, dtype = as_network(model), dtype_of(s, device)
+    pair = (resolve(network, s.source), resolve(network, s.target))
+    inputs = Inputs((x, *extras["args"]), extras["kwargs"], (pair[0].dim or 0) if pair[0].is_model_input else 0)
+    torch.manual_seed(0)
+    if "Dropout" in s.warns and device.type != standin.NAME:
+        pytest.skip("another generator draws another mask")
+    (piece,) = stream(network, inputs, [pair], Choice(method, None, None), keep=True)
+    outcome: Outcome = piece.outcome
+    tolerances = DIFFERENCE if outcome.method == "finite-difference" else EXACT
+    close(outcome.matrix, s.truth(dtype), s.slack.get(outcome.method, tolerances[dtype]))
+    if method != "auto" and "zero" not in s.takes.values():
+        alone = {"forward": "reverse"} if any(name in s.name for name in RECURRENT) else {}
+        assert outcome.method == {**s.takes, **alone}.get(method, method)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_plan_refuses_another_device(device: str) -> None:
-    model, x = net().to(device), torch.randn(2, 1, 6, 6)
-    plan = jaccli.plan(model, x.to(device))
+@pytest.mark.parametrize("s", SEPARATE, ids=case_name)
+def test_a_plan_and_its_second_call(s: Scenario, device: torch.device) -> None:
+    model, x, extras = placed(s, device)
+    dtype = dtype_of(s, device)
+    made = jaccli.plan(model, x, s.source, s.target, **extras)
+    assert str(made)
+    if not s.warns:
+        for _ in range(3):
+            close(made(x, **extras), s.truth(dtype), s.slack.get("auto", EXACT[dtype]))
+
+
+@pytest.mark.parametrize("s", SMOOTH, ids=case_name)
+def test_products_and_estimates(s: Scenario, device: torch.device) -> None:
+    model, x, extras = placed(s, device)
+    dtype, tolerance = dtype_of(s, device), EXACT[dtype_of(s, device)]
+    truth = s.truth(dtype)
+    a = jaccli.operator(model, x, s.source, s.target, **extras)
+    batch, n_out, n_in = a.shape
+    v, u = torch.randn(batch, n_in, 2).to(dtype), torch.randn(batch, n_out, 2).to(dtype)
+    for given in (lambda t: t, lambda t: t.to(device)):
+        close(a.matmat(given(v)), truth @ v.double(), tolerance)
+        close(a.rmatmat(given(u)), truth.mT @ u.double(), tolerance)
+    close(a.T.matvec(given(u)[..., 0])[..., None], truth.mT @ u[..., :1].double(), tolerance)
+    close(a.materialise(), truth, tolerance)
+    sigma = torch.linalg.svdvals(truth)
+    assert torch.allclose(a.frobenius().cpu().double(), sigma.square().sum(1).sqrt(), rtol=tolerance)
+    found = a.singular_values(1).cpu().double()
+    assert torch.allclose(found, sigma[:, :1], rtol=1e-4, atol=1e-6)
+    assert np.allclose(a[0] @ v[0].numpy(), (truth[0] @ v[0].double()).numpy(), rtol=1e-3, atol=1e-4)
+    figures = jaccli.estimate(a, probes=4)
+    assert all(e.value.shape == (batch,) for e in figures.values())
+    assert torch.allclose(figures["spectral_norm"].value.cpu().double(), sigma[:, 0], rtol=1e-4, atol=1e-6)
+    if n_out == n_in:
+        assert torch.allclose(a.trace().cpu().double(), truth.diagonal(0, 1, 2).sum(1), rtol=1e-4, atol=1e-6)
+        off = (a - a.I).frobenius().cpu().double()
+        eye = torch.eye(n_in, dtype=torch.float64)
+        assert torch.allclose(off, (truth - eye).flatten(1).norm(dim=1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("s", SMOOTH, ids=case_name)
+def test_gradients_of_j(s: Scenario, device: torch.device) -> None:
+    """‖J‖² by J itself and by probes, and its derivative along the parameters: as on the CPU."""
+    dtype = dtype_of(s, device)
+    home, x, extras = s.model(dtype), s.x(dtype), s.extras(dtype)
+    away, there_x, there_extras = placed(s, device)
+    names = (s.source, s.target)
+
+    def taken(model: nn.Module, x: Tensor, extras: Any, **how: Any) -> list[Tensor]:
+        given = [p.requires_grad_() for p in model.parameters()]
+        try:
+            value = deviation_from("zero", model, x, *names, **how, **extras)
+        except jaccli.UnsupportedError:
+            return []
+        grads = torch.autograd.grad(value.sum(), given, allow_unused=True) if value.requires_grad and given else []
+        return [value.detach(), *(g for g in grads if g is not None)]
+
+    rough = 1e-7 if dtype == torch.float64 else 5e-3
+    for a, b in zip(taken(away, there_x, there_extras), taken(home, x, extras), strict=True):
+        assert a.device.type == device.type
+        assert torch.allclose(a.cpu(), b, rtol=rough, atol=rough * float(b.abs().max()))
+    for value in taken(away, there_x, there_extras, estimator="hutchinson", probes=2):
+        assert value.device.type == device.type
+    if s.truth().shape[1] == s.truth().shape[2]:
+        seeded = torch.Generator(device)
+        jaccli.identity_deviation(away, there_x, *names, estimator="hutchinson", generator=seeded, **there_extras)
+        jaccli.identity_deviation(away, there_x, *names, **there_extras)
+
+
+@pytest.mark.parametrize("s", [s for s in SMOOTH if (s.source, s.target) == ("input", "output")], ids=case_name)
+def test_graphs_that_exist(s: Scenario, device: torch.device) -> None:
+    model, x, extras = placed(s, device)
+    if not x.is_floating_point():
+        pytest.skip("samples of integers")
+    truth, tolerance = s.truth(dtype_of(s, device)), EXACT[dtype_of(s, device)]
+    for create_graph in (False, True):
+        x = x.detach().requires_grad_()
+        y = model(x * 1, *extras["args"], **extras["kwargs"])
+        close(jaccli.graph_jacobian(y, x, create_graph, samples=True).detach(), truth, tolerance)
+        for chunk in (None, 2):
+            whole = jaccli.graph_jacobian(y, x, create_graph, chunk=chunk).detach()
+            blocks = [whole[b].reshape(-1, *x.shape)[:, b].flatten(1) for b in range(len(x))]
+            close(torch.stack(blocks), truth, tolerance)
+
+
+def test_a_plan_refuses_another_device(device: torch.device) -> None:
+    model, x, _ = placed(BY_NAME["conv"], device)
+    plan = jaccli.plan(model, x)
     with pytest.raises(jaccli.UsageError, match="device"):
-        plan(x)
+        plan(x.cpu())
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_commands_take_the_device(device: str, tmp_path, monkeypatch, capsysbinary) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)).eval()).save("m.pt")
-    np.save("x.npy", np.ones((2, 4), dtype=np.float32))
-    assert run(["deviation", "m.pt", "-i", "x.npy", "--layer", "0", "--device", device, "--format", "json"]) == 0
-    there = json.loads(capsysbinary.readouterr().out)
-    assert run(["deviation", "m.pt", "-i", "x.npy", "--layer", "0", "--format", "json"]) == 0
-    here = json.loads(capsysbinary.readouterr().out)
-    for a, b in zip(there["pairs"][0]["samples"], here["pairs"][0]["samples"], strict=True):
-        assert a["frobenius"] == pytest.approx(b["frobenius"], rel=1e-3)
-    assert run(["bench", "m.pt", "-i", "x.npy", "--device", device, "--rounds", "3", "--format", "json"]) == 0
-    rows = json.loads(capsysbinary.readouterr().out)["methods"]
-    assert all(row["peak_bytes"] > 0 for row in rows if row["status"] == "ok")
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+JSON = ("--format", "json")
+COMMANDS = {
+    "compute": ("compute", "--format", "jsonl"),
+    "differences": ("compute", "--format", "jsonl", "--method", "finite-difference"),
+    "deviation": ("deviation", *JSON),
+    "deviation by products": ("deviation", *JSON, "--estimate"),
+    "spectrum": ("spectrum", *JSON),
+    "eigenvalues": ("spectrum", *JSON, "--eigenvalues"),
+    "spectrum by products": ("spectrum", *JSON, "--top", "2", "--estimate"),
+    "check": ("check", *JSON),
+}
+# Figures that rest on rounding, on the clock or on where they were made.
+APART = frozenset(("timing", "message", "provenance", "error", "noise"))
+
+
+@pytest.mark.parametrize("s", SEPARATE, ids=case_name)
+def test_commands_say_what_they_say_of_the_cpu(
+    s: Scenario, device: torch.device, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    for name, (command, *flags) in COMMANDS.items():
+        here, away = (said(command, s, tmp_path, capfdbinary, *flags, *on) for on in ((), on_device(device)))
+        assert here[0] == away[0], (name, away[2])
+        same(here[1], away[1], name, 1e-3 if name == "differences" else 1e-6)
+
+
+@pytest.mark.parametrize("name", ["conv", "LSTM", "attention", "residual", "embedding", "index list", "no path"])
+def test_bench_and_regularize(
+    name: str, device: torch.device, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    s = BY_NAME[name]
+    code, (report,), text = said("bench", s, tmp_path, capfdbinary, "--rounds", "3", *JSON, *on_device(device))
+    assert code == 0, text
+    assert {row["status"] for row in report["methods"]} == {"ok"}, report["methods"]
+    for row in report["methods"]:
+        rough = DIFFERENCE if "finite-difference" in (row["method"], row.get("takes")) else EXACT
+        assert row["max_error"] <= s.slack.get(row["method"], rough[dtype_of(s, device)]), row
+    short = ("--steps", "3", "--batch-size", "2", "--towards", "orthogonal", "--force", "-o", str(tmp_path / "new.pt"))
+    if name not in ("no path", "index list", "embedding"):
+        code, _, text = said("regularize", s, tmp_path, capfdbinary, *short, *JSON, *on_device(device))
+        assert code == 0, text
+
+
+def on_device(device: torch.device) -> tuple[str, str]:
+    return ("--device", "auto")
+
+
+def said(
+    command: str, s: Scenario, folder: Path, capture: pytest.CaptureFixture[bytes], *flags: str
+) -> tuple[int, list[Any], str]:
+    """Exit code, records and messages of a command on a scenario."""
+    code = run([command, *arguments(s, folder), *flags])
+    out, err = capture.readouterr()
+    lines = out.decode().splitlines() if "jsonl" in flags else [out.decode()]
+    return code, [json.loads(line) for line in lines if line.strip()], err.decode()
+
+
+def arguments(s: Scenario, folder: Path) -> list[str]:
+    dtype = s.dtypes[-1]
+    np.save(folder / "x.npy", s.x(torch.float32).numpy())
+    extras = s.extras(torch.float32)
+    named = [(str(i), v) for i, v in enumerate(extras["args"], 1)] + list(extras["kwargs"].items())
+    words = []
+    for name, value in named:
+        if isinstance(value, Tensor):
+            np.save(folder / f"{name}.npy", value.numpy())
+            value = folder / f"{name}.npy"
+        words += ["--arg", f"{name}={value}"]
+    model = [f"{scenarios.__file__}:build", "--arch-arg", f"name={s.name}", "--seed", "3", "--trust"]
+    names = ["--from", s.source, "--to", s.target, "--dtype", str(dtype).removeprefix("torch.")]
+    return [*model, "-i", str(folder / "x.npy"), *names, *words]
+
+
+def same(a: Any, b: Any, path: str, rough: float) -> None:
+    """Two documents with the same fields and nearly the same numbers."""
+    assert type(a) is type(b), (path, a, b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a.keys() - APART:
+            same(a[key], b[key], f"{path}.{key}", rough)
+    elif isinstance(a, list):
+        assert len(a) == len(b), path
+        for i, (one, other) in enumerate(zip(a, b, strict=True)):
+            same(one, other, f"{path}[{i}]", rough)
+    elif isinstance(a, float):
+        assert math.isclose(a, b, rel_tol=rough, abs_tol=rough), (path, a, b)
+    else:
+        assert a == b, path
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
-def test_an_absent_device_is_a_usage_error(kind: str, capsys, tmp_path, monkeypatch) -> None:
-    if torch.get_device_module(kind).is_available():
+def test_an_absent_device_is_a_usage_error(
+    kind: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind in REAL:
         pytest.skip(f"{kind} is here")
     monkeypatch.chdir(tmp_path)
     torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save("m.pt")

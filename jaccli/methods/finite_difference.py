@@ -54,9 +54,8 @@ class FiniteDifference(Method):
 def _every_step(difference: Differences) -> float:
     """Few columns: each sample and column takes the best of all steps; the sum of squared errors."""
     task = difference.task
-    every = torch.arange(difference.n_in)
     columns, squares = best_columns(
-        _trials(difference, every, difference.most, difference.n_out, defaults.STEPS_A_DECADE)
+        _trials(difference, difference.columns, difference.most, difference.n_out, defaults.STEPS_A_DECADE)
     )
     task.out.copy_(columns)
     task.tick(difference.n_in)
@@ -71,12 +70,12 @@ def _one_factor(difference: Differences) -> float:
     share = (difference.scale / difference.most).amin(0)
     typical = (share * defaults.GROW >= 1).nonzero().flatten()
     among = typical if len(typical) >= defaults.PILOT_COLUMNS else share.argsort(descending=True)[:count]
-    columns = among[torch.linspace(0, len(among) - 1, count, dtype=torch.float64).round().long().unique()]
+    columns = among[_evenly(count, among)]
     trials = _trials(difference, columns, difference.scale, defaults.PILOT_OUTPUTS)
     pilot = choose_step(trials, difference.scale[:, columns].double())
     squares = 0.0
     for start, stop in spans(n_in, max(task.chunk // 2, 1)):
-        block = Block(difference, pilot, torch.arange(start, stop))
+        block = Block(difference, pilot, difference.columns[start:stop])
         block.shrink()
         block.grow()
         task.out[:, :, start:stop] = block.quotients
@@ -90,12 +89,7 @@ def _trials(
 ) -> Trials:
     """Some columns at many steps, up to the ``most`` of each; at most ``outputs`` of the outputs are kept."""
     steps = trial_steps(difference.scale[:, columns], most[:, columns], a_decade)
-    kept = (
-        torch.linspace(0, difference.n_out - 1, min(outputs, difference.n_out), dtype=torch.float64)
-        .round()
-        .long()
-        .unique()
-    )
+    kept = _evenly(min(outputs, difference.n_out), difference.value[0])
     weight = (difference.n_out / len(kept)) ** 0.5  # so that norms are those of whole columns
     quotients, bends = [], []
     for step in steps:
@@ -108,6 +102,11 @@ def _trials(
     return judge(steps, torch.stack(quotients), torch.stack(bends), floor)
 
 
+def _evenly(count: int, of: Tensor) -> Tensor:
+    """At most ``count`` positions, evenly over a vector and on its device."""
+    return torch.linspace(0, len(of) - 1, count, dtype=torch.float64, device=of.device).round().long().unique()
+
+
 class Differences:
     """Evaluations of f around the point, as central differences of chosen columns."""
 
@@ -117,6 +116,7 @@ class Differences:
         self.value = self.linear.value.reshape(self.linear.batch, -1)
         self.scale, self.most = step_scale(self.point)
         self.batch, self.n_out, self.n_in = self.linear.shape
+        self.columns = torch.arange(self.n_in, device=self.point.device)
         self.tiling = not task.samples_mix and self._can_tile()
 
     def _can_tile(self) -> bool:
@@ -151,7 +151,7 @@ class Differences:
         here = self.point[:, columns]
         above, below = here + steps, here - steps
         points = self.point.repeat(2 * k, 1, 1)
-        rows = torch.arange(k)
+        rows = torch.arange(k, device=points.device)
         points[rows, :, columns] = above.T
         points[k + rows, :, columns] = below.T
         values = self._evaluate(points)
