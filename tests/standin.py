@@ -108,6 +108,7 @@ def present() -> Iterator[torch.device]:
         patch.object(MODULE, "here", True),
         patch.object(torch, "Generator", _Named),
         patch.object(torch.accelerator, "synchronize", MODULE.synchronize),
+        patch.object(torch.UntypedStorage, "clone", _clone),
     ):
         yield torch.device(NAME, 0)
 
@@ -147,6 +148,11 @@ def _memory_of(host: torch.UntypedStorage) -> Any:
     made: Any = torch._C._construct_storage_from_data_pointer(host.data_ptr(), torch.device(NAME, 0), host.nbytes())
     made.host = host  # keeps it alive
     return made
+
+
+def _clone(memory: Any, clone: Callable[[Any], Any] = torch.UntypedStorage.clone) -> Any:
+    """Torch itself would ask an allocator that is not there."""
+    return clone(memory) if memory.device.type != NAME else _memory_of(clone(memory.host))
 
 
 def _place(tensor: Tensor, memory: Any, like: Tensor) -> Tensor:

@@ -211,7 +211,7 @@ class LinearMap(ABC):
 
         if k is None:
             return singular_values(self.materialise())
-        return extreme_singular_values(self, k, which).values
+        return extreme_singular_values(self, k, which).values.to(self.device)
 
     def spectral_norm(self) -> Tensor:
         """‖J‖₂ of each sample: ``(batch,)`` float64; some tens of products."""
