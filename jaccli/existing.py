@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, UsageError, note, warn
+from jaccli.kernels import full_precision
 from jaccli.layers.gradient_graph import mend_batch_norm
 from jaccli.memory import available
 from jaccli.methods.base import is_out_of_memory, reason
@@ -93,7 +94,12 @@ def graph_jacobian(
     _check(targets, sources, samples)
     rows: list[Any] = []
     device = next(iter(targets.values())).device.type
-    with torch.inference_mode(False), torch.set_grad_enabled(create_graph), torch.autocast(device, enabled=False):
+    with (
+        torch.inference_mode(False),
+        torch.set_grad_enabled(create_graph),
+        torch.autocast(device, enabled=False),
+        full_precision(),
+    ):
         kept = {t: t.grad for t in (*targets.values(), *sources.values()) if t.retains_grad}
         try:
             for name, target in targets.items():

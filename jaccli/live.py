@@ -18,6 +18,7 @@ from jaccli.errors import ResourceError, UsageError, note, warn
 from jaccli.execution import report_path
 from jaccli.graph.differentiable import Accumulation
 from jaccli.graph.recorder import CaptureGap, tensors_in
+from jaccli.kernels import FUSED_NODES, full_precision
 from jaccli.layers.record import Inputs
 from jaccli.memory import available
 from jaccli.models.adapt import as_network
@@ -31,9 +32,6 @@ from jaccli.rows import Rows
 from jaccli.slope import Moved
 from jaccli.training_pass import FEWER, memory_told, training_pass
 from jaccli.trusted import Trial, Wish, recorded
-
-# Fused recurrent kernels have no second derivative; the operators that they are made of have one.
-_FUSED = ("CudnnRnn", "MkldnnRnn", "MiopenRnn", "ThnnFused")
 
 
 @dataclass
@@ -110,7 +108,8 @@ class Site:
             if prepared.samples_mix:
                 warn(f"{prepared.name}: samples mix: a sample's target depends on the other samples")
             assert prepared.linear.live is not None
-            fused = any(node.name().startswith(_FUSED) for node in graph_nodes(prepared.linear.live.target))
+            nodes = graph_nodes(prepared.linear.live.target)
+            fused = not network.fused or any(node.name().startswith(FUSED_NODES) for node in nodes)
             linear = prepared.linear
             seen = Seen(
                 live,
@@ -220,7 +219,8 @@ def accumulated(seen: Seen, inputs: Inputs, *vectors: Tensor) -> tuple[Tensor, .
     if seen.accumulation is None:
         return None
     given = [*tensors_in((inputs.args, dict(inputs.kwargs))), *seen.live, *vectors]
-    with torch.autocast(_device(inputs).type, enabled=False), memory_told():  # casts are part of the program
+    # Casts are part of the program.
+    with torch.autocast(_device(inputs).type, enabled=False), full_precision(), memory_told():
         return seen.accumulation(given)
 
 

@@ -12,12 +12,13 @@ from torch import Tensor
 from jaccli.errors import JaccliError, RefusedError, ResourceError, UnsupportedError, note
 from jaccli.graph.engine import Engine
 from jaccli.independence import leak, moves_others, value_at
+from jaccli.kernels import LIBRARY_NODES, full_precision
 from jaccli.layers.address import INPUT, Address
 from jaccli.layers.function import LayerFunction
 from jaccli.layers.record import Held, Inputs, Record, record
 from jaccli.methods.base import is_out_of_memory, nudged, reason
 from jaccli.models.network import Network
-from jaccli.operators.linearised import Linearised, Live
+from jaccli.operators.linearised import Linearised, Live, graph_nodes
 from jaccli.operators.rounding import Rounding, rounding
 
 Pair = tuple[Address, Address]
@@ -120,6 +121,7 @@ def computing(network: Network, *, frozen: bool = True) -> Iterator[None]:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(True))
+        stack.enter_context(full_precision())
         stack.enter_context(network.session(frozen=frozen))
         yield
     network.draws.tell()
@@ -147,6 +149,9 @@ def prepare(
     inputs = own(inputs)
     with readable(inputs):
         taken = record(network, inputs, [s for s, _ in pairs], [t for _, t in pairs], live=graph)
+        if network.fused and _refuse_backward(taken):
+            network.fused = False
+            taken = record(network, inputs, [s for s, _ in pairs], [t for _, t in pairs], live=graph)
     network.draws.tell()
     if taken.left_out:
         names = "; ".join(list(taken.left_out.values())[:4]) + "; …" * (len(taken.left_out) > 4)
@@ -158,6 +163,12 @@ def prepare(
         )
     with readable(inputs):
         return [_prepared(network, taken, taken.sources[s], taken.targets[t], graph, probe) for s, t in kept]
+
+
+def _refuse_backward(taken: Record) -> bool:
+    """Whether there are recurrent layers in one kernel of an accelerator, which goes back in training mode only."""
+    values = [held.activation for held in taken.targets.values() if held.activation.device.type != "cpu"]
+    return any(node.name().startswith(LIBRARY_NODES) for value in values for node in graph_nodes(value))
 
 
 def own(inputs: Inputs) -> Inputs:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import torch
-
 from jaccli.errors import ResourceError
+from jaccli.kernels import unfused
 from jaccli.layers.record import Inputs, record
 from jaccli.models.network import Network
 from jaccli.operators.faults import is_out_of_memory
@@ -41,8 +40,7 @@ def training_pass(
         stack.enter_context(exact_attention(True))
         stack.enter_context(computing(network, frozen=not wanted))
         if fused:
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            stack.enter_context(unfused())
         with readable(inputs):
             taken = record(network, inputs, [source], [target], live=True)
         held = taken.sources[source]

@@ -17,6 +17,7 @@ ROOT = Path(jaccli.__file__).parent
 LAYERS = [
     ["errors", "names", "defaults", "chatter"],
     ["calibration"],
+    ["kernels"],
     ["models.stamp", "models.noise"],
     ["models.network"],
     ["models"],

@@ -234,7 +234,17 @@ def test_bench_and_regularize(
     for row in report["methods"]:
         rough = DIFFERENCE if "finite-difference" in (row["method"], row.get("takes")) else EXACT
         assert row["max_error"] <= s.slack.get(row["method"], rough[dtype_of(s, device)]), row
-    short = ("--steps", "3", "--batch-size", "2", "--towards", "orthogonal", "--force", "-o", str(tmp_path / "new.safetensors"))
+    short = (
+        "--steps",
+        "3",
+        "--batch-size",
+        "2",
+        "--towards",
+        "orthogonal",
+        "--force",
+        "-o",
+        str(tmp_path / "new.safetensors"),
+    )
     if name not in ("no path", "index list", "embedding"):
         code, _, text = said("regularize", s, tmp_path, capfdbinary, *short, *JSON)
         assert code == 0, text

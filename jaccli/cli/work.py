@@ -121,7 +121,7 @@ def find_device(name: str) -> torch.device:
         UsageError: it is not there.
     """
     if name == "auto":
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     device = torch.device(name)
     if device.type == "cpu":
         return device

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from jaccli.graph.recorder import CaptureGap, Node, Recorder, Value, gap_where_it_fails, tensors_in
+from jaccli.kernels import FUSED_OPERATORS, unfused
 from jaccli.layers.address import INPUT, OUTPUT
 from jaccli.layers.boundary import Key, Place
 from jaccli.layers.function import LayerFunction
@@ -58,9 +59,9 @@ def capture(f: LayerFunction, also: Sequence[Tensor] = ()) -> Graph:
         CaptureGap: the network does something that cannot be recorded.
     """
     graph = _captured(f, also)
-    if any(node.name == "aten.mkldnn_rnn_layer" for node in graph.nodes):
-        # oneDNN's fused LSTM has no parts to see; without it an LSTM is made of products and activations.
-        with torch.backends.mkldnn.flags(enabled=False):
+    if any(node.name in FUSED_OPERATORS for node in graph.nodes):
+        # One kernel for a layer has no parts to see; without it an LSTM is made of products and activations.
+        with unfused():
             return _captured(f, also)
     return graph
 

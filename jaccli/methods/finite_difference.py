@@ -104,7 +104,8 @@ def _trials(
 
 def _evenly(count: int, of: Tensor) -> Tensor:
     """At most ``count`` positions, evenly over a vector and on its device."""
-    return torch.linspace(0, len(of) - 1, count, dtype=torch.float64, device=of.device).round().long().unique()
+    at: Tensor = torch.linspace(0, len(of) - 1, count, dtype=torch.float64, device=of.device).round().long().unique()
+    return at
 
 
 class Differences:

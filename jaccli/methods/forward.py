@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import JaccliError
+from jaccli.kernels import unfused
 from jaccli.methods.base import Method, MethodGap, Task, is_out_of_memory, reason, spans
 from jaccli.names import MethodName
 
@@ -18,7 +19,7 @@ class Forward(Method):
     """Columns in chunks of Jacobian-vector products, vectorised by vmap.
 
     Cost: n_in forward passes with tangents in n_in / chunk calls. Where vmap has a gap the columns
-    go one by one; where an operator of oneDNN has no forward-mode formula (LSTM), without oneDNN.
+    go one by one; where a recurrent layer in one kernel has no forward-mode formula, by its operators.
     """
 
     name: MethodName = "forward"
@@ -52,8 +53,8 @@ class Forward(Method):
             ("vectorised", linear.jvps, nullcontext()),
             ("column by column", one_by_one, nullcontext()),
         ]
-        if task.out.device.type == "cpu" and torch.backends.mkldnn.is_available():
-            ways.append(("column by column without oneDNN", one_by_one, torch.backends.mkldnn.flags(enabled=False)))
+        if task.out.device.type != "cpu" or torch.backends.mkldnn.is_available():
+            ways.append(("column by column without fused recurrent layers", one_by_one, unfused()))
         return ways
 
     def _run(self, task: Task, columns: Callable[[Tensor], Tensor]) -> None:

@@ -60,7 +60,7 @@ class EagerNetwork(Network):
         named = self.module.named_modules(remove_duplicate=False)
         return {path: type(module).__name__ for path, module in named if path}
 
-    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None = None) -> Any:
+    def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None) -> Any:
         with ExitStack() as stack:
             stack.enter_context(self.session())
             stack.enter_context(optimized_execution(False))

@@ -83,7 +83,7 @@ class ExportedNetwork(Network):
         """Module path → type name. A module that left no operator is listed and never called."""
         return dict(self.model.program.modules)
 
-    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None = None) -> Any:
+    def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None) -> Any:
         """One forward pass. Nothing is written to the model, its input or the random generators.
 
         Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import warn
+from jaccli.kernels import unfused
 from jaccli.models.noise import TORCH, Draws, Noise
 from jaccli.models.stamp import Stamp
 
@@ -50,6 +51,8 @@ class Network(ABC):
     """A model that can be run with its layers in sight. Running changes nothing of the model."""
 
     kind: str
+    # Whether recurrent layers may run as one kernel: no longer, once one has been seen whose backward pass refuses.
+    fused = True
 
     @cached_property
     def draws(self) -> Draws:
@@ -75,7 +78,6 @@ class Network(ABC):
     def layers(self) -> Mapping[str, str]:
         """Module path → type name, for every module but the root, in ``named_modules()`` order."""
 
-    @abstractmethod
     def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None = None) -> Any:
         """One forward pass from the state the model was handed over with.
 
@@ -83,6 +85,12 @@ class Network(ABC):
         Gradients flow from the output to ``args`` and to whatever the tap put in; nothing in here
         enters or leaves a gradient mode.
         """
+        with nullcontext() if self.fused else unfused():
+            return self._run(args, kwargs, tap)
+
+    @abstractmethod
+    def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None) -> Any:
+        """The pass itself."""
 
     @abstractmethod
     def session(self, *, frozen: bool = True) -> AbstractContextManager[None]:

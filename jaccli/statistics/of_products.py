@@ -120,9 +120,9 @@ def estimate(
 
     Returns:
         By name, ``Estimate(value, stderr)`` of ``(batch,)`` each, on the CPU: ``frobenius``,
-        ``mean_squared_singular_value``, ``stable_rank``, ``spectral_norm``, ``effective_rank``, ``participation_ratio``,
-        ``log_volume``, and of a square J ``trace`` and ``log_abs_det``. ``value ± 1.96 stderr`` holds the exact value
-        in 95 % of cases.
+        ``mean_squared_singular_value``, ``stable_rank``, ``spectral_norm``, ``effective_rank``,
+        ``participation_ratio``, ``log_volume``, and of a square J ``trace`` and ``log_abs_det``.
+        ``value ± 1.96 stderr`` holds the exact value in 95 % of cases.
 
     Cost: as many products; the quadrature takes 30 with J and 30 with Jᵀ for each starting vector.
     """

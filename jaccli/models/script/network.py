@@ -68,7 +68,7 @@ class ScriptNetwork(Network):
         """``(name, default)`` of the forward's arguments; ``binding.REQUIRED`` where there is no default."""
         return binding.signature(self._schema)
 
-    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None = None) -> Any:
+    def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None) -> Any:
         """One forward pass; see ``Network.run``.
 
         Arguments may be given by name; an argument the code writes to is copied first.
