@@ -274,6 +274,15 @@ def _refuse(why: str) -> None:
 # --- operators that torch does not hand to a fallback -----------------------------------------------------------------
 
 
+def _set(overload: str) -> Callable[..., Any]:
+    """Tensors of a device on memory of the device: the CPU's kernel does not look at which."""
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        return getattr(_aten.set_, overload)._op_dk(_KEYS.CPU, *args, **kwargs)
+
+    return kernel
+
+
 def _copy(into: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     _call(_aten.copy_.default, (into, source), {})
     return into
@@ -334,6 +343,9 @@ def _gru_cell_backward(grad_hy: Tensor, workspace: Tensor, bias: bool) -> Any:
 
 
 _KERNELS: dict[str, Callable[..., Any]] = {
+    **{f"set_.{overload}": _set(overload) for overload in ("source_Storage", "source_Storage_storage_offset")},
+    "set_.source_Tensor": _set("source_Tensor"),
+    "set_": _set("default"),
     "copy_": _copy,
     "convolution_overrideable": _convolution,
     "convolution_backward_overrideable": _convolution_backward,

