@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import jaccli
 from jaccli.cli.boundary import run
+from jaccli.cli.work import find_device
 from jaccli.execution import Outcome
 from jaccli.identity import deviation_from
 from jaccli.layers.record import Inputs
@@ -94,6 +95,16 @@ def test_every_method_agrees_with_the_oracle(s: Scenario, method: Any, device: t
     if method != "auto" and "zero" not in s.takes.values():
         alone = {"forward": "reverse"} if s.name.startswith(RECURRENT) and "source" not in s.name else {}
         assert outcome.method == {**s.takes, **alone}.get(method, method)
+
+
+@pytest.mark.parametrize("method", ["auto", "structured", "reverse", "forward", "replicate"])
+@pytest.mark.parametrize("name", ["conv", "images to images", "attention", "LSTM", "instance norm"])
+def test_float32_is_float32(name: str, method: Any, device: torch.device) -> None:
+    """What an accelerator computes in less unasked (TF32 in convolutions) is not in J."""
+    s, dtype = BY_NAME[name], torch.float32
+    model, x = s.model(dtype).to(device), s.x(dtype).to(device)
+    found = jaccli.jacobian(model, x, s.source, s.target, method=method)
+    close(found, s.truth(dtype), 3e-5)
 
 
 @pytest.mark.parametrize("s", SEPARATE, ids=case_name)
@@ -290,3 +301,9 @@ def test_an_absent_device_is_a_usage_error(
     lines = capsys.readouterr().err.strip().splitlines()
     assert kind in lines[0]
     assert len(lines) <= 3
+
+
+@pytest.mark.skipif(bool(REAL), reason="an accelerator is here")
+def test_auto_is_the_cpu_where_the_device_torch_was_built_for_is_absent() -> None:
+    assert torch.accelerator.current_accelerator() is not None
+    assert find_device("auto") == torch.device("cpu")
