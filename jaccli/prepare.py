@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -148,10 +148,7 @@ def prepare(
     """
     inputs = own(inputs)
     with readable(inputs):
-        taken = record(network, inputs, [s for s, _ in pairs], [t for _, t in pairs], live=graph)
-        if network.fused and _refuse_backward(taken):
-            network.fused = False
-            taken = record(network, inputs, [s for s, _ in pairs], [t for _, t in pairs], live=graph)
+        taken = record_backward(network, inputs, [s for s, _ in pairs], [t for _, t in pairs], live=graph)
     network.draws.tell()
     if taken.left_out:
         names = "; ".join(list(taken.left_out.values())[:4]) + "; …" * (len(taken.left_out) > 4)
@@ -165,10 +162,23 @@ def prepare(
         return [_prepared(network, taken, taken.sources[s], taken.targets[t], graph, probe) for s, t in kept]
 
 
-def _refuse_backward(taken: Record) -> bool:
-    """Whether there are recurrent layers in one kernel of an accelerator, which goes back in training mode only."""
-    values = [held.activation for held in taken.targets.values() if held.activation.device.type != "cpu"]
-    return any(node.name().startswith(LIBRARY_NODES) for value in values for node in graph_nodes(value))
+def record_backward(
+    network: Network, inputs: Inputs, sources: Sequence[Address], targets: Sequence[Address], *, live: bool
+) -> Record:
+    """``record``; once more, if the graph has kernels that refuse to go back, which are set aside for good."""
+    taken = record(network, inputs, sources, targets, live=live)
+    if set_aside(network, [held.activation for held in taken.targets.values()]):
+        taken = record(network, inputs, sources, targets, live=live)
+    return taken
+
+
+def set_aside(network: Network, values: Iterable[Tensor]) -> bool:
+    """Whether values came by recurrent layers in one kernel of an accelerator's library, which has no backward pass
+    in evaluation mode; then the network goes without such kernels from now on."""
+    graphs = [graph_nodes(value) for value in values if value.device.type != "cpu"] if network.fused else []
+    found = any(node.name().startswith(LIBRARY_NODES) for nodes in graphs for node in nodes)
+    network.fused = network.fused and not found
+    return found
 
 
 def own(inputs: Inputs) -> Inputs:

@@ -7,10 +7,10 @@ from contextlib import ExitStack, contextmanager
 
 from jaccli.errors import ResourceError
 from jaccli.kernels import unfused
-from jaccli.layers.record import Inputs, record
+from jaccli.layers.record import Inputs
 from jaccli.models.network import Network
 from jaccli.operators.faults import is_out_of_memory
-from jaccli.prepare import Pair, computing, exact_attention, readable
+from jaccli.prepare import Pair, computing, exact_attention, readable, record_backward
 from jaccli.rows import Rows
 
 FEWER = "give fewer samples at a time, or take estimator='hutchinson'"
@@ -42,7 +42,7 @@ def training_pass(
         if fused:
             stack.enter_context(unfused())
         with readable(inputs):
-            taken = record(network, inputs, [source], [target], live=True)
+            taken = record_backward(network, inputs, [source], [target], live=True)
         held = taken.sources[source]
         yield Rows(taken.targets[target].activation, held.raw, held.place.slot.columns, mixes, wanted, single)
 

@@ -94,6 +94,21 @@ def test_a_second_derivative_where_a_recurrent_kernel_refuses(device: torch.devi
     assert grad.any()
 
 
+@pytest.mark.parametrize("estimator", ["exact", "hutchinson"])
+def test_a_gradient_that_passes_the_refusing_kernel_on_its_way(estimator: Any, device: torch.device) -> None:
+    """J is behind the layer, the parameters are in front of it."""
+    grads = []
+    for layer, where in ((Layer(), device), (nn.Tanh(), torch.device("cpu"))):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 5), layer, nn.Sequential(nn.Linear(5, 5), nn.Tanh())).double().eval().to(where)
+        x = torch.linspace(-1, 1, 12).double().reshape(3, 4).to(where)
+        found = jaccli.identity_deviation(net, x, "1", "output", estimator=estimator, probes=1)
+        grads.append(torch.autograd.grad(found.sum(), net[0].weight)[0].cpu())
+    assert grads[0].any()
+    if estimator == "exact":
+        assert torch.allclose(*grads, rtol=1e-9)
+
+
 class Asking(nn.Module):
     """Looks at the settings from inside, as a model may."""
 

@@ -14,7 +14,7 @@ from jaccli.errors import UnsupportedError, UsageError
 from jaccli.layers.record import Inputs
 from jaccli.layers.tree import leaves
 from jaccli.models.network import Network
-from jaccli.prepare import computing, readable
+from jaccli.prepare import computing, readable, set_aside
 from jaccli.training.samples import Batch, Samples
 
 # The spread of outputs is taken over so many samples at least, where there are as many.
@@ -27,7 +27,11 @@ def outputs_of(network: Network, inputs: Inputs) -> list[Tensor]:
     """The floating-point tensors that the network returns, connected to its parameters where gradients are on."""
     wanted = torch.is_grad_enabled()
     with computing(network, frozen=False), torch.set_grad_enabled(wanted), readable(inputs):
-        found = network.run(inputs.args, inputs.kwargs)
+        found = _floats(network.run(inputs.args, inputs.kwargs))
+        return _floats(network.run(inputs.args, inputs.kwargs)) if set_aside(network, found) else found
+
+
+def _floats(found: object) -> list[Tensor]:
     return [tensor for _, tensor in leaves(found) if tensor.is_floating_point()]
 
 
