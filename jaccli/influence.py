@@ -42,8 +42,11 @@ def influence(network: Network, inputs: Inputs, ready: Sequence[Prepared], limit
         limit: bytes that the pass of all samples may take; by default what is free.
 
     Returns:
-        What differs and by how much; None also where the model does not take such numbers of samples.
+        What differs and by how much; None also where the model does not take such numbers of samples, or draws:
+        another number of samples gets other numbers.
     """
+    if network.draws.seen:
+        return None
     first, batch = ready[0].linear.batch, inputs.batch
     n = max(1, min(first // _SHARE, batch - first))
     ends = [*range(n)], [*range(batch - n, batch)]
