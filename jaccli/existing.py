@@ -197,6 +197,12 @@ def _explained(name: str, error: Exception, need: int) -> JaccliError:
             "expected the graph's tensors as they were",
             "compute the outputs again, or change a clone()",
         )
+    if "RNN backward can only be called in training mode" in text:
+        return UnsupportedError(
+            f"the backward pass of {name} leads through cuDNN, whose recurrent layers go back in training mode only",
+            "expected one that goes without cuDNN",
+            "compute the outputs within torch.backends.cudnn.flags(enabled=False)",
+        )
     if "donated buffers" in text:
         return UnsupportedError(
             f"the compiled model that led to {name} frees its graph in its backward pass",

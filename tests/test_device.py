@@ -167,7 +167,7 @@ def test_gradients_of_j(s: Scenario, device: torch.device) -> None:
     rough = 1e-7 if dtype == torch.float64 else 5e-3
     for a, b in zip(taken(away, there_x, there_extras), taken(home, x, extras), strict=True):
         assert a.device.type == device.type
-        assert torch.allclose(a.cpu(), b, rtol=rough, atol=rough * float(b.abs().max()))
+        assert torch.allclose(a.cpu(), b, rtol=rough, atol=rough * max(float(b.abs().max()), 1e-3))
     for value in taken(away, there_x, there_extras, estimator="hutchinson", probes=2):
         assert value.device.type == device.type
     if s.truth().shape[1] == s.truth().shape[2]:
@@ -186,7 +186,11 @@ def test_graphs_that_exist(s: Scenario, device: torch.device) -> None:
     for create_graph in (False, True):
         model, x, extras = placed(s, device)  # it may keep a state
         x.requires_grad_()
-        y = model(x * 1, *extras["args"], **extras["kwargs"])
+        if s.name in ("LSTM", "GRU", "RNN") and device.type == "cuda":
+            with pytest.raises(jaccli.UnsupportedError, match="without cuDNN"):
+                jaccli.graph_jacobian(model(x * 1), x)
+        with torch.backends.cudnn.flags(enabled=False):
+            y = model(x * 1, *extras["args"], **extras["kwargs"])
         close(jaccli.graph_jacobian(y, x, create_graph, samples=True).detach(), truth, tolerance)
         for chunk in (None, 2):
             whole = jaccli.graph_jacobian(y, x, create_graph, chunk=chunk).detach()

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from jaccli.errors import JaccliError
 from jaccli.graph.cells import CELLS
 from jaccli.graph.kinds import BLIND, RELABELLED, kind_of
+from jaccli.kernels import FUSED_OPERATORS
 from jaccli.operators.faults import is_out_of_memory, reason
 
 aten = torch.ops.aten
@@ -256,7 +257,7 @@ class Recorder(TorchDispatchMode):
             return result
         if kind == "shape" and any(v.varies for v in _steering(op, values, named)):
             raise CaptureGap(f"the shape of {op.overloadpacket}'s result hangs on the values")
-        if kind == "random":
+        if kind == "random" and str(op.overloadpacket) not in FUSED_OPERATORS:  # these draw for dropout alone
             raise CaptureGap(f"{op.overloadpacket} draws random numbers")
         if kind == "view" and isinstance(values[0], Value):
             return self._view(op, args, kwargs, values, named, result)
