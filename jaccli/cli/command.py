@@ -7,16 +7,20 @@ from typing import Any
 from typer.core import TyperCommand, TyperGroup
 
 from jaccli.sinks.charset import shown
-from jaccli.sinks.standard import results_charset, separate
+from jaccli.sinks.standard import is_settled, results_charset, separate, unite
 
 
 class Command(TyperCommand):
     """A command; in its body standard output is kept for results, since a model's code may print."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the body."""
+        """Run the body. Outside of a command line, as in a test of typer's, streams are put back at its end."""
         separate()
-        return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        finally:
+            if not is_settled():
+                unite()
 
     def get_help(self, ctx: Any) -> str:
         """The help, in characters that standard output has."""

@@ -31,6 +31,7 @@ class _Apart:
 
 
 _apart: _Apart | None = None
+_settled = False
 
 
 def results() -> BinaryIO:
@@ -71,6 +72,11 @@ def unite() -> None:
     sys.stdout = apart.stdout
 
 
+def is_settled() -> bool:
+    """Whether this is a command line, which puts streams back itself, or ends with its process."""
+    return _settled
+
+
 def flush_results() -> None:
     """Write what is held back.
 
@@ -89,6 +95,7 @@ def discard_results() -> None:
 @contextlib.contextmanager
 def settled() -> Iterator[None]:
     """Standard streams that are there, and can write anything: for the time of one command line."""
+    global _settled
     _open_closed()
     before = [
         (stream, stream.encoding, stream.errors)
@@ -98,9 +105,11 @@ def settled() -> Iterator[None]:
     for stream, *_ in before:
         with contextlib.suppress(OSError):
             stream.reconfigure(encoding=_charset(stream), errors=SUBSTITUTE)
+    _settled = True
     try:
         yield
     finally:
+        _settled = False
         for stream, encoding, errors in before:
             with contextlib.suppress(OSError, ValueError):
                 stream.reconfigure(encoding=encoding, errors=errors)
