@@ -39,7 +39,8 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out, (hidden, _) = self.lstm(x)
-        return self.head(out[:, -1]) + hidden[0].sum(1, keepdim=True)
+        # Not hidden[0]: torch 2.11 exports take the state for a tensor of four dimensions.
+        return self.head(out[:, -1]) + hidden.reshape(x.shape[0], -1).sum(1, keepdim=True)
 
 
 class Keywords(nn.Module):

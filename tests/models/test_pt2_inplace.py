@@ -113,3 +113,33 @@ def test_writes_into_fresh_values_work_under_vmap(kind: type[nn.Module]) -> None
     network, x = ExportedNetwork(program), torch.randn(3, 1, 4)
     got = torch.func.vmap(lambda t: network.run((t,), {}))(x)
     torch.testing.assert_close(got, torch.stack([kind()(t) for t in x]))
+
+
+class Viewed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.view(x.shape[0], -1) * 2).sin()
+
+
+class ViewedInPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.transpose(1, 2).clone(memory_format=torch.preserve_format)
+        flat = y.transpose(1, 2).view(x.shape[0], -1)
+        y.relu_()
+        return flat.sin()
+
+
+@pytest.mark.parametrize("decompose", [False, True], ids=["training", "core"])
+def test_a_view_of_strides_that_the_export_did_not_see(decompose: bool) -> None:
+    x = torch.randn(2, 3, 4)
+    other = x.transpose(1, 2).contiguous().transpose(1, 2)
+    program = torch.export.export(Viewed(), (x,))
+    program = program.run_decompositions() if decompose else program
+    torch.testing.assert_close(ExportedNetwork(program).run((other,), {}), Viewed()(x))
+
+
+def test_a_view_of_what_is_written_to_is_never_a_copy() -> None:
+    x = torch.randn(2, 3, 4)
+    network = ExportedNetwork(torch.export.export(ViewedInPlace(), (x,)))
+    torch.testing.assert_close(network.run((x,), {}), ViewedInPlace()(x))
+    with pytest.raises(RuntimeError, match="view"):
+        network.run((x.transpose(1, 2).contiguous().transpose(1, 2),), {})

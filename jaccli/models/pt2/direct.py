@@ -44,6 +44,12 @@ def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
 
 
 _aten: Final = torch.ops.aten
+# A view that the export found possible may not be one here: strides are those of the kernel that ran, and
+# another dtype or a gradient calls another kernel. The values are the same; memory is shared where it can be.
+VIEWS: Final[dict[Any, Callable[..., Any]]] = {
+    _aten.view.default: Tensor.reshape,
+    _aten._unsafe_view.default: Tensor.reshape,
+}
 DIRECT: Final[dict[Any, Callable[..., Any]]] = {
     # These have no batching rule.
     _aten.sym_size.int: _size,

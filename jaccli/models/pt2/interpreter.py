@@ -17,7 +17,7 @@ from jaccli.models.guards import guarded
 from jaccli.models.network import Tap
 from jaccli.models.pt2.calls import Chain, ModuleCall, find_calls, state_names
 from jaccli.models.pt2.control import CONTROL
-from jaccli.models.pt2.direct import DIRECT
+from jaccli.models.pt2.direct import DIRECT, VIEWS
 from jaccli.models.pt2.inplace import Rewrites, find_rewrites
 from jaccli.models.pt2.program import HERE, Graph, Node, Ref, graphs, refs
 from jaccli.models.quote import quote
@@ -201,7 +201,7 @@ class _Scope:
         else:
             if self._execution.dtypes:
                 args, kwargs = self._cast(node.target.split(".")[1], args, kwargs)
-            result = (DIRECT.get(node.op) or _checked(node.op))(*args, **kwargs)
+            result = self._function(node)(*args, **kwargs)
         self._store(node, result)
 
     def _cast(self, operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -213,6 +213,12 @@ class _Scope:
             return dtypes.get(value, value) if known else value
 
         return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
+
+    def _function(self, node: Node) -> Callable[..., Any]:
+        """What runs for a node; a view of what is written to in place must stay one."""
+        if node.op in VIEWS and self._plan.rewrites.copied.isdisjoint(node.made()):
+            return VIEWS[node.op]
+        return DIRECT.get(node.op) or _checked(node.op)
 
     def _overwrite(self, name: str, result: Any) -> Any:
         """The value that a write in place would have left under ``name``."""
