@@ -12,9 +12,10 @@ PILOT_STEPS_A_DECADE = 3
 # A change between two steps is truncation, not noise, when it is this many times the noise expected.
 STANDS_OUT = 2.5
 STANDS_FAR_OUT = 4.0
-# A column whose coordinate is small may grow its step, by this much squared a round.
+# No rounding does this: where one change this large is seen, no second is asked for.
+STANDS_BEYOND_DOUBT = 12.0
+# A step that is less than the scale allows by this factor may grow, by this much a round.
 GROW = 3.0
-GROW_ROUNDS = 3
 # A column is taken again when its second difference stands this far out, with a step this much smaller.
 MEND_RATIO = 6.0
 MEND_SHRINK = 4.0

@@ -63,8 +63,8 @@ UNITS: dict[str, Callable[[int], Tensor]] = {
 }
 
 
-def network(build: Callable[[], nn.Module], units: str, dtype: torch.dtype) -> tuple[nn.Module, int]:
-    torch.manual_seed(1)
+def network(build: Callable[[], nn.Module], units: str, dtype: torch.dtype, seed: int) -> tuple[nn.Module, int]:
+    torch.manual_seed(seed)
     body = build()
     n_in = next(body.parameters()).shape[1]
     return Scaled(body, UNITS[units](n_in)).to(dtype).eval(), n_in
@@ -76,15 +76,12 @@ def truth_of(model: nn.Module, x: Tensor) -> Tensor:
 
 def central(model: nn.Module, x: Tensor, steps: Tensor) -> Tensor:
     """Plain central differences with a step for each coordinate, ``(n_in,)``."""
-    columns = []
+    moves = torch.diag(steps)
     with torch.no_grad():
-        for i in range(x.shape[1]):
-            up, down = x.clone(), x.clone()
-            up[:, i] += steps[i]
-            down[:, i] -= steps[i]
-            width = (up[:, i] - down[:, i]).reshape(-1, 1)
-            columns.append((model(up).flatten(1) - model(down).flatten(1)) / width)
-    return torch.stack(columns, 2)
+        up, down = x.unsqueeze(1) + moves, x.unsqueeze(1) - moves  # (batch, n_in, n_in)
+        width = (up - down).diagonal(dim1=1, dim2=2).unsqueeze(2)
+        change = model(up.flatten(0, 1)).flatten(1) - model(down.flatten(0, 1)).flatten(1)
+    return (change.reshape(*x.shape, -1) / width).transpose(1, 2)
 
 
 def frobenius(matrix: Tensor, truth: Tensor) -> float:
@@ -94,8 +91,8 @@ def frobenius(matrix: Tensor, truth: Tensor) -> float:
 
 def best_of_grid(model: nn.Module, x: Tensor, units: Tensor, truth: Tensor) -> float:
     """One step for all coordinates, as such and in the units of each."""
-    errors = [frobenius(central(model, x, g * scale), truth) for g in GRID for scale in (torch.ones_like(units), units)]
-    return min(errors)
+    scales = [units] if bool((units == 1).all()) else [torch.ones_like(units), units]
+    return min(frobenius(central(model, x, g * scale), truth) for g in GRID for scale in scales)
 
 
 def estimated(model: nn.Module, x: Tensor) -> tuple[Tensor, float]:
@@ -108,44 +105,93 @@ def estimated(model: nn.Module, x: Tensor) -> tuple[Tensor, float]:
     return j, float(match[1])
 
 
-CASES = [
-    (build, units, dtype, batch)
-    for build in (smooth, kinked, decoder, wide)
-    for units in UNITS
-    for dtype in (torch.float32, torch.float64)
-    for batch in (1, 8)
-]
+def nearly_the_best(ratios: list[float]) -> None:
+    """Of many draws, each with its own rounding and its own luck: half within 2, most within 3, none astray."""
+    drawn = torch.tensor(ratios)
+    said = f"median {drawn.median():.2f}, most {drawn.max():.2f}: {sorted(ratios)}"
+    assert drawn.median() <= 2, said
+    assert (drawn <= 3).double().mean() >= 0.8, said
+    assert drawn.max() <= 10, said
 
 
-@pytest.mark.parametrize(("build", "units", "dtype", "batch"), CASES)
-def test_step_is_nearly_the_best(
-    build: Callable[[], nn.Module], units: str, dtype: torch.dtype, batch: int, record_property: Callable[..., None]
-) -> None:
-    model, n_in = network(build, units, dtype)
-    x = torch.randn(batch, n_in, dtype=dtype) * UNITS[units](n_in).to(dtype)
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("units", UNITS)
+@pytest.mark.parametrize("build", [smooth, kinked, decoder, wide])
+def test_steps_are_nearly_the_best(build: Callable[[], nn.Module], units: str, dtype: torch.dtype, batch: int) -> None:
+    ratios, estimates = [], []
+    for seed in range(12 if batch == 1 else 3):
+        model, n_in = network(build, units, dtype, seed)
+        scale = UNITS[units](n_in).to(dtype)
+        x = torch.randn(batch, n_in, dtype=dtype) * scale
+        truth = truth_of(model, x)
+        j, estimate = estimated(model, x)
+        got = frobenius(j, truth)
+        ratios.append(got / best_of_grid(model, x, scale, truth))
+        estimates.append(estimate / got)
+    nearly_the_best(ratios)
+    assert all(1 / 30 <= share <= 30 for share in estimates), estimates
+
+
+class Rounded(nn.Module):
+    """A network whose outputs share a rounding error of 2 eps, another one at every point."""
+
+    def __init__(self, body: nn.Module, seed: int) -> None:
+        super().__init__()
+        self.body, self.seed = body, seed
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        chaotic = torch.sin(1e9 * (x / x.detach().abs().amax() * torch.arange(1, x.shape[1] + 1)).sum(1) + self.seed)
+        return y * (1 + 2 * torch.finfo(y.dtype).eps * chaotic.round(decimals=1)).unsqueeze(1)
+
+
+@pytest.mark.parametrize("units", ["unit", "thousandth"])
+def test_coordinates_that_are_small_by_chance(units: str) -> None:
+    """Their steps grow whatever the rounding: one quotient that is far off by chance does not keep them small."""
+    model, n_in = network(wide, units, torch.float64, 1)
+    scale = UNITS[units](n_in).double()
+    x = torch.randn(1, n_in, dtype=torch.float64)
+    x[0, ::8] *= 10.0 ** -torch.arange(n_in // 8)
+    x *= scale
     truth = truth_of(model, x)
-    j, estimate = estimated(model, x)
-    got, best = frobenius(j, truth), best_of_grid(model, x, UNITS[units](n_in).to(dtype), truth)
-    record_property("ratio", got / best)
-    assert got <= 3 * best, f"ratio {got / best:.2f}: {got:.2e} against {best:.2e} of the best step"
-    assert got / 30 <= estimate <= 30 * got, f"estimated {estimate:.2e}, is {got:.2e}"
+    ratios = []
+    for seed in range(30):
+        rounded = Rounded(model, seed)
+        best = best_of_grid(rounded, x, scale, truth)
+        ratios.append(frobenius(estimated(rounded, x)[0], truth) / best)
+    nearly_the_best(ratios)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("build", [smooth, kinked, decoder])
 def test_zero_input(build: Callable[[], nn.Module], dtype: torch.dtype) -> None:
-    model, n_in = network(build, "unit", dtype)
-    x = torch.zeros(2, n_in, dtype=dtype)
-    truth = truth_of(model, x)
-    got = frobenius(estimated(model, x)[0], truth)
-    best = best_of_grid(model, x, torch.ones(n_in, dtype=dtype), truth)
-    assert got <= 3 * best, f"ratio {got / best:.2f}: {got:.2e} against {best:.2e}"
+    ratios = []
+    for seed in range(5):
+        model, n_in = network(build, "unit", dtype, seed)
+        x = torch.zeros(2, n_in, dtype=dtype)
+        truth = truth_of(model, x)
+        got = frobenius(estimated(model, x)[0], truth)
+        ratios.append(got / best_of_grid(model, x, torch.ones(n_in, dtype=dtype), truth))
+    nearly_the_best(ratios)
 
 
 def test_exact_on_a_linear_map() -> None:
     model = nn.Linear(4, 3).double()
     j = estimated(model, torch.randn(5, 4, dtype=torch.float64))[0]
     assert error(j, model.weight.detach().expand(5, 3, 4)) < 1e-13
+
+
+def test_not_a_number_where_no_step_stays_inside() -> None:
+    x = torch.tensor([[0.0, 4.0, -1.0]], dtype=torch.float64)
+
+    class Roots(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sqrt().nan_to_num(0.0) + x.sum(1, keepdim=True) + torch.where(x < 0, torch.nan, 0.0)[:, :1]
+
+    j = jaccli.jacobian(Roots(), x, method="finite-difference")
+    assert j[0, :, 0].isnan().any()
+    assert j[0, :, 1:].isfinite().all()
 
 
 def test_one_coordinate_of_zeros_among_large_ones() -> None:

@@ -204,7 +204,7 @@ class Block:
     def shrink(self) -> None:
         """Smaller steps where the second difference stands out: a kink within the step, or curvature."""
         for _ in range(defaults.MEND_ROUNDS):
-            if not self._again(self._spoilt(), self.steps / defaults.MEND_SHRINK, larger=False):
+            if not self._again(self._spoilt(), self.steps / defaults.MEND_SHRINK):
                 return
         still = self.bend.double() / self.steps.double()
         self.bias = torch.where(self._spoilt(), still, self.bias)
@@ -214,31 +214,49 @@ class Block:
         return self.bend.double() / self.steps.double() > defaults.MEND_RATIO * usual
 
     def grow(self) -> None:
-        """Larger steps where a coordinate is small: by chance, if the quotient stays the same."""
-        for _ in range(defaults.GROW_ROUNDS):
-            most = self.pilot.factor * self.difference.most[:, self.columns]
-            small = most > defaults.GROW * self.steps
-            if not self._again(small, torch.minimum(most, defaults.GROW**2 * self.steps), larger=True):
-                return
+        """Larger steps where a coordinate is small: by chance, if the quotient stays the same.
 
-    def _again(self, wanted: Tensor, steps: Tensor, *, larger: bool) -> bool:
-        """Take the wanted columns with other steps, and keep what proves better; whether any did."""
+        Rounding is shared by the outputs, so a small step's quotient is now and then several times further
+        off than usual. A change that stands out is therefore looked at once more, from the larger step, where
+        noise is less and a true change as clear: a kink changes the quotient by as much again, beside its noise.
+        """
+        most = self.pilot.factor * self.difference.most[:, self.columns]
+        ahead, reached = self.quotients.clone(), self.steps.clone()  # as far as tried
+        going = (most > defaults.GROW * reached) & (reached > 0)
+        doubtful = torch.zeros_like(going)
+        while (which := going.any(0)).any():
+            further = torch.minimum(most, defaults.GROW * reached)[:, which]
+            quotients, _ = self.difference.central(self.columns[which], further)
+            change = column_norms(quotients.double() - ahead[:, :, which].double())
+            noise = self.noise(reached[:, which])
+            same = going[:, which] & (change <= defaults.STANDS_OUT * noise)
+            self._take(which, same, quotients, further)
+            limit = torch.where(doubtful[:, which], defaults.STANDS_FAR_OUT, defaults.STANDS_BEYOND_DOUBT)
+            unsure = change <= limit * noise
+            ahead[:, :, which], reached[:, which] = quotients, further
+            doubtful[:, which] = ~same
+            going[:, which] &= same | unsure
+            going &= most > reached
+
+    def _again(self, wanted: Tensor, steps: Tensor) -> bool:
+        """Take the wanted columns with smaller steps, and keep what proves better; whether any did."""
         which = wanted.any(0)
         if not which.any():
             return False
         quotients, bend = self.difference.central(self.columns[which], steps[:, which])
         change = column_norms(quotients.double() - self.quotients[:, :, which].double())
-        coarse = self.noise(torch.minimum(steps, self.steps)[:, which])
-        differs = change > defaults.STANDS_OUT * coarse
-        better = wanted[:, which] & (~differs if larger else differs)
-        self.quotients[:, :, which] = torch.where(better.unsqueeze(1), quotients, self.quotients[:, :, which])
-        self.steps[:, which] = torch.where(better, steps[:, which], self.steps[:, which])
+        differs = change > defaults.STANDS_OUT * self.noise(steps[:, which])
+        better = wanted[:, which] & differs
+        self._take(which, better, quotients, steps[:, which])
         # What was tried and did not prove better is not tried again.
         self.bend[:, which] = torch.where(better, bend, torch.zeros_like(bend))
-        if not larger:
-            small = torch.where(better, torch.zeros_like(change), self.bias[:, which])
-            self.bias[:, which] = small
+        self.bias[:, which] = torch.where(better, torch.zeros_like(change), self.bias[:, which])
         return bool(better.any())
+
+    def _take(self, which: Tensor, better: Tensor, quotients: Tensor, steps: Tensor) -> None:
+        """Put the quotients and steps that are better, ``(batch, columns that are tried)``, in place of those held."""
+        self.quotients[:, :, which] = torch.where(better.unsqueeze(1), quotients, self.quotients[:, :, which])
+        self.steps[:, which] = torch.where(better, steps, self.steps[:, which])
 
     def squared_error(self) -> float:
         """Sum over samples and columns of the squared error expected."""

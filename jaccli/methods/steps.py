@@ -109,11 +109,20 @@ def judge(steps: Tensor, quotients: Tensor, bends: Tensor, floor: Tensor) -> Tri
 
 
 def best_columns(trials: Trials) -> tuple[Tensor, float]:
-    """For each sample and column the quotient with the least expected error, and the sum of their squares."""
+    """For each sample and column the quotient with the least expected error, and the sum of their squares.
+
+    Quotients of smaller steps are averaged in, each with the weight of its noise: rounding is another at each,
+    and their bias is less.
+    """
     squared = trials.squared
     least, which = squared.min(dim=0)
-    picked = which.reshape(1, which.shape[0], 1, which.shape[1]).expand(-1, -1, trials.quotients.shape[2], -1)
-    return trials.quotients.gather(0, picked)[0], float(least[least.isfinite()].sum())
+    index = torch.arange(len(squared), device=which.device).reshape(-1, 1, 1)
+    averaged = (index <= which) & torch.linalg.vector_norm(trials.quotients, dim=2).isfinite()
+    # Where none is finite, J is not either.
+    weight = torch.where(averaged | (index == which), trials.steps.square(), torch.zeros_like(trials.steps))
+    weight = (weight / weight.sum(0)).unsqueeze(2)
+    columns = torch.where(weight > 0, weight * trials.quotients, torch.zeros_like(trials.quotients)).sum(0)
+    return columns, float(least[least.isfinite()].sum())
 
 
 def choose_step(trials: Trials, scale: Tensor) -> Pilot:
@@ -147,8 +156,11 @@ def _bias(change: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
     """
     expected = (noise[:-1].square() + noise[1:].square()).sqrt()
     none = torch.zeros_like(change)
-    # A false alarm on the way up would spoil every larger step, so more is asked for there.
-    jumps = torch.where(change > defaults.STANDS_FAR_OUT * expected, change, none)
+    # A false alarm on the way up would spoil every larger step, so more is asked for there: much more, or a
+    # second change right after it, which a kink or a curve brings and rounding does not.
+    again = torch.cat([change[1:] > defaults.STANDS_OUT * expected[1:], torch.ones_like(change[:1], dtype=torch.bool)])
+    far = change > torch.where(again, defaults.STANDS_FAR_OUT, defaults.STANDS_BEYOND_DOUBT) * expected
+    jumps = torch.where(far, change, none)
     below = torch.cat([torch.zeros_like(noise[:1]), jumps.cumsum(0)])
     drift = torch.where(change > defaults.STANDS_OUT * expected, change, none)
     above = torch.cat([drift / ((steps[1:] / steps[:-1]).square() - 1), torch.zeros_like(noise[:1])])
