@@ -5,11 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MODELS := sample_models
 
-.PHONY: demo test lint bench format models clean help
+.PHONY: demo test matrix lint bench format models clean help
 
 help:
 	@echo "make demo    install, and run the main job on a sample model"
 	@echo "make test    install, and run the tests"
+	@echo "make matrix  the tests with three versions of torch on each Python at hand: docs/versions.md"
+	@echo "             (ARGS='--python 3.12 --torch oldest --keep': one of them, kept for the next run)"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   jaccli and its peers on 23 networks (an hour or two; NAMES and flags: benchmarks/README.md)"
 	@echo "make models  build the sample models again"
@@ -26,6 +28,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+matrix: $(STAMP)
+	$(BIN)/python tools/matrix.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

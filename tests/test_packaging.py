@@ -20,6 +20,10 @@ import jaccli
 ROOT = Path(__file__).parent.parent
 
 
+# Where a wheel is tested away from its sources there is nothing to build.
+with_sources = pytest.mark.skipif(not (ROOT / "jaccli").exists(), reason="no sources here")
+
+
 def pyproject() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -52,6 +56,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+@with_sources
 def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     info = f"jaccli-{jaccli.__version__}.dist-info/"
@@ -60,11 +65,13 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert info + "licenses/LICENSE" in names
 
 
+@with_sources
 def test_every_folder_is_a_package() -> None:
     folders = {path.parent for path in (ROOT / "jaccli").rglob("*.py")}
     assert not [folder for folder in folders if not (folder / "__init__.py").exists()]
 
 
+@with_sources
 def test_it_says_what_it_is(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     info = f"jaccli-{jaccli.__version__}.dist-info/"
@@ -74,6 +81,7 @@ def test_it_says_what_it_is(wheel: Path) -> None:
     assert "jaccli = jaccli.__main__:main" in archive.read(info + "entry_points.txt").decode()
 
 
+@with_sources
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
@@ -116,3 +124,22 @@ def test_pinned_versions_are_within_the_ranges() -> None:
         assert requirement.specifier, f"{requirement.name} has no range"
         assert pinned[requirement.name] in requirement.specifier, requirement.name
     assert pinned["torch"] == "2.13.0"
+
+
+@with_sources  # what the table is written from cannot ask for the table
+def test_the_range_of_torch_is_what_passed() -> None:
+    """docs/versions.md: no failures, the oldest torch of the range, the newest below its end, each Python named."""
+    table = re.findall(
+        r"^\| (3\.\d+)\S* \| (\d+\.\d+)\S* \| (\w+) \| (\S+) \| (.*) \| \S+ \|$",
+        (ROOT / "docs" / "versions.md").read_text(),
+        re.MULTILINE,
+    )
+    if not table:
+        pytest.skip("`make matrix` has not been run")
+    assert {failed for *_, failed in table} == {"0"}
+    (torch,) = (r for r in map(Requirement, pyproject()["project"]["dependencies"]) if r.name == "torch")
+    bounds = {s.operator: s.version for s in torch.specifier}
+    tried = sorted({tuple(map(int, version.split("."))) for _, version, *_ in table})
+    assert bounds == {">=": "{}.{}".format(*tried[0]), "<": f"{tried[-1][0]}.{tried[-1][1] + 1}"}
+    named = re.findall(r"Python :: (3\.\d+)", " ".join(pyproject()["project"]["classifiers"]))
+    assert {python for python, *_ in table} == set(named)
