@@ -209,13 +209,11 @@ def test_kill_leaves_no_output(slow: Path) -> None:
 
 
 def test_timeout_in_the_middle(slow: Path) -> None:
-    since = time.perf_counter()
     result = process(*SLOW, "-o", "J.npy", "--timeout", "4s", cwd=slow)
     assert result.code == 5
     assert "not done within 4 s (--timeout)" in result.err
     assert "Traceback" not in result.err
     assert left(slow) == ["nets.py"]
-    assert time.perf_counter() - since < 30
 
 
 def test_timeout_is_no_failure_of_a_method(slow: Path) -> None:

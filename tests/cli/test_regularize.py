@@ -42,9 +42,7 @@ def test_tenfold_by_default(cli: Run, tmp_path: Path) -> None:
     out = tmp_path / "near.pt"
     given = ("-i", X8, "--layer", "fc1")
     original = (SAMPLES / "untrained.pt").read_bytes()
-    start = time.perf_counter()
     result = cli("regularize", SAMPLES / "untrained.pt", *given, "-o", out, "--format", "json").ok()
-    assert time.perf_counter() - start < 40
     found = result.json
     for kind in ("train", "held_out"):
         assert found["before"][kind]["relative"] > 10 * found["after"][kind]["relative"], kind
