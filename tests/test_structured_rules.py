@@ -233,12 +233,12 @@ def _put(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", CASES)
 def test_a_rule_agrees_with_backward_passes(name: str) -> None:
     function, x = CASES[name]()
-    single = "single" in name or "dtype" in name
+    bound = 1e-5 if "single" in name or "dtype" in name else 1e-12  # some eighty roundings
     got, truth = both(lambda x: function(vary(x)), x)
     assert truth.any()
-    assert error(got, truth) < (1e-6 if single else 1e-12)
+    assert error(got, truth) < bound
     alone, truth = both(function, x)  # the identity itself meets the rule
-    assert error(alone, truth) < (1e-6 if single else 1e-12)
+    assert error(alone, truth) < bound
 
 
 GAPS: dict[str, tuple[Function, tuple[int, ...]]] = {
