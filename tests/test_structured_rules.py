@@ -232,6 +232,8 @@ def _put(x: Tensor) -> Tensor:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", CASES)
 def test_a_rule_agrees_with_backward_passes(name: str) -> None:
+    if name == "aminmax" and "NotImplemented" in torch.aminmax(torch.ones(1, requires_grad=True)).min.grad_fn.name():
+        pytest.skip("this torch has no derivative for it: J is taken by differences")
     function, x = CASES[name]()
     bound = 1e-5 if "single" in name or "dtype" in name else 1e-12  # some eighty roundings
     got, truth = both(lambda x: function(vary(x)), x)
