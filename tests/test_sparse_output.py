@@ -222,7 +222,7 @@ def test_compute_and_read_back(cli: Run, chosen: str) -> None:
         code, sparse, said = cli(*figures, f"J.{chosen}", "--samples", "0,2", "--format", "jsonl")
         assert code == 0, said
         dense = cli(*figures, "J.npy", "--samples", "0,2", "--format", "jsonl")[1]
-        names = ("source", "target")  # npy does not tell them
+        names = ("source", "target", "method")  # npy does not tell them
         for mine, theirs in zip(sparse.splitlines(), dense.splitlines(), strict=True):
             assert {k: v for k, v in json.loads(mine).items() if k not in names} == {
                 k: v for k, v in json.loads(theirs).items() if k not in names
