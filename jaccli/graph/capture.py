@@ -58,6 +58,9 @@ def capture(f: LayerFunction, also: Sequence[Tensor] = ()) -> Graph:
     Raises:
         CaptureGap: the network does something that cannot be recorded.
     """
+    if any(t.device.type != "cpu" for t in tensors_in(f.inputs.args)):  # there also what lies before the source
+        with unfused():
+            return _captured(f, also)
     graph = _captured(f, also)
     if any(node.name in FUSED_OPERATORS for node in graph.nodes):
         # One kernel for a layer has no parts to see; without it an LSTM is made of products and activations.
