@@ -98,7 +98,8 @@ def test_an_error_about_another_file_stays_what_it_is(tmp_path: Path) -> None:
         (tmp_path / "nowhere").read_bytes()
 
 
-def test_sigterm_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_leave_nothing(tmp_path: Path, number: signal.Signals) -> None:
     code = (
         "import sys, time\nfrom jaccli.sinks.atomic import atomic_file\n"
         "with atomic_file(sys.argv[1], False) as handle:\n"
@@ -108,10 +109,22 @@ def test_sigterm_leaves_nothing(tmp_path: Path) -> None:
         assert process.stdout is not None
         process.stdout.readline()
         assert len(os.listdir(tmp_path)) == 1
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 143
+        process.send_signal(number)
+        assert process.wait(20) == 128 + number
     assert os.listdir(tmp_path) == []
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with atomic_file(str(tmp_path / "x"), False) as handle:
+            os.kill(os.getpid(), signal.SIGHUP)
+            handle.write(b"whole")
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (tmp_path / "x").read_bytes() == b"whole"
 
 
 def test_folders_too(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ Examples:
 \b
 Exit codes: 0 done, 1 a gate or check failed, 2 wrong usage, 3 model or input
 refused, 4 not supported for this model, 5 not enough memory, disk or time,
-70 a bug in jaccli, 130 interrupted.""",
+70 a bug in jaccli, 130 interrupted, 141 the reader of a pipe left, 143
+terminated.""",
 )
 
 _command = partial(app.command, cls=Command)

@@ -18,6 +18,7 @@ from jaccli.sinks.choose import check_output, is_stdout, is_stream
 from jaccli.sinks.standard import results
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
@@ -50,7 +51,7 @@ def open_output(path: str | None, force: bool, stdout: BinaryIO | None = None) -
 def atomic_file(path: str, force: bool) -> Iterator[BinaryIO]:
     """A handle on a temporary file beside ``path`` that takes its place when the block ends well.
 
-    On any exception, an interrupt and SIGTERM included, the temporary file is removed and an existing
+    On any exception, an interrupt, SIGTERM and SIGHUP included, the temporary file is removed and an existing
     file is as it was. A symlink stays and its target is replaced; permissions of an existing file are
     kept. Seekable and readable.
 
@@ -108,21 +109,24 @@ def atomic_folder(path: str, force: bool) -> Iterator[str]:
 
 @contextlib.contextmanager
 def terminate_as_exception() -> Iterator[None]:
-    """SIGTERM as ``SystemExit(143)`` inside, so that what is half done is cleaned up."""
+    """SIGTERM as ``SystemExit(143)`` inside, SIGHUP (a closed terminal) as 129: what is half done is cleaned up.
+
+    A signal that has a handler, or is ignored as under ``nohup``, stays as it is.
+    """
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         del frame
         raise SystemExit(128 + number)
 
     in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, leave)
+    ours = [number for number in _ENDINGS if in_main and signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def write_error(error: OSError, path: str) -> JaccliError:

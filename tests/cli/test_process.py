@@ -187,7 +187,7 @@ def left(folder: Path) -> list[str]:
     return sorted(name for name in os.listdir(folder) if name != "__pycache__")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signals_leave_nothing_behind(slow: Path, number: signal.Signals, code: int) -> None:
     running = started(slow, *SLOW, "-o", "J.npy")
     running.send_signal(number)
