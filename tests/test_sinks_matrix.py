@@ -255,7 +255,7 @@ def test_table() -> None:
     assert f"{values(pairs()[0])[0, 0, 0].item():.5g}" in text
     assert "sample 3" in text
     assert "sample 4" not in text
-    assert "1 more samples" in text
+    assert "\n1 more sample: --samples picks" in text
 
 
 def test_sample_numbers_of_a_selection() -> None:

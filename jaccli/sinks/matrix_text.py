@@ -114,7 +114,8 @@ class TableSink(MatrixSink):
             body = render_matrix(block[position - start], source=pair.source, target=pair.target, style=self._style)
             self._out.write(self._style.encode(head + body + "\n"))
         if start + len(block) == batch > _TABLE_SAMPLES:
-            rest = f"{batch - _TABLE_SAMPLES} more samples: --samples picks, -o FILE saves them all\n"
+            left = batch - _TABLE_SAMPLES
+            rest = f"{left} more sample{'s' * (left > 1)}: --samples picks, -o FILE saves them all\n"
             self._out.write(self._style.encode(rest))
         self._out.flush()
 
