@@ -208,7 +208,8 @@ def operator(
 ) -> JacobianOperator:
     """J as a linear map that is never built; arguments and errors as for ``jacobian``.
 
-    Cost: one recorded forward pass and one backward pass; the operator holds its activations.
+    Cost: one recorded forward pass, and a backward pass that asks whether samples mix; the operator holds the
+    activations. The first product of each kind adds a few backward passes, which verify it.
     """
     network, pair, inputs = setup(model, x, source, target, args, kwargs)
     return linearised(network, pair, inputs)
