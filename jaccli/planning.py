@@ -47,7 +47,8 @@ class Decision:
         sample_bytes: size of one sample's J.
         peak_bytes: predicted peak memory of ``batch`` samples beyond the network's own.
         others: why each other method was not taken.
-        predicted_s: predicted time for ``batch`` samples, where it was measured.
+        predicted_s: time of ``batch`` samples, predicted from counts, or as measured by a plan that raced programs;
+            None where the decision needed no prediction.
         bracket: of the structured method: how the chain is multiplied out.
         steps: the same for people; ``passes`` in short.
     """
