@@ -141,6 +141,12 @@ def no_second(error: BaseException) -> UnsupportedError:
             "expected torch.utils.checkpoint.checkpoint(..., use_reentrant=False), and a source outside of it",
             text,
         )
+    if "graph of itself" in text or "once_differentiable" in text:
+        return UnsupportedError(
+            f"no second derivative: {text}",
+            "expected backward passes of torch's operators, without no_grad, once_differentiable or NumPy",
+            "write that of the model's own function so, or take the value alone, under torch.no_grad()",
+        )
     return UnsupportedError(
         f"no second derivative: {text}",
         "expected operators that can be differentiated twice",

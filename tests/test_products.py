@@ -107,7 +107,7 @@ def test_a_right_network_sets_nothing_aside() -> None:
 
 def test_what_is_set_aside_is_a_note() -> None:
     model, x, j = made("once differentiable")
-    with pytest.warns(jaccli.JaccliNote, match="double backward set aside"):
+    with pytest.warns(jaccli.JaccliNote, match="Jv is taken by rows of J; set aside: double backward"):
         jaccli.operator(model, x).matvec(vectors(len(x), j.shape[2]))
 
 

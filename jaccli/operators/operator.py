@@ -14,7 +14,7 @@ from jaccli.layers.function import LayerFunction
 from jaccli.operators.by_rows import ByRows
 from jaccli.operators.linear_map import LinearMap
 from jaccli.operators.linearised import Linearised
-from jaccli.operators.routes import Route, Routes
+from jaccli.operators.routes import BATCHED, Route, Routes
 from jaccli.operators.verify import Truth
 
 Session = Callable[[], AbstractContextManager[None]]
@@ -86,14 +86,14 @@ class JacobianOperator(LinearMap):
         back: list[Route] = []
         if setting.backward:
             forth += [
-                Route("double backward, batched", _together(linear.jvps_by_transposition), BATCHED_FROM, 2),
+                Route("double backward" + BATCHED, _together(linear.jvps_by_transposition), BATCHED_FROM, 2),
                 Route("double backward", _one_by_one(linear.jvp_by_transposition)),
             ]
-            back += [Route("backward, batched", _together(linear.vjps), BATCHED_FROM, 2)]
+            back += [Route("backward" + BATCHED, _together(linear.vjps), BATCHED_FROM, 2)]
             back += [Route("structured", pull, BATCHED_FROM, 2)] if pull is not None else []
             back += [Route("backward", _one_by_one(linear.vjp), sure=True)]
         forth += [
-            Route("forward mode, batched", _together(linear.jvps), BATCHED_FROM, 2),
+            Route("forward mode" + BATCHED, _together(linear.jvps), BATCHED_FROM, 2),
             Route("forward mode", _one_by_one(linear.jvp)),
         ]
         if setting.backward:

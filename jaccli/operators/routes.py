@@ -11,6 +11,9 @@ from torch import Tensor
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, note
 from jaccli.operators.faults import is_out_of_memory, reason
 
+# How the names of routes end that take the vectors of a call together.
+BATCHED = ", batched"
+
 
 @dataclass(frozen=True)
 class Route:
@@ -58,6 +61,7 @@ class Routes:
     verified: set[str] = field(default_factory=set)
     asked: int = 0
     _not_finite: bool = False
+    _untold: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """The product with ``(batch, n, k)``, k at least 1.
@@ -83,6 +87,7 @@ class Routes:
                 self._leave(route, reason(error))
                 continue
             if found is not None:
+                self._tell(route)
                 return found
         if isinstance(last, JaccliError):
             raise last
@@ -120,8 +125,14 @@ class Routes:
 
     def _leave(self, route: Route, why: str) -> None:
         self.set_aside.add(route.name)
-        if not self.quiet and route is not self.routes[-1]:
-            note(f"{self.product}: {route.name} set aside: {why}")
+        self._untold.setdefault(route.name.removesuffix(BATCHED), why)
+
+    def _tell(self, taken: Route) -> None:
+        """One note of all that was set aside since the last one."""
+        if self._untold and not self.quiet:
+            reasons = "; ".join(f"{name} ({why})" for name, why in self._untold.items())
+            note(f"{self.product} is taken by {taken.name}; set aside: {reasons}")
+        self._untold.clear()
 
 
 def _finite(tensor: Tensor) -> bool:
