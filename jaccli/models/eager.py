@@ -19,6 +19,7 @@ from jaccli.models.dtypes import converted
 from jaccli.models.network import Network, StopRun, Tap
 from jaccli.models.noise import Noise, use_numpy
 from jaccli.models.own_code import has_own_code, held_generators
+from jaccli.models.settings import same_settings
 from jaccli.models.shield import ParameterWritten, Watch
 from jaccli.models.stamp import PLAIN, Stamp
 from jaccli.models.state import (
@@ -85,6 +86,7 @@ class EagerNetwork(Network):
             with (
                 _hooks(self.module, tap) if tap is not None else nullcontext(),
                 watch if self._watched else nullcontext(),
+                same_settings() if self._watched else nullcontext(),
             ):
                 output = self.module(*args, **kwargs)
         except StopRun as reached:
@@ -118,7 +120,7 @@ class EagerNetwork(Network):
             if self._state is not None:
                 yield
                 return
-            with without_parameter_gradients(self.tensors() if frozen else iter(())), self._installed(frozen):
+            with without_parameter_gradients(self.tensors(), frozen), self._installed(frozen):
                 yield
 
     @contextmanager

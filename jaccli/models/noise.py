@@ -204,7 +204,8 @@ def _python_source(generator: random.Random, name: str) -> Source:
     def read() -> tuple[Hashable, Any]:
         state = generator.getstate()
         words = state[1]
-        return (words[-1], words[0], state[2]), state  # its position, and a word that a new round changes
+        # Its position, and words that a new round and another seed change: the first is the same for every seed.
+        return (words[-1], *words[:3], state[2]), state
 
     return Source(name, read, generator.setstate)
 

@@ -1,8 +1,7 @@
-"""Putting an ``nn.Module`` back as it was: parameters, buffers, plain attributes."""
+"""Putting an ``nn.Module`` back as it was: parameters, buffers, submodules, hooks, and what attributes hold."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,15 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jaccli.models.holders import containers, is_array
 from jaccli.models.shield import ParameterWritten, storage_of
 
-_MACHINERY = frozenset(vars(nn.Module())) - {"training"} | {"_parameters", "_buffers", "_modules"}
+_MACHINERY = frozenset(vars(nn.Module())) - {"training", "_is_full_backward_hook"} | {
+    "_parameters",
+    "_buffers",
+    "_modules",
+}
+# Of the machinery what a pass may add to or replace, as a layer that is built when it is first called.
+_REGISTERED = (
+    "_modules",
+    *(f"_{way}{when}_hooks" for way in ("forward", "backward") for when in ("", "_pre")),
+    *(f"_forward{when}_hooks_with_kwargs" for when in ("", "_pre")),
+    "_forward_hooks_always_called",
+)
 
 
 class ModuleState:
     """Lets a module tree run without touching what it keeps.
 
-    While installed, copies stand in for buffers and for tensors in plain attributes, so that the
+    While installed, copies stand in for buffers and for tensors and arrays in plain attributes, so that the
     originals are never written. A copy that a pass has written to is replaced, not overwritten: a
     recorded graph may still need it. Cost: one copy of these tensors, and a look at each a pass.
     Parameters are not copied, save for those in ``shielded``, which passes rewrite: each pass gets one anew,
@@ -34,11 +45,13 @@ class ModuleState:
     def __init__(self, module: nn.Module, shielded: Collection[int] = (), frozen: bool = True, writes: bool = False):
         self._shielded, self._frozen, self._writes = shielded, frozen, writes
         self._modules = list(module.modules())
+        held = [vars(m).get(name) for m in self._modules for name in _REGISTERED] if writes else []
+        self._registered = [(now, dict(now)) for now in held if isinstance(now, dict)]
         self._attributes = [_attributes(m) for m in self._modules]
         self._buffers = [_buffers(m) for m in self._modules]
         self._parameters = [_parameters(m) if writes else {} for m in self._modules]
-        self._containers = [(c, _items(c)) for c in _containers(self._attributes)]
-        self._copies: dict[int, _Copy] = {}
+        self._containers = [(c, _items(c)) for c in containers(self._attributes)]
+        self._copies: dict[int, _Copy | _ArrayCopy] = {}
         every = {id(p): p for held in self._parameters for p in held.values() if p is not None}
         # Of each the memory that it stands in: a pass may put other memory in its place (``p.data = …``).
         self._memory = [(p, storage_of(p), p.detach()) for p in every.values()]
@@ -75,6 +88,10 @@ class ModuleState:
 
     def _put(self, change: Callable[[Any], Any]) -> None:
         """Everything that modules hold, each value changed."""
+        for now, before in self._registered:
+            if now != before:
+                now.clear()
+                now.update(before)
         together = zip(self._modules, self._attributes, self._buffers, self._parameters, strict=True)
         for module, attributes, buffers, parameters in together:
             _restore_attributes(module, {name: change(value) for name, value in attributes.items()})
@@ -89,13 +106,16 @@ class ModuleState:
 
     def _stand_in(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
-            return value
+            return self._copy(value) if is_array(value) else value
         if isinstance(value, nn.Parameter):
             return self._anew(value) if self._shielded and storage_of(value) in self._shielded else value
+        return self._copy(value)
+
+    def _copy(self, value: Any) -> Any:
         copy = self._copies.get(id(value))
         if copy is None or copy.written():
-            copy = self._copies[id(value)] = _Copy(value)
-        return copy.tensor
+            copy = self._copies[id(value)] = _Copy(value) if isinstance(value, Tensor) else _ArrayCopy(value)
+        return copy.stand_in
 
     def _anew(self, parameter: nn.Parameter) -> Tensor:
         if id(parameter) not in self._fresh:
@@ -104,19 +124,29 @@ class ModuleState:
         return self._fresh[id(parameter)]
 
 
+class _ArrayCopy:
+    """Of a NumPy array: no counter tells of a write."""
+
+    def __init__(self, original: Any) -> None:
+        self.original, self.stand_in = original, original.copy()
+
+    def written(self) -> bool:
+        return bool(self.stand_in.tobytes() != self.original.tobytes())
+
+
 class _Copy:
     def __init__(self, original: Tensor) -> None:
         self.original = original
-        self.tensor = original.detach().clone()
-        self.version = _version(self.tensor)
+        self.stand_in = original.detach().clone()
+        self.version = _version(self.stand_in)
         self.small = original.numel() <= _SMALL
 
     def written(self) -> bool:
         """By its version counter; small ones also by content, which sees writes through ``.data``."""
-        version = _version(self.tensor)
+        version = _version(self.stand_in)
         if version is None or version != self.version:
             return True
-        return self.small and not _same(self.tensor, self.original)
+        return self.small and not _same(self.stand_in, self.original)
 
 
 _SMALL = 4096
@@ -153,6 +183,8 @@ def _restore_tensors(module: nn.Module, kind: str, tensors: dict[str, Any]) -> N
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
+    if a.layout is not torch.strided or b.layout is not torch.strided:  # sparse tensors are not compared by torch
+        return True
     return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
@@ -176,7 +208,7 @@ def _restore_attributes(module: nn.Module, attributes: dict[str, Any]) -> None:
 def attribute_values(module: nn.Module) -> Iterator[Any]:
     """What the plain attributes of all modules hold, and the containers in them."""
     held = [_attributes(m) for m in module.modules()]
-    for values in [*(list(h.values()) for h in held), *(_values(c) for c in _containers(held))]:
+    for values in [*(list(h.values()) for h in held), *(_values(c) for c in containers(held))]:
         for value in values:
             yield from value if isinstance(value, tuple) else (value,)
 
@@ -192,7 +224,7 @@ def map_attributes(module: nn.Module, change: Callable[[Any], Any]) -> None:
     held = [_attributes(m) for m in modules]
     for owner, attributes in zip(modules, held, strict=True):
         _restore_attributes(owner, {name: change(value) for name, value in attributes.items()})
-    for container in _containers(held):
+    for container in containers(held):
         items = _items(container)
         if isinstance(items, dict):
             _refill(container, {key: change(value) for key, value in items.items()})
@@ -202,20 +234,6 @@ def map_attributes(module: nn.Module, change: Callable[[Any], Any]) -> None:
 
 def _values(container: Any) -> list[Any]:
     return list(container.values() if isinstance(container, dict) else container)
-
-
-def _containers(attributes: list[dict[str, Any]]) -> list[Any]:
-    """Mutable containers in plain attributes, nested ones too."""
-    found: dict[int, Any] = {}
-    stack: list[Any] = [value for held in attributes for value in held.values()]
-    while stack:
-        value = stack.pop()
-        if isinstance(value, tuple):
-            stack.extend(value)
-        elif isinstance(value, list | dict | deque | set) and id(value) not in found:
-            found[id(value)] = value
-            stack.extend(value.values() if isinstance(value, dict) else value)
-    return list(found.values())
 
 
 def _items(container: Any) -> Any:
@@ -239,15 +257,20 @@ _ABSENT = object()
 
 
 @contextmanager
-def without_parameter_gradients(tensors: Iterator[Tensor]) -> Iterator[None]:
-    """Switch ``requires_grad`` of leaves off; afterwards it is what it was, whatever a pass has made of it."""
-    leaves = [(t, t.requires_grad) for t in tensors if t.is_leaf and not t.is_inference()]
-    for tensor, asks in leaves:
-        if asks:
+def without_parameter_gradients(tensors: Iterator[Tensor], frozen: bool = True) -> Iterator[None]:
+    """Switch ``requires_grad`` of leaves off, if ``frozen``.
+
+    Afterwards it is what it was, and so is ``grad``, whatever a pass has made of them.
+    """
+    leaves = [(t, t.requires_grad, t.grad) for t in tensors if t.is_leaf and not t.is_inference()]
+    for tensor, asks, _ in leaves:
+        if asks and frozen:
             tensor.requires_grad_(False)
     try:
         yield
     finally:
-        for tensor, asks in leaves:
+        for tensor, asks, grad in leaves:
             if tensor.requires_grad != asks:
                 tensor.requires_grad_(asks)
+            if tensor.grad is not grad:
+                tensor.grad = grad
