@@ -28,6 +28,7 @@ from jaccli.names import check_compile, check_method
 from jaccli.operators import JacobianOperator
 from jaccli.operators.linear_map import LinearMap
 from jaccli.operators.operator import OneOf, Setting
+from jaccli.operators.verify import is_odd
 from jaccli.planning import Decision, decide
 from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare, readable
 from jaccli.replay import Replay
@@ -235,8 +236,12 @@ def linearised(
     """
     with computing(network), exact_attention(True):
         (prepared,) = prepare(network, inputs, [pair])
+        u, row = prepared.probe.cotangent, prepared.probe.row
+        linear_back = quiet or u is None or row is None or is_odd(prepared.linear, u, row)
     if not quiet:
         report_path(prepared, prepared.name)
+        if not linear_back:
+            warn("the backward pass is not linear (a clipped or rectified gradient): do not rely on products")
         if prepared.samples_mix:
             warn("samples mix: each product is of the whole batch's Jacobian, not of each sample's own block")
 

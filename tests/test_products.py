@@ -7,6 +7,7 @@ import importlib
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 import jaccli
 from jaccli.operators.verify import dual, same
-from tests import oracle
+from tests import hard_rules, oracle
 from tests.hard_rules import HARD
 from tests.oracle import INPUT, OUTPUT, error
 
@@ -109,6 +110,38 @@ def test_what_is_set_aside_is_a_note() -> None:
     model, x, j = made("once differentiable")
     with pytest.warns(jaccli.JaccliNote, match="Jv is taken by rows of J; set aside: double backward"):
         jaccli.operator(model, x).matvec(vectors(len(x), j.shape[2]))
+
+
+class Clipped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0].clamp(-1, 1)
+
+
+def guided() -> nn.Module:
+    """Its backward pass lets only positive numbers through."""
+    relu = nn.ReLU()
+    relu.register_full_backward_hook(lambda _, grads, __: (grads[0].clamp(min=0),))
+    return nn.Sequential(nn.Linear(5, 8), relu, nn.Linear(8, 4))
+
+
+def test_a_backward_pass_that_is_not_linear_is_told_of() -> None:
+    for model in (guided().double(), hard_rules.Of(5, 6, Clipped.apply).double()):
+        with pytest.warns(jaccli.JaccliWarning, match="not linear"):
+            jaccli.operator(model, vectors(3, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_backward_pass_that_is_linear_is_not(dtype: torch.dtype) -> None:
+    for name in ("once differentiable", "numpy", "no graph"):
+        model = HARD[name][0]().to(torch.float32 if name == "numpy" else dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", jaccli.JaccliWarning)
+            jaccli.operator(model, HARD[name][1]().to(next(model.parameters()).dtype))
 
 
 @pytest.mark.parametrize("where", [0, 37, 99])

@@ -12,16 +12,18 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from jaccli import defaults
 from jaccli.operators.faults import is_out_of_memory
-from jaccli.operators.linearised import Linearised
+from jaccli.operators.linearised import Linearised, graph_nodes
 from jaccli.operators.magnitude import norm
 
 # An element of a product that is this much smaller than the others is judged by their size, not by its own.
 _NOT_SMALLER = 1e-2
 # A difference is believed to so many times what two steps of it differ by.
 _SPREAD = 8.0
+_SCALE = 8.0
 
 
 def tolerance(eps: float) -> float:
@@ -119,6 +121,17 @@ class Truth:
         truth, spread = estimate
         gap, size = norm(found - truth, (1,)), norm(truth, (1,))
         return bool((gap <= _SPREAD * spread + tolerance(self.linear.rounding) * size)[size.isfinite()].all())
+
+
+def is_odd(linear: Linearised, u: Tensor, row: Tensor) -> bool:
+    """Whether a backward pass of −8u gives −8 times ``row``, that of u: what is clipped, or rectified, does not.
+
+    A power of two commutes with rounding. Cost: one backward pass, where the graph holds code in Python, which
+    torch's own derivatives need no question of.
+    """
+    if linear.live is None or not any(isinstance(n, BackwardCFunction) for n in graph_nodes(linear.live.target)):
+        return True
+    return same(linear.vjp(-_SCALE * u), -_SCALE * row, linear.rounding)
 
 
 def difference(linear: Linearised, z: Tensor) -> tuple[Tensor, Tensor] | None:
