@@ -210,11 +210,28 @@ def report_path(prepared: Prepared, name: str) -> None:
         say(f"{name}: J is zero: {prepared.why_zero}")
 
 
+def _moves(prepared: Prepared) -> bool:
+    """Whether a step of a tenth moves the target. Cost: one evaluation."""
+    linear = prepared.linear
+    h = linear.point
+    try:
+        with torch.no_grad():
+            found = linear.evaluate(h + 0.1 * (h.abs() + h.abs().mean()))
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+    return not torch.equal(found.reshape(-1), linear.value.reshape(-1))
+
+
 def report(prepared: Prepared, outcome: Outcome, name: str) -> None:
     """Warnings and notes about one pair's J."""
     report_path(prepared, name)
     if outcome.method == "finite-difference" and not outcome.matrix.any():
-        note(f"{name}: J is zero: the target does not move with the source")
+        if _moves(prepared):
+            warn(f"{name}: differences are zero, and larger steps move the target: lower precision inside, or stairs")
+        else:
+            note(f"{name}: J is zero: the target does not move with the source")
     if prepared.samples_mix:
         warn(
             f"{name}: samples mix: a sample's target depends on the other samples; "

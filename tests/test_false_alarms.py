@@ -184,3 +184,23 @@ def test_mixing_is_told(name: str, method: str) -> None:
     model = MIXING[name]().requires_grad_(False)
     if method != "finite-difference" or name not in ("weak in half", "weak, saturated"):  # values do not show it there
         assert any("samples mix" in text for text in said(model, samples(model, 0), method))
+
+
+@pytest.mark.parametrize("inside", [torch.bfloat16, torch.float16])
+def test_differences_that_lower_precision_swallows(inside: torch.dtype) -> None:
+    """Differences of a network that works in lower precision inside are zero, or far off: a warning, not a note."""
+
+    class Short(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4).double(), nn.Linear(4, 4).to(inside)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).to(inside)).to(x.dtype)
+
+    torch.manual_seed(0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        jaccli.jacobian(Short(), torch.randn(3, 4).double(), method="finite-difference")
+    kinds = [w.category for w in said]
+    assert any(issubclass(kind, jaccli.JaccliWarning) and kind is not jaccli.JaccliNote for kind in kinds)

@@ -166,3 +166,9 @@ def test_objects_are_cast() -> None:
 
     network = as_network(Changes(in_a_cache)).cast(dtype=torch.float32)
     assert network.module.cache.gain.dtype == torch.float32  # type: ignore[attr-defined]
+
+
+def test_parameters_without_a_shape() -> None:
+    """A lazy layer that has not been run is refused."""
+    with pytest.raises(jaccli.JaccliError, match="no shape yet"):
+        jaccli.jacobian(nn.Sequential(nn.LazyLinear(3)), torch.randn(2, 4))

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
+from torch.nn.parameter import is_lazy
 
-from jaccli.errors import UnsupportedError
+from jaccli.errors import RefusedError, UnsupportedError
 from jaccli.models.dtypes import converted
 from jaccli.models.network import Network, StopRun, Tap
 from jaccli.models.noise import Noise, use_numpy
@@ -51,6 +52,13 @@ class EagerNetwork(Network):
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        lazy = [name for name, tensor in module.named_parameters() if is_lazy(tensor)]
+        if lazy:
+            raise RefusedError(
+                f"the model has parameters that have no shape yet ({_some(lazy)})",
+                "expected a model that has been run before",
+                "call it once with samples like yours",
+            )
         self._state: ModuleState | None = None
         self._noise = Noise([])
         self._watched = False

@@ -203,7 +203,8 @@ def gradient(target: Tensor, source: Tensor, cotangent: Tensor, create_graph: bo
     if batching_imported():
         return torch.autograd.grad(target, source, cotangent, True, create_graph, allow_unused=True)[0]
     with torch.enable_grad():
-        inner = (target * cotangent).sum()
+        # A caller's vector of inference mode cannot be saved for a backward pass; a copy of it can.
+        inner = (target * (cotangent.clone() if cotangent.is_inference() else cotangent)).sum()
     return torch.autograd.grad(inner, source, None, True, create_graph, allow_unused=True)[0]
 
 
