@@ -137,7 +137,8 @@ def _believed(prepared: Prepared, outcome: Outcome) -> Outcome:
         if second is None:
             return again
     if outcome.method != "loop":
-        warn(
+        say = note if second is None else warn
+        say(
             f"{outcome.method} gave a Jacobian that is {error:.2g} off an independent backward pass; "
             "it was taken again row by row (loop)"
         )
@@ -184,7 +185,7 @@ def _off(prepared: Prepared, chosen: slice, u: Tensor, row: Tensor, factors: Seq
         product = torch.bmm(product.unsqueeze(1), factor[chosen]).squeeze(1)
         size = size * _sizes(factor[chosen])
         finite &= size.isfinite() | factor[chosen].isfinite().all(2).all(1).cpu()
-    difference = apart(product, row)
+    difference, size = apart(product, row), torch.fmax(size, norms(row))
     error = difference / size.clamp(min=torch.finfo(size.dtype).tiny)
     error = torch.where(difference <= torch.finfo(row.dtype).tiny, 0.0, error)  # digits that subnormal numbers lack
     error = torch.where(lost & ~finite, torch.inf, error)
