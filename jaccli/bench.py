@@ -243,6 +243,7 @@ def _peak_bytes(contender: Contender) -> int:
             contender.call()
             if backend.max_memory_allocated() > before:
                 return int(backend.max_memory_allocated() - before)
+            contender.forget()  # it ran on the CPU, and keeps memory since
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False) as recorded:
             contender.call()
     held = peak = 0
