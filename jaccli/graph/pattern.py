@@ -70,11 +70,6 @@ class Pattern:
         """Entries that may be nonzero."""
         return len(self.indices)
 
-    @property
-    def density(self) -> float:
-        """Their share."""
-        return self.nnz / max(1, math.prod(self.shape))
-
     @cached_property
     def rows(self) -> IntArray:
         """The row of every entry."""

@@ -162,6 +162,12 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SLOW = ("compute", "nets.py:Slow", "-i", "random:400,n=8192", "--method", "loop", "--max-memory", "60MB")
 
 
+def heard() -> None:
+    """A shell has its background jobs ignore Ctrl-C, and nohup a closed terminal; children inherit that."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def started(folder: Path, *argv: str) -> subprocess.Popen[bytes]:
     """A long computation that is under way: its temporary file is there."""
     running = subprocess.Popen(
@@ -171,8 +177,7 @@ def started(folder: Path, *argv: str) -> subprocess.Popen[bytes]:
         stderr=subprocess.PIPE,
         env=ENV,
         start_new_session=True,
-        # A shell has its background jobs ignore Ctrl-C, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heard,
     )
     for _ in range(600):
         if any(name.endswith(".partial") for name in os.listdir(folder)) or running.poll() is not None:
