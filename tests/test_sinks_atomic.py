@@ -115,6 +115,7 @@ def test_signals_leave_nothing(tmp_path: Path, number: signal.Signals) -> None:
         process.send_signal(number)
         assert process.wait(20) == 128 + number
     assert os.listdir(tmp_path) == []
+    assert signal.getsignal(number) is before
 
 
 def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
