@@ -100,9 +100,7 @@ def test_hutchinson_against_exact(name: str, towards: str) -> None:
 
 
 @pytest.mark.parametrize("estimator", ["exact", "hutchinson"])
-@pytest.mark.parametrize(
-    "name", ["no graph", "once differentiable", "numpy", "some of it without a graph", "distances"]
-)
+@pytest.mark.parametrize("name", ["no graph", "once differentiable", "numpy", "some of it without a graph"])
 def test_no_gradient_is_made_of_a_missing_graph(name: str, estimator: str) -> None:
     model, x = square(name)
     assert told(model, x, "identity", estimator=estimator)[0] is None

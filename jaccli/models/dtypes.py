@@ -8,19 +8,20 @@ import torch
 from torch import Tensor
 
 _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_COMPLEX = dict(zip(_REAL, (torch.complex32, torch.complex64, torch.complex64, torch.complex128), strict=True))
 
 
 def counterpart(kind: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
     """The dtype of numbers of ``kind`` in a model that computes in ``dtype``.
 
     Complex numbers become those whose parts have ``dtype``: float32 ↔ complex64, float64 ↔ complex128, float16 ↔
-    complex32 (for which torch lacks many kernels). There is no complex bfloat16: they become complex64, as torch's own
-    ``Tensor.to_complex`` has it. Integers and booleans stay what they are.
+    complex32 (for which torch lacks many kernels). With bfloat16 they become complex64: torch has a complex bfloat16
+    from 2.14 on only, and few kernels for it. Integers and booleans stay what they are.
     """
     if dtype is None:
         return kind
     if kind.is_complex:
-        return dtype.to_complex()
+        return _COMPLEX[dtype]
     return dtype if kind.is_floating_point else kind
 
 
@@ -64,7 +65,7 @@ def renamed(
         return dict(before)
     own = {t.dtype if t.is_floating_point() else t.dtype.to_real() for t in tensors if not is_whole(t)}
     own = (own or {torch.float32}) | {kind for kind in before if kind.is_floating_point}
-    complexes = {kind.to_complex() for kind in own if kind in _REAL}
+    complexes = {_COMPLEX[kind] for kind in own if kind in _REAL}
     return {kind: counterpart(kind, dtype) for kind in own | complexes}
 
 

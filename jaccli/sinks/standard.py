@@ -92,6 +92,16 @@ def discard_results() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), results().fileno())
 
 
+def discard_messages() -> None:
+    """What standard error could not take is lost: the interpreter would try once more, and exit with 120."""
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            sys.stderr.flush()
+
+
 @contextlib.contextmanager
 def settled() -> Iterator[None]:
     """Standard streams that are there, and can write anything: for the time of one command line."""
