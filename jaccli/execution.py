@@ -260,10 +260,8 @@ def _report_rounding(prepared: Prepared, name: str) -> None:
     if not drowned or live is None:
         return
     own = torch.finfo(prepared.linear.value.dtype).eps
-    kind, inside = (
-        _FORMATS.get(live.rounding, ""),
-        "" if live.rounding <= own else ", in which the network works inside",
-    )
+    kind = _FORMATS.get(live.rounding, "")
+    inside = "" if live.rounding <= own else ", in which the network works inside"
     remedy = ": --dtype float64" if own > torch.finfo(torch.float64).eps and not inside else ""
     warn(f"{name}: J of {drowned} of {prepared.linear.batch} samples is below {kind}'s rounding{inside}{remedy}")
 

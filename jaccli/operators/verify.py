@@ -23,6 +23,7 @@ from jaccli.operators.magnitude import norm
 _NOT_SMALLER = 1e-2
 # A difference is believed to so many times what two steps of it differ by.
 _SPREAD = 8.0
+# By so much, and with the other sign, a cotangent is scaled that asks whether a backward pass is linear.
 _SCALE = 8.0
 
 
