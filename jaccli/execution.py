@@ -143,6 +143,8 @@ def _believed(prepared: Prepared, outcome: Outcome) -> Outcome:
             "it was taken again row by row (loop)"
         )
     found = prepared.rounding()
+    if prepared.linear.f.network.draws.unsteady:  # told already
+        return again
     if found is not None and not found.steady:
         warn("two passes at one point disagree: the model is not deterministic, do not rely on J")
     elif second is not None:
@@ -257,7 +259,7 @@ def _report_rounding(prepared: Prepared, name: str) -> None:
     """Say of how many samples J is no more than rounding, where a disagreement led to the question."""
     found, live = prepared.probe.rounding, prepared.linear.live
     drowned = int(found.drowned().sum()) if found is not None and found.steady and live is not None else 0
-    if not drowned or live is None:
+    if not drowned or live is None or prepared.linear.f.network.draws.unsteady:
         return
     own = torch.finfo(prepared.linear.value.dtype).eps
     kind = _FORMATS.get(live.rounding, "")

@@ -16,12 +16,10 @@ from jaccli.layers.record import Inputs, record
 from jaccli.memory import available, footprint
 from jaccli.models.network import Network
 from jaccli.operators.linearised import Linearised
-from jaccli.operators.rounding import apart, norms, rounding, value_rounding
+from jaccli.operators.rounding import VALUE_POWER, apart, norms, rounding, value_rounding
 from jaccli.operators.verify import tolerance
 from jaccli.prepare import Prepared, own, prepare, readable
 
-# Values that differ by less than this power of eps differ by rounding; of more, rounding is found out.
-_VALUE_POWER = 0.75
 # Of the samples that fit, one in so many is asked for products: three more graphs are held for a moment.
 _SHARE = 4
 # Tensors of the widest activation's size that a pass without gradients holds.
@@ -42,10 +40,10 @@ def influence(network: Network, inputs: Inputs, ready: Sequence[Prepared], limit
         limit: bytes that the pass of all samples may take; by default what is free.
 
     Returns:
-        What differs and by how much; None also where the model does not take such numbers of samples, or draws:
-        another number of samples gets other numbers.
+        What differs and by how much; None also where the model does not take such numbers of samples, or draws
+        or is not deterministic: another number of samples gets other numbers.
     """
-    if network.draws.seen:
+    if network.draws.seen or network.draws.unsteady:
         return None
     first, batch = ready[0].linear.batch, inputs.batch
     n = max(1, min(first // _SHARE, batch - first))
@@ -116,7 +114,7 @@ def _off(linear: Linearised, u: Tensor | None, found: Tensor, alone: Tensor) -> 
         return 0.0
     difference, size = apart(found, alone), norms(alone)
     eps = torch.finfo(alone.dtype).eps
-    if not bool((difference > (eps**_VALUE_POWER if u is None else tolerance(eps)) * size).any()):
+    if not bool((difference > (eps**VALUE_POWER if u is None else tolerance(eps)) * size).any()):
         return 0.0
     if u is None:
         reach = value_rounding(linear)

@@ -20,6 +20,7 @@ from jaccli.methods.base import is_out_of_memory, nudged, reason
 from jaccli.models.network import Network
 from jaccli.operators.linearised import Linearised, Live, graph_nodes
 from jaccli.operators.rounding import Rounding, rounding
+from jaccli.steadiness import unsteady
 
 Pair = tuple[Address, Address]
 
@@ -149,6 +150,8 @@ def prepare(
     inputs = own(inputs)
     with readable(inputs):
         taken = record_backward(network, inputs, [s for s, _ in pairs], [t for _, t in pairs], live=graph)
+    if network.opaque and not network.draws.asked:
+        network.draws.asked, network.draws.unsteady = True, unsteady(network, taken)
     network.draws.tell()
     if taken.left_out:
         names = "; ".join(list(taken.left_out.values())[:4]) + "; …" * (len(taken.left_out) > 4)
@@ -235,7 +238,7 @@ def _prepared(network: Network, taken: Record, source: Held, target: Held, graph
         return prepared
     if graph:
         _probe(prepared)
-    if not graph or prepared.probe.backward_gap:
+    if (not graph or prepared.probe.backward_gap) and not network.draws.unsteady:
         prepared.samples_mix = moves_others(linear)
     if not graph:
         moved = value_at(linear, nudged(linear.point))

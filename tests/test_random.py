@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
+from jaccli.models.entropy import held_seeds
 from jaccli.models.factory import build
 from jaccli.models.noise import Noise
 from jaccli.names import METHOD_NAMES
@@ -90,6 +94,15 @@ MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "own numpy": (held(lambda: np.random.default_rng(1)), "a numpy generator of its own"),
     "own legacy": (held(lambda: np.random.RandomState(1)), "a numpy generator of its own"),
     "own python": (held(lambda: random.Random(1)), "a random generator of its own"),
+    "fresh numpy": (
+        lambda: Drawing(lambda _, x: of_numpy(x, np.random.default_rng().uniform(1, 2, 4))),
+        "a generator without a seed",
+    ),
+    "fresh legacy": (
+        lambda: Drawing(lambda _, x: of_numpy(x, np.random.RandomState().normal(size=4))),
+        "a generator without a seed",
+    ),
+    "fresh python": (lambda: Drawing(lambda _, x: of_numpy(x, random.Random().random())), "a generator without a seed"),
     "beside the class": (ByGlobal, "a numpy generator of its own"),
     "script": (lambda: torch.jit.script(Scripted()), "torch's generator"),
     "script within": (lambda: nn.Sequential(torch.jit.script(Scripted())), "torch's generator"),
@@ -114,7 +127,7 @@ def standing(model: Any) -> Noise:
 def truth(model: Any, x: Tensor, noise: Noise) -> Tensor:
     """J of the draw that the generators stand at; they are put back."""
     call = model.module() if isinstance(model, torch.export.ExportedProgram) else model
-    with torch.jit.optimized_execution(False):
+    with torch.jit.optimized_execution(False), held_seeds():
         j = torch.autograd.functional.jacobian(call, x)
     noise.restore()
     return torch.stack([j[b, :, b] for b in range(len(x))])
@@ -160,7 +173,7 @@ def test_one_draw(name: str, entry: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::jaccli.JaccliWarning")
-@pytest.mark.parametrize("name", ["dropout", "numpy", "python", "own numpy", "script"])
+@pytest.mark.parametrize("name", ["dropout", "numpy", "python", "own numpy", "fresh numpy", "script"])
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_every_method_at_the_same_draw(name: str, method: str) -> None:
     model, x = MODELS[name][0](), torch.randn(3, 4)
@@ -188,7 +201,9 @@ def test_no_draw_is_baked_into_a_plan(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::jaccli.JaccliWarning")
-@pytest.mark.parametrize("name", ["dropout", "numpy", "python", "own numpy", "own torch", "beside the class"])
+@pytest.mark.parametrize(
+    "name", ["dropout", "numpy", "python", "own numpy", "own torch", "fresh python", "beside the class"]
+)
 def test_an_operator_keeps_its_draw(name: str) -> None:
     """Products stay those of one matrix, wherever the generators have gone since."""
     model, x = MODELS[name][0](), torch.randn(3, 4)
@@ -202,6 +217,64 @@ def test_an_operator_keeps_its_draw(name: str) -> None:
         torch.testing.assert_close(a.matvec(v), (want @ v[..., None])[..., 0], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(a.rmatvec(v), (v[:, None] @ want)[:, 0], rtol=1e-5, atol=1e-5)
     assert noise.restore() == []
+
+
+COUNT = [0]
+
+
+def counted() -> float:
+    COUNT[0] += 1
+    return 1 + COUNT[0] % 7 / 7
+
+
+def reseeded() -> float:
+    torch.seed()
+    return float(torch.rand(()))
+
+
+# What no generator that can be held gives.
+UNSTEADY: dict[str, Callable[[], float]] = {
+    "system": lambda: 1 + os.urandom(1)[0] / 256,
+    "clock": lambda: 1 + time.perf_counter_ns() % 1000 / 1000,
+    "counter beside the class": counted,
+    "seeded anew": reseeded,
+    "system's generator": random.SystemRandom().random,
+}
+
+
+@pytest.mark.parametrize("name", UNSTEADY)
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_what_is_not_deterministic(name: str, entry: str) -> None:
+    """No draw can be held: a warning says so once, and nothing else is made of it, as samples that mix."""
+    draw, x = UNSTEADY[name], torch.randn(5, 4)
+    model = Drawing(lambda _, x: torch.full_like(x, draw()))
+    with said():
+        plan = jaccli.plan(model, x)
+    with said() as texts:
+        plan(x) if entry == "plan" else ENTRIES[entry](model, x)
+    assert sum("not deterministic" in text for text in texts) == 1
+    assert not any("samples" in text or "one draw" in text or "below" in text for text in texts)
+
+
+def test_seeds_are_held_in_one_thread_and_put_back() -> None:
+    """What another thread makes meanwhile is the system's; afterwards all is."""
+    fresh = (lambda: int(np.random.default_rng().integers(1 << 60))), (lambda: random.Random().getrandbits(60))
+    methods = random.Random.seed, np.random.bit_generator.randbits
+    for draw in fresh:
+        found: list[int] = []
+        noise = Noise.now()
+        with held_seeds(), held_seeds():
+            found.append(draw())
+            noise.restore()
+            assert draw() == found[0]
+            noise.restore()
+            other = threading.Thread(target=lambda draw, found: found.append(draw()), args=(draw, found))
+            other.start()
+            other.join()
+        noise.restore()
+        found.append(draw())
+        assert len(set(found)) == 3
+    assert methods == (random.Random.seed, np.random.bit_generator.randbits)
 
 
 def test_dropout_in_training_mode_is_told_of_once() -> None:
@@ -239,6 +312,7 @@ def test_fresh_weights_are_seeded() -> None:
     def make() -> nn.Module:
         fc = nn.Linear(2, 2)
         fc.weight.data += torch.as_tensor(np.random.rand(2, 2)).float() + random.random()
+        fc.weight.data += np.random.default_rng().random() + random.Random().random()
         return fc
 
     noise = Noise.now()

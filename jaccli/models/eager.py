@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from jaccli.errors import RefusedError, UnsupportedError
 from jaccli.models.dtypes import converted
+from jaccli.models.entropy import STREAM, held_seeds
 from jaccli.models.network import Network, StopRun, Tap
 from jaccli.models.noise import Noise, use_numpy
 from jaccli.models.own_code import has_own_code, held_generators
@@ -112,6 +113,10 @@ class EagerNetwork(Network):
             raise stop
         return output
 
+    @property
+    def opaque(self) -> bool:
+        return self._watched
+
     def noise(self) -> Noise:
         return self._noise_now(has_own_code(self.module))
 
@@ -140,7 +145,8 @@ class EagerNetwork(Network):
         self._state = state = ModuleState(self.module, self._shielded, frozen, self._watched)
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            yield
+            with held_seeds() if self._watched else nullcontext():
+                yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
             state.remove()
@@ -153,7 +159,8 @@ class EagerNetwork(Network):
             # Tensors with a history, as a state kept between calls, refuse to be deep-copied.
             if not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-        twin = copy.deepcopy(self.module, memo)
+        with STREAM.aside():
+            twin = copy.deepcopy(self.module, memo)
         cast_in_place(twin, device, dtype)
         return EagerNetwork(twin)
 

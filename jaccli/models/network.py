@@ -59,6 +59,11 @@ class Network(ABC):
         """What runs have drawn from so far."""
         return Draws()
 
+    @property
+    def opaque(self) -> bool:
+        """Whether, in a session, a pass may run code that nobody here sees, as Python's."""
+        return False
+
     def noise(self) -> Noise:
         """Where all generators stand that a run may draw from."""
         return Noise.now()

@@ -1,7 +1,8 @@
 """Random generators: where they stand, whether a pass has drawn from them, and how they are put back.
 
-A model may draw from torch's generators (one for each device), from NumPy's and Python's global ones, and from
-generators of its own. All are ``Source``s: read once, compared cheaply, and set only where they have moved.
+A model may draw from torch's generators (one for each device), from NumPy's and Python's global ones, from
+generators of its own, and from such that it makes in a pass without a seed (``entropy``). All are ``Source``s: read
+once, compared cheaply, and set only where they have moved.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from typing import Any
 import torch
 
 from jaccli.errors import warn
+from jaccli.models.entropy import STREAM, held_seeds
 
 TORCH = "torch's generator"
 _LARGEST_NUMPY_SEED = 2**32
+_UNSTEADY = "unsteady"
 _MERSENNE_BYTES = 624 * 4 + 4  # its words and its position
 
 
@@ -82,17 +85,19 @@ def same_noise(start: Noise) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """All global generators begin at a seed, and are put back afterwards."""
+    """All global generators begin at a seed, new ones without a seed too, and are put back afterwards."""
     before = Noise.now()
     seed_all(seed)
     try:
-        yield
+        with held_seeds():
+            yield
     finally:
         before.restore()
 
 
 def seed_all(seed: int) -> None:
-    """Seed torch on every device, Python's generator, and NumPy's where NumPy is in use."""
+    """Seed torch on every device, Python's generator, NumPy's where NumPy is in use, and those that models make."""
+    STREAM.begin(seed)
     torch.manual_seed(seed)
     random.seed(seed)
     if "numpy" in sys.modules:
@@ -105,12 +110,15 @@ def seed_all(seed: int) -> None:
 class Draws:
     """What the passes of a network drew from: names of generators in ``seen``; ``told`` were warned of.
 
-    ``passes`` counts those that drew.
+    ``passes`` counts those that drew. ``asked``: whether two passes at one point were compared; ``unsteady``: by how
+    much they differed, of themselves.
     """
 
     seen: dict[str, None] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
     passes: int = 0
+    asked: bool = False
+    unsteady: float = 0.0
 
     def saw(self, names: list[str]) -> None:
         """A pass moved these."""
@@ -118,7 +126,14 @@ class Draws:
         self.seen.update(dict.fromkeys(names))
 
     def tell(self) -> None:
-        """Warn, once, that J is of one draw."""
+        """Warn, once, that J is of one draw, or of one pass."""
+        if self.unsteady and _UNSTEADY not in self.told:
+            self.told.add(_UNSTEADY)
+            warn(
+                f"two passes at one point differ by {self.unsteady:.2g} of themselves: the model is not deterministic "
+                "(it asks the system for random numbers, a clock or a counter?), do not rely on J"
+            )
+            self.told.update(self.seen)  # no seed makes that draw again
         new = [name for name in self.seen if not {name, name.partition(" on ")[0]} & self.told]
         if new:
             self.told.update(new)
@@ -155,6 +170,7 @@ def _global(python: bool) -> Iterator[Source]:
     if not python:
         return
     yield _python_source(random._inst, "Python's generator")
+    yield Source("a generator without a seed", lambda: (STREAM.place, STREAM.place), STREAM.put)
     mtrand = sys.modules.get("numpy.random.mtrand")
     if mtrand is not None:
         yield _legacy_source(mtrand._rand, "NumPy's generator")

@@ -27,6 +27,8 @@ LOST = 0.25
 # What two runs at one point differ by is rounding (an accelerator's order of sums) up to this share of that.
 STEADY = 0.25
 DRAWS = 2
+# Values that differ by less than this power of eps of themselves differ by rounding; of more it is found out.
+VALUE_POWER = 0.75
 # A product is lost in rounding from this share of it on.
 DROWNED = 0.5
 

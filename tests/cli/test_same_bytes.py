@@ -52,6 +52,10 @@ def by_python():
     return Drawing(lambda x: random.gauss(1, 1))
 
 
+def by_fresh():
+    return Drawing(lambda x: torch.from_numpy(np.random.default_rng().uniform(1, 2, x.shape[1])).to(x))
+
+
 def plain():
     return Drawing(lambda x: 1.0)
 
@@ -73,7 +77,7 @@ def conv():
 def attention():
     return nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
 """
-DRAWING = ["torch", "dropout", "numpy", "python"]
+DRAWING = ["torch", "dropout", "numpy", "python", "fresh"]
 INPUTS = {
     "wide": "random:96,n=5",
     "narrow": "random:400,n=6",

@@ -1,0 +1,104 @@
+"""Generators that a pass makes for itself without a seed: the system would seed them otherwise in every pass.
+
+While a network is held, such generators of NumPy and Python get their seeds from one stream, which stands where it is
+put, in the threads that hold the network alone. What asks the system itself (``os.urandom``, ``secrets``) is never
+touched: keys are made of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_PYTHON_BITS = 128
+_SYSTEM = random.SystemRandom()
+
+
+class Stream(threading.local):
+    """Seeds, each a hash of where the stream begins and of how many were given; each thread has its own place.
+
+    Args:
+        start: the same in all threads until ``begin`` is called.
+    """
+
+    given = 0
+    holders = 0
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+
+    def begin(self, seed: int) -> None:
+        """Give the seeds of this seed from now on."""
+        self.start, self.given = seed, 0
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where it stands."""
+        return self.start, self.given
+
+    def put(self, place: tuple[int, int]) -> None:
+        """Stand there."""
+        self.start, self.given = place
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within, the system gives the seeds: a generator that is copied is made before it gets its state."""
+        holders, self.holders = self.holders, 0
+        try:
+            yield
+        finally:
+            self.holders = holders
+
+    def bits(self, count: int) -> int:
+        """So many random bits: the next seed, or the system's where this thread holds no network."""
+        if not self.holders:
+            return _SYSTEM.getrandbits(count)
+        self.given += 1
+        digest = hashlib.shake_256(f"{self.start}:{self.given}".encode()).digest((count + 7) // 8)
+        return int.from_bytes(digest, "little") % (1 << count)
+
+
+STREAM = Stream(_SYSTEM.getrandbits(_PYTHON_BITS))
+
+
+def _python_seed(generator: random.Random, a: Any = None, version: int = 2) -> None:
+    _seed(generator, STREAM.bits(_PYTHON_BITS) if a is None and STREAM.holders else a, version)
+
+
+_seed = random.Random.seed
+_lock = threading.Lock()
+_replaced: list[Callable[[], None]] = []
+_sessions = 0
+
+
+@contextmanager
+def held_seeds() -> Iterator[None]:
+    """Within, in this thread, generators without a seed are seeded by ``STREAM``. Cost: some microseconds."""
+    global _sessions
+    with _lock:
+        _sessions += 1
+        if _sessions == 1:
+            _replace(random.Random, "seed", _python_seed)
+            numpy = sys.modules.get("numpy.random.bit_generator")
+            if hasattr(numpy, "randbits"):  # what ``SeedSequence`` asks
+                _replace(numpy, "randbits", STREAM.bits)
+    STREAM.holders += 1
+    try:
+        yield
+    finally:
+        STREAM.holders -= 1
+        with _lock:
+            _sessions -= 1
+            while not _sessions and _replaced:
+                _replaced.pop()()
+
+
+def _replace(owner: Any, name: str, new: Any) -> None:
+    old = getattr(owner, name)
+    setattr(owner, name, new)
+    _replaced.append(lambda: setattr(owner, name, old))
