@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import tempfile
 import threading
 import time
 import warnings
@@ -234,8 +235,8 @@ def reseeded() -> float:
 
 # What no generator that can be held gives.
 UNSTEADY: dict[str, Callable[[], float]] = {
-    "system": lambda: 1 + os.urandom(1)[0] / 256,
-    "clock": lambda: 1 + time.perf_counter_ns() % 1000 / 1000,
+    "system": lambda: 1 + int.from_bytes(os.urandom(6)) / 256**6,
+    "clock": lambda: 1 + time.perf_counter_ns() % 10**7 / 10**7,
     "counter beside the class": counted,
     "seeded anew": reseeded,
     "system's generator": random.SystemRandom().random,
@@ -275,6 +276,17 @@ def test_seeds_are_held_in_one_thread_and_put_back() -> None:
         found.append(draw())
         assert len(set(found)) == 3
     assert methods == (random.Random.seed, np.random.bit_generator.randbits)
+
+
+def test_names_of_temporary_files_are_no_draw() -> None:
+    class Compiling(Drawing):
+        def forward(self, x: Tensor) -> Tensor:
+            tempfile._RandomNameSequence().rng.random()  # type: ignore[attr-defined]
+            return super().forward(x)
+
+    with said() as texts:
+        jaccli.jacobian(Compiling(lambda _, x: x), torch.randn(3, 4))
+    assert texts == []
 
 
 def test_dropout_in_training_mode_is_told_of_once() -> None:

@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from jaccli.errors import RefusedError, UnsupportedError
 from jaccli.models.dtypes import converted
-from jaccli.models.entropy import STREAM, held_seeds
+from jaccli.models.entropy import held_seeds
 from jaccli.models.network import Network, StopRun, Tap
 from jaccli.models.noise import Noise, use_numpy
 from jaccli.models.own_code import has_own_code, held_generators
@@ -96,6 +96,7 @@ class EagerNetwork(Network):
                 _hooks(self.module, tap) if tap is not None else nullcontext(),
                 watch if self._watched else nullcontext(),
                 same_settings() if self._watched else nullcontext(),
+                held_seeds() if self._watched else nullcontext(),
             ):
                 output = self.module(*args, **kwargs)
         except StopRun as reached:
@@ -145,8 +146,7 @@ class EagerNetwork(Network):
         self._state = state = ModuleState(self.module, self._shielded, frozen, self._watched)
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with held_seeds() if self._watched else nullcontext():
-                yield
+            yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
             state.remove()
@@ -159,8 +159,7 @@ class EagerNetwork(Network):
             # Tensors with a history, as a state kept between calls, refuse to be deep-copied.
             if not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-        with STREAM.aside():
-            twin = copy.deepcopy(self.module, memo)
+        twin = copy.deepcopy(self.module, memo)
         cast_in_place(twin, device, dtype)
         return EagerNetwork(twin)
 

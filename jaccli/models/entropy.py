@@ -1,8 +1,7 @@
 """Generators that a pass makes for itself without a seed: the system would seed them otherwise in every pass.
 
-While a network is held, such generators of NumPy and Python get their seeds from one stream, which stands where it is
-put, in the threads that hold the network alone. What asks the system itself (``os.urandom``, ``secrets``) is never
-touched: keys are made of it.
+Within a pass, and in its thread alone, such generators of NumPy and Python get their seeds from one stream, which
+stands where it is put. What asks the system itself (``os.urandom``, ``secrets``) is never touched: keys are made of it.
 """
 
 from __future__ import annotations
@@ -45,17 +44,8 @@ class Stream(threading.local):
         """Stand there."""
         self.start, self.given = place
 
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Within, the system gives the seeds: a generator that is copied is made before it gets its state."""
-        holders, self.holders = self.holders, 0
-        try:
-            yield
-        finally:
-            self.holders = holders
-
     def bits(self, count: int) -> int:
-        """So many random bits: the next seed, or the system's where this thread holds no network."""
+        """So many random bits: the next seed, or the system's where this thread is in no pass."""
         if not self.holders:
             return _SYSTEM.getrandbits(count)
         self.given += 1
@@ -67,7 +57,10 @@ STREAM = Stream(_SYSTEM.getrandbits(_PYTHON_BITS))
 
 
 def _python_seed(generator: random.Random, a: Any = None, version: int = 2) -> None:
-    _seed(generator, STREAM.bits(_PYTHON_BITS) if a is None and STREAM.holders else a, version)
+    # Not for names of temporary files, which a compiler makes, in a first pass or not.
+    if a is None and STREAM.holders and sys._getframe(2).f_globals.get("__name__") != "tempfile":
+        a = STREAM.bits(_PYTHON_BITS)
+    _seed(generator, a, version)
 
 
 _seed = random.Random.seed
