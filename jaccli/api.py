@@ -65,8 +65,8 @@ def jacobian(
         ``(batch, n_out, n_in)`` in the dtype and on the device of the target, activations flattened
         in C order; without a gradient graph.
 
-    Cost: one forward pass and two products to prepare and to check, and the method's passes: n_out
-    backward or n_in forward ones.
+    Cost: one forward pass (two of code of one's own) and two products to prepare and to check, and the method's
+    passes: n_out backward or n_in forward ones.
 
     Raises:
         UsageError: an unknown layer or method, an ambiguous layer.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
+from jaccli.kernels import dispatched
 from jaccli.operators.linearised import Linearised, graph_nodes
 from jaccli.samples.memory import available_memory
 
@@ -65,7 +66,9 @@ def _graph_sizes(value: Tensor) -> list[int]:
     for node in graph_nodes(value):
         for meta in getattr(node, "_input_metadata", ()):
             shape = getattr(meta, "shape", ())
-            sizes.append(torch.Size(int(s) for s in shape).numel() * value.element_size())
+            # Of rows of several lengths (a nested tensor) one size is no number.
+            known = [s if isinstance(s, int) else 1 for s in shape]
+            sizes.append(torch.Size(known).numel() * value.element_size())
     return sizes
 
 
@@ -78,7 +81,7 @@ def _run_sizes(linear: Linearised) -> list[int]:
         pass
 
     def see(_self, func, _types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        out = func(*args, **(kwargs or {}))
+        out = dispatched(func, args, kwargs or {})
         sizes.extend(
             _bytes(item) for item in (out if isinstance(out, tuple | list) else (out,)) if isinstance(item, Tensor)
         )

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jaccli import defaults
 from jaccli.calibration import Calibration
+from jaccli.kernels import dispatched
 from jaccli.memory import Footprint
 from jaccli.operators.linearised import Linearised
 
@@ -85,7 +86,7 @@ class _Counter(TorchDispatchMode):
 
 def _dispatch(self: TorchDispatchMode, op: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
     assert isinstance(self, _Counter)
-    result = op(*args, **(kwargs or {}))
+    result = dispatched(op, args, kwargs or {})
     self.see(op, args, result)
     return result
 

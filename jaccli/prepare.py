@@ -151,7 +151,8 @@ def prepare(
     with readable(inputs):
         taken = record_backward(network, inputs, [s for s, _ in pairs], [t for _, t in pairs], live=graph)
     if network.opaque and not network.draws.asked:
-        network.draws.asked, network.draws.unsteady = True, unsteady(network, taken)
+        network.draws.ask()
+        network.draws.unsteady = unsteady(network, taken)
     network.draws.tell()
     if taken.left_out:
         names = "; ".join(list(taken.left_out.values())[:4]) + "; …" * (len(taken.left_out) > 4)

@@ -224,5 +224,12 @@ HARD: dict[str, Case] = {
     "sign of complex numbers": of(
         lambda h: torch.view_as_real(torch.sgn(torch.view_as_complex(h.unflatten(1, (-1, 2))))).flatten(1)
     ),
+    # Forward mode ended the process where a dispatch mode was on.
+    "scaled constants": of(
+        lambda h: torch.addcmul(h, torch.ones_like(h), torch.ones_like(h), value=2).sub(h, alpha=0.5)
+    ),
+    "a derivative within": of(
+        lambda h: torch.func.jvp(lambda t: torch.add(t.sin(), torch.ones_like(t), alpha=2), (h,), (h.cos(),))[1]
+    ),
     "soft threshold": of(lambda h: h - 0.1 * torch.sgn(h)),
 }

@@ -115,7 +115,7 @@ def test_one_forward_pass_for_many_pairs(method: Any) -> None:
     assert len(pairs) == 7
     Counted.calls = 0
     pieces = list(stream(network, Inputs((torch.randn(3, 4),)), pairs, Choice(method)))
-    assert Counted.calls == 1
+    assert Counted.calls == 2  # one is kept; another tells whether code of one's own gives the same again
     assert [p.pair for p in pieces] == pairs
 
 

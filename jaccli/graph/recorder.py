@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from jaccli.errors import JaccliError
 from jaccli.graph.cells import CELLS
 from jaccli.graph.kinds import BLIND, RELABELLED, kind_of
-from jaccli.kernels import FUSED_OPERATORS
+from jaccli.kernels import FUSED_OPERATORS, dispatched
 from jaccli.operators.faults import is_out_of_memory, reason
 
 aten = torch.ops.aten
@@ -251,7 +251,7 @@ class Recorder(TorchDispatchMode):
         values, named = swap(args, self.value_of, Tensor), swap(kwargs, self.value_of, Tensor)
         if kind == "write":
             return self._write(op, args, values, kwargs, named)
-        result = op(*args, **kwargs)
+        result = dispatched(op, args, kwargs)
         if kind == "read":
             self._guard(values[0], result)
             return result

@@ -57,10 +57,7 @@ STREAM = Stream(_SYSTEM.getrandbits(_PYTHON_BITS))
 
 
 def _python_seed(generator: random.Random, a: Any = None, version: int = 2) -> None:
-    # Not for names of temporary files, which a compiler makes, in a first pass or not.
-    if a is None and STREAM.holders and sys._getframe(2).f_globals.get("__name__") != "tempfile":
-        a = STREAM.bits(_PYTHON_BITS)
-    _seed(generator, a, version)
+    _seed(generator, STREAM.bits(_PYTHON_BITS) if a is None and STREAM.holders else a, version)
 
 
 _seed = random.Random.seed

@@ -23,7 +23,7 @@ from jaccli.models.entropy import STREAM, held_seeds
 
 TORCH = "torch's generator"
 _LARGEST_NUMPY_SEED = 2**32
-_UNSTEADY = "unsteady"
+_FRESH, _UNSTEADY = "a generator without a seed", "unsteady"
 _MERSENNE_BYTES = 624 * 4 + 4  # its words and its position
 
 
@@ -125,6 +125,11 @@ class Draws:
         self.passes += bool(names)
         self.seen.update(dict.fromkeys(names))
 
+    def ask(self) -> None:
+        """A second pass is about to tell which generators are made in each: an import makes some in the first alone."""
+        self.asked = True
+        self.seen.pop(_FRESH, None)
+
     def tell(self) -> None:
         """Warn, once, that J is of one draw, or of one pass."""
         if self.unsteady and _UNSTEADY not in self.told:
@@ -170,7 +175,7 @@ def _global(python: bool) -> Iterator[Source]:
     if not python:
         return
     yield _python_source(random._inst, "Python's generator")
-    yield Source("a generator without a seed", lambda: (STREAM.place, STREAM.place), STREAM.put)
+    yield Source(_FRESH, lambda: (STREAM.place, STREAM.place), STREAM.put)
     mtrand = sys.modules.get("numpy.random.mtrand")
     if mtrand is not None:
         yield _legacy_source(mtrand._rand, "NumPy's generator")

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from jaccli.kernels import dispatched
+
 
 class ParameterWritten(BaseException):
     """The pass was about to write to this storage, or has put another in place of a parameter's.
@@ -43,7 +45,7 @@ class Watch(TorchDispatchMode):
                 if (storage := storage_of(tensor)) in self.storages:
                     self.found = storage
                     raise ParameterWritten(storage)
-        return op(*args, **kwargs)
+        return dispatched(op, args, kwargs)
 
 
 def _dispatch(self: TorchDispatchMode, op: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:

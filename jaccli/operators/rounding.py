@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from jaccli.kernels import dispatched
 from jaccli.operators.faults import is_out_of_memory
 from jaccli.operators.linearised import Linearised, gradient
 from jaccli.operators.magnitude import norm
@@ -156,7 +157,7 @@ def _rounded_otherwise(units: float, seed: int) -> Iterator[None]:
         pass
 
     def see(_self: Any, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        out = dispatched(func, args, kwargs or {})
         if any(r.alias_info is not None for r in func._schema.returns):  # a view, or written in place
             return out
         moved: Any = tree_map_only(Tensor, move, out)
