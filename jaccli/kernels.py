@@ -31,20 +31,6 @@ _OLDER: list[tuple[Any, Any, Any]] = [
 ]
 
 
-def dispatched(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a ``TorchDispatchMode`` calls for an operator that it lets pass.
-
-    Not the operator where a zero tangent, as of a constant, is scaled by a number (``torch.add(x, c, alpha=2)`` in
-    forward mode): below a mode torch (2.11 to 2.14) then overflows the stack, and the process ends.
-    """
-    if op is _SCALED and isinstance(args[0], torch.Tensor) and args[0]._is_zerotensor():
-        return args[0]
-    return op(*args, **kwargs)
-
-
-_SCALED = torch.ops.aten.mul.Scalar
-
-
 @contextmanager
 def unfused() -> Iterator[None]:
     """Recurrent layers by the operators that they are made of, which have all derivatives."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.kernels import dispatched
+from jaccli.dispatch import Mode, passed
 from jaccli.operators.linearised import Linearised, graph_nodes
 from jaccli.samples.memory import available_memory
 
@@ -73,22 +74,23 @@ def _graph_sizes(value: Tensor) -> list[int]:
 
 
 def _run_sizes(linear: Linearised) -> list[int]:
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    sizes: list[int] = []
-
-    class Sizes(TorchDispatchMode):
-        pass
-
-    def see(_self, func, _types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        out = dispatched(func, args, kwargs or {})
-        sizes.extend(
-            _bytes(item) for item in (out if isinstance(out, tuple | list) else (out,)) if isinstance(item, Tensor)
-        )
-        return out
-
-    # Assigned afterwards: a method of the class body would be wrapped against dynamo, which imports it.
-    Sizes.__torch_dispatch__ = see  # type: ignore[method-assign]
-    with torch.no_grad(), Sizes():  # type: ignore[no-untyped-call]
+    sizes = _Sizes()
+    if linear.f.network.unwatchable:
+        return []
+    with torch.no_grad(), sizes:
         linear.evaluate(linear.point)
-    return sizes
+    return sizes.found
+
+
+class _Sizes(Mode):
+    """Bytes of every operator's results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[int] = []
+
+    def see(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = passed(op, args, kwargs)
+        results = result if isinstance(result, tuple | list) else (result,)
+        self.found.extend(_bytes(item) for item in results if isinstance(item, Tensor))
+        return result

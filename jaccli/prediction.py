@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from jaccli import defaults
 from jaccli.calibration import Calibration
-from jaccli.kernels import dispatched
+from jaccli.dispatch import Mode, passed
 from jaccli.memory import Footprint
 from jaccli.operators.linearised import Linearised
 
@@ -60,39 +59,34 @@ def roughly(linear: Linearised, sizes: Footprint) -> float:
 
 
 def counted(linear: Linearised) -> Work:
-    """The operators of f. Cost: one evaluation of it, and some 20 µs an operator."""
+    """The operators of f, none where they cannot be seen. Cost: one evaluation, and some 20 µs an operator."""
+    if linear.f.network.unwatchable:
+        return Work([])
     counter = _Counter(1.0 if linear.value.device.type == "cpu" else defaults.ACCELERATOR_SPEED)
     with torch.no_grad(), counter:
         linear.evaluate(linear.point)
     return Work(counter.costs)
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(Mode):
     """Notes the operators that compute something."""
 
     def __init__(self, speed: float) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.speed, self.costs = speed, list[Cost]()
 
-    def see(self, op: Any, args: tuple[Any, ...], result: Any) -> None:
-        """One operator that was run."""
+    def see(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = passed(op, args, kwargs)
+        self._count(op, args, result)
+        return result
+
+    def _count(self, op: Any, args: tuple[Any, ...], result: Any) -> None:
         results = result if isinstance(result, tuple | list) else (result,)
         held = [t for t in (*args, *results) if isinstance(t, Tensor)]
         first = op._schema.arguments[0] if op._schema.arguments else None
         if not held or (first is not None and first.alias_info is not None and not first.alias_info.is_write):
             return  # a view
         self.costs.append(_cost(op, [t for t in args if isinstance(t, Tensor)], args, held, self.speed))
-
-
-def _dispatch(self: TorchDispatchMode, op: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-    assert isinstance(self, _Counter)
-    result = dispatched(op, args, kwargs or {})
-    self.see(op, args, result)
-    return result
-
-
-# Assigned afterwards: a method of the class body would be wrapped against dynamo, which imports it.
-_Counter.__torch_dispatch__ = _dispatch  # type: ignore[method-assign]
 
 
 def _cost(op: Any, given: list[Tensor], args: tuple[Any, ...], held: list[Tensor], speed: float) -> Cost:

@@ -17,7 +17,7 @@ ROOT = Path(jaccli.__file__).parent
 LAYERS = [
     ["errors", "names", "defaults", "chatter"],
     ["calibration"],
-    ["kernels"],
+    ["kernels", "dispatch"],
     ["models.stamp", "models.entropy", "models.noise"],
     ["models.network"],
     ["models"],

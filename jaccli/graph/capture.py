@@ -70,6 +70,8 @@ def capture(f: LayerFunction, also: Sequence[Tensor] = ()) -> Graph:
 
 
 def _captured(f: LayerFunction, also: Sequence[Tensor]) -> Graph:
+    if f.network.unwatchable:
+        raise CaptureGap("the model uses an operator that takes functions")
     recorder, drawn = Recorder(whole=bool(also)), f.network.draws.passes
     args, kwargs = f.inputs.args, dict(f.inputs.kwargs)
     inputs = [recorder.declare(t) for t in (*tensors_in((args, kwargs)), *also)]

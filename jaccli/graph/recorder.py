@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from jaccli.dispatch import Mode, passed
 from jaccli.errors import JaccliError
 from jaccli.graph.cells import CELLS
 from jaccli.graph.kinds import BLIND, RELABELLED, kind_of
-from jaccli.kernels import FUSED_OPERATORS, dispatched
+from jaccli.kernels import FUSED_OPERATORS
 from jaccli.operators.faults import is_out_of_memory, reason
 
 aten = torch.ops.aten
@@ -136,7 +136,7 @@ class _Entry:
         return entry
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(Mode):
     """Records while it is entered.
 
     Attributes:
@@ -147,7 +147,7 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, whole: bool = False) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.whole, self.derived = whole, False
         self.nodes: list[Node] = []
         self.guards: list[tuple[Value, Any]] = []
@@ -239,7 +239,6 @@ class Recorder(TorchDispatchMode):
         return node.outputs
 
     def see(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """One dispatched operator."""
         kind = kind_of(op)
         if op is aten.rrelu_with_noise.default and not (*args, *[0.125, 1 / 3, False][len(args) - 2 :])[4]:
             # In eval mode it is a leaky ReLU, though its schema says that it writes noise.
@@ -251,7 +250,7 @@ class Recorder(TorchDispatchMode):
         values, named = swap(args, self.value_of, Tensor), swap(kwargs, self.value_of, Tensor)
         if kind == "write":
             return self._write(op, args, values, kwargs, named)
-        result = dispatched(op, args, kwargs)
+        result = passed(op, args, kwargs)
         if kind == "read":
             self._guard(values[0], result)
             return result
@@ -340,15 +339,6 @@ class Recorder(TorchDispatchMode):
         """Values that lie in the memory about to be written get a copy of their own."""
         for value in self.lying.pop(storage_of(entry.tensor), ()):
             value.tensor = value.tensor.clone()
-
-
-def _dispatch(self: TorchDispatchMode, op: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-    assert isinstance(self, Recorder)
-    return self.see(op, args, kwargs or {})
-
-
-# Assigned afterwards: a method of the class body would be wrapped against dynamo, which imports it (1.25 s).
-Recorder.__torch_dispatch__ = _dispatch  # type: ignore[method-assign]
 
 
 def _steering(op: Any, values: Any, named: Any) -> list[Value]:

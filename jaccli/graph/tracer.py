@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from jaccli.dispatch import Mode
 from jaccli.graph.kinds import BLIND
 from jaccli.graph.recorder import CaptureGap, shares, storage_of, tensors_in
 
@@ -54,11 +54,11 @@ class Step:
     view: bool = False
 
 
-class Tracer(TorchDispatchMode):
+class Tracer(Mode):
     """Records while it is entered, on top of the values of a captured graph."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.steps: list[Step] = []
         self.known: dict[int, tuple[Any, Slot]] = {}
         self.memories: dict[int, tuple[Memory, list[Any]]] = {}  # and weak references to the tensors seen in it
@@ -88,7 +88,6 @@ class Tracer(TorchDispatchMode):
         return self.adopt(tensor, False)
 
     def see(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """One dispatched operator."""
         if op is torch.ops.aten._local_scalar_dense.default and self.slot_of(args[0]).memory.varies:
             raise CaptureGap("the engine read a number out of a tensor")
         inputs: list[Slot] = []
@@ -131,14 +130,6 @@ class Tracer(TorchDispatchMode):
         if isinstance(tree, dict):
             return {key: self._slots(item, seen) for key, item in tree.items()}
         return tree
-
-
-def _dispatch(self: TorchDispatchMode, op: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-    assert isinstance(self, Tracer)
-    return self.see(op, args, kwargs or {})
-
-
-Tracer.__torch_dispatch__ = _dispatch  # type: ignore[method-assign]
 
 
 def slots_in(tree: Any) -> Iterator[Slot]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import sys
 import threading
+import traceback
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -78,6 +80,14 @@ class EagerNetwork(Network):
             while True:
                 try:
                     return self._pass(args, kwargs, tap)
+                except Exception as error:
+                    # Operators that take functions are refused below a watch: the pass begins anew without, on copies.
+                    self.unwatchable = self._watched and not self.unwatchable and _takes_functions(error)
+                    if not self.unwatchable:
+                        raise
+                    _forget_compiled()
+                    self._shielded.update(self._storages())
+                    _put_back(tap, start)
                 except ParameterWritten as write:
                     # The pass begins anew, now with a copy of that parameter.
                     self._shielded.add(write.storage)
@@ -89,12 +99,13 @@ class EagerNetwork(Network):
         state, noise = self._state, self._noise
         assert state is not None
         state.install()
-        watch = Watch(state.storages if self._watched else ())
+        watching = self._watched and not self.unwatchable
+        watch = Watch(state.storages if watching else ())
         output, stop = None, None
         try:
             with (
                 _hooks(self.module, tap) if tap is not None else nullcontext(),
-                watch if self._watched else nullcontext(),
+                watch if watching else nullcontext(),
                 same_settings() if self._watched else nullcontext(),
                 held_seeds() if self._watched else nullcontext(),
             ):
@@ -113,6 +124,9 @@ class EagerNetwork(Network):
         if stop is not None:
             raise stop
         return output
+
+    def _storages(self) -> list[int]:
+        return self._state.storages if self._state is not None else []
 
     @property
     def opaque(self) -> bool:
@@ -210,6 +224,22 @@ class EagerNetwork(Network):
 
     def is_noisy(self) -> bool:
         return any(map(_draws, self.module.modules()))
+
+
+def _forget_compiled() -> None:
+    """What dynamo has learnt below a mode, it would go on with."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None:
+        dynamo.reset()
+
+
+def _takes_functions(error: Exception) -> bool:
+    """Whether an error may come of an operator as ``cond`` or ``flex_attention`` below a dispatch mode."""
+    names = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return isinstance(error, NotImplementedError) or any(name.startswith(_OF_FUNCTIONS) for name in names)
+
+
+_OF_FUNCTIONS = ("torch._higher_order_ops", "torch._dynamo")
 
 
 def _draws(module: nn.Module) -> bool:

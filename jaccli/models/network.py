@@ -53,6 +53,8 @@ class Network(ABC):
     kind: str
     # Whether recurrent layers may run as one kernel: no longer, once one has been seen whose backward pass refuses.
     fused = True
+    # Whether it uses operators that take functions (``cond``, ``flex_attention``), which do not run below a mode.
+    unwatchable = False
 
     @cached_property
     def draws(self) -> Draws:

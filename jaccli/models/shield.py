@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from jaccli.kernels import dispatched
+from jaccli.dispatch import Mode, passed
 
 
 class ParameterWritten(BaseException):
@@ -24,7 +23,7 @@ class ParameterWritten(BaseException):
         self.storage = storage
 
 
-class Watch(TorchDispatchMode):
+class Watch(Mode):
     """Raises ``ParameterWritten`` in place of an operator that writes to one of the storages.
 
     Cost: some 4 µs an operator.
@@ -34,27 +33,18 @@ class Watch(TorchDispatchMode):
     """
 
     def __init__(self, storages: Iterable[int]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.storages = frozenset(storages)
         self.found: int | None = None
 
     def see(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """One dispatched operator."""
         for written in _written(op):
             for tensor in _tensors(written(args, kwargs)):
                 if (storage := storage_of(tensor)) in self.storages:
                     self.found = storage
                     raise ParameterWritten(storage)
-        return dispatched(op, args, kwargs)
+        return passed(op, args, kwargs)
 
-
-def _dispatch(self: TorchDispatchMode, op: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-    assert isinstance(self, Watch)
-    return self.see(op, args, kwargs or {})
-
-
-# Assigned afterwards: a method of the class body would be wrapped against dynamo, which imports it (1.25 s).
-Watch.__torch_dispatch__ = _dispatch  # type: ignore[method-assign]
 
 Pick = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from jaccli.kernels import dispatched
+from jaccli.dispatch import Mode, passed
 from jaccli.operators.faults import is_out_of_memory
 from jaccli.operators.linearised import Linearised, gradient
 from jaccli.operators.magnitude import norm
@@ -68,6 +66,8 @@ def rounding(linear: Linearised, u: Tensor) -> Rounding | None:
 
     Cost: three forward and five backward passes, each forward pass with a graph of its own.
     """
+    if linear.f.network.unwatchable:
+        return None
     try:
         value0, row0 = _run(linear, u)
         first, second = linear.vjp(u), linear.vjp(u)
@@ -100,6 +100,8 @@ def value_rounding(linear: Linearised) -> Tensor:
     evaluations.
     """
     try:
+        if linear.f.network.unwatchable:
+            raise NotImplementedError
         with torch.no_grad():
             value = linear.evaluate(linear.point)
             units, moved = _units(linear), []
@@ -135,35 +137,29 @@ def _run(linear: Linearised, u: Tensor, units: float = 0.0, seed: int = 0) -> tu
     return value.detach(), row.detach().reshape(linear.batch, -1)
 
 
-@contextmanager
-def _rounded_otherwise(units: float, seed: int) -> Iterator[None]:
-    """Within, the result of every operator is moved by so many units in the last place, up or down by chance."""
-    if not units:
-        yield
-        return
-    generator = torch.Generator().manual_seed(seed)
+class _Otherwise(Mode):
+    """Moves the result of every operator by so many units in the last place, up or down by chance."""
 
-    def move(result: Tensor) -> Tensor:
+    def __init__(self, units: float, seed: int) -> None:
+        super().__init__()
+        self.units, self.generator = units, torch.Generator().manual_seed(seed)
+
+    def see(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = passed(op, args, kwargs)
+        if any(r.alias_info is not None for r in op._schema.returns):  # a view, or written in place
+            return result
+        return tree_map_only(Tensor, self._moved, result)
+
+    def _moved(self, result: Tensor) -> Tensor:
         if not result.is_floating_point() or result.layout != torch.strided:
             return result
         limits = torch.finfo(result.dtype)
-        sign = torch.randint(0, 2, result.shape, generator=generator).to(result) * 2 - 1
+        sign = torch.randint(0, 2, result.shape, generator=self.generator).to(result) * 2 - 1
         # A zero is most often exact: a mask, padding. What is subnormal is rounded by an absolute amount.
-        amount = torch.where(result == 0, 0.0, units * limits.eps * result.abs().clamp(min=limits.tiny))
-        moved: Tensor = result + sign * amount.to(result)
-        return moved
+        amount = torch.where(result == 0, 0.0, self.units * limits.eps * result.abs().clamp(min=limits.tiny))
+        return result + sign * amount.to(result)
 
-    class Mode(TorchDispatchMode):
-        pass
 
-    def see(_self: Any, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = dispatched(func, args, kwargs or {})
-        if any(r.alias_info is not None for r in func._schema.returns):  # a view, or written in place
-            return out
-        moved: Any = tree_map_only(Tensor, move, out)
-        return moved
-
-    # Assigned afterwards: a method of the class body would be wrapped against dynamo, which imports it.
-    Mode.__torch_dispatch__ = see  # type: ignore[method-assign]
-    with Mode():  # type: ignore[no-untyped-call]
-        yield
+def _rounded_otherwise(units: float, seed: int) -> AbstractContextManager[object]:
+    """Within, results are moved by so many units; none: as they are."""
+    return _Otherwise(units, seed) if units else nullcontext()
