@@ -207,10 +207,22 @@ def _sizes(factor: Tensor) -> Tensor:
 
 
 def report_path(prepared: Prepared, name: str) -> None:
-    """Say that J is zero where no path leads from source to target."""
+    """Say that J is zero where no path leads from source to target, or too small for the digits of its dtype."""
     if not prepared.connected:
         say = warn if is_hidden_path(prepared) else note
         say(f"{name}: J is zero: {prepared.why_zero}")
+    probe = prepared.probe
+    rows = [] if probe.row is None else [probe.row[probe.samples]]
+    if probe.rest is not None:
+        rows.append(probe.rest[1][1::2])
+    sizes = torch.cat([row.abs().amax(1) for row in rows]) if rows else torch.zeros(0)
+    least = torch.finfo(sizes.dtype).tiny
+    if low := int(((sizes > 0) & (sizes < least)).sum()):
+        kind = str(sizes.dtype).removeprefix("torch.")
+        warn(
+            f"{name}: J of {low} of {len(sizes)} samples looked at is below the normal numbers of {kind}, from "
+            f"{least:.2g} on, and has lost digits" + (": --dtype float64" if kind != "float64" else "")
+        )
 
 
 def _moves(prepared: Prepared) -> bool:

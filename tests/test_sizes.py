@@ -48,6 +48,19 @@ def scaled(w: Tensor, exponent: int) -> Tensor:
     return w * 2.0**half * 2.0 ** (exponent - half)
 
 
+@pytest.mark.parametrize(("dtype", "exponent"), [(F64, -1040), (F32, -134), (BF16, -130), (F16, -17)])
+def test_subnormal_matrices_are_told(dtype: torch.dtype, exponent: int) -> None:
+    """Their entries have fewer digits than the dtype has; of larger ones nothing is said."""
+    for e, said in ((exponent, True), (exponent + 20, False)):
+        model = nn.Linear(4, 4, bias=False, dtype=dtype)
+        model.weight.data = scaled(matrix(4, 4).clamp(-1, 1) + torch.eye(4), e).to(dtype)
+        for entry in (jaccli.jacobian, jaccli.operator):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", jaccli.JaccliWarning)
+                entry(model, torch.ones(3, 4, dtype=dtype))
+            assert any("lost digits" in str(w.message) for w in caught) == said, (entry, e)
+
+
 def close(found: Any, right: float, rel: float = 1e-10) -> None:
     assert float(found) == pytest.approx(right, rel=rel, abs=0)
 

@@ -67,6 +67,7 @@ class EagerNetwork(Network):
         self._watched = False
         self._lock = threading.RLock()
         self._shielded: set[int] = set()
+        self._unwatched: set[int] = set()  # of these, those that are so because nobody watches
 
     def layers(self) -> Mapping[str, str]:
         named = self.module.named_modules(remove_duplicate=False)
@@ -81,12 +82,10 @@ class EagerNetwork(Network):
                 try:
                     return self._pass(args, kwargs, tap)
                 except Exception as error:
-                    # Operators that take functions are refused below a watch: the pass begins anew without, on copies.
-                    self.unwatchable = self._watched and not self.unwatchable and _takes_functions(error)
+                    # Operators that take functions are refused below a watch: the pass begins anew without.
+                    self._watch_no_more(self._watched and not self.unwatchable and _takes_functions(error))
                     if not self.unwatchable:
                         raise
-                    _forget_compiled()
-                    self._shielded.update(self._storages())
                     _put_back(tap, start)
                 except ParameterWritten as write:
                     # The pass begins anew, now with a copy of that parameter.
@@ -125,8 +124,15 @@ class EagerNetwork(Network):
             raise stop
         return output
 
-    def _storages(self) -> list[int]:
-        return self._state.storages if self._state is not None else []
+    def _watch_no_more(self, wanted: bool) -> None:
+        """Or again. Where nobody watches, every pass has copies of all parameters."""
+        self.unwatchable = wanted
+        self._shielded -= self._unwatched
+        self._unwatched = set()
+        if wanted and self._state is not None:
+            self._unwatched = set(self._state.storages)
+            self._shielded |= self._unwatched
+            _forget_compiled()
 
     @property
     def opaque(self) -> bool:
@@ -235,11 +241,10 @@ def _forget_compiled() -> None:
 
 def _takes_functions(error: Exception) -> bool:
     """Whether an error may come of an operator as ``cond`` or ``flex_attention`` below a dispatch mode."""
+    if type(error).__module__.startswith("torch._dynamo") or "HigherOrderOperator" in str(error):
+        return True
     names = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
-    return isinstance(error, NotImplementedError) or any(name.startswith(_OF_FUNCTIONS) for name in names)
-
-
-_OF_FUNCTIONS = ("torch._higher_order_ops", "torch._dynamo")
+    return any(name.startswith("torch._higher_order_ops") for name in names)
 
 
 def _draws(module: nn.Module) -> bool:
