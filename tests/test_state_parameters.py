@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import jaccli
 from jaccli.models.adapt import as_network
+from jaccli.models.shield import Watch
 from jaccli.names import METHOD_NAMES
 
 
@@ -215,3 +217,33 @@ def test_a_layer_between(recwarn: Any) -> None:
     torch.testing.assert_close(
         found @ model.before.weight, jaccli.jacobian(model, x, "input", "output"), rtol=1e-10, atol=1e-10
     )
+
+
+class Own(nn.Module):
+    """Code of its own, which is watched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x).tanh()
+
+
+def test_an_interrupt_leaves_no_watch_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C may come when the watch is on, and the block that takes it off is not entered yet."""
+    enter = Watch.__enter__
+
+    def interrupted(self: Watch) -> None:
+        enter(self)
+        raise KeyboardInterrupt
+
+    model, x = Own(), torch.ones(2, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "__enter__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            jaccli.jacobian(model, x)
+    assert _get_current_dispatch_mode() is None
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)

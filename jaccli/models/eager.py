@@ -115,6 +115,7 @@ class EagerNetwork(Network):
             if watch.found is None:  # a script's executor makes an error of its own of what is raised within
                 raise
         finally:
+            watch.leave()
             self.draws.saw(noise.restore())
         if watch.found is not None:
             raise ParameterWritten(watch.found)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from jaccli.dispatch import Mode, passed
 
@@ -36,6 +37,12 @@ class Watch(Mode):
         super().__init__()
         self.storages = frozenset(storages)
         self.found: int | None = None
+
+    def leave(self) -> None:
+        """The pass is over: nothing is watched, though an interrupt came while the mode was entered or left."""
+        self.storages = frozenset()
+        if _get_current_dispatch_mode() is self:
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def see(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         for written in _written(op):
