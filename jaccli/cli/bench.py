@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jaccli.cli.endings import deadline
 from jaccli.cli.request import (
     BenchRequest,
     InputRequest,
@@ -46,7 +47,7 @@ def run(
     from jaccli.cli.messages import release_messages
     from jaccli.cli.progress import status
 
-    with work.deadline(how.timeout):
+    with deadline(how.timeout):
         loaded = work.load(asked, samples, names)
         pairs = loaded.pairs
         if len(pairs) != 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from jaccli.cli.endings import deadline
 from jaccli.cli.request import InputRequest, ModelRequest, OutputRequest, PairRequest, RunRequest
 from jaccli.errors import note
 from jaccli.sinks.choose import is_stream
@@ -26,7 +27,7 @@ def run(
     asked, samples = model(), given()
     from jaccli.cli import work
 
-    with work.deadline(how.timeout):
+    with deadline(how.timeout):
         loaded = work.load(asked, samples, names)
         pairs = loaded.pairs
         batch = loaded.inputs.batch

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jaccli.cli.endings import deadline
 from jaccli.cli.figures import Figures, of_model, of_saved, readable, rows_of
 from jaccli.cli.request import (
     EstimateRequest,
@@ -48,7 +49,7 @@ def run(
     asked, samples = model(), given()
     from jaccli.cli import work
 
-    with work.deadline(how.timeout):
+    with deadline(how.timeout):
         loaded = work.load(asked, samples, names)
         found = of_model(loaded, loaded.pairs, how, effort, _figures())
         _finish(found, loaded.timing.document(), out, gates)
@@ -59,7 +60,7 @@ def run_saved(saved: SavedRequest, how: RunRequest, out: OutputRequest, gates: S
     from jaccli.cli import work
 
     timing = work.Timing()
-    with work.deadline(how.timeout):
+    with deadline(how.timeout):
         _finish(of_saved(saved, _figures()), timing.document(), out, gates)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from jaccli.cli.endings import deadline
 from jaccli.cli.request import InputRequest, ModelRequest, OutputRequest
 
 
@@ -22,7 +23,7 @@ def run(
     from jaccli.sinks.numbers import write_numbers
     from jaccli.sinks.terminal import style_for
 
-    with work.deadline(timeout):
+    with deadline(timeout):
         if samples is None:
             network = work.load_network(asked)
             rows = [_row(path, kind) for path, kind in _names(network)]

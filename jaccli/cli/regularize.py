@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from jaccli.cli.endings import between_steps, deadline
 from jaccli.cli.request import InputRequest, ModelRequest, OutputRequest, PairRequest, RunRequest
 from jaccli.cli.train_request import TrainRequest, check_archive
 from jaccli.errors import JaccliError, ResourceError, note, warn
@@ -32,12 +33,11 @@ def run(
     """Train, write the best parameters, and report what J was and is."""
     asked, samples = model(), given()
     check_archive(asked, wanted.output)
-    from jaccli.cli import work
     from jaccli.cli.job import job_of
     from jaccli.cli.progress import status
     from jaccli.cli.weights import check_writable
 
-    with work.deadline(how.timeout), status(how.quiet, how.no_color) as tell:
+    with deadline(how.timeout), status(how.quiet, how.no_color) as tell:
         tell("loading")
         job = job_of(asked, samples, names, wanted)
         check_writable(job.model, wanted.output)
@@ -62,7 +62,6 @@ def run(
 
 def _train(job: Job, how: RunRequest) -> tuple[str, JaccliError | None]:
     """Why it stopped; and what is to be reported as an error once the best so far is safe."""
-    from jaccli.cli import work
     from jaccli.cli.messages import STARTED, release_messages
     from jaccli.cli.training_view import View, watched
 
@@ -71,10 +70,12 @@ def _train(job: Job, how: RunRequest) -> tuple[str, JaccliError | None]:
     try:
         with (
             watched(View(_heading(job), run.recipe.steps), how.quiet, how.no_color) as show,
-            work.deadline(how.timeout),
+            deadline(how.timeout),
+            between_steps() as stop_if_asked,
         ):
             for step in run:
                 show(step)
+                stop_if_asked()
     except KeyboardInterrupt:
         if run.best is None:
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from jaccli.cli.endings import deadline
 from jaccli.cli.request import OutputRequest, SavedRequest
 
 _ORDER = ("model", "model_sha256", "method", "command", "jaccli", "torch", "python")
@@ -13,9 +14,8 @@ _IN_THE_HEAD = ("source", "target", "pairs", "samples")
 
 def run(saved: SavedRequest, out: OutputRequest, timeout: float | None) -> None:
     """Describe and draw a saved Jacobian."""
-    from jaccli.cli import work
 
-    with work.deadline(timeout):
+    with deadline(timeout):
         _show(saved, out)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from jaccli.cli.endings import deadline
 from jaccli.cli.figures import Figures, Record, of_model, of_saved, readable, rows_of
 from jaccli.cli.request import (
     EstimateRequest,
@@ -80,7 +81,7 @@ def run(
     asked, samples = model(), given()
     from jaccli.cli import work
 
-    with work.deadline(how.timeout):
+    with deadline(how.timeout):
         loaded = work.load(asked, samples, names)
         if wanted.lyapunov:
             _chain(loaded, how, out)
@@ -97,7 +98,7 @@ def run_saved(saved: SavedRequest, how: RunRequest, out: OutputRequest, wanted: 
     if wanted.lyapunov:
         raise UsageError("--lyapunov and --jacobian are both given", "expected a model, whose layers make the chain")
     timing = work.Timing()
-    with work.deadline(how.timeout):
+    with deadline(how.timeout):
         _finish(of_saved(saved, _figures(wanted)), timing.document(), out, wanted, depth=False)
 
 

@@ -249,39 +249,3 @@ def _explain(decisions: Sequence[Decision], ready: Sequence[Prepared], batch: in
         f = prepared.linear.f
         text = explain(prepared.name, (batch, f.n_out, f.n_in), decision)
         print("\n".join(inert(line) for line in text.splitlines()), file=sys.stderr)
-
-
-class _TimeIsUp(BaseException):
-    """Not an ``Exception``: whoever tries a method and takes another when it fails must not catch it."""
-
-
-@contextlib.contextmanager
-def deadline(seconds: float | None) -> Iterator[None]:
-    """``--timeout``: leave the block when the time, counted from the start of the process, is over.
-
-    Python sees the alarm between two torch operators: one that is running ends first. Passes are cut
-    into chunks of some ten MiB, so that is a matter of milliseconds, save for a model's own huge operator.
-
-    Raises:
-        ResourceError: it is over.
-    """
-    import signal
-
-    if seconds is None or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def over(*_: object) -> None:
-        raise _TimeIsUp
-
-    previous = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds - (time.perf_counter() - STARTED), 1e-3))
-    try:
-        yield
-    except _TimeIsUp:
-        raise ResourceError(
-            f"not done within {seconds:g} s (--timeout)", "", "allow more time, or take fewer --samples"
-        ) from None
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)

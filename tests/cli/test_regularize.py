@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import jaccli
-from jaccli.cli import messages, work
+from jaccli.cli import endings, messages
+from jaccli.cli.endings import between_steps, deadline
+from jaccli.errors import ResourceError
 
 from .conftest import BIN, ENV, Result, Run
 from .test_terminal import ESCAPE, terminal
@@ -373,7 +376,7 @@ def test_an_interrupt_keeps_the_best(cli: Run, tmp_path: Path) -> None:
 
 def test_a_timeout_keeps_the_best(cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "near.safetensors"
-    for module in (messages, work):  # a process of its own would count from its start
+    for module in (messages, endings):  # a process of its own would count from its start
         monkeypatch.setattr(module, "STARTED", time.perf_counter())
     result = cli("regularize", *MLP, "--steps", "1000000", "-o", out, "--timeout", "2s", "--format", "json")
     assert result.code == 5
@@ -396,3 +399,26 @@ def test_a_table_that_lives(files: Path) -> None:
     rows = [line.split() for line in plain[head + 3 : head + 7]]
     assert [row[-4] for row in rows] == ["before", "after"] * 2
     assert max(map(len, plain)) <= 80
+
+
+def steps(numbers: Sequence[int], done: list[int]) -> None:
+    """A step in which these signals come."""
+    with deadline(1000), between_steps() as stop_if_asked:
+        stop_if_asked()
+        for number in numbers:
+            signal.raise_signal(number)
+            done.append(number)
+        stop_if_asked()
+
+
+def test_an_ending_waits_for_the_end_of_a_step() -> None:
+    """But for a second Ctrl-C; handlers are put back."""
+    before, done = signal.getsignal(signal.SIGINT), list[int]()
+    with pytest.raises(KeyboardInterrupt):
+        steps([signal.SIGINT], done)
+    with pytest.raises(ResourceError, match="timeout"):
+        steps([signal.SIGALRM], done)
+    with pytest.raises(KeyboardInterrupt):
+        steps([signal.SIGINT, signal.SIGINT], done)
+    assert done == [signal.SIGINT, signal.SIGALRM, signal.SIGINT]
+    assert signal.getsignal(signal.SIGINT) is before

@@ -1,0 +1,82 @@
+"""How a command ends before its end: ``--timeout``, and Ctrl-C where what is there so far is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from jaccli.cli.messages import STARTED
+from jaccli.errors import ResourceError
+
+# A step of a training may take so much longer, in seconds, once it is to end.
+STEP_GRACE_S = 3.0
+
+
+class _TimeIsUp(BaseException):
+    """Not an ``Exception``: whoever tries a method and takes another when it fails must not catch it."""
+
+
+@contextlib.contextmanager
+def deadline(seconds: float | None) -> Iterator[None]:
+    """``--timeout``: leave the block when the time, counted from the start of the process, is over.
+
+    Python sees the alarm between two torch operators: one that is running ends first. Passes are cut
+    into chunks of some ten MiB, so that is a matter of milliseconds, save for a model's own huge operator.
+
+    Raises:
+        ResourceError: it is over.
+    """
+    if seconds is None or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def over(*_: object) -> None:
+        raise _TimeIsUp
+
+    previous = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds - (time.perf_counter() - STARTED), 1e-3))
+    try:
+        yield
+    except _TimeIsUp:
+        raise ResourceError(
+            f"not done within {seconds:g} s (--timeout)", "", "allow more time, or take fewer --samples"
+        ) from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+@contextlib.contextmanager
+def between_steps() -> Iterator[Callable[[], None]]:
+    """Ctrl-C and the alarm of ``deadline`` wait for the end of a step, which calls what is given.
+
+    An exception in the midst of a pass could leave a network half put back, and work goes on with it. A second Ctrl-C,
+    or a step that takes ``STEP_GRACE_S`` longer, is not waited for.
+    """
+    numbers = [signal.SIGINT, *([signal.SIGALRM] if hasattr(signal, "setitimer") else [])]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    before = {number: signal.getsignal(number) for number in numbers}
+    asked: list[int] = []
+
+    def ask(number: int, _: object) -> None:
+        asked.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+        if number != signal.SIGINT:
+            signal.setitimer(signal.ITIMER_REAL, STEP_GRACE_S)
+
+    def stop_if_asked() -> None:
+        for number in asked[:1]:
+            raise KeyboardInterrupt if number == signal.SIGINT else _TimeIsUp
+
+    heard = [number for number, handler in before.items() if callable(handler)]  # neither ignored nor the system's
+    for number in heard:
+        signal.signal(number, ask)
+    try:
+        yield stop_if_asked
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])
