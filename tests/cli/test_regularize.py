@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -411,6 +411,15 @@ def steps(numbers: Sequence[int], done: list[int]) -> None:
         stop_if_asked()
 
 
+@pytest.fixture
+def _heard() -> Iterator[None]:
+    """A shell has its background jobs ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_heard")
 def test_an_ending_waits_for_the_end_of_a_step() -> None:
     """But for a second Ctrl-C; handlers are put back."""
     before, done = signal.getsignal(signal.SIGINT), list[int]()
