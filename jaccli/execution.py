@@ -211,6 +211,11 @@ def report_path(prepared: Prepared, name: str) -> None:
     if not prepared.connected:
         say = warn if is_hidden_path(prepared) else note
         say(f"{name}: J is zero: {prepared.why_zero}")
+    _report_subnormal(prepared, name)
+
+
+def _report_subnormal(prepared: Prepared, name: str) -> None:
+    """Of how many samples rows that were taken anyway lie below the normal numbers of their dtype."""
     probe = prepared.probe
     rows = [] if probe.row is None else [probe.row[probe.samples]]
     if probe.rest is not None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import JaccliError, warn
-from jaccli.layers.record import Inputs, record
+from jaccli.layers.record import Inputs, values
 from jaccli.memory import available, footprint
 from jaccli.models.network import Network
 from jaccli.operators.linearised import Linearised
@@ -87,8 +87,8 @@ def _prepared(network: Network, inputs: Inputs, ready: Sequence[Prepared]) -> li
 def _values(network: Network, inputs: Inputs, ready: Sequence[Prepared]) -> list[Tensor]:
     """Targets ``(batch, …)`` from one pass without gradients."""
     with readable(inputs):
-        found = record(network, own(inputs), [p.pair[0] for p in ready], [p.pair[1] for p in ready], live=False)
-    return [found.targets[p.pair[1]].activation.detach() for p in ready]
+        found = values(network, own(inputs), [p.pair[0] for p in ready], [p.pair[1] for p in ready])
+    return [found[p.pair[1]] for p in ready]
 
 
 def _fitting(ready: Sequence[Prepared], batch: int, n: int, limit: int | None) -> list[int]:

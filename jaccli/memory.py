@@ -74,9 +74,9 @@ def _graph_sizes(value: Tensor) -> list[int]:
 
 
 def _run_sizes(linear: Linearised) -> list[int]:
-    sizes = _Sizes()
     if linear.f.network.unwatchable:
         return []
+    sizes = _Sizes()
     with torch.no_grad(), sizes:
         linear.evaluate(linear.point)
     return sizes.found

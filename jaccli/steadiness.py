@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jaccli.layers.address import Address
-from jaccli.layers.record import Inputs, Record, record
+from jaccli.layers.record import Record, values
 from jaccli.models.network import Network
 from jaccli.operators.rounding import VALUE_POWER, apart, norms
 
@@ -21,20 +21,18 @@ def unsteady(network: Network, taken: Record) -> float:
     be others for its gradients' sake.
     """
     first = {address: held.activation.detach() for address, held in taken.targets.items()}
-    second = _values(network, taken.inputs, taken)
+    second = _values(network, taken)
     if second is None or not _apart(first, second):
         return 0.0
-    third = _values(network, taken.inputs, taken)
+    third = _values(network, taken)
     return 0.0 if third is None else _apart(second, third)
 
 
-def _values(network: Network, inputs: Inputs, taken: Record) -> dict[Address, Tensor] | None:
+def _values(network: Network, taken: Record) -> dict[Address, Tensor] | None:
     try:
-        with torch.no_grad():
-            found = record(network, inputs, [*taken.sources], [*taken.targets], live=False)
+        return values(network, taken.inputs, [*taken.sources], [*taken.targets])
     except Exception:  # what a later pass says is said of that pass
         return None
-    return {address: held.activation for address, held in found.targets.items()}
 
 
 def _apart(first: Mapping[Address, Tensor], second: Mapping[Address, Tensor]) -> float:

@@ -14,7 +14,6 @@ _IN_THE_HEAD = ("source", "target", "pairs", "samples")
 
 def run(saved: SavedRequest, out: OutputRequest, timeout: float | None) -> None:
     """Describe and draw a saved Jacobian."""
-
     with deadline(timeout):
         _show(saved, out)
 

@@ -165,6 +165,14 @@ def record(
     return Record(inputs, tap.sources, tap.targets, tap.left_out)
 
 
+def values(
+    network: Network, inputs: Inputs, sources: Sequence[Address], targets: Sequence[Address]
+) -> dict[Address, Tensor]:
+    """The targets' activations ``(batch, …)`` from one pass without gradients; errors as of ``record``."""
+    found = record(network, inputs, sources, targets, live=False).targets
+    return {address: held.activation.detach() for address, held in found.items()}
+
+
 def _check_called(address: Address, made: Counter[str]) -> None:
     if address.is_model_input or address.is_model_output:
         return
