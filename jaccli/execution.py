@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -120,12 +120,22 @@ def fill(
 
 
 def _believed(prepared: Prepared, outcome: Outcome) -> Outcome:
-    """Hold uᵀJ against plain backward passes; where they differ, take J row by row and say so."""
-    if outcome.method == "forward" and not prepared.evidence():
-        return _by_differences(prepared, outcome)
-    error = disbelief(prepared, outcome.matrix)
-    if error is None or outcome.method == "finite-difference":
+    """Hold uᵀJ against plain backward passes; where they differ, take J row by row and say so.
+
+    Without a backward pass Jz is held against differences of f; where it differs, J is taken by those.
+    """
+    if outcome.method == "finite-difference":
         return outcome
+    error = disbelief(prepared, outcome.matrix)
+    if error is None:
+        return outcome
+    if not prepared.evidence():
+        warn(
+            f"{outcome.method} gave a Jacobian that is {error:.2g} off differences, and there is no backward pass: "
+            "J is taken by finite differences"
+        )
+        taken = fill(prepared, "finite-difference", defaults.TRIAL_ROWS)
+        return replace(taken, notes=(*outcome.notes, *taken.notes))
     again = outcome if outcome.method == "loop" else fill(prepared, "loop", 1)
     second = disbelief(prepared, again.matrix)
     if second is not None and not prepared.samples_mix and leaks(prepared.linear):
@@ -155,25 +165,18 @@ def _believed(prepared: Prepared, outcome: Outcome) -> Outcome:
     return again
 
 
-def _by_differences(prepared: Prepared, outcome: Outcome) -> Outcome:
-    """Without a backward pass forward mode is held against differences of f; where it differs, those are taken."""
-    truth = Truth(prepared.linear, prepared.samples_mix, backward=False)
-    image = torch.bmm(outcome.matrix, truth.z.to(outcome.matrix).unsqueeze(-1)).squeeze(-1)
-    if prepared.samples_mix or truth.is_image(image):
-        return outcome
-    warn("forward mode disagrees with differences, and there is no backward pass: J is taken by finite differences")
-    return fill(prepared, "finite-difference", defaults.TRIAL_ROWS)
-
-
 def disbelief(prepared: Prepared, *factors: Tensor) -> float | None:
     """The relative difference of uᵀJ from rows by plain backward passes, where it is more than rounding; else None.
 
     J is the product of the factors. Rules are wrong at some points only, so all samples are looked at. Cost: one
     more backward pass, a product with a vector and a norm of each factor, in their own dtype; where they differ by
-    more than half of the digits, what rounding does to the row is found out, once.
+    more than half of the digits, what rounding does to the row is found out, once. Without a backward pass: Jz
+    against differences, four evaluations.
     """
     if not factors[0].numel():
         return None
+    if prepared.probe.backward_gap is not None:
+        return _off_differences(prepared, factors)
     found = [_off(prepared, *evidence, factors) for evidence in prepared.evidence()]
     return max((error for error in found if error is not None), default=None)
 
@@ -197,6 +200,16 @@ def _off(prepared: Prepared, chosen: slice, u: Tensor, row: Tensor, factors: Seq
     if found is not None and found.steady:
         error = torch.where((difference <= found.row[chosen]) & error.isfinite(), 0.0, error)
     return float(error.max()) if bool((error > tolerance(prepared.linear.rounding)).any()) else None
+
+
+def _off_differences(prepared: Prepared, factors: Sequence[Tensor]) -> float | None:
+    if prepared.samples_mix:  # a difference is of the whole batch's J
+        return None
+    truth = Truth(prepared.linear, backward=False)
+    image = truth.z.unsqueeze(-1)
+    for factor in reversed(factors):
+        image = torch.bmm(factor, image.to(factor))
+    return truth.off_difference(image.squeeze(-1))
 
 
 def _sizes(factor: Tensor) -> Tensor:

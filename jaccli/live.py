@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.api import setup
-from jaccli.errors import ResourceError, UsageError, note, warn
+from jaccli.errors import ResourceError, UnsupportedError, UsageError, note, warn
 from jaccli.execution import report_path
 from jaccli.graph.differentiable import Accumulation
 from jaccli.graph.recorder import CaptureGap, tensors_in
@@ -107,7 +107,11 @@ class Site:
             report_path(prepared, prepared.name)
             if prepared.samples_mix:
                 warn(f"{prepared.name}: samples mix: a sample's target depends on the other samples")
-            assert prepared.linear.live is not None
+            if prepared.linear.live is None:
+                raise UnsupportedError(
+                    f"the model refuses a pass with gradients: {prepared.probe.backward_gap}",
+                    "expected a model that can be differentiated",
+                )
             nodes = graph_nodes(prepared.linear.live.target)
             fused = not network.fused or any(node.name().startswith(FUSED_NODES) for node in nodes)
             linear = prepared.linear

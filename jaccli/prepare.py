@@ -149,7 +149,8 @@ def prepare(
     """
     inputs = own(inputs)
     with readable(inputs):
-        taken = record_backward(network, inputs, [s for s, _ in pairs], [t for _, t in pairs], live=graph)
+        taken, gap = _recorded(network, inputs, pairs, graph)
+    graph = graph and gap is None
     if network.opaque and not network.draws.asked:
         network.draws.ask()
         network.draws.unsteady = unsteady(network, taken)
@@ -163,7 +164,26 @@ def prepare(
             "none of the layers that the glob matches can be a source", "; ".join(names.split("; ")[:2])
         )
     with readable(inputs):
-        return [_prepared(network, taken, taken.sources[s], taken.targets[t], graph, probe) for s, t in kept]
+        ready = [_prepared(network, taken, taken.sources[s], taken.targets[t], graph, probe) for s, t in kept]
+    for prepared in ready if gap is not None else ():
+        prepared.probe.backward_gap = gap
+    return ready
+
+
+def _recorded(network: Network, inputs: Inputs, pairs: Sequence[Pair], graph: bool) -> tuple[Record, str | None]:
+    """The activations; without a gradient graph, and why, where the model runs without gradients alone."""
+    sources, targets = [s for s, _ in pairs], [t for _, t in pairs]
+    try:
+        return record_backward(network, inputs, sources, targets, live=graph), None
+    except JaccliError:
+        raise
+    except Exception as error:
+        if not graph or is_out_of_memory(error):
+            raise
+        try:
+            return record(network, inputs, sources, targets, live=False), reason(error)
+        except Exception:  # what the first pass says is not of gradients
+            raise error from None
 
 
 def record_backward(

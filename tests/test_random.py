@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,7 @@ from torch import Tensor, nn
 import jaccli
 from jaccli.models.entropy import held_seeds
 from jaccli.models.factory import build
-from jaccli.models.noise import Noise
+from jaccli.models.noise import Noise, seeded
 from jaccli.names import METHOD_NAMES
 
 GLOBAL = np.random.default_rng(5)
@@ -290,6 +293,29 @@ def test_what_a_first_pass_imports_is_no_draw(entry: str) -> None:
         ENTRIES[entry](Drawing(importing), torch.randn(3, 4))
     assert len(made) > 1
     assert texts == []
+
+
+def test_an_import_in_mid_pass_moves_no_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules make generators of their own when they are imported; a model's draws stay where they were."""
+    name = "imported_in_mid_pass"
+    (tmp_path / f"{name}.py").write_text("import random, numpy\nA, B = random.Random(), numpy.random.default_rng()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def importing(_: Any, x: Tensor) -> Tensor:
+        importlib.import_module(name)
+        return x * (1 + random.Random().random() + float(np.random.default_rng().random()))
+
+    model, x = Drawing(importing), torch.randn(3, 4)
+    try:
+        found = []
+        with said() as texts:
+            for _ in range(2):
+                with seeded(3):
+                    found.append(jaccli.jacobian(model, x, method="reverse"))
+    finally:
+        sys.modules.pop(name, None)
+    assert torch.equal(*found)
+    assert not any("deterministic" in text or "off" in text for text in texts)
 
 
 def test_dropout_in_training_mode_is_told_of_once() -> None:

@@ -78,11 +78,14 @@ class EagerNetwork(Network):
             stack.enter_context(self.session())
             stack.enter_context(optimized_execution(False))
             start, versions = _noted(tap), _versions(args, kwargs)
+            before = self.unwatchable
             while True:
                 try:
                     return self._pass(args, kwargs, tap)
                 except Exception as error:
                     # Operators that take functions are refused below a watch: the pass begins anew without.
+                    if before:  # the pass had no watch to begin with
+                        raise
                     self._watch_no_more(self._watched and not self.unwatchable and _takes_functions(error))
                     if not self.unwatchable:
                         raise

@@ -109,20 +109,20 @@ class Linearised:
 
     def vjp_or_none(self, u: Tensor) -> Tensor | None:
         """As ``vjp``; None where no path leads from source to target."""
-        assert self.live is not None
-        if not self.live.target.requires_grad:
+        live = self._graph()
+        if not live.target.requires_grad:
             return None
         self.passes["vjp"] += 1
-        row = gradient(self.live.target, self.live.source, u.reshape(self.live.target.shape))
+        row = gradient(live.target, live.source, u.reshape(live.target.shape))
         return None if row is None else self.f.source.slot.columns(row[None])[0]
 
     def vjps(self, u: Tensor) -> Tensor:
         """k vjps in one batched backward pass: ``(k, batch, n_out)`` → ``(k, batch, n_in)``."""
-        assert self.live is not None
-        if not self.live.target.requires_grad:
+        live = self._graph()
+        if not live.target.requires_grad:
             return self.point.new_zeros(u.shape[0], self.batch, self.f.n_in)
         self.passes["vjp"] += u.shape[0]
-        rows = gradients(self.live.target, self.live.source, u.reshape(u.shape[0], *self.live.target.shape))
+        rows = gradients(live.target, live.source, u.reshape(u.shape[0], *live.target.shape))
         if rows is None:
             return self.point.new_zeros(u.shape[0], self.batch, self.f.n_in)
         return self.f.source.slot.columns(rows)
@@ -175,18 +175,23 @@ class Linearised:
 
     def _transposed(self) -> tuple[Tensor, Tensor]:
         """Jᵀu ``(batch, n_in)``, connected to u; u is random, since rules may have a kink at zero."""
-        assert self.live is not None
+        live = self._graph()
         if self._turned is None:
             generator = torch.Generator().manual_seed(5)
-            target = self.live.target.detach()
+            target = live.target.detach()
             u = torch.randn(target.shape, generator=generator).to(target).requires_grad_()
             self.passes["vjp"] += 1
             with torch.enable_grad():
-                row = gradient(self.live.target, self.live.source, u, create_graph=True)
+                row = gradient(live.target, live.source, u, create_graph=True)
             if row is None or not row.requires_grad:
                 raise NotImplementedError(_NO_SECOND_GRAPH)
             self._turned = self.f.source.slot.columns(row[None])[0], u
         return self._turned
+
+    def _graph(self) -> Live:
+        if self.live is None:
+            raise NotImplementedError("there is no gradient graph")
+        return self.live
 
     def _tangent(self, tangent: Tensor | None) -> Tensor:
         if tangent is None:

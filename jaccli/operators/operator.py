@@ -75,8 +75,9 @@ class JacobianOperator(LinearMap):
         truth = Truth(linear, setting.mixes, setting.backward)
         forth, back = self._routes()
         aside, quiet = set(setting.set_aside), setting.quiet
-        self._forth = Routes("Jv", forth, lambda: truth.z, truth.is_image, quiet, aside)
-        self._back = Routes("Jᵀu", back, lambda: truth.w, truth.is_pulled, quiet, aside)
+        name = "a backward pass" if setting.backward else "differences"
+        self._forth = Routes("Jv", forth, lambda: truth.z, truth.is_image, name, quiet, aside)
+        self._back = Routes("Jᵀu", back, lambda: truth.w, truth.is_pulled, name, quiet, aside)
 
     def _routes(self) -> tuple[list[Route], list[Route]]:
         """The routes of JV and of JᵀU, by preference."""

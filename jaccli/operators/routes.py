@@ -47,6 +47,7 @@ class Routes:
         routes: in order of preference.
         probe: a random vector ``(batch, n)``.
         holds: whether a product with the probe is right.
+        truth: what it is compared with, for people.
         quiet: no notes.
         set_aside: routes that failed.
         verified: routes that did not.
@@ -56,6 +57,7 @@ class Routes:
     routes: Sequence[Route]
     probe: Callable[[], Tensor]
     holds: Callable[[Tensor], bool]
+    truth: str = "a backward pass"
     quiet: bool = False
     set_aside: set[str] = field(default_factory=set)
     verified: set[str] = field(default_factory=set)
@@ -106,7 +108,7 @@ class Routes:
         else:
             both = route.take(torch.cat([vectors, self.probe().unsqueeze(-1)], dim=-1))
             if not self.holds(both[..., -1]):
-                self._leave(route, "it disagrees with a backward pass")
+                self._leave(route, f"it disagrees with {self.truth}")
                 return None
             self.verified.add(route.name)
             found = both[..., :-1]

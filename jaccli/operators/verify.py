@@ -95,7 +95,7 @@ class Truth:
     def is_image(self, found: Tensor) -> bool:
         """Whether ``(batch, n_out)`` is Jz."""
         if not self.backward:
-            return self._is_difference(found)
+            return self.off_difference(found) is None
         eps = self.linear.rounding
         return all(dual(found, self.z, w, pulled, eps, self.mixes) for w, pulled in self._pulled)
 
@@ -115,13 +115,19 @@ class Truth:
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(self.linear.batch, size, generator=generator).to(self.linear.value)
 
-    def _is_difference(self, found: Tensor) -> bool:
+    def off_difference(self, found: Tensor) -> float | None:
+        """By how much ``(batch, n_out)`` is off Jz by differences, relatively, where that is more than theirs; else
+        None.
+        """
         estimate = difference(self.linear, self.z)
         if estimate is None:
-            return True
+            return None
         truth, spread = estimate
         gap, size = norm(found - truth, (1,)), norm(truth, (1,))
-        return bool((gap <= _SPREAD * spread + tolerance(self.linear.rounding) * size)[size.isfinite()].all())
+        known = size.isfinite()
+        if bool((gap <= _SPREAD * spread + tolerance(self.linear.rounding) * size)[known].all()):
+            return None
+        return float((gap / torch.maximum(size, norm(found, (1,))))[known].nan_to_num(torch.inf).max())
 
 
 def is_odd(linear: Linearised, u: Tensor, row: Tensor) -> bool:
