@@ -63,7 +63,7 @@ class InNumpy(_Cube):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (x,) = ctx.saved_tensors
-        return torch.from_numpy(3 * grads[0].detach().numpy() * x.detach().numpy() ** 2)
+        return torch.from_numpy(3 * grads[0].detach().cpu().numpy() * x.detach().cpu().numpy() ** 2).to(x)
 
 
 class HalfDetached(_Cube):
@@ -137,7 +137,7 @@ class Equilibrium(nn.Module):
         z = (self.w(z) + x).tanh()
         if z.requires_grad:
             slope, weight = (1 - z**2).detach(), self.w.weight.detach()
-            m = torch.eye(z.shape[1], dtype=z.dtype) - slope[:, :, None] * weight
+            m = torch.eye(z.shape[1]).to(z) - slope[:, :, None] * weight
             z.register_hook(lambda g: torch.linalg.solve(m.mT, g.unsqueeze(-1)).squeeze(-1))
         return 2 * z
 
@@ -155,17 +155,17 @@ class Settled(nn.Module):
 
 
 def products_of_groups(h: Tensor) -> Tensor:
-    group = (torch.arange(h.shape[1]) // 3).expand(len(h), -1)
+    group = (torch.arange(h.shape[1]) // 3).to(h.device).expand(len(h), -1)
     return h.new_ones(len(h), -(-h.shape[1] // 3)).scatter_reduce(1, group, h.sigmoid() + 0.5, "prod")
 
 
 def spd(h: Tensor) -> Tensor:
     a = h.unflatten(1, (4, 4))
-    return a @ a.mT + torch.eye(4, dtype=h.dtype)
+    return a @ a.mT + torch.eye(4).to(h)
 
 
 def solve_by_cholesky(h: Tensor) -> Tensor:
-    b = torch.linspace(-1, 1, 4, dtype=h.dtype).expand(len(h), 4).unsqueeze(-1)
+    b = torch.linspace(-1, 1, 4).to(h).expand(len(h), 4).unsqueeze(-1)
     return torch.cholesky_solve(b, torch.linalg.cholesky(spd(h))).squeeze(-1)
 
 
@@ -174,20 +174,19 @@ def inverse_by_cholesky(h: Tensor) -> Tensor:
 
 
 def weighted_bag(h: Tensor) -> Tensor:
-    table = torch.linspace(-1, 1, 15, dtype=h.dtype).reshape(5, 3)
-    words = (torch.arange(h.shape[1]) % 5).expand(len(h), -1)
+    table = torch.linspace(-1, 1, 15).to(h).reshape(5, 3)
+    words = (torch.arange(h.shape[1]) % 5).to(h.device).expand(len(h), -1)
     return nn.functional.embedding_bag(words, table, per_sample_weights=h, mode="sum")
 
 
 def distances(h: Tensor) -> Tensor:
-    return torch.cdist(h.unflatten(1, (-1, 3)), torch.linspace(-1, 1, 15, dtype=h.dtype).reshape(5, 3), p=1.5).flatten(
-        1
-    )
+    others = torch.linspace(-1, 1, 15).to(h).reshape(5, 3)
+    return torch.cdist(h.unflatten(1, (-1, 3)), others, p=1.5).flatten(1)
 
 
 def zeroed(h: Tensor) -> Tensor:
     """With exact zeros, where rules of products divide."""
-    return torch.where(torch.arange(h.shape[-1]) % 4 == 1, 0 * h, h)
+    return torch.where((torch.arange(h.shape[-1]) % 4 == 1).to(h.device), 0 * h, h)
 
 
 def normal(*shape: int) -> Callable[[], Tensor]:

@@ -27,9 +27,11 @@ from jaccli.layers.resolve import resolve
 from jaccli.models.adapt import as_network
 from jaccli.names import METHOD_NAMES
 from jaccli.stream import Choice, stream
-from tests import scenarios, standin
+from tests import scenarios, standin, test_no_gradients, test_products
+from tests.hard_rules import HARD
 from tests.oracle import error
 from tests.scenarios import BY_NAME, TABLE, Scenario, case_name
+from tests.test_no_gradients import REFUSING
 
 REAL = [kind for kind in ("cuda", "mps", "xpu") if torch.get_device_module(kind).is_available()]
 pytestmark = pytest.mark.filterwarnings("ignore::jaccli.JaccliWarning")
@@ -196,6 +198,25 @@ def test_graphs_that_exist(s: Scenario, device: torch.device) -> None:
             whole = jaccli.graph_jacobian(y, x, create_graph, chunk=chunk).detach()
             blocks = [whole[b].reshape(-1, *x.shape)[:, b].flatten(1) for b in range(len(x))]
             close(torch.stack(blocks), truth, tolerance)
+
+
+@pytest.mark.parametrize("name", [*HARD, *REFUSING])
+def test_hard_rules(name: str, device: torch.device) -> None:
+    """Networks whose derivatives in torch are wrong or absent, and those that run only without gradients."""
+    if device.type == "mps":
+        pytest.skip("no float64")
+    if name == "flexible attention" and device.type == standin.NAME:
+        pytest.skip("torch knows this operator on its own devices alone")
+    home, x, j = (test_no_gradients if name in REFUSING else test_products).made(name)
+    model, near = home.to(device), 1e-6 if name in REFUSING else 1e-9
+    x, v = x.to(device), torch.randn(len(x), j.shape[2], 9, dtype=x.dtype)
+    close(jaccli.jacobian(model, x), j, near)
+    plan = jaccli.plan(model, x)
+    for _ in range(2):
+        close(plan(x), j, near)
+    a = jaccli.operator(model, x)
+    close(a.matmat(v), j @ v, near)
+    close(a.rmatmat(j @ v), j.mT @ (j @ v), near)
 
 
 def test_a_plan_refuses_another_device(device: torch.device) -> None:

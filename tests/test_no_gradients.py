@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def through_numpy(h: Tensor) -> Tensor:
-    return torch.from_numpy(h.numpy() * 2).tanh()
+    return torch.from_numpy(h.cpu().numpy() * 2).to(h.device).tanh()
 
 
 def half_through_numpy(h: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def attention(h: Tensor) -> Tensor:
 REFUSING: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "NumPy": (through_numpy, lambda h: (2 * h).tanh()),
     "NumPy, a half": (half_through_numpy, lambda h: h.sin() + (2 * h).tanh()),
-    "written views": (written_views, lambda h: h.tanh() * torch.tensor([2.0] + [1.0] * 11)),
+    "written views": (written_views, lambda h: h.tanh() * torch.tensor([2.0] + [1.0] * 11).to(h)),
     "for inference": (for_inference, lambda h: h.tanh() * h.roll(1, 1)),
     "flexible attention": (
         attention,
