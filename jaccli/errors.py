@@ -36,6 +36,13 @@ class JaccliError(Exception):
         super().__init__("\n".join(part for part in (given, expected, remedy) if part))
 
 
+class TimeIsUp(BaseException):
+    """The time that a command was given is over.
+
+    Not an ``Exception``: whoever tries a method and takes another when it fails must not catch it.
+    """
+
+
 class GateError(JaccliError):
     """A gate such as ``--fail-above`` or a check failed."""
 

@@ -9,14 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 
 from jaccli.cli.messages import STARTED
-from jaccli.errors import ResourceError
+from jaccli.errors import ResourceError, TimeIsUp
 
 # A step of a training may take so much longer, in seconds, once it is to end.
 STEP_GRACE_S = 3.0
-
-
-class _TimeIsUp(BaseException):
-    """Not an ``Exception``: whoever tries a method and takes another when it fails must not catch it."""
 
 
 @contextlib.contextmanager
@@ -34,13 +30,13 @@ def deadline(seconds: float | None) -> Iterator[None]:
         return
 
     def over(*_: object) -> None:
-        raise _TimeIsUp
+        raise TimeIsUp
 
     previous = signal.signal(signal.SIGALRM, over)
     signal.setitimer(signal.ITIMER_REAL, max(seconds - (time.perf_counter() - STARTED), 1e-3))
     try:
         yield
-    except _TimeIsUp:
+    except TimeIsUp:
         raise ResourceError(
             f"not done within {seconds:g} s (--timeout)", "", "allow more time, or take fewer --samples"
         ) from None
@@ -70,7 +66,7 @@ def between_steps() -> Iterator[Callable[[], None]]:
 
     def stop_if_asked() -> None:
         for number in asked[:1]:
-            raise KeyboardInterrupt if number == signal.SIGINT else _TimeIsUp
+            raise KeyboardInterrupt if number == signal.SIGINT else TimeIsUp
 
     heard = [number for number, handler in before.items() if callable(handler)]  # neither ignored nor the system's
     for number in heard:

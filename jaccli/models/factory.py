@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from jaccli.chatter import chatter
-from jaccli.errors import JaccliError, RefusedError, UsageError
+from jaccli.errors import JaccliError, RefusedError, TimeIsUp, UsageError
 from jaccli.models.quote import listed, quote, shortened
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _users_code(what: str) -> Iterator[None]:
     try:
         with contextlib.redirect_stdout(chatter()):
             yield
-    except (JaccliError, KeyboardInterrupt):
+    except (JaccliError, KeyboardInterrupt, TimeIsUp):
         raise
     except BaseException as error:
         # SystemExit too: a script without a main guard parses jaccli's own arguments.

@@ -221,6 +221,16 @@ def test_timeout_in_the_middle(slow: Path) -> None:
     assert left(slow) == ["nets.py"]
 
 
+@pytest.mark.parametrize("where", ["import", "call"])
+def test_timeout_while_the_network_is_made(where: str, tmp_path: Path) -> None:
+    """The user's code did not raise it."""
+    made = "import time, torch\ndef make():\n    time.sleep(60)\n    return torch.nn.Linear(2, 2)\n"
+    (tmp_path / "late.py").write_text(made + ("make()\n" if where == "import" else ""))
+    result = process("compute", "late.py:make", "-i", "random:2,n=2", "--timeout", "4s", cwd=tmp_path)
+    assert result.code == 5, result.text
+    assert "not done within 4 s (--timeout)" in result.err
+
+
 def test_timeout_is_no_failure_of_a_method(slow: Path) -> None:
     """bench tries methods and goes on when one fails; the alarm must pass through that."""
     argv = ("bench", "nets.py:Slow", "-i", "random:400,n=8192", "--methods", "loop", "--timeout", "4s")
