@@ -122,6 +122,22 @@ def test_why_is_told_and_nothing_else(name: str) -> None:
     assert not any("deterministic" in text or "random" in text or "mix" in text for text in texts)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_no_false_alarm_beside_a_large_value(dtype: torch.dtype) -> None:
+    """Of a value that is much larger than its slope differences hold few digits, by chance two steps the same."""
+
+    def large(h: Tensor) -> Tensor:
+        return 1000 + written_views(h)[:, :1]
+
+    for seed in range(25):
+        torch.manual_seed(seed)
+        model = Of(4, 6, large).to(dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", jaccli.JaccliWarning)
+            warnings.simplefilter("ignore", jaccli.JaccliNote)
+            jaccli.jacobian(model, torch.randn(1, 4).to(dtype))
+
+
 @pytest.mark.parametrize("name", REFUSING)
 def test_a_penalty_is_refused(name: str) -> None:
     model, x, _ = made(name)

@@ -142,7 +142,8 @@ def is_odd(linear: Linearised, u: Tensor, row: Tensor) -> bool:
 
 
 def difference(linear: Linearised, z: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Jz by central differences of f, ``(batch, n_out)``, and what two step lengths differ by, ``(batch,)``.
+    """Jz by central differences of f, ``(batch, n_out)``, and its error ``(batch,)``: by how much two step lengths
+    differ, and the rounding of f, which may cancel out there by chance.
 
     Cost: four evaluations. None where the model does not take points nearby.
     """
@@ -161,4 +162,6 @@ def difference(linear: Linearised, z: Tensor) -> tuple[Tensor, Tensor] | None:
         if is_out_of_memory(error):
             raise
         return None
-    return found[0], norm(found[0] - found[1], (1,))
+    value = linear.value.reshape(linear.batch, -1)
+    rounding = linear.rounding * norm(value, (1,)) / step.reshape(-1).double()
+    return found[0], norm(found[0] - found[1], (1,)) + rounding
