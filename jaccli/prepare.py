@@ -150,7 +150,6 @@ def prepare(
     inputs = own(inputs)
     with readable(inputs):
         taken, gap = _recorded(network, inputs, pairs, graph)
-    graph = graph and gap is None
     if network.opaque and not network.draws.asked:
         network.draws.ask()
         network.draws.unsteady = unsteady(network, taken)
@@ -164,10 +163,11 @@ def prepare(
             "none of the layers that the glob matches can be a source", "; ".join(names.split("; ")[:2])
         )
     with readable(inputs):
-        ready = [_prepared(network, taken, taken.sources[s], taken.targets[t], graph, probe) for s, t in kept]
-    for prepared in ready if gap is not None else ():
-        prepared.probe.backward_gap = gap
-    return ready
+        if gap is None or len(kept) == 1:
+            return [_prepared(network, taken, pair, graph, probe, gap) for pair in kept]
+        # What refuses gradients may stand before one pair's source: each has a pass of its own.
+        alone = ((*_recorded(network, inputs, [pair], graph), pair) for pair in kept)
+        return [_prepared(network, taken, pair, graph, probe, gap) for taken, gap, pair in alone]
 
 
 def _recorded(network: Network, inputs: Inputs, pairs: Sequence[Pair], graph: bool) -> tuple[Record, str | None]:
@@ -248,13 +248,15 @@ def _description(value: object) -> str:
     return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
 
 
-def _prepared(network: Network, taken: Record, source: Held, target: Held, graph: bool, probe: bool) -> Prepared:
+def _prepared(network: Network, taken: Record, pair: Pair, graph: bool, probe: bool, gap: str | None) -> Prepared:
+    source, target = taken.sources[pair[0]], taken.targets[pair[1]]
+    graph = graph and gap is None
     f = LayerFunction(network, taken.inputs, source.place, target.place)
     value = target.activation
     live = Live(source.raw, value) if graph else None
     linear = Linearised(f, source.activation.detach(), value.detach(), live)
     linear.passes["forward"] += 1
-    prepared = Prepared(linear)
+    prepared = Prepared(linear, probe=Probe(backward_gap=gap))
     if not probe:
         return prepared
     if graph:

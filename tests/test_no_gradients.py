@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 
 import jaccli
+from jaccli.layers.record import Inputs
+from jaccli.layers.resolve import resolve
+from jaccli.models.adapt import as_network
+from jaccli.prepare import computing, prepare
 from tests import oracle
 from tests.hard_rules import Of
 from tests.oracle import INPUT, OUTPUT, error
@@ -144,6 +148,22 @@ def test_a_penalty_is_refused(name: str) -> None:
     square = nn.Sequential(model, nn.Linear(12, 6).double())
     with pytest.raises(jaccli.UnsupportedError, match="gradients"):
         jaccli.identity_deviation(square, x)
+
+
+def test_pairs_behind_what_refuses_have_their_backward_pass() -> None:
+    class Numpy(nn.Module):
+        def forward(self, h: Tensor) -> Tensor:
+            return through_numpy(h)
+
+    torch.manual_seed(0)
+    network = as_network(nn.Sequential(nn.Linear(6, 5), Numpy(), nn.Linear(5, 5), nn.Tanh()).double())
+    pairs = [(resolve(network, s), resolve(network, t)) for s, t in (("input", "output"), ("1", "output"), ("2", "3"))]
+    with computing(network):
+        ready = prepare(network, Inputs((vectors(3, 6),)), pairs)
+        alone = [prepare(network, Inputs((vectors(3, 6),)), [pair])[0] for pair in pairs]
+    for found in (ready, alone):
+        assert [one.probe.backward_gap is None for one in found] == [False, True, True]
+        assert [one.probe.row is None for one in found] == [True, False, False]
 
 
 def test_what_no_pass_takes_is_said_as_ever() -> None:
