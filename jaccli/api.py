@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.errors import JaccliError, UsageError, note, warn
+from jaccli.errors import JaccliError, UnsupportedError, UsageError, note, warn
 from jaccli.execution import report, report_path, run
 from jaccli.explain import explain
-from jaccli.graph.capture import capture
 from jaccli.graph.meter import meter
 from jaccli.graph.products import Products
 from jaccli.layers.record import Inputs
@@ -29,7 +28,7 @@ from jaccli.operators import JacobianOperator
 from jaccli.operators.linear_map import LinearMap
 from jaccli.operators.operator import OneOf, Setting
 from jaccli.operators.verify import is_odd
-from jaccli.planning import Decision, decide
+from jaccli.planning import Decision, captured, decide
 from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare, readable
 from jaccli.replay import Replay
 from jaccli.stream import Choice, collect, part, stream
@@ -285,7 +284,17 @@ def _same_alone(single: JacobianOperator, prepared: Prepared, b: int) -> bool:
 
 
 def _by_any_method(prepared: Prepared) -> Tensor:
-    """J as ``jacobian`` has it, where there are no products."""
+    """J as ``jacobian`` has it, where there are no products.
+
+    Raises:
+        UnsupportedError: samples mix, and products are of more than each sample's own block.
+    """
+    if prepared.samples_mix:
+        raise UnsupportedError(
+            f"{prepared.name}: no products: samples mix, and neither backward nor forward passes work",
+            "expected a model that can be differentiated",
+            "jaccli.jacobian has each sample's own block",
+        )
     outcome = run(prepared, decide(prepared, "auto", keep=prepared.linear.batch))
     report(prepared, outcome, prepared.name)
     return outcome.matrix
@@ -298,7 +307,7 @@ def _by_graph(prepared: Prepared) -> tuple[Callable[[Tensor], Tensor], Callable[
 
     @cache
     def products() -> Products:
-        return Products(capture(prepared.linear.f))
+        return Products(captured(prepared))
 
     return lambda v: products().push(v), lambda u: products().pull(u)
 

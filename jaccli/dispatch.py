@@ -6,7 +6,9 @@ import sys
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as fwad
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _SCALED = torch.ops.aten.mul.Scalar
@@ -52,3 +54,30 @@ def _see(self: Mode, op: Any, _types: Any, args: Any = (), kwargs: Any = None) -
 
 # Assigned afterwards: a method of the class body would be wrapped against dynamo at once, which imports it (1.25 s).
 Mode.__torch_dispatch__ = _dispatch  # type: ignore[method-assign]
+
+
+class LeftTorch(NotImplementedError):
+    """A tensor became a NumPy array where a derivative was taken, which goes no further there."""
+
+
+class Within(TorchFunctionMode):
+    """While it is entered, a tensor does not become a NumPy array, as autograd forbids where gradients are wanted.
+
+    Args:
+        dual: only tensors with a tangent.
+
+    Raises:
+        LeftTorch: one does.
+    """
+
+    def __init__(self, dual: bool) -> None:
+        super().__init__()
+        self.dual = dual
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _LEAVING and (not self.dual or fwad.unpack_dual(args[0]).tangent is not None):
+            raise LeftTorch("a tensor becomes a NumPy array, which has no derivative")
+        return func(*args, **(kwargs or {}))
+
+
+_LEAVING: frozenset[Any] = frozenset((Tensor.numpy, Tensor.__array__))

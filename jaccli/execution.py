@@ -14,8 +14,9 @@ from jaccli.graph.chain import Bracket
 from jaccli.independence import leaks
 from jaccli.methods import METHODS, MethodGap, MethodName, Task
 from jaccli.methods.base import is_out_of_memory, reason
+from jaccli.operators.differences import unchecked
 from jaccli.operators.rounding import apart, norms
-from jaccli.operators.verify import Truth, tolerance
+from jaccli.operators.verify import tolerance
 from jaccli.planning import Decision
 from jaccli.prepare import Prepared, is_hidden_path, probe_first_sample
 
@@ -67,7 +68,8 @@ def run(prepared: Prepared, decision: Decision, *, tick: Tick = lambda done: Non
     if decision.method is None:
         return Outcome(linear.value.new_zeros(linear.shape), "zero", notes=(prepared.why_zero,))
     gaps: list[str] = []
-    for method in (decision.method, *_NEXT[decision.method]):
+    last: tuple[MethodName, ...] = () if decision.asked else ("finite-difference",)
+    for method in (decision.method, *_NEXT[decision.method], *last):
         chunk = decision.chunk_for(linear.batch)
         chunk = chunk if method == decision.method else min(chunk, defaults.TRIAL_ROWS)
         try:
@@ -129,13 +131,8 @@ def _believed(prepared: Prepared, outcome: Outcome) -> Outcome:
     error = disbelief(prepared, outcome.matrix)
     if error is None:
         return outcome
-    if not prepared.evidence():
-        warn(
-            f"{outcome.method} gave a Jacobian that is {error:.2g} off differences, and there is no backward pass: "
-            "J is taken by finite differences"
-        )
-        taken = fill(prepared, "finite-difference", defaults.TRIAL_ROWS)
-        return replace(taken, notes=(*outcome.notes, *taken.notes))
+    if prepared.probe.backward_gap is not None:
+        return _confirmed(prepared, outcome, error)
     again = outcome if outcome.method == "loop" else fill(prepared, "loop", 1)
     second = disbelief(prepared, again.matrix)
     if second is not None and not prepared.samples_mix and leaks(prepared.linear):
@@ -165,13 +162,33 @@ def _believed(prepared: Prepared, outcome: Outcome) -> Outcome:
     return again
 
 
+def _confirmed(prepared: Prepared, outcome: Outcome, error: float) -> Outcome:
+    """Without a backward pass: J by another method, where differences confirm that; else a warning."""
+    gap = f"{outcome.method} gave a Jacobian that is {error:.2g} off differences"
+    others: tuple[tuple[MethodName, Callable[[str], None]], ...] = (("forward", note), ("finite-difference", warn))
+    for method, say in others:
+        try:
+            again = fill(prepared, method, defaults.TRIAL_ROWS) if method != outcome.method else None
+        except MethodGap:
+            continue
+        if again is not None and disbelief(prepared, again.matrix) is None and not prepared.probe.unsettled:
+            say(f"{prepared.name}: {gap}, and there is no backward pass; taken with {method}")
+            return replace(again, notes=(*outcome.notes, *again.notes))
+    prepared.probe.unsettled = 0
+    remedy = "" if outcome.matrix.dtype == torch.float64 else ", or try --dtype float64"
+    warn(
+        f"{prepared.name}: {gap}, there is no backward pass, and no other method is confirmed: do not rely on J{remedy}"
+    )
+    return outcome
+
+
 def disbelief(prepared: Prepared, *factors: Tensor) -> float | None:
     """The relative difference of uᵀJ from rows by plain backward passes, where it is more than rounding; else None.
 
     J is the product of the factors. Rules are wrong at some points only, so all samples are looked at. Cost: one
     more backward pass, a product with a vector and a norm of each factor, in their own dtype; where they differ by
     more than half of the digits, what rounding does to the row is found out, once. Without a backward pass: Jz
-    against differences, four evaluations.
+    against ``operators.differences``, of the first sample where they mix.
     """
     if not factors[0].numel():
         return None
@@ -203,13 +220,15 @@ def _off(prepared: Prepared, chosen: slice, u: Tensor, row: Tensor, factors: Seq
 
 
 def _off_differences(prepared: Prepared, factors: Sequence[Tensor]) -> float | None:
-    if prepared.samples_mix:  # a difference is of the whole batch's J
+    if prepared.linear.f.network.draws.unsteady:  # told already
         return None
-    truth = Truth(prepared.linear, backward=False)
-    image = truth.z.unsqueeze(-1)
+    differences = prepared.differences()
+    image = differences.z.unsqueeze(-1)
     for factor in reversed(factors):
         image = torch.bmm(factor, image.to(factor))
-    return truth.off_difference(image.squeeze(-1))
+    verdict = differences.judge(image.squeeze(-1))
+    prepared.probe.unsettled = verdict.unsettled
+    return verdict.off
 
 
 def _sizes(factor: Tensor) -> Tensor:
@@ -272,6 +291,8 @@ def report(prepared: Prepared, outcome: Outcome, name: str) -> None:
         )
     if outcome.method != "finite-difference":
         _report_rounding(prepared, name)
+        if prepared.probe.unsettled:
+            warn(f"{name}: {unchecked('J', prepared.probe.unsettled, prepared.linear.batch)}")
     for text in outcome.notes if prepared.connected else ():
         note(f"{name}: {text}")
     if outcome.error_estimate is not None:

@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from jaccli import defaults
+from jaccli.dispatch import LeftTorch, Within
 from jaccli.errors import ResourceError, note
-from jaccli.graph.capture import capture
+from jaccli.graph.capture import Graph, capture
 from jaccli.graph.chain import Bracket
 from jaccli.graph.engine import engine
 from jaccli.graph.recorder import CaptureGap
@@ -51,6 +53,7 @@ class Decision:
             None where the decision needed no prediction.
         bracket: of the structured method: how the chain is multiplied out.
         steps: the same for people; ``passes`` in short.
+        asked: the method was named by the user.
     """
 
     method: MethodName | None
@@ -65,6 +68,7 @@ class Decision:
     bracket: Bracket | None = None
     steps: tuple[str, ...] = ()
     passes: str = ""
+    asked: bool = False
 
     def chunk_for(self, batch: int) -> int:
         """The chunk that takes the same memory with another number of samples."""
@@ -115,14 +119,17 @@ def decide(
     room = Room(limit, keep * _sample_bytes(prepared), max_memory is not None)
     if not prepared.connected:
         return _sized(prepared, None, "no path from source to target: J is structurally zero", room, 1, sizes)
+
+    def asked() -> Decision:
+        return replace(_sized(prepared, method, "asked for", room, chunk, sizes), asked=True)
+
     if method == "structured":
         gap = look(prepared)
         if gap is None:
-            return with_structure(prepared, _sized(prepared, method, "asked for", room, chunk, sizes), room)
-        decision = _sized(prepared, method, "asked for", room, chunk, sizes)
-        return replace(decision, others={"structured": gap})
+            return with_structure(prepared, asked(), room)
+        return replace(asked(), others={"structured": gap})
     if method != "auto":
-        return _sized(prepared, method, "asked for", room, chunk, sizes)
+        return asked()
     choice, why, others, seconds = _auto(
         prepared, sizes, lambda name: _sized(prepared, name, "", room, chunk, sizes).chunk
     )
@@ -151,10 +158,20 @@ def look(prepared: Prepared, within: float = float("inf")) -> str | None:
             return "samples mix"
         with readable(prepared.linear.f.inputs):
             try:
-                prepared.engine = engine(capture(prepared.linear.f), within=within)
-            except CaptureGap as gap:
+                prepared.engine = engine(captured(prepared), within=within)
+            except (CaptureGap, LeftTorch) as gap:
                 return str(gap)
     return None
+
+
+def captured(prepared: Prepared) -> Graph:
+    """f as a graph.
+
+    Raises:
+        CaptureGap, LeftTorch: it cannot be captured, or its derivative cannot.
+    """
+    with Within(dual=False) if prepared.linear.live is None else nullcontext():
+        return capture(prepared.linear.f)
 
 
 def with_structure(prepared: Prepared, decision: Decision, room: Room | None = None) -> Decision:

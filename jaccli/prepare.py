@@ -18,6 +18,7 @@ from jaccli.layers.function import LayerFunction
 from jaccli.layers.record import Held, Inputs, Record, record
 from jaccli.methods.base import is_out_of_memory, nudged, reason
 from jaccli.models.network import Network
+from jaccli.operators.differences import Differences
 from jaccli.operators.linearised import Linearised, Live, graph_nodes
 from jaccli.operators.rounding import Rounding, rounding
 from jaccli.steadiness import unsteady
@@ -30,7 +31,7 @@ class Probe:
     """One backward pass with a random cotangent on some ``samples`` (every other): ``row`` = Jᵀu.
 
     It tells whether there is a path, whether samples mix, and later, with ``rest`` on the other samples, whether J
-    can be believed.
+    can be believed. Without a backward pass ``differences`` tell that, of all but ``unsettled`` samples.
     """
 
     cotangent: Tensor | None = None
@@ -39,6 +40,8 @@ class Probe:
     samples: slice = field(default_factory=lambda: slice(0, None, 2))
     rounding: Rounding | None = None
     rest: tuple[Tensor, Tensor] | None = None
+    differences: Differences | None = None
+    unsettled: int = 0
 
 
 @dataclass
@@ -95,6 +98,13 @@ class Prepared:
             rest = self._rest(u)
             probe.rest = rest, self.linear.vjp(rest)
         return [*found, (slice(1, None, 2), *probe.rest)]
+
+    def differences(self) -> Differences:
+        """What J is held against where there is no backward pass: of the first sample, where samples mix."""
+        if self.probe.differences is None:
+            moved = slice(0, 1) if self.samples_mix else slice(None)
+            self.probe.differences = Differences(self.linear, moved)
+        return self.probe.differences
 
     def _rest(self, u: Tensor) -> Tensor:
         """A random cotangent on the samples that u leaves out."""
@@ -182,8 +192,12 @@ def _recorded(network: Network, inputs: Inputs, pairs: Sequence[Pair], graph: bo
             raise
         try:
             return record(network, inputs, sources, targets, live=False), reason(error)
-        except Exception:  # what the first pass says is not of gradients
-            raise error from None
+        except JaccliError:
+            raise
+        except Exception as second:
+            if is_out_of_memory(second) or reason(second) == reason(error):
+                raise
+            raise RuntimeError(f"{reason(second)} (with gradients: {reason(error)})") from error
 
 
 def record_backward(
@@ -263,7 +277,7 @@ def _prepared(network: Network, taken: Record, pair: Pair, graph: bool, probe: b
         _probe(prepared)
     if (not graph or prepared.probe.backward_gap) and not network.draws.unsteady:
         prepared.samples_mix = moves_others(linear)
-    if not graph:
+    if not graph and gap is None:
         moved = value_at(linear, nudged(linear.point))
         prepared.connected = moved is None or not torch.equal(moved, linear.value)
     if not prepared.connected:

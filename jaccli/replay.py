@@ -125,7 +125,8 @@ class Replay:
             (prepared,) = prepare(self.network, inputs, [self.pair])
             off = disbelief(prepared, matrix)
         if off is not None:
-            note(f"the recorded program gave a J that is {off:.2g} off a backward pass, and is not used any more")
+            truth = "a backward pass" if prepared.probe.backward_gap is None else "differences"
+            note(f"the recorded program gave a J that is {off:.2g} off {truth}, and is not used any more")
         return off is None
 
     def replayed(self, recorded: Recorded, inputs: Inputs) -> Tensor | None:

@@ -10,6 +10,7 @@ import hashlib
 import random
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,16 +23,19 @@ _SYSTEM = random.SystemRandom()
 class Stream(threading.local):
     """Seeds, each a hash of where the stream begins and of how many were given; each thread has its own place.
 
+    What a module seeds while it is imported leaves the place as it was, since that happens in the first pass alone: it
+    is counted by module, and from the beginning in each pass.
+
     Args:
         start: the same in all threads until ``begin`` is called.
     """
 
     given = 0
-    imported = 0
     holders = 0
 
     def __init__(self, start: int) -> None:
         self.start = start
+        self.imports: Counter[str] = Counter()
 
     def begin(self, seed: int) -> None:
         """Give the seeds of this seed from now on."""
@@ -39,7 +43,7 @@ class Stream(threading.local):
 
     @property
     def place(self) -> tuple[int, int]:
-        """Where it stands. An import leaves it where it was: it takes place in the first pass alone."""
+        """Where it stands."""
         return self.start, self.given
 
     def put(self, place: tuple[int, int]) -> None:
@@ -50,9 +54,9 @@ class Stream(threading.local):
         """So many random bits: the next seed, or the system's where this thread is in no pass."""
         if not self.holders:
             return _SYSTEM.getrandbits(count)
-        if _importing():
-            self.imported += 1
-            number = f"import {self.imported}"
+        if module := _imported_now():
+            self.imports[module] += 1
+            number = f"{module} {self.imports[module]}"
         else:
             self.given += 1
             number = f"{self.given}"
@@ -60,15 +64,17 @@ class Stream(threading.local):
         return int.from_bytes(digest, "little") % (1 << count)
 
 
-def _importing() -> bool:
-    """Whether the pass that this thread is in imports a module right now."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None:
-        frame = frame.f_back
+def _imported_now() -> str | None:
+    """The module that this thread imports within its pass."""
+    frame, inner = sys._getframe(1).f_back, ""
+    while frame is not None:
         name = frame.f_globals.get("__name__", "")
-        if name == _IMPORT or (name.startswith("jaccli.") and name != __name__):
-            return bool(name == _IMPORT)
-    return False
+        if name.startswith(_IMPORT):
+            return inner
+        if name.startswith("jaccli.") and name != __name__:
+            return None
+        frame, inner = frame.f_back, name
+    return None
 
 
 STREAM = Stream(_SYSTEM.getrandbits(_PYTHON_BITS))
@@ -95,6 +101,8 @@ def held_seeds() -> Iterator[None]:
             numpy = sys.modules.get("numpy.random.bit_generator")
             if hasattr(numpy, "randbits"):  # what ``SeedSequence`` asks
                 _replace(numpy, "randbits", STREAM.bits)
+    if not STREAM.holders:
+        STREAM.imports.clear()
     STREAM.holders += 1
     try:
         yield

@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,6 +14,7 @@ import torch
 import torch.autograd.forward_ad as fwad
 from torch import Tensor
 
+from jaccli.dispatch import Within
 from jaccli.layers.function import LayerFunction
 from jaccli.layers.gradient_graph import graph_nodes
 
@@ -130,7 +131,7 @@ class Linearised:
     def jvp(self, v: Tensor) -> Tensor:
         """Jv for each sample, by dual numbers: ``(batch, n_in)`` → ``(batch, n_out)``."""
         self.passes["jvp"] += 1
-        with fwad.dual_level():
+        with fwad.dual_level(), Within(dual=True) if self.live is None else nullcontext():
             out = self.f(fwad.make_dual(self.point, v.to(self.point).reshape(self.point.shape)))
             tangent = fwad.unpack_dual(out).tangent
         return self._tangent(tangent).detach()

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
+from jaccli.errors import warn
 from jaccli.layers.function import LayerFunction
 from jaccli.operators.by_rows import ByRows
+from jaccli.operators.differences import unchecked
 from jaccli.operators.linear_map import LinearMap
 from jaccli.operators.linearised import Linearised
 from jaccli.operators.routes import BATCHED, Route, Routes
@@ -76,7 +78,14 @@ class JacobianOperator(LinearMap):
         forth, back = self._routes()
         aside, quiet = set(setting.set_aside), setting.quiet
         name = "a backward pass" if setting.backward else "differences"
-        self._forth = Routes("Jv", forth, lambda: truth.z, truth.is_image, name, quiet, aside)
+
+        def holds(image: Tensor) -> bool:
+            held = truth.is_image(image)
+            if held and truth.unsettled and not quiet:
+                warn(unchecked("Jv", truth.unsettled, linear.batch))
+            return held
+
+        self._forth = Routes("Jv", forth, lambda: truth.z, holds, name, quiet, aside)
         self._back = Routes("Jᵀu", back, lambda: truth.w, truth.is_pulled, name, quiet, aside)
 
     def _routes(self) -> tuple[list[Route], list[Route]]:

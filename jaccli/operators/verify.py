@@ -15,14 +15,12 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from jaccli import defaults
-from jaccli.operators.faults import is_out_of_memory
+from jaccli.operators.differences import Differences
 from jaccli.operators.linearised import Linearised, graph_nodes
 from jaccli.operators.magnitude import norm
 
 # An element of a product that is this much smaller than the others is judged by their size, not by its own.
 _NOT_SMALLER = 1e-2
-# A difference is believed to so many times what two steps of it differ by.
-_SPREAD = 8.0
 # By so much, and with the other sign, a cotangent is scaled that asks whether a backward pass is linear.
 _SCALE = 8.0
 
@@ -70,22 +68,28 @@ def _small(gap: Tensor, size: Tensor, known: Tensor, eps: float, floor: float) -
 
 @dataclass
 class Truth:
-    """What products with J at a point are compared with. Cost: two backward passes in all, or six evaluations.
+    """What products with J at a point are compared with. Cost: two backward passes in all, or ``Differences``.
 
     Args:
         linear: f at the point.
         mixes: a sample's target depends on other samples.
         backward: whether there is a backward pass.
+        unsettled: of how many samples differences said nothing.
     """
 
     linear: Linearised
     mixes: bool = False
     backward: bool = True
+    unsettled: int = 0
 
     @cached_property
     def z(self) -> Tensor:
         """A random tangent, ``(batch, n_in)``."""
-        return self._drawn(self.linear.f.n_in, 2)
+        return self._drawn(self.linear.f.n_in, 2) if self.backward else self._differences.z
+
+    @cached_property
+    def _differences(self) -> Differences:
+        return Differences(self.linear)
 
     @cached_property
     def w(self) -> Tensor:
@@ -95,7 +99,9 @@ class Truth:
     def is_image(self, found: Tensor) -> bool:
         """Whether ``(batch, n_out)`` is Jz."""
         if not self.backward:
-            return self.off_difference(found) is None
+            verdict = self._differences.judge(found)
+            self.unsettled = verdict.unsettled
+            return verdict.off is None
         eps = self.linear.rounding
         return all(dual(found, self.z, w, pulled, eps, self.mixes) for w, pulled in self._pulled)
 
@@ -115,20 +121,6 @@ class Truth:
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(self.linear.batch, size, generator=generator).to(self.linear.value)
 
-    def off_difference(self, found: Tensor) -> float | None:
-        """By how much ``(batch, n_out)`` is off Jz by differences, relatively, where that is more than theirs; else
-        None.
-        """
-        estimate = difference(self.linear, self.z)
-        if estimate is None:
-            return None
-        truth, spread = estimate
-        gap, size = norm(found - truth, (1,)), norm(truth, (1,))
-        known = size.isfinite()
-        if bool((gap <= _SPREAD * spread + tolerance(self.linear.rounding) * size)[known].all()):
-            return None
-        return float((gap / torch.maximum(size, norm(found, (1,))))[known].nan_to_num(torch.inf).max())
-
 
 def is_odd(linear: Linearised, u: Tensor, row: Tensor) -> bool:
     """Whether a backward pass of −8u gives −8 times ``row``, that of u: what is clipped, or rectified, does not.
@@ -139,29 +131,3 @@ def is_odd(linear: Linearised, u: Tensor, row: Tensor) -> bool:
     if linear.live is None or not any(isinstance(n, BackwardCFunction) for n in graph_nodes(linear.live.target)):
         return True
     return same(linear.vjp(-_SCALE * u), -_SCALE * row, linear.rounding)
-
-
-def difference(linear: Linearised, z: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Jz by central differences of f, ``(batch, n_out)``, and its error ``(batch,)``: by how much two step lengths
-    differ, and the rounding of f, which may cancel out there by chance.
-
-    Cost: four evaluations. None where the model does not take points nearby.
-    """
-    h, flat = linear.point, z.reshape(linear.point.shape).to(linear.point)
-    samples = h.reshape(linear.batch, -1).double()
-    size = norm(samples, (1,)).clamp(min=1e-6) / norm(z, (1,)).clamp(min=1e-300)
-    step = (torch.finfo(h.dtype).eps ** (1 / 3) * size).to(h).reshape(-1, *[1] * (h.dim() - 1))
-    found = []
-    try:
-        with torch.no_grad():
-            for factor in (1.0, 2.0):
-                up, down = linear.evaluate(h + factor * step * flat), linear.evaluate(h - factor * step * flat)
-                slope = (up - down).reshape(linear.batch, -1) / (2 * factor * step.reshape(linear.batch, 1))
-                found.append(slope)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        return None
-    value = linear.value.reshape(linear.batch, -1)
-    rounding = linear.rounding * norm(value, (1,)) / step.reshape(-1).double()
-    return found[0], norm(found[0] - found[1], (1,)) + rounding
