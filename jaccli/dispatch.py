@@ -80,4 +80,4 @@ class Within(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-_LEAVING: frozenset[Any] = frozenset((Tensor.numpy, Tensor.__array__))
+_LEAVING: frozenset[Any] = frozenset((Tensor.numpy, Tensor.__array__, Tensor.__dlpack__))

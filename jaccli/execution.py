@@ -226,7 +226,8 @@ def _off_differences(prepared: Prepared, factors: Sequence[Tensor]) -> float | N
     image = differences.z.unsqueeze(-1)
     for factor in reversed(factors):
         image = torch.bmm(factor, image.to(factor))
-    verdict = differences.judge(image.squeeze(-1))
+    usual = _sizes(factors[0]) * norms(differences.z) / factors[0].shape[2] ** 0.5 if len(factors) == 1 else None
+    verdict = differences.judge(image.squeeze(-1), usual)
     prepared.probe.unsettled = verdict.unsettled
     return verdict.off
 

@@ -176,6 +176,7 @@ HARD_TO_CHECK: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Te
     "tiny samples": (lambda h: written_views(h), lambda x: x * 1e-30),
     "not finite in part": (lambda h: torch.cat([written_views(h), (-1 - h[:, :1] ** 2).log()], 1)[:, :13], lambda x: x),
     "mixing": (mixing(written_views), lambda x: x),
+    "float32 inside": (lambda h: written_views(h.float().softmax(1)).to(h.dtype), lambda x: x),
 }
 
 
@@ -229,6 +230,41 @@ def test_a_wrong_rule_of_a_product_is_seen(dtype: torch.dtype) -> None:
     assert error(jaccli.operator(model, x).matmat(v), exact @ v) < 1e-3
     with pytest.raises(jaccli.UnsupportedError, match="samples mix"):
         jaccli.operator(Of(6, 12, mixing(Wrong.apply)).to(dtype), x).matmat(v)
+
+
+@pytest.mark.parametrize("ratio", [1e2, 1e4, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_wrong_column_of_a_small_coordinate_is_seen(dtype: torch.dtype, ratio: float) -> None:
+    """Coordinates of unlike size: columns count alike, as they are printed."""
+
+    class Sum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x[:, 0] + Wrong.apply(x[:, 1]), 2 * x[:, 0] - Wrong.apply(x[:, 1])], 1)
+
+    x = vectors(4, 2).to(dtype) * torch.tensor([ratio, 1.0]).to(dtype)
+    with said() as texts:
+        jaccli.jacobian(Sum(), x)
+    assert any("off differences" in text or "could not be checked" in text for text in texts)
+
+
+def test_what_is_not_checked_is_told_by_plans_and_singular_values_too() -> None:
+    def short(h: Tensor) -> Tensor:
+        assert h.dtype == torch.float32
+        return 1e5 + Wrong.apply(h)
+
+    torch.manual_seed(0)
+    model, x = Of(6, 12, short), vectors(3, 6).float()
+    with said() as texts:
+        jaccli.operator(model, x).singular_values(2)
+    assert any("could not be checked" in text for text in texts)
+    model = Of(6, 12, lambda h: written_views(h.relu())).double()
+    model.fc.bias = None
+    x = x.double()
+    plan = jaccli.plan(model, x, method="structured")
+    x[1] = 0
+    with said() as texts:
+        plan(x)
+    assert any("1 of 3 samples could not be checked" in text for text in texts)
 
 
 def test_the_passes_of_a_plan_may_refuse_gradients_later() -> None:

@@ -18,10 +18,10 @@ from jaccli.methods.steps import (
     choose_step,
     column_norms,
     judge,
+    step_scale,
     trial_steps,
 )
 from jaccli.names import MethodName
-from jaccli.operators.differences import step_scale
 
 
 class FiniteDifference(Method):

@@ -34,6 +34,22 @@ class Pilot:
     curve: float
 
 
+def step_scale(point: Tensor) -> tuple[Tensor, Tensor]:
+    """The scale of each coordinate in each sample, ``(batch, n_in)``, and the most it could be.
+
+    The scale is the larger of the value and the coordinate's root mean square over samples; where both
+    are zero the sample's own root mean square, and 1 for a sample of zeros. A coordinate may be small
+    by chance or by nature; the second result is its scale if it is by chance.
+    """
+    finite = torch.where(point.isfinite(), point, torch.zeros_like(point))
+    over_samples = finite.square().mean(0, keepdim=True).sqrt()
+    of_sample = finite.square().mean(1, keepdim=True).sqrt()
+    of_sample = torch.where(of_sample > 0, of_sample, torch.ones_like(of_sample))
+    own = torch.maximum(finite.abs(), over_samples)
+    scale = torch.where(own > 0, own, of_sample)
+    return scale, torch.maximum(scale, of_sample)
+
+
 def column_norms(block: Tensor) -> Tensor:
     """``(batch, n_out, k)`` → ``(batch, k)``."""
     norms: Tensor = torch.linalg.vector_norm(block, dim=1)

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from jaccli import defaults
+from jaccli.dispatch import Mode, passed
+from jaccli.models.network import Network
 from jaccli.operators.faults import is_out_of_memory
 from jaccli.operators.linearised import Linearised
 from jaccli.operators.magnitude import norm
 
-# Steps in units of each coordinate's scale: the largest, the ratio of neighbours, and how few units in the last place.
-LARGEST, RATIO, LEAST_UNITS, LEAST = 0.25, 8.0, 8, 1e-8
+# Steps in units of each sample's size: the largest, the ratio of neighbours, and how few units in the last place.
+LARGEST, RATIO, LEAST_UNITS, LEAST = 0.25, 16.0, 8, 1e-13
 # Further steps of a tiny z, absolute.
 BEYOND = (1e-1, 1e-2, 1e-3)
-# Two ways agree up to this power of eps, and to so many times the error of the difference.
-POWER, SURE = 0.3, 3.0
+# J may differ by so many times what values lose to rounding, relatively, and by so many errors of a difference.
+AMPLIFIED, SURE = 16.0, 3.0
+# A copy in float64 is the same function where its values are near in this power of eps.
+NEAR = 0.3
 # A difference says nothing of a sample from this error on, relative to Jz.
 UNSETTLED = 0.1
 
@@ -52,7 +59,7 @@ class Differences:
     They are of a float64 copy of the model where there is such a form of it that has the same values. The derivative is
     what quotients converge to: a step is taken only if no smaller one contradicts it.
 
-    Cost: a copy of the model, and up to 20 forward passes.
+    Cost: a copy of the model, and up to 30 forward passes.
 
     Args:
         linear: f at the point.
@@ -64,22 +71,25 @@ class Differences:
 
     @cached_property
     def z(self) -> Tensor:
-        """A random tangent, ``(batch, n_in)``, of the scale of each coordinate."""
+        """A random tangent, ``(batch, n_in)``, of the size of each sample: all columns of J count alike."""
         point = self.linear.point.reshape(self.linear.batch, -1)
         drawn = torch.randn(point.shape, generator=torch.Generator().manual_seed(2)).to(point)
+        size = norm(torch.where(point.isfinite(), point, 0), (1,)) / point.shape[1] ** 0.5
         z = torch.zeros_like(point)
-        z[self.moved] = (drawn * step_scale(point.double())[0].to(point))[self.moved]
+        z[self.moved] = (drawn * torch.where(size > 0, size, 1).to(point)[:, None])[self.moved]
         return z
 
-    def judge(self, found: Tensor) -> Verdict:
-        """Of ``(batch, n_out)``, a claimed Jz."""
+    def judge(self, found: Tensor, usual: Tensor | None = None) -> Verdict:
+        """Of ``(batch, n_out)``, a claimed Jz; ``usual`` is its size without chance, where J is known, ``(batch,)``."""
         taken = self._slope
         if taken is None:
             return Verdict(None, len(found[self.moved]))
         quotient, error, known = (item[self.moved] for item in taken)
         claim = torch.where(known, found.detach().double()[self.moved], 0)
         gap, size = norm(claim - quotient, (1,)), torch.fmax(norm(claim, (1,)), norm(quotient, (1,)))
-        off = ~(gap <= SURE * error + torch.finfo(found.dtype).eps ** POWER * size) & known.any(1)
+        size = size if usual is None else torch.fmax(size, usual[self.moved].to(size))
+        rounding = self._twin.inside**defaults.BELIEF_POWER + AMPLIFIED * self._twin.lost[self.moved]
+        off = ~(gap <= SURE * error + rounding * size) & known.any(1)
         settled = (SURE * error <= UNSETTLED * size) | (size == 0)
         worst = (gap / size)[off].nan_to_num(math.inf)
         return Verdict(float(worst.max()) if worst.numel() else None, int((~settled & ~off & known.any(1)).sum()))
@@ -87,43 +97,84 @@ class Differences:
     @cached_property
     def _slope(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Quotients ``(batch, n_out)``, errors ``(batch,)``, and which elements are finite; None if f has none."""
-        f, point, value, lost = self._function()
-        z = self.z.to(point).reshape(point.shape)
-        eps, known = torch.finfo(value.dtype).eps, value.reshape(len(value), -1).isfinite()
-        middle = torch.where(known, value.reshape(known.shape).double(), 0)
+        twin = self._twin
+        z, known = self.z.to(twin.point).reshape(twin.point.shape), twin.value.isfinite()
+        middle = torch.where(known, twin.value, 0)
         size, trials = norm(middle, (1,)), []
-        for step in _steps(torch.finfo(point.dtype).eps, float(z.abs().max())):
-            ends = [_finite(f, point + sign * step * z, known) for sign in (1, -1)]
+        for step in _steps(torch.finfo(twin.point.dtype).eps, float(z.abs().max())):
+            ends = [_finite(twin.f, twin.point + sign * step * z, known) for sign in (1, -1)]
             if ends[0] is None or ends[1] is None:
                 continue
             quotient, kink = (ends[0] - ends[1]) / (2 * step), (ends[0] + ends[1] - 2 * middle) / step
-            noise = (2 * eps * size + lost) / step + torch.finfo(point.dtype).eps / step * norm(quotient, (1,))
-            trials.append(_Trial(quotient, kink, noise, step))
+            noise = (2 * twin.eps + twin.lost * (not twin.wide)) * size + twin.eps * norm(quotient, (1,))
+            trials.append(_Trial(quotient, kink, noise / step, step))
         if len(trials) < 2:
             return None
         return *_limit(trials), known
 
-    def _function(self) -> tuple[Callable[[Tensor], Tensor], Tensor, Tensor, Tensor]:
-        """f, the point, the value there, and its error ``(batch,)``: of a copy in float64, or as they are."""
+    @cached_property
+    def _twin(self) -> _Twin:
         linear, network = self.linear, self.linear.f.network
-        lost = torch.zeros(linear.batch, dtype=torch.float64, device=linear.value.device)
-        as_it_is = linear.evaluate, linear.point, linear.value
+        inside, _ = _met(linear.evaluate, linear.point, network)
+        value = linear.value.reshape(linear.batch, -1).double()
+        own = _Twin(linear.evaluate, linear.point, value, inside, inside, torch.zeros_like(value[:, 0]))
         if linear.point.dtype == torch.float64 or network.draws.seen:  # other numbers are drawn in another dtype
-            return *as_it_is, lost
+            return own
         try:
             copy = network.cast(None, torch.float64)
             f = replace(linear.f, network=copy, inputs=linear.f.inputs.converted(dtype=torch.float64))
-            point = linear.point.double()
-            with torch.no_grad():
-                value = f(point)
-            lost, size = (
-                norm(t.double().nan_to_num(0, 0, 0).reshape(linear.batch, -1), (1,))
-                for t in (value - linear.value, value)
-            )
+            eps, there = _met(f, linear.point.double(), copy)
+            lost, size = (norm(t.nan_to_num(0, 0, 0), (1,)) for t in (there.reshape(value.shape) - value, value))
         except Exception:  # there is no such form of it, or no memory for one
-            return *as_it_is, lost
-        near = bool((lost <= torch.finfo(linear.value.dtype).eps ** POWER * size).all())
-        return (f, point, value, 0 * lost) if near and value.dtype == torch.float64 else (*as_it_is, lost)
+            return own
+        lost = torch.where(size > 0, lost / size, 0)
+        wide = there.dtype == torch.float64 and bool((lost <= inside**NEAR).all())
+        twin = _Twin(f, linear.point.double(), there.reshape(value.shape), eps, inside, lost, wide=True)
+        return twin if wide else replace(own, lost=lost)
+
+
+@dataclass(frozen=True)
+class _Twin:
+    """What differences are taken of: f itself, or a copy of it in float64.
+
+    Args:
+        f: it.
+        point: in its dtype.
+        value: there, float64 ``(batch, n_out)``.
+        eps: of the shortest dtype that it meets.
+        inside: of the shortest dtype that f itself meets.
+        lost: ``(batch,)`` relative difference of their values.
+        wide: it is the copy.
+    """
+
+    f: Callable[[Tensor], Tensor]
+    point: Tensor
+    value: Tensor
+    eps: float
+    inside: float
+    lost: Tensor
+    wide: bool = False
+
+
+class _Met(Mode):
+    """The largest eps of the dtypes of real and complex numbers that operators give."""
+
+    eps = 0.0
+
+    def see(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = passed(op, args, kwargs)
+        for item in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(item, Tensor) and (item.is_floating_point() or item.is_complex()):
+                self.eps = max(self.eps, torch.finfo(item.dtype).eps)
+        return result
+
+
+def _met(f: Callable[[Tensor], Tensor], point: Tensor, network: Network) -> tuple[float, Tensor]:
+    """Eps of the shortest dtype that f meets, and its value."""
+    met = _Met()
+    with torch.no_grad(), nullcontext() if network.unwatchable else met:
+        value = f(point)
+    return max(met.eps, torch.finfo(value.dtype).eps), value
 
 
 @dataclass(frozen=True)
@@ -137,7 +188,10 @@ class _Trial:
 
 
 def _limit(trials: list[_Trial]) -> tuple[Tensor, Tensor]:
-    """For each sample the quotient whose neighbour is nearest and that no smaller step contradicts; and its error."""
+    """For each sample the quotient whose neighbour is nearest and that no smaller step contradicts; and its error.
+
+    Smaller steps contradict where they agree among themselves: noise that was not known of does not.
+    """
     quotients, noise = torch.stack([t.quotient for t in trials]), torch.stack([t.noise for t in trials])
     change = torch.full_like(noise, math.inf)
     change[1:] = norm(quotients[1:] - quotients[:-1], (2,))
@@ -147,7 +201,7 @@ def _limit(trials: list[_Trial]) -> tuple[Tensor, Tensor]:
         best = torch.where(open_, error, math.inf).argmin(0)
         away = norm(quotients - quotients[best, samples], (2,))
         later = torch.arange(len(trials), device=noise.device)[:, None] > best
-        against = later & (away > SURE * (error[best, samples] + noise))
+        against = later & (away > SURE * (error[best, samples] + error))
         if not bool(against.any()):
             break
         first = torch.where(against.any(0), against.int().argmax(0), 0)  # contradicted: only smaller steps are left
@@ -185,19 +239,3 @@ def _finite(f: Callable[[Tensor], Tensor], point: Tensor, known: Tensor) -> Tens
     if value.numel() != known.numel():
         return None
     return torch.where(known, value.reshape(known.shape).double(), 0)
-
-
-def step_scale(point: Tensor) -> tuple[Tensor, Tensor]:
-    """The scale of each coordinate in each sample, ``(batch, n_in)``, and the most it could be.
-
-    The scale is the larger of the value and the coordinate's root mean square over samples; where both
-    are zero the sample's own root mean square, and 1 for a sample of zeros. A coordinate may be small
-    by chance or by nature; the second result is its scale if it is by chance.
-    """
-    finite = torch.where(point.isfinite(), point, torch.zeros_like(point))
-    over_samples = finite.square().mean(0, keepdim=True).sqrt()
-    of_sample = finite.square().mean(1, keepdim=True).sqrt()
-    of_sample = torch.where(of_sample > 0, of_sample, torch.ones_like(of_sample))
-    own = torch.maximum(finite.abs(), over_samples)
-    scale = torch.where(own > 0, own, of_sample)
-    return scale, torch.maximum(scale, of_sample)

@@ -81,7 +81,7 @@ class JacobianOperator(LinearMap):
 
         def holds(image: Tensor) -> bool:
             held = truth.is_image(image)
-            if held and truth.unsettled and not quiet:
+            if held and truth.unsettled:
                 warn(unchecked("Jv", truth.unsettled, linear.batch))
             return held
 
