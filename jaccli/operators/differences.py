@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.dispatch import Mode, passed
-from jaccli.models.network import Network
 from jaccli.operators.faults import is_out_of_memory
 from jaccli.operators.linearised import Linearised
 from jaccli.operators.magnitude import norm
+from jaccli.operators.twin import Twin, twin
 
 # Steps in units of each sample's size: the largest, the ratio of neighbours, and how few units in the last place.
 LARGEST, RATIO, LEAST_UNITS, LEAST = 0.25, 16.0, 8, 1e-13
@@ -25,8 +22,6 @@ LARGEST, RATIO, LEAST_UNITS, LEAST = 0.25, 16.0, 8, 1e-13
 BEYOND = (1e-1, 1e-2, 1e-3)
 # J may differ by so many times what values lose to rounding, relatively, and by so many errors of a difference.
 AMPLIFIED, SURE = 16.0, 3.0
-# A copy in float64 is the same function where its values are near in this power of eps.
-NEAR = 0.3
 # A difference says nothing of a sample from this error on, relative to Jz.
 UNSETTLED = 0.1
 
@@ -113,68 +108,8 @@ class Differences:
         return *_limit(trials), known
 
     @cached_property
-    def _twin(self) -> _Twin:
-        linear, network = self.linear, self.linear.f.network
-        inside, _ = _met(linear.evaluate, linear.point, network)
-        value = linear.value.reshape(linear.batch, -1).double()
-        own = _Twin(linear.evaluate, linear.point, value, inside, inside, torch.zeros_like(value[:, 0]))
-        if linear.point.dtype == torch.float64 or network.draws.seen:  # other numbers are drawn in another dtype
-            return own
-        try:
-            copy = network.cast(None, torch.float64)
-            f = replace(linear.f, network=copy, inputs=linear.f.inputs.converted(dtype=torch.float64))
-            eps, there = _met(f, linear.point.double(), copy)
-            lost, size = (norm(t.nan_to_num(0, 0, 0), (1,)) for t in (there.reshape(value.shape) - value, value))
-        except Exception:  # there is no such form of it, or no memory for one
-            return own
-        lost = torch.where(size > 0, lost / size, 0)
-        wide = there.dtype == torch.float64 and bool((lost <= inside**NEAR).all())
-        twin = _Twin(f, linear.point.double(), there.reshape(value.shape), eps, inside, lost, wide=True)
-        return twin if wide else replace(own, lost=lost)
-
-
-@dataclass(frozen=True)
-class _Twin:
-    """What differences are taken of: f itself, or a copy of it in float64.
-
-    Args:
-        f: it.
-        point: in its dtype.
-        value: there, float64 ``(batch, n_out)``.
-        eps: of the shortest dtype that it meets.
-        inside: of the shortest dtype that f itself meets.
-        lost: ``(batch,)`` relative difference of their values.
-        wide: it is the copy.
-    """
-
-    f: Callable[[Tensor], Tensor]
-    point: Tensor
-    value: Tensor
-    eps: float
-    inside: float
-    lost: Tensor
-    wide: bool = False
-
-
-class _Met(Mode):
-    """The largest eps of the dtypes of real and complex numbers that operators give."""
-
-    eps = 0.0
-
-    def see(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = passed(op, args, kwargs)
-        for item in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(item, Tensor) and (item.is_floating_point() or item.is_complex()):
-                self.eps = max(self.eps, torch.finfo(item.dtype).eps)
-        return result
-
-
-def _met(f: Callable[[Tensor], Tensor], point: Tensor, network: Network) -> tuple[float, Tensor]:
-    """Eps of the shortest dtype that f meets, and its value."""
-    met = _Met()
-    with torch.no_grad(), nullcontext() if network.unwatchable else met:
-        value = f(point)
-    return max(met.eps, torch.finfo(value.dtype).eps), value
+    def _twin(self) -> Twin:
+        return twin(self.linear)
 
 
 @dataclass(frozen=True)
