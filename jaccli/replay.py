@@ -179,26 +179,36 @@ class Replay:
             recorded = self._settled([first for (first, _), _ in found], inputs)
             others, bracket = next((others, bracket) for (first, others), bracket in found if first is recorded)
             self.decision = replace(self.decision, bracket=bracket)
-            if not self.compile:
-                recorded = self._grouped(self._rivalled(recorded, others, inputs), inputs, truth)
-            if not self._holds(recorded, inputs):
-                return None
-            return self._compiled(recorded, inputs) if self.compile else recorded
+            if self.compile:
+                rest = [(first, bracket) for (first, _), bracket in found if first is not recorded]
+                return self._compiled([(recorded, bracket), *rest], inputs)
+            recorded = self._grouped(self._rivalled(recorded, others, inputs), inputs, truth)
+            return recorded if self._holds(recorded, inputs) else None
         except Exception:  # whatever fails in a program, the plan does without one
             return None
 
-    def _compiled(self, recorded: Recorded, inputs: Inputs) -> Recorded:
-        """The program through ``torch.compile``; as it is, with a note, where that fails."""
-        try:
-            with threads(recorded.threads):
-                done = compiled(recorded.program, tensors(inputs), alike)
-        except CompileGap as gap:
-            note(f"--compile: {gap}; the program runs uncompiled")
-            return recorded
-        self.compile_s += done.seconds
-        program = replace(recorded.program, call=done.call, housed=None, rooms=None, seen=None)
-        recorded = Recorded(program, recorded.threads)
-        return replace(recorded, seconds=recorded.measured(inputs, self.pool))
+    def _compiled(self, found: Sequence[tuple[Recorded, Bracket | None]], inputs: Inputs) -> Recorded | None:
+        """The first program that ``torch.compile`` takes, the fastest before all; that as it is, with a note, where it
+        takes none."""
+        held, gaps = [], []
+        for recorded, bracket in found:
+            if not self._holds(recorded, inputs):
+                continue
+            held.append(recorded)
+            try:
+                with threads(recorded.threads):
+                    done = compiled(recorded.program, tensors(inputs), alike)
+            except CompileGap as gap:
+                gaps.append(gap)
+                continue
+            self.compile_s += done.seconds
+            self.decision = replace(self.decision, bracket=bracket)
+            program = replace(recorded.program, call=done.call, housed=None, rooms=None, seen=None)
+            recorded = Recorded(program, recorded.threads)
+            return replace(recorded, seconds=recorded.measured(inputs, self.pool))
+        if gaps:
+            note(f"--compile: {gaps[0]}; the program runs uncompiled")
+        return held[0] if held else None
 
     def _holds(self, recorded: Recorded, inputs: Inputs) -> bool:
         """Whether the program gives J at another point too: nothing of the point may be baked in."""

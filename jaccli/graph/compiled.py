@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaccli.graph.emit import Program
+from jaccli.graph.emit import SOURCE, Program
 from jaccli.operators.faults import is_out_of_memory
 
 
@@ -48,6 +49,8 @@ def compiled(program: Program, tensors: Sequence[Tensor], alike: Callable[[Tenso
     start = time.perf_counter()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # Of a function without a source torch 2.11 compiles a wrapper, one for all, and that eight times at most.
+        linecache.cache[SOURCE] = (len(program.source), None, program.source.splitlines(keepends=True), SOURCE)
         try:
             call: Any = torch.compile(program.call, fullgraph=True, dynamic=False)
             got = call(*tensors, _room(program, tensors[0]))

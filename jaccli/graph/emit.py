@@ -13,6 +13,9 @@ from torch import Tensor
 from jaccli.graph.rooms import Rooms, rooms
 from jaccli.graph.tracer import Slot, Step, contiguous, made_by, name_of, taken
 
+# The file that a program claims to come from.
+SOURCE = "<program>"
+
 
 @dataclass
 class Program:
@@ -242,7 +245,7 @@ def _function_of(
     body = "\n    ".join([*lines, f"return ({results})"])
     taking = ", ".join(p if isinstance(p, str) else names.name(p) for p in parameters)
     source = f"def program({taking}):\n    {body}"
-    exec(compile(source, "<program>", "exec"), names.space)
+    exec(compile(source, SOURCE, "exec"), names.space)
     function: Function = names.space["program"]
     return source, function
 
