@@ -292,8 +292,7 @@ def report(prepared: Prepared, outcome: Outcome, name: str) -> None:
         )
     if outcome.method != "finite-difference":
         _report_rounding(prepared, name)
-        if prepared.probe.unsettled:
-            warn(f"{name}: {unchecked('J', prepared.probe.unsettled, prepared.linear.batch)}")
+        report_unchecked(prepared, name)
     for text in outcome.notes if prepared.connected else ():
         note(f"{name}: {text}")
     if outcome.error_estimate is not None:
@@ -305,6 +304,12 @@ def report(prepared: Prepared, outcome: Outcome, name: str) -> None:
             return
         first = int((~outcome.matrix.isfinite()).flatten(1).any(1).nonzero()[0])
         warn(f"{name}: J has {bad} non-finite values (first at sample {first})")
+
+
+def report_unchecked(prepared: Prepared, name: str) -> None:
+    """Say of how many samples J was held against differences that did not settle."""
+    if prepared.probe.unsettled:
+        warn(f"{name}: {unchecked('J', prepared.probe.unsettled, prepared.linear.batch)}")
 
 
 def _report_rounding(prepared: Prepared, name: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.errors import ResourceError, UsageError, note, warn
-from jaccli.execution import disbelief
+from jaccli.execution import disbelief, report_unchecked
 from jaccli.graph.capture import capture
 from jaccli.graph.chain import Bracket
 from jaccli.graph.compiled import CompileGap, compiled
@@ -24,7 +24,6 @@ from jaccli.layers.record import Inputs
 from jaccli.methods.base import nudged
 from jaccli.models.network import Network
 from jaccli.models.stamp import Stamp
-from jaccli.operators.differences import unchecked
 from jaccli.operators.faults import is_out_of_memory, reason
 from jaccli.planning import Decision
 from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare
@@ -125,12 +124,12 @@ class Replay:
         with computing(self.network), exact_attention(self.choice.exact_attention):
             (prepared,) = prepare(self.network, inputs, [self.pair])
             off = disbelief(prepared, matrix)
-        if off is None and prepared.probe.unsettled:
-            warn(f"{prepared.name}: {unchecked('J', prepared.probe.unsettled, prepared.linear.batch)}")
-        if off is not None:
-            truth = "a backward pass" if prepared.probe.backward_gap is None else "differences"
-            note(f"the recorded program gave a J that is {off:.2g} off {truth}, and is not used any more")
-        return off is None
+        if off is None:
+            report_unchecked(prepared, prepared.name)
+            return True
+        truth = "a backward pass" if prepared.probe.backward_gap is None else "differences"
+        note(f"the recorded program gave a J that is {off:.2g} off {truth}, and is not used any more")
+        return False
 
     def replayed(self, recorded: Recorded, inputs: Inputs) -> Tensor | None:
         """J by a program, the network unchanged since it was recorded; None where another branch is taken."""

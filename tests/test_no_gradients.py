@@ -17,8 +17,9 @@ from jaccli.layers.resolve import resolve
 from jaccli.models.adapt import as_network
 from jaccli.prepare import computing, prepare
 from tests import oracle
-from tests.hard_rules import Of
+from tests.hard_rules import Of, WrongTangent
 from tests.oracle import INPUT, OUTPUT, error
+from tests.test_products import vectors
 from tests.test_random import said
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -82,30 +83,16 @@ def made(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tens
     return model.to(dtype), x.to(dtype), j
 
 
-class Wrong(torch.autograd.Function):
-    """x³ without a backward pass, and with a wrong forward mode."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_forward(x)
-        return x**3
+class Wrong(WrongTangent):
+    """And without a backward pass."""
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise RuntimeError("no backward pass")
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return 1.5 * tangents[0] * x**2
-
 
 def mixing(formula: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return lambda h: h.softmax(0) + 3 * formula(h)
-
-
-def vectors(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
 
 METHODS = ("auto", "structured", "reverse", "forward", "loop", "functional", "finite-difference")
