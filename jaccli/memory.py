@@ -12,7 +12,7 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.dispatch import Mode, passed
 from jaccli.operators.linearised import Linearised, graph_nodes
-from jaccli.samples.memory import available_memory
+from jaccli.safety.memory import available_memory
 
 
 @dataclass(frozen=True)

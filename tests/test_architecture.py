@@ -16,6 +16,7 @@ ROOT = Path(jaccli.__file__).parent
 # Each layer may import what stands in the same line or above it.
 LAYERS = [
     ["errors", "names", "defaults", "chatter"],
+    ["safety"],
     ["calibration"],
     ["kernels", "dispatch"],
     ["models.stamp", "models.entropy", "models.noise"],

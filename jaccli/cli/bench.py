@@ -16,6 +16,7 @@ from jaccli.cli.request import (
     RunRequest,
 )
 from jaccli.errors import UsageError
+from jaccli.safety.memory import memory_limit
 
 if TYPE_CHECKING:
     from jaccli.bench import Contender, Race
@@ -47,7 +48,7 @@ def run(
     from jaccli.cli.messages import release_messages
     from jaccli.cli.progress import status
 
-    with deadline(how.timeout):
+    with deadline(how.timeout), memory_limit(how.max_memory):
         loaded = work.load(asked, samples, names)
         pairs = loaded.pairs
         if len(pairs) != 1:

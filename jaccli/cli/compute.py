@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from jaccli.cli.endings import deadline
 from jaccli.cli.request import InputRequest, ModelRequest, OutputRequest, PairRequest, RunRequest
 from jaccli.errors import note
+from jaccli.safety.memory import memory_limit
 from jaccli.sinks.choose import is_stream
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def run(
     asked, samples = model(), given()
     from jaccli.cli import work
 
-    with deadline(how.timeout):
+    with deadline(how.timeout), memory_limit(how.max_memory):
         loaded = work.load(asked, samples, names)
         pairs = loaded.pairs
         batch = loaded.inputs.batch

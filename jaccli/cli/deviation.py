@@ -19,6 +19,7 @@ from jaccli.cli.request import (
     SavedRequest,
 )
 from jaccli.errors import GateError, UsageError, warn
+from jaccli.safety.memory import memory_limit
 
 if TYPE_CHECKING:
     from jaccli.sinks.terminal import Style
@@ -49,7 +50,7 @@ def run(
     asked, samples = model(), given()
     from jaccli.cli import work
 
-    with deadline(how.timeout):
+    with deadline(how.timeout), memory_limit(how.max_memory):
         loaded = work.load(asked, samples, names)
         found = of_model(loaded, loaded.pairs, how, effort, _figures())
         _finish(found, loaded.timing.document(), out, gates)
@@ -60,7 +61,7 @@ def run_saved(saved: SavedRequest, how: RunRequest, out: OutputRequest, gates: S
     from jaccli.cli import work
 
     timing = work.Timing()
-    with deadline(how.timeout):
+    with deadline(how.timeout), memory_limit(how.max_memory):
         _finish(of_saved(saved, _figures()), timing.document(), out, gates)
 
 

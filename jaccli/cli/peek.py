@@ -14,9 +14,10 @@ from jaccli.models.inert import StorageRef, StorageType
 from jaccli.models.pickle_reader import PickleReader
 from jaccli.models.quote import quote
 from jaccli.models.state_dict import Unwrapped, unwrap
+from jaccli.safety.budget import Budget
 
 # A pickle without its tensors is small; a larger one is left to the loader.
-_LARGEST = 50_000_000
+_LARGEST = 2_000_000
 _LEGACY_HEADERS = 3
 
 
@@ -56,7 +57,7 @@ def _load(file: io.BytesIO, path: Path) -> Any:
     def nested(_: Any) -> Any:
         raise ValueError("bytes of another file")
 
-    return PickleReader(file, storage, nested, quote(path)).load()
+    return PickleReader(file, storage, nested, quote(path), Budget(_LARGEST)).load()
 
 
 def check_arch(spec: str) -> None:

@@ -31,31 +31,34 @@ def _show(saved: SavedRequest, out: OutputRequest) -> None:
         batch = jacobian.array.shape[0]
         numbers = saved.samples.indices(batch) if saved.samples else list(range(batch))
         entries.append((jacobian, numbers))
+    if out.format == "table":
+        # All is made before any is written: a file may turn out bad half-way.
+        text = "".join(
+            _drawn(jacobian, numbers, style, every=saved.samples is not None) for jacobian, numbers in entries
+        )
+        with open_output(out.path, out.force) as handle:
+            handle.write(style.encode(text))
+        return
+    described = [(jacobian, _rows(jacobian, numbers)) for jacobian, numbers in entries]
+    document = {
+        "schema_version": 1,
+        "command": "show",
+        "jacobians": [_described(jacobian, rows) for jacobian, rows in described],
+    }
+    records = [row for _, rows in described for row in rows]
     with open_output(out.path, out.force) as handle:
-        if out.format == "table":
-            for jacobian, numbers in entries:
-                _draw(handle, jacobian, numbers, style, every=saved.samples is not None)
-            return
-        rows = [row for jacobian, numbers in entries for row in _rows(jacobian, numbers)]
-        document = {
-            "schema_version": 1,
-            "command": "show",
-            "jacobians": [
-                {
-                    "source": {"layer": jacobian.source},
-                    "target": {"layer": jacobian.target},
-                    "shape": list(jacobian.array.shape),
-                    "dtype": str(jacobian.array.dtype).removeprefix("torch."),
-                    "provenance": {k: jacobian.provenance[k] for k in _ordered(jacobian.provenance)},
-                    "samples": [
-                        {k: v for k, v in row.items() if k not in ("source", "target")}
-                        for row in _rows(jacobian, numbers)
-                    ],
-                }
-                for jacobian, numbers in entries
-            ],
-        }
-        write_numbers(out.format, handle, document=document, records=rows, style=style)
+        write_numbers(out.format, handle, document=document, records=records, style=style)
+
+
+def _described(jacobian: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "source": {"layer": jacobian.source},
+        "target": {"layer": jacobian.target},
+        "shape": list(jacobian.array.shape),
+        "dtype": str(jacobian.array.dtype).removeprefix("torch."),
+        "provenance": {k: jacobian.provenance[k] for k in _ordered(jacobian.provenance)},
+        "samples": [{k: v for k, v in row.items() if k not in ("source", "target")} for row in rows],
+    }
 
 
 def _ordered(names: Iterable[str]) -> list[str]:
@@ -85,7 +88,7 @@ def _rows(jacobian: Any, numbers: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
-def _draw(handle: Any, jacobian: Any, numbers: list[int], style: Any, *, every: bool) -> None:
+def _drawn(jacobian: Any, numbers: list[int], style: Any, *, every: bool) -> str:
     """The description, and pictures: of the first sample, or of those that were picked."""
     from jaccli.sinks.render import render_matrix
     from jaccli.sinks.text import inert
@@ -97,14 +100,15 @@ def _draw(handle: Any, jacobian: Any, numbers: list[int], style: Any, *, every: 
     about = {k: v for k, v in jacobian.provenance.items() if v and k not in _IN_THE_HEAD}
     order = _ordered(about)
     width = max(map(len, order), default=0)
-    lines = [inert(head), *(f"  {inert(k):<{width}}  {inert(about[k])}" for k in order)]
-    handle.write(style.encode("\n".join(lines) + "\n"))
+    parts = [inert(head), *(f"  {inert(k):<{width}}  {inert(about[k])}" for k in order)]
+    text = "\n".join(parts) + "\n"
     for number in numbers if every else numbers[:1]:
         row = _rows(jacobian, [number])[0]
         span = f"from {row['min']:.4g} to {row['max']:.4g}, {row['zeros']:.0%} zeros"
         facts = f"sample {number}: frobenius {row['frobenius']:.6g}, {span}"
         drawn = render_matrix(jacobian.array[number], source=jacobian.source, target=jacobian.target, style=style)
-        handle.write(style.encode(f"\n{facts}\n{drawn}"))
+        text += f"\n{facts}\n{drawn}"
     if not every and len(numbers) > 1:
         more = f"{len(numbers) - 1} more sample" + "s" * (len(numbers) > 2)
-        handle.write(style.encode(f"\n{more}: --samples 0:{len(numbers)} draws all\n"))
+        text += f"\n{more}: --samples 0:{len(numbers)} draws all\n"
+    return text

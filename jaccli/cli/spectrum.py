@@ -20,6 +20,7 @@ from jaccli.cli.request import (
     SavedRequest,
 )
 from jaccli.errors import UnsupportedError, UsageError, note, warn
+from jaccli.safety.memory import memory_limit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +82,7 @@ def run(
     asked, samples = model(), given()
     from jaccli.cli import work
 
-    with deadline(how.timeout):
+    with deadline(how.timeout), memory_limit(how.max_memory):
         loaded = work.load(asked, samples, names)
         if wanted.lyapunov:
             _chain(loaded, how, out)
@@ -98,7 +99,7 @@ def run_saved(saved: SavedRequest, how: RunRequest, out: OutputRequest, wanted: 
     if wanted.lyapunov:
         raise UsageError("--lyapunov and --jacobian are both given", "expected a model, whose layers make the chain")
     timing = work.Timing()
-    with deadline(how.timeout):
+    with deadline(how.timeout), memory_limit(how.max_memory):
         _finish(of_saved(saved, _figures(wanted)), timing.document(), out, wanted, depth=False)
 
 

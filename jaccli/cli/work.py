@@ -142,7 +142,15 @@ def load(model: ModelRequest, given: InputRequest, names: PairRequest | None = N
     """
     timing = Timing()
     start = time.perf_counter()
-    samples = load_samples(given.spec)
+    picked = given.samples if _can_be_picked(given, names) else None
+    numbers: list[int] = []
+
+    def rows(count: int) -> list[int]:
+        assert picked is not None
+        numbers[:] = picked.indices(count)
+        return numbers
+
+    samples = load_samples(given.spec, rows=rows if picked is not None else None)
     network = load_network(model)
     pairs = _pairs(network, names) if names is not None else []
     own = samples.dtype if samples.is_floating_point() else torch.get_default_dtype()
@@ -151,12 +159,23 @@ def load(model: ModelRequest, given: InputRequest, names: PairRequest | None = N
     inputs = inputs.converted(find_device(model.device), dtype)
     with computing(network), readable(inputs):
         inputs = find_samples(network, inputs, [address for pair in pairs for address in pair])
-    numbers = given.samples.indices(inputs.batch) if given.samples else list(range(inputs.batch))
-    if given.samples:
+    if picked is None:
+        numbers = given.samples.indices(inputs.batch) if given.samples else list(range(inputs.batch))
+    if given.samples and picked is None:
         with readable(inputs):
             inputs = pick(network, inputs, numbers)
     timing.load_s = time.perf_counter() - start
     return Loaded(network, inputs, numbers, timing, pairs)
+
+
+def _can_be_picked(given: InputRequest, names: PairRequest | None) -> bool:
+    """Whether ``--samples`` can be taken as the file is read, which then may be of any size.
+
+    Not where the samples may be in another dimension (``@DIM``), or where further arguments have rows, too.
+    """
+    every = (*names.sources, names.target) if names is not None else ()
+    plain = (bool, int, float, str, type(None))
+    return not any("@" in name for name in every) and all(isinstance(value, plain) for _, value in given.arguments)
 
 
 def pick(network: Network, inputs: Inputs, numbers: Sequence[int]) -> Inputs:

@@ -10,7 +10,6 @@ Nothing in here needs torch, so that a mistyped name is answered at once.
 from __future__ import annotations
 
 import ast
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from types import EllipsisType
 from typing import Literal
 
 from jaccli.errors import UsageError
+from jaccli.models.quote import nearest as nearest_of
 
 Port = Literal["in", "out"]
 IndexItem = int | slice | EllipsisType | None | tuple[int, ...]
@@ -200,4 +200,4 @@ def _translate(pattern: str) -> str:
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The names most like a mistyped one."""
-    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.4)
+    return nearest_of(name, known, count, cutoff=0.4)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from jaccli.errors import UsageError, note
-from jaccli.models.quote import listed, quote
+from jaccli.models.quote import listed, nearest, quote
 from jaccli.models.state_dict import without_infixes
 from jaccli.models.state_dict_load import load_into
 
@@ -79,7 +78,7 @@ def check_activation(name: str) -> str:
     found = name.strip().lower().replace("-", "_")
     if found in ACTIVATIONS:
         return found
-    near = get_close_matches(found, ACTIVATIONS, n=3, cutoff=0.5)
+    near = nearest(found, ACTIVATIONS)
     raise UsageError(
         f"there is no activation {quote(name, 40)}",
         f"nearest: {listed(near)}" if near else f"there are {', '.join(ACTIVATIONS)}",

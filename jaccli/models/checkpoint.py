@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import struct
-from collections.abc import Mapping
+import io
+import mmap
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,9 @@ from jaccli.models.inert import ArrayShell, Inert, SparseSpec, StorageRef, Stora
 from jaccli.models.pickle_reader import PickleReader
 from jaccli.models.quote import listed, quote, shortened
 from jaccli.models.state_dict import Unwrapped, is_tensor, unwrap
-from jaccli.models.storages import TailSource, TensorMaker, ZipSource
+from jaccli.models.storages import Content, Source, TailSource, TensorMaker, ZipSource
+from jaccli.safety.budget import Budget, BudgetError
+from jaccli.safety.reading import reading
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _SAVE_AGAIN = "save model.state_dict() again with torch.save, or as safetensors"
@@ -38,7 +41,7 @@ def read_state_dict(
         return _read_safetensors(path), []
     if trust:
         return _read_trusted(path)
-    found, inert = _read_pickle(path)
+    found, inert = read_pickled(path, quote(path))
     unwrapped = unwrap(found, path)
     if isinstance(unwrapped, Inert):
         raise _whole_module(path, type(unwrapped).path)
@@ -66,81 +69,103 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def _read_pickle(path: Path) -> tuple[Any, dict[str, type[Inert]]]:
-    """The object in a file of ``torch.save``, with stand-ins, and the names of those."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(2)
-            if head == b"PK":
-                return _read_zip(ZipSource(path), path)
-            if head[:1] != b"\x80":
-                raise _tar_format(path)
-            file.seek(0)
-            return _read_stream(file, TailSource(path), path)
-    except (RefusedError, KeyboardInterrupt):
-        raise
-    except MemoryError:
-        reason = "it asks for more memory than there is"
-    except Exception as error:
-        # Whatever a forged pickle makes go wrong, it is the file's fault; torch is not involved.
-        reason = f"its pickle cannot be read ({type(error).__name__})"
-    raise RefusedError(f"{quote(path)} is damaged: {reason}", "", "copy or download it again")
+def read_pickled(path: Path | None, name: str, data: bytes = b"") -> tuple[Any, dict[str, type[Inert]]]:
+    """The object in a file of ``torch.save``, in stand-ins, and the names of those.
+
+    Args:
+        path: the file; None for ``data``.
+        name: of the file, for messages.
+        data: the file's bytes.
+
+    Raises:
+        RefusedError: damaged, of a form that needs code, or more than a file of weights takes.
+        ResourceError: more than there is memory for.
+    """
+    with reading(name), _opened(path, data) as file:
+        head = file.read(2)
+        file.seek(0)
+        if head[:2] != b"PK" and head[:1] != b"\x80":
+            raise _tar_format(name)
+        try:
+            return _Pickles(file, Content(path, data), name).read(zipped=head == b"PK")
+        except BudgetError as error:
+            raise RefusedError(
+                f"{name} holds a pickle that takes {error}",
+                "expected names, tensors and settings",
+                "save model.state_dict() alone, or as safetensors",
+            ) from error
 
 
-def _read_zip(source: ZipSource, path: Path) -> tuple[Any, dict[str, type[Inert]]]:
-    import io
+@contextlib.contextmanager
+def _opened(path: Path | None, data: bytes) -> Iterator[IO[bytes]]:
+    """A file whose ``read`` takes no more memory than there are bytes, whatever it is asked for."""
+    if path is None:
+        yield io.BytesIO(data)
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        yield cast("IO[bytes]", mapped)
 
-    def load_storage(data: tuple[Any, ...]) -> StorageRef:
-        kind, key, _, numel = data[:4]
-        return _ref(source, kind, key, numel)
 
-    reader = PickleReader(io.BytesIO(source.record("data.pkl")), load_storage, _nested(path), quote(path))
-    return reader.load(), reader.inert
+class _Pickles:
+    """The pickles of one file, and those that are nested in them, with one budget."""
 
+    def __init__(self, file: IO[bytes], content: Content, name: str) -> None:
+        self._file, self._content, self._name = file, content, name
+        self._budget = Budget(content.size)
+        self._inert: dict[str, type[Inert]] = {}
 
-def _read_stream(file: IO[bytes], source: TailSource, path: Path) -> tuple[Any, dict[str, type[Inert]]]:
-    """A non-zip ``torch.save`` file (three header pickles, the object, the storages) or a plain pickle."""
+    def read(self, *, zipped: bool) -> tuple[Any, dict[str, type[Inert]]]:
+        found = self._zip() if zipped else self._stream(self._file, self._content)
+        return found, self._inert
 
-    def load_storage(data: tuple[Any, ...]) -> StorageRef:
-        kind, key, _, numel, view = data
-        source.dtypes.setdefault(key, _ref(source, kind, key, numel).dtype)
-        first = view[1] if view else 0
-        return _ref(source, kind, key, numel, first)
+    def _zip(self) -> Any:
+        source = ZipSource(self._file, self._content, self._name)
 
-    def load_one() -> Any:
-        reader = PickleReader(file, load_storage, _nested(path), quote(path))
-        inert.update(reader.inert)
-        found = reader.load()
-        inert.update(reader.inert)
+        def load_storage(data: tuple[Any, ...]) -> StorageRef:
+            kind, key, _, numel = data[:4]
+            return _ref(source, kind, key, numel)
+
+        source.seek("data.pkl")
+        return self._one(self._file, load_storage)
+
+    def _stream(self, file: IO[bytes], content: Content) -> Any:
+        """A non-zip ``torch.save`` file (three header pickles, the object, the storages) or a plain pickle."""
+        source = TailSource(content)
+
+        def load_storage(data: tuple[Any, ...]) -> StorageRef:
+            kind, key, _, numel, view = data
+            return _ref(source, kind, key, numel, view[1] if view else 0)
+
+        found = self._one(file, load_storage)
+        if found != _MAGIC:
+            return found
+        self._one(file, load_storage)
+        system = self._one(file, load_storage)
+        source.big_endian = isinstance(system, dict) and system.get("little_endian") is False
+        found = self._one(file, load_storage)
+        source.index(file, self._one(file, load_storage))
         return found
 
-    inert: dict[str, type[Inert]] = {}
-    found = load_one()
-    if found != _MAGIC:
-        return found, inert
-    load_one()
-    system = load_one()
-    source.big_endian = isinstance(system, dict) and system.get("little_endian") is False
-    found = load_one()
-    source.index(file, load_one())
-    return found, inert
+    def _one(self, file: IO[bytes], load_storage: Callable[[tuple[Any, ...]], StorageRef]) -> Any:
+        reader = PickleReader(file, load_storage, self._nested, self._name, self._budget)
+        reader.inert = self._inert
+        return reader.load()
 
-
-def _nested(path: Path) -> Any:
-    """Reads a storage that ``pickle.dump`` put into a plain pickle as bytes of ``torch.save``."""
-    import io
-
-    def load(data: Any) -> Any:
+    def _nested(self, data: Any) -> Any:
+        """A storage that ``pickle.dump`` put into a plain pickle as bytes of ``torch.save``."""
         if not isinstance(data, bytes):
-            raise struct.error("bytes expected")
-        return _read_stream(io.BytesIO(data), TailSource(None, data), path)[0]
-
-    return load
+            raise TypeError("bytes expected")
+        return self._stream(io.BytesIO(data), Content(None, data))
 
 
-def _ref(source: Any, kind: Any, key: Any, numel: Any, first: int = 0) -> StorageRef:
+def _ref(source: Source, kind: Any, key: Any, numel: Any, first: Any = 0) -> StorageRef:
     if not isinstance(kind, StorageType) or not isinstance(key, str) or type(numel) is not int:
-        raise ValueError("a storage has a type, a key and a size")
+        raise TypeError("a storage has a type, a key and a size")
+    if not 0 <= numel < 2**63:
+        raise ValueError("a storage of a size that cannot be")
+    if type(first) is not int or not 0 <= first < 2**63:
+        raise TypeError("a view begins at a number")
+    source.declare(key, kind.dtype, numel)
     return StorageRef(source, key, kind.dtype, numel, first)
 
 
@@ -194,9 +219,9 @@ def _no_weights(path: Path, found: object, inert: Mapping[str, object]) -> Refus
     return RefusedError(f"{quote(path)} holds no state dict", "expected a dict of names and tensors", _SAVE_AGAIN)
 
 
-def _tar_format(path: Path) -> RefusedError:
+def _tar_format(name: str) -> RefusedError:
     return RefusedError(
-        f"{quote(path)} is in the tar format of PyTorch 0.1, which cannot be read without running code",
+        f"{name} is in the tar format of PyTorch 0.1, which cannot be read without running code",
         "expected a file of torch.save from PyTorch 0.2 or later",
         "save it again from a newer PyTorch; or --trust, if you trust the file to run code",
     )

@@ -16,14 +16,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from jaccli.chatter import chatter
 from jaccli.errors import JaccliError, RefusedError, TimeIsUp, UsageError
-from jaccli.models.quote import listed, quote, shortened
+from jaccli.models.quote import listed, nearest, quote, shortened
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,7 +86,7 @@ def resolve(spec: str) -> Any:
         try:
             found = getattr(found, name)
         except AttributeError:
-            near = get_close_matches(name, _public(found), n=3, cutoff=0.4) or _public(found)
+            near = nearest(name, _public(found), cutoff=0.4) or _public(found)
             owner = place if found is module else getattr(found, "__name__", type(found).__name__)
             raise UsageError(
                 f"{quote(owner)} has no {quote(name)}",

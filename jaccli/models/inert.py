@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from jaccli.safety.reading import Damaged
+
 
 class Inert(dict[Any, Any]):
     """Stands in for an object whose class is not loaded; holds what was stored in it."""
@@ -38,6 +40,42 @@ class Inert(dict[Any, Any]):
     def is_module(self) -> bool:
         """Whether the state is that of an ``nn.Module``."""
         return isinstance(self.state, dict) and {"_modules", "_parameters"} <= self.state.keys()
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class OpaqueKey:
+    """A key that is no plain value: a tuple, say. By identity, as nobody looks it up."""
+
+    def __repr__(self) -> str:
+        return "<a compound key>"
+
+    held: Any
+
+
+_MOST_PARTS = 1000  # of a key
+
+
+def keyable(value: Any) -> Any:
+    """What stands for ``value`` as a key.
+
+    ``hash`` and ``==`` of tuples call themselves for all that they hold: nested ones overflow the stack, and ones that
+    share their parts never end. So do dicts whose keys were chosen to have one hash, as large integers can be.
+
+    Raises:
+        Damaged: a key of more parts than any that means something, counted as often as they are met.
+    """
+    kind = type(value)
+    if kind in (str, bytes, bool, float, type(None)) or (kind is int and -(2**63) <= value < 2**64):
+        return value
+    parts, stack = 0, [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, tuple):
+            parts += len(item)
+            if parts > _MOST_PARTS:
+                raise Damaged("a key of absurdly many parts")
+            stack.extend(item)
+    return OpaqueKey(value)
 
 
 def inert_type(path: str) -> type[Inert]:
@@ -115,14 +153,19 @@ class Rebuild:
     call: Callable[..., Any] = field(compare=False)
 
 
+_MAX_DIMENSIONS = 64
+
+
 def _ints(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, (tuple, list)) or any(type(value) is not int for value in values):
-        raise ValueError("sizes and strides are integers")
+    if not isinstance(values, (tuple, list)) or len(values) > _MAX_DIMENSIONS:
+        raise ValueError("sizes and strides are some integers")
+    if any(type(value) is not int or not 0 <= value < 2**63 for value in values):
+        raise ValueError("sizes and strides are integers from 0")
     return tuple(values)
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> TensorSpec:
-    if not isinstance(storage, StorageRef) or type(offset) is not int:
+    if not isinstance(storage, StorageRef) or type(offset) is not int or not 0 <= offset < 2**63:
         raise ValueError("a tensor needs a storage")
     return TensorSpec(storage, offset, _ints(size), _ints(stride), storage.dtype)
 
@@ -153,10 +196,7 @@ def _from_type(function: Any, _: Any, args: Any, *__: Any) -> Any:
 
 
 def _pairs(*args: Any) -> OrderedDict[Any, Any]:
-    pairs = [(key, value) for key, value in (args[0] if args else ())]
-    if any(isinstance(key, tuple) for key, _ in pairs):  # whose hash may overflow the stack
-        raise ValueError("a key that is a tuple")
-    return OrderedDict(pairs)
+    return OrderedDict((keyable(key), value) for key, value in (args[0] if args else ()))
 
 
 def _bytes(text: Any = b"", _encoding: Any = "latin1") -> bytes:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from jaccli.errors import JaccliError, RefusedError, UsageError, note
 from jaccli.models.factory import build, is_spec
 from jaccli.models.quote import quote
-from jaccli.models.sniff import sniff
+from jaccli.models.sniff import EXPECTED, sniff
+from jaccli.safety.reading import reading
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,18 +45,21 @@ def load_model(
     if is_spec(text):
         return _fresh(text, arch, arch_args, activation, seed)
     path = Path(text)
-    kind = sniff(path)
+    with reading(quote(path), EXPECTED):
+        kind = sniff(path)
     if kind in ("torchscript", "exported") and (arch is not None or activation is not None or arch_args):
         what = "a TorchScript archive" if kind == "torchscript" else "a torch.export archive"
         note(f"{path.name} is {what} and holds its own architecture; --arch and --activation are not used")
     if kind == "torchscript":
         from jaccli.models.torchscript import load_torchscript
 
-        return load_torchscript(path, trust=trust)
+        with reading(quote(path), EXPECTED):
+            return load_torchscript(path, trust=trust)
     if kind == "exported":
         from jaccli.models.exported import load_exported
 
-        return load_exported(path, trust=trust)
+        with reading(quote(path), EXPECTED):
+            return load_exported(path, trust=trust)
     return _from_weights(path, kind, arch, arch_args, activation, trust, seed)
 
 
@@ -111,7 +115,8 @@ def _from_weights(
         raise UsageError("--arch and --activation are both given", "expected one of them", "leave one out")
     if activation is None and arch is None and arch_args:
         raise UsageError("--arch-arg is given without --arch", "", "name the network with --arch")
-    state, notes = read_state_dict(path, kind, trust=trust)
+    with reading(quote(path), EXPECTED):
+        state, notes = read_state_dict(path, kind, trust=trust)
     for text in notes:
         note(text)
     if isinstance(state, nn.Module):
@@ -119,7 +124,8 @@ def _from_weights(
     if activation is not None:
         from jaccli.models.chain import rebuild_chain
 
-        return rebuild_chain(state, activation, path, ordered=kind == "checkpoint").eval()
+        with reading(quote(path)):
+            return rebuild_chain(state, activation, path, ordered=kind == "checkpoint").eval()
     if arch is None:
         raise UsageError(
             f"{quote(path)} holds weights without a network",
@@ -128,7 +134,9 @@ def _from_weights(
         )
     from jaccli.models.state_dict_load import load_into
 
-    return load_into(_network(arch, arch_args, seed), state, path).eval()
+    network = _network(arch, arch_args, seed)
+    with reading(quote(path)):
+        return load_into(network, state, path).eval()
 
 
 def _network(

@@ -2,16 +2,22 @@
 
 Why not ``torch.load(weights_only=True)``: it stops at the first hyper-parameter object, at protocol 4,
 and it reads a storage without asking whether the file holds that many bytes. Here each opcode that
-calls, sets or appends is let through only on the stand-ins of ``jaccli.models.inert``.
+calls, sets or appends is let through only on the stand-ins of ``jaccli.models.inert``, and what a file
+may take is counted by a ``Budget``.
+
+Every pickle that jaccli reads without ``trust`` goes through this machine: checkpoints, inputs and saved
+Jacobians of ``torch.save``, and the pickles within TorchScript and older export archives.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import pickle
 import struct
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import IO, Any, ClassVar
+from collections.abc import Callable, Iterator
+from typing import IO, Any, ClassVar, Final
 
 from jaccli.errors import RefusedError
 from jaccli.models.inert import (
@@ -26,8 +32,10 @@ from jaccli.models.inert import (
     StorageRef,
     StorageType,
     inert_type,
+    keyable,
 )
 from jaccli.models.quote import quote
+from jaccli.safety.budget import Budget
 
 # A file that names these means to act; nothing in a checkpoint needs them.
 _HOSTILE_MODULES = frozenset(
@@ -40,13 +48,30 @@ _FILE_OPENERS = frozenset(("io.open", "_io.open", "io.FileIO", "_io.FileIO", "io
 _HOSTILE_BUILTINS = frozenset(("eval", "exec", "execfile", "compile", "open", "input", "__import__", "breakpoint"))
 
 
+_parts: Any = pickle  # whose machine in Python is private, and the same since 3.8
+# Opcodes between two looks at the budget.
+_ROUND: Final = 1024
+# Of an integer; generators of random numbers keep 128 bits and more.
+_MOST_BYTES_OF_AN_INTEGER: Final = 512
+
+
 class PickleReader(pickle._Unpickler):
     """Reads one pickle. ``load_storage`` turns a persistent id into a ``StorageRef``.
 
-    After ``load``, ``inert`` holds the names of the globals for which stand-ins were used.
+    After ``load``, ``inert`` holds the names of the globals for which stand-ins were used. Sets are lists
+    and tuples here, and a key of a dict that is no plain value is an ``OpaqueKey``: nothing is hashed or
+    compared whose cost grows with what it holds.
+
+    Args:
+        file: stands at the pickle's beginning. ``read(n)`` takes no more memory than there are bytes left.
+        load_storage: what a persistent id stands for.
+        load_bytes: reads a pickle that is nested in bytes.
+        where: the file, for messages.
+        budget: shared by all pickles of a file.
 
     Raises:
         RefusedError: the pickle names a function that acts (``os.system``).
+        BudgetError: it takes more than any file of weights does.
         Exception: the pickle is damaged; any type.
     """
 
@@ -54,6 +79,7 @@ class PickleReader(pickle._Unpickler):
     metastack: list[list[Any]]
     append: Callable[[Any], None]
     read: Callable[[int], bytes]
+    memo: dict[int, Any]
 
     def __init__(
         self,
@@ -61,13 +87,33 @@ class PickleReader(pickle._Unpickler):
         load_storage: Callable[[tuple[Any, ...]], StorageRef],
         load_bytes: Callable[[bytes], Any],
         where: str,
+        budget: Budget,
     ) -> None:
         # latin1 reads every byte string that Python 2 wrote.
         super().__init__(file, encoding="latin1")
         self._load_storage = load_storage
         self._load_bytes = Rebuild("torch.storage._load_from_bytes", load_bytes)
         self._where = where
+        self.budget = budget
         self.inert: dict[str, type[Inert]] = {}
+
+    def load(self) -> Any:
+        """The object, in stand-ins. As ``pickle._Unpickler.load``, with the opcodes counted."""
+        private: Any = self
+        private._unframer = _parts._Unframer(private._file_read, private._file_readline)
+        self.read, private.readinto = private._unframer.read, private._unframer.readinto
+        private.readline = private._unframer.readline
+        self.metastack, self.stack, private.proto = [], [], 0
+        self.append = self.stack.append
+        read, dispatch = self.read, self.dispatch
+        with _no_collection():
+            try:
+                while True:
+                    for _ in range(_ROUND):
+                        dispatch[read(1)[0]](self)
+                    self.budget.spend(_ROUND)
+            except _parts._Stop as stop:
+                return stop.value
 
     def find_class(self, module: str, name: str) -> Any:
         """Our stand-in for a global; never an import."""
@@ -92,7 +138,10 @@ class PickleReader(pickle._Unpickler):
             return StorageType(STORAGES[name])
         if module == "torch" and name in DTYPES:
             return DtypeName(name)
-        return self.inert.setdefault(path, inert_type(path))
+        if path not in self.inert:
+            self.budget.name()
+            self.inert[path] = inert_type(path)
+        return self.inert[path]
 
     def persistent_load(self, pid: Any) -> Any:
         """A storage in the file; a legacy file also names the source code of a module."""
@@ -100,7 +149,9 @@ class PickleReader(pickle._Unpickler):
             return pid[1]
         if not isinstance(pid, tuple) or not pid or pid[0] != "storage":
             raise pickle.UnpicklingError("a persistent id names a storage")
-        return self._load_storage(pid[1:])
+        found = self._load_storage(pid[1:])
+        self.budget.storages.add(found.key)
+        return found
 
     # ---- the opcodes that act, each with a guard on what it may act upon
 
@@ -112,11 +163,21 @@ class PickleReader(pickle._Unpickler):
 
     def _reduce(self) -> None:
         args = self.stack.pop()
-        self.stack[-1] = _call(self.stack[-1], args)
+        self.stack[-1] = self._call(self.stack[-1], args)
 
     def _newobj(self) -> None:
-        args = self.stack.pop()
-        self.stack[-1] = _call(self.stack[-1], args)
+        self._reduce()
+
+    def _call(self, function: Any, args: Any) -> Any:
+        if type(args) is not tuple:
+            raise pickle.UnpicklingError("arguments are a tuple")
+        # Arguments may be shared by any number of calls, each of which copies them.
+        self.budget.copy(len(args) + (len(args[0]) if args and isinstance(args[0], _SIZED) else 0))
+        if isinstance(function, Rebuild):
+            return function.call(*args)
+        if isinstance(function, type) and issubclass(function, Inert):
+            return function(*args)
+        return Inert(function, *args)
 
     def _newobj_ex(self) -> None:
         self.stack.pop()
@@ -151,21 +212,46 @@ class PickleReader(pickle._Unpickler):
         _update(self.stack[-1], values)
 
     def _additems(self) -> None:
-        values = self._pop_mark()
-        _extend(self.stack[-1], values)
+        self._appends()
+
+    def _empty_set(self) -> None:
+        self.append([])
 
     def _frozenset(self) -> None:
         values = self._pop_mark()
-        self.append(frozenset(map(_keyable, values)))
+        self.append(tuple(values))
 
     def _dict(self) -> None:
         values = self._pop_mark()
-        self.append({_keyable(values[i]): values[i + 1] for i in range(0, len(values), 2)})
+        self.append({keyable(values[i]): values[i + 1] for i in range(0, len(values), 2)})
 
     def _bytearray(self) -> None:
         # The machine itself would take all the memory that the file asks for before it reads a byte.
         (size,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(size)))
+
+    def _long4(self) -> None:
+        (size,) = struct.unpack("<i", self.read(4))
+        if not 0 <= size <= _MOST_BYTES_OF_AN_INTEGER:
+            raise pickle.UnpicklingError("an integer of absurd size")
+        self.append(pickle.decode_long(self.read(size)))
+
+    def _text(self, size: int) -> None:
+        # What is no UTF-8 is shown as such: lone surrogates can be neither printed nor written.
+        self.append(str(self.read(size), "utf-8", "backslashreplace"))
+
+    def _unicode(self) -> None:
+        text: str = str(self.readline()[:-1], "raw-unicode-escape")  # type: ignore[attr-defined]
+        self.append(text.encode("utf-8", "backslashreplace").decode())
+
+    def _binunicode(self) -> None:
+        self._text(struct.unpack("<I", self.read(4))[0])
+
+    def _binunicode8(self) -> None:
+        self._text(struct.unpack("<Q", self.read(8))[0])
+
+    def _short_binunicode(self) -> None:
+        self._text(self.read(1)[0])
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
     dispatch.update(
@@ -181,7 +267,13 @@ class PickleReader(pickle._Unpickler):
             pickle.ADDITEMS[0]: _additems,
             pickle.FROZENSET[0]: _frozenset,
             pickle.DICT[0]: _dict,
+            pickle.EMPTY_SET[0]: _empty_set,
             pickle.BYTEARRAY8[0]: _bytearray,
+            pickle.LONG4[0]: _long4,
+            pickle.UNICODE[0]: _unicode,
+            pickle.BINUNICODE[0]: _binunicode,
+            pickle.BINUNICODE8[0]: _binunicode8,
+            pickle.SHORT_BINUNICODE[0]: _short_binunicode,
         }
     )
     # Not written by torch or by pickle's newer protocols: instances by name, registered extensions,
@@ -198,33 +290,23 @@ class PickleReader(pickle._Unpickler):
         del dispatch[_code[0]]
 
 
-def _call(function: Any, args: Any) -> Any:
-    if not isinstance(args, tuple):
-        raise pickle.UnpicklingError("arguments are a tuple")
-    if isinstance(function, Rebuild):
-        return function.call(*args)
-    if isinstance(function, type) and issubclass(function, Inert):
-        return function(*args)
-    return Inert(function, *args)
+_SIZED: Final = (str, bytes, bytearray, list, tuple)
 
 
-_MAX_KEY_DEPTH = 16
-
-
-def _keyable(value: Any, depth: int = 0) -> Any:
-    """A key of a dict or set. ``hash`` of a deeply nested tuple overflows the stack and ends the process."""
-    if isinstance(value, tuple):
-        if depth == _MAX_KEY_DEPTH:
-            raise pickle.UnpicklingError("a key is nested too deep")
-        for item in value:
-            _keyable(item, depth + 1)
-    return value
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Millions of live objects are looked through again and again otherwise."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _extend(target: Any, values: list[Any]) -> None:
-    if type(target) is set:
-        target.update(map(_keyable, values))
-    elif type(target) is list:
+    if type(target) is list:
         target.extend(values)
     elif isinstance(target, Inert):
         target.items_added.extend(values)
@@ -236,4 +318,4 @@ def _update(target: Any, values: list[Any]) -> None:
     if type(target) not in (dict, OrderedDict) and not isinstance(target, Inert):
         raise pickle.UnpicklingError("can only set items of dicts")
     for index in range(0, len(values), 2):
-        target[_keyable(values[index])] = values[index + 1]
+        target[keyable(values[index])] = values[index + 1]

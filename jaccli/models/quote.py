@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from difflib import get_close_matches
+from itertools import islice
 
 
 def quote(text: object, limit: int = 80) -> str:
@@ -28,3 +30,21 @@ def shortened(error: BaseException, limit: int = 120) -> str:
     message = quote(lines[0], limit)[1:-1] if lines else ""
     name = type(error).__name__
     return f"{name}: {message}" if message else name
+
+
+_MOST_COMPARED = 1000
+_LONGEST_COMPARED = 200
+
+
+def nearest(name: str, names: Iterable[str], count: int = 3, cutoff: float = 0.5) -> list[str]:
+    """The names most like ``name``, nearest first.
+
+    Of very many names those with the same last part are compared first, and so many in all that it takes no
+    second: each comparison costs the product of the lengths.
+    """
+    last = name.rpartition(".")[2]
+    every = [one for one in names if len(one) <= _LONGEST_COMPARED]
+    if len(every) > _MOST_COMPARED:
+        alike = [one for one in every if one.rpartition(".")[2] == last]
+        every = list(islice(dict.fromkeys([*alike, *every]), _MOST_COMPARED))
+    return get_close_matches(name[:_LONGEST_COMPARED], every, n=count, cutoff=cutoff)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-import struct
-import zipfile
 from pathlib import Path
 from typing import Literal
 
 from jaccli.errors import RefusedError
 from jaccli.models.foreign import foreign_magic, foreign_text, is_onnx
-from jaccli.models.quote import listed, quote
+from jaccli.models.quote import listed, nearest, quote
+from jaccli.safety.archives import open_archive
+from jaccli.safety.headers import check_header, is_safetensors
 
 Kind = Literal["torchscript", "exported", "safetensors", "checkpoint"]
 
@@ -19,7 +18,6 @@ EXPECTED = "expected a TorchScript, .pt2, safetensors or torch.save file"
 _HEAD = 4096
 # The pickled magic number that opens every non-zip torch.save file.
 _LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_MAX_SAFETENSORS_HEADER = 100_000_000
 
 
 def sniff(path: Path) -> Kind:
@@ -32,7 +30,9 @@ def sniff(path: Path) -> Kind:
     head, size = _read_head(path)
     if head.startswith(b"PK"):
         return _sniff_zip(path)
-    if _is_safetensors(path, head, size):
+    if is_safetensors(head):
+        with path.open("rb") as file:
+            check_header(file, size, quote(path))
         return "safetensors"
     if head[:1] == b"\x80" and len(head) > 1 and head[1] <= 5:
         _check_pickle_end(path, head)
@@ -78,10 +78,8 @@ def _read_head(path: Path) -> tuple[bytes, int]:
 
 def _neighbours(path: Path) -> str:
     """Near misses in the same folder; a hint about SPECs when there are none."""
-    from difflib import get_close_matches
-
     try:
-        near = get_close_matches(path.name, os.listdir(path.parent), n=3, cutoff=0.6)
+        near = nearest(path.name, os.listdir(path.parent), cutoff=0.6)
     except OSError:
         return f"there is no folder {quote(path.parent)} either"
     if near:
@@ -103,43 +101,9 @@ def _inside(path: Path) -> str:
     return f"give one file of it: {listed(models)}" if models else "give a file"
 
 
-def _is_safetensors(path: Path, head: bytes, size: int) -> bool:
-    """An 8-byte length and a JSON header whose tensors fill the rest of the file exactly."""
-    if len(head) < 9:
-        return False
-    (length,) = struct.unpack("<Q", head[:8])
-    if head[8:9] != b"{" or not 2 <= length <= _MAX_SAFETENSORS_HEADER:
-        return False
-    damaged = RefusedError(
-        f"{quote(path)} is a safetensors file that is cut short or damaged",
-        f"its header promises more than the {size} bytes that are there",
-        "copy or download it again",
-    )
-    if 8 + length > size:
-        raise damaged
-    with path.open("rb") as file:
-        file.seek(8)
-        text = file.read(length)
-    try:
-        header = json.loads(text)
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        if max(ends, default=0) != size - 8 - length:
-            raise damaged
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        raise damaged from None
-    return True
-
-
 def _sniff_zip(path: Path) -> Kind:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error):
-        raise RefusedError(
-            f"{quote(path)} is a zip archive that is cut short or damaged",
-            "expected the whole file, with the directory at its end",
-            "copy or download it again",
-        ) from None
+    with path.open("rb") as file, open_archive(file, quote(path)) as archive:
+        names = archive.namelist()
     # torch puts everything below one folder, whose name is the file's first name.
     inner = {name.partition("/")[2] for name in names} | set(names)
     if "archive_format" in inner or any(name.startswith("models/") for name in inner):

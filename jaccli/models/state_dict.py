@@ -187,13 +187,9 @@ def _last(state: Mapping[str, T], prefix: str) -> list[tuple[str, T]]:
     return sorted(state.items(), key=lambda entry: entry[0].startswith(prefix))
 
 
-def _prefixes(names: Iterable[str]) -> list[str]:
-    found: dict[str, None] = {}
-    for name in names:
-        parts = name.split(".")
-        for count in range(1, min(4, len(parts))):
-            found[".".join(parts[:count]) + "."] = None
-    return list(found)
+def _prefixes(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:count]) + "." for count in range(1, min(4, len(parts)))]
 
 
 def _best_prefix(state: Mapping[str, T], names: list[str], path: Path | str) -> str:
@@ -201,11 +197,11 @@ def _best_prefix(state: Mapping[str, T], names: list[str], path: Path | str) -> 
     wanted = set(names)
     scores = {"": len(wanted & state.keys())}
     if scores[""] < len(wanted):
-        for prefix in _prefixes(state):
-            cut = len(prefix)
-            scores["-" + prefix] = sum(n.startswith(prefix) and n[cut:] in wanted for n in state)
-        for prefix in _prefixes(names):
-            scores[prefix] = sum(prefix + name in wanted for name in state)
+        # Name by name: prefix by prefix takes the square of their number.
+        for sign, longer, shorter in (("-", state, wanted), ("", wanted, state)):
+            for name in longer:
+                for prefix in _prefixes(name):
+                    scores[sign + prefix] = scores.get(sign + prefix, 0) + (name[len(prefix) :] in shorter)
     top = max(scores.values())
     best = [prefix for prefix, score in scores.items() if score == top]
     for prefix in _KNOWN_PREFIXES:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from jaccli.errors import RefusedError, note, warn
 from jaccli.models.dtypes import floating_dtype, is_whole
 from jaccli.models.eager import cast_in_place
-from jaccli.models.quote import listed, quote, shortened
+from jaccli.models.quote import listed, nearest, quote, shortened
 from jaccli.models.state_dict import match_names
 
 _COMPUTABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -130,7 +129,7 @@ def _check_missing(
     loaded = {_place(target[name]) for name in state if name in target}
     missing = [name for name in missing if is_lazy(target[name]) or _place(target[name]) not in loaded]
     if missing:
-        near = get_close_matches(missing[0], list(state), n=3, cutoff=0.5)
+        near = nearest(missing[0], state)
         raise RefusedError(
             f"{quote(path)} lacks {len(missing)} of the model's {len(target)} tensors: {listed(missing)}",
             f"nearest in the file: {listed(near)}" if near else f"the file has {listed(state)}",

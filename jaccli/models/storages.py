@@ -16,6 +16,8 @@ from torch import Tensor
 from jaccli.errors import RefusedError
 from jaccli.models.inert import ArrayShell, DtypeShell, SparseSpec, StorageRef, TensorSpec
 from jaccli.models.quote import quote
+from jaccli.safety.archives import open_archive
+from jaccli.safety.reading import Damaged
 
 # A tensor may repeat its elements (stride 0), but not into more bytes than this.
 _MAX_REPEATED_BYTES = 1 << 28
@@ -25,23 +27,30 @@ _MAX_DIMENSIONS = 64
 class Source(Protocol):
     """Where storages are: by key, as raw bytes."""
 
+    def declare(self, key: str, dtype: str, numel: int) -> None:
+        """Hold what a pickle says of a storage against what is there."""
+
     def storage(self, key: str) -> torch.UntypedStorage:
         """The bytes of one storage."""
 
     big_endian: bool
 
 
-class MappedFile:
-    """A file mapped into memory, copy on write: only what is looked at is read."""
+class Content:
+    """The bytes of a file, mapped copy on write so that only what is looked at is read, or bytes that are held."""
 
-    def __init__(self, path: Path) -> None:
-        self.size = os.path.getsize(path)
-        self._bytes: Any = torch.UntypedStorage.from_file(os.fspath(path), False, self.size)
+    def __init__(self, path: Path | None, data: bytes = b"") -> None:
+        self.size = os.path.getsize(path) if path else len(data)
+        self._bytes: Any = None
+        if path:
+            self._bytes = torch.UntypedStorage.from_file(os.fspath(path), False, self.size)
+        elif data:
+            self._bytes = torch.frombuffer(bytearray(data), dtype=torch.uint8).untyped_storage()
 
     def part(self, start: int, nbytes: int) -> torch.UntypedStorage:
         """``nbytes`` from ``start``, copied only if they begin at an odd address."""
         if start < 0 or nbytes < 0 or start + nbytes > self.size:
-            raise ValueError("a storage lies outside the file")
+            raise Damaged("a storage lies outside the file")
         if nbytes == 0:
             return empty_storage(0)
         part: torch.UntypedStorage = self._bytes[start : start + nbytes]
@@ -52,86 +61,110 @@ class MappedFile:
 
 
 class ZipSource:
-    """The records of a ``torch.save`` archive. Nothing is unpacked: a compressed record is refused."""
+    """The records of a ``torch.save`` archive. Nothing is unpacked: a compressed record is refused.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with zipfile.ZipFile(path) as archive:
+    Args:
+        file: the archive.
+        content: the same bytes.
+        name: for messages.
+    """
+
+    def __init__(self, file: IO[bytes], content: Content, name: str) -> None:
+        self._file, self._content, self._name = file, content, name
+        with open_archive(file, name) as archive:
             infos = archive.infolist()
         pickles = [info.filename for info in infos if info.filename.split("/", 1)[-1] == "data.pkl"]
         self._root = pickles[0][: -len("data.pkl")]
         self._infos = {info.filename: info for info in infos}
-        self._file = MappedFile(path)
-        order = self.record("byteorder") if self._root + "byteorder" in self._infos else b"little"
+        self._places: dict[str, tuple[int, int]] = {}
+        order = self.record("byteorder", 16) if self._root + "byteorder" in self._infos else b"little"
         self.big_endian = order == b"big"
 
-    def record(self, name: str) -> bytes:
-        """The bytes of a small record."""
+    def seek(self, name: str) -> None:
+        """Put the file at the beginning of a record."""
+        self._file.seek(self._locate(self._root + name)[0])
+
+    def record(self, name: str, most: int) -> bytes:
+        """The first ``most`` bytes of a small record."""
         start, nbytes = self._locate(self._root + name)
-        with self._path.open("rb") as file:
-            file.seek(start)
-            return file.read(nbytes)
+        self._file.seek(start)
+        return self._file.read(min(nbytes, most))
+
+    def declare(self, key: str, dtype: str, numel: int) -> None:
+        """Check that a storage's record holds all the elements that the pickle says it has.
+
+        Raises:
+            Damaged: it does not.
+        """
+        if key not in self._places:
+            self._places[key] = self._locate(f"{self._root}data/{key}")
+        if not 0 <= numel * itemsize(dtype) <= self._places[key][1]:
+            raise Damaged("a storage is longer than its record")
 
     def storage(self, key: str) -> torch.UntypedStorage:
-        """The bytes of the storage ``key``."""
-        return self._file.part(*self._locate(f"{self._root}data/{key}"))
+        """The bytes of the storage ``key``, which was declared."""
+        return self._content.part(*self._places[key])
 
     def _locate(self, name: str) -> tuple[int, int]:
         info = self._infos.get(name)
         if info is None:
-            raise ValueError("a record is missing")
+            raise Damaged("a record is missing")
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
             raise RefusedError(
-                f"{quote(self._path)} holds compressed tensors; torch.save does not write such files",
+                f"{self._name} holds compressed tensors; torch.save does not write such files",
                 "expected plain records",
                 "save the state_dict again with torch.save, or as safetensors",
             )
-        with self._path.open("rb") as file:
-            file.seek(info.header_offset)
-            header = file.read(30)
+        before = self._file.tell()  # a pickle may be read from there
+        self._file.seek(info.header_offset)
+        header = self._file.read(30)
+        self._file.seek(before)
         if len(header) != 30 or header[:4] != b"PK\x03\x04":
-            raise ValueError("a record has no header")
+            raise Damaged("a record has no header")
         name_length, extra_length = struct.unpack("<HH", header[26:30])
         start = info.header_offset + 30 + name_length + extra_length
-        if start + info.file_size > self._file.size:
-            raise ValueError("a record lies outside the file")
+        if start + info.file_size > self._content.size:
+            raise Damaged("a record lies outside the file")
         return start, info.file_size
 
 
 class TailSource:
     """The storages behind the pickles of a non-zip file: for each its number of elements, then data."""
 
-    def __init__(self, path: Path | None, data: bytes = b"") -> None:
-        self._file = MappedFile(path) if path else None
-        self._data = data
-        self.dtypes: dict[str, str] = {}
+    def __init__(self, content: Content) -> None:
+        self._content = content
+        self._dtypes: dict[str, str] = {}
+        self._declared: dict[str, int] = {}
         self._where: dict[str, tuple[int, int]] = {}
         self.big_endian = False
 
+    def declare(self, key: str, dtype: str, numel: int) -> None:
+        """Note what the pickle says of a storage; ``index`` compares."""
+        self._dtypes.setdefault(key, dtype)
+        self._declared[key] = max(numel * itemsize(dtype), self._declared.get(key, 0))
+
     def index(self, file: IO[bytes], keys: list[Any]) -> None:
-        """Find every storage, in the order of ``keys``, from where ``file`` stands."""
-        end = self._file.size if self._file else len(self._data)
+        """Find every storage, in the order of ``keys``, from where ``file`` stands.
+
+        Raises:
+            Damaged: one lies outside the file, or is shorter than the pickle says.
+        """
         position = file.tell()
         for key in keys:
             file.seek(position)
             (numel,) = struct.unpack("<q", file.read(8))
-            nbytes = numel * itemsize(self.dtypes[key])
+            nbytes = numel * itemsize(self._dtypes[key])
             position += 8
-            if numel < 0 or position + nbytes > end:
-                raise ValueError("a storage lies outside the file")
+            if numel < 0 or position + nbytes > self._content.size:
+                raise Damaged("a storage lies outside the file")
+            if self._declared[key] > nbytes:
+                raise Damaged("a storage is longer than its bytes")
             self._where[key] = (position, nbytes)
             position += nbytes
 
     def storage(self, key: str) -> torch.UntypedStorage:
         """The bytes of the storage ``key``."""
-        start, nbytes = self._where[key]
-        if self._file:
-            return self._file.part(start, nbytes)
-        held = empty_storage(nbytes)
-        if nbytes:
-            data = bytearray(self._data[start : start + nbytes])
-            held.copy_(torch.frombuffer(data, dtype=torch.uint8).untyped_storage())
-        return held
+        return self._content.part(*self._where[key])
 
 
 def empty_storage(nbytes: int) -> torch.UntypedStorage:
@@ -187,8 +220,6 @@ class TensorMaker:
         if len(spec.size) != len(spec.stride) or len(spec.size) > _MAX_DIMENSIONS:
             raise ValueError("sizes and strides differ in number")
         offset = spec.offset + spec.storage.first
-        if min((offset, *spec.size, *spec.stride)) < 0:
-            raise ValueError("a negative size")
         numel = math.prod(spec.size)
         reach = offset + sum((n - 1) * step for n, step in zip(spec.size, spec.stride, strict=True)) + 1
         held = storage.nbytes() // dtype.itemsize

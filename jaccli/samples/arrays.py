@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import IO, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, Final
 
 import numpy as np
 import torch
@@ -11,40 +13,99 @@ from numpy.lib import format as npy_format
 from torch import Tensor
 
 from jaccli.errors import RefusedError
-from jaccli.samples.memory import require_memory
+from jaccli.safety.memory import require_unfolded
+
+Rows = Callable[[int], Sequence[int]]
+"""Which of so many rows are wanted, as ``Selection.indices``."""
+
+_LONGEST_HEADER: Final = 1 << 16
+_BLOCK: Final = 1 << 24  # bytes read at once where not all are wanted
 
 
-def read_npy(handle: IO[bytes], size: int, name: str, *, text: bool = False) -> np.ndarray[Any, Any]:
-    """The array of an npy stream of ``size`` bytes that stands at its start and can seek back to it.
+def read_npy(
+    handle: IO[bytes], size: int, name: str, *, stored: int | None = None, text: bool = False, rows: Rows | None = None
+) -> np.ndarray[Any, Any]:
+    """The array of an npy stream of ``size`` bytes that stands at its start and can seek forwards.
 
     Args:
         handle: a file, or a member of an npz.
         size: bytes in all, header included.
         name: for messages.
+        stored: bytes in the file, where it is compressed.
         text: strings are wanted (and refused otherwise).
+        rows: which rows are wanted; of others nothing is kept, and what is behind the last is not read.
 
     Raises:
-        RefusedError: not an array of numbers, or cut short.
+        RefusedError: not an array of numbers, cut short, or unfolding absurdly.
         ResourceError: more than the memory available.
     """
-    shape, dtype = _header(handle, name)
-    if dtype.hasobject:
+    header = _header(handle, name)
+    if header.dtype.hasobject:
         raise RefusedError(f"{name} holds Python objects (a pickle, which could run code)", "expected numbers")
     if not text:
-        _check_numbers(dtype, name)
-    n_bytes = math.prod(shape) * dtype.itemsize
-    if n_bytes > size - handle.tell():
+        _check_numbers(header.dtype, name)
+    there = size - handle.tell()
+    if header.nbytes > there:
         raise RefusedError(
-            f"{name} is truncated: shape {shape} of {dtype} is {n_bytes} bytes",
-            f"the file has {size - handle.tell()}",
+            f"{name} is truncated: shape {header.shape} of {header.dtype} is {header.nbytes} bytes",
+            f"the file has {there}",
+            "copy or download it again",
         )
-    require_memory(n_bytes, name)
-    handle.seek(0)
-    try:
-        array: np.ndarray[Any, Any] = npy_format.read_array(handle, allow_pickle=False)
-    except ValueError:
-        raise RefusedError(f"{name} is a damaged or truncated npy file") from None
-    return array
+    if rows is not None and header.shape:
+        return _read_rows(handle, header, rows(header.shape[0]), there if stored is None else stored, name)
+    require_unfolded(header.nbytes, there if stored is None else stored, name)
+    flat = np.empty(header.count, header.dtype)
+    _read_into(handle, flat, name)
+    return flat.reshape(header.shape, order="F" if header.fortran else "C")
+
+
+@dataclass(frozen=True)
+class _Header:
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[Any]
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * self.dtype.itemsize
+
+
+def _read_into(handle: IO[bytes], flat: np.ndarray[Any, Any], name: str) -> None:
+    """Fill an array from where the stream stands, in pieces: a member of an archive is unpacked as it is read."""
+    raw: Any = flat.view(np.uint8).reshape(-1) if flat.nbytes else b""
+    view = memoryview(raw)
+    for start in range(0, len(view), _BLOCK):
+        piece = handle.read(min(_BLOCK, len(view) - start))
+        if len(piece) < min(_BLOCK, len(view) - start):
+            raise RefusedError(f"{name} is a damaged or truncated npy file", "", "copy or download it again")
+        view[start : start + len(piece)] = piece
+
+
+def _read_rows(
+    handle: IO[bytes], header: _Header, picked: Sequence[int], stored: int, name: str
+) -> np.ndarray[Any, Any]:
+    """Rows of an array, in the order picked: row by row in C order, block by block of columns in Fortran's."""
+    n, width = header.shape[0], math.prod(header.shape[1:])
+    require_unfolded(len(picked) * width * header.dtype.itemsize, stored, name)
+    start = handle.tell()
+    if not header.fortran:
+        wanted, places = np.unique(np.asarray(picked, dtype=np.int64), return_inverse=True)
+        found = np.empty((len(wanted), width), header.dtype)
+        for place, row in enumerate(wanted.tolist()):
+            handle.seek(start + row * width * header.dtype.itemsize)
+            _read_into(handle, found[place], name)
+        return found[places].reshape(len(picked), *header.shape[1:])
+    out = np.empty((len(picked), width), header.dtype, order="F")
+    step = max(_BLOCK // max(n * header.dtype.itemsize, 1), 1)
+    for column in range(0, width, step):
+        block = np.empty((n, min(step, width - column)), header.dtype, order="F")
+        _read_into(handle, block.reshape(-1, order="F"), name)
+        out[:, column : column + step] = block[list(picked)]
+    return out.reshape(len(picked), *header.shape[1:], order="F")
 
 
 def as_tensor(array: np.ndarray[Any, Any], name: str) -> Tensor:
@@ -66,18 +127,24 @@ def as_tensor(array: np.ndarray[Any, Any], name: str) -> Tensor:
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
-def _header(handle: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _header(handle: IO[bytes], name: str) -> _Header:
     try:
         version = npy_format.read_magic(handle)
+        if version not in ((1, 0), (2, 0), (3, 0)):
+            raise ValueError("a version of the format that is not known")
+        if version != (1, 0):  # a header of up to 4 GiB, which NumPy reads before it looks at its length
+            if int.from_bytes(handle.read(4), "little") > _LONGEST_HEADER:
+                raise ValueError("a header of absurd length")
+            handle.seek(-4, 1)
         if version == (1, 0):
-            shape, _, dtype = npy_format.read_array_header_1_0(handle)
+            shape, fortran, dtype = npy_format.read_array_header_1_0(handle)
         else:
-            shape, _, dtype = npy_format.read_array_header_2_0(handle)
+            shape, fortran, dtype = npy_format.read_array_header_2_0(handle)
     except Exception:  # a header is text that NumPy evaluates as a literal: anything can go wrong
-        raise RefusedError(f"{name} is a damaged or truncated npy file") from None
+        raise RefusedError(f"{name} is a damaged or truncated npy file", "", "copy or download it again") from None
     if any(type(length) is not int or length < 0 for length in shape):
         raise RefusedError(f"{name} is a damaged npy file: shape {str(shape)[:80]}")
-    return tuple(int(length) for length in shape), dtype
+    return _Header(tuple(int(length) for length in shape), bool(fortran), dtype)
 
 
 def _check_numbers(dtype: np.dtype[Any], name: str) -> None:

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import pickle
-import warnings
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
 from torch import Tensor
 
-from jaccli.errors import RefusedError, ResourceError, UsageError
-from jaccli.models.pickle_shape import check_torch_file
-from jaccli.samples.arrays import as_tensor, read_npy
-from jaccli.samples.memory import require_memory
+from jaccli.errors import JaccliError, RefusedError, UsageError
+from jaccli.models.checkpoint import read_pickled
+from jaccli.models.inert import ArrayShell, SparseSpec, TensorSpec
+from jaccli.models.quote import listed
+from jaccli.models.storages import TensorMaker
+from jaccli.safety.archives import open_archive
+from jaccli.safety.documents import as_text, parse_json
+from jaccli.safety.headers import check_header
+from jaccli.safety.reading import reading
+from jaccli.samples.arrays import Rows, as_tensor, read_npy
 from jaccli.samples.source import Kind, Source
 
 PROVENANCE = "provenance"
+_LONGEST_METADATA = 1 << 24
+_AGAIN = "copy or download it again"
+_OTHER_TENSORS = {
+    "torch._utils._rebuild_qtensor": "quantized",
+    "torch._utils._rebuild_meta_tensor_no_storage": "without data (of the meta device)",
+    "torch._utils._rebuild_nested_tensor": "nested",
+}
+_TENSORS = (TensorSpec, SparseSpec, ArrayShell)
 
 
 class Container(ABC):
@@ -31,8 +42,8 @@ class Container(ABC):
     metadata: dict[str, str]
 
     @abstractmethod
-    def read(self, key: str) -> Tensor:
-        """One array, dense, on the CPU, in memory of its own.
+    def read(self, key: str, rows: Rows | None = None) -> Tensor:
+        """One array, dense, on the CPU, in memory of its own; only the rows wanted, if any are named.
 
         Raises:
             RefusedError: damaged, or not a dense array of numbers.
@@ -78,121 +89,87 @@ def list_keys(keys: list[str], most: int = 12) -> str:
 class _Npz(Container):
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._archive = zipfile.ZipFile(source.handle)
-        members = {info.filename: info for info in self._archive.infolist() if info.filename.endswith(".npy")}
-        require_memory(max((info.file_size for info in members.values()), default=0), source.name)
-        self._members = {name.removesuffix(".npy"): info for name, info in members.items()}
+        with open_archive(source.handle, source.name) as archive:
+            infos = archive.infolist()
+        self._members = {i.filename.removesuffix(".npy"): i for i in infos if i.filename.endswith(".npy")}
         self.metadata = self._read_metadata()
         self.keys = [key for key in self._members if not (key == PROVENANCE and self.metadata)]
 
-    def read(self, key: str) -> Tensor:
+    def read(self, key: str, rows: Rows | None = None) -> Tensor:
         name = f"{self._source.name}[{key!r}]"
-        return as_tensor(self._array(key, name), name)
+        return as_tensor(self._array(key, name, rows=rows), name)
 
-    def _array(self, key: str, name: str, text: bool = False) -> Any:
+    def _array(self, key: str, name: str, text: bool = False, rows: Rows | None = None) -> Any:
         info = self._members[key]
-        try:
-            with self._archive.open(info) as member:
-                return read_npy(member, info.file_size, name, text=text)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError):
-            raise RefusedError(f"{name} is damaged, truncated or encrypted") from None
+        with reading(name, "", _AGAIN), zipfile.ZipFile(self._source.handle) as archive, archive.open(info) as member:
+            return read_npy(member, info.file_size, name, stored=info.compress_size, text=text, rows=rows)
 
     def _read_metadata(self) -> dict[str, str]:
         info = self._members.get(PROVENANCE)
-        if info is None or info.file_size > 1 << 24:
+        if info is None or info.file_size > _LONGEST_METADATA:
             return {}
-        with contextlib.suppress(RefusedError, ValueError):
-            found = json.loads(str(self._array(PROVENANCE, PROVENANCE, text=True)))
-            return _as_text(found)
+        with contextlib.suppress(JaccliError, ValueError):
+            return as_text(parse_json(str(self._array(PROVENANCE, PROVENANCE, text=True)).encode(), PROVENANCE))
         return {}
 
 
 class _Safetensors(Container):
     def __init__(self, source: Source) -> None:
         self._source = source
-        require_memory(source.size, source.name)
-        try:
+        check_header(source.handle, source.size, source.name)
+        with reading(f"the safetensors file {source.name}", "", _AGAIN):
             opener: Any = safetensors.safe_open  # untyped
             self._file = opener(source.path, framework="pt", device="cpu")
             # offset_keys() has the order of saving, where the installed version has it.
             self.keys = list(getattr(self._file, "offset_keys", self._file.keys)())
             self.metadata = dict(self._file.metadata() or {})
-        except Exception:
-            raise RefusedError(f"{source.name} is a damaged or truncated safetensors file") from None
 
-    def read(self, key: str) -> Tensor:
-        try:
+    def read(self, key: str, rows: Rows | None = None) -> Tensor:
+        with reading(f"{self._source.name}[{key!r}]", "", _AGAIN):
             tensor: Tensor = self._file.get_tensor(key)
-        except Exception:
-            raise RefusedError(f"{self._source.name}[{key!r}] is damaged or of an unknown type") from None
         # The file stays mapped otherwise: gone, or a bus error, when it is replaced under us.
-        return tensor.clone()
+        return _rows_of(tensor, rows)
 
 
 class _TorchFile(Container):
     def __init__(self, source: Source) -> None:
         self._source = source
-        found = _load_weights_only(source)
-        self.metadata = {}
-        named: list[tuple[str, Any]] = []
-        if isinstance(found, Tensor):
-            named = [("tensor", found)]
-        elif isinstance(found, dict):
-            named = [(str(key), value) for key, value in found.items()]
-            self.metadata = _as_text(found.get(PROVENANCE))
-        elif isinstance(found, list | tuple):
-            named = [(str(index), value) for index, value in enumerate(found)]
-        self._tensors = {key: value for key, value in named if isinstance(value, Tensor)}
-        self.keys = list(self._tensors)
+        found, inert = read_pickled(Path(source.path), source.name)
+        other = [what for name, what in _OTHER_TENSORS.items() if name in inert]
+        if other:
+            raise RefusedError(f"{source.name} holds a tensor that is {other[0]}", "expected dense ones, as x.float()")
+        if inert:
+            raise RefusedError(
+                f"{source.name} holds Python objects, which could run code: {listed(sorted(inert))}",
+                "expected a tensor, or a dict or list of tensors, saved with torch.save",
+                "save the tensor itself, or use npy or safetensors",
+            )
+        self.metadata = as_text(found.get(PROVENANCE)) if isinstance(found, dict) else {}
+        self._specs = {key: value for key, value in _named(found) if isinstance(value, _TENSORS)}
+        self._maker = TensorMaker(source.name)
+        self.keys = list(self._specs)
 
-    def read(self, key: str) -> Tensor:
-        tensor = self._tensors[key].detach()
+    def read(self, key: str, rows: Rows | None = None) -> Tensor:
         name = f"{self._source.name}[{key!r}]"
-        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
-            raise RefusedError(f"{name} is sparse, nested, quantized or without data", "expected a dense tensor")
-        # A stride of 0 lets a small file claim any number of elements.
-        if tensor.numel() * tensor.element_size() > max(tensor.untyped_storage().nbytes(), 1 << 28):
-            raise RefusedError(f"{name} claims {tensor.numel()} elements that the file does not hold")
+        spec = self._specs[key]
+        if isinstance(spec, SparseSpec):
+            raise RefusedError(f"{name} is sparse", "expected a dense tensor", "save x.to_dense()")
+        with reading(name, "", _AGAIN):
+            tensor = self._maker.make(key, spec)
+        return _rows_of(tensor, rows)
+
+
+def _named(found: Any) -> list[tuple[str, Any]]:
+    """What a pickle holds, by name: the one tensor, or entries of a dict or list."""
+    if isinstance(found, _TENSORS):
+        return [("tensor", found)]
+    if isinstance(found, dict):
+        return [(str(key), value) for key, value in found.items()]
+    return [(str(index), value) for index, value in enumerate(found)] if isinstance(found, list | tuple) else []
+
+
+def _rows_of(tensor: Tensor, rows: Rows | None) -> Tensor:
+    """A copy, of the rows wanted only."""
+    if rows is None or tensor.dim() == 0:
         return tensor.clone(memory_format=torch.contiguous_format)
-
-
-def _load_weights_only(source: Source) -> Any:
-    """``torch.load`` without pickle, on archives whose declared sizes were checked first."""
-    _check_torch_archive(source)
-    source.handle.seek(0)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols
-            check_torch_file(source.handle)
-            return torch.load(source.handle, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        # Torch's own message advises to switch the protection off.
-        raise RefusedError(
-            f"{source.name} holds Python objects, which could run code",
-            "expected a tensor, or a dict or list of tensors, saved with torch.save",
-            "save the tensor itself, or use npy or safetensors",
-        ) from None
-    except MemoryError:
-        raise ResourceError(f"{source.name} does not fit into memory") from None
-    except Exception as error:
-        if "DefaultCPUAllocator" in str(error):
-            raise ResourceError(f"{source.name} does not fit into memory") from None
-        raise RefusedError(f"{source.name} is a damaged or truncated torch.save file") from None
-
-
-def _check_torch_archive(source: Source) -> None:
-    if not zipfile.is_zipfile(source.handle):
-        require_memory(source.size, source.name)
-        return
-    with zipfile.ZipFile(source.handle) as archive:
-        members = archive.infolist()
-    if any(info.compress_type != zipfile.ZIP_STORED for info in members):
-        raise RefusedError(f"{source.name} is compressed, which torch.save never does", remedy="save it again")
-    declared = sum(info.file_size for info in members)
-    if declared > source.size:
-        raise RefusedError(f"{source.name} claims {declared} bytes and has {source.size}")
-    require_memory(declared, source.name)
-
-
-def _as_text(found: Any) -> dict[str, str]:
-    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
+    return tensor.index_select(0, torch.tensor(list(rows(len(tensor)))))

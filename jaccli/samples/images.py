@@ -9,12 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jaccli.errors import RefusedError, ResourceError, UsageError, note
-from jaccli.samples.memory import require_memory
+from jaccli.errors import RefusedError, UsageError, note
+from jaccli.safety.memory import require_memory, require_unfolded
 
 # Pillow's other formats start programs (PostScript) or draw (WMF): not for files from strangers.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _GRAY = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I")
+# What compression of plain areas reaches, in images that people have; and what is never asked about.
+_MOST_PIXELS_OF_A_BYTE = 10_000
+_FEW_PIXELS = 1 << 20
+# The image, its copy in the right mode and three channels of float32, with one copy in work.
+_BYTES_OF_A_PIXEL = 32
 
 Pixels = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -80,17 +85,34 @@ def _read(path: str, missing_is_error: bool) -> Pixels | None:
         ) from None
     try:
         with Image.open(path, formats=_FORMATS) as image:
+            _check_size(image, path)
             if image.mode in _GRAY:
                 return _gray(image)
             return np.asarray(image.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
     except Image.DecompressionBombError:
-        raise ResourceError(f"{path!r} has too many pixels to be opened safely") from None
+        raise RefusedError(
+            f"{path!r} has too many pixels to be opened safely",
+            "expected at most 178 million",
+            "make it smaller, or give its numbers as npy",
+        ) from None
     except UnidentifiedImageError:
         if missing_is_error:
             raise RefusedError(f"{path!r} is not an image") from None
         return None
     except (OSError, ValueError, SyntaxError, EOFError):  # SyntaxError: how Pillow reports a broken PNG
         raise RefusedError(f"{path!r} is a damaged or truncated image") from None
+
+
+def _check_size(image: Any, path: str) -> None:
+    """Before a pixel is made: a header of some bytes may announce any number of them."""
+    pixels, stored = image.width * image.height, os.path.getsize(path)
+    if pixels > _MOST_PIXELS_OF_A_BYTE * stored + _FEW_PIXELS:
+        raise RefusedError(
+            f"{path!r} announces {image.width} x {image.height} pixels in {stored} bytes",
+            f"expected at most {_MOST_PIXELS_OF_A_BYTE} pixels a byte",
+            "the file is damaged or forged: get it again",
+        )
+    require_unfolded(_BYTES_OF_A_PIXEL * pixels, stored, repr(path), _BYTES_OF_A_PIXEL * _MOST_PIXELS_OF_A_BYTE)
 
 
 def _gray(image: Any) -> Pixels:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import RefusedError, warn
-from jaccli.samples.arrays import as_tensor, read_npy
+from jaccli.safety.memory import require_memory
+from jaccli.safety.reading import reading
+from jaccli.samples.arrays import Rows, as_tensor, read_npy
 from jaccli.samples.containers import open_container, pick_key
 from jaccli.samples.images import read_folder, read_image
-from jaccli.samples.memory import require_memory
 from jaccli.samples.source import Source, open_source, sniff
 from jaccli.samples.spec import (
     ArgValue,
@@ -26,8 +27,10 @@ from jaccli.samples.spec import (
 from jaccli.samples.table import read_table
 
 
-def load_samples(spec: InputSpec, *, stdin: BinaryIO | None = None, complex_too: bool = False) -> Tensor:
-    """The samples of an INPUT, whole, on the CPU; the first dimension is the samples.
+def load_samples(
+    spec: InputSpec, *, stdin: BinaryIO | None = None, complex_too: bool = False, rows: Rows | None = None
+) -> Tensor:
+    """The samples of an INPUT, on the CPU; the first dimension is the samples.
 
     The dtype is the file's (csv: float64; images and random numbers: float32): integers stay integers,
     and a model's own dtype is a later step's to know. Nothing in a file is ever executed.
@@ -36,6 +39,8 @@ def load_samples(spec: InputSpec, *, stdin: BinaryIO | None = None, complex_too:
         spec: from ``parse_input``.
         stdin: what ``-`` reads; the process's standard input unless given.
         complex_too: complex numbers are as good as real ones: nothing is differentiated with respect to them.
+        rows: which samples are wanted, of how many there are; all unless given. Of a file of arrays no others are
+            read, however large it is.
 
     Raises:
         RefusedError: unreadable, damaged, no numbers, or no samples.
@@ -45,13 +50,15 @@ def load_samples(spec: InputSpec, *, stdin: BinaryIO | None = None, complex_too:
     check_input(spec)
     match spec:
         case RandomInput():
-            return _random(spec)
+            return _picked(_random(spec), rows)
         case FolderInput():
-            return _checked(read_folder(spec.path), repr(spec.path), complex_too)
+            with reading(repr(spec.path)):
+                found = read_folder(spec.path)
+            return _picked(_checked(found, repr(spec.path), complex_too), rows)
         case FileInput() | StdinInput():
             path = spec.path if isinstance(spec, FileInput) else "-"
-            with open_source(path, stdin) as source:
-                return _checked(_read(source, spec.key), source.name, complex_too)
+            with open_source(path, stdin) as source, reading(source.name):
+                return _checked(_read(source, spec.key, rows), source.name, complex_too)
 
 
 def load_argument(value: ArgValue) -> Any:
@@ -61,21 +68,25 @@ def load_argument(value: ArgValue) -> Any:
     return value
 
 
-def _read(source: Source, key: str | None) -> Tensor:
+def _picked(samples: Tensor, rows: Rows | None) -> Tensor:
+    return samples if rows is None else samples[list(rows(len(samples)))]
+
+
+def _read(source: Source, key: str | None, rows: Rows | None = None) -> Tensor:
     kind = sniff(source)
     if kind in ("npz", "safetensors", "pt"):
         container = open_container(source, kind)
-        return container.read(pick_key(container, key, source))
+        return container.read(pick_key(container, key, source), rows)
     if key is not None:
         raise RefusedError(f"{source.name} is {kind} and holds no arrays with names such as {key!r}")
     match kind:
         case "npy":
-            return as_tensor(read_npy(source.handle, source.size, source.name), source.name)
+            return as_tensor(read_npy(source.handle, source.size, source.name, rows=rows), source.name)
         case "image":
-            return read_image(source.path)
+            return _picked(read_image(source.path), rows)
         case "text":
             require_memory(source.size, source.name)
-            return read_table(source.handle, source.name)
+            return _picked(read_table(source.handle, source.name), rows)
         case _:
             raise RefusedError(
                 f"{source.name} is JSON",

@@ -9,7 +9,6 @@ VALUE   = number | true | false | none | [list] | "text" | text | @INPUT
 from __future__ import annotations
 
 import ast
-import difflib
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
 from jaccli.errors import RefusedError, UsageError, note
+from jaccli.models.quote import nearest
 
 Distribution: TypeAlias = Literal["normal", "uniform"]
 
@@ -104,7 +104,7 @@ def check_input(spec: InputSpec) -> None:
     if not os.path.exists(path):
         folder, name = os.path.split(path)
         try:
-            near = difflib.get_close_matches(name, os.listdir(folder or "."), n=1)
+            near = nearest(name, os.listdir(folder or "."), 1, cutoff=0.6)
         except OSError:
             near = []
         remedy = f"did you mean {os.path.join(folder, near[0])!r}?" if near else ""

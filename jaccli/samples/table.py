@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import RefusedError, warn
+from jaccli.safety.memory import require_unfolded
+
+_BYTES_OF_A_FIELD = 66  # as text in a list, and as a number
 
 
 def read_table(handle: BinaryIO, name: str) -> Tensor:
@@ -48,6 +51,7 @@ def _body(handle: BinaryIO, name: str) -> Iterator[tuple[int, list[str]]]:
     delimiter: str | None = None
     first = True
     for line, text in _lines(handle, name):
+        require_unfolded(_BYTES_OF_A_FIELD * sum(map(text.count, "\t;, ")), len(text), name)
         if first:
             delimiter = next((mark for mark in "\t;," if mark in text), None)
         fields = [field.strip().strip('"') for field in text.split(delimiter)]

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import InternalError, ResourceError, note
-from jaccli.samples.memory import format_bytes
+from jaccli.safety.memory import format_bytes
 from jaccli.sinks.atomic import open_output
 from jaccli.sinks.choose import is_stream
 from jaccli.sinks.terminal import Style

@@ -15,8 +15,8 @@ from numpy.lib import format as npy_format
 from torch import Tensor
 
 from jaccli.errors import ResourceError, UnsupportedError, UsageError
+from jaccli.safety.memory import available_memory, format_bytes
 from jaccli.samples.containers import PROVENANCE
-from jaccli.samples.memory import available_memory, format_bytes
 from jaccli.sinks.atomic import atomic_folder
 from jaccli.sinks.choose import is_stream
 from jaccli.sinks.matrix import MatrixSink, PairMeta, note_bfloat16, numpy_dtype, numpy_form, raw_bytes

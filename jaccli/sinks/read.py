@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import RefusedError, UsageError, warn
+from jaccli.safety.documents import as_text
+from jaccli.safety.reading import reading
 from jaccli.samples.arrays import as_tensor, read_npy
 from jaccli.samples.containers import Container, list_keys, open_container, pick_key
 from jaccli.samples.source import Source, open_source, sniff
@@ -63,9 +65,13 @@ def read_jacobian(path: str, stdin: BinaryIO | None = None) -> list[SavedJacobia
     check_input(spec)
     match spec:
         case FolderInput():
-            found = _read_zarr(spec.path)
+            with reading(repr(spec.path), "expected a saved Jacobian"):
+                found = _read_zarr(spec.path)
         case FileInput() | StdinInput():
-            with open_source(spec.path if isinstance(spec, FileInput) else "-", stdin) as source:
+            with (
+                open_source(spec.path if isinstance(spec, FileInput) else "-", stdin) as source,
+                reading(source.name, "expected a saved Jacobian"),
+            ):
                 found = list(_read(source, spec.key))
         case _:
             raise UsageError(f"--jacobian {path!r} is no saved Jacobian", "expected a file, or - for a pipe")
@@ -125,11 +131,11 @@ def _read_zarr(path: str) -> list[SavedJacobian]:
     except ImportError:
         raise UsageError(f"{path!r}: zarr is not installed", remedy="pip install 'jaccli[zarr]'") from None
     screen_store(path)
-    try:
+    with reading(f"the zarr store {path!r}", "expected a saved Jacobian"):
         store: Any = zarr.open(path, mode="r")
         arrays: list[Any] = [store] if isinstance(store, zarr.Array) else [array for _, array in store.arrays()]
         arrays.sort(key=lambda array: int(str(array.attrs.get("index", 0))))
-        metadata = {str(k): str(v) for k, v in dict(store.attrs.get("provenance", {})).items()}
+        metadata = as_text(store.attrs.get("provenance"))
         return [
             SavedJacobian(
                 str(array.attrs.get("source", UNKNOWN)),
@@ -139,10 +145,6 @@ def _read_zarr(path: str) -> list[SavedJacobian]:
             )
             for array in arrays
         ]
-    except RefusedError:
-        raise
-    except Exception:
-        raise RefusedError(f"{path!r} is a damaged zarr store") from None
 
 
 def _checked(saved: SavedJacobian, name: str) -> SavedJacobian:
@@ -155,7 +157,10 @@ def _checked(saved: SavedJacobian, name: str) -> SavedJacobian:
             f"{name} is no Jacobian: shape {tuple(array.shape)} of {str(array.dtype).removeprefix('torch.')}",
             "expected real numbers (batch, n_out, n_in), or (n_out, n_in) for one sample",
         )
-    array = array if array.is_floating_point() else array.double()
+    if not array.is_floating_point():
+        array = array.double()
+    elif array.element_size() == 1:  # float8 has no arithmetic
+        array = array.float()
     array = array if array.dim() == 3 else array[None]
     _warn_of_non_finite(array, name)
     return SavedJacobian(saved.source, saved.target, array, saved.provenance)

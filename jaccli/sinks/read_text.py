@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import RefusedError
+from jaccli.safety.documents import as_text, parse_json
 from jaccli.samples.table import read_table
 
 Parts = tuple[str, str, Tensor, dict[str, str]]
@@ -36,8 +37,7 @@ def read_json(handle: BinaryIO, name: str) -> list[Parts]:
     for line, document in _documents(handle, name):
         if isinstance(document.get("jacobians"), list):
             records += [record for record in document["jacobians"] if isinstance(record, dict)]
-            found = document.get("provenance")
-            provenance |= {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+            provenance |= as_text(document.get("provenance"))
         elif "jacobian" in document:
             records.append(document)
         else:
@@ -98,20 +98,20 @@ def read_csv(handle: BinaryIO, name: str) -> list[Parts]:
 
 def _documents(handle: BinaryIO, name: str) -> Iterable[tuple[int, dict[str, Any]]]:
     """One document, or one a line."""
-    text = handle.read().decode("utf-8-sig", "replace")
+    text = handle.read()
     try:
-        whole = json.loads(text)
-    except (ValueError, RecursionError):
+        whole = parse_json(text, name)
+    except ValueError:
         whole = None
     if isinstance(whole, dict):
         return [(1, whole)]
     found = []
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(text.split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            document = json.loads(line)
-        except (ValueError, RecursionError):
+            document = parse_json(line, f"{name}, line {number}")
+        except ValueError:
             document = None
         if not isinstance(document, dict):
             raise RefusedError(f"{name}, line {number}: not a JSON object, or cut short")

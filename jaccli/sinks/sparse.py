@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import InternalError, RefusedError
-from jaccli.samples.memory import require_memory
+from jaccli.safety.memory import require_memory, require_unfolded
 from jaccli.sinks.choose import Format
 from jaccli.sinks.matrix import MatrixSink, PairMeta, Target
 from jaccli.sinks.matrix_binary import write_npz, write_safetensors
@@ -180,5 +180,6 @@ def read_sparse(read: Callable[[str], Tensor], key: str, name: str) -> SparseSam
     if len(places.unique()) != len(places):
         raise RefusedError(f"{name} is damaged: an entry is given twice")
     data = data if data.is_floating_point() else data.double()
-    require_memory(n_out * n_in * data.dtype.itemsize, f"one sample's J of {name}")
+    # Figures are made of one sample's J in float64 and a copy.
+    require_unfolded(2 * n_out * n_in * 8, 8 * data.numel(), f"one sample's J of {name}", most=_MOST_ELEMENTS)
     return SparseSamples(data, places, (n_out, n_in))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
+from dataclasses import dataclass
 from typing import Any, Final
 
 from jaccli.errors import RefusedError
-from jaccli.samples.memory import require_memory
+from jaccli.safety.documents import parse_json
+from jaccli.safety.memory import require_unfolded
 
 # Those that only unpack numbers. Others, such as "pickle", run code.
 _CODECS: Final = frozenset(
@@ -29,6 +30,9 @@ _CODECS: Final = frozenset(
 )
 _METADATA: Final = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 _MAX_METADATA: Final = 1 << 24
+# Chunks of zeros have no file.
+_CHUNKS_FREELY: Final = 20_000
+_CHUNKS_OF_A_FILE: Final = 100
 _WIDEST: Final = 8  # bytes of an element
 
 
@@ -40,7 +44,10 @@ def screen_store(path: str) -> None:
         ResourceError: an array larger than the memory available.
     """
     name, real = repr(path), os.path.realpath(path)
+    stored, count, described = 0, 0, list[str]()
     for folder, folders, files in os.walk(path):
+        count += len(files)
+        stored += sum(os.lstat(os.path.join(folder, file)).st_size for file in files)
         for entry in (*folders, *files):
             full = os.path.join(folder, entry)
             plain = os.path.isdir(full) if entry in folders else os.path.isfile(full)
@@ -50,25 +57,34 @@ def screen_store(path: str) -> None:
                 raise RefusedError(
                     f"{name} holds {entry[:60]!r}, which leads out of it or is no file", "expected a zarr store"
                 )
-        for entry in set(files) & set(_METADATA):
-            _screen(_metadata(os.path.join(folder, entry), name), name)
+        described += [os.path.join(folder, entry) for entry in files if entry in _METADATA]
+    for file in described:
+        _screen(_metadata(file, name), name, _Folder(stored, count))
 
 
 def _metadata(file: str, name: str) -> Any:
     if os.path.getsize(file) > _MAX_METADATA:
         raise RefusedError(f"{name} is a damaged zarr store")
     try:
-        with open(file, encoding="utf-8") as text:
-            return json.load(text)
-    except (OSError, ValueError, RecursionError):
+        with open(file, "rb") as text:
+            return parse_json(text.read(), name)
+    except (OSError, ValueError):
         raise RefusedError(f"{name} is a damaged zarr store") from None
 
 
-def _screen(found: Any, name: str, depth: int = 0) -> None:
+@dataclass(frozen=True)
+class _Folder:
+    """What a store has on disk: bytes, and files."""
+
+    stored: int
+    files: int
+
+
+def _screen(found: Any, name: str, there: _Folder, depth: int = 0) -> None:
     """One description of an array or a group; consolidated ones hold others."""
     if isinstance(found, list):
         for item in found:
-            _screen(item, name, depth + 1)
+            _screen(item, name, there, depth + 1)
     if not isinstance(found, dict) or depth > 32:
         return
     codecs = [*_listed(found.get("codecs")), *_listed(found.get("index_codecs")), *_listed(found.get("filters"))]
@@ -85,10 +101,27 @@ def _screen(found: Any, name: str, depth: int = 0) -> None:
     inner = grid.get("configuration") if isinstance(grid, dict) else None
     for shape in (found.get("shape"), found.get("chunks"), (inner or {}).get("chunk_shape"), found.get("chunk_shape")):
         if isinstance(shape, list) and all(type(size) is int for size in shape):
-            require_memory(_WIDEST * math.prod(shape), name)
+            require_unfolded(_WIDEST * math.prod(shape), there.stored, name)
+    _check_chunks(found.get("shape"), found.get("chunks") or (inner or {}).get("chunk_shape"), name, there)
     for key, value in found.items():
         if key not in ("attributes", "provenance"):
-            _screen(value, name, depth + 1)
+            _screen(value, name, there, depth + 1)
+
+
+def _check_chunks(shape: Any, chunk: Any, name: str, there: _Folder) -> None:
+    """Each chunk is looked for, those that are not there included."""
+    sizes = [size for one in (shape, chunk) if isinstance(one, list) for size in one]
+    if not isinstance(chunk, list) or not isinstance(shape, list) or len(shape) != len(chunk):
+        return
+    if any(type(size) is not int or size < 0 for size in sizes):
+        raise RefusedError(f"{name} is a damaged zarr store: shape {str(shape)[:60]}, chunks {str(chunk)[:60]}")
+    chunks = math.prod(-(-n // max(size, 1)) for n, size in zip(shape, chunk, strict=True))
+    if chunks > _CHUNKS_FREELY + _CHUNKS_OF_A_FILE * there.files:
+        raise RefusedError(
+            f"{name} announces {chunks} chunks and has {there.files} files",
+            "expected chunks that are there",
+            "the store is damaged or forged: get it again",
+        )
 
 
 def _listed(codecs: Any) -> list[Any]:

@@ -281,7 +281,7 @@ def test_a_tensor_beyond_its_storage_is_refused(tmp_path, form):
 def test_a_storage_shorter_than_promised_is_refused(tmp_path):
     torch.save({"w": torch.arange(1000.0)}, tmp_path / "m")
     rewritten(tmp_path / "m", lambda name, data: data[:400] if name.endswith("data/0") else data)
-    with pytest.raises(RefusedError, match="does not fit the data"):
+    with pytest.raises(RefusedError, match="longer than its record"):
         read(tmp_path / "m")
 
 

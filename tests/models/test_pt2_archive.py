@@ -169,11 +169,11 @@ def test_pickles_are_not_executed(path: Path, tmp_path: Path) -> None:
     }
     refused(made.write(path), "pickled object")
     made.constants["obj"]["tensor_meta"] = meta([1], [1])
-    refused(made.write(path), "more than tensors")
+    refused(made.write(path), "more than tensors|asks to run")
     made = Made()
     made.weights["fc.weight"]["use_pickle"] = True
     made.files["data/weights/weight_0"] = pickle.dumps(Bomb(witness))
-    refused(made.write(path), "more than tensors")
+    refused(made.write(path), "more than tensors|asks to run")
     assert not witness.exists()
 
 
@@ -252,7 +252,7 @@ def test_pickled_tensors_that_do_not_fit(path: Path, tmp_path: Path) -> None:
     for bad in (torch.ones(1).expand(10**6, 10**6), torch.ones(2, 2).to_sparse()):
         torch.save(bad, tmp_path / "w")
         made.files["data/weights/weight_0"] = (tmp_path / "w").read_bytes()
-        refused(made.write(path), "does not fit")
+        refused(made.write(path), "does not fit|no dense tensor")
 
 
 def test_a_deflated_bomb_is_not_unpacked(path: Path) -> None:
@@ -310,7 +310,7 @@ def test_damaged_files(path: Path, tmp_path: Path) -> None:
     whole = Made().write(path).read_bytes()
     for size in (0, 10, len(whole) // 2, len(whole) - 3):
         path.write_bytes(whole[:size])
-        refused(path, "not a whole")
+        refused(path, "not a whole|cut short")
     spoilt = whole.replace(struct.pack("<4f", 1, 2, 3, 4), struct.pack("<4f", 1, 2, 3, 5))
     path.write_bytes(spoilt)
     refused(path, "BadZipFile")
@@ -339,7 +339,7 @@ def test_the_layout_before_torch_2_8(path: Path, tmp_path: Path) -> None:
     write((tmp_path / "state").read_bytes())
     torch.testing.assert_close(load_exported(path)(torch.eye(2)), torch.tensor([[1.0, 3.0], [2.0, 4.0]]))
     write(pickle.dumps(Bomb(tmp_path / "witness")))
-    refused(path, "more than tensors")
+    refused(path, "more than tensors|asks to run")
     assert not (tmp_path / "witness").exists()
 
 

@@ -9,15 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from jaccli.errors import RefusedError
+from jaccli.errors import RefusedError, ResourceError
 from jaccli.models.guards import guarded
 from jaccli.models.operator_names import forbidden
 from jaccli.models.pt2.operators import resolve
-from jaccli.models.script import natives
+from jaccli.models.script import bounds, natives
 from jaccli.models.script.natives import ALWAYS, CONTAINERS, SCALARS
 
 A = torch.ops.aten
 FAR = 100_000_000
+
+
+DOUBLED: list[Any] = []
+for _ in range(40):  # two to the power of so many lists, when they are walked through
+    DOUBLED = [DOUBLED, DOUBLED]
 
 
 @pytest.mark.parametrize(
@@ -111,11 +116,26 @@ def test_the_smallest_integer_can_be_divided_by_minus_one() -> None:
         (ALWAYS["aten::expandtabs"], ("\t", 10**10)),
         (ALWAYS["aten::replace"], ("a" * 10**4, "a", "b" * 10**4, -1)),
         (ALWAYS["aten::join"], ("b" * 10**5, ["a"] * 10**5)),
+        (ALWAYS["aten::str"], (DOUBLED,)),
+        (ALWAYS["aten::format"], ("{}", DOUBLED)),
+        (ALWAYS["aten::percentFormat"], ("%s", DOUBLED)),
+        (ALWAYS["aten::__contains__"], ([1], DOUBLED)),
+        (SCALARS["aten::eq"], (DOUBLED, [1])),
     ],
 )
 def test_text_and_lists_do_not_fill_the_memory(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    with pytest.raises(Exception, match=r"no network needs that|refused the input"):
+    with pytest.raises(Exception, match=r"makes a list or text|refused the input"):
         function(*args)
+
+
+def test_a_run_makes_so_much_in_all() -> None:
+    bounds.start()
+    for _ in range(26):
+        CONTAINERS["aten::mul"]([0], 10**7)
+    with pytest.raises(ResourceError, match="makes a list or text"):
+        CONTAINERS["aten::mul"]([0], 10**7)
+    bounds.start()
+    assert ALWAYS["aten::str"]([[1], [1]]) == "[[1], [1]]"
 
 
 def test_whole_numbers_have_64_bits_as_in_torchscript() -> None:

@@ -6,7 +6,6 @@ that ``serialized_exported_program.json`` beside pickled state dicts, which are 
 
 from __future__ import annotations
 
-import json
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -18,7 +17,10 @@ from torch import Tensor
 from jaccli.errors import RefusedError
 from jaccli.models.pt2.payload import load_pickled, load_raw
 from jaccli.models.quote import quote
+from jaccli.safety.archives import open_archive, read_member
+from jaccli.safety.documents import parse_json
 
+_AGAIN: Final = "save the model again with torch.export.save of a current torch"
 _MAX_JSON: Final = 1 << 29
 _INFLATE_FREELY: Final = 64 << 20
 _MAX_RATIO: Final = 100
@@ -54,8 +56,8 @@ def read_archive(path: Path) -> Archive:
     """
     name = quote(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = _Entries(archive)
+        with path.open("rb") as file, open_archive(file, name) as archive:
+            entries = _Entries(archive, name)
             layout = _layout(entries.names())
             if layout is None:
                 raise _no_program(name, entries.names())
@@ -102,8 +104,8 @@ def _parts(name: str) -> list[str]:
 class _Entries:
     """Bytes of a zip file's members, bounded before they are unpacked."""
 
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self._archive = archive
+    def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
+        self._archive, self._name = archive, name
 
     def names(self) -> list[str]:
         return self._archive.namelist()
@@ -113,13 +115,14 @@ class _Entries:
         bomb = entry.file_size > _INFLATE_FREELY and entry.file_size > _MAX_RATIO * max(entry.compress_size, 1)
         if bomb or (limit is not None and entry.file_size > limit):
             raise RefusedError(
-                f"an entry of the archive unpacks to {entry.file_size} bytes from {entry.compress_size}",
+                f"an entry of {self._name} unpacks to {entry.file_size} bytes from {entry.compress_size}",
                 "expected tensors stored as they are",
+                "export the model again with torch.export.save",
             )
-        return self._archive.read(entry)
+        return read_member(self._archive, entry, f"an entry of {self._name}")
 
     def json(self, name: str) -> Any:
-        return json.loads(self.read(name, _MAX_JSON))
+        return parse_json(self.read(name, _MAX_JSON), self._name)
 
 
 def _read_new(entries: _Entries, model: str) -> Archive:
@@ -152,11 +155,13 @@ def _tensors(entries: _Entries, folder: str, config: dict[str, Any]) -> dict[str
         if file not in storages:
             storages[file] = bytearray(entries.read(f"{folder}/{file}"))
         pickled = bool(meta.get("use_pickle"))
-        found[name] = (
-            load_pickled(bytes(storages[file]), name)
-            if pickled
-            else load_raw(storages[file], meta["tensor_meta"], name)
-        )
+        if not pickled:
+            found[name] = load_raw(storages[file], meta["tensor_meta"], name)
+            continue
+        tensor = load_pickled(bytes(storages[file]), name)
+        if not isinstance(tensor, Tensor):
+            raise RefusedError(f"the pickle {quote(name)} in the archive is no dense tensor", "expected one", _AGAIN)
+        found[name] = tensor
     return found
 
 
@@ -172,6 +177,6 @@ def _read_old(entries: _Entries) -> Archive:
 
 
 def _tensor_dict(loaded: Any) -> dict[str, Tensor]:
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise RefusedError("the archive's weights are not a dict of tensors")
-    return {str(key): value for key, value in loaded.items()}
+    if not isinstance(loaded, dict):
+        raise RefusedError("the archive's weights are not a dict of tensors", "expected names and tensors", _AGAIN)
+    return loaded

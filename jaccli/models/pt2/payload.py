@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import warnings
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from jaccli.errors import RefusedError
-from jaccli.models.pickle_shape import check_torch_file
-from jaccli.models.quote import quote
+from jaccli.models.checkpoint import read_pickled
+from jaccli.models.inert import TensorSpec
+from jaccli.models.quote import listed, quote
+from jaccli.models.storages import TensorMaker
 
 _FREE_EXPANSION: Final = 256 << 20
 """A tensor may claim to be larger than its storage (a stride of 0) up to this many bytes."""
@@ -106,54 +105,22 @@ def _unfit(name: str, why: str) -> RefusedError:
     )
 
 
-def load_pickled(data: bytes, name: str) -> Any:
-    """What ``torch.load(weights_only=True)`` makes of an entry, if it is tensors in plain memory.
+def load_pickled(data: bytes, name: str) -> dict[str, Tensor] | Tensor | None:
+    """The tensor, or the dict of tensors, in an entry that ``torch.save`` wrote; None if it is something else.
 
     Raises:
         RefusedError: it would run code, is damaged, or holds tensors that do not fit their storage.
     """
-    _check_packed(data, name)
-    try:
-        check_torch_file(io.BytesIO(data))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception:
-        # torch's own message advises the unsafe option.
+    found, inert = read_pickled(None, f"the pickle {quote(name)} in the archive", data)
+    if inert:
         raise RefusedError(
-            f"the pickle {quote(name)} in the archive holds more than tensors, or is damaged",
+            f"the pickle {quote(name)} in the archive holds more than tensors: {listed(sorted(inert))}",
             "expected plain tensors; a pickle is never executed",
             "save the model again with torch.export.save of a current torch",
-        ) from None
-    for tensor in _tensors_in(loaded):
-        _check_tensor(tensor, name)
-    return loaded
-
-
-def _check_packed(data: bytes, name: str) -> None:
-    """A pickle is itself a zip file, and its entries may unpack to more than there is memory for."""
-    if not zipfile.is_zipfile(io.BytesIO(data)):
-        return
-    with zipfile.ZipFile(io.BytesIO(data)) as inner:
-        unpacked = sum(entry.file_size for entry in inner.infolist())
-    if unpacked > max(_FREE_EXPANSION, 2 * len(data)):
-        raise _unfit(name, f"{len(data)} bytes unpack to {unpacked}")
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors_in(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors_in(item)
-
-
-def _check_tensor(tensor: Tensor, name: str) -> None:
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        raise _unfit(name, "only dense tensors are read")
-    stored = tensor.untyped_storage().nbytes()
-    sizes, strides = list(tensor.shape), list(tensor.stride())
-    _check_extent(name, sizes, strides, int(tensor.storage_offset()), tensor.itemsize, stored)
+        )
+    maker = TensorMaker("the archive")
+    if isinstance(found, TensorSpec):
+        return maker.make(name, found)
+    if isinstance(found, dict) and all(isinstance(value, TensorSpec) for value in found.values()):
+        return {str(key): maker.make(str(key), value) for key, value in found.items()}
+    return None

@@ -8,13 +8,20 @@ from pathlib import Path
 
 import torch
 
-from jaccli.models.script.nesting import too_nested
+from jaccli.models.quote import quote
+from jaccli.models.script.nesting import size_of, too_nested
 from jaccli.models.script.pickles import Tensors, damaged, inspect_pickle, refuse
 from jaccli.models.script.values import printable
+from jaccli.safety.archives import open_archive
+from jaccli.safety.budget import Budget
 
 _MAX_ENTRIES = 100_000  # a network of 10⁴ layers has some 5·10⁴
 _MAX_PACKED = 64 << 20  # bytes of one compressed entry, unpacked; torch compresses only source code
 _MAX_PACKED_TOTAL = 256 << 20
+
+# What torch compiles in some seconds.
+_MAX_TOKENS = 300_000
+_TOKENS_OF_A_TENSOR = 100
 
 _NAMESPACES = {"aten", "prim", "quantized", "_quantized"}
 _FORBIDDEN = (
@@ -39,26 +46,29 @@ def screen_archive(path: Path) -> None:
             raise damaged(path, "its table of contents is ambiguous")
         if "data.pkl" not in names or not any(name.startswith("code/") for name in names):
             raise damaged(path, "it holds no code")
+        budget, tokens = Budget(sum(sizes.values())), 0
         for name in sorted(names):
             if name in {"data.pkl", "constants.pkl"}:
                 folder = name.removesuffix(".pkl")
                 tensors = Tensors({k[len(folder) + 1 :]: n for k, n in sizes.items() if k.startswith(folder + "/")})
-                inspect_pickle(reader.get_record(name), tensors, path)
+                inspect_pickle(reader.get_record(name), tensors, path, budget)
             elif name.startswith("code/") and not name.endswith(".debug_pkl"):
-                _screen_source(reader.get_record(name), path)
+                tokens += _screen_source(reader.get_record(name), path)
             elif name.endswith(".debug_pkl"):  # read by torch to say where an error is
-                inspect_pickle(reader.get_record(name), Tensors({}), path)
+                inspect_pickle(reader.get_record(name), Tensors({}), path, budget)
     except RuntimeError:
         raise damaged(path, "it is truncated or damaged") from None
+    if tokens > _MAX_TOKENS + _TOKENS_OF_A_TENSOR * len(budget.storages):
+        raise refuse(path, f"holds {tokens} tokens of code for {len(budget.storages)} tensors")
 
 
 def _entries(path: Path) -> dict[str, int]:
     """Name → size of everything in the archive, the name of its top folder taken off."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, open_archive(file, quote(path)) as archive:
             infos = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError):
-        raise damaged(path, "it is truncated or no zip file") from None
+    except OSError:
+        raise damaged(path, "it cannot be opened") from None
     if not infos:
         raise damaged(path, "it is empty")
     if len(infos) > _MAX_ENTRIES:
@@ -92,7 +102,8 @@ def _check_sizes(path: Path, infos: list[zipfile.ZipInfo], top: str) -> None:
             raise refuse(path, "unpacks to an absurd size")
 
 
-def _screen_source(source: bytes, path: Path) -> None:
+def _screen_source(source: bytes, path: Path) -> int:
+    """Refuse source that does more than compute; gives its size in tokens."""
     try:
         text = source.decode()
     except UnicodeDecodeError:
@@ -108,3 +119,4 @@ def _screen_source(source: bytes, path: Path) -> None:
     for namespace in re.findall(r"\bops\.(\w+)\.", text):
         if namespace not in _NAMESPACES:
             raise refuse(path, f"uses operators that are not PyTorch's own ({printable(namespace, 60)!r})")
+    return size_of(text)

@@ -9,75 +9,80 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from jaccli.errors import RefusedError, ResourceError
+from jaccli.errors import RefusedError
+from jaccli.models.script.bounds import bounded, walked
 from jaccli.models.script.values import DTYPES, printable
-
-_MAX_ITEMS = 1 << 26
 
 
 def _multiply(a: Any, b: Any) -> Any:
     """Numbers as in TorchScript, which has 64 bits; text and lists not beyond all memory."""
     if isinstance(a, (str, list, tuple)) or isinstance(b, (str, list, tuple)):
         items, times = (b, a) if isinstance(a, int) else (a, b)
-        _bounded(len(items) * times)
+        bounded(len(items) * times)
     product = a * b
     return _in_64_bits(product) if type(product) is int else product
 
 
 def _repeat(items: Any, times: int) -> Any:
-    _bounded(len(items) * times)
+    bounded(len(items) * times)
     items *= times
     return items
 
 
 def _join(a: Any, b: Any) -> Any:
     if isinstance(a, (str, list)):
-        _bounded(len(a) + len(b))
+        bounded(len(a) + len(b))
     return a + b
 
 
 def _join_in_place(a: Any, b: Any) -> Any:
     if isinstance(a, (str, list)):
-        _bounded(len(a) + len(b))
+        bounded(len(a) + len(b))
     a += b
     return a
 
 
-def _bounded(length: int) -> None:
-    if length > _MAX_ITEMS:
-        raise ResourceError(f"the model makes a list or text of {length} items", "", "no network needs that")
-
-
 def _padded(how: Callable[..., str]) -> Callable[..., str]:
     def pad(text: str, width: int, *fill: str) -> str:
-        _bounded(width)
+        bounded(width)
         return how(text, width, *fill)
 
     return pad
 
 
 def _expand_tabs(text: str, width: int = 8) -> str:
-    _bounded(text.count("\t") * width)
+    bounded(text.count("\t") * width)
     return text.expandtabs(width)
 
 
 def _replace(text: str, old: str, new: str, most: int = -1) -> str:
-    _bounded(text.count(old) * len(new))
+    bounded(text.count(old) * len(new))
     return text.replace(old, new, most)
 
 
 def _join_texts(between: str, texts: list[str]) -> str:
-    _bounded(len(between) * len(texts) + sum(map(len, texts)))
+    bounded(len(between) * len(texts) + sum(map(len, texts)))
     return between.join(texts)
 
 
 def _in_64_bits(number: int) -> int:
     return number if -(1 << 63) <= number < 1 << 63 else (number + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _walking(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator that walks through all that its arguments hold: it prints or compares them."""
+
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(value, list | tuple | dict) for value in args):
+            walked(*args)
+        return function(*args, **kwargs)
+
+    return guarded
 
 
 def _percent(template: str, *values: Any) -> str:
@@ -92,8 +97,17 @@ def _append(items: list[Any], item: Any) -> list[Any]:
     return items
 
 
-def _extend(items: list[Any], more: Iterable[Any]) -> None:
+def _extend(items: list[Any], more: Any) -> None:
+    bounded(len(more))
     items.extend(more)
+
+
+def _copied(function: Callable[..., Any]) -> Callable[..., Any]:
+    def copied(items: Any) -> Any:
+        bounded(len(items))
+        return function(items)
+
+    return copied
 
 
 def _set_item(items: Any, key: Any, value: Any) -> Any:
@@ -102,7 +116,9 @@ def _set_item(items: Any, key: Any, value: Any) -> Any:
 
 
 def _slice(items: Any, start: int | None, end: int | None, step: int) -> Any:
-    return items[start:end:step]
+    found = items[start:end:step]
+    bounded(len(found))
+    return found
 
 
 def _sort(items: list[Any], reverse: bool = False) -> None:
@@ -121,6 +137,7 @@ def _format(template: str, *values: Any) -> str:
     # Not str.format: a template out of a file could reach into objects with "{0.attribute}".
     parts = template.split("{}")
     texts = [str(v) for v in values] + [""] * len(parts)
+    bounded(len(template) + sum(map(len, texts)))
     return "".join(part + text for part, text in zip(parts[:-1], texts, strict=False)) + parts[-1]
 
 
@@ -164,12 +181,12 @@ SCALARS: dict[str, Callable[..., Any]] = {
     "aten::floordiv": operator.floordiv,
     "aten::remainder": operator.mod,
     "aten::neg": operator.neg,
-    "aten::eq": operator.eq,
-    "aten::ne": operator.ne,
-    "aten::lt": operator.lt,
-    "aten::le": operator.le,
-    "aten::gt": operator.gt,
-    "aten::ge": operator.ge,
+    "aten::eq": _walking(operator.eq),
+    "aten::ne": _walking(operator.ne),
+    "aten::lt": _walking(operator.lt),
+    "aten::le": _walking(operator.le),
+    "aten::gt": _walking(operator.gt),
+    "aten::ge": _walking(operator.ge),
     "aten::__and__": operator.and_,
     "aten::__or__": operator.or_,
     "aten::__xor__": operator.xor,
@@ -194,11 +211,11 @@ CONTAINERS: dict[str, Callable[..., Any]] = {
     "aten::pop": _pop,
     "aten::clear": lambda items: items.clear(),
     "aten::reverse": lambda items: items.reverse(),
-    "aten::copy": lambda items: items.copy(),
+    "aten::copy": _copied(lambda items: items.copy()),
     "aten::_set_item": _set_item,
     "aten::Delete": operator.delitem,
     "aten::__getitem__": operator.getitem,
-    "aten::list": list,
+    "aten::list": _copied(list),
     "aten::dict": dict,
     "aten::keys": lambda items: list(items.keys()),
     "aten::values": lambda items: list(items.values()),
@@ -217,11 +234,11 @@ CONTAINERS: dict[str, Callable[..., Any]] = {
 
 # Containers of plain values only: with tensors inside these compare values.
 PLAIN_CONTAINERS: dict[str, Callable[..., Any]] = {
-    "aten::sort": _sort,
-    "aten::sorted": sorted,
-    "aten::remove": lambda items, item: items.remove(item),
-    "aten::index": lambda items, item: items.index(item),
-    "aten::count": lambda items, item: items.count(item),
+    "aten::sort": _walking(_sort),
+    "aten::sorted": _walking(sorted),
+    "aten::remove": _walking(lambda items, item: items.remove(item)),
+    "aten::index": _walking(lambda items, item: items.index(item)),
+    "aten::count": _walking(lambda items, item: items.count(item)),
     "aten::sum": sum,
 }
 
@@ -230,15 +247,15 @@ ALWAYS: dict[str, Callable[..., Any]] = {
     "aten::__is__": operator.is_,
     "aten::__isnot__": operator.is_not,
     "aten::__not__": operator.not_,
-    "aten::__contains__": lambda items, item: item in items,
+    "aten::__contains__": _walking(lambda items, item: item in items),
     "aten::len": len,
     "aten::size.": lambda x: list(x.shape),
     "aten::size.int": torch.Tensor.size,
     "aten::dim": torch.Tensor.dim,
     "aten::__range_length": _range_length,
     "aten::__derive_index": lambda i, start, step: start + i * step,
-    "aten::format": _format,
-    "aten::str": str,
+    "aten::format": _walking(_format),
+    "aten::str": _walking(str),
     "aten::center": _padded(str.center),
     "aten::ljust": _padded(str.ljust),
     "aten::rjust": _padded(str.rjust),
@@ -246,7 +263,7 @@ ALWAYS: dict[str, Callable[..., Any]] = {
     "aten::expandtabs": _expand_tabs,
     "aten::replace": _replace,
     "aten::join": _join_texts,
-    "aten::percentFormat": _percent,
+    "aten::percentFormat": _walking(_percent),
     "aten::tensor": _tensor,
     "aten::as_tensor": _as_tensor,
     "aten::_unwrap_optional": _unwrap,

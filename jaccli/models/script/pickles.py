@@ -6,14 +6,20 @@ import io
 import math
 import pickle
 import pickletools
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, ClassVar
 
 from jaccli.errors import RefusedError
-from jaccli.models.pickle_shape import check_nesting
+from jaccli.models.inert import REBUILD, Rebuild, StorageRef
+from jaccli.models.pickle_reader import PickleReader
+from jaccli.models.pickle_shape import check_depth
+from jaccli.models.quote import quote
 from jaccli.models.script.values import printable
+from jaccli.safety.budget import Budget, BudgetError
+from jaccli.safety.reading import Damaged
 
 _ITEMSIZES = {
     "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2,
@@ -31,6 +37,8 @@ _OPCODES = {
 }  # fmt: skip
 
 _MAX_TYPE_DEPTH = 200
+_MAX_DIMENSIONS = 64
+_MOST_UNUSED = 1000  # memo entries
 _MAX_EXPANDED = 1 << 31  # elements of a tensor that repeats its storage
 
 
@@ -68,29 +76,70 @@ class Tensors:
         word, kind, key, _, numel = label
         itemsize = _ITEMSIZES[kind]
         if word != "storage" or not 0 <= numel * itemsize <= self._sizes[key]:
-            raise ValueError("a storage is larger than its record")
+            raise Damaged("a storage is larger than its record")
         return _Storage(numel)
 
     def rebuild(self, storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> None:
         """Check that a tensor stays within its storage."""
-        if len(size) != len(stride) or offset < 0 or any(n < 0 for n in [*size, *stride]):
-            raise ValueError("a tensor has impossible sizes")
+        fits = len(size) == len(stride) <= _MAX_DIMENSIONS
+        if not fits or offset < 0 or any(n < 0 for n in [*size, *stride]):
+            raise Damaged("a tensor has impossible sizes")
         count = math.prod(size)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if count and last >= storage.numel:
-            raise ValueError("a tensor is larger than its storage")
+            raise Damaged("a tensor is larger than its storage")
         if count > max(_MAX_EXPANDED, storage.numel):
-            raise ValueError("a tensor has an absurd size")
+            raise Damaged("a tensor has an absurd size")
 
 
-class _Object:
-    """Stands for an object of the archive's own classes."""
+_NAMES: dict[int, str] = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 
-    def __init__(self, *_: Any) -> None:
-        pass
 
-    def __setstate__(self, state: Any) -> None:
-        pass
+class _Records(PickleReader):
+    """The opcodes that torch writes, the archive's own classes, and a few builders; all else is refused."""
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        code: act for code, act in PickleReader.dispatch.items() if _NAMES[code] in _OPCODES
+    }
+
+    def __init__(self, file: IO[bytes], tensors: Tensors, path: Path, budget: Budget) -> None:
+        super().__init__(file, lambda pid: StorageRef(None, str(pid[1]), "", 0), _no_bytes, quote(path), budget)
+        self._tensors, self._path = tensors, path
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A stand-in; never an import."""
+        full = f"{module}.{name}"
+        if module.split(".")[0] == "__torch__" and not f"{full}.".startswith("__torch__.torch.classes."):
+            return super().find_class("__torch__", name)
+        if module == "torch" and name in _ITEMSIZES:
+            return name
+        if full == "torch._utils._rebuild_tensor_v2":
+            return Rebuild(full, self._tensors.rebuild)
+        if full == "collections.OrderedDict":
+            return REBUILD[full]
+        if full == "torch.device":
+            return Rebuild(full, _first)
+        if module == "torch.jit._pickle" and name.startswith(("build_", "restore_type_tag")):
+            return Rebuild(full, _tagged)
+        raise refuse(self._path, f"names {printable(full, 80)!r} in a pickle")
+
+    def persistent_load(self, pid: Any) -> Any:
+        """The size of a storage, which its record has."""
+        found = self._tensors.storage(pid)
+        self.budget.storages.add(str(pid[2]))
+        return found
+
+    def _high_put(self) -> None:
+        (index,) = struct.unpack("<I", self.read(4))
+        if index > len(self.memo) + _MOST_UNUSED:  # torch makes room for all entries up to the highest
+            raise Damaged("a memo entry that is far too high")
+        self.memo[index] = self.stack[-1]
+
+    dispatch[pickle.LONG_BINPUT[0]] = _high_put
+
+
+def _no_bytes(_: bytes) -> Any:
+    raise Damaged("a pickle in bytes")
 
 
 def _first(value: Any = None, *_: Any) -> Any:
@@ -100,59 +149,37 @@ def _first(value: Any = None, *_: Any) -> Any:
 def _tagged(value: Any = None, tag: Any = "", *_: Any) -> Any:
     """A list or dict with its type in words, which torch parses by calling itself once a bracket."""
     if isinstance(tag, str) and tag.count("[") > _MAX_TYPE_DEPTH:
-        raise ValueError("a type is nested absurdly deep")
+        raise Damaged("a type is nested absurdly deep")
     return value
 
 
-class _Inert(pickle.Unpickler):
-    def __init__(self, data: bytes, tensors: Tensors) -> None:
-        super().__init__(io.BytesIO(data))
-        self._tensors = tensors
-        self.foreign = ""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == "__torch__" and not f"{module}.{name}.".startswith("__torch__.torch.classes."):
-            return _Object
-        if module == "torch" and name in _ITEMSIZES:
-            return name
-        builders: dict[str, Callable[..., Any]] = {
-            "torch._utils._rebuild_tensor_v2": self._tensors.rebuild,
-            "collections.OrderedDict": _Object,
-            "torch.device": _first,
-        }
-        full = f"{module}.{name}"
-        if full in builders:
-            return builders[full]
-        if module == "torch.jit._pickle" and name.startswith(("build_", "restore_type_tag")):
-            return _tagged
-        self.foreign = full
-        raise pickle.UnpicklingError
-
-    def persistent_load(self, pid: Any) -> Any:
-        return self._tensors.storage(pid)
-
-
-def inspect_pickle(data: bytes, tensors: Tensors, path: Path) -> None:
+def inspect_pickle(data: bytes, tensors: Tensors, path: Path, budget: Budget) -> None:
     """Refuse a pickle that names anything but the archive's own classes, or tensors that do not fit.
+
+    Args:
+        data: the pickle.
+        tensors: the records beside it.
+        path: of the archive, for messages.
+        budget: of all pickles in it.
 
     Raises:
         RefusedError: says what was found.
     """
+    reader = _Records(io.BytesIO(data), tensors, path, budget)
     try:
-        opcodes = {opcode.name for opcode, _, _ in pickletools.genops(data)}
-    except Exception:
-        opcodes = {"no pickle at all"}
-    if opcodes - _OPCODES:
-        raise refuse(path, f"holds a pickle that torch did not write ({min(opcodes - _OPCODES)})")
-    try:
-        check_nesting(data, cycles=True)
-    except ValueError:
-        raise refuse(path, "holds objects nested absurdly deep") from None
-    reader = _Inert(data, tensors)
-    try:
-        reader.load()
+        check_depth(reader.load())
+    except RefusedError:
+        raise
     except Exception as error:  # a hostile pickle can make the reader raise anything
-        if reader.foreign:
-            raise refuse(path, f"names {printable(reader.foreign, 80)!r} in a pickle") from None
-        what = str(error) if isinstance(error, ValueError) else "its objects make no sense"
-        raise damaged(path, printable(what)) from None
+        foreign = _foreign_opcode(error)
+        if foreign:
+            raise refuse(path, f"holds a pickle that torch did not write ({foreign})") from None
+        ours = isinstance(error, Damaged | BudgetError)
+        raise damaged(path, printable(str(error)) if ours else "its objects make no sense") from error
+
+
+def _foreign_opcode(error: Exception) -> str:
+    """The name of the opcode for which there is no action, if that is the error."""
+    code = error.args[0] if isinstance(error, KeyError) else None
+    known = _NAMES.get(code, "") if type(code) is int else ""
+    return known if known not in _OPCODES else ""

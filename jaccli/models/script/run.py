@@ -9,6 +9,7 @@ import torch
 
 from jaccli.models.network import Tap
 from jaccli.models.noise import Noise
+from jaccli.models.script import bounds
 from jaccli.models.script.compiler import Compiled
 from jaccli.models.script.state import ModuleNode, adopt
 from jaccli.models.script.traced import arrange
@@ -24,6 +25,7 @@ class Run:
     __slots__ = ("_clones", "_counts", "_forward", "_modules", "_noise", "program", "tap", "wanted")
 
     def __init__(self, program: Program, tap: Tap | None) -> None:
+        bounds.start()
         self.program, self.tap = program, tap
         self.wanted = tap.paths if tap is not None else frozenset[str]()
         self._modules: dict[int, Instance] = {}

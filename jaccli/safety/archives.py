@@ -1,0 +1,81 @@
+"""Zip files from strangers: how long their directory is, and what a member unfolds to, before either is read."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import zipfile
+from collections.abc import Iterator
+from typing import IO, Final
+
+from jaccli.errors import RefusedError
+from jaccli.safety.memory import require_unfolded
+
+_MOST_ENTRIES: Final = 400_000
+_BYTES_OF_AN_ENTRY: Final = 1_500  # of Python objects, for each
+_TAIL: Final = 22 + 0xFFFF + 20
+_END, _LOCATOR, _END64 = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
+
+
+@contextlib.contextmanager
+def open_archive(handle: IO[bytes], name: str) -> Iterator[zipfile.ZipFile]:
+    """The zip file in ``handle``, its directory read.
+
+    Raises:
+        RefusedError: no zip file, cut short, or with more entries than any network has tensors.
+        ResourceError: a directory that takes more memory than is allowed.
+    """
+    count = _entries(handle)
+    if count > _MOST_ENTRIES:
+        raise RefusedError(
+            f"{name} is a zip archive of {count} entries",
+            f"expected at most {_MOST_ENTRIES}",
+            "the file is damaged or forged: get it again",
+        )
+    require_unfolded(count * _BYTES_OF_AN_ENTRY, count * 100, f"the directory of {name}")
+    try:
+        archive = zipfile.ZipFile(handle)
+    except Exception as error:  # the module raises nearly anything on forged directories
+        raise RefusedError(
+            f"{name} is a zip archive that is cut short or damaged",
+            "expected the whole file, with the directory at its end",
+            "copy or download it again",
+        ) from error
+    with archive:
+        yield archive
+
+
+def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> bytes:
+    """All bytes of a member, unpacked.
+
+    Raises:
+        RefusedError, ResourceError: it unfolds to too much.
+        Exception: damage.
+    """
+    require_unfolded(info.file_size, info.compress_size, name)
+    return archive.read(info)
+
+
+def _entries(handle: IO[bytes]) -> int:
+    """How many entries the end of the file announces: what is longer announces more bytes, and counts as those."""
+    handle.seek(0, 2)
+    size = handle.tell()
+    start = max(size - _TAIL, 0)
+    handle.seek(start)
+    tail = handle.read()
+    handle.seek(0)
+    at = tail.rfind(_END)
+    if at < 0 or at + 22 > len(tail):
+        return 0
+    count = int.from_bytes(tail[at + 10 : at + 12], "little")
+    length = int.from_bytes(tail[at + 12 : at + 16], "little")
+    if tail[at - 20 : at - 16] == _LOCATOR:
+        (offset,) = struct.unpack("<Q", tail[at - 12 : at - 4])
+        if offset + 56 <= size:
+            handle.seek(offset)
+            end = handle.read(56)
+            handle.seek(0)
+            if end[:4] == _END64:
+                count, length = struct.unpack("<QQ", end[32:48])
+    # A directory entry has 46 bytes and a name: a count that was forged small is not believed.
+    return max(count, min(length, size) // 64)

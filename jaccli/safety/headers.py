@@ -1,0 +1,45 @@
+"""The header of a safetensors file: how long it is and how many tensors it names, before it is parsed."""
+
+from __future__ import annotations
+
+import re
+from typing import IO, Final
+
+from jaccli.errors import RefusedError
+from jaccli.safety.memory import require_unfolded
+
+_LONGEST: Final = 100_000_000  # the format's own bound
+_MOST_TENSORS: Final = 400_000
+_BYTES_OF_A_CHARACTER: Final = 12  # of objects, of a header as it is parsed
+_END: Final = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d{1,20}\s*,\s*(\d{1,20})\s*\]')
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file that begins so is one: the length of a header in 8 bytes, and JSON."""
+    return len(head) >= 9 and head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= _LONGEST
+
+
+def check_header(handle: IO[bytes], size: int, name: str) -> None:
+    """Refuse a header that is cut short or names more tensors than any network has. Leaves the position at 0.
+
+    Raises:
+        RefusedError: it is.
+        ResourceError: it takes more memory than is allowed.
+    """
+    handle.seek(0)
+    length = int.from_bytes(handle.read(8), "little")
+    require_unfolded(length * _BYTES_OF_A_CHARACTER, length, f"the header of {name}")
+    ends = [int(end) for end in _END.findall(handle.read(length))]
+    handle.seek(0)
+    if 8 + length + max(ends, default=0) != size:
+        raise RefusedError(
+            f"{name} is a safetensors file that is cut short or damaged",
+            f"its header describes other data than the {size} bytes that are there",
+            "copy or download it again",
+        )
+    if len(ends) > _MOST_TENSORS:
+        raise RefusedError(
+            f"{name} is a safetensors file of {len(ends)} tensors",
+            f"expected at most {_MOST_TENSORS}",
+            "the file is damaged or forged: get it again",
+        )

@@ -1,0 +1,52 @@
+"""The one boundary around all reading of files: whatever a reader raises there is the file's fault."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from jaccli.errors import JaccliError, RefusedError, ResourceError, UnsupportedError
+
+# Names are shortened in their middle.
+_TAIL = 16
+
+
+class Damaged(ValueError):
+    """What is wrong with a file, in words that a message can end with."""
+
+
+@contextlib.contextmanager
+def reading(name: str, expected: str = "", remedy: str = "copy or download it again") -> Iterator[None]:
+    """Inside, a stranger's bytes are read. Errors of our own pass, the file's name put before them where they lack
+    it; the cause of others is kept beside them.
+
+    Args:
+        name: of the file, quoted for messages.
+        expected: what would have been right.
+        remedy: what to do.
+
+    Raises:
+        RefusedError: for any other exception, a bug in a parser (ours or a library's) included.
+        ResourceError: for lack of memory.
+    """
+    try:
+        yield
+    except (RefusedError, ResourceError, UnsupportedError) as error:
+        if name[-_TAIL:] in str(error):
+            raise
+        raise type(error)(f"{name}: {error.given}", error.expected, error.remedy) from error
+    except JaccliError:
+        raise
+    except Exception as error:
+        if _is_lack_of_memory(error):
+            raise ResourceError(
+                f"{name} does not fit into memory", "expected less", "free some, or use a larger machine"
+            ) from error
+        why = str(error) if isinstance(error, Damaged) else f"it cannot be read ({type(error).__name__})"
+        raise RefusedError(f"{name} is damaged: {why}", expected, remedy) from error
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(
+        word in str(error) for word in ("DefaultCPUAllocator", "bad_alloc", "Cannot allocate memory")
+    )
