@@ -98,7 +98,7 @@ def plan(
     dtype and device, not on the values of ``x``; memory that it keeps between calls is written anew at each.
     """
     choice = _choice(method, max_memory, chunk)
-    check_compile(compile, method, "compile")
+    check_compile(compile, method)
     network, pair, inputs = setup(model, x, source, target, args, kwargs)
     measured_once(x.device)
     with meter.as_measured():

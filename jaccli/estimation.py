@@ -17,6 +17,7 @@ from jaccli.operators import JacobianOperator
 from jaccli.planning import human
 from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare, readable
 from jaccli.stream import Watch, part
+from jaccli.wording import worded
 
 # Vectors over both activations that an estimate holds for each of its probes.
 HELD = 6
@@ -113,7 +114,7 @@ def _sizes(prepared: Prepared, probes: int, fixed: bool, max_memory: int | None,
         raise ResourceError(
             f"{prepared.name}: the activations of one sample and {min(fitting, probes)} vectors need {human(need)}",
             f"expected at most {human(limit)}",
-            "allow more with --max-memory" + (", or take fewer --probes" if fixed else ""),
+            worded("allow more with {max_memory}, or take fewer {probes}" if fixed else "allow more with {max_memory}"),
         )
     return max(1, min(batch, limit // need)), fitting
 
@@ -131,5 +132,5 @@ def _check_apart(a: JacobianOperator) -> None:
         raise UnsupportedError(
             "samples mix: a sample's target depends on the other samples, so that products are of the whole batch",
             "expected independent samples",
-            "take one sample (--samples 0), or J itself (without --estimate)",
+            worded("take one sample ({samples:0:1}), or J itself ({exact})"),
         )

@@ -19,6 +19,7 @@ from jaccli.operators.rounding import apart, norms
 from jaccli.operators.verify import tolerance
 from jaccli.planning import Decision
 from jaccli.prepare import Prepared, is_hidden_path, probe_first_sample
+from jaccli.wording import worded
 
 Tick = Callable[[int], None]
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -83,7 +84,9 @@ def run(prepared: Prepared, decision: Decision, *, tick: Tick = lambda done: Non
     raise UnsupportedError(
         f"no Jacobian by {decision.method}: {gaps[0].split(': ', 1)[1]}",
         "expected a model that this method can differentiate",
-        "" if decision.method == "finite-difference" else "try --method finite-difference, which needs no gradients",
+        ""
+        if decision.method == "finite-difference"
+        else worded("try {method:finite-difference}: it needs no gradients"),
     )
 
 
@@ -116,7 +119,7 @@ def fill(
         raise ResourceError(
             f"out of memory: J has shape {linear.shape}",
             "expected passes that fit",
-            "set --max-memory, a smaller --chunk, or fewer --samples",
+            worded("set {max_memory}, a smaller {chunk}, or take fewer samples"),
         ) from None
     return Outcome(task.out, method, task.error_estimate, tuple(task.notes), linear.passes - before)
 
@@ -175,10 +178,9 @@ def _confirmed(prepared: Prepared, outcome: Outcome, error: float) -> Outcome:
             say(f"{prepared.name}: {gap}, and there is no backward pass; taken with {method}")
             return replace(again, notes=(*outcome.notes, *again.notes))
     prepared.probe.unsettled = 0
-    remedy = "" if outcome.matrix.dtype == torch.float64 else ", or try --dtype float64"
-    warn(
-        f"{prepared.name}: {gap}, there is no backward pass, and no other method is confirmed: do not rely on J{remedy}"
-    )
+    remedy = "" if outcome.matrix.dtype == torch.float64 else worded(", or try {dtype:float64}")
+    text = "{name}: {gap}, there is no backward pass, and no other method is confirmed: do not rely on J{remedy}"
+    warn(worded(text, name=prepared.name, gap=gap, remedy=remedy))
     return outcome
 
 
@@ -257,10 +259,11 @@ def _report_subnormal(prepared: Prepared, name: str) -> None:
     least = torch.finfo(sizes.dtype).tiny
     if low := int(((sizes > 0) & (sizes < least)).sum()):
         kind = str(sizes.dtype).removeprefix("torch.")
-        warn(
-            f"{name}: J of {low} of {len(sizes)} samples looked at is below the normal numbers of {kind}, from "
-            f"{least:.2g} on, and has lost digits" + (": --dtype float64" if kind != "float64" else "")
+        text = (
+            f"J of {low} of {len(sizes)} samples looked at is below the normal numbers of {kind}, from {least:.2g} on"
         )
+        remedy = worded(": {dtype:float64}") if kind != "float64" else ""
+        warn(worded("{name}: {text}, and has lost digits{remedy}", name=name, text=text, remedy=remedy))
 
 
 def _moves(prepared: Prepared) -> bool:
@@ -321,8 +324,9 @@ def _report_rounding(prepared: Prepared, name: str) -> None:
     own = torch.finfo(prepared.linear.value.dtype).eps
     kind = _FORMATS.get(live.rounding, "")
     inside = "" if live.rounding <= own else ", in which the network works inside"
-    remedy = ": --dtype float64" if own > torch.finfo(torch.float64).eps and not inside else ""
-    warn(f"{name}: J of {drowned} of {prepared.linear.batch} samples is below {kind}'s rounding{inside}{remedy}")
+    remedy = worded(": {dtype:float64}") if own > torch.finfo(torch.float64).eps and not inside else ""
+    text = f"{name}: J of {drowned} of {prepared.linear.batch} samples is below {kind}'s rounding{inside}"
+    warn(worded("{text}{remedy}", text=text, remedy=remedy))
 
 
 _FORMATS = {torch.finfo(d).eps: str(d).removeprefix("torch.") for d in _DTYPES}

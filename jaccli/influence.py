@@ -19,6 +19,7 @@ from jaccli.operators.linearised import Linearised
 from jaccli.operators.rounding import VALUE_POWER, apart, norms, rounding, value_rounding
 from jaccli.operators.verify import tolerance
 from jaccli.prepare import Prepared, own, prepare, readable
+from jaccli.wording import worded
 
 # Of the samples that fit, one in so many is asked for products: three more graphs are held for a moment.
 _SHARE = 4
@@ -71,12 +72,15 @@ def influence(network: Network, inputs: Inputs, ready: Sequence[Prepared], limit
 
 def tell_influence(found: str, batch: int, block: int) -> None:
     """Warn that J is of all samples together, or of blocks of them."""
-    cut = f"blocks of {block} of the {batch} samples, as the memory allows (--max-memory)"
-    warn(
-        f"samples influence each other through the batch: alone and in company their {found}; "
-        f"J is taken in {f'one block of all {batch} samples' if block >= batch else cut}, "
-        "and changes with the samples that are given together"
+    cut = worded(
+        "blocks of {block} of the {batch} samples, as the memory allows ({max_memory})", block=block, batch=batch
     )
+    taken = cut if block < batch else f"one block of all {batch} samples"
+    text = (
+        "samples influence each other through the batch: alone and in company their {found}; "
+        "J is taken in {taken}, and changes with the samples that are given together"
+    )
+    warn(worded(text, found=found, taken=taken))
 
 
 def _prepared(network: Network, inputs: Inputs, ready: Sequence[Prepared]) -> list[Prepared]:

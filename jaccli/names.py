@@ -6,6 +6,7 @@ import difflib
 from typing import Literal, get_args
 
 from jaccli.errors import UsageError
+from jaccli.wording import worded
 
 MethodName = Literal["auto", "structured", "reverse", "forward", "loop", "replicate", "functional", "finite-difference"]
 # Of J - I, as ``deviation`` gives them and ``--fail-above`` takes them.
@@ -27,7 +28,7 @@ def check_method(name: str) -> MethodName:
     raise UsageError(f"method {name!r} is not known", f"expected one of {', '.join(METHOD_NAMES)}", hint)
 
 
-def check_compile(wanted: bool, method: str, flag: str = "--compile") -> None:
+def check_compile(wanted: bool, method: str) -> None:
     """Only what the engine does can be compiled.
 
     Raises:
@@ -35,7 +36,7 @@ def check_compile(wanted: bool, method: str, flag: str = "--compile") -> None:
     """
     if wanted and method not in ("auto", "structured"):
         raise UsageError(
-            f"{flag} has nothing to compile with the method {method!r}",
+            worded("{compile:True} has nothing to compile with the method {method!r}", method=method),
             "expected the method structured, or auto",
-            f"leave {flag} out, or choose another method",
+            worded("leave {compile} out, or choose another method"),
         )

@@ -34,6 +34,7 @@ from jaccli.methods.base import is_out_of_memory
 from jaccli.operators.linearised import batching_imported
 from jaccli.prediction import counted, roughly
 from jaccli.prepare import Prepared, readable
+from jaccli.wording import term, worded
 
 
 @dataclass(frozen=True)
@@ -235,8 +236,12 @@ def _too_small(prepared: Prepared, room: Room, need: int) -> TooLarge:
     what = "all samples' J" if room.kept > room.limit else "one sample's J and its passes"
     return TooLarge(
         f"{what}, {f.n_out} x {f.n_in} each, need {human(need)}",
-        f"expected at most {human(room.limit)}" + (" (--max-memory)" if room.stated else " (free memory)"),
-        "take fewer --samples or part of a layer, as --to 'output[0:100]', or allow more with --max-memory",
+        worded(
+            "expected at most {size} ({of})",
+            size=human(room.limit),
+            of=term("max_memory") if room.stated else "free memory",
+        ),
+        worded("take fewer samples, part of a layer, as {target:output[0:100]}, or allow more with {max_memory}"),
     )
 
 

@@ -22,6 +22,7 @@ from jaccli.operators.differences import Differences
 from jaccli.operators.linearised import Linearised, Live, graph_nodes
 from jaccli.operators.rounding import Rounding, rounding
 from jaccli.steadiness import unsteady
+from jaccli.wording import worded
 
 Pair = tuple[Address, Address]
 
@@ -247,12 +248,12 @@ def readable(inputs: Inputs) -> Iterator[None]:
             raise ResourceError(
                 f"out of memory in the forward pass of {inputs.batch} samples",
                 "expected activations that fit",
-                "take fewer samples at a time (--samples 0:8)",
+                worded("take fewer samples at a time ({samples:0:8})"),
             ) from None
         raise RefusedError(
             f"the model refuses this input, {_description(inputs.args[0])}: {type(error).__name__}: {reason(error)}",
             "expected samples as the model was trained on, the first dimension counting them",
-            "check the shape of -i, --dtype, and further arguments (--arg NAME=VALUE)",
+            worded("check the shape of {x}, {dtype}, and further arguments ({arguments})"),
         ) from error
 
 

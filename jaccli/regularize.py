@@ -15,6 +15,7 @@ from jaccli.training.descent import Descent, Parameter
 from jaccli.training.goal import Goal
 from jaccli.training.samples import Around, Batch, Samples
 from jaccli.training.task import Task, outputs_of
+from jaccli.wording import worded
 
 # The best parameters are chosen by so many held-out samples, and that many products with the same vectors each time.
 WATCHED = 512
@@ -142,7 +143,7 @@ class Training:
             loss = task / self.task.scale + self.goal.weight * squares.mean()
             if not bool(loss.isfinite()):
                 self.stopped = "not finite"
-                warn(f"the loss of step {number} is not finite: stopped there; a smaller --lr may help")
+                warn(worded("the loss of step {n} is not finite: stopped there; a smaller {lr} may help", n=number))
                 return
             self._unseen = True
             descent.step(loss)

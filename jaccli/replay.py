@@ -29,6 +29,7 @@ from jaccli.planning import Decision
 from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare
 from jaccli.recorded import Recorded, contiguous, groupings, tensors, threads
 from jaccli.stream import Choice, collect, part, stream
+from jaccli.wording import worded
 
 Signature = tuple[Any, ...]
 
@@ -206,7 +207,7 @@ class Replay:
             recorded = Recorded(program, recorded.threads)
             return replace(recorded, seconds=recorded.measured(inputs, self.pool))
         if gaps:
-            note(f"--compile: {gaps[0]}; the program runs uncompiled")
+            note(worded("{compile:True}: {gap}; the program runs uncompiled", gap=gaps[0]))
         return held[0] if held else None
 
     def _holds(self, recorded: Recorded, inputs: Inputs) -> bool:

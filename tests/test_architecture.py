@@ -15,6 +15,7 @@ import jaccli
 ROOT = Path(jaccli.__file__).parent
 # Each layer may import what stands in the same line or above it.
 LAYERS = [
+    ["wording"],
     ["errors", "names", "defaults", "chatter"],
     ["safety"],
     ["calibration"],

@@ -131,8 +131,10 @@ def test_told_what_is_true() -> None:
     """Which samples' J are lost, in which dtype, and what helps."""
     model = FINE["very sure"]().requires_grad_(False)
     texts = [text for seed in range(3) for text in said(model, samples(model, seed), "loop")]
-    rounded = r"J of [1-6] of 6 samples is below float32's rounding: --dtype float64"
-    subnormal = r"J of [1-6] of 6 samples looked at is below the normal numbers of float32, .*: --dtype float64"
+    rounded = r"J of [1-6] of 6 samples is below float32's rounding: model.to\(torch.float64\)"
+    subnormal = (
+        r"J of [1-6] of 6 samples looked at is below the normal numbers of float32, .*: model.to\(torch.float64\)"
+    )
     assert any(re.search(rounded, t) for t in texts)
     assert all(re.search(f"{rounded}|{subnormal}", t) for t in texts)
 

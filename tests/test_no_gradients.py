@@ -111,7 +111,7 @@ def test_j_or_a_refusal(name: str, method: str) -> None:
         assert error(found, j) < 1e-6
         return
     assert method not in ("auto", "finite-difference")
-    assert "try --method finite-difference" in refused
+    assert 'try method="finite-difference"' in refused
 
 
 @pytest.mark.parametrize("name", REFUSING)

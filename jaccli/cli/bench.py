@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaccli.cli.endings import deadline
+from jaccli.cli.flags import in_flags
 from jaccli.cli.request import (
     BenchRequest,
     InputRequest,
@@ -92,7 +93,7 @@ def _rows(result: Race) -> list[dict[str, Any]]:
             ratio, low, high = ratio_interval(contender.times_s, fastest.times_s)
             row |= {"relative": ratio, "relative_ci95": [low, high]} | _spread(contender)
         if contender.why:
-            row["why"] = contender.why
+            row["why"] = in_flags(contender.why)
         row |= {"plan_s": contender.plan_s, "predicted_s": contender.predicted_s}
         row["predicted_bytes"] = contender.predicted_bytes
         if contender.compile_s is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from jaccli.cli.flags import error_in_flags
 from jaccli.cli.messages import said_on_stderr, say, start_command, words
 from jaccli.errors import JaccliError
 from jaccli.sinks.atomic import write_error
@@ -61,7 +62,7 @@ def _answer(error: BaseException) -> int:
         traceback.print_exception(error)
     match error:
         case JaccliError():
-            _say(str(error))
+            _say(error_in_flags(error))
             return error.exit_code
         case BrokenPipeError():
             discard_results()

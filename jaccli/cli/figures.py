@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from jaccli.cli.flags import in_flags
 from jaccli.cli.request import EstimateRequest, RunRequest, SavedRequest
 from jaccli.errors import UsageError, note
 
@@ -58,7 +59,7 @@ def of_model(
         try:
             found = _exact(loaded, pairs, how, figures)
         except TooLarge as error:
-            limit = error.expected.removeprefix("expected at most ")
+            limit = in_flags(error.expected).removeprefix("expected at most ")
             note(f"{error.given}, more than {limit}: figures are estimated from products (--estimate)")
             found = _estimated(loaded, pairs, how, effort, figures)
     if not found:

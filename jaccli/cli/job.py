@@ -100,7 +100,7 @@ def job_of(asked: ModelRequest, given: InputRequest, names: PairRequest, wanted:
     parameters = _chosen(parameters_of(loaded.network, model), wanted.trained)
     task = task_of(Original(loaded.network, train.samples, size), train.samples)
     if held_out is not train:
-        task_of(task.original, held_out.samples, "--validate-targets")
+        task_of(task.original, held_out.samples, "validate_targets")
     recipe = Recipe(wanted.steps, wanted.lr, size, wanted.patience, wanted.seed, wanted.jitter)
     run = Training(loaded.network, parameters, train.samples, held_out.samples, task, goal, recipe)
     return Job(loaded, model, parameters, train, held_out, task, run, size)

@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from jaccli.cli.flags import in_flags
 from jaccli.errors import GateError, JaccliNote, JaccliWarning
 from jaccli.sinks.text import inert
 
@@ -46,7 +47,7 @@ class _Messages:
 
     def show(self, message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         kind = "note" if issubclass(category, JaccliNote) else "warning"
-        text = inert(" ".join(str(message).split()))
+        text = inert(" ".join(in_flags(_text_of(message)).split()))
         if text in self.said or not issubclass(category, JaccliWarning) or (kind == "note" and self.quiet):
             return
         self.said.add(text)
@@ -59,6 +60,11 @@ class _Messages:
         for line in self.held or ():
             say(line)
         self.held = None
+
+
+def _text_of(message: Warning | str) -> str:
+    """What the warning was made with: ``str`` of it has lost which words are parameters."""
+    return str(message) if isinstance(message, str) or not message.args else message.args[0]
 
 
 _messages = _Messages(quiet=False)

@@ -18,6 +18,7 @@ from jaccli.layers.gradient_graph import mend_batch_norm
 from jaccli.layers.tree import put
 from jaccli.models.dtypes import converted
 from jaccli.models.network import Network
+from jaccli.wording import worded
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def _check_called(address: Address, made: Counter[str]) -> None:
         raise UnsupportedError(
             f"layer {str(address)!r} exists, and this input does not reach it: it is not called in the forward pass",
             "expected a layer that takes part",
-            "'jaccli layers MODEL -i INPUT' shows which do",
+            worded("{layer_calls}"),
         )
     if address.call is None and calls > 1:
         names = ", ".join(f"{address.path}#{k}{address.suffix}" for k in range(1, min(calls, 4) + 1))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from jaccli.errors import UsageError
 from jaccli.layers.address import INPUT, OUTPUT, Address, matches, nearest, parse_address
 from jaccli.models.network import Network
+from jaccli.wording import worded
 
 
 def resolve(network: Network, name: str) -> Address:
@@ -21,7 +22,7 @@ def resolve(network: Network, name: str) -> Address:
         raise UsageError(
             f"layer {name!r} is a glob, and one layer is wanted here",
             "expected a target without * ? { }",
-            "globs and several layers go into --layer",
+            worded("{several_layers}"),
         )
     _check_known(address, layers)
     return address
@@ -35,7 +36,7 @@ def _check_known(address: Address, layers: Iterable[str]) -> None:
     raise UsageError(
         f"layer {str(address)!r} is not in the model",
         f"nearest: {', '.join(near)}",
-        "'jaccli layers MODEL' lists them all",
+        worded("{layer_names}"),
     )
 
 
@@ -58,7 +59,7 @@ def expand(network: Network, names: Sequence[str]) -> list[Address]:
             raise UsageError(
                 f"layer {name!r} matches none of the model's {len(layers)} layers",
                 "expected a glob: * within a part, ** across dots, {a,b} choices",
-                "'jaccli layers MODEL' lists them all",
+                worded("{layer_names}"),
             )
         for path in paths:
             found.setdefault(address.at(path))

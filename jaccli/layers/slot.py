@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jaccli.errors import UnsupportedError, UsageError
 from jaccli.layers.address import Address
+from jaccli.wording import worded
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _sample_dim(address: Address, shape: tuple[int, ...], batch: int) -> int | N
     raise UnsupportedError(
         f"layer {name!r}: no dimension of its shape {shape} holds the {batch} samples",
         "J is taken for each sample, so its activation must be told apart from the others'",
-        "take one sample (--samples 0): then the whole activation belongs to it",
+        worded("take one sample ({samples:0:1}): then the whole activation belongs to it"),
     )
 
 

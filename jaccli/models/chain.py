@@ -17,6 +17,7 @@ from jaccli.errors import UsageError, note
 from jaccli.models.quote import listed, nearest, quote
 from jaccli.models.state_dict import without_infixes
 from jaccli.models.state_dict_load import load_into
+from jaccli.wording import worded
 
 ACTIVATIONS: dict[str, str] = {
     "identity": "Identity",
@@ -42,7 +43,7 @@ ACTIVATIONS: dict[str, str] = {
     "logsigmoid": "LogSigmoid",
     "tanhshrink": "Tanhshrink",
 }
-_NOT_A_CHAIN = "--activation rebuilds a chain of linear layers only; give --arch for this network"
+_NOT_A_CHAIN = worded("{activation} rebuilds a chain of linear layers only; give {arch} for this network")
 _MAX_SEARCHED = 64
 
 
@@ -163,7 +164,7 @@ def _order(shapes: Mapping[str, tuple[int, int]], path: Path | str, ordered: boo
     raise UsageError(
         given + "fit one behind the other in several orders",
         "expected names that differ in a number, or shapes that leave one order",
-        "give --arch for this network",
+        worded("give {arch} for this network"),
     )
 
 

@@ -21,6 +21,7 @@ from jaccli.models.state_dict import Unwrapped, is_tensor, unwrap
 from jaccli.models.storages import Content, Source, TailSource, TensorMaker, ZipSource
 from jaccli.safety.budget import Budget, BudgetError
 from jaccli.safety.reading import reading
+from jaccli.wording import worded
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _SAVE_AGAIN = "save model.state_dict() again with torch.save, or as safetensors"
@@ -183,7 +184,8 @@ def _read_trusted(path: Path) -> tuple[dict[str, Tensor] | nn.Module, list[str]]
         ) from None
     unwrapped = unwrap(found, path)
     if isinstance(unwrapped, nn.Module):
-        return unwrapped, [f"{path.name}: a whole pickled module was loaded, its code executed (--trust)"]
+        text = "{file}: a whole pickled module was loaded, its code executed ({trust:True})"
+        return unwrapped, [worded(text, file=path.name)]
     if not isinstance(unwrapped, Unwrapped):
         raise _no_weights(path, found, {})
     maker = TensorMaker(quote(path))
@@ -199,7 +201,7 @@ def _whole_module(path: Path, name: str) -> RefusedError:
     return RefusedError(
         f"{quote(path)} is a whole pickled module: it needs the code of {quote(name)}",
         "expected a state dict, which needs no code to load",
-        "save model.state_dict() or TorchScript; or --trust, if you trust the file to run code",
+        worded("save model.state_dict() or TorchScript; or {trust:True}, if you trust the file to run code"),
     )
 
 
@@ -208,13 +210,13 @@ def _no_weights(path: Path, found: object, inert: Mapping[str, object]) -> Refus
         return RefusedError(
             f"{quote(path)} holds one tensor without a name: an input, not a model",
             "expected a dict of names and tensors",
-            "give it with -i, and a model file first",
+            worded("give it as {x}, and a model file first"),
         )
     if inert:
         return RefusedError(
             f"{quote(path)} holds no state dict; it needs the code of {listed(sorted(inert))}",
             "expected names and tensors, which need no code to load",
-            "save model.state_dict(); or --trust, if you trust the file to run code",
+            worded("save model.state_dict(); or {trust:True}, if you trust the file to run code"),
         )
     return RefusedError(f"{quote(path)} holds no state dict", "expected a dict of names and tensors", _SAVE_AGAIN)
 
@@ -223,5 +225,5 @@ def _tar_format(name: str) -> RefusedError:
     return RefusedError(
         f"{name} is in the tar format of PyTorch 0.1, which cannot be read without running code",
         "expected a file of torch.save from PyTorch 0.2 or later",
-        "save it again from a newer PyTorch; or --trust, if you trust the file to run code",
+        worded("save it again from a newer PyTorch; or {trust:True}, if you trust the file to run code"),
     )

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from jaccli.chatter import chatter
 from jaccli.errors import JaccliError, RefusedError, TimeIsUp, UsageError
 from jaccli.models.quote import listed, nearest, quote, shortened
+from jaccli.wording import worded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,11 +53,10 @@ def parse_arch_args(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
-            raise UsageError(
-                f"--arch-arg {quote(pair)} is not name=value", "expected a name, = and a value, as width=64"
-            )
+            given = worded("{arch_args} {pair} is not name=value", pair=quote(pair))
+            raise UsageError(given, "expected a name, = and a value, as width=64")
         if name in found:
-            raise UsageError(f"--arch-arg {name} is given twice", "", "give it once")
+            raise UsageError(worded("{arch_args:{name}} is given twice", name=name), "", "give it once")
         found[name] = _parse_value(value)
     return found
 
@@ -194,9 +194,8 @@ def build(
     name = arch if isinstance(arch, str) else getattr(arch, "__name__", type(arch).__name__)
     if isinstance(found, torch.nn.Module):
         if arguments:
-            raise UsageError(
-                f"{quote(name)} is a network already and takes no --arch-arg", "expected a class or function"
-            )
+            given = worded("{name} is a network already and takes no {arch_args}", name=quote(name))
+            raise UsageError(given, "expected a class or function")
         return found
     if not callable(found):
         raise UsageError(
@@ -224,6 +223,4 @@ def _check_arguments(found: Callable[..., Any], arguments: Mapping[str, Any], na
         signature.bind(**arguments)
     except TypeError as error:
         shown = quote(str(signature), 160)[1:-1]
-        raise UsageError(
-            f"{quote(name)}: {error}", f"it takes {shown}", "give them with --arch-arg name=value"
-        ) from None
+        raise UsageError(f"{quote(name)}: {error}", f"it takes {shown}", worded("give them with {arch_args}")) from None

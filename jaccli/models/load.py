@@ -12,6 +12,7 @@ from jaccli.models.factory import build, is_spec
 from jaccli.models.quote import quote
 from jaccli.models.sniff import EXPECTED, sniff
 from jaccli.safety.reading import reading
+from jaccli.wording import worded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,7 +50,8 @@ def load_model(
         kind = sniff(path)
     if kind in ("torchscript", "exported") and (arch is not None or activation is not None or arch_args):
         what = "a TorchScript archive" if kind == "torchscript" else "a torch.export archive"
-        note(f"{path.name} is {what} and holds its own architecture; --arch and --activation are not used")
+        text = "{file} is {what} and holds its own architecture; {arch} and {activation} are not used"
+        note(worded(text, file=path.name, what=what))
     if kind == "torchscript":
         from jaccli.models.torchscript import load_torchscript
 
@@ -82,9 +84,9 @@ def _fresh(
 
     if arch is not None or activation is not None:
         raise UsageError(
-            f"the model {quote(spec)} is code, and --arch or --activation is given too",
+            worded("the model {spec} is code, and {arch} or {activation} is given too", spec=quote(spec)),
             "expected those with a file of weights only",
-            "give --arch-arg for its arguments",
+            worded("give {arch_args} for its arguments"),
         )
     model = build(spec, arch_args, seed)
     lazy = [name for name, value in model.named_parameters() if is_lazy(value)]
@@ -112,9 +114,9 @@ def _from_weights(
     from jaccli.models.checkpoint import read_state_dict
 
     if arch is not None and activation is not None:
-        raise UsageError("--arch and --activation are both given", "expected one of them", "leave one out")
+        raise UsageError(worded("{arch} and {activation} are both given"), "expected one of them", "leave one out")
     if activation is None and arch is None and arch_args:
-        raise UsageError("--arch-arg is given without --arch", "", "name the network with --arch")
+        raise UsageError(worded("{arch_args} is given without {arch}"), "", worded("name the network with {arch}"))
     with reading(quote(path), EXPECTED):
         state, notes = read_state_dict(path, kind, trust=trust)
     for text in notes:
@@ -129,8 +131,8 @@ def _from_weights(
     if arch is None:
         raise UsageError(
             f"{quote(path)} holds weights without a network",
-            "expected --arch package.module:callable or file.py:callable",
-            "or --activation NAME, if it is a plain chain of linear layers",
+            worded("expected {arch:package.module:callable} or {arch:file.py:callable}"),
+            worded("or {activation:tanh}, or another, if it is a plain chain of linear layers"),
         )
     from jaccli.models.state_dict_load import load_into
 

@@ -11,6 +11,7 @@ from jaccli.models.foreign import foreign_magic, foreign_text, is_onnx
 from jaccli.models.quote import listed, nearest, quote
 from jaccli.safety.archives import open_archive
 from jaccli.safety.headers import check_header, is_safetensors
+from jaccli.wording import worded
 
 Kind = Literal["torchscript", "exported", "safetensors", "checkpoint"]
 
@@ -52,7 +53,7 @@ def sniff(path: Path) -> Kind:
 
 _ONNX = (
     "an ONNX model, which PyTorch cannot run",
-    "give the PyTorch network it was exported from: its state dict with --arch, TorchScript or .pt2",
+    worded("give the PyTorch network it was exported from: its state dict with {arch}, TorchScript or .pt2"),
 )
 
 
@@ -114,7 +115,7 @@ def _sniff_zip(path: Path) -> Kind:
         raise RefusedError(
             f"{quote(path)} is a torch.package archive, which is Python code",
             EXPECTED,
-            "save the state_dict of the model in it and give --arch",
+            worded("save the state_dict of the model in it and give {arch}"),
         )
     if "constants.pkl" in inner:
         return "torchscript"

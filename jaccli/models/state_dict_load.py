@@ -14,9 +14,10 @@ from jaccli.models.dtypes import floating_dtype, is_whole
 from jaccli.models.eager import cast_in_place
 from jaccli.models.quote import listed, nearest, quote, shortened
 from jaccli.models.state_dict import match_names
+from jaccli.wording import worded
 
 _COMPUTABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_RIGHT_ARCH = "give the --arch, and --arch-arg, that the file was saved from"
+_RIGHT_ARCH = worded("give the {arch}, and {arch_args}, that the file was saved from")
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path | str = "the state dict") -> nn.Module:

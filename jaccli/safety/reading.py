@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from jaccli.errors import JaccliError, RefusedError, ResourceError, UnsupportedError
+from jaccli.wording import worded
 
 # Names are shortened in their middle.
 _TAIL = 16
@@ -34,7 +35,8 @@ def reading(name: str, expected: str = "", remedy: str = "copy or download it ag
     except (RefusedError, ResourceError, UnsupportedError) as error:
         if name[-_TAIL:] in str(error):
             raise
-        raise type(error)(f"{name}: {error.given}", error.expected, error.remedy) from error
+        given = worded("{name}: {given}", name=name, given=error.given)
+        raise type(error)(given, error.expected, error.remedy) from error
     except JaccliError:
         raise
     except Exception as error:

@@ -14,6 +14,7 @@ from jaccli import defaults
 from jaccli.errors import UsageError
 from jaccli.names import NORMS
 from jaccli.operators.magnitude import norm, power_of_two, singular_values
+from jaccli.wording import worded
 
 __all__ = ["FIELDS", "NORMS", "deviation", "spectral_norm", "summary"]
 
@@ -37,7 +38,7 @@ def deviation(matrix: Tensor) -> dict[str, float]:
         raise UsageError(
             f"J is {n_out} x {n_in}, and only a square J can be held against the identity",
             "expected a source and a target of the same size",
-            "choose another --layer or --to; 'jaccli layers MODEL -i INPUT' shows sizes",
+            worded("choose another {source} or {target}; {layer_sizes}"),
         )
     j = matrix.detach().to("cpu", torch.float64)
     if not bool(j.isfinite().all()):

@@ -18,6 +18,7 @@ from jaccli.statistics import quadrature
 from jaccli.statistics.consistency import check_records
 from jaccli.statistics.jackknife import Estimate, Figures, within
 from jaccli.statistics.probing import PROBES, estimated
+from jaccli.wording import worded
 
 # Figures of J − I that need its entries.
 ENTRIES = ("l1", "max_abs")
@@ -203,7 +204,11 @@ def _sums(a: LinearMap, effort: Effort) -> dict[str, Estimate]:
         if effort.tolerance is None or within(found["effective_rank"], effort.tolerance):
             return found
         if 2 * probes > MOST_PROBES:
-            note(f"--tolerance: after {probes} starting vectors the effective rank is not known so well")
+            share, text = (
+                f"{effort.tolerance:g}",
+                "{tolerance:{share}}: after {n} starting vectors the effective rank is further off",
+            )
+            note(worded(text, share=share, n=probes))
             return found
         probes *= 2
 

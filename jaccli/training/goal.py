@@ -19,6 +19,7 @@ from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare
 from jaccli.stream import Choice, Watch, stream
 from jaccli.training.samples import Batch, Samples
 from jaccli.training.task import Task, outputs_of
+from jaccli.wording import worded
 
 # Up to so many rows and columns J itself is trained on. Beyond, products with random vectors cost a tenth and less
 # of it for each step (768 x 768, convolutions: a hundredth), and came as far in as many steps.
@@ -102,8 +103,8 @@ def _fits(prepared: Prepared, square: bool) -> bool:
         if not globbed:
             raise UsageError(
                 f"{size}, and only a square J can come near the identity",
-                "expected a source and a target of the same size, or --towards orthogonal or zero",
-                "'jaccli layers MODEL -i INPUT' shows sizes",
+                worded("expected a source and a target of the same size, or {towards:orthogonal} or {towards:zero}"),
+                worded("{layer_sizes}"),
             )
         note(f"left out: {size}, not square")
     elif not prepared.connected:

@@ -16,6 +16,7 @@ from jaccli.layers.tree import leaves
 from jaccli.models.network import Network
 from jaccli.prepare import computing, readable, set_aside
 from jaccli.training.samples import Batch, Samples
+from jaccli.wording import Worded, term, worded
 
 # The spread of outputs is taken over so many samples at least, where there are as many.
 SPREAD_OVER = 256
@@ -101,30 +102,32 @@ class Task:
         return F.cross_entropy(outputs[0].movedim(self.classes, -1).flatten(0, -2), batch.targets.flatten())
 
 
-def task_of(original: Original, samples: Samples, flag: str = "--targets") -> Task:
+def task_of(original: Original, samples: Samples, name: str = "targets") -> Task:
     """The task that the targets set; their variance, or log(classes), is what its loss is measured by.
 
     Raises:
         UsageError: targets that do not fit what the network returns.
     """
-    targets = samples.targets
+    targets, flag = samples.targets, term(name)
     if targets is None:
         return Task(original)
     outputs = original.outputs(samples.take(range(min(len(samples), 2))))
     if len(outputs) != 1 or samples.inputs.dim or len(outputs[0]) != min(len(samples), 2):
         what = f"{len(outputs)} tensors" if len(outputs) != 1 else f"a tensor of shape {tuple(outputs[0].shape)}"
         raise UsageError(
-            f"{flag}: the model returns {what}", "expected one tensor whose first dimension is the samples"
+            worded("{flag}: the model returns {what}", flag=flag, what=what),
+            "expected one tensor whose first dimension is the samples",
         )
     shape, each = tuple(outputs[0].shape), tuple(targets.shape[1:])
     if targets.is_floating_point():
         if math.prod(each) != math.prod(shape[1:]):
-            raise UsageError(f"{flag}: a row has shape {each}", f"expected {shape[1:]}, as the model's output")
+            given = worded("{flag}: a row has shape {each}", flag=flag, each=each)
+            raise UsageError(given, f"expected {shape[1:]}, as the model's output")
         return Task(original, float(targets.float().var(unbiased=False)) or 1.0)
     return _classification(original, targets, shape, flag)
 
 
-def _classification(original: Original, targets: Tensor, shape: tuple[int, ...], flag: str) -> Task:
+def _classification(original: Original, targets: Tensor, shape: tuple[int, ...], flag: Worded) -> Task:
     each = tuple(size for size in targets.shape[1:] if size != 1)
     # Classes last, as of words; else second, as of pixels.
     fitting = [
@@ -132,11 +135,16 @@ def _classification(original: Original, targets: Tensor, shape: tuple[int, ...],
     ]
     if not fitting:
         raise UsageError(
-            f"{flag}: integers are classes, and a row of them has shape {tuple(targets.shape[1:])}",
+            worded(
+                "{flag}: integers are classes, and a row of them has shape {row}",
+                flag=flag,
+                row=tuple(targets.shape[1:]),
+            ),
             f"expected {shape[1:-1]}: one class for each row of the model's output, {shape[1:]}",
             "save numbers to fit as floats",
         )
     least, most, count = int(targets.min()), int(targets.max()), shape[fitting[0]]
     if least < 0 or most >= count:
-        raise UsageError(f"{flag}: classes from {least} to {most}", f"expected 0 to {count - 1}, the model's")
+        given = worded("{flag}: classes from {least} to {most}", flag=flag, least=least, most=most)
+        raise UsageError(given, f"expected 0 to {count - 1}, the model's")
     return Task(original, math.log(max(count, 2)), fitting[0])

@@ -110,7 +110,7 @@ def test_arch_args_are_json_then_python_then_text():
 
 @pytest.mark.parametrize("pairs", [["width"], ["=3"], ["a b=3"], ["a=1", "a=2"], ["1=2"]])
 def test_bad_arch_args(pairs):
-    with pytest.raises(UsageError, match="--arch-arg"):
+    with pytest.raises(UsageError, match="arch_args="):
         parse_arch_args(pairs)
 
 
@@ -142,7 +142,7 @@ def test_a_network_that_exists_is_itself(folder):
     assert build("nets.py:ready").in_features == 2
     module = nn.Linear(1, 1)
     assert build(module) is module
-    with pytest.raises(UsageError, match="is a network already and takes no --arch-arg"):
+    with pytest.raises(UsageError, match="is a network already and takes no arch_args="):
         build(module, {"width": 3})
 
 

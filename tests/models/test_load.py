@@ -62,7 +62,7 @@ def test_a_module_that_is_given_stays_as_it_is(tmp_path):
 
 def test_weights_without_arch_say_what_to_give(tmp_path):
     save_file(mlp(3, 4, 2).state_dict(), tmp_path / "m.pt")
-    with pytest.raises(UsageError, match=r"holds weights without a network\nexpected --arch .*\nor --activation"):
+    with pytest.raises(UsageError, match=r"holds weights without a network\nexpected arch=.*\nor activation="):
         load_model(tmp_path / "m.pt")
 
 
@@ -70,7 +70,7 @@ def test_weights_without_arch_say_what_to_give(tmp_path):
     ("options", "said"),
     [
         ({"arch": make, "activation": "relu"}, "both given"),
-        ({"arch_args": {"width": 3}}, "without --arch"),
+        ({"arch_args": {"width": 3}}, "without arch="),
         ({"activation": "tahn"}, "there is no activation 'tahn'\nnearest: 'tanh'"),
     ],
 )
@@ -85,7 +85,7 @@ def test_a_pickled_module_with_and_without_trust(tmp_path):
     for options in ({}, {"arch": make}, {"activation": "tanh"}):
         with pytest.raises(RefusedError, match=r"needs the code of 'torch\.nn\.modules\.container\.Sequential'"):
             load_model(tmp_path / "m.pt", **options)
-    with pytest.warns(JaccliNote, match="--trust"):
+    with pytest.warns(JaccliNote, match="trust=True"):
         model = load_model(tmp_path / "m.pt", trust=True)
     assert not model.training
     assert torch.equal(model(X), mlp(3, 4, 2)(X))
@@ -103,7 +103,7 @@ def test_a_spec_is_built_with_fresh_seeded_weights():
 
 
 def test_a_spec_takes_no_second_architecture():
-    with pytest.raises(UsageError, match="is code, and --arch"):
+    with pytest.raises(UsageError, match="is code, and arch="):
         load_model("torch.nn:Identity", arch=make)
 
 
@@ -114,7 +114,7 @@ def test_a_spec_takes_no_second_architecture():
 def test_torchscript(tmp_path):
     net = mlp(3, 4, 2)
     torch.jit.save(torch.jit.script(net), str(tmp_path / "m"))
-    with pytest.warns(JaccliNote, match="--arch and --activation are not used"):
+    with pytest.warns(JaccliNote, match="arch= and activation= are not used"):
         model = load_model(tmp_path / "m", arch=make)
     assert isinstance(model, torch.jit.ScriptModule)
     assert not model.training
@@ -205,7 +205,7 @@ def test_what_is_no_chain_is_told(tmp_path, values, said):
     torch.save(values, tmp_path / "m")
     with pytest.raises(UsageError, match=said) as caught:
         load_model(tmp_path / "m", activation="relu")
-    assert "--arch" in caught.value.remedy
+    assert "arch=" in caught.value.remedy
 
 
 def test_a_chain_in_half_precision(tmp_path):

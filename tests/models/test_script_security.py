@@ -106,7 +106,7 @@ def _untouched() -> object:
 def test_what_touches_files_or_runs_code_is_refused(
     module: type[nn.Module], word: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert "--trust" in refused(saved(module(), tmp_path / "m.pt"), word)
+    assert "trust=True" in refused(saved(module(), tmp_path / "m.pt"), word)
     assert capfd.readouterr().out == ""
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from jaccli.errors import RefusedError, UsageError
 from jaccli.models.pt2.program import Extent, Leaf, Program
 from jaccli.models.quote import listed, quote
+from jaccli.wording import worded
 
 _SPECIALISED: Final = 2
 """Export gives every free dimension this lower bound, because it treats sizes 0 and 1 apart; not checked."""
@@ -77,7 +78,7 @@ def _arrange(
                 raise UsageError(
                     f"the argument {quote(name)} is missing",
                     f"the exported model takes {listed(names, 6)}",
-                    f"give it as --arg {quote(name)[1:-1]}=VALUE",
+                    worded("give it as {arguments:{name}}", name=quote(name)[1:-1]),
                 )
             given[name] = leaves[0].constant
     count = len(program.in_tree.children[0].children)

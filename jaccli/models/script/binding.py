@@ -9,6 +9,7 @@ import torch
 
 from jaccli.errors import UsageError
 from jaccli.models.script.values import map_tensors, printable
+from jaccli.wording import worded
 
 
 class Required:
@@ -60,7 +61,7 @@ def bind(schema: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[
             raise UsageError(
                 f"the model's argument {missing!r} is missing",
                 expected,
-                f"pass it with --arg {missing}=VALUE",
+                worded("pass it with {arguments:{name}}", name=missing),
             )
         value = given.get(argument.name, argument.default_value) if given else argument.default_value
         bound.append(_coerce(value, argument, expected))

@@ -20,6 +20,7 @@ from jaccli.models.quote import quote
 from jaccli.models.script.values import printable
 from jaccli.safety.budget import Budget, BudgetError
 from jaccli.safety.reading import Damaged
+from jaccli.wording import worded
 
 _ITEMSIZES = {
     "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2,
@@ -47,7 +48,7 @@ def refuse(path: Path, what: str) -> RefusedError:
     return RefusedError(
         f"{printable(str(path), 200)!r} {what}",
         "a model that only computes",
-        "if you trust where it comes from, pass --trust (trust=True in Python)",
+        worded("if you trust where it comes from, pass {trust:True}"),
     )
 
 

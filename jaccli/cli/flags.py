@@ -1,0 +1,40 @@
+"""What the library calls parameters, as flags: the terms of ``wording`` for who types commands."""
+
+from __future__ import annotations
+
+import shlex
+
+from jaccli.errors import JaccliError
+from jaccli.wording import Term, Worded
+
+# Where a flag is not the parameter's name with dashes; each without a value, and with one.
+_SHELL = {
+    "x": ("-i", "-i {}"),
+    "source": ("--from", "--from {}"),
+    "target": ("--to", "--to {}"),
+    "arguments": ("--arg NAME=VALUE", "--arg {}=VALUE"),
+    "arch_args": ("--arch-arg NAME=VALUE", "--arch-arg {}=VALUE"),
+    "trust": ("--trust", "--trust"),
+    "compile": ("--compile", "--compile"),
+    "several_layers": ("globs and several layers go into --layer", ""),
+    "layer_names": ("'jaccli layers MODEL' lists them all", ""),
+    "layer_shapes": ("'jaccli layers MODEL -i INPUT' shows them", ""),
+    "exact": ("without --estimate", ""),
+}
+
+
+def flag(word: Term) -> str:
+    """A term as a flag, with its value quoted for the shell."""
+    name = "--" + word.name.replace("_", "-")
+    forms = _SHELL.get(word.name, (name, name + " {}"))
+    return forms[bool(word.value)].format(shlex.quote(word.value))
+
+
+def in_flags(text: str) -> str:
+    """A message with its parameters as flags; what is no term stays as it is."""
+    return text.told(flag) if isinstance(text, Worded) else str(text)
+
+
+def error_in_flags(error: JaccliError) -> str:
+    """The lines of an error with its parameters as flags."""
+    return "\n".join(in_flags(part) for part in (error.given, error.expected, error.remedy) if part)
