@@ -17,9 +17,11 @@ from jaccli.execution import report, report_path, run
 from jaccli.explain import explain
 from jaccli.graph.meter import meter
 from jaccli.graph.products import Products
+from jaccli.layers.entries import close
 from jaccli.layers.record import Inputs
 from jaccli.layers.resolve import resolve
-from jaccli.layers.samples import close, find_samples
+from jaccli.layers.samples import find_samples
+from jaccli.mixing import mixing
 from jaccli.models.adapt import as_network
 from jaccli.models.network import Network
 from jaccli.models.noise import same_noise
@@ -242,7 +244,7 @@ def linearised(
         if not linear_back:
             warn("the backward pass is not linear (a clipped or rectified gradient): do not rely on products")
         if prepared.samples_mix:
-            warn("samples mix: each product is of the whole batch's Jacobian, not of each sample's own block")
+            warn(mixing(prepared, "each product is of the whole batch's Jacobian, not of each sample's own block"))
 
     def alone(b: int) -> LinearMap:
         if not prepared.samples_mix:

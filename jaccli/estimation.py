@@ -12,6 +12,7 @@ from jaccli.errors import ResourceError, UnsupportedError
 from jaccli.influence import influence, tell_influence
 from jaccli.layers.record import Inputs
 from jaccli.memory import available, footprint
+from jaccli.mixing import where_samples_are
 from jaccli.models.network import Network
 from jaccli.operators import JacobianOperator
 from jaccli.planning import human
@@ -129,8 +130,9 @@ def _tell_cut(network: Network, inputs: Inputs, pair: Pair, block: Inputs, max_m
 
 def _check_apart(a: JacobianOperator) -> None:
     if a.mixes:
+        elsewhere = where_samples_are(a.function)
         raise UnsupportedError(
             "samples mix: a sample's target depends on the other samples, so that products are of the whole batch",
             "expected independent samples",
-            worded("take one sample ({samples:0:1}), or J itself ({exact})"),
+            elsewhere or worded("take one sample ({samples:0:1}), or J itself ({exact})"),
         )

@@ -14,6 +14,7 @@ from jaccli.graph.chain import Bracket
 from jaccli.independence import leaks
 from jaccli.methods import METHODS, MethodGap, MethodName, Task
 from jaccli.methods.base import is_out_of_memory, reason
+from jaccli.mixing import mixing
 from jaccli.operators.differences import unchecked
 from jaccli.operators.rounding import apart, norms
 from jaccli.operators.verify import tolerance
@@ -289,10 +290,8 @@ def report(prepared: Prepared, outcome: Outcome, name: str) -> None:
         else:
             note(f"{name}: J is zero: the target does not move with the source")
     if prepared.samples_mix:
-        warn(
-            f"{name}: samples mix: a sample's target depends on the other samples; "
-            "J is each sample's own block, the others held"
-        )
+        told = mixing(prepared, "J is each sample's own block, the others held")
+        warn(worded("{name}: {told}", name=name, told=told))
     if outcome.method != "finite-difference":
         _report_rounding(prepared, name)
         report_unchecked(prepared, name)

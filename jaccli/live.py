@@ -21,6 +21,7 @@ from jaccli.graph.recorder import CaptureGap, tensors_in
 from jaccli.kernels import FUSED_NODES, full_precision
 from jaccli.layers.record import Inputs
 from jaccli.memory import available
+from jaccli.mixing import mixing
 from jaccli.models.adapt import as_network
 from jaccli.models.network import Network
 from jaccli.models.stamp import Stamp
@@ -32,6 +33,7 @@ from jaccli.rows import Rows
 from jaccli.slope import Moved
 from jaccli.training_pass import FEWER, memory_told, training_pass
 from jaccli.trusted import Trial, Wish, recorded
+from jaccli.wording import worded
 
 
 @dataclass
@@ -106,7 +108,8 @@ class Site:
                 _check_square(prepared)
             report_path(prepared, prepared.name)
             if prepared.samples_mix:
-                warn(f"{prepared.name}: samples mix: a sample's target depends on the other samples")
+                text = mixing(prepared, "the deviation is of each sample's own block")
+                warn(worded("{name}: {text}", name=prepared.name, text=text))
             if prepared.linear.live is None:
                 raise UnsupportedError(
                     f"the model refuses a pass with gradients: {prepared.probe.backward_gap}",

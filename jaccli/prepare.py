@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from jaccli.errors import JaccliError, RefusedError, ResourceError, UnsupportedError, note
+from jaccli.errors import JaccliError, RefusedError, ResourceError, UnsupportedError, UsageError, note
 from jaccli.graph.engine import Engine
 from jaccli.independence import leak, moves_others, value_at
 from jaccli.kernels import LIBRARY_NODES, full_precision
 from jaccli.layers.address import INPUT, Address
 from jaccli.layers.function import LayerFunction
+from jaccli.layers.misread import misread
 from jaccli.layers.record import Held, Inputs, Record, record
 from jaccli.methods.base import is_out_of_memory, nudged, reason
 from jaccli.models.network import Network
@@ -25,6 +26,7 @@ from jaccli.steadiness import unsteady
 from jaccli.wording import worded
 
 Pair = tuple[Address, Address]
+_SAMPLES_FIRST = "expected the samples in the first dimension of the input, {}"
 
 
 @dataclass
@@ -159,8 +161,14 @@ def prepare(
         ResourceError: out of memory.
     """
     inputs = own(inputs)
-    with readable(inputs):
-        taken, gap = _recorded(network, inputs, pairs, graph)
+    try:
+        with readable(inputs):
+            taken, gap = _recorded(network, inputs, pairs, graph)
+    except (UsageError, UnsupportedError, RefusedError) as error:
+        advice = misread(network, inputs, pairs[0])
+        if advice is None:
+            raise
+        raise type(error)(error.given, _SAMPLES_FIRST.format(_description(inputs.args[0])), advice) from error
     if network.opaque and not network.draws.asked:
         network.draws.ask()
         network.draws.unsteady = unsteady(network, taken)
@@ -171,7 +179,9 @@ def prepare(
     kept = [(s, t) for s, t in pairs if s in taken.sources and t in taken.targets]
     if not kept:
         raise UnsupportedError(
-            "none of the layers that the glob matches can be a source", "; ".join(names.split("; ")[:2])
+            "none of the layers that the glob matches can be a source",
+            "; ".join(names.split("; ")[:2]),
+            misread(network, inputs, pairs[0]) or "",
         )
     with readable(inputs):
         if gap is None or len(kept) == 1:

@@ -13,8 +13,8 @@ from jaccli import defaults
 from jaccli.errors import RefusedError
 from jaccli.execution import Outcome, disbelief, report, run
 from jaccli.influence import influence, tell_influence
+from jaccli.layers.entries import close
 from jaccli.layers.record import Inputs, record
-from jaccli.layers.samples import close
 from jaccli.models.network import Network
 from jaccli.names import MethodName
 from jaccli.planning import Decision, decide

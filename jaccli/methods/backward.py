@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import JaccliError
-from jaccli.layers.samples import close
+from jaccli.layers.entries import close
 from jaccli.methods.base import Method, MethodGap, Task, is_out_of_memory, nudged, reason, spans
 from jaccli.names import MethodName
 
