@@ -22,11 +22,12 @@ from jaccli.errors import (
 )
 
 if TYPE_CHECKING:
-    from jaccli.api import Plan, jacobian, operator, plan
+    from jaccli.api import jacobian, operator, plan
     from jaccli.existing import graph_jacobian
     from jaccli.identity import identity_deviation
     from jaccli.models.load import load_model
     from jaccli.operators import JacobianOperator
+    from jaccli.planned import Plan
     from jaccli.statistics.of_products import estimate
 
 __version__ = "0.1.0"
@@ -55,7 +56,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Plan": "jaccli.api",
+    "Plan": "jaccli.planned",
     "jacobian": "jaccli.api",
     "operator": "jaccli.api",
     "plan": "jaccli.api",

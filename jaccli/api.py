@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.errors import JaccliError, UnsupportedError, UsageError, note, warn
 from jaccli.execution import report, report_path, run
-from jaccli.explain import explain
 from jaccli.graph.meter import meter
 from jaccli.graph.products import Products
 from jaccli.layers.entries import close
@@ -25,14 +23,15 @@ from jaccli.mixing import mixing
 from jaccli.models.adapt import as_network
 from jaccli.models.network import Network
 from jaccli.models.noise import same_noise
-from jaccli.names import check_compile, check_method
+from jaccli.names import check_compile, check_count, check_method
 from jaccli.operators import JacobianOperator
 from jaccli.operators.linear_map import LinearMap
 from jaccli.operators.operator import OneOf, Setting
 from jaccli.operators.verify import is_odd
-from jaccli.planning import Decision, captured, decide
+from jaccli.planned import Plan
+from jaccli.planning import captured, decide
 from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare, readable
-from jaccli.replay import Replay
+from jaccli.sizes import memory_limit
 from jaccli.stream import Choice, collect, part, stream
 from jaccli.tuning import measured_once, tuned
 
@@ -44,7 +43,7 @@ def jacobian(
     target: str = "output",
     *,
     method: str = "auto",
-    max_memory: int | None = None,
+    max_memory: int | str | None = None,
     chunk: int | None = None,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
@@ -57,7 +56,7 @@ def jacobian(
         source: layer name; ``input`` is the model's own.
         target: layer name; ``output`` is the model's own.
         method: one of the contract's methods.
-        max_memory: bytes for J and the passes; a share of the free memory by default.
+        max_memory: for J and the passes, in bytes or as ``"4GiB"``; a share of the free memory by default.
         chunk: rows or columns that go through the network at once.
         args: further arguments of the model, after ``x``.
         kwargs: further arguments by name.
@@ -87,7 +86,7 @@ def plan(
     target: str = "output",
     *,
     method: str = "auto",
-    max_memory: int | None = None,
+    max_memory: int | str | None = None,
     chunk: int | None = None,
     compile: bool = False,
     args: Sequence[Any] = (),
@@ -97,7 +96,8 @@ def plan(
 
     With ``compile`` what the engine does goes through ``torch.compile`` (some seconds, which ``str(plan)``
     reports apart); where that fails, it runs as it is, and a note says so. What the plan does hangs on shapes,
-    dtype and device, not on the values of ``x``; memory that it keeps between calls is written anew at each.
+    dtype and device, not on the values of ``x``; memory that it keeps between calls is written anew at each. ``args``
+    and ``kwargs`` are kept, and used again, with the values that they have then, where a call gives no others.
     """
     choice = _choice(method, max_memory, chunk)
     check_compile(compile, method)
@@ -106,84 +106,31 @@ def plan(
     with meter.as_measured():
         with computing(network), exact_attention(choice.exact_attention):
             (prepared,) = prepare(network, inputs, [pair], graph=choice.needs_graph)
-            decision = decide(prepared, choice.method, max_memory=max_memory, chunk=chunk, keep=inputs.batch)
+            decision = decide(prepared, choice.method, max_memory=choice.max_memory, chunk=chunk, keep=inputs.batch)
         decision, replay = tuned(network, pair, choice, decision, inputs, prepared, compile)
     sample = tuple(s for d, s in enumerate(x.shape) if d != inputs.dim)
     if compile and replay is None:
         note(f"{prepared.name}: nothing to compile: {decision.method or 'no method'} is taken")
-    return Plan(network, pair, choice, decision, sample, x.dtype, x.device, prepared.linear.shape, inputs.dim, replay)
+    return Plan(
+        network,
+        pair,
+        choice,
+        decision,
+        sample,
+        x.dtype,
+        x.device,
+        prepared.linear.shape,
+        inputs.dim,
+        replay,
+        inputs.args[1:],
+        inputs.kwargs,
+    )
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A decision for one model, pair and shape of sample: ``plan(x)`` gives J, ``str(plan)`` explains."""
-
-    network: Network
-    pair: Pair
-    choice: Choice
-    decision: Decision
-    sample: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    shape: tuple[int, int, int]
-    dim: int = 0
-    replay: Replay | None = None
-
-    def __call__(self, x: Tensor, *, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Tensor:
-        """J at other samples ``(batch, …)``, any number of them: ``(batch, n_out, n_in)``.
-
-        Raises:
-            UsageError: the samples differ from the plan's in shape, dtype or device.
-        """
-        self._check(x)
-        self.network.draws.told.clear()  # each call is warned of
-        inputs = _inputs(x, args, kwargs, self.dim)
-        if self.replay is not None and inputs.batch <= self.decision.block:
-            return self.replay(inputs)
-        return collect(
-            stream(self.network, inputs, [self.pair], self.choice, keep=True, decisions=[self.decision]),
-            inputs.batch,
-        )
-
-    def _check(self, x: Tensor) -> None:
-        sample = tuple(s for d, s in enumerate(x.shape) if d != self.dim)
-        for name, got, want in (
-            ("sample shape", sample, self.sample),
-            ("dtype", x.dtype, self.dtype),
-            ("device", x.device, self.device),
-        ):
-            if got != want:
-                raise UsageError(f"this plan does not fit: {name} {got}", f"expected {want}", "make a plan for it")
-
-    def __str__(self) -> str:
-        name = f"{self.pair[0]!s} -> {self.pair[1]!s}"
-        groups = self.replay.groups if self.replay is not None else 1
-        return explain(name, self.shape, self.decision, self.compile_s, self.kept_bytes, groups)
-
-    @property
-    def kept_bytes(self) -> int:
-        """Memory for intermediate results that the plan keeps between calls."""
-        return self.replay.kept_bytes if self.replay is not None else 0
-
-    @property
-    def compile_s(self) -> float | None:
-        """Seconds that compiling took; None where nothing was compiled."""
-        return self.replay.compile_s or None if self.replay is not None else None
-
-
-def _choice(method: str, max_memory: int | None, chunk: int | None) -> Choice:
-    for name, value in (("max_memory", max_memory), ("chunk", chunk)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name}={value!r}", "expected a whole number from 1, or None")
-    return Choice(check_method(method), max_memory, chunk)
-
-
-def _inputs(x: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any] | None, dim: int = 0) -> Inputs:
-    if not isinstance(x, Tensor):
-        raise UsageError(f"x is a {type(x).__name__}", "expected a torch.Tensor whose first dimension is the samples")
-    if x.dim() <= dim or x.shape[dim] == 0:
-        raise UsageError(f"x has shape {tuple(x.shape)}", f"expected at least one sample in dimension {dim}")
-    return Inputs((x, *args), dict(kwargs or {}), dim)
+def _choice(method: str, max_memory: int | str | None, chunk: int | None) -> Choice:
+    if chunk is not None:
+        check_count("chunk", chunk, ", or None")
+    return Choice(check_method(method), memory_limit(max_memory), chunk)
 
 
 def setup(
@@ -193,10 +140,10 @@ def setup(
     network = as_network(model)
     pair = (resolve(network, source), resolve(network, target))
     network.tell_doubts()
-    inputs = _inputs(x, args, kwargs)
+    inputs = Inputs.of(x, args, kwargs)
     with computing(network), readable(inputs):
         inputs = find_samples(network, inputs, pair)
-    return network, pair, _inputs(x, args, kwargs, inputs.dim)
+    return network, pair, Inputs.of(x, args, kwargs, inputs.dim)
 
 
 def operator(
@@ -211,10 +158,11 @@ def operator(
     """J as a linear map that is never built; arguments and errors as for ``jacobian``.
 
     Cost: one recorded forward pass, and a backward pass that asks whether samples mix; the operator holds the
-    activations. The first product of each kind adds a few backward passes, which verify it.
+    activations, and copies of ``x`` and of the tensors in ``args`` and ``kwargs``. The first product of each kind adds
+    a few backward passes, which verify it.
     """
     network, pair, inputs = setup(model, x, source, target, args, kwargs)
-    return linearised(network, pair, inputs)
+    return linearised(network, pair, inputs.copied())
 
 
 def linearised(

@@ -14,6 +14,7 @@ from jaccli.kernels import full_precision
 from jaccli.layers.gradient_graph import mend_batch_norm
 from jaccli.memory import available
 from jaccli.methods.base import is_out_of_memory, reason
+from jaccli.names import check_count
 from jaccli.operators.linearised import batching_imported
 from jaccli.passes import AutogradGraph, Evidence, by_columns, by_rows, cotangents, masks, missing_graph
 
@@ -88,8 +89,8 @@ def graph_jacobian(
         tensor([[2., 0.],
                 [0., 4.]])
     """
-    if chunk is not None and chunk < 1:
-        raise UsageError(f"chunk={chunk!r}", "expected a whole number from 1, or None")
+    if chunk is not None:
+        check_count("chunk", chunk, ", or None")
     targets, sources = _named(outputs, "outputs"), _named(inputs, "inputs")
     _check(targets, sources, samples)
     rows: list[Any] = []

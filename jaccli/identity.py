@@ -12,6 +12,7 @@ from torch import Tensor
 from jaccli.errors import UsageError, warn
 from jaccli.layers.record import Inputs
 from jaccli.live import Seen, accumulated, asking, live_pass, site_of
+from jaccli.names import check_count
 from jaccli.operators.magnitude import power_of_two
 from jaccli.recorded import contiguous
 from jaccli.rows import wide
@@ -99,8 +100,7 @@ def _check(towards: str, estimator: str, probes: int) -> None:
     for name, value, known in (("towards", towards, get_args(Towards)), ("estimator", estimator, get_args(Estimator))):
         if value not in known:
             raise UsageError(f"{name} {value!r} is not known", f"expected one of {', '.join(known)}")
-    if probes < 1:
-        raise UsageError(f"probes={probes!r}", "expected a whole number from 1")
+    check_count("probes", probes)
 
 
 def _deviation(
@@ -116,7 +116,7 @@ def _deviation(
 ) -> Tensor:
     wanted = torch.is_grad_enabled()
     network, site = site_of(model, x, names, args, kwargs)
-    inputs = contiguous(Inputs((x, *args), dict(kwargs or {}), site.dim))
+    inputs = contiguous(Inputs.of(x, args, kwargs, site.dim))
     count, there_and_back = (probes if estimator == "hutchinson" else 0), towards == "orthogonal"
     wish = Wish(count, there_and_back and count > 0, "identity" in towards)
     seen = site.look(network, inputs, wish)

@@ -28,8 +28,8 @@ from jaccli.models.stamp import Stamp
 from jaccli.operators.linearised import graph_nodes
 from jaccli.planning import human
 from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare
-from jaccli.replay import Signature, signature
 from jaccli.rows import Rows
+from jaccli.signature import Signature, signature
 from jaccli.slope import Moved
 from jaccli.training_pass import FEWER, memory_told, training_pass
 from jaccli.trusted import Trial, Wish, recorded

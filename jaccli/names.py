@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from numbers import Integral
 from typing import Literal, get_args
 
 from jaccli.errors import UsageError
-from jaccli.wording import worded
+from jaccli.wording import term, worded
 
 MethodName = Literal["auto", "structured", "reverse", "forward", "loop", "replicate", "functional", "finite-difference"]
 # Of J - I, as ``deviation`` gives them and ``--fail-above`` takes them.
@@ -23,9 +24,20 @@ def check_method(name: str) -> MethodName:
     for known in METHOD_NAMES:
         if known == name:
             return known
-    near = difflib.get_close_matches(name, METHOD_NAMES, 1)
+    near = difflib.get_close_matches(str(name), METHOD_NAMES, 1)
     hint = f"did you mean {near[0]!r}?" if near else ""
     raise UsageError(f"method {name!r} is not known", f"expected one of {', '.join(METHOD_NAMES)}", hint)
+
+
+def check_count(name: str, value: object, others: str = "") -> None:
+    """A parameter that is a whole number from 1.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        given = worded("{parameter}", parameter=term(name, repr(value)))
+        raise UsageError(given, f"expected a whole number from 1{others}")
 
 
 def check_compile(wanted: bool, method: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,10 +27,9 @@ from jaccli.operators.faults import is_out_of_memory, reason
 from jaccli.planning import Decision
 from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare
 from jaccli.recorded import Recorded, contiguous, groupings, tensors, threads
+from jaccli.signature import Signature, signature
 from jaccli.stream import Choice, collect, part, stream
 from jaccli.wording import worded
-
-Signature = tuple[Any, ...]
 
 # What is this much faster is faster; else the memory decides. Other kernels cannot put results into rooms.
 CLEARLY = 1.05
@@ -287,10 +285,3 @@ def _warn_of_nonfinite(matrix: Tensor) -> None:
     seen = flat if flat.numel() <= defaults.LOOKED_AT else flat[:: -(-flat.numel() // defaults.LOOKED_AT)]
     if not bool(torch.isfinite(seen.sum())) and not bool(torch.isfinite(seen).all()):
         warn("J has non-finite values")
-
-
-def signature(inputs: Inputs) -> Signature:
-    """What the operators of a program rest on."""
-    rest = tuple(a for a in (*inputs.args, *inputs.kwargs.items()) if not isinstance(a, Tensor))
-    found = tuple((tuple(t.shape), t.dtype, t.device) for t in tensors(inputs))
-    return (found, repr(rest) if len(inputs.args) + len(inputs.kwargs) > 1 else "")

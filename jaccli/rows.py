@@ -13,6 +13,7 @@ from jaccli.errors import UnsupportedError
 from jaccli.operators.faults import is_out_of_memory, reason
 from jaccli.operators.linearised import gradient, gradients
 from jaccli.passes import missing_graph
+from jaccli.wording import worded
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def no_second(error: BaseException) -> UnsupportedError:
     return UnsupportedError(
         f"no second derivative: {text}",
         "expected operators that can be differentiated twice",
-        "estimator='exact' needs only first derivatives where it sees the network's operators",
+        worded("{estimator:exact} needs only first derivatives where it sees the network's operators"),
     )
 
 

@@ -12,8 +12,9 @@ from jaccli.models.network import Network
 from jaccli.operators.faults import is_out_of_memory
 from jaccli.prepare import Pair, computing, exact_attention, readable, record_backward
 from jaccli.rows import Rows
+from jaccli.wording import worded
 
-FEWER = "give fewer samples at a time, or take estimator='hutchinson'"
+FEWER = worded("give fewer samples at a time, or take {estimator:hutchinson}")
 
 
 @contextmanager

@@ -65,9 +65,10 @@ _PYTHON = {
     "dtype": ("its dtype", "model.to(torch.{0}) and x.to(torch.{0})"),
     "arguments": ("args= and kwargs=", 'kwargs={{"{}": …}}'),
     "arch_args": ("arch_args=", 'arch_args={{"{}": …}}'),
-    "several_layers": ("one call takes one pair", ""),
+    "several_layers": ("name one: a call takes one pair", ""),
     "layer_names": ("model.named_modules() has them all", ""),
-    "layer_shapes": ("print(model) shows sizes", ""),
+    "layer_sizes": ("print(model) shows sizes", ""),
+    "layer_calls": ("choose one that the forward pass calls", ""),
     "exact": ("jaccli.jacobian", ""),
 }
 _TEXTS = ("source", "target", "method", "arch", "activation", "towards", "estimator")

@@ -16,7 +16,7 @@ ROOT = Path(jaccli.__file__).parent
 # Each layer may import what stands in the same line or above it.
 LAYERS = [
     ["wording"],
-    ["errors", "names", "defaults", "chatter"],
+    ["errors", "names", "defaults", "chatter", "sizes"],
     ["safety"],
     ["calibration"],
     ["kernels", "dispatch"],
@@ -48,8 +48,9 @@ LAYERS = [
     ["stream"],
     ["sinks", "statistics"],
     ["recorded"],
+    ["signature"],
     ["replay"],
-    ["tuning", "compiling"],
+    ["tuning", "compiling", "planned"],
     ["reference", "api"],
     ["passes"],
     ["existing"],
@@ -144,6 +145,7 @@ def test_methods_know_no_model_and_sinks_no_operator() -> None:
         "jaccli.cli.request",
         "jaccli.errors",
         "jaccli.names",
+        "jaccli.sizes",
         "jaccli.defaults",
         "jaccli.layers.address",
         "jaccli.__main__",

@@ -18,16 +18,18 @@ _SHELL = {
     "compile": ("--compile", "--compile"),
     "several_layers": ("globs and several layers go into --layer", ""),
     "layer_names": ("'jaccli layers MODEL' lists them all", ""),
-    "layer_shapes": ("'jaccli layers MODEL -i INPUT' shows them", ""),
+    "layer_sizes": ("'jaccli layers MODEL -i INPUT' shows sizes", ""),
+    "layer_calls": ("'jaccli layers MODEL -i INPUT' shows which do", ""),
     "exact": ("without --estimate", ""),
 }
 
 
 def flag(word: Term) -> str:
-    """A term as a flag, with its value quoted for the shell."""
+    """A term as a flag, with its value quoted for the shell, unless it is in quotes already."""
     name = "--" + word.name.replace("_", "-")
     forms = _SHELL.get(word.name, (name, name + " {}"))
-    return forms[bool(word.value)].format(shlex.quote(word.value))
+    value = word.value if word.value[:1] in "'\"" else shlex.quote(word.value)
+    return forms[bool(word.value)].format(value)
 
 
 def in_flags(text: str) -> str:

@@ -182,24 +182,6 @@ Tolerance = Annotated[
     ),
 ]
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-
-
-def parse_bytes(text: str | None, flag: str = "--max-memory") -> int | None:
-    """``4GiB``, ``500MB``, ``1e9`` → bytes.
-
-    Raises:
-        UsageError: not a size.
-    """
-    if text is None:
-        return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:e\d+)?)\s*([kmgt]i?)?b?\s*", text.lower())
-    if not match or float(match[1]) <= 0:
-        raise UsageError(f"{flag} {text!r} is not a size", "expected a number with a unit, as 4GiB or 500MB")
-    unit = match[2] or ""
-    return int(float(match[1]) * (_BINARY[unit] if unit.endswith("i") else _UNITS[unit]))
-
 
 def parse_seconds(text: str | None, flag: str = "--timeout") -> float | None:
     """``60s``, ``5m``, ``500ms``, ``1.5h``, ``60`` → seconds.

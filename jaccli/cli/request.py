@@ -10,7 +10,6 @@ from pathlib import Path
 from jaccli.cli.options import (
     check_device,
     check_dtype,
-    parse_bytes,
     parse_chunk,
     parse_count,
     parse_seconds,
@@ -35,6 +34,7 @@ from jaccli.samples.spec import (
 )
 from jaccli.sinks.choose import Format, Kind, check_output, choose_format
 from jaccli.sinks.standard import results
+from jaccli.sizes import memory_limit
 
 # The formats that hold a sparse J.
 SPARSE: tuple[Format, ...] = ("npz", "safetensors")
@@ -171,7 +171,7 @@ def run_request(
     """
     check_method(method)
     check_compile(compile, method)
-    size, seconds = parse_bytes(max_memory), parse_seconds(timeout)
+    size, seconds = memory_limit(max_memory), parse_seconds(timeout)
     return RunRequest(method, parse_chunk(chunk), size, seconds, explain, quiet, no_color, compile)
 
 

@@ -29,6 +29,24 @@ class Inputs:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     dim: int = 0
 
+    @classmethod
+    def of(cls, x: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, dim: int = 0) -> Inputs:
+        """The samples and further arguments of a call.
+
+        Raises:
+            UsageError: they are not what can be passed on.
+        """
+        if not isinstance(x, Tensor):
+            expected = "expected a torch.Tensor whose first dimension is the samples"
+            raise UsageError(f"x is a {type(x).__name__}", expected, "torch.as_tensor(x) makes one")
+        if x.dim() <= dim or x.shape[dim] == 0:
+            raise UsageError(f"x has shape {tuple(x.shape)}", f"expected at least one sample in dimension {dim}")
+        if isinstance(args, Tensor | str) or not isinstance(args, Sequence):
+            raise UsageError(f"args is a {type(args).__name__}", "expected a tuple, as args=(mask,)")
+        if not isinstance(kwargs or {}, Mapping):
+            raise UsageError(f"kwargs is a {type(kwargs).__name__}", "expected a dict, as kwargs={'mask': mask}")
+        return cls((x, *args), dict(kwargs or {}), dim)
+
     @property
     def batch(self) -> int:
         """Number of samples."""
@@ -46,6 +64,11 @@ class Inputs:
 
         args = (apply(self.args[0], self.dim), *(apply(a) for a in self.args[1:]))
         return Inputs(args, {k: apply(v) for k, v in self.kwargs.items()}, self.dim)
+
+    def copied(self) -> Inputs:
+        """With tensors of its own, which later writes to the caller's do not change."""
+        args, kwargs = tree_map_only(Tensor, lambda t: t.detach().clone(), (self.args, dict(self.kwargs)))
+        return Inputs(args, kwargs, self.dim)
 
     def converted(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Inputs:
         """With all tensors, those in containers too, as ``Network.cast`` converts the model's."""

@@ -16,6 +16,9 @@ def resolve(network: Network, name: str) -> Address:
     Raises:
         UsageError: no such layer, and the answer names the nearest; or a glob.
     """
+    if not isinstance(name, str):
+        given = f"a layer is given as an object of type {type(name).__name__}"
+        raise UsageError(given, "expected its name, as 'fc1'", worded("{layer_names}"))
     layers = network.layers()
     address = parse_address(name, layers)
     if address.is_glob and address.path not in layers:

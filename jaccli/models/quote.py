@@ -10,11 +10,13 @@ from itertools import islice
 
 def quote(text: object, limit: int = 80) -> str:
     """``text`` quoted, control characters escaped, the middle left out when it is long."""
-    shown = repr(os.fspath(text) if isinstance(text, os.PathLike) else str(text))
-    if len(shown) <= limit:
-        return shown
+    return cut(repr(os.fspath(text) if isinstance(text, os.PathLike) else str(text)), limit)
+
+
+def cut(text: str, limit: int) -> str:
+    """``text``, the middle left out when it is longer."""
     keep = (limit - 1) // 2
-    return f"{shown[:keep]}…{shown[-keep:]}"
+    return text if len(text) <= limit else f"{text[:keep]}…{text[-keep:]}"
 
 
 def listed(names: Iterable[str], limit: int = 3) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, note
 from jaccli.operators.faults import is_out_of_memory, reason
+from jaccli.wording import worded
 
 # How the names of routes end that take the vectors of a call together.
 BATCHED = ", batched"
@@ -96,7 +97,7 @@ class Routes:
         raise UnsupportedError(
             f"no product {self.product}: {reason(last) if last is not None else 'no route is left'}",
             "expected a model that can be differentiated",
-            "jaccli.jacobian(method='finite-difference') needs no gradients",
+            worded("J itself with {method:finite-difference} needs no gradients"),
         ) from last
 
     def _taken(self, route: Route, vectors: Tensor) -> Tensor | None:

@@ -12,6 +12,8 @@ from torch import Tensor
 Figures = Mapping[str, Tensor]
 # Of a normal distribution, 95 % lie within so many standard deviations.
 NORMAL_95 = 1.959964
+# Samples in the repr of an estimate.
+SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Estimate:
 
     value: Tensor
     stderr: Tensor
+
+    def __repr__(self) -> str:
+        pairs = zip(self.value[:SHOWN].tolist(), self.stderr[:SHOWN].tolist(), strict=True)
+        shown = [f"{value:.6g} ± {error:.2g}" for value, error in pairs]
+        return f"Estimate({', '.join(shown)}{', …' * (len(self.value) > SHOWN)}; {len(self.value)} samples)"
 
 
 def jackknifed(probes: Tensor, figures: Callable[[Tensor], Figures]) -> dict[str, Estimate]:

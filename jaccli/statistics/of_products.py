@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jaccli.errors import UnsupportedError, note, warn
+from jaccli.errors import UnsupportedError, UsageError, note, warn
+from jaccli.names import check_count
 from jaccli.operators.extremes import Extremes, extreme_singular_values
 from jaccli.operators.linear_map import LinearMap
 from jaccli.operators.rescaled import Rescaled, measured, rescaled
@@ -127,9 +129,21 @@ def estimate(
 
     Cost: as many products; the quadrature takes 30 with J and 30 with Jᵀ for each starting vector.
     """
+    _check(a, probes, tolerance)
     found = _estimates(a, effort_of(probes, tolerance, seed), extreme_singular_values(a, 1))
     check_records(_records(found, a.shape[0]), a.shape[1:], "estimate")
     return found
+
+
+def _check(a: object, probes: object, tolerance: object) -> None:
+    if not isinstance(a, LinearMap):
+        given = f"what is to be estimated is an object of type {type(a).__name__}"
+        raise UsageError(given, "expected a linear map", "jaccli.operator(model, x) makes one")
+    if probes is not None:
+        check_count("probes", probes, ", or None")
+    if tolerance is not None and not (isinstance(tolerance, Real) and 0 < float(tolerance) < 1):
+        given = worded("{tolerance:{value}}", value=repr(tolerance))
+        raise UsageError(given, "expected a share between 0 and 1, or None")
 
 
 def _estimates(j: LinearMap, effort: Effort, largest: Extremes) -> dict[str, Estimate]:
