@@ -79,7 +79,6 @@ def _meta(prepared: Prepared, batch: int) -> PairMeta:
 def _provenance(asked: ModelRequest, methods: Mapping[str, str]) -> dict[str, str]:
     """How this J came about."""
     import platform
-    from pathlib import Path
 
     import torch
 
@@ -89,7 +88,7 @@ def _provenance(asked: ModelRequest, methods: Mapping[str, str]) -> dict[str, st
 
     return {
         "model": asked.path,
-        "model_sha256": model_hash(asked.path) if Path(asked.path).is_file() else "",
+        "model_sha256": model_hash(asked.path),
         "pairs": ", ".join(methods),
         "method": ", ".join(dict.fromkeys(methods.values())),
         "jaccli": __version__,

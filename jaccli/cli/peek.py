@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from jaccli.errors import UsageError
+from jaccli.models.candidates import candidates_in
 from jaccli.models.inert import StorageRef, StorageType
 from jaccli.models.pickle_reader import PickleReader
 from jaccli.models.quote import quote
-from jaccli.models.state_dict import Unwrapped, unwrap
 from jaccli.safety.budget import Budget
 
 # A pickle without its tensors is small; a larger one is left to the loader.
@@ -27,7 +27,8 @@ def is_weights(path: Path) -> bool:
     False as well for all that cannot be told here: the loader then says what is wrong.
     """
     try:
-        return isinstance(unwrap(_content(path), path), Unwrapped)
+        found = candidates_in(_content(path))
+        return bool(found) and all(one.module is None for one in found)
     except Exception:
         return False
 

@@ -133,7 +133,6 @@ def _reading(asked: ModelRequest, path: str) -> str:
 def _provenance(asked: ModelRequest, document: Record) -> dict[str, str]:
     import json
     import platform
-    from pathlib import Path
 
     import torch
 
@@ -145,7 +144,7 @@ def _provenance(asked: ModelRequest, document: Record) -> dict[str, str]:
     pairs = document.get("pairs") or [document["pair"]]
     return {
         "model": asked.path,
-        "model_sha256": model_hash(asked.path) if Path(asked.path).is_file() else "",
+        "model_sha256": model_hash(asked.path),
         "pairs": ", ".join(f"{p['source']['layer']}->{p['target']['layer']}" for p in pairs),
         "towards": document["towards"],
         "steps": json.dumps({name: document[name] for name in ("steps", "best_step", "stopped")}),

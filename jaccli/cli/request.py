@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from jaccli.cli.options import (
     check_device,
@@ -20,7 +19,7 @@ from jaccli.errors import UsageError
 from jaccli.layers.address import parse_address
 from jaccli.models.factory import is_spec, parse_arch_args
 from jaccli.models.quote import quote
-from jaccli.models.sniff import sniff
+from jaccli.models.sniff import kind_of
 from jaccli.names import METHOD_NAMES, NORMS, MethodName, check_compile, check_method
 from jaccli.samples.spec import (
     ArgValue,
@@ -107,8 +106,8 @@ def model_request(
     checked = check_device(device), check_dtype(dtype)
     counts = parse_count(seed, "--seed", 0), parse_count(threads, "--threads")
     if not is_spec(path):
-        kind = sniff(Path(path))
-        weights = kind == "safetensors" or (kind == "checkpoint" and not trust and is_weights(Path(path)))
+        file, kind, _ = kind_of(path)
+        weights = kind == "safetensors" or (kind == "checkpoint" and not trust and is_weights(file))
         if weights and arch is None and activation is None:
             raise UsageError(
                 f"{quote(path)} holds weights without a network",

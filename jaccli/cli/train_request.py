@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
 from jaccli.cli.options import parse_count, parse_number
@@ -12,7 +11,7 @@ from jaccli.cli.request import ModelRequest
 from jaccli.errors import UsageError
 from jaccli.models.factory import is_spec
 from jaccli.models.quote import quote
-from jaccli.models.sniff import sniff
+from jaccli.models.sniff import kind_of
 from jaccli.samples.spec import InputSpec, StdinInput, check_input, parse_input
 from jaccli.sinks.choose import check_output
 
@@ -122,7 +121,7 @@ def check_archive(model: ModelRequest, output: str | None) -> None:
     """
     if output is None or not output.lower().endswith(".pt"):
         return
-    if is_spec(model.path) or sniff(Path(model.path)) != "torchscript":
+    if is_spec(model.path) or kind_of(model.path)[1] != "torchscript":
         raise UsageError(
             f"--output {output!r}: .pt is for a TorchScript MODEL, and {quote(model.path)} is none",
             "expected -o NAME.safetensors",

@@ -110,6 +110,15 @@ def rebuild_chain(state: Mapping[str, Tensor], activation: str, path: Path | str
     return load_into(model, state, path)
 
 
+def is_chain(state: Mapping[str, Tensor], *, ordered: bool = True) -> bool:
+    """Whether ``rebuild_chain`` would take ``state``, whose tensors may be without data (``meta``)."""
+    try:
+        shapes, _ = _layers(_without_wrapper(without_infixes(state)[0]), "")
+        return bool(shapes and _order(shapes, "", ordered))
+    except UsageError:
+        return False
+
+
 def _without_wrapper(state: dict[str, Tensor]) -> dict[str, Tensor]:
     prefix = "module."
     if all(name.startswith(prefix) for name in state):

@@ -3,60 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import mmap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jaccli.chatter import chatter
 from jaccli.errors import RefusedError
-from jaccli.models.inert import ArrayShell, Inert, SparseSpec, StorageRef, StorageType, TensorSpec
-from jaccli.models.pickle_reader import PickleReader
+from jaccli.models.candidates import is_tensor
 from jaccli.models.quote import listed, quote, shortened
-from jaccli.models.state_dict import Unwrapped, is_tensor, unwrap
-from jaccli.models.storages import Content, Source, TailSource, TensorMaker, ZipSource
-from jaccli.safety.budget import Budget, BudgetError
-from jaccli.safety.reading import reading
 from jaccli.wording import worded
 
-_MAGIC = 0x1950A86A20F9469CFC6C
 _SAVE_AGAIN = "save model.state_dict() again with torch.save, or as safetensors"
 
 
-def read_state_dict(
-    path: Path, kind: Literal["safetensors", "checkpoint"], *, trust: bool = False
-) -> tuple[dict[str, Tensor] | nn.Module, list[str]]:
-    """The weights in ``path`` and what was done to get at them.
-
-    Tensors are on the CPU, in the file's dtypes, and may be mapped from the file: copy before writing.
-    Only with ``trust`` is the pickle executed; a whole pickled module is then returned as it is.
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Tensors by name.
 
     Raises:
-        RefusedError: damaged, wants code, holds no weights, or several sets of them.
+        RefusedError: the file is damaged.
     """
-    if kind == "safetensors":
-        return _read_safetensors(path), []
-    if trust:
-        return _read_trusted(path)
-    found, inert = read_pickled(path, quote(path))
-    unwrapped = unwrap(found, path)
-    if isinstance(unwrapped, Inert):
-        raise _whole_module(path, type(unwrapped).path)
-    if unwrapped is None:
-        raise _no_weights(path, found, inert)
-    maker = TensorMaker(quote(path))
-    state = {name: maker.make(name, spec) for name, spec in unwrapped.entries.items()}
-    notes = list(unwrapped.notes)
-    if inert:
-        notes.append(f"{path.name}: objects of these types were not loaded: {listed(sorted(inert), 6)}")
-    return state, notes
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -70,134 +38,22 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def read_pickled(path: Path | None, name: str, data: bytes = b"") -> tuple[Any, dict[str, type[Inert]]]:
-    """The object in a file of ``torch.save``, in stand-ins, and the names of those.
-
-    Args:
-        path: the file; None for ``data``.
-        name: of the file, for messages.
-        data: the file's bytes.
-
-    Raises:
-        RefusedError: damaged, of a form that needs code, or more than a file of weights takes.
-        ResourceError: more than there is memory for.
-    """
-    with reading(name), _opened(path, data) as file:
-        head = file.read(2)
-        file.seek(0)
-        if head[:2] != b"PK" and head[:1] != b"\x80":
-            raise _tar_format(name)
-        try:
-            return _Pickles(file, Content(path, data), name).read(zipped=head == b"PK")
-        except BudgetError as error:
-            raise RefusedError(
-                f"{name} holds a pickle that takes {error}",
-                "expected names, tensors and settings",
-                "save model.state_dict() alone, or as safetensors",
-            ) from error
-
-
-@contextlib.contextmanager
-def _opened(path: Path | None, data: bytes) -> Iterator[IO[bytes]]:
-    """A file whose ``read`` takes no more memory than there are bytes, whatever it is asked for."""
-    if path is None:
-        yield io.BytesIO(data)
-        return
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        yield cast("IO[bytes]", mapped)
-
-
-class _Pickles:
-    """The pickles of one file, and those that are nested in them, with one budget."""
-
-    def __init__(self, file: IO[bytes], content: Content, name: str) -> None:
-        self._file, self._content, self._name = file, content, name
-        self._budget = Budget(content.size)
-        self._inert: dict[str, type[Inert]] = {}
-
-    def read(self, *, zipped: bool) -> tuple[Any, dict[str, type[Inert]]]:
-        found = self._zip() if zipped else self._stream(self._file, self._content)
-        return found, self._inert
-
-    def _zip(self) -> Any:
-        source = ZipSource(self._file, self._content, self._name)
-
-        def load_storage(data: tuple[Any, ...]) -> StorageRef:
-            kind, key, _, numel = data[:4]
-            return _ref(source, kind, key, numel)
-
-        source.seek("data.pkl")
-        return self._one(self._file, load_storage)
-
-    def _stream(self, file: IO[bytes], content: Content) -> Any:
-        """A non-zip ``torch.save`` file (three header pickles, the object, the storages) or a plain pickle."""
-        source = TailSource(content)
-
-        def load_storage(data: tuple[Any, ...]) -> StorageRef:
-            kind, key, _, numel, view = data
-            return _ref(source, kind, key, numel, view[1] if view else 0)
-
-        found = self._one(file, load_storage)
-        if found != _MAGIC:
-            return found
-        self._one(file, load_storage)
-        system = self._one(file, load_storage)
-        source.big_endian = isinstance(system, dict) and system.get("little_endian") is False
-        found = self._one(file, load_storage)
-        source.index(file, self._one(file, load_storage))
-        return found
-
-    def _one(self, file: IO[bytes], load_storage: Callable[[tuple[Any, ...]], StorageRef]) -> Any:
-        reader = PickleReader(file, load_storage, self._nested, self._name, self._budget)
-        reader.inert = self._inert
-        return reader.load()
-
-    def _nested(self, data: Any) -> Any:
-        """A storage that ``pickle.dump`` put into a plain pickle as bytes of ``torch.save``."""
-        if not isinstance(data, bytes):
-            raise TypeError("bytes expected")
-        return self._stream(io.BytesIO(data), Content(None, data))
-
-
-def _ref(source: Source, kind: Any, key: Any, numel: Any, first: Any = 0) -> StorageRef:
-    if not isinstance(kind, StorageType) or not isinstance(key, str) or type(numel) is not int:
-        raise TypeError("a storage has a type, a key and a size")
-    if not 0 <= numel < 2**63:
-        raise ValueError("a storage of a size that cannot be")
-    if type(first) is not int or not 0 <= first < 2**63:
-        raise TypeError("a view begins at a number")
-    source.declare(key, kind.dtype, numel)
-    return StorageRef(source, key, kind.dtype, numel, first)
-
-
-def _read_trusted(path: Path) -> tuple[dict[str, Tensor] | nn.Module, list[str]]:
-    """The same with the file's code executed, as the user asked."""
+def read_trusted(path: Path) -> Any:
+    """The object in the file, with its code executed, as the user asked."""
     try:
         # An open file, because torch goes by the name of a path.
         with path.open("rb") as file, contextlib.redirect_stdout(chatter()):
-            found = torch.load(file, map_location="cpu", weights_only=False)
+            return torch.load(file, map_location="cpu", weights_only=False)
     except (Exception, SystemExit) as error:
         raise RefusedError(
             f"{quote(path)} cannot be loaded: {shortened(error)}",
             "its code needs the modules that it was saved with",
             "run where they can be imported, or " + _SAVE_AGAIN,
         ) from None
-    unwrapped = unwrap(found, path)
-    if isinstance(unwrapped, nn.Module):
-        text = "{file}: a whole pickled module was loaded, its code executed ({trust:True})"
-        return unwrapped, [worded(text, file=path.name)]
-    if not isinstance(unwrapped, Unwrapped):
-        raise _no_weights(path, found, {})
-    maker = TensorMaker(quote(path))
-    made = (TensorSpec, SparseSpec, ArrayShell)
-    state = {
-        name: maker.make(name, spec) if isinstance(spec, made) else torch.as_tensor(spec)
-        for name, spec in unwrapped.entries.items()
-    }
-    return state, unwrapped.notes
 
 
-def _whole_module(path: Path, name: str) -> RefusedError:
+def whole_module(path: Path, name: str) -> RefusedError:
+    """The error for a module that only its own code can make."""
     return RefusedError(
         f"{quote(path)} is a whole pickled module: it needs the code of {quote(name)}",
         "expected a state dict, which needs no code to load",
@@ -205,7 +61,8 @@ def _whole_module(path: Path, name: str) -> RefusedError:
     )
 
 
-def _no_weights(path: Path, found: object, inert: Mapping[str, object]) -> RefusedError:
+def no_weights(path: Path, found: object, inert: Mapping[str, object]) -> RefusedError:
+    """The error for a file without names and tensors."""
     if is_tensor(found):
         return RefusedError(
             f"{quote(path)} holds one tensor without a name: an input, not a model",
@@ -219,11 +76,3 @@ def _no_weights(path: Path, found: object, inert: Mapping[str, object]) -> Refus
             worded("save model.state_dict(); or {trust:True}, if you trust the file to run code"),
         )
     return RefusedError(f"{quote(path)} holds no state dict", "expected a dict of names and tensors", _SAVE_AGAIN)
-
-
-def _tar_format(name: str) -> RefusedError:
-    return RefusedError(
-        f"{name} is in the tar format of PyTorch 0.1, which cannot be read without running code",
-        "expected a file of torch.save from PyTorch 0.2 or later",
-        worded("save it again from a newer PyTorch; or {trust:True}, if you trust the file to run code"),
-    )

@@ -7,15 +7,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jaccli.errors import JaccliError, RefusedError, UsageError, note
+from jaccli.errors import RefusedError, UsageError, note
 from jaccli.models.factory import build, is_spec
+from jaccli.models.file_key import path_of
 from jaccli.models.quote import quote
-from jaccli.models.sniff import EXPECTED, sniff
+from jaccli.models.sniff import EXPECTED, kind_of
 from jaccli.safety.reading import reading
 from jaccli.wording import worded
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from jaccli.models.architecture import Architecture
 
 
 def load_model(
@@ -31,7 +34,8 @@ def load_model(
 
     Args:
         path_or_spec: a TorchScript archive, a ``torch.export`` archive, a state dict (safetensors or
-            ``torch.save``), or ``package.module:callable`` or ``path/file.py:callable`` for fresh weights.
+            ``torch.save``; ``file[key]`` chooses one of several in it), or ``package.module:callable`` or
+            ``path/file.py:callable`` for fresh weights.
         arch: for a state dict, what makes the network: a SPEC, a callable, or a module, which is copied.
         arch_args: keyword arguments for ``arch``, or for the SPEC.
         activation: for a state dict of a plain chain of linear layers, the activation between them.
@@ -45,9 +49,7 @@ def load_model(
     text = os.fspath(path_or_spec)
     if is_spec(text):
         return _fresh(text, arch, arch_args, activation, seed)
-    path = Path(text)
-    with reading(quote(path), EXPECTED):
-        kind = sniff(path)
+    path, kind, key = kind_of(text)
     if kind in ("torchscript", "exported") and (arch is not None or activation is not None or arch_args):
         what = "a TorchScript archive" if kind == "torchscript" else "a torch.export archive"
         text = "{file} is {what} and holds its own architecture; {arch} and {activation} are not used"
@@ -62,14 +64,22 @@ def load_model(
 
         with reading(quote(path), EXPECTED):
             return load_exported(path, trust=trust)
-    return _from_weights(path, kind, arch, arch_args, activation, trust, seed)
+    from jaccli.models.architecture import Architecture
+
+    architecture = Architecture(arch, arch_args, activation, seed, ordered=kind == "checkpoint")
+    return _from_weights(path, key, kind, architecture, trust)
 
 
 def model_hash(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of the file, in hexadecimal: its identity in provenance. One pass over the file."""
+    """SHA-256 of the file of a MODEL, in hexadecimal: its identity in provenance; empty where there is no file.
+
+    Cost: one pass over the file.
+    """
     import hashlib
 
-    with open(path, "rb") as file:
+    if not os.path.isfile(path_of(path)):
+        return ""
+    with open(path_of(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -102,63 +112,24 @@ def _fresh(
 
 def _from_weights(
     path: Path,
+    key: str | None,
     kind: Literal["safetensors", "checkpoint"],
-    arch: str | Callable[..., Any] | nn.Module | None,
-    arch_args: Mapping[str, Any] | None,
-    activation: str | None,
+    architecture: Architecture,
     trust: bool,
-    seed: int | None,
 ) -> nn.Module:
-    from torch import nn
+    from jaccli.models.architecture import without_network
+    from jaccli.models.contents import read_contents
 
-    from jaccli.models.checkpoint import read_state_dict
-
-    if arch is not None and activation is not None:
-        raise UsageError(worded("{arch} and {activation} are both given"), "expected one of them", "leave one out")
-    if activation is None and arch is None and arch_args:
-        raise UsageError(worded("{arch_args} is given without {arch}"), "", worded("name the network with {arch}"))
     with reading(quote(path), EXPECTED):
-        state, notes = read_state_dict(path, kind, trust=trust)
+        contents = read_contents(path, kind, trust=trust)
+    every = contents.candidates(key)
+    if not architecture.is_known and all(one.module is None for one in every):
+        raise without_network(path)
+    chosen, notes = contents.select(key, architecture.fits if architecture.is_known else None)
     for text in notes:
         note(text)
-    if isinstance(state, nn.Module):
-        return state.eval()
-    if activation is not None:
-        from jaccli.models.chain import rebuild_chain
-
-        with reading(quote(path)):
-            return rebuild_chain(state, activation, path, ordered=kind == "checkpoint").eval()
-    if arch is None:
-        raise UsageError(
-            f"{quote(path)} holds weights without a network",
-            worded("expected {arch:package.module:callable} or {arch:file.py:callable}"),
-            worded("or {activation:tanh}, or another, if it is a plain chain of linear layers"),
-        )
-    from jaccli.models.state_dict_load import load_into
-
-    network = _network(arch, arch_args, seed)
-    with reading(quote(path)):
-        return load_into(network, state, path).eval()
-
-
-def _network(
-    arch: str | Callable[..., Any] | nn.Module, arch_args: Mapping[str, Any] | None, seed: int | None
-) -> nn.Module:
-    """The network to load into; one that was handed over is copied, so that it stays as it is."""
-    import copy
-
-    from torch import nn
-
-    model = build(arch, arch_args, seed)
-    if not isinstance(arch, nn.Module):
-        return model
-    try:
-        return copy.deepcopy(model)
-    except JaccliError:
-        raise
-    except Exception:
-        raise RefusedError(
-            f"the module given as arch ({type(model).__name__}) cannot be copied",
-            "expected one that copy.deepcopy takes",
-            "give a function that makes it",
-        ) from None
+    if chosen.module is not None:
+        module: nn.Module = chosen.module.eval()
+        return module
+    where = f"{path}[{chosen.key}]" if chosen.key and len(every) > 1 else str(path)
+    return architecture.load(contents.state(chosen), where).eval()

@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from jaccli.errors import RefusedError
+from jaccli.errors import RefusedError, UsageError
+from jaccli.models.factory import is_spec
+from jaccli.models.file_key import split_key
 from jaccli.models.foreign import foreign_magic, foreign_text, is_onnx
 from jaccli.models.quote import listed, nearest, quote
 from jaccli.safety.archives import open_archive
@@ -51,6 +53,29 @@ def sniff(path: Path) -> Kind:
     )
 
 
+def kind_of(model: str) -> tuple[Path, Kind, str | None]:
+    """A MODEL that is no SPEC: ``FILE`` or ``FILE[KEY]`` → the file, its kind, and the key.
+
+    Raises:
+        UsageError: there is a key, and nothing to choose from.
+        RefusedError: as ``sniff``.
+    """
+    file, key = split_key(model)
+    if key == "" or not file:
+        raise UsageError(f"the model {quote(model)} has no {'key' if file else 'file'}", "expected FILE or FILE[KEY]")
+    if key is not None and is_spec(file):
+        raise UsageError(f"the model {quote(file)} is code, which has no key {quote(key)}", "expected it without [KEY]")
+    kind = sniff(Path(file))
+    if key is not None and kind in _WHOLE:
+        raise UsageError(
+            f"{quote(file)} is {_WHOLE[kind]}: one model, without keys",
+            "expected [KEY] with a file of several state dicts",
+            f"leave {quote(f'[{key}]')} out",
+        )
+    return Path(file), kind, key
+
+
+_WHOLE: dict[str, str] = {"torchscript": "a TorchScript archive", "exported": "a torch.export archive"}
 _ONNX = (
     "an ONNX model, which PyTorch cannot run",
     worded("give the PyTorch network it was exported from: its state dict with {arch}, TorchScript or .pt2"),

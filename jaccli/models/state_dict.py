@@ -1,151 +1,21 @@
-"""Finding the state dict in a checkpoint, and making its names those of the model."""
+"""Making the names in a state dict those of the model. Needs no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from jaccli.errors import RefusedError
-from jaccli.models.inert import ArrayShell, Inert, SparseSpec, TensorSpec
-from jaccli.models.quote import listed, quote
+from jaccli.models.choice import plain_of, several
+from jaccli.models.quote import quote
 
 T = TypeVar("T")
 
-# In order of preference, where several hold tensors: the plain weights before their moving average.
-WRAPPERS = (
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "model",
-    "net",
-    "params",
-    "module",
-    "network",
-    "weights",
-    "net_state_dict",
-    "generator",
-    "netG",
-    "params_ema",
-    "state_dict_ema",
-    "model_ema",
-    "ema_state_dict",
-    "ema",
-    "g_ema",
-)
-# These hold tensors that are not weights.
-_NOT_WEIGHTS = (
-    "optim",
-    "sched",
-    "scaler",
-    "rng",
-    "callback",
-    "loop",
-    "amp",
-    "hyper",
-    "args",
-    "config",
-    "criterion",
-)
 # Parts of a path that wrappers put anywhere into it.
 _INFIXES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-# A prefix that may be taken off without asking which of several was meant.
-_KNOWN_PREFIXES = ("", "module.", "model.", "net.", "network.")
-_MAX_DEPTH = 5
-
-
-@dataclass
-class Unwrapped:
-    """Names and tensors (or what stands for them), in the file's order."""
-
-    entries: dict[str, Any]
-    notes: list[str] = field(default_factory=list)
-
-
-def unwrap(found: Any, path: Path) -> Unwrapped | Any | None:
-    """The state dict within ``found``; a module (or its stand-in) as it is; None if there is neither.
-
-    Raises:
-        RefusedError: several entries could be meant.
-    """
-    keys: list[str] = []
-    for _ in range(_MAX_DEPTH):
-        if _is_module(found):
-            return found
-        if not isinstance(found, Mapping):
-            return None
-        inner = [key for key, value in dict.items(_plain(found)) if isinstance(key, str) and _holds(value)]
-        tensors = {key: value for key, value in _plain(found).items() if is_tensor(value)}
-        key = _choose(inner, bool(tensors), path)
-        if key is None:
-            return _result(tensors, found, keys, path) if tensors else None
-        keys.append(key)
-        others = [name for name in inner if name != key and name in WRAPPERS]
-        if others:
-            keys[-1] = f"{key} (not {', '.join(others)})"
-        found = _plain(found)[key]
-    return None
-
-
-def _plain(mapping: Any) -> dict[Any, Any]:
-    return mapping if isinstance(mapping, dict) else dict(mapping)
-
-
-def is_tensor(value: Any) -> bool:
-    """Whether this is, or stands for, a tensor or an array of numbers."""
-    if isinstance(value, ArrayShell):
-        return value.data is not None and getattr(value.dtype, "code", "O")[:1] in "fiubc"
-    if isinstance(value, (TensorSpec, SparseSpec)):
-        return True
-    return type(value).__module__ in ("torch", "torch.nn.parameter", "numpy") and hasattr(value, "shape")
-
-
-def _is_module(value: Any) -> bool:
-    if isinstance(value, Inert):
-        return value.is_module()
-    return hasattr(value, "named_parameters") and hasattr(value, "forward")
-
-
-def _holds(value: Any, depth: int = 3, seen: set[int] | None = None) -> bool:
-    """Whether tensors with names, or a module, are in ``value``."""
-    if _is_module(value):
-        return True
-    # A dict may hold itself many times: each is looked at once.
-    seen = set() if seen is None else seen
-    if not isinstance(value, Mapping) or depth == 0 or id(value) in seen:
-        return False
-    seen.add(id(value))
-    entries = list(_plain(value).items())
-    return any(isinstance(key, str) and (is_tensor(one) or _holds(one, depth - 1, seen)) for key, one in entries)
-
-
-def _choose(inner: list[str], has_tensors: bool, path: Path) -> str | None:
-    """Which entry to go into; None to stay."""
-    for key in WRAPPERS:
-        if key in inner:
-            return key
-    if has_tensors:
-        return None
-    weights = [key for key in inner if not any(part in key.lower() for part in _NOT_WEIGHTS)]
-    if len(weights) > 1:
-        raise RefusedError(
-            f"{quote(path)} holds several state dicts: {listed(weights, 5)}",
-            "expected one, or one of them under 'state_dict' or 'model'",
-            "save the one that you mean in a file of its own",
-        )
-    return weights[0] if weights else None
-
-
-def _result(tensors: dict[Any, Any], found: Any, keys: list[str], path: Path) -> Unwrapped:
-    named = {key: value for key, value in tensors.items() if isinstance(key, str)}
-    notes = []
-    if keys:
-        notes.append(f"{path.name}: the weights are under {quote(' / '.join(keys))}")
-    rest = [str(key) for key in _plain(found) if key not in named and not str(key).endswith("_extra_state")]
-    if rest:
-        notes.append(f"{path.name}: loaded past {len(rest)} entries that are no tensors: {listed(rest)}")
-    return Unwrapped(named, notes)
+# Usual prefixes, taken where putting one on would do as well.
+_KNOWN_PREFIXES = ("module.", "model.", "net.", "network.")
+_MAX_PREFIX_PARTS = 3
 
 
 def without_infixes(state: Mapping[str, T], wanted: Iterable[str] = ()) -> tuple[dict[str, T], list[str]]:
@@ -163,19 +33,31 @@ def without_infixes(state: Mapping[str, T], wanted: Iterable[str] = ()) -> tuple
     return result, notes
 
 
-def match_names(state: Mapping[str, T], wanted: Iterable[str], path: Path | str) -> tuple[dict[str, T], list[str]]:
+def match_names(
+    state: Mapping[str, T],
+    wanted: Iterable[str],
+    path: Path | str,
+    fits: Callable[[T, str], bool] = lambda value, model_name: True,
+) -> tuple[dict[str, T], list[str]]:
     """``state`` under the names that the model uses: a prefix taken off or put on, parametrizations renamed.
 
+    Args:
+        state: names and anything.
+        wanted: the names that the model uses.
+        path: of the file, for messages.
+        fits: whether an entry has the shape of the model's tensor of that name.
+
     Raises:
-        RefusedError: two prefixes fit equally well and none of them is a usual one.
+        UsageError: the model is there under two prefixes, and neither is a moving average of the other.
     """
     names = list(wanted)
     state, notes = without_infixes(state, names)
-    best = _best_prefix(state, names, path)
+    best, others = _best_prefix(state, names, path, fits)
     if best.startswith("-"):
         prefix = best[1:]
         state = {name[len(prefix) :] if name.startswith(prefix) else name: v for name, v in _last(state, prefix)}
-        notes.append(f"the prefix {quote(prefix)} was taken off the names")
+        but = f" (not {', '.join(map(quote, others[:3]))}, which fit too)" if others else ""
+        notes.append(f"the prefix {quote(prefix)} was taken off the names{but}")
     elif best:
         state = {best + name: value for name, value in state.items()}
         notes.append(f"the prefix {quote(best)} was put before the names")
@@ -187,34 +69,57 @@ def _last(state: Mapping[str, T], prefix: str) -> list[tuple[str, T]]:
     return sorted(state.items(), key=lambda entry: entry[0].startswith(prefix))
 
 
-def _prefixes(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:count]) + "." for count in range(1, min(4, len(parts)))]
+def _splits(name: str) -> Iterator[tuple[str, str]]:
+    """``a.b.c`` → (``a.``, ``b.c``), (``a.b.``, ``c``): the prefixes that may be cut off, and what is left."""
+    cut = -1
+    for _ in range(_MAX_PREFIX_PARTS):
+        cut = name.find(".", cut + 1)
+        if cut < 0:
+            return
+        yield name[: cut + 1], name[cut + 1 :]
 
 
-def _best_prefix(state: Mapping[str, T], names: list[str], path: Path | str) -> str:
-    """``-p`` to take ``p`` off, ``p`` to put it on, empty to leave the names."""
-    wanted = set(names)
-    scores = {"": len(wanted & state.keys())}
-    if scores[""] < len(wanted):
-        # Name by name: prefix by prefix takes the square of their number.
-        for sign, longer, shorter in (("-", state, wanted), ("", wanted, state)):
-            for name in longer:
-                for prefix in _prefixes(name):
-                    scores[sign + prefix] = scores.get(sign + prefix, 0) + (name[len(prefix) :] in shorter)
+def _scores(state: Mapping[str, T], names: list[str], fits: Callable[[T, str], bool]) -> dict[str, tuple[int, int]]:
+    """How many names each prefix makes the model's, and how many of those have its shapes."""
+    wanted, scores = set(names), {"": [0, 0]}  # one pass over the names: a file may hold 100,000
+
+    def count(prefix: str, name: str, model_name: str) -> None:
+        score = scores.setdefault(prefix, [0, 0])
+        score[0] += 1
+        score[1] += fits(state[name], model_name)
+
+    for name in state:
+        if name in wanted:
+            count("", name, name)
+    if scores[""][0] < len(wanted):
+        for name in state:
+            for prefix, rest in _splits(name):
+                if rest in wanted:
+                    count("-" + prefix, name, rest)
+        for model_name in names:
+            for prefix, rest in _splits(model_name):
+                if rest in state:
+                    count(prefix, rest, model_name)
+    return {prefix: (named, fitting) for prefix, (named, fitting) in scores.items()}
+
+
+def _best_prefix(
+    state: Mapping[str, T], names: list[str], path: Path | str, fits: Callable[[T, str], bool]
+) -> tuple[str, list[str]]:
+    """``-p`` to take ``p`` off, ``p`` to put it on, empty to leave the names; and the other prefixes that fit."""
+    scores = _scores(state, names, fits)
     top = max(scores.values())
     best = [prefix for prefix, score in scores.items() if score == top]
-    for prefix in _KNOWN_PREFIXES:
-        for signed in ("-" + prefix if prefix else "", prefix):
-            if signed in best:
-                return signed
-    if len(best) > 1 and all(one.startswith("-") for one in best):
-        raise RefusedError(
-            f"{quote(path)} holds the model {len(best)} times, under {listed(one[1:] for one in best)}",
-            "expected it once",
-            "save the one that you mean in a file of its own",
-        )
-    return best[0]
+    if "" in best:
+        return "", []
+    off = [prefix[1:] for prefix in best if prefix.startswith("-")]
+    if len(off) < len(best) or len(off) == 1:
+        known = [sign + prefix for prefix in _KNOWN_PREFIXES for sign in ("-", "") if sign + prefix in best]
+        return (known or best)[0], []
+    plain = [off[at] for at in plain_of([(prefix,) for prefix in off])]
+    if len(plain) > 1 and 2 * top[0] >= len(names):
+        raise several(path, [prefix.rstrip(".") for prefix in plain])
+    return "-" + plain[0], [prefix for prefix in off if prefix != plain[0]]
 
 
 # Old names of weight_norm and spectral_norm, and those of torch.nn.utils.parametrizations.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from jaccli.errors import RefusedError, note, warn
+from jaccli.errors import RefusedError, UsageError, note, warn
 from jaccli.models.dtypes import floating_dtype, is_whole
 from jaccli.models.eager import cast_in_place
 from jaccli.models.quote import listed, nearest, quote, shortened
@@ -31,7 +31,7 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path | str =
             where real ones are.
     """
     target = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
-    matched, notes = match_names(state, target, path)
+    matched, notes = match_names(state, target, path, lambda value, name: _has_shape(value, target[name]))
     _check_shapes(matched, target, path)
     notes += _take_dtype(module, matched, target, path)
     matched = {name: _same_rank(value, target.get(name)) for name, value in matched.items()}
@@ -45,8 +45,7 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path | str =
             _RIGHT_ARCH,
         ) from None
     counters = [name for name in target.keys() - matched.keys() if _is_counter(name)]
-    missing = [name for name in result.missing_keys if name in target and not _is_counter(name)]
-    _check_missing(missing, matched, target, path)
+    _check_missing(matched, target, path)
     if counters:
         notes.append(f"num_batches_tracked is missing for {len(counters)} layers, as in old files: harmless")
     extra = [name for name in result.unexpected_keys if not name.endswith("_extra_state")]
@@ -57,13 +56,36 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path | str =
     return module
 
 
+def fits_into(module: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether ``load_into`` would take ``state``, whose tensors may be without data (``meta``)."""
+    target = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    distinct = {_place(value) for name, value in target.items() if not _is_counter(name)}
+    if len(state) < len(distinct):
+        return False
+    try:
+        matched, _ = match_names(state, target, "", lambda value, name: _has_shape(value, target[name]))
+    except UsageError:  # it fits more than once
+        return True
+    if _missing(matched, target):
+        return False
+    return all(
+        _has_shape(value, target[name]) and _has_kind(value, target[name])
+        for name, value in matched.items()
+        if name in target
+    )
+
+
+def _has_kind(value: Tensor, target: Tensor) -> bool:
+    if is_whole(target):
+        return True
+    return not is_whole(value) and (target.is_complex() or not value.is_complex())
+
+
 def _check_shapes(state: Mapping[str, Tensor], target: Mapping[str, Tensor], path: Path | str) -> None:
     wrong = [
         (name, tuple(value.shape), tuple(target[name].shape))
         for name, value in state.items()
-        if name in target and not is_lazy(target[name]) and value.shape != target[name].shape
-        # A single number was of one dimension before PyTorch 0.4.
-        if not (value.numel() == target[name].numel() == 1 and value.dim() + target[name].dim() == 1)
+        if name in target and not _has_shape(value, target[name])
     ]
     if wrong:
         name, here, there = wrong[0]
@@ -73,6 +95,13 @@ def _check_shapes(state: Mapping[str, Tensor], target: Mapping[str, Tensor], pat
             f"expected {there}{more}",
             _RIGHT_ARCH,
         )
+
+
+def _has_shape(value: Tensor, target: Tensor) -> bool:
+    if is_lazy(target) or value.shape == target.shape:
+        return True
+    # A single number was of one dimension before PyTorch 0.4.
+    return value.numel() == target.numel() == 1 and value.dim() + target.dim() == 1
 
 
 def _same_rank(value: Tensor, target: Tensor | None) -> Tensor:
@@ -123,12 +152,15 @@ def _short(dtype: torch.dtype | None) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _check_missing(
-    missing: list[str], state: Mapping[str, Tensor], target: Mapping[str, Tensor], path: Path | str
-) -> None:
-    """Refuse what is missing, unless another name of the same tensor is there."""
+def _missing(state: Collection[str], target: Mapping[str, Tensor]) -> list[str]:
+    """Names that the model needs and ``state`` lacks: no counters, and no other name of a tensor that is there."""
     loaded = {_place(target[name]) for name in state if name in target}
-    missing = [name for name in missing if is_lazy(target[name]) or _place(target[name]) not in loaded]
+    lacking = [name for name in target if name not in state and not _is_counter(name)]
+    return [name for name in lacking if is_lazy(target[name]) or _place(target[name]) not in loaded]
+
+
+def _check_missing(state: Mapping[str, Tensor], target: Mapping[str, Tensor], path: Path | str) -> None:
+    missing = _missing(state, target)
     if missing:
         near = nearest(missing[0], state)
         raise RefusedError(

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import JaccliError, RefusedError, UsageError
-from jaccli.models.checkpoint import read_pickled
 from jaccli.models.inert import ArrayShell, SparseSpec, TensorSpec
+from jaccli.models.pickled import read_pickled
 from jaccli.models.quote import listed
 from jaccli.models.storages import TensorMaker
 from jaccli.safety.archives import open_archive

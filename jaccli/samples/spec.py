@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
 from jaccli.errors import RefusedError, UsageError, note
+from jaccli.models.file_key import split_key
 from jaccli.models.quote import nearest
 
 Distribution: TypeAlias = Literal["normal", "uniform"]
@@ -79,7 +80,7 @@ def parse_input(text: str, flag: str = "--input") -> InputSpec:
     """
     if text.startswith("random:"):
         return _parse_random(text, flag)
-    path, key = _split_key(text)
+    path, key = split_key(text)
     if not path or key == "":
         raise UsageError(
             f"{flag} {text!r}: a file name or a key is missing",
@@ -113,19 +114,6 @@ def check_input(spec: InputSpec) -> None:
         raise RefusedError(f"{path!r} is a folder: {spec.key!r} cannot be taken from it")
     if not os.access(path, os.R_OK):
         raise RefusedError(f"no permission to read {path!r}")
-
-
-def _split_key(text: str) -> tuple[str, str | None]:
-    """``file[key]`` → the two; an existing file whose name really ends in ``]`` wins."""
-    if not text.endswith("]") or os.path.lexists(text):
-        return text, None
-    cuts = [match.start() for match in re.finditer(r"\[", text)]
-    if not cuts:
-        return text, None
-    for cut in cuts:
-        if text[:cut] == "-" or (os.path.exists(text[:cut]) and not os.path.isdir(text[:cut])):
-            return text[:cut], text[cut + 1 : -1]
-    return text[: cuts[-1]], text[cuts[-1] + 1 : -1]
 
 
 def _parse_random(text: str, flag: str) -> RandomInput:

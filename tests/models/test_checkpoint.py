@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from jaccli.errors import JaccliNote, RefusedError
-from jaccli.models.checkpoint import read_state_dict
+from jaccli.errors import JaccliNote, RefusedError, UsageError
+from jaccli.models.contents import read_state_dict
 from jaccli.models.state_dict_load import load_into
 
 ZIP = {}
@@ -113,7 +113,7 @@ def test_the_plain_weights_are_taken_before_their_average_and_told(tmp_path):
 
 def test_several_state_dicts_without_a_usual_name_are_refused(tmp_path):
     torch.save({"left": state(0), "right": state(1)}, tmp_path / "m")
-    with pytest.raises(RefusedError, match="several state dicts: 'left', 'right'"):
+    with pytest.raises(UsageError, match="several state dicts that can be meant: 'left', 'right'"):
         read(tmp_path / "m")
 
 
@@ -398,7 +398,9 @@ def test_a_prefix_is_put_on_when_the_model_has_it():
 
 def test_of_a_student_and_a_teacher_neither_is_guessed():
     both = {f"{who}.{name}": value for who in ("student", "teacher") for name, value in state().items()}
-    with pytest.raises(RefusedError, match=r"holds the model 2 times, under 'student\.', 'teacher\.'"):
+    with pytest.raises(
+        UsageError, match=r"several .*: 'student', 'teacher'\nexpected MODEL\[KEY\], as 'm\.pt\[student\]'"
+    ):
         load_into(Net(), both, "m.pt")
 
 

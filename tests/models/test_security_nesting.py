@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from jaccli.errors import RefusedError
-from jaccli.models.checkpoint import read_state_dict
+from jaccli.models.contents import read_state_dict
 from jaccli.models.exported import load_exported
 from jaccli.models.pickle_shape import check_depth
 from jaccli.models.ration import rationed

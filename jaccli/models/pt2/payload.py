@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import RefusedError
-from jaccli.models.checkpoint import read_pickled
 from jaccli.models.inert import TensorSpec
+from jaccli.models.pickled import read_pickled
 from jaccli.models.quote import listed, quote
 from jaccli.models.storages import TensorMaker
 

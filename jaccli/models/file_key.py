@@ -1,0 +1,24 @@
+"""``FILE[KEY]``: a file, and the name of one of several things in it. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+import re
+
+
+def split_key(text: str) -> tuple[str, str | None]:
+    """``file[key]`` → the two; an existing file whose name really ends in ``]`` wins."""
+    if not text.endswith("]") or os.path.lexists(text):
+        return text, None
+    cuts = [match.start() for match in re.finditer(r"\[", text)]
+    if not cuts:
+        return text, None
+    for cut in cuts:
+        if text[:cut] == "-" or (os.path.exists(text[:cut]) and not os.path.isdir(text[:cut])):
+            return text[:cut], text[cut + 1 : -1]
+    return text[: cuts[-1]], text[cuts[-1] + 1 : -1]
+
+
+def path_of(text: str | os.PathLike[str]) -> str:
+    """The file alone of ``FILE[KEY]``."""
+    return split_key(os.fspath(text))[0]
