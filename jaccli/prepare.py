@@ -19,6 +19,7 @@ from jaccli.layers.misread import misread
 from jaccli.layers.record import Held, Inputs, Record, record
 from jaccli.methods.base import is_out_of_memory, nudged, reason
 from jaccli.models.network import Network
+from jaccli.models.packed import no_derivative
 from jaccli.operators.differences import Differences
 from jaccli.operators.linearised import Linearised, Live, graph_nodes
 from jaccli.operators.rounding import Rounding, rounding
@@ -293,6 +294,8 @@ def _prepared(network: Network, taken: Record, pair: Pair, graph: bool, probe: b
         prepared.connected = moved is None or not torch.equal(moved, linear.value)
     if not prepared.connected:
         prepared.why_zero = _why_zero(linear, source, target)
+        if network.packed and prepared.why_zero != _BEFORE:
+            raise no_derivative(network.packed)
     return prepared
 
 
@@ -335,13 +338,14 @@ def probe_first_sample(prepared: Prepared) -> None:
 def _why_zero(linear: Linearised, source: Held, target: Held) -> str:
     """No path: is it so, or does the graph hide one (detach, no_grad, integers between)?"""
     if target.order < source.order and source.place.address.path != INPUT:
-        return "the target is computed before the source"
+        return _BEFORE
     moved = value_at(linear, nudged(linear.point))
     if moved is None or torch.equal(moved, linear.value):
         return "no path leads from the source to the target"
     return _HIDDEN
 
 
+_BEFORE = "the target is computed before the source"
 _HIDDEN = "the target moves with the source, but no gradient flows (detach, no_grad, rounding or an integer between)"
 
 

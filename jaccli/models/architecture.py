@@ -12,7 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from jaccli.errors import JaccliError, RefusedError, UsageError
+from jaccli.models.candidates import Candidate
 from jaccli.models.factory import build
+from jaccli.models.packed import is_packed_name, packed_file, refuse_packed
 from jaccli.models.quote import quote
 from jaccli.wording import worded
 
@@ -73,6 +75,19 @@ class Architecture:
         from jaccli.models.state_dict_load import fits_into
 
         return fits_into(self.network, state)
+
+    def check_floats(self, path: Path, chosen: Candidate) -> None:
+        """Whether the weights are numbers that gradients go through.
+
+        Raises:
+            RefusedError: they are packed into integers, and the network has no such names itself.
+        """
+        if chosen.packed:
+            raise packed_file(path, f"a tensor of packed integers: {quote(chosen.packed[0], 60)}")
+        names = [*chosen.entries, *chosen.rest]
+        if any(is_packed_name(name) for name in names):
+            own = self.network.state_dict() if self.arch is not None else {}
+            refuse_packed(path, names, [name for name, value in own.items() if isinstance(value, Tensor)])
 
     def load(self, state: Mapping[str, Tensor], path: str) -> nn.Module:
         """The network with these weights; ``path`` is for messages.

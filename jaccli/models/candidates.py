@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaccli.models.inert import ArrayShell, Inert, SparseSpec, TensorSpec
+from jaccli.models.inert import ArrayShell, Inert, PackedSpec, SparseSpec, TensorSpec
 
 _MAX_DEPTH = 5
 # Words that say that the tensors below a key are not weights: how a word begins, and whole words.
@@ -16,6 +16,7 @@ _NOT_WEIGHTS = re.compile(
 )
 # Keys of an optimizer that keeps its state under the names of the weights.
 _MOMENTS = re.compile(r"(exp_avg(_sq)?|momentum(_buffers?)?|velocity|grad(ient)?s?)")
+_QUANTIZED = re.compile(r"(torchao|optimum\.quanto|quanto|bitsandbytes)\.")
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Candidate:
         entries: names and tensors (or what stands for them), in the file's order.
         module: the pickled module, or its stand-in.
         rest: keys beside the tensors, whose values are no tensors.
+        packed: those of them whose values are tensors of packed integers.
         prefix: what was cut off the names, because the user asked for those that begin so.
     """
 
@@ -34,6 +36,7 @@ class Candidate:
     entries: dict[str, Any] = field(default_factory=dict)
     module: Any = None
     rest: tuple[str, ...] = ()
+    packed: tuple[str, ...] = ()
     prefix: str = ""
 
     @property
@@ -72,9 +75,10 @@ def candidates_in(found: Any, path: tuple[str, ...] = ()) -> list[Candidate]:
         seen.add(id(value))
         items = list(_items(value))
         tensors = {key: one for key, one in items if isinstance(key, str) and is_tensor(one)}
-        if tensors:
+        packed = tuple(key for key, one in items if isinstance(key, str) and _is_packed(one))
+        if tensors or packed:
             rest = tuple(str(key) for key, _ in items if key not in tensors)
-            result.append(Candidate(path, tensors, rest=rest))
+            result.append(Candidate(path, tensors, rest=rest, packed=packed))
         for key, one in items:
             if not is_tensor(one) and not is_no_weights(str(key)):
                 visit(one, (*path, str(key)), depth - 1)
@@ -135,7 +139,16 @@ def is_tensor(value: Any) -> bool:
         return value.data is not None and getattr(value.dtype, "code", "O")[:1] in "fiubc"
     if isinstance(value, (TensorSpec, SparseSpec)):
         return True
+    if _is_packed(value):
+        return False
     return type(value).__module__ in ("torch", "torch.nn.parameter", "numpy") and hasattr(value, "shape")
+
+
+def _is_packed(value: Any) -> bool:
+    if isinstance(value, Inert):  # a tensor of a class of its own, as those of torchao
+        kinds = [type(value), *(one for one in value.given if isinstance(one, type))]
+        return any(_QUANTIZED.match(getattr(kind, "path", "")) for kind in kinds)
+    return isinstance(value, PackedSpec) or getattr(value, "is_quantized", False) is True
 
 
 def is_module(value: Any) -> bool:

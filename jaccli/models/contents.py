@@ -16,6 +16,7 @@ from jaccli.models.candidates import Candidate, candidates_at, candidates_in
 from jaccli.models.checkpoint import no_weights, read_safetensors, read_trusted, whole_module
 from jaccli.models.choice import choose
 from jaccli.models.inert import ArrayShell, Inert, SparseSpec, TensorSpec
+from jaccli.models.packed import packed_file
 from jaccli.models.pickled import read_pickled
 from jaccli.models.quote import listed, quote
 from jaccli.models.storages import TensorMaker, torch_dtype
@@ -46,6 +47,8 @@ class Contents:
             RefusedError: there is no state dict at all.
         """
         every = candidates_in(self.found)
+        if not every and any(name.startswith("torch.per_") for name in self.inert):  # how a tensor is quantized
+            raise packed_file(self.path, "quantized modules")
         if not every:
             raise no_weights(self.path, self.found, self.inert)
         if key is None:

@@ -23,6 +23,7 @@ from jaccli.models.entropy import held_seeds
 from jaccli.models.network import Network, StopRun, Tap
 from jaccli.models.noise import Noise, use_numpy
 from jaccli.models.own_code import has_own_code, held_generators
+from jaccli.models.packed import packed_modules
 from jaccli.models.settings import same_settings
 from jaccli.models.shield import ParameterWritten, Watch
 from jaccli.models.stamp import PLAIN, Stamp
@@ -62,6 +63,7 @@ class EagerNetwork(Network):
                 "expected a model that has been run before",
                 "call it once with samples like yours",
             )
+        self.packed = packed_modules(module.named_modules())
         self._state: ModuleState | None = None
         self._noise = Noise([])
         self._watched = False
@@ -228,6 +230,9 @@ class EagerNetwork(Network):
             found.append(
                 f"BatchNorm normalises over the batch ({_some(mixing)}): each sample's J depends on the others"
             )
+        if self.packed:
+            some = _some(list(self.packed))
+            found.append(f"int8 kernels have no derivative ({some}): J has no share of the paths through them")
         if noisy:
             found.append(f"Dropout is in training mode ({_some(noisy)}): J is that of one random mask")
         return found

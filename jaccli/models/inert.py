@@ -178,6 +178,17 @@ def _tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) ->
     return TensorSpec(plain.storage, plain.offset, plain.size, plain.stride, dtype.dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class PackedSpec:
+    """A tensor of integers with a scale, as ``torch.ao`` quantizes weights."""
+
+    name: str
+
+
+def _packed(storage: Any, *_: Any) -> PackedSpec:
+    return PackedSpec(storage.dtype if isinstance(storage, StorageRef) else "")
+
+
 def _first(data: Any = None, *_: Any) -> Any:
     return data
 
@@ -232,6 +243,7 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_device_tensor_from_numpy": _first,
     "torch._utils._rebuild_xla_tensor": _first,
     "torch._utils._rebuild_sparse_tensor": _sparse,
+    "torch._utils._rebuild_qtensor": _packed,
     "torch._tensor._rebuild_from_type_v2": _from_type,
     "torch.serialization._get_layout": _first,
     "torch.Size": _first,
@@ -263,6 +275,11 @@ STORAGES = {
     "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128",
     "UntypedStorage": "uint8",
+    "QInt8Storage": "qint8",
+    "QUInt8Storage": "quint8",
+    "QInt32Storage": "qint32",
+    "QUInt4x2Storage": "quint4x2",
+    "QUInt2x4Storage": "quint2x4",
 }
 DTYPES = frozenset(STORAGES.values()) | {
     "uint16",

@@ -131,5 +131,6 @@ def _from_weights(
     if chosen.module is not None:
         module: nn.Module = chosen.module.eval()
         return module
+    architecture.check_floats(path, chosen)
     where = f"{path}[{chosen.key}]" if chosen.key and len(every) > 1 else str(path)
     return architecture.load(contents.state(chosen), where).eval()

@@ -8,7 +8,7 @@ which may hand back another value (this is how an activation becomes a variable)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, Protocol
@@ -55,6 +55,8 @@ class Network(ABC):
     fused = True
     # Whether it uses operators that take functions (``cond``, ``flex_attention``), which do not run below a mode.
     unwatchable = False
+    # Paths of modules whose weights are packed into integers, and whose kernels have no derivative.
+    packed: Sequence[str] = ()
 
     @cached_property
     def draws(self) -> Draws:

@@ -135,8 +135,8 @@ def _check_kind(name: str, value: Tensor, wanted: torch.dtype, path: Path | str)
     if is_whole(value):
         raise RefusedError(
             f"{quote(path)} holds {_short(value.dtype)} under {quote(name, 60)}: a quantised model?",
-            f"expected {_short(wanted)}",
-            "save the model before quantisation, or as TorchScript",
+            f"expected {_short(wanted)}: int8 kernels have no derivative",
+            "give the float checkpoint that it was made from, or dequantize the weights",
         )
     if value.is_complex() and not wanted.is_complex:
         raise RefusedError(

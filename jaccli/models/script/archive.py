@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from jaccli.models.packed import packed_file
 from jaccli.models.quote import quote
 from jaccli.models.script.nesting import size_of, too_nested
 from jaccli.models.script.pickles import Tensors, damaged, inspect_pickle, refuse
@@ -30,6 +31,7 @@ _FORBIDDEN = (
     (re.compile(r"\b(torch|aten)\.save\b"), "writes files (torch.save)"),
     (re.compile(r"\btorch\.classes\b"), "holds native objects (torch.classes)"),
 )
+_PACKED = re.compile(r"\btorch\.classes\.(quantized|rnn|xnnpack)\.|\bops\.quantized\.\w+_(dynamic|prepack)\b")
 
 
 def screen_archive(path: Path) -> None:
@@ -113,6 +115,8 @@ def _screen_source(source: bytes, path: Path) -> int:
     text = re.sub(r"\\\r?\n", "", text)
     text = re.sub(r"\s+", " ", text)  # first, or the next line takes quadratic time on a run of spaces
     text = re.sub(r" ?\. ?", ".", text)
+    if _PACKED.search(text):
+        raise packed_file(path, "weights packed into int8 (quantized modules)")
     for pattern, what in _FORBIDDEN:
         if pattern.search(text):
             raise refuse(path, what)

@@ -13,6 +13,7 @@ from jaccli.errors import UnsupportedError
 from jaccli.models.dtypes import converted, renamed
 from jaccli.models.network import Network, Tap
 from jaccli.models.noise import Noise
+from jaccli.models.packed import no_derivative, packed_modules
 from jaccli.models.script import binding
 from jaccli.models.script.program import Code, Program
 from jaccli.models.script.run import Run
@@ -45,6 +46,7 @@ class ScriptNetwork(Network):
     def __init__(self, module: torch.jit.ScriptModule) -> None:
         code = Code(module)
         root = live_tree(module, code.shape)
+        self.packed = packed_modules(module.named_modules())
         self._setup(Program(code, root))
 
     def _setup(self, program: Program) -> None:
@@ -78,6 +80,8 @@ class ScriptNetwork(Network):
             RefusedError: the model's own checks refuse the input.
             UnsupportedError: an operator that cannot be run here.
         """
+        if self.packed:  # their objects are opaque to everything but the kernels that take them
+            raise no_derivative(self.packed)
         bound = binding.bind(self._schema, args, kwargs)
         for i, dirty in enumerate(self._written):
             if dirty:
@@ -112,6 +116,7 @@ class ScriptNetwork(Network):
         other = ScriptNetwork.__new__(ScriptNetwork)
         chained = convert if program.convert is None else _after(program.convert, convert)
         dtypes = renamed(program.dtypes, self.tensors(), dtype)
+        other.packed = self.packed
         other._setup(Program(program.code, root, chained, device or program.device, dtypes))
         return other
 
