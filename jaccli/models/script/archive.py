@@ -10,6 +10,7 @@ import torch
 
 from jaccli.models.packed import packed_file
 from jaccli.models.quote import quote
+from jaccli.models.script.literals import without_literals
 from jaccli.models.script.nesting import size_of, too_nested
 from jaccli.models.script.pickles import Tensors, damaged, inspect_pickle, refuse
 from jaccli.models.script.values import printable
@@ -30,6 +31,7 @@ _FORBIDDEN = (
     (re.compile(r"\bfrom_file\b"), "opens other files (from_file)"),
     (re.compile(r"\b(torch|aten)\.save\b"), "writes files (torch.save)"),
     (re.compile(r"\btorch\.classes\b"), "holds native objects (torch.classes)"),
+    (re.compile(r"\bgetattr ?\([ (]*(torch|ops)\b"), "looks operators up by a text (getattr)"),
 )
 _PACKED = re.compile(r"\btorch\.classes\.(quantized|rnn|xnnpack)\.|\bops\.quantized\.\w+_(dynamic|prepack)\b")
 
@@ -112,15 +114,15 @@ def _screen_source(source: bytes, path: Path) -> int:
         raise damaged(path, "its code is not text") from None
     if too_nested(text):
         raise refuse(path, "holds code nested absurdly deep")
-    text = re.sub(r"\\\r?\n", "", text)
-    text = re.sub(r"\s+", " ", text)  # first, or the next line takes quadratic time on a run of spaces
-    text = re.sub(r" ?\. ?", ".", text)
-    if _PACKED.search(text):
+    code = without_literals(text)
+    if code is None:
+        raise damaged(path, "a text in its code does not end")
+    if _PACKED.search(code):
         raise packed_file(path, "weights packed into int8 (quantized modules)")
     for pattern, what in _FORBIDDEN:
-        if pattern.search(text):
+        if pattern.search(code):
             raise refuse(path, what)
-    for namespace in re.findall(r"\bops\.(\w+)\.", text):
+    for namespace in re.findall(r"\bops\.(\w+)\.", code):
         if namespace not in _NAMESPACES:
             raise refuse(path, f"uses operators that are not PyTorch's own ({printable(namespace, 60)!r})")
     return size_of(text)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaccli.models.dtypes import follows
 from jaccli.models.script import control
-from jaccli.models.script.operators import draws, resolve, schema_of, unknown
+from jaccli.models.script.operators import draws, resolve, schema_of, takes_number, unknown
 from jaccli.models.script.values import DTYPES, NUMBERS, carries_tensors
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Builder:
         self.program, self.name = program, name
         self.template: Frame = [None]
         self.constants: dict[int, Any] = {}
+        self._numbers: dict[int, Any] = {}
         self._slots: dict[int, int] = {}
         inputs = [self.slot(value) for value in graph.inputs()]
         # The module or object whose method this is; the body of a fork has none.
@@ -64,10 +65,12 @@ class Builder:
         """Where several values are kept."""
         return [self.slot(value) for value in values]
 
-    def constant(self, value: Any, content: Any) -> None:
-        """Put a constant into its slot once and for all."""
+    def constant(self, value: Any, content: Any, number: Any = None) -> None:
+        """Put a constant into its slot once and for all; ``number`` is what one without dimensions stands for."""
         self.constants[value.unique()] = content
         self.template[self.slot(value)] = content
+        if number is not None:
+            self._numbers[value.unique()] = number
 
     def written(self, value: Any) -> bool:
         """Whether the code may write to this value in place."""
@@ -102,11 +105,16 @@ class Builder:
         slots = self.slots(inputs[:count])
         for place, value in enumerate(inputs[:count]):
             if value.unique() in cast:
-                slots[place] = len(self.template)
-                self.template.append(cast[value.unique()])
+                slots[place] = self._fixed(cast[value.unique()])
+        if takes_number(node) and inputs[1].unique() in self._numbers:
+            slots[1] = self._fixed(self._numbers[inputs[1].unique()])
         step = apply(fn, slots, self.slots(node.outputs()))
         drawing, switch = draws(node, inputs)
         return _drawing(step, None if switch is None else self.slot(inputs[switch])) if drawing else step
+
+    def _fixed(self, content: Any) -> int:
+        self.template.append(content)
+        return len(self.template) - 1
 
     def _cast(self, node: Any, inputs: list[Any]) -> dict[int, int]:
         """Constant dtypes among the inputs of a node that follow the model's own, as they are where it is cast."""

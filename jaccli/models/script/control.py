@@ -33,13 +33,14 @@ def _constant(builder: Builder, node: Any) -> Step | None:
             "use a model without it",
         ) from None
     program = builder.program
+    number = _number(value)  # as written, before a cast
     value = map_tensors(value, lambda t: t.to_dense() if t.layout is not torch.strided else t)
     if program.convert is not None:
         value = map_tensors(value, program.convert)
     if program.device is not None and isinstance(value, torch.device):
         value = program.device
     if not builder.written(output):
-        builder.constant(output, value)
+        builder.constant(output, value, number)
         return None
     slot = builder.slot(output)
 
@@ -47,6 +48,12 @@ def _constant(builder: Builder, node: Any) -> Step | None:
         frame[slot] = map_tensors(value, torch.Tensor.clone)
 
     return fresh
+
+
+def _number(value: Any) -> Any:
+    """What a tensor without dimensions holds."""
+    dense = isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_quantized
+    return value.item() if dense and value.dim() == 0 else None
 
 
 def _get_attribute(builder: Builder, node: Any) -> Step:

@@ -19,6 +19,10 @@ _DRAWING = {"lstm", "gru", "rnn_tanh", "rnn_relu", "manual_seed", "seed"}
 
 _LISTS = {"ListType", "DictType"}
 
+# A trace keeps the number in `x * 0.3` as a tensor of float64, and here PyTorch's executor makes a number of it again
+# (a constant without dimensions as the second operand): numbers do not raise a dtype, tensors may.
+_WITH_NUMBERS = {"aten::add.Tensor", "aten::sub.Tensor", "aten::mul.Tensor", "aten::div.Tensor"}
+
 
 def schema_of(node: Any) -> Any:
     """The operator schema of a node, None where it has none."""
@@ -48,6 +52,11 @@ def resolve(node: Any, constants: dict[int, Any]) -> tuple[Callable[..., Any], i
     if schema is None:
         raise unknown(node.kind())
     return _bind(_overload(node.kind(), schema), schema, inputs, constants)
+
+
+def takes_number(node: Any) -> bool:
+    """Whether a constant without dimensions is a number as this operator's second input, as in PyTorch's executor."""
+    return node.schema().partition("(")[0] in _WITH_NUMBERS
 
 
 def unknown(kind: str) -> UnsupportedError:
