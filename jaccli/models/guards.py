@@ -62,6 +62,8 @@ def _batch_norm(name: str, given: dict[str, Any]) -> None:
 
 def _weight_norm(name: str, given: dict[str, Any]) -> None:
     v, g, dim = given["v"], given["g"], given.get("dim", 0)
+    if not v.numel():
+        raise _refuse(name, "v is empty")
     if v.dim() and dim in (0, v.dim() - 1) and g.numel() != v.shape[dim]:
         raise _refuse(name, f"g has {g.numel()} numbers for {v.shape[dim]}")
 
@@ -70,9 +72,53 @@ def _attention(name: str, given: dict[str, Any]) -> None:
     q, k, v = given["query"], given["key"], given["value"]
     if min(q.dim(), k.dim(), v.dim()) < 2 or k.shape[-2] != v.shape[-2] or q.shape[-1] != k.shape[-1]:
         raise _refuse(name, "query, key and value do not fit")
-    kernel = name.startswith("_")
+    if given.get("enable_gqa") and _uneven(q, k, v):
+        raise _refuse(name, "heads of query, key and value do not fit")
+    kernel = name.startswith("_") and not name.endswith("_math")
     if kernel and (q.dim() != 4 or k.shape[:2] != v.shape[:2] or q.shape[0] != k.shape[0] or q.shape[1] % k.shape[1]):
         raise _refuse(name, "query, key and value do not fit")
+
+
+def _uneven(q: Tensor, *others: Tensor) -> bool:
+    """Whether heads cannot be shared out: a division by their number, which nobody looks at."""
+    if min(q.dim(), *(other.dim() for other in others)) < 3:
+        return True
+    return any(not other.shape[-3] or q.shape[-3] % other.shape[-3] for other in others)
+
+
+def _transform(name: str, given: dict[str, Any]) -> None:
+    """A Fourier transform behind its checks: dimensions and sizes are taken on trust."""
+    x, dims = given["self"], list(given["dim"])
+    if not x.dim() or not dims or not all(-x.dim() <= dim < x.dim() for dim in dims):
+        raise _refuse(name, "a dimension that is not there")
+    if len({dim % x.dim() for dim in dims}) < len(dims) or not 0 <= int(given.get("normalization", 0)) <= 2:
+        raise _refuse(name, "a dimension that is named twice, or a scale that does not exist")
+    length = given.get("last_dim_size")
+    if min(x.shape[dim] for dim in dims) < 1 or (length is not None and x.shape[dims[-1]] != length // 2 + 1):
+        raise _refuse(name, "a size that does not fit")
+
+
+def _pivots(name: str, given: dict[str, Any]) -> None:
+    """LAPACK swaps the rows that pivots name, counted from 1 (and negative for blocks of two)."""
+    pivots = given.get("pivots", given.get("LU_pivots"))
+    matrix = given.get("LU", given.get("LD", given.get("LU_data")))
+    if pivots is None or matrix is None or matrix.dim() < 2:
+        raise _refuse(name, "no matrix, or no pivots")
+    if _hidden(pivots) or not pivots.numel():
+        return
+    rows = pivots.abs()
+    if pivots.is_floating_point() or not 1 <= int(rows.min()) <= int(rows.max()) <= matrix.shape[-2]:
+        raise _refuse(name, "a pivot that is no row")
+
+
+def _distances(name: str, given: dict[str, Any]) -> None:
+    if given["self"].dim() != 2 or not given["self"].shape[0]:
+        raise _refuse(name, "no points")
+
+
+def _some(name: str, given: dict[str, Any]) -> None:
+    if not given.get("tensors"):
+        raise _refuse(name, "no tensors")
 
 
 _GATES: Final = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -183,14 +229,24 @@ _CHECKS: Final[dict[str, Callable[[str, dict[str, Any]], Tensor | None]]] = {
     **dict.fromkeys(
         (
             *("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional"),
-            *("_native_batch_norm_legit_no_training", "_batch_norm_impl_index"),
+            *("_native_batch_norm_legit_no_training", "_batch_norm_impl_index", "_batch_norm_no_update"),
+            *("_batch_norm_with_update", "_batch_norm_with_update_functional"),
         ),
         _batch_norm,
     ),
     **dict.fromkeys(("_weight_norm", "_weight_norm_interface"), _weight_norm),
     **dict.fromkeys(
-        ("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu", "_flash_attention"), _attention
+        (
+            *("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu", "_flash_attention"),
+            *("_scaled_dot_product_attention_math", "_scaled_dot_product_flash_attention"),
+            "_scaled_dot_product_efficient_attention",
+        ),
+        _attention,
     ),
+    **dict.fromkeys(("_fft_c2c", "_fft_c2r", "_fft_r2c", "fft_c2c", "fft_c2r", "fft_r2c"), _transform),
+    **dict.fromkeys(("stack", "_stack", "cat"), _some),
+    **dict.fromkeys(("lu_solve", "lu_unpack", "linalg_lu_solve", "linalg_ldl_solve"), _pivots),
+    "_pdist_forward": _distances,
     **dict.fromkeys(_GATES, _recurrent),
     "_pack_padded_sequence": _packing,
     "_pad_packed_sequence": _unpacking,

@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 
 from jaccli.errors import UnsupportedError
+from jaccli.models.enumerations import check_enumeration, enumerations
 from jaccli.models.pt2.operators import resolve
 from jaccli.models.pt2.payload import dtype_of
 from jaccli.models.pt2.program import HERE, Graph, Ref
@@ -129,6 +130,7 @@ def node_arguments(
     given = {str(item["name"]): item for item in raw}
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
+    numbered = enumerations(op._schema)
     for position, expected in enumerate(op._schema.arguments):
         item = given.pop(expected.name, None)
         if item is None:
@@ -136,6 +138,10 @@ def node_arguments(
                 raise KeyError(expected.name)
             continue
         value = value_of(item["arg"], parse_graph)
+        if expected.name in numbered:
+            if isinstance(value, Ref):
+                raise TypeError("a dtype that the graph computes")
+            check_enumeration(op._schema.name, expected.name, value, numbered[expected.name])
         # Positional only while nothing was left out before it.
         in_line = not kwargs and len(args) == position
         if expected.kwarg_only or not in_line:

@@ -1,8 +1,8 @@
 """Which operators a file may name. Everything else is refused by name.
 
 An archive is data from a stranger: a graph node may name any attribute of torch. Only dispatcher
-operators of ``aten`` and ``prims`` and arithmetic on numbers are looked up, and of the former not
-those that touch files, print, or read memory by unchecked sizes.
+operators of ``aten`` and ``prims`` and arithmetic on numbers are looked up, and of the former those
+that ``operator_names`` lists.
 """
 
 from __future__ import annotations
@@ -17,19 +17,11 @@ from typing import Any, Final
 import torch
 
 from jaccli.errors import UnsupportedError
-from jaccli.models.operator_names import forbidden
+from jaccli.models.operator_names import not_permitted, permitted
 from jaccli.models.pt2.control import CONTROL
 from jaccli.models.quote import quote
 
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-
-_DENIED: Final = re.compile(
-    # Files, output, other people's storage.
-    r"from_file|save|load|warn|_?print|set_|set_data|data|resize_as_sparse_|_resize_output_?"
-    # Views by sizes that torch takes on trust; export does not produce them.
-    r"|_reshape_alias|_nested_.*|.*_unsafe|_unsafe_.*_(coo|csr|csc|bsr|bsc)_.*|.*from_buffer.*"
-    r"|_efficientzerotensor|_pin_memory|record_stream"
-)
 
 _NUMBER_OPERATORS: Final = [
     "eq",
@@ -150,7 +142,8 @@ def resolve(target: str, *, trust: bool = False) -> Callable[..., Any]:
         trust: allow every operator that is registered in this process.
 
     Raises:
-        UnsupportedError: it is not on the list, or this torch does not have it.
+        RefusedError: it is not on the list of what a file may name.
+        UnsupportedError: this torch does not have it.
     """
     if target in plain_functions():
         return plain_functions()[target]
@@ -160,7 +153,9 @@ def resolve(target: str, *, trust: bool = False) -> Callable[..., Any]:
             return CONTROL[parts[3]]
         if len(parts) == 5:
             found = _overload(parts[2], parts[3], parts[4])
-            if found is not None and (trust or allowed(found)):
+            if found is not None:
+                if not trust and not (permitted(found._schema) and torch._C._dispatch_has_kernel(qualified(found))):
+                    raise not_permitted("the exported model", quote(target))
                 return found
     raise unsupported(target)
 
@@ -169,7 +164,7 @@ def unsupported(target: str) -> UnsupportedError:
     """The answer to an operator that is not run."""
     return UnsupportedError(
         f"the exported model uses the operator {quote(target)}",
-        "jaccli runs aten and prims operators that do not touch files",
+        "jaccli runs the operators of this PyTorch",
         "re-export the model without it, or use ep.run_decompositions() before torch.export.save",
     )
 
@@ -178,17 +173,6 @@ def _overload(namespace: str, name: str, overload: str) -> torch._ops.OpOverload
     packet = getattr(getattr(torch.ops, namespace), name, None)
     found = getattr(packet, overload, None) if isinstance(packet, torch._ops.OpOverloadPacket) else None
     return found if isinstance(found, torch._ops.OpOverload) else None
-
-
-def allowed(op: torch._ops.OpOverload) -> bool:
-    """Whether an operator may be run for a file that nobody vouches for."""
-    name = op._schema.name.split("::")[1]
-    if op.namespace not in ("aten", "prims") or _DENIED.fullmatch(name) or forbidden(name):
-        return False
-    if any(argument.name in ("filename", "path") for argument in op._schema.arguments):
-        return False
-    # Operators of the TorchScript interpreter (aten::save and the like) are not in the dispatcher.
-    return bool(torch._C._dispatch_has_kernel(qualified(op)))
 
 
 def qualified(op: torch._ops.OpOverload) -> str:

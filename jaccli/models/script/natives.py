@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from jaccli.errors import RefusedError
+from jaccli.models.enumerations import check_enumeration
 from jaccli.models.script.bounds import bounded, walked
 from jaccli.models.script.values import DTYPES, printable
 
@@ -24,8 +25,7 @@ def _multiply(a: Any, b: Any) -> Any:
     if isinstance(a, (str, list, tuple)) or isinstance(b, (str, list, tuple)):
         items, times = (b, a) if isinstance(a, int) else (a, b)
         bounded(len(items) * times)
-    product = a * b
-    return _in_64_bits(product) if type(product) is int else product
+    return _whole(a * b)
 
 
 def _repeat(items: Any, times: int) -> Any:
@@ -37,7 +37,8 @@ def _repeat(items: Any, times: int) -> Any:
 def _join(a: Any, b: Any) -> Any:
     if isinstance(a, (str, list)):
         bounded(len(a) + len(b))
-    return a + b
+        return a + b
+    return _whole(a + b)
 
 
 def _join_in_place(a: Any, b: Any) -> Any:
@@ -72,6 +73,10 @@ def _join_texts(between: str, texts: list[str]) -> str:
 
 def _in_64_bits(number: int) -> int:
     return number if -(1 << 63) <= number < 1 << 63 else (number + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _whole(number: Any) -> Any:
+    return _in_64_bits(number) if type(number) is int else number
 
 
 def _walking(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -154,13 +159,17 @@ def _unwrap(value: Any) -> Any:
     return value
 
 
+def _kind(dtype: int | None) -> torch.dtype | None:
+    check_enumeration("aten::tensor", "dtype", dtype, DTYPES)
+    return None if dtype is None else DTYPES[dtype]
+
+
 def _tensor(data: Any, dtype: int | None, device: Any, requires_grad: bool) -> torch.Tensor:
-    kind = None if dtype is None else DTYPES[dtype]
-    return torch.tensor(data, dtype=kind, device=device, requires_grad=requires_grad)
+    return torch.tensor(data, dtype=_kind(dtype), device=device, requires_grad=requires_grad)
 
 
 def _as_tensor(data: Any, dtype: int | None, device: Any) -> torch.Tensor:
-    return torch.as_tensor(data, dtype=None if dtype is None else DTYPES[dtype], device=device)
+    return torch.as_tensor(data, dtype=_kind(dtype), device=device)
 
 
 def _first(value: Any, *_: Any) -> Any:
@@ -175,12 +184,12 @@ def _nothing(*_: Any) -> None:
 SCALARS: dict[str, Callable[..., Any]] = {
     "aten::add": _join,
     "aten::add_": _join_in_place,
-    "aten::sub": operator.sub,
+    "aten::sub": lambda a, b: _whole(a - b),
     "aten::mul": _multiply,
     "aten::div": operator.truediv,
     "aten::floordiv": operator.floordiv,
     "aten::remainder": operator.mod,
-    "aten::neg": operator.neg,
+    "aten::neg": lambda a: _whole(-a),
     "aten::eq": _walking(operator.eq),
     "aten::ne": _walking(operator.ne),
     "aten::lt": _walking(operator.lt),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from jaccli.errors import UnsupportedError
+from jaccli.models.enumerations import check_enumeration, enumerations
 from jaccli.models.guards import guarded
 from jaccli.models.script import fused, natives
 from jaccli.models.script.values import printable
@@ -18,6 +19,7 @@ _SWITCHES = ("train", "training", "dropout_p")
 _DRAWING = {"lstm", "gru", "rnn_tanh", "rnn_relu", "manual_seed", "seed"}
 
 _LISTS = {"ListType", "DictType"}
+_GIVES_VALID = {"prim::dtype", "prim::layout"}
 
 # A trace keeps the number in `x * 0.3` as a tensor of float64, and here PyTorch's executor makes a number of it again
 # (a constant without dimensions as the second operand): numbers do not raise a dtype, tensors may.
@@ -51,12 +53,39 @@ def resolve(node: Any, constants: dict[int, Any]) -> tuple[Callable[..., Any], i
     schema = schema_of(node)
     if schema is None:
         raise unknown(node.kind())
-    return _bind(_overload(node.kind(), schema), schema, inputs, constants)
+    op = _with_valid_numbers(_overload(node.kind(), schema), schema, inputs, constants)
+    return _bind(op, schema, inputs, constants)
 
 
 def takes_number(node: Any) -> bool:
     """Whether a constant without dimensions is a number as this operator's second input, as in PyTorch's executor."""
     return node.schema().partition("(")[0] in _WITH_NUMBERS
+
+
+def _with_valid_numbers(
+    op: Callable[..., Any], schema: Any, inputs: list[Any], constants: dict[int, Any]
+) -> Callable[..., Any]:
+    """The operator, with dtypes and the like checked: constants now, what the model computes at each call."""
+    checks = enumerations(schema)
+    open_: dict[str, Any] = {}
+    for argument, value in zip(schema.arguments, inputs, strict=False):
+        if argument.name not in checks:
+            continue
+        if value.unique() in constants:
+            check_enumeration(schema.name, argument.name, constants[value.unique()], checks[argument.name])
+        elif value.node().kind() not in _GIVES_VALID:
+            open_[argument.name] = checks[argument.name]
+    if not open_:
+        return op
+    names = [argument.name for argument in schema.arguments]
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+            if name in open_:
+                check_enumeration(schema.name, name, value, open_[name])
+        return op(*args, **kwargs)
+
+    return checked
 
 
 def unknown(kind: str) -> UnsupportedError:

@@ -25,6 +25,13 @@ DTYPES: dict[int, torch.dtype] = {
     10: torch.complex128,
     11: torch.bool,
     15: torch.bfloat16,
+    23: torch.float8_e5m2,
+    24: torch.float8_e4m3fn,
+    25: torch.float8_e5m2fnuz,
+    26: torch.float8_e4m3fnuz,
+    27: torch.uint16,
+    28: torch.uint32,
+    29: torch.uint64,
 }
 NUMBERS = {kind: number for number, kind in DTYPES.items()}
 
