@@ -13,7 +13,7 @@ from jaccli.errors import JaccliError, RefusedError, ResourceError, UnsupportedE
 from jaccli.graph.engine import Engine
 from jaccli.independence import leak, moves_others, value_at
 from jaccli.kernels import LIBRARY_NODES, full_precision
-from jaccli.layers.address import INPUT, Address
+from jaccli.layers.address import Address
 from jaccli.layers.function import LayerFunction
 from jaccli.layers.misread import misread
 from jaccli.layers.record import Held, Inputs, Record, record
@@ -337,7 +337,7 @@ def probe_first_sample(prepared: Prepared) -> None:
 
 def _why_zero(linear: Linearised, source: Held, target: Held) -> str:
     """No path: is it so, or does the graph hide one (detach, no_grad, integers between)?"""
-    if target.order < source.order and source.place.address.path != INPUT:
+    if target.order < source.order and not source.place.address.is_model_input:
         return _BEFORE
     moved = value_at(linear, nudged(linear.point))
     if moved is None or torch.equal(moved, linear.value):

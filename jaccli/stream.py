@@ -106,7 +106,7 @@ def stream(
     """
     watch = watch or Watch()
     batch, start = inputs.batch, 0
-    size = min(batch, min(d.block for d in decisions) if decisions else _pilot(inputs))
+    size = min(batch, min(d.block for d in decisions) if decisions else pilot(inputs))
     with computing(network), exact_attention(choice.exact_attention):
         while start < batch:
             watch.restart()
@@ -159,7 +159,7 @@ def collect(pieces: Generator[Piece, None, None], batch: int) -> Tensor:
     return whole
 
 
-def _pilot(inputs: Inputs) -> int:
+def pilot(inputs: Inputs) -> int:
     """Samples of the first block: few where samples are large."""
     first = inputs.args[0]
     sample = first.numel() * first.element_size() // max(inputs.batch, 1) if isinstance(first, Tensor) else 1

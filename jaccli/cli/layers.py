@@ -26,7 +26,7 @@ def run(
     with deadline(timeout):
         if samples is None:
             network = work.load_network(asked)
-            rows = [_row(path, kind) for path, kind in _names(network)]
+            rows: list[dict[str, Any]] = [{"layer": name, "type": kind} for _, name, kind in _names(network)]
         else:
             loaded = work.load(asked, samples)
             network = loaded.network
@@ -39,26 +39,28 @@ def run(
             write_numbers(out.format, handle, document=document, records=table, columns=shown, style=style)
 
 
-def _names(network: Any) -> list[tuple[str, str]]:
-    return [("input", "(model input)"), *network.layers().items(), ("output", "(model output)")]
+def _names(network: Any) -> list[tuple[str | None, str, str]]:
+    """Path, name as ``--layer`` takes it, and type; the model's own have no path."""
+    from jaccli.layers.address import INPUT, OUTPUT, Names
 
-
-def _row(path: str, kind: str) -> dict[str, Any]:
-    return {"layer": path, "type": kind}
+    layers = network.layers()
+    names = Names(layers)
+    modules = [(path, str(names.at(path)), kind) for path, kind in layers.items()]
+    return [(None, INPUT, "(model input)"), *modules, (None, OUTPUT, "(model output)")]
 
 
 def _seen(network: Any, inputs: Any) -> list[dict[str, Any]]:
+    from jaccli.layers.address import INPUT, OUTPUT
     from jaccli.layers.calls import Seen, shapes, watch
     from jaccli.prepare import readable
 
     with readable(inputs):
         found, output = watch(network, inputs)
-    found["input"] = Seen(1, shapes(inputs.args[0]))
-    found["output"] = Seen(1, shapes(output))
+    own = {INPUT: Seen(1, shapes(inputs.args[0])), OUTPUT: Seen(1, shapes(output))}
     rows = []
-    for path, kind in _names(network):
-        seen = found.get(path, Seen())
-        row = _row(path, kind) | {"calls": seen.calls, "shape": None}
+    for path, name, kind in _names(network):
+        seen = own[name] if path is None else found.get(path, Seen())
+        row: dict[str, Any] = {"layer": name, "type": kind, "calls": seen.calls, "shape": None}
         floating = {
             name: shape for name, (shape, dtype) in seen.outputs.items() if dtype.startswith(("float", "bfloat"))
         }

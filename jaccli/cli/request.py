@@ -143,13 +143,14 @@ def input_request(text: str | None, samples: str | None, arguments: Sequence[str
 
 
 def pair_request(sources: Sequence[str], target: str) -> PairRequest:
-    """Check the grammar of layer names.
+    """Layer names, to be read against those of the model: a module's name may have any character but a dot.
 
     Raises:
-        UsageError: an ending that is not of the grammar.
+        UsageError: an empty one.
     """
     for name in (*sources, target):
-        parse_address(name)
+        if not name:
+            parse_address(name)
     return PairRequest(tuple(sources), target)
 
 

@@ -15,8 +15,9 @@ from jaccli.cli.messages import STARTED, release_messages
 from jaccli.cli.progress import progress
 from jaccli.cli.request import InputRequest, ModelRequest, PairRequest, RunRequest
 from jaccli.compiling import Compiling
-from jaccli.errors import ResourceError, UnsupportedError, UsageError, warn
+from jaccli.errors import JaccliError, ResourceError, UnsupportedError, UsageError, warn
 from jaccli.explain import explain
+from jaccli.layers.calls import each_call
 from jaccli.layers.record import Inputs
 from jaccli.layers.resolve import expand, resolve
 from jaccli.layers.samples import find_samples, same_values
@@ -30,7 +31,7 @@ from jaccli.operators.faults import is_out_of_memory, reason
 from jaccli.planning import Decision
 from jaccli.prepare import Pair, Prepared, computing, readable
 from jaccli.samples.load import load_argument, load_samples
-from jaccli.stream import Choice, Piece, Watch, stream
+from jaccli.stream import Choice, Piece, Watch, part, pilot, stream
 
 IMPORTED = time.perf_counter()
 
@@ -158,6 +159,7 @@ def load(model: ModelRequest, given: InputRequest, names: PairRequest | None = N
     inputs = _bind(samples, [(name, load_argument(value)) for name, value in given.arguments])
     inputs = inputs.converted(find_device(model.device), dtype)
     with computing(network), readable(inputs):
+        pairs = _each_call(network, inputs, pairs)
         inputs = find_samples(network, inputs, [address for pair in pairs for address in pair])
     if picked is None:
         numbers = given.samples.indices(inputs.batch) if given.samples else list(range(inputs.batch))
@@ -216,6 +218,19 @@ def _pairs(network: Network, request: PairRequest) -> list[Pair]:
     """The pairs meant, globs expanded."""
     target = resolve(network, request.target)
     return [(source, target) for source in expand(network, request.sources)]
+
+
+def _each_call(network: Network, inputs: Inputs, pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs with ``#*`` as those of each call, counted in a pass of the samples that the first block has."""
+    sources = [source for source, _ in pairs]
+    first = inputs if any(a.dim is not None for a in sources) else part(inputs, 0, pilot(inputs))
+    try:
+        found = each_call(network, first, sources)
+    except JaccliError:
+        raise
+    except Exception:  # a model that takes no other number of samples
+        found = each_call(network, inputs, sources)
+    return [(source, target) for target in dict.fromkeys(t for _, t in pairs) for source in found]
 
 
 def choice_of(request: RunRequest) -> Choice:

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from jaccli.graph.recorder import CaptureGap, Node, Recorder, Value, gap_where_it_fails, tensors_in
 from jaccli.kernels import FUSED_OPERATORS, unfused
-from jaccli.layers.address import INPUT, OUTPUT
-from jaccli.layers.boundary import Key, Place
+from jaccli.layers.boundary import MODEL_INPUT, MODEL_OUTPUT, Key, Place, module_paths
 from jaccli.layers.function import LayerFunction
 from jaccli.models.network import StopRun
 
@@ -78,9 +77,9 @@ def _captured(f: LayerFunction, also: Sequence[Tensor]) -> Graph:
     tap = _Mark(recorder, f.source, f.target)
     with recording(recorder):
         try:
-            args = (tap.at((INPUT, "out", 1), args[0]), *args[1:])
+            args = (tap.at(MODEL_INPUT, args[0]), *args[1:])
             output = f.network.run(args, kwargs, tap if tap.paths else None)
-            tap.at((OUTPUT, "out", 1), output)
+            tap.at(MODEL_OUTPUT, output)
         except StopRun:
             pass
         if tap.reached is None or tap.source is None:
@@ -121,7 +120,7 @@ class _Mark:
 
     def __init__(self, recorder: Recorder, source: Place, target: Place) -> None:
         self.recorder, self.place, self.target = recorder, source, target
-        self.paths: frozenset[str] | None = frozenset({source.key[0], target.key[0]}) - {INPUT, OUTPUT}
+        self.paths: frozenset[str] | None = module_paths((source.key, target.key))
         self.source: Value | None = None
         self.reached: Tensor | None = None
 

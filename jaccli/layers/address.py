@@ -1,203 +1,191 @@
 """The names of activations: ``PATH[#CALL][:PORT[.ELEMENT…]][@DIM][[INDEX]]``.
 
-Nothing in here needs torch, so that a mistyped name is answered at once.
+Nothing in here needs torch.
 
     fc1            the output of module fc1             blocks.0:in     its input
     fc1#2          the output of its second call        lstm:out.1.0@1  element 1.0, samples in dimension 1
-    fc1[:, 0]      an index into one sample's value     blocks.*        a glob, see ``matches``
+    fc1#*          the outputs of all its calls         blocks.*        a glob, see ``matches``
+    fc1[:, 0]      an index into one sample's value
+
+PyTorch allows any character but a dot in a module's name, and no empty name. So names are read against those that the
+model has: the longest one that a text begins with, and that leaves an ending behind it, is meant. What another name
+hides is reached by dots that no path has: ``a..#2`` is a call of ``a`` where a module is named ``a#2``, and ``.input``
+is a module of that name, ``input`` being the model's own.
 """
 
 from __future__ import annotations
 
-import ast
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from types import EllipsisType
-from typing import Literal
 
 from jaccli.errors import UsageError
-from jaccli.models.quote import nearest as nearest_of
+from jaccli.layers.ending import EVERY, GRAMMAR, Call, Ending, Port, ending_of, split_ending
+from jaccli.layers.glob import has_glob, matches, nearest
+from jaccli.layers.index import IndexItem
 
-Port = Literal["in", "out"]
-IndexItem = int | slice | EllipsisType | None | tuple[int, ...]
+__all__ = ["EVERY", "INPUT", "OUTPUT", "Address", "Names", "matches", "nearest", "parse_address"]
 
 INPUT, OUTPUT = "input", "output"
-_PORT = re.compile(r"^(?P<path>.*?):(?P<port>in|out)(?P<elements>(?:\.[^.:#@\[\]]+)*)$", re.DOTALL)
-_CALL = re.compile(r"^(?P<path>.*)#(?P<call>\d+)$", re.DOTALL)
-_DIM = re.compile(r"^(?P<path>.*)@(?P<dim>\d+)$", re.DOTALL)
-_GLOB = re.compile(r"[*?{]")
+# An ending begins with one of these.
+_ENDS = "#:@["
+# No path has it, since no module's name is empty: between a path and its ending, where they could be read otherwise.
+_STOP = ".."
 
 
 @dataclass(frozen=True)
 class Address:
-    """One activation, or with a glob in ``path`` a family of them.
+    """One activation, or with a glob in ``path`` or all calls in ``call`` a family of them.
 
     ``call`` None means the only call; ``port`` None means the output of a module, and what the word
     says for ``input`` and ``output``; ``dim`` None means that the samples are in dimension 0;
-    ``globbed``: a glob gave it, so it may be left out where it does not fit.
+    ``is_module``: not the model's own, although it is named so; ``globbed``: a glob gave it, so it may be left
+    out where it does not fit; ``text`` is the whole name, and ``stem`` what stands before an ending, as they are read
+    back.
     """
 
     path: str
-    call: int | None = None
+    call: Call | None = None
     port: Port | None = None
     elements: tuple[str, ...] = ()
     dim: int | None = None
     index: tuple[IndexItem, ...] | None = field(default=None, compare=False)  # a slice has no hash
     suffix: str = ""
+    is_module: bool = False
     globbed: bool = field(default=False, compare=False)
+    text: str = field(default="", compare=False)
+    stem: str = field(default="", compare=False)
 
     def __str__(self) -> str:
-        return self.path + self.suffix
+        return self.text or self.path + self.suffix
 
     @property
     def is_glob(self) -> bool:
-        """Whether the path stands for several layers."""
-        return bool(_GLOB.search(self.path))
+        """Whether the path may stand for several layers."""
+        return has_glob(self.path)
 
     @property
     def is_model_input(self) -> bool:
         """The model's own input."""
-        return self.path == INPUT
+        return self.path == INPUT and not self.is_module
 
     @property
     def is_model_output(self) -> bool:
         """The model's own output."""
-        return self.path == OUTPUT
+        return self.path == OUTPUT and not self.is_module
 
-    def at(self, path: str) -> Address:
-        """The same ending on another path."""
-        return replace(self, path=path, globbed=True)
+    def at_call(self, number: int) -> Address:
+        """The same of one call."""
+        rest = self.suffix if self.call is None else self.suffix[1 + len(str(self.call)) :]
+        suffix = f"#{number}{rest}"
+        return replace(self, call=number, suffix=suffix, text=(self.stem or self.path) + suffix)
+
+    def with_elements(self, elements: Iterable[str]) -> str:
+        """The name of an element."""
+        return ".".join([f"{self._called}:{self.port or 'out'}", *elements])
+
+    def with_dim(self, dim: int) -> str:
+        """The name of the same with its samples in another dimension."""
+        return f"{self.with_elements(self.elements) if self.port else self._called}@{dim}"
+
+    @property
+    def _called(self) -> str:
+        return (self.stem or self.path) + ("" if self.call is None else f"#{self.call}")
 
 
-def parse_address(text: str, known: Iterable[str] = ()) -> Address:
-    """Read a layer name; a name in ``known`` is taken as it is, whatever characters it has.
+class Names:
+    """The module paths of a model, against which names are read."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self.paths = tuple(paths)
+        self._all = frozenset(self.paths)
+        self._odd = tuple(path for path in self.paths if any(end in path for end in _ENDS))
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._all
+
+    def at(self, path: str, suffix: str = "", *, globbed: bool = False) -> Address:
+        """The activation of a module, with the shortest name that is read back as it."""
+        plain = self.read(path + suffix)
+        hidden = plain is None or (plain.path, plain.suffix) != (path, suffix) or not _is_module(plain)
+        stem = self._stem(path)
+        ending = ending_of(suffix) or Ending()
+        own = path in (INPUT, OUTPUT)
+        text = stem + suffix if hidden else path + suffix
+        return Address(path, **vars(ending), suffix=suffix, is_module=own, globbed=globbed, text=text, stem=stem)
+
+    def read(self, text: str) -> Address | None:
+        """The activation of the longest path that a text begins with and that leaves an ending behind it.
+
+        Raises:
+            UsageError: the model's own input or output with an ending that it does not have.
+        """
+        for path, rest, is_module in self._readings(text):
+            suffix = rest.removeprefix(_STOP)
+            ending = ending_of(suffix)
+            if ending is None:
+                continue
+            if path in (INPUT, OUTPUT) and not is_module and (wrong := _wrong_end(text, path, ending)) is not None:
+                if path not in self._all:
+                    raise wrong
+                is_module = True
+            stem = self._stem(path) if path in self._all and (is_module or path not in (INPUT, OUTPUT)) else path
+            return Address(path, **vars(ending), suffix=suffix, is_module=is_module, text=text, stem=stem)
+        return None
+
+    def _readings(self, text: str) -> Iterator[tuple[str, str, bool]]:
+        """Paths that a text begins with, the longest first; what follows; whether the model's own is not meant."""
+        apart = text.startswith(".") and text not in self._all
+        body = text.removeprefix(".") if apart else text
+        for end in range(len(body), 0, -1):
+            path, rest = body[:end], body[end:]
+            if rest and rest[0] not in _ENDS and not rest.startswith(_STOP):
+                continue
+            own = path in (INPUT, OUTPUT)
+            if path in self._all or (own and not apart):
+                yield path, rest, own and apart
+
+    def _stem(self, path: str) -> str:
+        """How a path is written before any ending."""
+        longer = (odd[len(path)] for odd in self._odd if odd != path and odd.startswith(path))
+        hidden = any(char in _ENDS for char in longer)
+        return "." * (path in (INPUT, OUTPUT)) + path + _STOP * hidden
+
+    def globbed(self, text: str) -> list[Address]:
+        """What a glob means: its longest ending that leaves a pattern for some of the paths."""
+        for end in range(1, len(text) + 1):
+            pattern, rest = text[:end], text[end:]
+            if not has_glob(pattern) or (rest and rest[0] not in _ENDS and not rest.startswith(_STOP)):
+                continue
+            suffix = rest.removeprefix(_STOP)
+            if ending_of(suffix) is not None and (found := matches(pattern, self.paths)):
+                return [self.at(path, suffix, globbed=True) for path in found]
+        return []
+
+
+def parse_address(text: str, known: Iterable[str] | Names = ()) -> Address:
+    """Read a layer name against the paths that a model has; one that it has not is read by the grammar alone.
 
     Raises:
-        UsageError: for an ending that is not of the grammar.
+        UsageError: an ending that is not of the grammar.
     """
-    if text in set(known):
-        return Address(text)
-    rest, dim, index = _tail(text)
-    port: Port | None = None
-    elements: tuple[str, ...] = ()
-    if match := _PORT.match(rest):
-        rest, port = match["path"], "in" if match["port"] == "in" else "out"
-        elements = tuple(match["elements"].split(".")[1:])
-    call = None
-    if match := _CALL.match(rest):
-        rest, call = match["path"], int(match["call"])
-    _check(text, rest, call, port)
-    return Address(rest, call, port, elements, dim, index, suffix=text[len(rest) :])
-
-
-def _tail(text: str) -> tuple[str, int | None, tuple[IndexItem, ...] | None]:
-    """Take ``[INDEX]`` and ``@DIM`` off the end, in either order, each at most once."""
-    rest, dim, index = text, None, None
-    while True:
-        if index is None and rest.endswith("]"):
-            start = _opening(rest)
-            if start < 0:
-                raise UsageError(f"layer {text!r}: a ']' without its '['", _GRAMMAR)
-            index = _parse_index(text, rest[start + 1 : -1])
-            rest = rest[:start]
-        elif dim is None and (match := _DIM.match(rest)):
-            rest, dim = match["path"], int(match["dim"])
-        else:
-            return rest, dim, index
-
-
-def _opening(text: str) -> int:
-    depth = 0
-    for position in range(len(text) - 1, -1, -1):
-        depth += {"]": 1, "[": -1}.get(text[position], 0)
-        if depth == 0:
-            return position
-    return -1
-
-
-_GRAMMAR = "expected PATH[#CALL][:in|:out[.ELEMENT…]][@DIM][[INDEX]], as fc1, fc1#2, lstm:out.1.0@1, fc1[:, 0]"
-
-
-def _check(text: str, path: str, call: int | None, port: Port | None) -> None:
+    names = known if isinstance(known, Names) else Names(known)
+    if (address := names.read(text)) is not None:
+        return address
+    path, ending = split_ending(text)
     if not path:
-        raise UsageError(f"layer {text!r}: no name before the ending", _GRAMMAR)
-    if call == 0:
-        raise UsageError(f"layer {text!r}: calls are counted from 1", _GRAMMAR)
-    if "[" in path or "]" in path or ":" in path or "#" in path:
-        raise UsageError(f"layer {text!r}: not understood after {path.split('[')[0]!r}", _GRAMMAR)
-    if path == OUTPUT and port == "in":
-        raise UsageError(f"layer {text!r}: the model's output has no :in", "expected output or output:out.ELEMENT")
-    if path in (INPUT, OUTPUT) and call is not None:
-        raise UsageError(f"layer {text!r}: {path} is there once", "expected it without '#'")
+        raise UsageError(f"layer {text!r}: no name before the ending", GRAMMAR)
+    if any(char in path for char in "[]:#"):
+        raise UsageError(f"layer {text!r}: not understood after {path.split('[')[0]!r}", GRAMMAR)
+    return Address(path, **vars(ending), suffix=text[len(path) :], text=text)
 
 
-def _parse_index(text: str, inside: str) -> tuple[IndexItem, ...]:
-    """Read a NumPy-style index without evaluating anything: ints, slices, lists of ints, ``...``, None."""
-    try:
-        node = ast.parse(f"x[{inside}]", mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        node = None
-    if not isinstance(node, ast.Subscript):
-        raise UsageError(
-            f"layer {text!r}: [{inside}] is not an index", "expected a NumPy-style index, as [-1] or [:, 0]"
-        )
-    items: Sequence[ast.expr] = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-    return tuple(_index_item(text, item) for item in items)
+def _is_module(address: Address) -> bool:
+    return not (address.is_model_input or address.is_model_output)
 
 
-def _index_item(text: str, node: ast.expr) -> IndexItem:
-    if isinstance(node, ast.Slice):
-        return slice(*(None if part is None else _integer(text, part) for part in (node.lower, node.upper, node.step)))
-    if isinstance(node, ast.List | ast.Tuple):
-        return tuple(_integer(text, part) for part in node.elts)
-    if isinstance(node, ast.Constant) and (node.value is Ellipsis or node.value is None):
-        return node.value
-    return _integer(text, node)
-
-
-def _integer(text: str, node: ast.expr) -> int:
-    sign = 1
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        sign, node = -1, node.operand
-    if isinstance(node, ast.Constant) and type(node.value) is int:
-        return sign * node.value
-    raise UsageError(f"layer {text!r}: an index holds integers only", "expected ints, slices, lists of ints or '...'")
-
-
-def matches(pattern: str, paths: Iterable[str]) -> list[str]:
-    """The paths that a glob means, in their order.
-
-    ``*`` and ``?`` stay within one part of a dotted path, ``**`` crosses the dots, ``{a,b}`` are choices.
-    """
-    expression = re.compile(_translate(pattern), re.DOTALL)
-    return [path for path in paths if expression.fullmatch(path)]
-
-
-def _translate(pattern: str) -> str:
-    out, position, depth = [], 0, 0
-    while position < len(pattern):
-        char = pattern[position]
-        position += 1
-        if char == "*":
-            crosses = pattern.startswith("*", position)
-            position += crosses
-            out.append(".*" if crosses else "[^.]*")
-        elif char == "?":
-            out.append("[^.]")
-        elif char == "{":
-            depth += 1
-            out.append("(?:")
-        elif char == "}" and depth:
-            depth -= 1
-            out.append(")")
-        else:
-            out.append("|" if char == "," and depth else re.escape(char))
-    if depth:
-        raise UsageError(f"layer {pattern!r}: a '{{' without its '}}'", "expected choices as {a,b}")
-    return "".join(out)
-
-
-def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The names most like a mistyped one."""
-    return nearest_of(name, known, count, cutoff=0.4)
+def _wrong_end(text: str, path: str, ending: Ending) -> UsageError | None:
+    if path == OUTPUT and ending.port == "in":
+        return UsageError(f"layer {text!r}: the model's output has no :in", "expected output or output:out.ELEMENT")
+    if ending.call is not None:
+        return UsageError(f"layer {text!r}: {path} is there once", "expected it without '#'")
+    return None

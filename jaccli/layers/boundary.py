@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from jaccli.errors import UnsupportedError
-from jaccli.layers.address import INPUT, OUTPUT, Address
+from jaccli.errors import UnsupportedError, UsageError
+from jaccli.layers.address import Address
 from jaccli.layers.slot import Slot, slot_for
 from jaccli.layers.tree import Path, get, locate, put
 
 Key = tuple[str, str, int]
+
+# Of the root module, whose calls no tap is told of.
+MODEL_INPUT: Key = ("", "in", 1)
+MODEL_OUTPUT: Key = ("", "out", 1)
+
+
+def module_paths(keys: Iterable[Key]) -> frozenset[str]:
+    """The modules whose calls a tap has to see for these boundaries."""
+    return frozenset(path for path, _, _ in keys if path)
 
 
 @dataclass(frozen=True)
@@ -41,9 +51,14 @@ class Place:
 def key_of(address: Address) -> Key:
     """The boundary an address means; without ``#`` it is the first call."""
     if address.is_model_input:
-        return (INPUT, "out", 1)
+        return MODEL_INPUT
     if address.is_model_output:
-        return (OUTPUT, "out", 1)
+        return MODEL_OUTPUT
+    if isinstance(address.call, str):
+        raise UsageError(
+            f"layer {str(address)!r} means all calls, and one is wanted here",
+            f"expected the number of one, as {str(address.at_call(1))!r}",
+        )
     return (address.path, address.port or "out", address.call or 1)
 
 
@@ -55,7 +70,7 @@ def place(address: Address, value: Any, batch: int, *, source: bool) -> Place:
         UnsupportedError: no floating-point tensor there.
     """
     elements = elements_in(address, value)
-    path = locate(value, elements, str(address))
+    path = locate(value, elements, address)
     return Place(address, key_of(address), path, slot_for(address, get(value, path), batch, distinct=source))
 
 

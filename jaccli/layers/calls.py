@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from jaccli.layers.address import EVERY, Address
 from jaccli.layers.record import Inputs
 from jaccli.layers.tree import leaves
 from jaccli.models.network import Network
@@ -39,6 +41,25 @@ class _Watcher:
 def shapes(value: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     """The tensors of a nested value: element → shape and dtype; a tensor itself is element ``""``."""
     return {".".join(p): (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for p, t in leaves(value)}
+
+
+def each_call(network: Network, inputs: Inputs, addresses: Sequence[Address]) -> list[Address]:
+    """Addresses with ``#*`` replaced by those of each call, each address once.
+
+    A layer that is not called has its first call named, of which ``record`` says that it is not there.
+
+    Cost: where there is such an address, a forward pass without gradients.
+    """
+    if all(address.call != EVERY for address in addresses):
+        return [*addresses]
+    seen, _ = watch(network, inputs)
+    found: dict[Address, None] = {}
+    for address in addresses:
+        calls = seen[address.path].calls if address.path in seen else 1
+        each = [address.at_call(k) for k in range(1, calls + 1)] if address.call == EVERY else [address]
+        for one in each:
+            found.setdefault(one)
+    return list(found)
 
 
 def watch(network: Network, inputs: Inputs) -> tuple[dict[str, Seen], Any]:

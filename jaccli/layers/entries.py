@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaccli.layers.address import INPUT, OUTPUT, Address
-from jaccli.layers.boundary import Key, elements_in, key_of
+from jaccli.layers.address import Address
+from jaccli.layers.boundary import MODEL_INPUT, MODEL_OUTPUT, Key, elements_in, key_of, module_paths
 from jaccli.layers.record import Inputs
 from jaccli.layers.tree import get, locate
 from jaccli.models.network import Network
@@ -84,9 +84,9 @@ def tensors_at(network: Network, inputs: Inputs, addresses: Sequence[Address]) -
     """The tensors that hold activations, of those that the inputs reach. Cost: a forward pass without gradients."""
     tap = _Tensors(addresses)
     with torch.no_grad():
-        tap.at((INPUT, "out", 1), inputs.args[0])
+        tap.at(MODEL_INPUT, inputs.args[0])
         output = network.run(inputs.args, inputs.kwargs, tap if tap.paths else None)
-    tap.at((OUTPUT, "out", 1), output)
+    tap.at(MODEL_OUTPUT, output)
     return tap.found
 
 
@@ -95,7 +95,7 @@ class _Tensors:
 
     def __init__(self, addresses: Sequence[Address]) -> None:
         self.wanted = {address: key_of(address) for address in addresses}
-        self.paths: frozenset[str] | None = frozenset(key[0] for key in self.wanted.values()) - {INPUT, OUTPUT}
+        self.paths: frozenset[str] | None = module_paths(self.wanted.values())
         self.found: dict[Address, Tensor] = {}
 
     def enter(self, path: str, call: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -109,5 +109,5 @@ class _Tensors:
     def at(self, key: Key, value: Any) -> None:
         for address, wanted in self.wanted.items():
             if key == wanted:
-                tensor = get(value, locate(value, elements_in(address, value), str(address)))
+                tensor = get(value, locate(value, elements_in(address, value), address))
                 self.found[address] = tensor.detach().clone()  # an in-place operator may follow

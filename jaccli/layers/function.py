@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import UnsupportedError
-from jaccli.layers.address import INPUT, OUTPUT
-from jaccli.layers.boundary import Key, Place
+from jaccli.layers.boundary import MODEL_INPUT, MODEL_OUTPUT, Key, Place, module_paths
 from jaccli.layers.gradient_graph import mend_batch_norm
 from jaccli.layers.record import Inputs
 from jaccli.models.network import Network, StopRun
@@ -41,9 +40,9 @@ class LayerFunction:
     def __call__(self, h: Tensor) -> Tensor:
         tap = _Substitute(self.source, self.target, h)
         try:
-            args = (tap.at((INPUT, "out", 1), self.inputs.args[0]), *self.inputs.args[1:])
+            args = (tap.at(MODEL_INPUT, self.inputs.args[0]), *self.inputs.args[1:])
             output = self.network.run(args, self.inputs.kwargs, tap if tap.paths else None)
-            tap.at((OUTPUT, "out", 1), output)
+            tap.at(MODEL_OUTPUT, output)
         except StopRun:
             pass
         if tap.reached is None:
@@ -69,7 +68,7 @@ class _Substitute:
 
     def __init__(self, source: Place, target: Place, h: Tensor) -> None:
         self.source, self.target, self.h = source, target, h
-        self.paths: frozenset[str] | None = frozenset({source.key[0], target.key[0]}) - {INPUT, OUTPUT}
+        self.paths: frozenset[str] | None = module_paths((source.key, target.key))
         self.reached: Tensor | None = None
         self.replaced = False
 

@@ -4,8 +4,6 @@ samples mix, never before.
 
 from __future__ import annotations
 
-import re
-
 from torch import Tensor
 
 from jaccli.layers.address import Address
@@ -67,7 +65,7 @@ def _advice(pair: tuple[Address, Address], found: dict[Address, set[int]], dim: 
     """Names that say where the samples are: of the input by its own, or by that of another activation."""
     old = [address.dim or 0 for address in pair]
     new = [was if was in found[address] else min(found[address]) for was, address in zip(old, pair, strict=True)]
-    names = [f"{address.path}{re.sub('@[0-9]+', '', address.suffix)}@{d}" for address, d in zip(pair, new, strict=True)]
+    names = [address.with_dim(d) for address, d in zip(pair, new, strict=True)]
     said = [worded("{source:{name}}", name=names[0])] if new[0] != old[0] or new == old else []
     said += [worded("{target:{name}}", name=names[1])] if new[1] != old[1] else []
     text = "where the samples are in dimension {dim} of the input, say {first}" + " and {last}" * (len(said) - 1)

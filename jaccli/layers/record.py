@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from jaccli.errors import JaccliError, UnsupportedError, UsageError
-from jaccli.layers.address import INPUT, OUTPUT, Address
-from jaccli.layers.boundary import Key, Place, key_of, place
+from jaccli.layers.address import Address
+from jaccli.layers.boundary import MODEL_INPUT, MODEL_OUTPUT, Key, Place, key_of, module_paths, place
 from jaccli.layers.gradient_graph import mend_batch_norm
 from jaccli.layers.tree import put
 from jaccli.models.dtypes import converted
@@ -109,7 +109,7 @@ class _Recorder:
         for position, addresses in enumerate((sources, targets)):
             for address in addresses:
                 self.wanted.setdefault(key_of(address), ([], []))[position].append(address)
-        self.paths: frozenset[str] | None = frozenset(path for path, _, _ in self.wanted) - {INPUT, OUTPUT}
+        self.paths: frozenset[str] | None = module_paths(self.wanted)
         self.sources: dict[Address, Held] = {}
         self.targets: dict[Address, Held] = {}
         self.calls: Counter[str] = Counter()
@@ -173,9 +173,9 @@ def record(
     """
     tap = _Recorder(sources, targets, inputs.batch, live)
     with torch.set_grad_enabled(live):
-        args = (tap.at((INPUT, "out", 1), inputs.args[0]), *inputs.args[1:])
+        args = (tap.at(MODEL_INPUT, inputs.args[0]), *inputs.args[1:])
         output = network.run(args, inputs.kwargs, tap if tap.paths else None)
-        tap.at((OUTPUT, "out", 1), output)
+        tap.at(MODEL_OUTPUT, output)
     for address in (*sources, *targets):
         try:
             _check_called(address, tap.calls)
@@ -208,9 +208,9 @@ def _check_called(address: Address, made: Counter[str]) -> None:
             worded("{layer_calls}"),
         )
     if address.call is None and calls > 1:
-        names = ", ".join(f"{address.path}#{k}{address.suffix}" for k in range(1, min(calls, 4) + 1))
+        names = ", ".join(str(address.at_call(k)) for k in range(1, min(calls, 4) + 1))
         raise UsageError(
             f"layer {str(address)!r} is called {calls} times", f"expected one of {names}" + "…" * (calls > 4)
         )
-    if address.call is not None and address.call > calls:
+    if isinstance(address.call, int) and address.call > calls:
         raise UnsupportedError(f"layer {str(address)!r}: {address.path!r} is called {calls} times for this input")

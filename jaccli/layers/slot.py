@@ -126,5 +126,4 @@ def _elsewhere(address: Address, shape: tuple[int, ...], batch: int) -> str:
     dims = [d for d, size in enumerate(shape) if size == batch]
     if not dims:
         return f"expected a dimension of size {batch}"
-    base = str(address.path) + address.suffix.split("@")[0].split("[")[0]
-    return "expected " + " or ".join(f"{base}@{d}" for d in dims)
+    return "expected " + " or ".join(address.with_dim(d) for d in dims)

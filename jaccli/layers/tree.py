@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from jaccli.errors import UnsupportedError, UsageError
+from jaccli.layers.address import Address
 
 Path = tuple[str, ...]
 
@@ -33,35 +34,40 @@ def _children(value: Any) -> list[tuple[str, Any]]:
     return []
 
 
-def locate(value: Any, elements: Path, name: str) -> Path:
+def locate(value: Any, elements: Path, address: Address) -> Path:
     """The full path of the tensor that ``elements`` mean: itself, or the only floating-point one below.
 
     Raises:
         UsageError: no such element, or several tensors to choose from; the answer lists them.
         UnsupportedError: no floating-point tensor there.
     """
-    inside = value
+    name, inside = str(address), value
+    path: Path = ()
     if isinstance(value, Tensor) and elements == ("0",):
         elements = ()  # the first of one: a trace returns a tuple's only used element bare
-    for depth, element in enumerate(elements):
+    while elements:
         children = _named_children(inside)
-        if element not in children:
+        count = _longest(elements, children)
+        if not count:
             have = ", ".join(repr(c) for c in children) or f"a {type(inside).__name__}"
             raise UsageError(
-                f"layer {name!r}: no element {'.'.join(elements[: depth + 1])!r} in its value",
+                f"layer {name!r}: no element {'.'.join((*path, elements[0]))!r} in its value",
                 f"it has {have}" if children else f"its value is {have}, without elements",
             )
-        inside = children[element]
+        key = ".".join(elements[:count])
+        path, inside, elements = (*path, key), children[key], elements[count:]
     found = list(leaves(inside))
     floating = [(path, tensor) for path, tensor in found if tensor.is_floating_point()]
     if len(floating) == 1:
-        return (*elements, *floating[0][0])
+        return (*path, *floating[0][0])
     if floating:
-        choices = ", ".join(f"{'.'.join((*elements, *p))} {tuple(t.shape)}" for p, t in floating[:8])
+        first = int(address.port == "in" and not address.is_model_input)  # before: positional or by name
+        shown = [((*path, *p)[first:], tensor) for p, tensor in floating]
+        choices = ", ".join(f"{'.'.join(p)} {tuple(t.shape)}" for p, t in shown[:8])
         raise UsageError(
             f"layer {name!r}: its value holds {len(floating)} floating-point tensors",
             f"expected one of the elements {choices}",
-            f"name one, as {_with_element(name, (*elements, *floating[0][0]))!r}",
+            f"name one, as {address.with_elements(shown[0][0])!r}",
         )
     raise _no_derivative(found, inside, name)
 
@@ -77,10 +83,9 @@ def _no_derivative(found: list[tuple[Path, Tensor]], inside: Any, name: str) -> 
     return UnsupportedError(f"layer {name!r}: its value is {type(inside).__name__}, with no tensor in it")
 
 
-def _with_element(name: str, path: Path) -> str:
-    base = name if ":" in name else f"{name}:out"
-    base = ":".join(base.split(":")[:-1]) + ":" + base.split(":")[-1].split(".")[0]
-    return f"{base}.{'.'.join(path)}"
+def _longest(elements: Path, children: Mapping[str, Any]) -> int:
+    """How many of the elements make the name of a child: keys of dicts may have dots in them."""
+    return next((n for n in range(len(elements), 0, -1) if ".".join(elements[:n]) in children), 0)
 
 
 def _named_children(value: Any) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from torch import Tensor, fx
 from jaccli.errors import UnsupportedError
 from jaccli.models.pt2.control import CONTROL
 from jaccli.models.pt2.operators import plain_functions, skipped, unsupported
-from jaccli.models.pt2.parse import clean_stack, module_types
+from jaccli.models.pt2.parse import module_types
 from jaccli.models.pt2.program import HERE, Extent, Frame, Graph, Leaf, Node, Output, Program, Ref, StateKind
+from jaccli.models.pt2.stacks import clean_stack
 from jaccli.models.pt2.trees import LiveTree
 from jaccli.models.quote import quote
 
@@ -56,11 +57,11 @@ def program_from_export(exported: Any) -> tuple[Program, dict[str, Tensor]]:
             leaves.append(_leaf(placeholders[spec.arg.name], ranges))
         else:
             raise UnsupportedError(f"the exported model takes a {kind.lower()} as an input")
-    graph = _Converter(module, {}).graph()
+    listed = {entry.fqn: "" for entry in exported.module_call_graph}
+    graph = _Converter(module, {}, listed).graph()
     pairs = list(zip(signature.output_specs, graph.outputs, strict=True))
     mutations = {spec.target: value for spec, value in pairs if spec.kind.name == "BUFFER_MUTATION"}
     results = tuple(value for spec, value in pairs if spec.kind.name in ("USER_OUTPUT", "LOSS_OUTPUT"))
-    listed = {entry.fqn: "" for entry in exported.module_call_graph}
     program = Program(
         graph=graph,
         state=state,
@@ -95,7 +96,8 @@ def program_from_module(module: fx.GraphModule) -> tuple[Program, dict[str, Tens
             kind: StateKind = "parameter" if node.target in parameters else "constant"
             state[node.name] = ("buffer" if node.target in buffers else kind, node.target)
             tensors[node.target] = value
-    converter = _Converter(module, state)
+    listed = _module_paths(module)
+    converter = _Converter(module, state, listed)
     graph = converter.graph()
     info: Any = module.graph._codegen.pytree_info  # type: ignore[attr-defined]
     leaves = tuple(_leaf(node, {}) for node in module.graph.nodes if node.op == "placeholder")
@@ -109,7 +111,7 @@ def program_from_module(module: fx.GraphModule) -> tuple[Program, dict[str, Tens
             out_tree=LiveTree(info.out_spec),
             results=results,
             mutations={},
-            modules=module_types(_module_paths(module), graph),
+            modules=module_types(listed, graph),
             argument_names=tuple(info.orig_args) or None,
         ),
         tensors,
@@ -159,8 +161,8 @@ def _extent(size: Any, ranges: Mapping[Any, Any]) -> Extent:
 class _Converter:
     """One ``torch.fx`` graph."""
 
-    def __init__(self, module: fx.GraphModule, state: Mapping[str, object]) -> None:
-        self._module, self._state = module, state
+    def __init__(self, module: fx.GraphModule, state: Mapping[str, object], listed: Mapping[str, str]) -> None:
+        self._module, self._state, self._listed = module, state, listed
         self._folded: set[fx.Node] = set()
 
     def graph(self) -> Graph:
@@ -189,7 +191,7 @@ class _Converter:
             args,
             kwargs,
             self._outputs(node),
-            clean_stack(frames) if stack else None,
+            clean_stack(frames, self._listed) if stack else None,
         )
 
     def _outputs(self, node: fx.Node) -> tuple[Output, ...]:
@@ -230,7 +232,7 @@ class _Converter:
     def _inner(self, target: Any) -> Any:
         found = _attribute(self._module, str(target))
         if isinstance(found, fx.GraphModule):
-            return _Converter(found, {}).graph()
+            return _Converter(found, {}, self._listed).graph()
         raise UnsupportedError(f"the exported model refers to {quote(target)}, which is not a tensor")
 
 

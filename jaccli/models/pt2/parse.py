@@ -11,7 +11,6 @@ from jaccli.models.pt2.arguments import node_arguments, value_of
 from jaccli.models.pt2.operators import resolve, skipped
 from jaccli.models.pt2.program import (
     Extent,
-    Frame,
     Graph,
     Leaf,
     Node,
@@ -22,12 +21,11 @@ from jaccli.models.pt2.program import (
     refs,
     walk,
 )
+from jaccli.models.pt2.stacks import parse_stack
 from jaccli.models.pt2.trees import Spec, parse_spec
 from jaccli.models.quote import quote
 
 _SYMBOL: Final = re.compile(r"(?:Symbol\('(\w+)'[^()]*\)|([A-Za-z_]\w*))", re.ASCII)
-_NO_STACK: Final = "_empty_nn_module_stack_from_metadata_hook"
-_EXPORT_ROOT: Final = "_export_root"
 _STATE_FIELDS: Final[dict[str, tuple[StateKind, str]]] = {
     "parameter": ("parameter", "parameter_name"),
     "buffer": ("buffer", "buffer_name"),
@@ -57,6 +55,7 @@ class _Parser:
     def __init__(self, raw: Mapping[str, Any], trust: bool) -> None:
         self._raw, self._trust = raw, trust
         self._module = raw["graph_module"]
+        self._listed = {str(entry["fqn"]): "" for entry in self._module["module_call_graph"]}
         self._ranges: Mapping[str, Any] = raw.get("range_constraints") or {}
 
     def program(self) -> Program:
@@ -98,7 +97,7 @@ class _Parser:
             return None
         args, kwargs = node_arguments(op, raw["inputs"], self.graph)
         outputs = tuple(_output(item) for item in raw["outputs"])
-        stack = parse_stack((raw.get("metadata") or {}).get("nn_module_stack"))
+        stack = parse_stack((raw.get("metadata") or {}).get("nn_module_stack"), self._listed)
         return Node(target.removeprefix("torch.ops."), op, args, kwargs, outputs, stack)
 
     def inputs(
@@ -154,13 +153,13 @@ class _Parser:
         return results, mutations
 
     def modules(self, graph: Graph) -> dict[str, str]:
-        listed = {str(entry["fqn"]): "" for entry in self._module["module_call_graph"]}
-        return module_types(listed, graph)
+        return module_types(self._listed, graph)
 
 
 def module_types(listed: Mapping[str, str], graph: Graph) -> dict[str, str]:
     """Module path → short type name: those listed and those met in the graph, parents before children."""
-    types = {path: "" for path in listed if path and "@" not in path}
+    # ``b@1`` is the second call of ``b``, unless a module is named so.
+    types = {path: "" for path in listed if path and (path.rpartition("@")[0] or path) not in {*listed} - {path}}
     for node in walk(graph):
         for frame in node.stack or ():
             types[frame.path] = types.get(frame.path) or frame.type.rsplit(".", 1)[-1]
@@ -229,35 +228,3 @@ def _output(raw: Mapping[str, Any]) -> Output:
         if raw.get(kind) is not None:
             return tuple(item.get("as_name") for item in raw[kind])
     return _input_name(raw)
-
-
-def parse_stack(text: str | None) -> tuple[Frame, ...] | None:
-    """``key,path,type;…`` as frames, the root left out; None if nothing was recorded."""
-    if not text:
-        return None
-    frames = [_split(item) for item in text.split(";")]
-    return clean_stack([Frame(*parts) for parts in frames])
-
-
-def clean_stack(frames: list[Frame]) -> tuple[Frame, ...] | None:
-    """Frames of real modules: without the root, and without the wrapper that ``strict=True`` adds."""
-    if any(frame.path == _NO_STACK for frame in frames):
-        return None
-    kept = []
-    for frame in frames:
-        path = frame.path.removeprefix(f"{_EXPORT_ROOT}.")
-        if path not in ("", _EXPORT_ROOT):
-            kept.append(Frame(frame.key, path.split("@")[0], frame.type))
-    return tuple(kept)
-
-
-def _split(item: str) -> tuple[str, str, str]:
-    """Three parts between commas that are not inside brackets."""
-    parts, depth, start = [], 0, 0
-    for index, char in enumerate(item):
-        depth += (char in "[(") - (char in ")]")
-        if char == "," and depth == 0:
-            parts.append(item[start:index])
-            start = index + 1
-    key, path, kind = (*parts, item[start:])
-    return key, path, kind
