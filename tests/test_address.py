@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaccli.errors import UsageError
-from jaccli.layers.address import Address, matches, nearest, parse_address
+from jaccli.layers.address import Address, Names, matches, nearest, parse_address
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,85 @@ def test_what_is_not_a_name(text: str) -> None:
     assert len(str(caught.value).splitlines()) <= 3
 
 
-def test_a_known_name_is_taken_as_it_is() -> None:
-    assert parse_address("odd[0]:in", ["odd[0]:in"]) == Address("odd[0]:in")
+KNOWN = [
+    *("a", "a#2", "a:in", "user:item", "user", "block#b", "*", "odd[0]", "{x,y}", "input", "b.input", "out", "user:a.b")
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("user:item", Address("user:item")),
+        ("user:item:in", Address("user:item", port="in")),
+        ("user:item:out.1", Address("user:item", port="out", elements=("1",))),
+        ("user:in", Address("user", port="in")),
+        ("user:a.b@1", Address("user:a.b", dim=1)),
+        ("block#b#2", Address("block#b", call=2)),
+        ("block#b#*:in", Address("block#b", call="*", port="in")),
+        ("odd[0]", Address("odd[0]")),
+        ("odd[0]@1", Address("odd[0]", dim=1)),
+        ("a#2", Address("a#2")),
+        ("a..#2", Address("a", call=2)),
+        ("a#1", Address("a", call=1)),
+        ("a#2#2", Address("a#2", call=2)),
+        ("a:in", Address("a:in")),
+        ("a..:in", Address("a", port="in")),
+        ("*", Address("*")),
+        ("*#2", Address("*", call=2)),
+        ("{x,y}:out", Address("{x,y}", port="out")),
+        ("input", Address("input")),
+        (".input", Address("input", is_module=True)),
+        ("input#1", Address("input", call=1, is_module=True)),
+        (".input:in", Address("input", port="in", is_module=True)),
+        ("b.input", Address("b.input")),
+        ("output", Address("output")),
+        ("out:in", Address("out", port="in")),
+    ],
+)
+def test_names_of_a_model_that_has_the_grammar_in_its_own(text: str, want: Address) -> None:
+    """The longest name that is there wins; what it hides is named with dots."""
+    got = parse_address(text, KNOWN)
+    assert replace(got, suffix="", index=None) == want
+    assert str(got) == text
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.text(alphabet="ab0#:@[]*?{},inout ", min_size=1, max_size=8), min_size=1, max_size=6))
+def test_every_name_is_read_back(paths: list[str]) -> None:
+    """Whatever modules are called: the spelling that is given for one means it, with any ending."""
+    names = Names(paths)
+    for path in paths:
+        for suffix in ("", "#1", "#*", ":in", ":out.1.x", "@1", "[0]", "#2:in.k@1[-1]"):
+            address = names.at(path, suffix)
+            got = parse_address(str(address), names)
+            assert (got.path, got.suffix) == (path, suffix)
+            assert not got.is_model_input
+            assert not got.is_model_output
+            assert got == address
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("user:*", ["user:item"]),
+        ("block#*", ["block#b"]),
+        ("a*", ["a", "a#2", "a:in"]),
+        ("{*}", ["a", "a#2", "a:in", "user:item", "user", "block#b", "*", "odd[0]", "{x,y}", ".input", "out"]),
+        ("{a,out}:in", ["a..:in", "out:in"]),
+        ("u**#*", ["user:item#*", "user#*", "user:a.b#*"]),
+        ("*.input", ["b.input"]),
+        ("nothing*", []),
+    ],
+)
+def test_globs_of_such_a_model(text: str, want: list[str]) -> None:
+    assert [str(address) for address in Names(KNOWN).globbed(text)] == want
+
+
+def test_each_call_has_the_ending_of_all() -> None:
+    every = parse_address("cell#*:out.1[0]", ["cell"])
+    assert str(every.at_call(3)) == "cell#3:out.1[0]"
+    assert every.at_call(3) == parse_address("cell#3:out.1[0]", ["cell"])
+    assert str(parse_address("a", KNOWN).at_call(2)) == "a..#2"
 
 
 PATHS = ["fc1", "fc2", "blocks.0", "blocks.0.fc", "blocks.10", "blocks.10.fc", "blocks.0.attn.out", "head"]

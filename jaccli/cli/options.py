@@ -34,7 +34,12 @@ Input = Annotated[
 ]
 Layers = Annotated[
     list[str] | None,
-    typer.Option("--layer", metavar="LAYER", help="Source layer or glob; may be repeated.", show_default=False),
+    typer.Option(
+        "--layer",
+        metavar="LAYER",
+        help="Source layer, glob or all calls (cell#*); may be repeated.",
+        show_default=False,
+    ),
 ]
 From = Annotated[
     list[str] | None,

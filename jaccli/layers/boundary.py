@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from jaccli.errors import UnsupportedError, UsageError
 from jaccli.layers.address import Address
 from jaccli.layers.slot import Slot, slot_for
-from jaccli.layers.tree import Path, get, locate, put
+from jaccli.layers.tree import Path, get, leaves, locate, put
 
 Key = tuple[str, str, int]
 
@@ -69,9 +69,23 @@ def place(address: Address, value: Any, batch: int, *, source: bool) -> Place:
         UsageError: several tensors or none to choose, samples elsewhere, an index that does not fit.
         UnsupportedError: no floating-point tensor there.
     """
-    elements = elements_in(address, value)
-    path = locate(value, elements, address)
-    return Place(address, key_of(address), path, slot_for(address, get(value, path), batch, distinct=source))
+    read = as_key(address, value)
+    path = locate(value, elements_in(read, value), read)
+    return Place(address, key_of(address), path, slot_for(read, get(value, path), batch, distinct=source))
+
+
+def as_key(address: Address, value: Any) -> Address:
+    """An address of an element that is named ``x[0]`` or ``x@1``: no index, and no dimension."""
+    _, port, rest = address.suffix.partition(f":{address.port}.")
+    bare = address.index is None and address.dim is None
+    if bare or not port or address.port == "in" or rest not in _keys(value):
+        return address
+    return replace(address, elements=tuple(rest.split(".")), index=None, dim=None)
+
+
+def _keys(value: Any) -> Collection[str]:
+    """Names of a dict's tensors."""
+    return {".".join(path) for path, _ in leaves(value)} if isinstance(value, Mapping) else ()
 
 
 def elements_in(address: Address, value: Any) -> Path:

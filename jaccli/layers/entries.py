@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jaccli.layers.address import Address
-from jaccli.layers.boundary import MODEL_INPUT, MODEL_OUTPUT, Key, elements_in, key_of, module_paths
+from jaccli.layers.boundary import MODEL_INPUT, MODEL_OUTPUT, Key, as_key, elements_in, key_of, module_paths
 from jaccli.layers.record import Inputs
 from jaccli.layers.tree import get, locate
 from jaccli.models.network import Network
@@ -109,5 +109,6 @@ class _Tensors:
     def at(self, key: Key, value: Any) -> None:
         for address, wanted in self.wanted.items():
             if key == wanted:
-                tensor = get(value, locate(value, elements_in(address, value), address))
+                read = as_key(address, value)
+                tensor = get(value, locate(value, elements_in(read, value), read))
                 self.found[address] = tensor.detach().clone()  # an in-place operator may follow

@@ -14,7 +14,7 @@ _EXPORT_ROOT: Final = "_export_root"
 # A key is the root's name and the path, or a number; and from a second call on that of the call.
 _FRAMES: Final = (
     re.compile(r"(?P<key>L__self__(?P<path>.*?)(?:@\d+)?),(?P=path),(?P<type>[^,;]*)(?:;|$)", re.DOTALL),
-    re.compile(r"(?P<key>\d+(?:@\d+)?),(?P<path>[^;]*),(?P<type>[^,;]*)(?:;|$)", re.DOTALL),
+    re.compile(r"(?P<key>\d+(?:@\d+)?),(?P<path>.*?),(?P<type>[^,;]*)(?:;(?=\d)|$)", re.DOTALL),
 )
 _CHILD: Final = re.compile(r"""\._modules\[((?:'(?:[^'\\]|\\.)*')|(?:"(?:[^"\\]|\\.)*"))\]""", re.DOTALL)
 # Longer ones are not looked through for names that have commas, semicolons or brackets in them.
