@@ -37,6 +37,7 @@ class Estimates:
         start: number of the first sample.
         records: one a sample.
         source_shape: of one sample; likewise ``target_shape``.
+        trivial: source and target are the same activation.
     """
 
     pair: Pair
@@ -44,6 +45,7 @@ class Estimates:
     records: list[dict[str, Any]]
     source_shape: tuple[int, ...]
     target_shape: tuple[int, ...]
+    trivial: bool = False
 
 
 def stream_estimates(
@@ -86,9 +88,11 @@ def stream_estimates(
     for prepared, (_, size, vectors) in zip(ready, wanted, strict=True):
         on_plan(prepared, size, min(vectors, probes))
     watch.lap("plan_s")
+    same = {p.pair for p in ready if p.trivial}
     del ready
     hold = defaults.WORKING_SET if max_memory is None else min(defaults.WORKING_SET, max_memory // HOLD_SHARE)
     for pair, size, vectors in wanted:
+        trivial = pair in same
         for start in range(0, inputs.batch, size):
             watch.restart()
             block = part(inputs, start, min(size, inputs.batch - start))
@@ -99,7 +103,7 @@ def stream_estimates(
             records = figures(a, vectors)
             watch.lap("compute_s")
             f = a.function
-            yield Estimates(pair, start, records, f.source.slot.shape, f.target.slot.shape)
+            yield Estimates(pair, start, records, f.source.slot.shape, f.target.slot.shape, trivial)
 
 
 def _sizes(prepared: Prepared, probes: int, fixed: bool, max_memory: int | None, batch: int) -> tuple[int, int]:

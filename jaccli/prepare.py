@@ -59,6 +59,7 @@ class Prepared:
         probe: see ``Probe``.
         why_zero: where there is no path, what the values say about it.
         engine: f captured as a graph, where that was done.
+        trivial: source and target are the same activation, and J is I.
     """
 
     linear: Linearised
@@ -67,6 +68,7 @@ class Prepared:
     probe: Probe = field(default_factory=Probe)
     why_zero: str = ""
     engine: Engine | None = None
+    trivial: bool = False
 
     @property
     def pair(self) -> Pair:
@@ -282,7 +284,7 @@ def _prepared(network: Network, taken: Record, pair: Pair, graph: bool, probe: b
     live = Live(source.raw, value) if graph else None
     linear = Linearised(f, source.activation.detach(), value.detach(), live)
     linear.passes["forward"] += 1
-    prepared = Prepared(linear, probe=Probe(backward_gap=gap))
+    prepared = Prepared(linear, probe=Probe(backward_gap=gap), trivial=pair in taken.same)
     if not probe:
         return prepared
     if graph:

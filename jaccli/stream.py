@@ -45,7 +45,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Piece:
-    """J of one pair for the samples from ``start`` on."""
+    """J of one pair for the samples from ``start`` on; ``trivial``: see ``Prepared``."""
 
     pair: Pair
     start: int
@@ -53,6 +53,7 @@ class Piece:
     outcome: Outcome
     source_shape: tuple[int, ...]
     target_shape: tuple[int, ...]
+    trivial: bool = False
 
 
 @dataclass
@@ -242,4 +243,4 @@ def _piece(
         torch.accelerator.synchronize()
     watch.lap("compute_s")
     report(prepared, outcome, prepared.name)
-    return Piece(prepared.pair, start, decision, outcome, f.source.slot.shape, f.target.slot.shape)
+    return Piece(prepared.pair, start, decision, outcome, f.source.slot.shape, f.target.slot.shape, prepared.trivial)

@@ -80,6 +80,8 @@ def _finish(found: list[dict[str, Any]], timing: dict[str, float], out: OutputRe
     from jaccli.sinks.terminal import style_for
 
     rows = rows_of(found)
+    if gates:
+        _check_gated(rows)
     document = {"schema_version": 1, "command": "deviation", "pairs": found, "timing": timing}
     style = style_for(out.path, out.no_color)
     people = out.format in ("table", "markdown")
@@ -121,13 +123,29 @@ def _title(found: Sequence[dict[str, Any]]) -> str:
     return f"J - I of {len(found)} layers" + f" -> {target}" * same
 
 
-def _gate(rows: Sequence[dict[str, Any]], gates: Sequence[Gate]) -> None:
-    """``--fail-above``: a figure that is not a number fails too.
+def _check_gated(rows: Sequence[dict[str, Any]]) -> None:
+    """A gate over nothing would pass whatever the network does.
+
+    Raises:
+        UsageError: there is no pair but such whose J is I in any case.
+    """
+    if rows and all("trivial" in row for row in rows):
+        pairs = dict.fromkeys(f"{row['source']} -> {row['target']}" for row in rows)
+        raise UsageError(
+            f"--fail-above: of {', '.join(pairs)} source and target are the same activation, and J is I in any case",
+            "expected a pair with something between its ends",
+            "choose another --layer or --to",
+        )
+
+
+def _gate(every: Sequence[dict[str, Any]], gates: Sequence[Gate]) -> None:
+    """``--fail-above``: a figure that is not a number fails too; pairs whose J is I in any case do not count.
 
     Raises:
         UsageError: an estimate does not have this figure.
         GateError: a sample is above.
     """
+    rows = [row for row in every if "trivial" not in row]
     for gate in gates:
         if any(gate.norm not in row for row in rows):
             raise UsageError(

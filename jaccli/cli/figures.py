@@ -66,7 +66,15 @@ def of_model(
         raise UsageError(
             "none of the layers that the glob matches has a square J", "expected source and target of one size"
         )
+    _tell_trivial(found)
     return _summed(found, figures)
+
+
+def _tell_trivial(found: Sequence[Record]) -> None:
+    """One note for the pairs of which source and target are the same activation."""
+    names = [f"{r['source']['layer']} -> {r['target']['layer']}" for r in found if r.get("trivial")]
+    if names:
+        note(f"{', '.join(names)}: source and target are the same activation, J is I: left out of means and gates")
 
 
 def _exact(loaded: Loaded, pairs: Sequence[Pair], how: RunRequest, figures: Figures) -> list[Record]:
@@ -81,6 +89,8 @@ def _exact(loaded: Loaded, pairs: Sequence[Pair], how: RunRequest, figures: Figu
             )
             if piece.outcome.error_estimate is not None:
                 record["error_estimate"] = piece.outcome.error_estimate
+            if piece.trivial:
+                record["trivial"] = True
             found[piece.pair] = record
         for number, matrix in zip(loaded.numbers[piece.start :], piece.outcome.matrix, strict=False):
             record["samples"].append({"sample": number, **figures.exact(matrix)})
@@ -113,7 +123,7 @@ def _estimated(
         for some in run:
             source, target = map(str, some.pair)
             one_pair = empty(source, target, some.source_shape, some.target_shape, "estimate", effort.seed)
-            record = found.setdefault(some.pair, one_pair)
+            record = found.setdefault(some.pair, one_pair | ({"trivial": True} if some.trivial else {}))
             for number, one in zip(loaded.numbers[some.start :], some.records, strict=False):
                 record["samples"].append({"sample": number, **one})
             tell(f"estimating {source} -> {target}: {len(record['samples'])} of {loaded.inputs.batch} samples")
@@ -211,7 +221,7 @@ def rows_of(found: Sequence[Record]) -> list[Record]:
     """One row a sample, with the layers' names, the method, and the seed of an estimate."""
     return [
         {"source": r["source"]["layer"], "target": r["target"]["layer"], **sample}
-        | {name: r[name] for name in ("method", "seed") if name in r}
+        | {name: r[name] for name in ("method", "seed", "trivial") if name in r}
         for r in found
         for sample in r["samples"]
     ]

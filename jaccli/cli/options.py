@@ -37,7 +37,7 @@ Layers = Annotated[
     typer.Option(
         "--layer",
         metavar="LAYER",
-        help="Source layer, glob or all calls (cell#*); may be repeated.",
+        help="Source layer, glob, or all calls (cell#*); may be repeated.",
         show_default=False,
     ),
 ]

@@ -195,16 +195,18 @@ def _chain(loaded: Loaded, how: RunRequest, out: OutputRequest) -> None:
     stops = [pair[0] for pair in loaded.pairs if pair[0] != loaded.pairs[0][1]] + [loaded.pairs[0][1]]
     pairs, whole = list(pairwise(stops)), (stops[0], stops[-1])
     found: dict[Any, list[Any]] = {}
-    method = ""
+    method, trivial = "", set[Any]()
     for piece in work.pieces(loaded, [*pairs, *([whole] if len(pairs) > 1 else [])], how):
         found.setdefault(piece.pair, []).extend(piece.outcome.matrix)
         method = piece.outcome.method
+        if piece.trivial:
+            trivial.add(piece.pair)
     for source, target in pairs:
         if (source, target) not in found:
             raise UnsupportedError(
                 f"--lyapunov: there is no J of {source!s} -> {target!s}", "expected layers that follow on each other"
             )
-    if len(pairs) > 1 and _is_identity(found[pairs[-1]]):
+    if len(pairs) > 1 and pairs[-1] in trivial:
         note(f"{pairs[-1][0]!s} is {pairs[-1][1]!s} itself: no step of the chain")
         pairs, stops = pairs[:-1], stops[:-1]
     matrices = {n: [found[pair][k] for pair in pairs] for k, n in enumerate(loaded.numbers)}
@@ -249,12 +251,6 @@ def _check_chain(chains: Sequence[Sequence[Tensor]], whole: Sequence[Tensor]) ->
                 "(a skip connection), and the exponents are those of the product alone"
             )
             return
-
-
-def _is_identity(matrices: Sequence[Tensor]) -> bool:
-    import torch
-
-    return all(m.shape[0] == m.shape[1] and torch.equal(m, torch.eye(len(m)).to(m)) for m in matrices)
 
 
 def _few(values: Sequence[float]) -> str:

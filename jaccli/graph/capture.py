@@ -118,6 +118,8 @@ def needed(nodes: list[Node], wanted: list[Value]) -> list[Node]:
 class _Mark:
     """The tap of a capture: makes the source a value of its own and stops at the target."""
 
+    gives_copies = True
+
     def __init__(self, recorder: Recorder, source: Place, target: Place) -> None:
         self.recorder, self.place, self.target = recorder, source, target
         self.paths: frozenset[str] | None = module_paths((source.key, target.key))

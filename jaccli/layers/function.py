@@ -66,6 +66,8 @@ class LayerFunction:
 class _Substitute:
     """The tap of a ``LayerFunction`` call."""
 
+    gives_copies = True
+
     def __init__(self, source: Place, target: Place, h: Tensor) -> None:
         self.source, self.target, self.h = source, target, h
         self.paths: frozenset[str] | None = module_paths((source.key, target.key))

@@ -15,6 +15,7 @@ from jaccli.errors import JaccliError, UnsupportedError, UsageError
 from jaccli.layers.address import Address
 from jaccli.layers.boundary import MODEL_INPUT, MODEL_OUTPUT, Key, Place, key_of, module_paths, place
 from jaccli.layers.gradient_graph import mend_batch_norm
+from jaccli.layers.imprint import Imprint, Placed
 from jaccli.layers.tree import put
 from jaccli.models.dtypes import converted
 from jaccli.models.network import Network
@@ -92,16 +93,20 @@ class Held:
 
 @dataclass
 class Record:
-    """What one forward pass gave: activations by address, and why a glob's layers were left out."""
+    """What one forward pass gave: activations by address, why a glob's layers were left out, and the pairs of which
+    source and target are the ``same`` activation."""
 
     inputs: Inputs
     sources: dict[Address, Held]
     targets: dict[Address, Held]
     left_out: dict[Address, str]
+    same: set[tuple[Address, Address]]
 
 
 class _Recorder:
     """The tap of ``record``: cuts sources loose from what came before only where nothing needs it."""
+
+    gives_copies = True
 
     def __init__(self, sources: Sequence[Address], targets: Sequence[Address], batch: int, live: bool) -> None:
         self.batch, self.live = batch, live
@@ -114,6 +119,8 @@ class _Recorder:
         self.targets: dict[Address, Held] = {}
         self.calls: Counter[str] = Counter()
         self.left_out: dict[Address, str] = {}
+        self.placed: dict[Address, Placed] = {}
+        self.same: set[tuple[Address, Address]] = set()
 
     def enter(self, path: str, call: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.calls[path] = max(self.calls[path], call)
@@ -128,16 +135,25 @@ class _Recorder:
             where = self._place(address, value, source=True)
             if where is None:
                 continue
+            before = Imprint.of(where.tensor(value))
             raw, value = self._variable(where, value)
+            self._place_source(where, before, Imprint.of(where.tensor(value)))
             self.sources[address] = Held(where, raw, len(self.sources) + len(self.targets))
         for address in targets:
             where = self._place(address, value, source=False)
             if where is None:
                 continue
+            self.same |= {(s, address) for s, p in self.placed.items() if p.is_in(where.tensor(value), where.slot)}
             # A copy: an in-place operator may follow, as the ReLU after a convolution.
             raw = where.tensor(value).clone()
             self.targets[address] = Held(where, raw, len(self.sources) + len(self.targets))
         return value
+
+    def _place_source(self, where: Place, before: Imprint | None, after: Imprint | None) -> None:
+        for placed in self.placed.values():
+            placed.follow(before, after)
+        if after is not None:
+            self.placed[where.address] = Placed(where.slot, [after])
 
     def _place(self, address: Address, value: Any, *, source: bool) -> Place | None:
         """None for what a glob gave and does not fit."""
@@ -186,7 +202,7 @@ def record(
             tap.sources.pop(address, None)
     if live:
         mend_batch_norm(*(held.raw for held in tap.targets.values()))
-    return Record(inputs, tap.sources, tap.targets, tap.left_out)
+    return Record(inputs, tap.sources, tap.targets, tap.left_out, tap.same)
 
 
 def values(

@@ -33,7 +33,8 @@ class Tap(Protocol):
     """Sees module calls. ``call`` counts the calls of one path within a run, from 1.
 
     ``paths`` are the module paths whose boundaries are to be reported; None means all of them.
-    The root module is never reported: its input and output are the run's own.
+    The root module is never reported: its input and output are the run's own. A tap with a true ``gives_copies`` puts
+    in tensors that nobody else holds, which the model may write to.
     """
 
     paths: frozenset[str] | None

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from jaccli.errors import RefusedError
 from jaccli.models.operator_lists import FUNCTIONS, INTERNALS, LIBRARIES, PRIMS, SCRIPT
+from jaccli.wording import worded
 
 _TENSORS: Final = FUNCTIONS | LIBRARIES | INTERNALS
 
@@ -40,5 +41,5 @@ def not_permitted(where: str, operator: str) -> RefusedError:
     return RefusedError(
         f"{where} uses the operator {operator}, which is not safe, or no part of a network",
         "operators that networks are made of, such as those of torch.nn and torch.nn.functional",
-        "if you trust where it comes from, pass --trust (trust=True in Python); else export the network without it",
+        worded("if you trust where it comes from, pass {trust:True}; else export the network without it"),
     )

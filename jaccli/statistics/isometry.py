@@ -36,6 +36,7 @@ def isometry(pairs: Sequence[Record]) -> list[dict[str, Any]]:
                 "spectral_norm": _mean(record, "spectral_norm"),
                 "smallest": _mean(record, "smallest"),
                 "gain": None,
+                **({"trivial": True} if record.get("trivial") else {}),
             }
         )
     for line, (here, following) in zip(lines, pairwise(pairs), strict=False):

@@ -107,13 +107,18 @@ def _fits(prepared: Prepared, square: bool) -> bool:
                 worded("{layer_sizes}"),
             )
         note(f"left out: {size}, not square")
+    elif prepared.trivial:
+        given = f"{prepared.name}: source and target are the same activation"
+        if not globbed:
+            raise UnsupportedError(given, "J is I, whatever the parameters are", "choose other layers")
+        note(f"left out: {given}, J is I")
     elif not prepared.connected:
         if not globbed:
             raise UnsupportedError(
                 f"{prepared.name}: {prepared.why_zero}", "J is zero, whatever the parameters are", "choose other layers"
             )
         note(f"left out: {prepared.name}: {prepared.why_zero}")
-    return prepared.connected and (f.n_out == f.n_in or not square)
+    return prepared.connected and not prepared.trivial and (f.n_out == f.n_in or not square)
 
 
 @dataclass(frozen=True)

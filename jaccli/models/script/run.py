@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 class Run:
     """What lasts for one forward pass. Attributes are read from the model and written only here."""
 
-    __slots__ = ("_clones", "_counts", "_forward", "_modules", "_noise", "program", "tap", "wanted")
+    __slots__ = ("_clones", "_copies", "_counts", "_forward", "_modules", "_noise", "program", "tap", "wanted")
 
     def __init__(self, program: Program, tap: Tap | None) -> None:
         bounds.start()
         self.program, self.tap = program, tap
+        self._copies = getattr(tap, "gives_copies", False)
         self.wanted = tap.paths if tap is not None else frozenset[str]()
         self._modules: dict[int, Instance] = {}
         self._counts: dict[str, int] = {}
@@ -73,8 +74,11 @@ class Run:
             function: its compiled forward.
             args: the arguments, the module itself not among them.
             written: for each argument, and last for the output, whether the code may write to it in
-                place. What the tap has put in there is cloned: it may be a leaf, or be kept by the tap.
+                place. What the tap has put in there is cloned, unless it ``gives_copies``: it may be a leaf, or be
+                kept by the tap.
         """
+        if self._copies:
+            written = [False] * len(written)
         tap, path = self.tap, owner.node.path
         assert tap is not None
         call = self._counts[path] = self._counts.get(path, 0) + 1
