@@ -12,6 +12,8 @@ from jaccli.wording import term, worded
 MethodName = Literal["auto", "structured", "reverse", "forward", "loop", "replicate", "functional", "finite-difference"]
 # Of J - I, as ``deviation`` gives them and ``--fail-above`` takes them.
 NORMS = ("frobenius", "relative", "spectral", "l1", "max_abs", "trace", "alpha", "identity_share")
+# A layer of a saved J whose file does not tell it.
+UNKNOWN = "?"
 METHOD_NAMES: tuple[MethodName, ...] = get_args(MethodName)
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from jaccli.sinks.choose import Format
 from jaccli.sinks.numbers import markdown_table, write_jsonl, write_numbers
-from jaccli.sinks.table import render_table
+from jaccli.sinks.table import View, render_table
 from jaccli.sinks.terminal import Style, style_of
 from jaccli.sinks.text import dumps, inert, json_value
 
@@ -33,6 +34,13 @@ def write(chosen: Format, records: list[dict[str, Any]] = RECORDS, style: Style 
     out = io.BytesIO()
     write_numbers(chosen, out, document={"pairs": records}, records=records, style=style)
     return out.getvalue().decode()
+
+
+class Terminal(io.BytesIO):
+    """A terminal that does not know its size."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def no_constants(token: str) -> None:
@@ -134,35 +142,77 @@ def test_table_shows_values() -> None:
     assert "0.123457" in text
     assert "inf" in text
     assert "yes" in text
-    long = render_table([{"v": [0.5] * 100}])
+    long = render_table(View([{"v": [0.5] * 100}]))
     assert "(100)" in long
     assert len(long) < 400
-    only = render_table(RECORDS, ["relative"], title="[i]t[/i]")
+    only = render_table(View(RECORDS, ["relative"], "[i]t[/i]"))
     assert "[i]t[/i]" in only
     assert "layer" not in only
 
 
-def test_narrow_terminals_get_lines_instead_of_columns() -> None:
-    records = [{f"field{i}": i * 1.5 for i in range(10)}] * 2
-    wide = render_table(records, style=Style(width=200))
-    assert len(wide.splitlines()) <= 6
-    narrow = render_table(records, style=Style(width=30))
-    assert max(map(len, narrow.splitlines())) <= 30
-    for i in range(10):
-        assert any(line.split() == [f"field{i}", f"{i * 1.5:g}"] for line in narrow.splitlines())
-    free = render_table(records, style=Style(width=30, fixed=False))  # a pipe has no width
-    assert len(free.splitlines()) == len(wide.splitlines())
+WIDE = [{"sample": n, **{f"field{i}": i * 1.5 + n for i in range(10)}} for n in range(2)]
+
+
+def tables(text: str) -> list[list[str]]:
+    """A text of several tables: of each the head, the rule and the rows."""
+    lines = text.splitlines()
+    starts = [i - 1 for i, line in enumerate(lines) if set(line) in ({"─"}, {"-"})] + [len(lines)]
+    return [lines[a:b] for a, b in pairwise(starts)]
+
+
+def test_narrow_terminals_get_several_tables() -> None:
+    """Each begins with the column that names the rows; nothing is lost, and no line is empty."""
+    wide = render_table(View(WIDE), Style(width=200))
+    assert len(tables(wide)) == 1
+    found = tables(render_table(View(WIDE), Style(width=30)))
+    shown = {}
+    for head, _, *rows in found:
+        assert max(map(len, (head, *rows))) <= 30
+        assert [row.split()[0] for row in rows] == ["0", "1"]
+        shown |= {name: [row.split()[i] for row in rows] for i, name in enumerate(head.split())}
+    assert shown == {name: [f"{row[name]:g}" for row in WIDE] for name in WIDE[0]}
+    free = render_table(View(WIDE), Style(width=30, fixed=False))  # a pipe has no width
+    assert free == wide
+
+
+@pytest.mark.parametrize("width", [20, 60, 80, 200])
+@pytest.mark.parametrize("charset", ["utf-8", "ascii"])
+def test_a_rule_is_as_wide_as_its_table(width: int, charset: str) -> None:
+    records = [{"layer": "blocks.0.attention", "n": 1.25, "elements": "out.0 (12), out.1 (12)"}, {"layer": "→", "n": 2}]
+    for view in (
+        View(records),
+        View(WIDE),
+        View(records, ["n", "layer"], "a title that is longer than the table " * 3),
+    ):
+        text = render_table(view, Style(width=width, charset=charset))
+        assert text.count("\n\n") == 0
+        assert max(map(len, text.splitlines())) <= width
+        for lines in tables(text)[:-1] or tables(text):
+            assert len(lines[1]) == max(len(line) for line in (lines[0], *lines[2:])), text
+
+
+def test_columns_that_may_go_go_first() -> None:
+    text = render_table(View(WIDE, spare=("field3", "field0")), Style(width=75))
+    (lines,) = tables(text)
+    assert lines[0].split() == ["sample", *(f"field{i}" for i in range(10) if i not in (0, 3))]
+    assert "field3" in render_table(View(WIDE, spare=("field3",)), Style(width=200))
+
+
+def test_long_names_are_broken_and_digits_never() -> None:
+    name = "encoder.layers.11.self_attention.output_projection.parametrizations"
+    text = render_table(View([{"layer": name, "value": -1.23456e-07, "other": 1.23456e07}]), Style(width=40))
+    assert max(map(len, text.splitlines())) <= 40
+    assert "-1.23456e-07" in text
+    assert "1.23456e+07" in text
+    column = [line[:20].split(" ")[0] for line in tables(text)[0][2:]]
+    assert "".join(column) == name
 
 
 def test_ascii_terminals() -> None:
-    assert render_table([{"é": "→"}], style=Style(charset="ascii")).isascii()
+    assert render_table(View([{"é": "→"}]), Style(charset="ascii")).isascii()
 
 
 def test_style(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.BytesIO):
-        def isatty(self) -> bool:
-            return True
-
     for name in ("NO_COLOR", "FORCE_COLOR", "LC_ALL", "LC_CTYPE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -184,11 +234,22 @@ def test_style(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not style_of(io.BytesIO()).fixed
 
 
+@pytest.mark.parametrize("told", ["0", "-5", "rubbish", "", "1e3", "²"])
+def test_a_terminal_without_a_size_is_80_by_24(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", told)
+    monkeypatch.setenv("LINES", told)
+    style = style_of(Terminal())
+    assert (style.width, style.height, style.fixed) == (80, 24, True)
+    assert not style_of(io.BytesIO()).fixed
+    monkeypatch.setenv("LINES", "50")
+    assert (style_of(Terminal()).width, style_of(Terminal()).height) == (80, 50)
+
+
 def test_colored_table_has_escape_codes_and_a_plain_one_has_none() -> None:
-    assert "\x1b[" in render_table(RECORDS, title="t", style=Style(color=True))
-    assert "\x1b" not in render_table(RECORDS, title="t", style=Style(color=False))
+    assert "\x1b[" in render_table(View(RECORDS, title="t"), Style(color=True))
+    assert "\x1b" not in render_table(View(RECORDS, title="t"), Style(color=False))
 
 
 def test_markdown() -> None:
-    lines = markdown_table([{"a|b": 1.5, "c": "x|y"}, {"c": "z"}]).splitlines()
+    lines = markdown_table(View([{"a|b": 1.5, "c": "x|y"}, {"c": "z"}])).splitlines()
     assert lines == [r"| a\|b | c |", "| --: | :-- |", r"| 1.5 | x\|y |", "| - | z |"]

@@ -130,6 +130,7 @@ def deviation(
     estimate: o.Estimate = False,
     probes: o.Probes = None,
     tolerance: o.Tolerance = None,
+    per_sample: o.PerSample = False,
     output: o.Output = None,
     format: o.Format = None,
     force: o.Force = False,
@@ -165,7 +166,7 @@ def deviation(
             {"MODEL": model, "--input": input, "--layer": layer, "--from": source, "--to": target}
             | {"--arg": arg, "--arch": arch, "--activation": activation, "--estimate": effort.wanted}
         )
-        command.run_saved(r.saved_request(jacobian, samples), how, out, gates)
+        command.run_saved(r.saved_request(jacobian, samples), how, out, gates, per_sample)
         return
     command.run(
         partial(
@@ -177,6 +178,7 @@ def deviation(
         out,
         gates,
         effort,
+        per_sample,
     )
 
 
@@ -210,6 +212,7 @@ def spectrum(
     estimate: o.Estimate = False,
     probes: o.Probes = None,
     tolerance: o.Tolerance = None,
+    per_sample: o.PerSample = False,
     output: o.Output = None,
     format: o.Format = None,
     force: o.Force = False,
@@ -241,7 +244,7 @@ def spectrum(
     from jaccli.cli import spectrum as command
 
     effort = r.estimate_request(estimate, probes, tolerance, seed)
-    wanted = command.Wanted(eigenvalues, lyapunov, o.parse_count(top, "--top"))
+    wanted = command.Wanted(eigenvalues, lyapunov, o.parse_count(top, "--top"), per_sample)
     out = r.output_request(output, format, force, no_color, "numbers")
     how = r.run_request(method, chunk, max_memory, timeout, explain, quiet, no_color, compile)
     if jacobian is not None:

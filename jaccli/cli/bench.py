@@ -21,16 +21,21 @@ from jaccli.safety.memory import memory_limit
 
 if TYPE_CHECKING:
     from jaccli.bench import Contender, Race
+    from jaccli.sinks.table import View
     from jaccli.sinks.terminal import Style
 
 COLUMNS = ("method", "median", "predicted", "min..max", "relative", "peak", "planned", "error")
 # What a terminal leaves out when it is too narrow, first to last.
 _EXTRA = ("min..max", "planned", "predicted")
-_LEGEND = """
-median: of the rounds; predicted: by the plan; min..max: in the same unit;
-relative: to the fastest, with a 95 % interval; peak: most memory held at once,
-J included; planned: the peak predicted; error: the largest of a sample's J
-"""
+_LEGEND = {
+    "median": "of the rounds",
+    "predicted": "by the plan",
+    "min..max": "in the same unit",
+    "relative": "to the fastest, with a 95 % interval",
+    "peak": "most memory held at once, J included",
+    "planned": "the peak predicted",
+    "error": "the largest of a sample's J",
+}
 
 
 def run(
@@ -114,6 +119,7 @@ def _write(rows: Sequence[dict[str, Any]], result: Race, pair: Any, loaded: Any,
 
     from jaccli.sinks.atomic import open_output
     from jaccli.sinks.numbers import write_numbers
+    from jaccli.sinks.table import View
     from jaccli.sinks.terminal import style_for
     from jaccli.sinks.text import inert
 
@@ -132,38 +138,35 @@ def _write(rows: Sequence[dict[str, Any]], result: Race, pair: Any, loaded: Any,
         "methods": list(rows),
         "timing": loaded.timing.document(),
     }
-    people = out.format in ("table", "markdown")
     head = f"{pair[0]!s} -> {pair[1]!s}: J is {n_out} x {n_in} for {'each of ' * (batch > 1)}{batch} sample"
     rounds = f"{result.rounds} round" + "s" * (result.rounds != 1)
     known = result.reference.matrix is not None
     against = f"errors against {result.reference.name}" if known else "no reference: no backward pass works"
     title = head + "s" * (batch > 1) + f"; {rounds}; {against}"
     style = style_for(out.path, out.no_color)
-    records = [_readable(row) for row in rows] if people else list(rows)
+    view = View([_readable(row) for row in rows], COLUMNS, title, spare=_EXTRA)
     with open_output(out.path, out.force) as handle:
         write_numbers(
             out.format,
             handle,
             document=document,
-            records=records,
-            columns=(_columns(records, style) if out.format == "table" else COLUMNS) if people else None,
-            title=title if out.format == "table" else "",
+            records=list(rows),
+            view=view,
             style=style,
         )
-        if people:
+        if out.format in ("table", "markdown"):
             failed = [f"{row['method']} failed: {inert(row['why'])}\n" for row in rows if row["status"] != "ok"]
-            legend = _LEGEND if out.format == "table" else f"\n{title}\n"
-            handle.write(style.encode(legend + ("\n" + "\n".join(failed) if failed else "")))
+            legend, gap = (_legend(view, style), "") if out.format == "table" else (f"\n{title}\n", "\n")
+            handle.write(style.encode(legend + "".join(gap + line for line in failed)))
 
 
-def _columns(records: Sequence[dict[str, Any]], style: Style) -> list[str]:
-    """As many as fit; a file and a pipe are as wide as they need."""
-    columns = list(COLUMNS)
-    widths = {c: max(len(c), *(len(str(r.get(c, ""))) for r in records)) + 2 for c in columns}
-    for name in _EXTRA:
-        if style.fixed and sum(widths[c] for c in columns) - 2 > style.width:
-            columns.remove(name)
-    return columns
+def _legend(view: View, style: Style) -> str:
+    """What the columns that are there mean."""
+    from jaccli.sinks.table import columns_shown
+    from jaccli.sinks.wrap import wrapped
+
+    told = "; ".join(f"{name}: {_LEGEND[name]}" for name in columns_shown(view, style) if name in _LEGEND)
+    return "\n".join(wrapped(told, style.width)) + "\n"
 
 
 def _readable(row: dict[str, Any]) -> dict[str, Any]:

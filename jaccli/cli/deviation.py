@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaccli.cli.endings import deadline
-from jaccli.cli.figures import Figures, of_model, of_saved, readable, rows_of
+from jaccli.cli.figures import Figures, of_model, of_saved, rows_of, saved_name
 from jaccli.cli.request import (
     EstimateRequest,
     Gate,
@@ -21,21 +21,6 @@ from jaccli.cli.request import (
 from jaccli.errors import GateError, UsageError, warn
 from jaccli.safety.memory import memory_limit
 
-if TYPE_CHECKING:
-    from jaccli.sinks.terminal import Style
-
-_DIGITS_WIDE = 8  # of -0.01234
-_ERROR_WIDE = 8  # of " ± 0.0012"
-COLUMNS = (
-    "sample",
-    "frobenius",
-    "relative",
-    "spectral",
-    "max_abs",
-    "alpha",
-    "identity_share",
-)
-
 
 def run(
     model: Callable[[], ModelRequest],
@@ -45,6 +30,7 @@ def run(
     out: OutputRequest,
     gates: Sequence[Gate],
     effort: EstimateRequest,
+    per_sample: bool = False,
 ) -> None:
     """Figures for every pair and sample of a model."""
     asked, samples = model(), given()
@@ -53,16 +39,18 @@ def run(
     with deadline(how.timeout), memory_limit(how.max_memory):
         loaded = work.load(asked, samples, names)
         found = of_model(loaded, loaded.pairs, how, effort, _figures())
-        _finish(found, loaded.timing.document(), out, gates)
+        _finish(found, loaded.timing.document(), out, gates, per_sample)
 
 
-def run_saved(saved: SavedRequest, how: RunRequest, out: OutputRequest, gates: Sequence[Gate]) -> None:
+def run_saved(
+    saved: SavedRequest, how: RunRequest, out: OutputRequest, gates: Sequence[Gate], per_sample: bool = False
+) -> None:
     """Figures for a saved Jacobian."""
     from jaccli.cli import work
 
     timing = work.Timing()
     with deadline(how.timeout), memory_limit(how.max_memory):
-        _finish(of_saved(saved, _figures()), timing.document(), out, gates)
+        _finish(of_saved(saved, _figures()), timing.document(), out, gates, per_sample, saved_name(saved.path))
 
 
 def _figures() -> Figures:
@@ -74,7 +62,15 @@ def _figures() -> Figures:
     return Figures(deviation, estimated_deviation, square=True, summed=NORMS, probes=PROBES)
 
 
-def _finish(found: list[dict[str, Any]], timing: dict[str, float], out: OutputRequest, gates: Sequence[Gate]) -> None:
+def _finish(
+    found: list[dict[str, Any]],
+    timing: dict[str, float],
+    out: OutputRequest,
+    gates: Sequence[Gate],
+    per_sample: bool,
+    saved: str = "",
+) -> None:
+    from jaccli.cli.deviation_table import view_of
     from jaccli.sinks.atomic import open_output
     from jaccli.sinks.numbers import write_numbers
     from jaccli.sinks.terminal import style_for
@@ -84,43 +80,16 @@ def _finish(found: list[dict[str, Any]], timing: dict[str, float], out: OutputRe
         _check_gated(rows)
     document = {"schema_version": 1, "command": "deviation", "pairs": found, "timing": timing}
     style = style_for(out.path, out.no_color)
-    people = out.format in ("table", "markdown")
     with open_output(out.path, out.force) as handle:
         write_numbers(
             out.format,
             handle,
             document=document,
-            records=[readable(row) for row in rows] if people else rows,
-            columns=_columns(found, style) if people else None,
-            title=_title(found) if out.format == "table" else "",
+            records=rows,
+            view=view_of(found, per_sample, saved),
             style=style,
         )
     _gate(rows, gates)
-
-
-def _columns(found: Sequence[dict[str, Any]], style: Style) -> list[str]:
-    """A layer that is the same in all rows is in the title; a terminal too narrow gets fewer norms."""
-    longest = {end: max(len(r[end]["layer"]) for r in found) for end in ("source", "target")}
-    named = [end for end in ("source", "target") if len({r[end]["layer"] for r in found}) > 1]
-    fields = {name for record in found for sample in record["samples"] for name in sample}
-    columns = [*named, *(c for c in COLUMNS if c in fields)]
-    for name in ("max_abs", "frobenius", "identity_share"):
-        width = sum(
-            max(longest.get(c, 0), len(c), _DIGITS_WIDE + _ERROR_WIDE * (f"{c}_stderr" in fields)) + 2 for c in columns
-        )
-        may_go = f"{name}_stderr" in fields or (named and name != "identity_share")
-        if style.fixed and width > style.width and name in columns and may_go:
-            columns.remove(name)
-    return columns
-
-
-def _title(found: Sequence[dict[str, Any]]) -> str:
-    source, target = (found[0][end]["layer"] for end in ("source", "target"))
-    if len(found) == 1:
-        size = math.prod(found[0]["source"]["shape"])
-        return f"J - I of {source} -> {target}, {size} x {size}, method {found[0]['method']}"
-    same = len({r["target"]["layer"] for r in found}) == 1
-    return f"J - I of {len(found)} layers" + f" -> {target}" * same
 
 
 def _check_gated(rows: Sequence[dict[str, Any]]) -> None:

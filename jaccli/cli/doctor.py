@@ -28,6 +28,7 @@ def run(out: OutputRequest, calibrate: bool = False) -> None:
     from jaccli.planning import human
     from jaccli.sinks.atomic import open_output
     from jaccli.sinks.numbers import write_numbers
+    from jaccli.sinks.table import View
     from jaccli.sinks.terminal import style_for
 
     devices = _devices()
@@ -52,13 +53,14 @@ def run(out: OutputRequest, calibrate: bool = False) -> None:
         "calibration": {name: asdict(made) if made is not None else None for name, made in measured.items()},
     }
     # Text, so that a table sets all of them to the left.
-    records = [{"what": name, "found": str(value) if out.format == "table" else value} for name, value in facts.items()]
+    view = View([{"what": name, "found": str(value)} for name, value in facts.items()])
     with open_output(out.path, out.force) as handle:
         write_numbers(
             out.format,
             handle,
             document=document,
-            records=records,
+            records=[{"what": name, "found": value} for name, value in facts.items()],
+            view=view,
             style=style_for(out.path, out.no_color),
         )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jaccli.cli.flags import in_flags
 from jaccli.cli.request import EstimateRequest, RunRequest, SavedRequest
 from jaccli.errors import UsageError, note
+from jaccli.names import UNKNOWN
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -225,6 +226,17 @@ def rows_of(found: Sequence[Record]) -> list[Record]:
         for r in found
         for sample in r["samples"]
     ]
+
+
+def saved_name(path: str) -> str:
+    """What to call the file of a saved J."""
+    return "standard input" if path.startswith("-") else path
+
+
+def pair_name(record: Record, saved: str = "") -> str:
+    """``fc1 -> output``, or the file, where it does not tell the layers of its J."""
+    source, target = (record[end]["layer"] for end in ("source", "target"))
+    return saved if saved and (source, target) == (UNKNOWN, UNKNOWN) else f"{source} -> {target}"
 
 
 def readable(row: Record) -> Record:

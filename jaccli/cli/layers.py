@@ -21,6 +21,7 @@ def run(
     from jaccli.cli import work
     from jaccli.sinks.atomic import open_output
     from jaccli.sinks.numbers import write_numbers
+    from jaccli.sinks.table import View
     from jaccli.sinks.terminal import style_for
 
     with deadline(timeout):
@@ -35,8 +36,8 @@ def run(
         shown = [name for name in ("layer", "type", "calls", "shape", "elements") if any(name in row for row in rows)]
         with open_output(out.path, out.force) as handle:
             style = style_for(out.path, out.no_color)
-            table = [{**row, **_readable(row)} for row in rows] if out.format in ("table", "markdown") else rows
-            write_numbers(out.format, handle, document=document, records=table, columns=shown, style=style)
+            view = View([{**row, **_readable(row)} for row in rows], shown)
+            write_numbers(out.format, handle, document=document, records=rows, view=view, style=style)
 
 
 def _names(network: Any) -> list[tuple[str | None, str, str]]:

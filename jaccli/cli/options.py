@@ -49,6 +49,9 @@ To = Annotated[
     str | None,
     typer.Option("--to", metavar="LAYER", help="Target layer; 'output' if not given.", show_default=False),
 ]
+PerSample = Annotated[
+    bool, typer.Option("--per-sample", help="In a table of several layers a line a sample, not a line a layer.")
+]
 Output = Annotated[
     str | None,
     typer.Option(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from jaccli.cli.console import live_console
 from jaccli.methods import METHODS
 from jaccli.planning import Decision
 from jaccli.prepare import Prepared
@@ -89,11 +89,11 @@ class Bar:
 
 @contextlib.contextmanager
 def progress(quiet: bool, no_color: bool = False) -> Iterator[Bar]:
-    """A bar with elapsed and remaining time; silent in a pipe and with ``--quiet``."""
-    if quiet or not sys.stderr.isatty():
+    """A bar with elapsed and remaining time; silent where ``live_console`` says so."""
+    console = live_console(quiet, no_color)
+    if console is None:
         yield Bar()
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
@@ -105,7 +105,6 @@ def progress(quiet: bool, no_color: bool = False) -> Iterator[Bar]:
         TimeRemainingColumn(),
     )
     # Results do not go through sys.stdout, and the bar is put aside for them; what a model prints stands above it.
-    console = Console(stderr=True, no_color=no_color or None)
     display = Progress(*columns, console=console, transient=True)
     with Bar(display, display.add_task("", total=None)).shown() as bar:
         yield bar
@@ -114,12 +113,11 @@ def progress(quiet: bool, no_color: bool = False) -> Iterator[Bar]:
 @contextlib.contextmanager
 def status(quiet: bool, no_color: bool = False) -> Iterator[Callable[[str], None]]:
     """One line on a terminal's standard error that says what is going on; silent elsewhere."""
-    if quiet or not sys.stderr.isatty():
+    console = live_console(quiet, no_color)
+    if console is None:
         yield lambda text: None
         return
-    from rich.console import Console
     from rich.markup import escape
 
-    console = Console(stderr=True, no_color=no_color or None)
     with console.status("", spinner="dots" if is_unicode(console.encoding) else "line") as line:
         yield lambda text: line.update(escape(text))

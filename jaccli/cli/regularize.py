@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -170,19 +170,21 @@ def _report(job: Job, document: Record, before: Stand, after: Stand, out: Output
     from jaccli.cli.training_report import columns_of, legend_of, records_of, rows_of, title_of
     from jaccli.sinks.atomic import open_output
     from jaccli.sinks.numbers import write_numbers
+    from jaccli.sinks.table import View
     from jaccli.sinks.terminal import style_for
 
-    people = out.format in ("table", "markdown")
-    columns: Any = columns_of(job.training.goal, job.train.samples.targets is not None)
+    columns = columns_of(job.training.goal, job.train.samples.targets is not None)
+    view = View(
+        rows_of(job, before, after), columns, title_of(job, document["stopped"]), keys=columns.index("when") + 1
+    )
     style = style_for(None, out.no_color)
     with open_output(None, False) as handle:
         write_numbers(
             out.format,
             handle,
             document=document,
-            records=rows_of(job, before, after) if people else records_of(document),
-            columns=columns if people else None,
-            title=title_of(job, document["stopped"]) if out.format == "table" else "",
+            records=records_of(document),
+            view=view,
             style=style,
         )
         if out.format == "table":

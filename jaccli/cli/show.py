@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from jaccli.cli.endings import deadline
+from jaccli.cli.figures import saved_name
 from jaccli.cli.request import OutputRequest, SavedRequest
+from jaccli.names import UNKNOWN
 
 _ORDER = ("model", "model_sha256", "method", "command", "jaccli", "torch", "python")
 _IN_THE_HEAD = ("source", "target", "pairs", "samples")
@@ -33,9 +35,8 @@ def _show(saved: SavedRequest, out: OutputRequest) -> None:
         entries.append((jacobian, numbers))
     if out.format == "table":
         # All is made before any is written: a file may turn out bad half-way.
-        text = "".join(
-            _drawn(jacobian, numbers, style, every=saved.samples is not None) for jacobian, numbers in entries
-        )
+        every = saved.samples is not None
+        text = "".join(_drawn(saved.path, jacobian, numbers, style, every=every) for jacobian, numbers in entries)
         with open_output(out.path, out.force) as handle:
             handle.write(style.encode(text))
         return
@@ -88,27 +89,36 @@ def _rows(jacobian: Any, numbers: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
-def _drawn(jacobian: Any, numbers: list[int], style: Any, *, every: bool) -> str:
+def _line(name: str, width: int, value: str, style: Any) -> str:
+    """``  name  value``, in several lines where the terminal is narrower."""
+    from jaccli.sinks.text import inert
+    from jaccli.sinks.wrap import wrapped
+
+    first, *more = wrapped(inert(value), max(style.width - width - 4, 16)) if style.fixed else [inert(value)]
+    return "\n".join([f"  {inert(name):<{width}}  {first}", *(" " * (width + 4) + line for line in more)]) + "\n"
+
+
+def _drawn(path: str, jacobian: Any, numbers: list[int], style: Any, *, every: bool) -> str:
     """The description, and pictures: of the first sample, or of those that were picked."""
     from jaccli.sinks.render import render_matrix
-    from jaccli.sinks.text import inert
+    from jaccli.sinks.terminal import heading
 
     batch, n_out, n_in = jacobian.array.shape
     dtype = str(jacobian.array.dtype).removeprefix("torch.")
     samples = f"{batch} sample" + "s" * (batch != 1)
-    head = f"{jacobian.source} -> {jacobian.target}: {samples}, each J {n_out} x {n_in}, {dtype}"
+    known = (jacobian.source, jacobian.target) != (UNKNOWN, UNKNOWN)
+    name = f"{jacobian.source} -> {jacobian.target}" if known else saved_name(path)
+    parts = [heading(f"{name}: {samples}, each J {n_out} x {n_in}, {dtype}", style)]
     about = {k: v for k, v in jacobian.provenance.items() if v and k not in _IN_THE_HEAD}
     order = _ordered(about)
     width = max(map(len, order), default=0)
-    parts = [inert(head), *(f"  {inert(k):<{width}}  {inert(about[k])}" for k in order)]
-    text = "\n".join(parts) + "\n"
+    parts += [_line(k, width, about[k], style) for k in order]
     for number in numbers if every else numbers[:1]:
         row = _rows(jacobian, [number])[0]
         span = f"from {row['min']:.4g} to {row['max']:.4g}, {row['zeros']:.0%} zeros"
-        facts = f"sample {number}: frobenius {row['frobenius']:.6g}, {span}"
-        drawn = render_matrix(jacobian.array[number], source=jacobian.source, target=jacobian.target, style=style)
-        text += f"\n{facts}\n{drawn}"
+        parts.append(heading(f"sample {row['sample']}: frobenius {row['frobenius']:.6g}, {span}", style))
+        parts.append(render_matrix(jacobian.array[number], source=jacobian.source, target=jacobian.target, style=style))
     if not every and len(numbers) > 1:
         more = f"{len(numbers) - 1} more sample" + "s" * (len(numbers) > 2)
-        text += f"\n{more}: --samples 0:{len(numbers)} draws all\n"
-    return text
+        parts.append(f"{more}: --samples 0:{len(numbers)} draws all\n")
+    return "".join(parts)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from jaccli.cli.endings import deadline
-from jaccli.cli.figures import Figures, Record, of_model, of_saved, readable, rows_of
+from jaccli.cli.figures import Figures, Record, of_model, of_saved, rows_of, saved_name
 from jaccli.cli.request import (
     EstimateRequest,
     InputRequest,
@@ -26,29 +25,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from jaccli.cli.work import Loaded
+    from jaccli.sinks.table import View
 
-# For people: shorter heads, and the ends of the list of singular values.
-_HEADS = {
-    "spectral_norm": "σ max",
-    "smallest": "σ min",
-    "condition": "condition",
-    "mean_squared_singular_value": "mean σ²",
-    "effective_rank": "eff. rank",
-    "stable_rank": "stable rank",
-    "log_abs_det": "log|det|",
-    "spectral_radius": "max|λ|",
-    "non_normality": "non-normal",
-    "relative_variance": "var σ²/mean²",
-    "gain": "gain",
-}
 _ROUNDING = (
     "the smallest singular values are rounding of {}: do not rely on them, nor on condition, log_abs_det and log_volume"
 )
 _MORE = "; --dtype float64 tells more"
 # Relative: of float32 products along a chain.
 _CHAIN_ROUNDING = 1e-3
-_DEPTH = ("relative_variance", "gain")
-_ESTIMATED = ("spectral_norm", "mean_squared_singular_value", "effective_rank", "log_abs_det")
 
 
 @dataclass(frozen=True)
@@ -59,11 +43,13 @@ class Wanted:
         eigenvalues: eigenvalues, spectral radius and non-normality of a square J.
         lyapunov: the exponents of the chain of pairs between the layers named.
         top: how many singular values to list or, of an estimate, to look for.
+        per_sample: in a table of several layers, a line a sample.
     """
 
     eigenvalues: bool
     lyapunov: bool
     top: int | None
+    per_sample: bool = False
 
 
 def run(
@@ -88,8 +74,7 @@ def run(
             _chain(loaded, how, out)
             return
         found = of_model(loaded, loaded.pairs, how, effort, _figures(wanted))
-        globbed = len(found) > 1
-        _finish(found, loaded.timing.document(), out, wanted, depth=globbed)
+        _finish(found, loaded.timing.document(), out, wanted)
 
 
 def run_saved(saved: SavedRequest, how: RunRequest, out: OutputRequest, wanted: Wanted) -> None:
@@ -100,7 +85,7 @@ def run_saved(saved: SavedRequest, how: RunRequest, out: OutputRequest, wanted: 
         raise UsageError("--lyapunov and --jacobian are both given", "expected a model, whose layers make the chain")
     timing = work.Timing()
     with deadline(how.timeout), memory_limit(how.max_memory):
-        _finish(of_saved(saved, _figures(wanted)), timing.document(), out, wanted, depth=False)
+        _finish(of_saved(saved, _figures(wanted)), timing.document(), out, wanted, saved_name(saved.path))
 
 
 def _figures(wanted: Wanted) -> Figures:
@@ -123,73 +108,32 @@ def _figures(wanted: Wanted) -> Figures:
     return Figures(exact, estimated, wanted.eigenvalues, summed, PROBES * STEPS // 4)
 
 
-def _finish(found: list[Record], timing: dict[str, float], out: OutputRequest, wanted: Wanted, depth: bool) -> None:
+def _finish(found: list[Record], timing: dict[str, float], out: OutputRequest, wanted: Wanted, saved: str = "") -> None:
+    from jaccli.cli.spectrum_table import view_of
     from jaccli.statistics.isometry import isometry
 
     document: Record = {"schema_version": 1, "command": "spectrum", "pairs": found}
-    lines = isometry(found) if depth else []
-    if depth:
+    lines = isometry(found) if len(found) > 1 else []
+    if lines:
         document["isometry"] = lines
     document["timing"] = timing
-    rows = rows_of(found)
-    if depth and out.format in ("table", "markdown"):
-        columns = ["source", "spectral_norm", "smallest", "mean_squared_singular_value", "relative_variance", "gain"]
-        samples = len(found[0]["samples"])
-        title = f"spectra of J to {found[0]['target']['layer']}, means over {samples} samples"
-        _write(document, lines, rows, columns, title, out)
-        return
-    for row in rows:
-        if "singular_values_stderr" not in row:
-            row["smallest"] = row["singular_values"][-1] if wanted.top is None else None
-    columns = [
-        c for c in _HEADS if c not in ("relative_variance", "gain") and any(row.get(c) is not None for row in rows)
-    ]
-    _write(document, rows, rows, ["sample", *columns], _title(found), out)
+    _write(document, rows_of(found), view_of(found, lines, wanted.per_sample, saved), out)
 
 
-def _write(
-    document: Record,
-    shown: Sequence[Record],
-    rows: Sequence[Record],
-    columns: list[str],
-    title: str,
-    out: OutputRequest,
-) -> None:
+def _write(document: Record, records: Sequence[Record], view: View, out: OutputRequest) -> None:
     from jaccli.sinks.atomic import open_output
     from jaccli.sinks.numbers import write_numbers
     from jaccli.sinks.terminal import style_for
 
     style = style_for(out.path, out.no_color)
-    people = out.format in ("table", "markdown")
     with open_output(out.path, out.force) as handle:
-        write_numbers(
-            out.format,
-            handle,
-            document=document,
-            records=[_headed(readable(row)) for row in shown] if people else [_plain(row) for row in rows],
-            columns=[_HEADS.get(c, c) for c in columns] if people else None,
-            title=title if out.format == "table" else "",
-            style=style,
-        )
-
-
-def _headed(row: Record) -> Record:
-    return {_HEADS.get(name, name): value for name, value in row.items()}
-
-
-def _plain(row: Record) -> Record:
-    return {name: value for name, value in row.items() if name != "smallest"}
-
-
-def _title(found: Sequence[Record]) -> str:
-    source, target = (found[0][end] for end in ("source", "target"))
-    sizes = f"{math.prod(target['shape'])} x {math.prod(source['shape'])}"
-    return f"spectrum of J, {source['layer']} -> {target['layer']}, {sizes}, method {found[0]['method']}"
+        write_numbers(out.format, handle, document=document, records=records, view=view, style=style)
 
 
 def _chain(loaded: Loaded, how: RunRequest, out: OutputRequest) -> None:
     """Lyapunov exponents of the chain of pairs from the first layer named to the target."""
     from jaccli.cli import work
+    from jaccli.cli.spectrum_table import chain_view
     from jaccli.statistics.spectrum import lyapunov
 
     stops = [pair[0] for pair in loaded.pairs if pair[0] != loaded.pairs[0][1]] + [loaded.pairs[0][1]]
@@ -222,14 +166,7 @@ def _chain(loaded: Loaded, how: RunRequest, out: OutputRequest) -> None:
         "lyapunov": {"layers": names, "method": method, "samples": samples},
         "timing": loaded.timing.document(),
     }
-    shown = [
-        {"sample": s["sample"], "largest": e[0], "least": e[-1], "sum": sum(e), "exponents": _few(e)}
-        for s in samples
-        if (e := s["lyapunov_exponents"])
-    ]
-    title = f"Lyapunov exponents of {len(pairs)} steps, {names[0]} -> {names[-1]}, per step"
-    lines = [{**sample, "method": method} for sample in samples]
-    _write(document, shown, lines, ["sample", "largest", "least", "sum", "exponents"], title, out)
+    _write(document, [{**sample, "method": method} for sample in samples], chain_view(samples, names), out)
 
 
 def _check_chain(chains: Sequence[Sequence[Tensor]], whole: Sequence[Tensor]) -> None:
@@ -253,6 +190,7 @@ def _check_chain(chains: Sequence[Sequence[Tensor]], whole: Sequence[Tensor]) ->
             return
 
 
-def _few(values: Sequence[float]) -> str:
-    shown = ", ".join(f"{v:.3g}" for v in values[:4])
-    return shown + (", …" if len(values) > 4 else "")
+def _is_identity(matrices: Sequence[Tensor]) -> bool:
+    import torch
+
+    return all(m.shape[0] == m.shape[1] and torch.equal(m, torch.eye(len(m)).to(m)) for m in matrices)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from jaccli.cli.console import live_console
 from jaccli.cli.messages import say
 from jaccli.regularize import Look, Step
 from jaccli.sinks.text import inert
@@ -88,19 +88,17 @@ def watched(view: View, quiet: bool, no_color: bool) -> Iterator[Callable[[Step]
     """Called with each step. The table is wiped off in the end: the report follows."""
     if quiet:
         yield lambda step: None
-    elif sys.stderr.isatty():
-        with _table(view, no_color) as show:
+    elif (console := live_console(quiet, no_color)) is not None:
+        with _table(view, console) as show:
             yield show
     else:
         yield _Lines(view)
 
 
 @contextlib.contextmanager
-def _table(view: View, no_color: bool) -> Iterator[Callable[[Step], None]]:
-    from rich.console import Console
+def _table(view: View, console: Any) -> Iterator[Callable[[Step], None]]:
     from rich.live import Live
 
-    console = Console(stderr=True, no_color=no_color or None)
     with Live(console=console, transient=True, auto_refresh=False) as live:
         drawn = 0.0
 

@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import ArpackError, svds
 from torch import Tensor
 
 from jaccli import defaults
@@ -71,6 +70,8 @@ def _of_one(a: LinearMap, k: int, which: Which) -> tuple[Tensor, Tensor]:
     n = min(a.shape[1:])
     if n <= defaults.DENSE_SVD or 3 * k >= n:
         return _of_the_matrix(a, k, which)
+    from scipy.sparse.linalg import ArpackError  # a third of a second, which smaller matrices need not wait for
+
     near_one = rescaled(a)
     if not bool(near_one.finite):
         nan = torch.full((k,), torch.nan, dtype=torch.float64)
@@ -90,6 +91,8 @@ def _of_the_matrix(a: LinearMap, k: int, which: Which) -> tuple[Tensor, Tensor]:
 
 
 def _by_arpack(a: LinearMap, k: int, which: Which) -> tuple[Tensor, Tensor]:
+    from scipy.sparse.linalg import svds
+
     operator = a.as_scipy()
     start = np.random.default_rng(0).standard_normal(min(operator.shape))  # not at right angles to what is looked for
     tolerance = TOLERANCE.get(a.dtype, SHORT_TOLERANCE)

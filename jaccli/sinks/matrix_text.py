@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jaccli.sinks.matrix import MatrixSink, PairMeta
 from jaccli.sinks.render import render_matrix
-from jaccli.sinks.terminal import Style
+from jaccli.sinks.terminal import Style, heading
 from jaccli.sinks.text import dumps, inert
 
 _TABLE_SAMPLES = 4
@@ -109,10 +109,10 @@ class TableSink(MatrixSink):
     def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
         batch, n_out, n_in = pair.shape
         for position in range(start, min(start + len(block), _TABLE_SAMPLES)):
-            names = f"{inert(pair.source)} -> {inert(pair.target)}"
-            head = f"J of {names}, sample {self.samples[position]}, {n_out} x {n_in}, {pair.dtype}\n"
+            names = f"{pair.source} -> {pair.target}"
+            about = f"J of {names}, sample {self.samples[position]}, {n_out} x {n_in}, {pair.dtype}"
             body = render_matrix(block[position - start], source=pair.source, target=pair.target, style=self._style)
-            self._out.write(self._style.encode(head + body + "\n"))
+            self._out.write(self._style.encode(heading(about, self._style) + body))
         if start + len(block) == batch > _TABLE_SAMPLES:
             left = batch - _TABLE_SAMPLES
             rest = f"{left} more sample{'s' * (left > 1)}: --samples picks, -o FILE saves them all\n"

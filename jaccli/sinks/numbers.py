@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from jaccli.errors import InternalError
 from jaccli.sinks.choose import Format
-from jaccli.sinks.table import cell, render_table
+from jaccli.sinks.table import View, cell, render_table
 from jaccli.sinks.terminal import Style
 from jaccli.sinks.text import dumps, inert, json_value
 
@@ -22,8 +22,7 @@ def write_numbers(
     *,
     document: Record,
     records: Sequence[Record],
-    columns: Sequence[str] | None = None,
-    title: str = "",
+    view: View | None = None,
     style: Style | None = None,
 ) -> None:
     """Write one result in one format.
@@ -32,14 +31,14 @@ def write_numbers(
         chosen: one of ``choose.NUMBERS``.
         out: from ``open_output``.
         document: what ``json`` writes.
-        records: what every other format writes, one a line.
-        columns: which fields the table and markdown show, in this order; all of them unless given.
-        title: above the table.
+        records: what jsonl and csv write, one a line.
+        view: what the table and markdown show; the records unless given.
         style: of the table, and the charset of markdown; 80 columns without colour, in UTF-8, unless given.
 
     Raises:
         BrokenPipeError, OSError: from ``out``.
     """
+    view, style = view or View(records), style or Style()
     match chosen:
         case "json":
             out.write((dumps(document, indent=2) + "\n").encode())
@@ -48,10 +47,9 @@ def write_numbers(
         case "csv":
             write_csv(records, out)
         case "markdown":
-            out.write((style or Style()).encode(markdown_table(records, columns)))
+            out.write(style.encode(markdown_table(view)))
         case "table":
-            style = style or Style()
-            out.write(style.encode(render_table(records, columns, title=title, style=style)))
+            out.write(style.encode(render_table(view, style)))
         case _:
             raise InternalError(f"{chosen} does not hold numbers about J")
     out.flush()
@@ -75,11 +73,11 @@ def write_csv(records: Iterable[Record], out: BinaryIO) -> None:
     out.write(text.getvalue().encode())
 
 
-def markdown_table(records: Sequence[Record], columns: Sequence[str] | None = None) -> str:
-    """A GitHub table, numbers to the right."""
-    rows = [flatten(record) for record in records]
-    names = list(columns) if columns is not None else list(dict.fromkeys(name for row in rows for name in row))
-    lines = ["| " + " | ".join(map(_markdown_cell, names)) + " |"]
+def markdown_table(view: View) -> str:
+    """A GitHub table, numbers to the right; the title is for terminals."""
+    rows = [flatten(record) for record in view.records]
+    names = view.names if view.columns is not None else list(dict.fromkeys(name for row in rows for name in row))
+    lines = ["| " + " | ".join(_markdown_cell(view.heads.get(name, name)) for name in names) + " |"]
     marks = ["--:" if any(_is_number(row.get(name)) for row in rows) else ":--" for name in names]
     lines.append("| " + " | ".join(marks) + " |")
     lines += ["| " + " | ".join(_markdown_cell(cell(row.get(name))) for name in names) + " |" for row in rows]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import RefusedError, UsageError, warn
+from jaccli.names import UNKNOWN
 from jaccli.safety.documents import as_text
 from jaccli.safety.reading import reading
 from jaccli.samples.arrays import as_tensor, read_npy
@@ -23,8 +24,6 @@ from jaccli.sinks.matrix_binary import JACOBIAN
 from jaccli.sinks.read_text import read_csv, read_json
 from jaccli.sinks.sparse import SparseSamples, read_sparse, sparse_keys
 from jaccli.sinks.zarr_screen import screen_store
-
-UNKNOWN = "?"
 
 
 @dataclass(frozen=True)

@@ -1,43 +1,72 @@
-"""Records as a table for people."""
+"""Records as a table for people.
+
+A terminal that is too narrow gets a table without the columns that may go, then several tables one below the other,
+each beginning with the columns that name its rows. Text is broken into lines; digits never are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rich import box
-from rich.console import Console, Group
-from rich.table import Table
+from rich.cells import cell_len
 from rich.text import Text
 
-from jaccli.sinks.terminal import Style, to_text
+from jaccli.sinks.terminal import Style, heading, to_text
 from jaccli.sinks.text import inert, json_value
+from jaccli.sinks.wrap import wrapped
 
 _LIST_SHOWN = 4
+_GAP = 2
+# Text in fewer characters than this goes into a table of its own; a name is not broken into shorter pieces.
+_LEAST_TEXT = 16
+_LEAST_NAME = 8
 
 
-def render_table(
-    records: Sequence[Mapping[str, Any]],
-    columns: Sequence[str] | None = None,
-    *,
-    title: str = "",
-    style: Style | None = None,
-) -> str:
-    """A table; where the terminal is too narrow for it, one block of ``field  value`` lines a record.
+@dataclass(frozen=True)
+class View:
+    """What people are shown of a result.
+
+    Args:
+        records: one a row.
+        columns: which fields, in this order; all of them unless given.
+        title: above the table.
+        keys: so many columns at the left name a row.
+        spare: columns that a narrow terminal goes without, the first of them first.
+        heads: what stands above a column, where that is not the field's name.
+    """
+
+    records: Sequence[Mapping[str, Any]]
+    columns: Sequence[str] | None = None
+    title: str = ""
+    keys: int = 1
+    spare: Sequence[str] = ()
+    heads: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """The fields that are shown."""
+        return list(self.columns if self.columns is not None else dict.fromkeys(n for r in self.records for n in r))
+
+
+def render_table(view: View, style: Style | None = None) -> str:
+    """A table as wide as it needs or, on a terminal, as there is room for.
 
     Names and values are shown as they are, never as markup or escape codes.
     """
     style = style or Style()
-    names = list(columns) if columns is not None else list(dict.fromkeys(name for r in records for name in r))
-    rows = [[style.shown(cell(record.get(name))) for name in names] for record in records]
-    table = _across(names, rows, records, style)
-    head = [Text(style.shown(inert(title)), style="bold")] if title else []
-    width = Console(width=10_000, color_system=None).measure(table).maximum
-    if not style.fixed:
-        style = replace(style, width=max(width, style.width))
-    fits = width <= style.width or not rows
-    return to_text(Group(*head, table if fits else _down(names, rows, style)), style)
+    table = _fitting(view, style)
+    panels = _panels(table, view.keys, style.width) if style.fixed else [table]
+    lines = [line for panel in panels if panel for line in _drawn(panel, style)]
+    wide = replace(style, width=max([style.width, *(line.cell_len for line in lines)]))
+    above = heading(view.title, style) if view.title else ""
+    return above + (to_text(Text("\n", no_wrap=True).join(lines), wide) if lines else "")
+
+
+def columns_shown(view: View, style: Style) -> list[str]:
+    """The fields that a table has: all but those of ``spare`` for which there is no room."""
+    return [column.name for column in _fitting(view, style)]
 
 
 def cell(value: Any) -> str:
@@ -57,25 +86,90 @@ def cell(value: Any) -> str:
     return inert(str(value))
 
 
-def _across(names: list[str], rows: list[list[str]], records: Sequence[Mapping[str, Any]], style: Style) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD if style.unicode else box.ASCII2, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0)
-    )
-    for name in names:
-        numeric = any(isinstance(json_value(record.get(name)), int | float) for record in records)
-        table.add_column(Text(style.shown(inert(name))), justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
+@dataclass(frozen=True)
+class _Column:
+    """``cells`` are the head and the rows, a list of lines each; numbers stand to the right."""
+
+    name: str
+    cells: tuple[tuple[str, ...], ...]
+    numeric: bool
+
+    @property
+    def width(self) -> int:
+        return max((cell_len(line) for lines in self.cells for line in lines), default=0)
+
+    def within(self, width: int) -> _Column:
+        """The same in so many characters; of numbers the head alone is broken."""
+        whole = self.cells[1:] if self.numeric else ()
+        broken = (tuple(wrapped(" ".join(lines), width)) for lines in self.cells[: len(self.cells) - len(whole)])
+        return replace(self, cells=(*broken, *whole))
+
+
+def _fitting(view: View, style: Style) -> list[_Column]:
+    table = [_column(name, view, style) for name in view.names]
+    for name in view.spare if style.fixed else ():
+        if _width(table) > style.width:
+            table = [column for column in table if column.name != name]
     return table
 
 
-def _down(names: list[str], rows: list[list[str]], style: Style) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False, width=style.width)
-    table.add_column(style="bold", overflow="fold", max_width=style.width // 2)
-    table.add_column(overflow="fold", ratio=1)
-    for index, row in enumerate(rows):
-        if index:
-            table.add_row()
-        for name, value in zip(names, row, strict=True):
-            table.add_row(Text(style.shown(inert(name))), Text(value))
-    return table
+def _column(name: str, view: View, style: Style) -> _Column:
+    values = [record.get(name) for record in view.records]
+    numeric = any(isinstance(json_value(value), int | float) for value in values)
+    head = style.shown(inert(view.heads.get(name, name)))
+    return _Column(name, ((head,), *((style.shown(cell(value)),) for value in values)), numeric)
+
+
+def _width(columns: Sequence[_Column]) -> int:
+    return sum(column.width + _GAP for column in columns) - _GAP
+
+
+def _panels(columns: list[_Column], keys: int, width: int) -> list[list[_Column]]:
+    """Columns in groups that fit, each with the first ``keys``; text at the end takes what room is left."""
+    if _width(columns) <= width:
+        return [columns]
+    lead = _squeezed(columns[:keys], width // 2)
+    panels: list[list[_Column]] = [[]]
+    for column in columns[keys:]:
+        taken = _width([*lead, *panels[-1]]) + _GAP
+        last_text = column is columns[-1] and not column.numeric and width - taken >= _LEAST_TEXT
+        if panels[-1] and taken + column.width > width and not last_text:
+            panels.append([])
+        panels[-1].append(column)
+    return [_squeezed([*lead, *panel], width) for panel in panels]
+
+
+def _squeezed(columns: list[_Column], width: int) -> list[_Column]:
+    """Narrower columns, the widest text first and heads of numbers last, until they fit or cannot be narrower."""
+    for numeric in (False, True):
+        while (over := _width(columns) - width) > 0:
+            soft = [c for c in columns if c.numeric == numeric and c.within(max(c.width - 1, _LEAST_NAME)) != c]
+            if not soft:
+                break
+            widest = max(soft, key=lambda c: c.width)
+            others = max((c.width for c in soft if c is not widest), default=0)
+            goal = max(widest.width - over, min(others, widest.width - 1), _LEAST_NAME)
+            columns = [c.within(goal) if c is widest else c for c in columns]
+    return columns
+
+
+def _drawn(columns: Sequence[_Column], style: Style) -> list[Text]:
+    """The head, a rule as wide as the table, and the rows."""
+    rule = Text(("─" if style.unicode else "-") * _width(columns), no_wrap=True)
+    head, *rows = zip(*(column.cells for column in columns), strict=True)
+    depth = max(map(len, head))
+    above = [("",) * (depth - len(lines)) + lines for lines in head]
+    body = [line for row in rows for line in _lines(columns, row, "")]
+    return [*_lines(columns, above, "bold"), rule, *body]
+
+
+def _lines(columns: Sequence[_Column], cells: Sequence[tuple[str, ...]], look: str) -> list[Text]:
+    drawn = []
+    for number in range(max(map(len, cells))):
+        parts = []
+        for column, lines in zip(columns, cells, strict=True):
+            text = lines[number] if number < len(lines) else ""
+            space = " " * (column.width - cell_len(text))
+            parts.append(space + text if column.numeric else text + space)
+        drawn.append(Text((" " * _GAP).join(parts).rstrip(), style=look, no_wrap=True))
+    return drawn

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import shutil
-from dataclasses import dataclass
-from typing import BinaryIO
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
 
 from rich.console import Console, RenderableType
+from rich.text import Text
 
 from jaccli.sinks.charset import charset_of, encode, is_unicode, shown
 from jaccli.sinks.choose import is_stdout
 from jaccli.sinks.standard import results, results_charset
+from jaccli.sinks.text import inert
+
+_USUAL, _LEAST = os.terminal_size((80, 24)), os.terminal_size((20, 10))
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,38 @@ def style_of(out: BinaryIO, no_color: bool = False, charset: str | None = None) 
     width of its own: 80 columns, or ``COLUMNS``; tables there are as wide as they need.
     """
     terminal = out.isatty()
-    size = os.terminal_size((80, 24))
-    if "COLUMNS" in os.environ:
-        size = shutil.get_terminal_size(size)
-    elif terminal:
-        with contextlib.suppress(OSError):
-            size = os.get_terminal_size(out.fileno())
-    wanted = terminal and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+    size = size_of(out)
+    wanted = terminal and not is_dumb() and not os.environ.get("NO_COLOR")
     color = (wanted or bool(os.environ.get("FORCE_COLOR"))) and not no_color
     charset = charset if charset is not None else charset_of(None, terminal)
-    return Style(max(size.columns, 20), max(size.lines, 10), color, charset, terminal or "COLUMNS" in os.environ)
+    fixed = terminal or _told("COLUMNS") > 0
+    return Style(max(size.columns, _LEAST.columns), max(size.lines, _LEAST.lines), color, charset, fixed)
+
+
+def size_of(stream: Any) -> os.terminal_size:
+    """Columns and lines: what ``COLUMNS`` and ``LINES`` say, else the terminal, else 80 x 24. 0 says nothing."""
+    size = os.terminal_size((0, 0))
+    with contextlib.suppress(OSError, ValueError):  # no terminal, or no descriptor
+        size = os.get_terminal_size(stream.fileno())
+    columns, lines = _told("COLUMNS") or size.columns, _told("LINES") or size.lines
+    return os.terminal_size((columns or _USUAL.columns, lines or _USUAL.lines))
+
+
+def is_dumb() -> bool:
+    """A terminal that only prints: escape codes would be seen, and nothing can be drawn again."""
+    return os.environ.get("TERM", "") in ("", "dumb", "unknown")
+
+
+def _told(name: str) -> int:
+    """A size by an environment variable; 0 where it is no number above 0."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
+
+
+def heading(text: str, style: Style) -> str:
+    """A line above something, in bold where there are colours; lines, where the terminal is narrower."""
+    title = Text(style.shown(inert(text)), style="bold", no_wrap=not style.fixed)
+    return to_text(title, style if style.fixed else replace(style, width=max(title.cell_len, 1)))
 
 
 def to_text(drawing: RenderableType, style: Style) -> str:

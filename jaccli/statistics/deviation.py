@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import ArpackError, svds
 from torch import Tensor
 
 from jaccli import defaults
@@ -68,6 +67,8 @@ def spectral_norm(matrix: Tensor) -> float:
         return math.nan
     if min(matrix.shape) <= defaults.DENSE_SVD:
         return float(singular_values(matrix)[0])
+    from scipy.sparse.linalg import ArpackError, svds  # a third of a second, which smaller matrices need not wait for
+
     size = power_of_two(matrix)
     unit = (matrix / size).numpy()
     start = np.ones(min(matrix.shape)) + np.linspace(0.0, 0.5, min(matrix.shape))

@@ -62,9 +62,13 @@ def _rank(record: Record) -> int:
     return min(map(math.prod, shapes))
 
 
+def smallest(record: Record, sample: Record) -> float | None:
+    """The smallest singular value of a sample of ``record``; None where only the largest ones are listed."""
+    values: list[float] = sample["singular_values"]
+    return values[-1] if len(values) == _rank(record) and "singular_values_stderr" not in sample else None
+
+
 def _mean(record: Record, name: str) -> float | None:
-    if name == "smallest":
-        values = [s["singular_values"][-1] for s in record["samples"] if "singular_values_stderr" not in s]
-    else:
-        values = [s[name] for s in record["samples"] if name in s]
-    return sum(values) / len(values) if values else None
+    values = [smallest(record, s) if name == "smallest" else s.get(name) for s in record["samples"]]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import t as student
 from torch import Tensor
 
 Figures = Mapping[str, Tensor]
@@ -53,7 +52,10 @@ def jackknifed(probes: Tensor, figures: Callable[[Tensor], Figures]) -> dict[str
     if m < 2:
         return {name: Estimate(value, torch.full_like(value, torch.inf)) for name, value in whole.items()}
     without = figures((mean * m - probes) / (m - 1))
-    factor = float(student.ppf(0.975, m - 1)) / NORMAL_95
+    # ``scipy.stats`` has it too, and takes most of a second to import.
+    from scipy.special import stdtrit
+
+    factor = float(stdtrit(m - 1, 0.975)) / NORMAL_95
     found = {}
     for name, value in whole.items():
         spread = without[name] - without[name].mean(0)

@@ -20,8 +20,9 @@ from jaccli.cli import boundary
 from . import nets
 
 BIN = Path(sys.executable).parent / "jaccli"
+TERMINAL = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CI")
 ENV = {
-    **{name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR", "FORCE_COLOR")},
+    **{name: value for name, value in os.environ.items() if name not in TERMINAL},
     "OMP_NUM_THREADS": "1",
     "LANG": "C.UTF-8",
     "TERM": "xterm-256color",
@@ -64,7 +65,7 @@ Run = Callable[..., Result]
 def cli(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, files: Path) -> Run:
     """Run a command line in the folder of models; ``stdin`` is what it is fed."""
     monkeypatch.chdir(files)
-    for name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "JACCLI_TRACEBACK"):
+    for name in (*TERMINAL, "JACCLI_TRACEBACK"):
         monkeypatch.delenv(name, raising=False)
 
     def run(*argv: object, stdin: bytes = b"") -> Result:

@@ -93,10 +93,42 @@ def test_a_table_for_people(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown[3].split() == ["0", "4.69", "3.317", "4.497", "3", "2.5", "0.4167"]
     monkeypatch.setenv("COLUMNS", "80")
     shown = cli(*BLOCKS, "--layer", "blocks.*", "--format", "table").ok().text.splitlines()
-    assert shown[0] == "J - I of 2 layers -> blocks.1"
+    assert shown[0] == "J - I of 2 layers -> blocks.1, means over 5 samples"
+    assert shown[1].split() == ["source", "relative", "max", "spectral", "max", "alpha", "identity_share"]
     assert max(map(len, shown)) <= 80
-    assert shown[3].split()[:2] == ["blocks.0", "0"]
-    assert len(shown) == 3 + 10
+    assert len(shown) == 3 + 2
+    found = cli(*BLOCKS, "--layer", "blocks.*", "--format", "json").ok().json["pairs"][0]
+    relative = [sample["relative"] for sample in found["samples"]]
+    assert shown[3].split()[:3] == ["blocks.0", f"{np.mean(relative):.4g}", f"{max(relative):.4g}"]
+
+
+@pytest.mark.parametrize("command", ["deviation", "spectrum"])
+def test_samples_in_a_table_of_several_layers(cli: Run, command: str) -> None:
+    """A line a layer, or a line a sample; formats for programs have the samples in any case."""
+    depth = (command, "mlp.pt", "-i", "x3.npy", "--layer", "blocks.*", "--to", "blocks.1", "-q")
+    layers = ["blocks.0", "blocks.1"]
+    for form in ("table", "markdown"):
+        lines = [line.strip("| ").split() for line in cli(*depth, "--format", form).ok().text.splitlines()]
+        assert [words[0] for words in lines if words[0].startswith("blocks")] == layers
+        text = cli(*depth, "--format", form, "--per-sample").ok().text.replace("|", " ")
+        names = [line.split()[:2] for line in text.splitlines() if line.split()[0].startswith("blocks")]
+        assert names[:10] == [[layer, str(sample)] for layer in layers for sample in range(5)]
+    for form in ("jsonl", "csv"):
+        assert cli(*depth, "--format", form).ok().out == cli(*depth, "--format", form, "--per-sample").ok().out
+        assert len(cli(*depth, "--format", form).text.splitlines()) == 10 + (form == "csv")
+
+
+def test_one_sample_of_several_layers_is_named(cli: Run) -> None:
+    shown = cli(*BLOCKS, "--layer", "blocks.*", "--samples", "3", "--format", "table").ok().text.splitlines()
+    assert shown[0] == "J - I of 2 layers -> blocks.1, sample 3"
+    assert "frobenius" in shown[1]
+    assert "sample" not in shown[1]
+
+
+def test_estimates_over_depth_carry_their_errors(cli: Run) -> None:
+    shown = cli(*BLOCKS, "--layer", "blocks.*", "--probes", "3", "--format", "table").ok().text.splitlines()
+    assert len(shown) == 3 + 2
+    assert shown[3].count("±") >= 4
 
 
 def test_saved_jacobians_of_several_pairs(cli: Run, tmp_path: Path) -> None:

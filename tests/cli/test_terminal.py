@@ -11,9 +11,10 @@ import termios
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from .conftest import BIN, ENV
+from .conftest import BIN, ENV, Run
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 COLOR = re.compile(r"\x1b\[[0-9;]*m")
@@ -34,11 +35,11 @@ SLOW = (
 
 
 def terminal(
-    cwd: Path, *argv: str, columns: int = 80, out: bool = True, err: bool = True, **env: str
+    cwd: Path, *argv: str, columns: int = 80, lines: int = 30, out: bool = True, err: bool = True, **env: str
 ) -> tuple[int, str, str]:
-    """Exit code, what a terminal of this width got, and what the ends that are no terminal got."""
+    """Exit code, what a terminal of this size got, and what the ends that are no terminal got."""
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     running = subprocess.Popen(
         [str(BIN), *argv],
         cwd=cwd,
@@ -60,7 +61,7 @@ def terminal(
 def test_a_small_matrix_is_printed_as_numbers(files: Path) -> None:
     code, shown, _ = terminal(files, *LINEAR, "--samples", "0", "-q")
     assert code == 0
-    assert ESCAPE.sub("", shown) == "J of input -> output, sample 0, 2 x 2, float32\n  1  2\n  3  4\n\n"
+    assert ESCAPE.sub("", shown) == "J of input -> output, sample 0, 2 x 2, float32\n  1  2\n  3  4\n"
 
 
 def test_a_large_matrix_is_a_heat_map(files: Path) -> None:
@@ -90,6 +91,66 @@ def test_tables_fit(files: Path, columns: int) -> None:
     assert "identity_share" in shown
     if columns == 80:
         assert len(lines) == 5
+
+
+# Each prints a table, or several, of the widest kind that the command has.
+BLOCKS = ("mlp.pt", "-i", "x3.npy", "--layer", "blocks.*", "--to", "blocks.1")
+BLOCK = ("mlp.pt", "-i", "x3.npy", "--layer", "blocks.0", "--to", "blocks.1")
+TABLES = {
+    "layers": ("layers", "tricky.pt", "-i", "x4.npy"),
+    "deviation": ("deviation", *BLOCK),
+    "deviation over depth": ("deviation", *BLOCKS),
+    "deviation of samples": ("deviation", *BLOCKS, "--per-sample"),
+    "deviation estimated": ("deviation", *BLOCK, "--probes", "3"),
+    "spectrum": ("spectrum", *BLOCK, "--eigenvalues"),
+    "spectrum over depth": ("spectrum", *BLOCKS, "--eigenvalues"),
+    "spectrum of samples": ("spectrum", *BLOCKS, "--per-sample"),
+    "spectrum estimated": ("spectrum", *BLOCK, "--probes", "3"),
+    "lyapunov": ("spectrum", *BLOCK, "--lyapunov"),
+    "bench": ("bench", "linear.pt", "-i", "x2.npy", "--rounds", "2", "--methods", "auto,loop"),
+    "doctor": ("doctor",),
+}
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "ascii"])
+@pytest.mark.parametrize("columns", [60, 80])
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_fits(name: str, columns: int, charset: str, cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 60 and 80 columns, in Unicode and in the C locale; a rule is as wide as the table around it."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("LC_ALL", "C" if charset == "ascii" else "C.UTF-8")
+    lines = cli(*TABLES[name], "--format", "table", "-q").ok().text.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert all(line.strip() for line in lines)
+    if charset == "ascii":
+        assert "".join(lines).isascii()
+        assert not re.search(r"\?|\\u", "".join(lines))
+    rules = [i for i, line in enumerate(lines) if set(line) in ({"─"}, {"-"})]
+    assert rules
+    ends = [i - 1 for i in rules[1:]] + [next((i for i, line in enumerate(lines) if line.startswith("median: ")), None)]
+    for rule, end in zip(rules, ends, strict=True):
+        assert len(lines[rule]) == max(map(len, [lines[rule - 1], *lines[rule + 1 : end]]))
+
+
+def test_a_terminal_of_no_size_is_a_usual_one(files: Path) -> None:
+    usual, none = (terminal(files, *TABLES["layers"], columns=c, lines=n)[1] for c, n in ((80, 24), (0, 0)))
+    assert none == usual
+    assert "\n" in usual.strip()
+
+
+@pytest.mark.parametrize("argv", [SLOW, (*SLOW, "--estimate"), WIDE, ("show", "ones.npz")], ids=" ".join)
+def test_a_dumb_terminal_gets_plain_lines(files: Path, argv: tuple[str, ...]) -> None:
+    """Neither escape codes nor blank lines where a bar would have been."""
+    np.savez(files / "ones.npz", jacobian=np.ones((2, 3, 3)))
+    code, shown, _ = terminal(files, *argv, TERM="dumb")
+    assert code == 0, shown
+    assert not re.search("[\x1b\r]", shown)
+    assert all(line.strip() for line in shown.splitlines())
+
+
+def test_no_bar_in_continuous_integration(files: Path) -> None:
+    _, shown, _ = terminal(files, *SLOW, out=False, CI="true")
+    assert shown.splitlines() == ["note: nets.py:Slow was built with fresh weights (seed 0)"]
 
 
 def test_binary_data_stays_off_the_terminal(files: Path) -> None:
