@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -177,13 +177,14 @@ def prepare(
         network.draws.unsteady = unsteady(network, taken)
     network.draws.tell()
     if taken.left_out:
-        names = "; ".join(list(taken.left_out.values())[:4]) + "; …" * (len(taken.left_out) > 4)
-        note(f"{len(taken.left_out)} layers of the glob left out: {names}")
+        reasons = _left_out(taken.left_out)
+        told = "; ".join(reasons[:4]) + "; …" * (len(reasons) > 4)
+        note(f"{len(taken.left_out)} layers of the glob left out: {told}")
     kept = [(s, t) for s, t in pairs if s in taken.sources and t in taken.targets]
     if not kept:
         raise UnsupportedError(
             "none of the layers that the glob matches can be a source",
-            "; ".join(names.split("; ")[:2]),
+            "; ".join(reasons[:2]),
             misread(network, inputs, pairs[0]) or "",
         )
     with readable(inputs):
@@ -192,6 +193,14 @@ def prepare(
         # What refuses gradients may stand before one pair's source: each has a pass of its own.
         alone = ((*_recorded(network, inputs, [pair], graph), pair) for pair in kept)
         return [_prepared(network, taken, pair, graph, probe, gap) for taken, gap, pair in alone]
+
+
+def _left_out(found: Mapping[Address, str]) -> list[str]:
+    """Why layers are left out, each reason once, with the names of its layers."""
+    reasons: dict[str, list[str]] = {}
+    for address, why in found.items():
+        reasons.setdefault(why.replace(repr(str(address)), "{}"), []).append(repr(str(address)))
+    return [why.replace("{}", ", ".join(names[:4]) + ", …" * (len(names) > 4)) for why, names in reasons.items()]
 
 
 def _recorded(network: Network, inputs: Inputs, pairs: Sequence[Pair], graph: bool) -> tuple[Record, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,9 @@ def run(
                 used[key] = piece.outcome.method
             sink.close(_provenance(asked, used))
     if not is_stream(out.path):
-        note(f"wrote {out.path}: {', '.join(_size(sink, pair) for pair in sink.pairs.values())}")
+        sizes = Counter(_size(sink, pair) for pair in sink.pairs.values())
+        told = (size if count == 1 else f"{size} of {count} pairs" for size, count in sizes.items())
+        note(f"wrote {out.path}: {', '.join(told)}")
 
 
 def _sink(out: OutputRequest) -> MatrixSink:

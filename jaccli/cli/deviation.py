@@ -8,6 +8,7 @@ from typing import Any
 
 from jaccli.cli.endings import deadline
 from jaccli.cli.figures import Figures, of_model, of_saved, rows_of, saved_name
+from jaccli.cli.messages import release_messages
 from jaccli.cli.request import (
     EstimateRequest,
     Gate,
@@ -19,6 +20,7 @@ from jaccli.cli.request import (
     SavedRequest,
 )
 from jaccli.errors import GateError, UsageError, warn
+from jaccli.names import UNKNOWN
 from jaccli.safety.memory import memory_limit
 
 
@@ -80,6 +82,7 @@ def _finish(
         _check_gated(rows)
     document = {"schema_version": 1, "command": "deviation", "pairs": found, "timing": timing}
     style = style_for(out.path, out.no_color)
+    release_messages()
     with open_output(out.path, out.force) as handle:
         write_numbers(
             out.format,
@@ -127,7 +130,8 @@ def _gate(every: Sequence[dict[str, Any]], gates: Sequence[Gate]) -> None:
         above = [row for row in rows if math.isnan(row[gate.norm]) or row[gate.norm] > gate.limit]
         if above:
             worst = max(above, key=lambda row: math.inf if math.isnan(row[gate.norm]) else row[gate.norm])
+            pair = f" of {worst['source']} -> {worst['target']}" if worst["source"] != UNKNOWN else ""
             raise GateError(
                 f"{gate.norm} is above {gate.limit:g} for {len(above)} of {len(rows)} samples",
-                f"largest: {worst[gate.norm]:.6g}, sample {worst['sample']} of {worst['source']} -> {worst['target']}",
+                f"largest: {worst[gate.norm]:.6g}, sample {worst['sample']}{pair}",
             )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jaccli.cli.flags import in_flags
+from jaccli.cli.messages import expect_pairs
 from jaccli.cli.request import EstimateRequest, RunRequest, SavedRequest
 from jaccli.errors import UsageError, note
 from jaccli.names import UNKNOWN
@@ -151,8 +152,18 @@ def of_saved(saved: SavedRequest, figures: Figures) -> list[Record]:
     from jaccli.sinks.read import read_jacobian
 
     found = []
-    for jacobian in read_jacobian(saved.path):
+    read = read_jacobian(saved.path)
+    expect_pairs([f"{jacobian.source} -> {jacobian.target}" for jacobian in read])
+    for jacobian in read:
         batch, n_out, n_in = jacobian.array.shape
+        if figures.square and n_out != n_in:
+            name = f"{jacobian.source} -> {jacobian.target} in {saved_name(saved.path)}"
+            raise _not_square(
+                name if jacobian.source != UNKNOWN else saved_name(saved.path),
+                n_out,
+                n_in,
+                "choose a square one, as FILE[KEY]" if len(read) > 1 else "save J of such a pair",
+            )
         picked = saved.samples.indices(batch) if saved.samples else list(range(batch))
         method = jacobian.provenance.get("method", "saved")
         record = empty(jacobian.source, jacobian.target, (n_in,), (n_out,), method)
@@ -197,10 +208,14 @@ def is_square(prepared: Prepared) -> bool:
     if prepared.pair[0].globbed:
         note(f"left out: J of {prepared.name} is {f.n_out} x {f.n_in}, not square")
         return False
-    raise UsageError(
-        f"J of {prepared.name} is {f.n_out} x {f.n_in}, and only a square J will do here",
+    raise _not_square(prepared.name, f.n_out, f.n_in, "'jaccli layers MODEL -i INPUT' shows sizes")
+
+
+def _not_square(name: str, n_out: int, n_in: int, remedy: str) -> UsageError:
+    return UsageError(
+        f"J of {name} is {n_out} x {n_in}, and only a square J will do here",
         "expected a source and a target of the same size",
-        "'jaccli layers MODEL -i INPUT' shows sizes",
+        remedy,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from jaccli.cli.flags import in_flags
+from jaccli.cli.grouping import grouped
 from jaccli.errors import GateError, JaccliNote, JaccliWarning
 from jaccli.sinks.text import inert
 
@@ -39,10 +40,16 @@ def command_line() -> str:
 
 @dataclass
 class _Messages:
-    """Notes and warnings, each once. Held back until results are near, so that an error stands alone."""
+    """Notes and warnings, each once; those of several layer pairs together.
+
+    Held back until results are near, so that an error stands alone. From then on what is about one of several pairs
+    waits for the others, until ``tell``.
+    """
 
     quiet: bool
-    held: list[str] | None = field(default_factory=list)
+    results_near: bool = False
+    pairs: tuple[str, ...] = ()
+    held: list[str] = field(default_factory=list)
     said: set[str] = field(default_factory=set)
 
     def show(self, message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -51,15 +58,15 @@ class _Messages:
         if text in self.said or not issubclass(category, JaccliWarning) or (kind == "note" and self.quiet):
             return
         self.said.add(text)
-        if self.held is None:
+        if self.results_near and not (len(self.pairs) > 1 and any(pair in text for pair in self.pairs)):
             say(f"{kind}: {text}")
         else:
             self.held.append(f"{kind}: {text}")
 
-    def release(self) -> None:
-        for line in self.held or ():
+    def tell(self) -> None:
+        held, self.held, self.results_near = self.held, [], True
+        for line in grouped(held, self.pairs):
             say(line)
-        self.held = None
 
 
 def _text_of(message: Warning | str) -> str:
@@ -70,9 +77,17 @@ def _text_of(message: Warning | str) -> str:
 _messages = _Messages(quiet=False)
 
 
+def expect_pairs(names: Sequence[str]) -> None:
+    """The layer pairs of this command, as messages name them."""
+    _messages.pairs = tuple(inert(" ".join(name.split())) for name in names)
+
+
 def release_messages() -> None:
-    """Print what was held back, and from now on everything as it comes: results follow."""
-    _messages.release()
+    """Print what was held back, and from now on everything as it comes: results follow.
+
+    What is about one of several pairs is held still, for the others to join it: to be called again after them.
+    """
+    _messages.tell()
 
 
 def say(line: str) -> None:

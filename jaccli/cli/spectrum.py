@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaccli.cli.endings import deadline
 from jaccli.cli.figures import Figures, Record, of_model, of_saved, rows_of, saved_name
+from jaccli.cli.messages import release_messages
 from jaccli.cli.request import (
     EstimateRequest,
     InputRequest,
@@ -65,6 +66,8 @@ def run(
     for flag, asked_for in (("--eigenvalues", wanted.eigenvalues), ("--lyapunov", wanted.lyapunov)):
         if asked_for and effort.wanted:
             raise UsageError(f"{flag} and an estimate are both asked for", f"expected one of them: {flag} needs J")
+    if wanted.eigenvalues and wanted.lyapunov:
+        raise UsageError("--eigenvalues and --lyapunov are both given", "expected one of them")
     asked, samples = model(), given()
     from jaccli.cli import work
 
@@ -126,6 +129,7 @@ def _write(document: Record, records: Sequence[Record], view: View, out: OutputR
     from jaccli.sinks.terminal import style_for
 
     style = style_for(out.path, out.no_color)
+    release_messages()
     with open_output(out.path, out.force) as handle:
         write_numbers(out.format, handle, document=document, records=records, view=view, style=style)
 

@@ -48,7 +48,7 @@ def view_of(found: Sequence[Record], isometry: Sequence[Record], per_sample: boo
         title += f", means over {len(found[0]['samples'])} samples"
         rows = [{**line, **_means(record)} for line, record in zip(isometry, found, strict=True)]
         names = [end for end in ("source", "target") if len({line[end] for line in isometry}) > 1] or ["source"]
-        columns = [*names, *(name for name in (*_MEANS, *_EIGENVALUES) if name in rows[0])]
+        columns = [*names, *(n for n in (*_MEANS, *_EIGENVALUES) if any(row.get(n) is not None for row in rows))]
         return View([readable(row) for row in rows], columns, title, len(names), heads=_HEADS)
     rows = [{**row, "smallest": smallest(record, row)} for record in found for row in rows_of([record])]
     named = [end for end in ("source", "target") if len({row[end] for row in rows}) > 1] + ["sample"]
@@ -67,7 +67,8 @@ def chain_view(samples: Sequence[Record], layers: Sequence[str]) -> View:
         for s in samples
         if (e := s["lyapunov_exponents"])
     ]
-    title = f"Lyapunov exponents of {len(layers) - 1} steps, {layers[0]} -> {layers[-1]}, per step"
+    steps = "1 step" if len(layers) == 2 else f"{len(layers) - 1} steps"
+    title = f"Lyapunov exponents of {steps}, {layers[0]} -> {layers[-1]}, per step"
     return View([readable(row) for row in rows], ["sample", "largest", "least", "sum", "exponents"], title)
 
 

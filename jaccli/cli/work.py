@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaccli.cli.messages import STARTED, release_messages
+from jaccli.cli.messages import STARTED, expect_pairs, release_messages
 from jaccli.cli.progress import progress
 from jaccli.cli.request import InputRequest, ModelRequest, PairRequest, RunRequest
 from jaccli.compiling import Compiling
@@ -154,6 +154,7 @@ def load(model: ModelRequest, given: InputRequest, names: PairRequest | None = N
     samples = load_samples(given.spec, rows=rows if picked is not None else None)
     network = load_network(model)
     pairs = _pairs(network, names) if names is not None else []
+    expect_pairs([f"{source!s} -> {target!s}" for source, target in pairs])
     own = samples.dtype if samples.is_floating_point() else torch.get_default_dtype()
     dtype = getattr(torch, model.dtype) if model.dtype else floating_dtype(network.tensors()) or own
     inputs = _bind(samples, [(name, load_argument(value)) for name, value in given.arguments])
@@ -248,8 +249,11 @@ def pieces(
 ) -> Iterator[Piece]:
     """J of every pair in blocks, with progress on a terminal and the plan if it is asked for."""
     with progress(request.quiet, request.no_color) as bar:
+        last: Pair | None = None
 
         def planned(decisions: Sequence[Decision], ready: Sequence[Prepared]) -> None:
+            nonlocal last
+            last = ready[-1].pair
             release_messages()
             bar.expect(loaded.inputs.batch, decisions, ready)
             if request.explain:
@@ -269,6 +273,8 @@ def pieces(
         )
         with contextlib.closing(run):
             for piece in run:
+                if piece.pair == last:
+                    release_messages()
                 with bar.aside():
                     yield piece
                 bar.finished(piece)

@@ -115,7 +115,8 @@ def _fitting(view: View, style: Style) -> list[_Column]:
 
 def _column(name: str, view: View, style: Style) -> _Column:
     values = [record.get(name) for record in view.records]
-    numeric = any(isinstance(json_value(value), int | float) for value in values)
+    # A float that JSON has no number for is text there, and a number to the eye.
+    numeric = any(isinstance(one, int | float) for value in values for one in (value, json_value(value)))
     head = style.shown(inert(view.heads.get(name, name)))
     return _Column(name, ((head,), *((style.shown(cell(value)),) for value in values)), numeric)
 

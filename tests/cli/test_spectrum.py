@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -248,3 +249,58 @@ def test_saved_jacobians_take_no_estimate(cli: Run, tmp_path: Any) -> None:
     for command in ("deviation", "spectrum"):
         assert cli(command, "--jacobian", tmp_path / "j.npy", "--estimate").code == 2
     assert cli("spectrum", "--jacobian", tmp_path / "j.npy", "--lyapunov").code == 2
+
+
+@pytest.mark.parametrize("command", ["deviation", "spectrum --eigenvalues"])
+def test_a_saved_j_that_is_not_square(cli: Run, tmp_path: Path, command: str) -> None:
+    """As of a model: exit 2 with the shape; of several pairs with the one that it is."""
+    np.save(tmp_path / "J.npy", np.ones((2, 4, 3)))
+    np.savez(tmp_path / "J.npz", **{"a->c": np.ones((2, 3, 3)), "b->c": np.ones((2, 3, 5))})
+    for name, words in (("J.npy", "4 x 3"), ("J.npz", "b -> c|3 x 5|FILE[KEY]")):
+        result = cli(*command.split(), "--jacobian", tmp_path / name)
+        assert result.code == 2
+        assert result.out == b""
+        assert 2 <= len(result.err.splitlines()) <= 3
+        assert [word for word in words.split("|") if word not in result.err] == []
+    cli("deviation", "--jacobian", f"{tmp_path}/J.npz[a->c]").ok()
+
+
+def test_a_saved_j_of_several_layers_is_shown_over_depth(cli: Run, tmp_path: Path) -> None:
+    """Their samples stood below each other without the layers' names."""
+    np.savez(tmp_path / "J.npz", **{f"{name}->c": np.ones((2, 3, 3)) for name in "ab"})
+    shown = cli("spectrum", "--jacobian", tmp_path / "J.npz", "--format", "table").ok().text.splitlines()
+    assert shown[0] == "spectra of J to c, means over 2 samples"
+    assert [line.split()[0] for line in shown[3:]] == ["a", "b"]
+
+
+def test_the_smallest_of_a_list_that_was_cut_is_not_claimed(cli: Run) -> None:
+    lines = cli(*BLOCKS, "--layer", "blocks.0", "--layer", "embed", "--top", "2", "--format", "json").ok().json
+    assert [line["smallest"] for line in lines["isometry"]] == [None, None]
+
+
+def test_eigenvalues_and_exponents_are_not_both_given(cli: Run) -> None:
+    result = cli(*BLOCKS, "--layer", "blocks.*", "--eigenvalues", "--lyapunov")
+    assert (result.code, len(result.err.splitlines())) == (2, 2)
+
+
+NO_JACOBIANS = [np.ones((2, 3, 3)) * 1j, np.ones((2, 0, 3)), np.ones((0, 3, 3)), np.ones((1, 1, 1, 1))]
+
+
+@pytest.mark.parametrize("array", NO_JACOBIANS, ids=lambda array: str(array.shape))
+@pytest.mark.parametrize("command", ["deviation", "spectrum --eigenvalues", "show"])
+def test_a_saved_j_that_is_none(cli: Run, tmp_path: Path, array: Any, command: str) -> None:
+    np.save(tmp_path / "J.npy", array)
+    result = cli(*command.split(), "--jacobian", tmp_path / "J.npy")
+    assert (result.code, len(result.err.splitlines())) == (3, 2)
+    assert str(array.shape) in result.err
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_saved_j_that_is_not_finite(cli: Run, tmp_path: Path, value: float) -> None:
+    array = np.ones((2, 3, 3))
+    array[0, 1, 2] = value
+    np.save(tmp_path / "J.npy", array)
+    for command in ("deviation", "spectrum --eigenvalues"):
+        result = cli(*command.split(), "--jacobian", tmp_path / "J.npy", "--format", "json").ok()
+        assert "1 non-finite" in result.err
+        assert result.json["pairs"][0]["samples"][0]["spectral" if command == "deviation" else "spectral_norm"] == "nan"
