@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,10 @@ class Contents:
     found: Any
     inert: Mapping[str, object] = field(default_factory=dict)
     is_trusted: bool = False
+
+    @cached_property
+    def _every(self) -> list[Candidate]:
+        return candidates_in(self.found)
 
     def candidates(self, key: str | None) -> list[Candidate]:
         """The state dicts, and modules, that can be meant; with ``key``, of ``FILE[KEY]``.
@@ -79,7 +84,7 @@ class Contents:
             return fits is not None and fits(without_data(one.entries))
 
         if key is not None and all(one.is_aside and not suits(one) for one in every):
-            raise no_such_key(self.path, key, candidates_in(self.found))
+            raise no_such_key(self.path, key, self._every)
         chosen, notes = choose(every, suits if fits is not None else None, self.path)
         if isinstance(chosen.module, Inert):
             raise whole_module(self.path, type(chosen.module).path)
