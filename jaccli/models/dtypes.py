@@ -10,6 +10,13 @@ from torch import Tensor
 _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COMPLEX = dict(zip(_REAL, (torch.complex32, torch.complex64, torch.complex64, torch.complex128), strict=True))
 
+_FACTORIES = {
+    *("zeros", "ones", "full", "empty", "eye", "scalar_tensor", "tensor", "rand", "randn"),
+    *("new_zeros", "new_ones", "new_full", "new_empty"),
+    *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"),
+}
+_COUNTING = {"arange", "linspace"}
+
 
 def counterpart(kind: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
     """The dtype of numbers of ``kind`` in a model that computes in ``dtype``.
@@ -69,13 +76,25 @@ def renamed(
     return {kind: counterpart(kind, dtype) for kind in own | complexes}
 
 
-def follows(operator: str, named: torch.dtype) -> bool:
+def follows(operator: str, named: torch.dtype, into: torch.dtype, *, constant: bool = False) -> bool:
     """Whether a dtype that code spells out for an operator of that name (``to``) is cast with the model.
 
-    A real one may be meant as it stands: a norm that is taken in float32. A complex one tells real from complex, and
-    its precision is that of its surroundings; ``view`` reads the same bytes as other numbers.
+    A real one may be meant as it stands: a norm that is taken in float32. Of a tensor that is made of nothing it was
+    the dtype of an activation, in a trace or an export: the first state of a recurrent layer. Numbers that are
+    counted are not rounded for it. A complex one tells real from complex, and its precision is that of its
+    surroundings; ``view`` reads the same bytes as other numbers.
+
+    Args:
+        operator: its name, without namespace and overload.
+        named: the dtype that is spelled out.
+        into: what that becomes in the model that is cast.
+        constant: whether the operator is given a constant and no activation.
     """
-    return named.is_complex or operator == "view"
+    if named.is_complex or operator == "view":
+        return True
+    if operator in _COUNTING:
+        return torch.finfo(into).eps <= torch.finfo(named).eps
+    return operator in _FACTORIES or (constant and operator in ("to", "_to_copy"))
 
 
 def is_whole(tensor: Tensor) -> bool:

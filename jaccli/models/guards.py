@@ -89,9 +89,12 @@ def _uneven(q: Tensor, *others: Tensor) -> bool:
 def _transform(name: str, given: dict[str, Any]) -> None:
     """A Fourier transform behind its checks: dimensions and sizes are taken on trust."""
     x, dims = given["self"], list(given["dim"])
-    if not x.dim() or not dims or not all(-x.dim() <= dim < x.dim() for dim in dims):
+    wanted = (torch.float32, torch.float64) if name.endswith("r2c") else (torch.complex64, torch.complex128)
+    if x.dtype not in wanted:
+        raise _refuse(name, f"numbers of {x.dtype}")
+    if not dims or not all(0 <= dim < x.dim() for dim in dims):
         raise _refuse(name, "a dimension that is not there")
-    if len({dim % x.dim() for dim in dims}) < len(dims) or not 0 <= int(given.get("normalization", 0)) <= 2:
+    if len(set(dims)) < len(dims) or not 0 <= int(given.get("normalization", 0)) <= 2:
         raise _refuse(name, "a dimension that is named twice, or a scale that does not exist")
     length = given.get("last_dim_size")
     if min(x.shape[dim] for dim in dims) < 1 or (length is not None and x.shape[dims[-1]] != length // 2 + 1):
@@ -114,6 +117,12 @@ def _pivots(name: str, given: dict[str, Any]) -> None:
 def _distances(name: str, given: dict[str, Any]) -> None:
     if given["self"].dim() != 2 or not given["self"].shape[0]:
         raise _refuse(name, "no points")
+
+
+def _power(name: str, given: dict[str, Any]) -> None:
+    """The smallest integer has no opposite: the loop over the bits of its size does not end."""
+    if given["n"] == -(1 << 63):
+        raise _refuse(name, "an exponent of -2^63")
 
 
 def _some(name: str, given: dict[str, Any]) -> None:
@@ -247,6 +256,7 @@ _CHECKS: Final[dict[str, Callable[[str, dict[str, Any]], Tensor | None]]] = {
     **dict.fromkeys(("stack", "_stack", "cat"), _some),
     **dict.fromkeys(("lu_solve", "lu_unpack", "linalg_lu_solve", "linalg_ldl_solve"), _pivots),
     "_pdist_forward": _distances,
+    **dict.fromkeys(("matrix_power", "linalg_matrix_power"), _power),
     **dict.fromkeys(_GATES, _recurrent),
     "_pack_padded_sequence": _packing,
     "_pad_packed_sequence": _unpacking,

@@ -114,9 +114,10 @@ INTERNALS: Final = frozenset(
     _is_any_true _linalg_check_errors _linalg_det _linalg_eigh _linalg_eigvals _linalg_slogdet _linalg_solve_ex
     _linalg_svd _local_scalar_dense _log_softmax _logcumsumexp _lu_with_info _masked_softmax _native_batch_norm_legit
     _native_batch_norm_legit_functional _native_batch_norm_legit_no_training _native_multi_head_attention _neg_view
-    _neg_view_copy _no_grad_embedding_renorm _pack_padded_sequence _pad_circular _pad_enum _pad_packed_sequence
-    _pdist_forward _prelu_kernel _reshape_copy _reshape_from_tensor _safe_softmax _sample_dirichlet
-    _scaled_dot_product_attention_math _scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention
+    _neg_view_copy _no_grad_embedding_renorm _no_grad_fill _no_grad_normal _no_grad_uniform _no_grad_zero
+    _pack_padded_sequence _pad_circular _pad_enum _pad_packed_sequence _pdist_forward _prelu_kernel _reshape_copy
+    _reshape_from_tensor _safe_softmax _sample_dirichlet _scaled_dot_product_attention_math
+    _scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention
     _scaled_dot_product_flash_attention_for_cpu _shape_as_tensor _softmax _sparse_mm _sparse_sum _stack
     _standard_gamma _thnn_fused_gru_cell _thnn_fused_lstm_cell _to_copy _to_dense _to_sparse
     _transformer_encoder_layer_fwd _trilinear _unique _unique2 _unsafe_index _unsafe_index_put _unsafe_masked_index

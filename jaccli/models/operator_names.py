@@ -13,6 +13,7 @@ from jaccli.models.operator_lists import FUNCTIONS, INTERNALS, LIBRARIES, PRIMS,
 from jaccli.wording import worded
 
 _TENSORS: Final = FUNCTIONS | LIBRARIES | INTERNALS
+_OUT: Final = frozenset({("aten::div", "out")})  # of functional.normalize; no other function of torch.nn writes to out=
 
 
 def permitted(schema: Any, *, script: bool = False) -> bool:
@@ -25,10 +26,16 @@ def permitted(schema: Any, *, script: bool = False) -> bool:
     namespace, _, name = str(schema.name).partition("::")
     if namespace == "prims":
         return name in PRIMS
-    if namespace != "aten" or any(argument.is_out for argument in schema.arguments):
+    if namespace != "aten" or writes_out(schema):
         return False
     base = name.removesuffix("_") if not name.endswith("__") else name
     return base in _TENSORS or (script and name in SCRIPT)
+
+
+def writes_out(schema: Any) -> bool:
+    """Whether it is an overload for ``out=`` that no network needs: of many the kernels look at nothing."""
+    out = any(argument.is_out for argument in schema.arguments)
+    return out and (schema.name, schema.overload_name) not in _OUT
 
 
 def not_permitted(where: str, operator: str) -> RefusedError:

@@ -14,7 +14,7 @@ from jaccli.models.guards import guarded
 from jaccli.models.operator_lists import FUNCTIONS, INTERNALS, LIBRARIES, PRIMS, SCRIPT
 from jaccli.models.operator_names import permitted
 from jaccli.models.pt2.operators import resolve
-from jaccli.models.script import bounds, natives
+from jaccli.models.script import ScriptNetwork, bounds, natives
 from jaccli.models.script.natives import ALWAYS, CONTAINERS, SCALARS
 
 A = torch.ops.aten
@@ -85,6 +85,20 @@ BAD: list[tuple[Any, tuple[Any, ...]]] = [
     (A.linalg_eigvals.default, (torch.full((3, 3), float("nan")),)),
     (A.sparse_coo_tensor.indices_size, (torch.tensor([[FAR]]), ones(1), [3])),
     (A.scaled_dot_product_attention.default, (ones(1, 1, 9, 8), ones(1, 1, 9, 8), ones(1, 1, 4, 8))),
+    (A._batch_norm_with_update.default, (ones(2, 9), ones(1), ones(1), ones(1), ones(1), 0.1, 1e-5)),
+    (A._fft_r2c.default, (ones(2, 4), [FAR], 0, True)),
+    (A._fft_r2c.default, (ones(2, 4).half(), [1], 0, True)),
+    (A._fft_c2c.default, (ones(2, 4).to(torch.complex64), [-1], 0, True)),
+    (A._fft_c2c.default, (ones(2, 4).to(torch.complex64), [1, 1], 0, True)),
+    (A._fft_c2r.default, (ones(2, 3).to(torch.complex64), [1], 0, FAR)),
+    (A._stack.default, ([], FAR)),
+    (A.stack.default, ([],)),
+    (A._weight_norm_interface.default, (ones(0, 3), ones(0))),
+    (A._pdist_forward.default, (ones(0, 3),)),
+    (A.linalg_ldl_solve.default, (torch.eye(2), torch.tensor([FAR, 1], dtype=torch.int32), ones(2, 2))),
+    (A.lu_solve.default, (ones(2, 2), torch.eye(2), torch.tensor([0, 1], dtype=torch.int32))),
+    (A._scaled_dot_product_attention_math.default, (ones(2, 3, 4), ones(2, 3, 4), ones(0, 3, 4), None, 0, False)),
+    (A.matrix_power.default, (torch.eye(2), -(1 << 63))),
 ]
 
 
@@ -102,6 +116,12 @@ GOOD: list[tuple[Any, tuple[Any, ...]]] = [
     (A._pack_padded_sequence.default, (ones(3, 2, 2), torch.tensor([3, 1]), False)),
     (A.ctc_loss.IntList, (ones(5, 1, 3), torch.tensor([[1, 1, 2]]), [5], [3])),
     (A.linalg_eigvals.default, (torch.eye(3),)),
+    (A._fft_r2c.default, (ones(2, 4), [0, 1], 0, True)),
+    (A._fft_c2c.default, (ones(2, 4).to(torch.complex64), [1], 2, False)),
+    (A._fft_c2r.default, (ones(2, 3).to(torch.complex64), [1], 0, 5)),
+    (A.stack.default, ([ones(2), ones(2)], -1)),
+    (A._pdist_forward.default, (ones(4, 3),)),
+    (A.linalg_lu_solve.default, (torch.eye(2), torch.tensor([1, 2], dtype=torch.int32), ones(2, 2))),
     (A.scaled_dot_product_attention.default, (ones(1, 1, 9, 8), ones(1, 1, 4, 8), ones(1, 1, 4, 8))),
 ]
 
@@ -180,3 +200,16 @@ def test_exported_operators_are_screened_too() -> None:
     for name in ("_reshape_alias.default", "max_pool2d_with_indices_backward.default", "_fused_adam.default"):
         with pytest.raises(Exception, match="uses the operator"):
             resolve(f"torch.ops.aten.{name}")
+
+
+@pytest.mark.parametrize("operator", ["zeros", "sum", "softmax"])
+@pytest.mark.parametrize("number", [-1, 12, 46, 99, 1 << 40])
+def test_dtypes_that_stand_for_nothing_are_refused(operator: str, number: int) -> None:
+    """In a script a dtype is a number, and torch looks it up without a look at its table's size."""
+    call = {"zeros": "torch.zeros([2], dtype=n)", "sum": "x.sum(dtype=n)", "softmax": "torch.softmax(x, 0, dtype=n)"}
+    for line in ("n = {}", "n = x.size(0) * 0 + {}"):  # known when it is compiled, and when it runs
+        module = torch.jit.ScriptModule()
+        source = f"def forward(self, x):\n    {line.format(number)}\n    return {call[operator]}\n"
+        module._c._define(module._concrete_type, source, {"torch": torch}.get)
+        with pytest.raises(RefusedError, match="dtype"):
+            ScriptNetwork(module).run((ones(2),), {})

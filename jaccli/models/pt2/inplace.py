@@ -116,12 +116,16 @@ def functional(op: Callable[..., Any]) -> Callable[..., Any] | None:
         return None
     namespace, name = op._schema.name.split("::")
     packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
-    found = getattr(packet, op._overloadname, None)
-    if not isinstance(found, torch._ops.OpOverload):
+    if not isinstance(packet, torch._ops.OpOverloadPacket):
         return None
-    ours = [argument.name for argument in op._schema.arguments]
-    theirs = [argument.name for argument in found._schema.arguments]
-    return found if ours == theirs and not found._schema.is_mutable else None
+    # By its arguments: pow_.Scalar is pow.Tensor_Scalar, and pow.Scalar has a number for the base.
+    overloads = (getattr(packet, overload) for overload in packet.overloads())
+    same = (found for found in overloads if not found._schema.is_mutable and _formal(found) == _formal(op))
+    return next(same, None)
+
+
+def _formal(op: torch._ops.OpOverload) -> list[tuple[str, str]]:
+    return [(argument.name, str(argument.type)) for argument in op._schema.arguments]
 
 
 def named_arguments(node: Node) -> dict[str, Any]:

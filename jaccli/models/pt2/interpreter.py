@@ -23,31 +23,6 @@ from jaccli.models.pt2.program import HERE, Graph, Node, Ref, graphs, refs
 from jaccli.models.quote import quote
 
 _CONTROL: Final = frozenset(CONTROL.values())
-_FACTORIES: Final = frozenset(
-    [
-        "zeros",
-        "ones",
-        "full",
-        "empty",
-        "eye",
-        "arange",
-        "linspace",
-        "scalar_tensor",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-        "new_empty",
-        "zeros_like",
-        "ones_like",
-        "full_like",
-        "empty_like",
-        "rand",
-        "randn",
-        "rand_like",
-        "randn_like",
-    ]
-)
-"""Operators whose dtype follows a model that is cast: in the model it was the dtype of an activation."""
 
 
 @cache
@@ -209,8 +184,8 @@ class _Scope:
         dtypes = self._execution.dtypes
 
         def cast(value: Any) -> Any:
-            known = isinstance(value, torch.dtype) and (operator in _FACTORIES or follows(operator, value))
-            return dtypes.get(value, value) if known else value
+            known = isinstance(value, torch.dtype) and value in dtypes and follows(operator, value, dtypes[value])
+            return dtypes[value] if known else value
 
         return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import torch
 
-from jaccli.errors import UnsupportedError
+from jaccli.errors import RefusedError, UnsupportedError
 from jaccli.models.operator_names import not_permitted, permitted
 from jaccli.models.pt2.control import CONTROL
 from jaccli.models.quote import quote
@@ -142,8 +142,8 @@ def resolve(target: str, *, trust: bool = False) -> Callable[..., Any]:
         trust: allow every operator that is registered in this process.
 
     Raises:
-        RefusedError: it is not on the list of what a file may name.
-        UnsupportedError: this torch does not have it.
+        RefusedError: it is not on the list of what a file may name, or this torch does not have it.
+        UnsupportedError: it takes functions in a way that is not run here.
     """
     if target in plain_functions():
         return plain_functions()[target]
@@ -157,7 +157,13 @@ def resolve(target: str, *, trust: bool = False) -> Callable[..., Any]:
                 if not trust and not (permitted(found._schema) and torch._C._dispatch_has_kernel(qualified(found))):
                     raise not_permitted("the exported model", quote(target))
                 return found
-    raise unsupported(target)
+    if parts[:3] == ["torch", "ops", "higher_order"]:
+        raise unsupported(target)
+    raise RefusedError(
+        f"the exported model uses the operator {quote(target)}, which this PyTorch does not have",
+        "operators of PyTorch itself",
+        "re-export the model without it, or use ep.run_decompositions() before torch.export.save",
+    )
 
 
 def unsupported(target: str) -> UnsupportedError:

@@ -65,12 +65,14 @@ class Builder:
         """Where several values are kept."""
         return [self.slot(value) for value in values]
 
-    def constant(self, value: Any, content: Any, number: Any = None) -> None:
-        """Put a constant into its slot once and for all; ``number`` is what one without dimensions stands for."""
+    def constant(self, value: Any, content: Any) -> None:
+        """Put a constant into its slot once and for all."""
         self.constants[value.unique()] = content
         self.template[self.slot(value)] = content
-        if number is not None:
-            self._numbers[value.unique()] = number
+
+    def number(self, value: Any, content: Any) -> None:
+        """Note what a constant tensor without dimensions holds, for the operators that take it for a number."""
+        self._numbers[value.unique()] = content
 
     def written(self, value: Any) -> bool:
         """Whether the code may write to this value in place."""
@@ -119,11 +121,13 @@ class Builder:
     def _cast(self, node: Any, inputs: list[Any]) -> dict[int, int]:
         """Constant dtypes among the inputs of a node that follow the model's own, as they are where it is cast."""
         schema, found = schema_of(node), dict[int, int]()
+        operator, dtypes = node.kind().partition("::")[2], self.program.dtypes
+        constant = bool(inputs) and inputs[0].node().kind() == "prim::Constant"
         for argument, value in zip(schema.arguments if schema is not None else (), inputs, strict=False):
             given = self.constants.get(value.unique())
             kind = DTYPES.get(given) if argument.name == "dtype" and type(given) is int else None
-            if kind is not None and kind in self.program.dtypes and follows(node.kind().partition("::")[2], kind):
-                found[value.unique()] = NUMBERS[self.program.dtypes[kind]]
+            if kind is not None and kind in dtypes and follows(operator, kind, dtypes[kind], constant=constant):
+                found[value.unique()] = NUMBERS[dtypes[kind]]
         return found
 
 

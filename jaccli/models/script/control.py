@@ -33,14 +33,15 @@ def _constant(builder: Builder, node: Any) -> Step | None:
             "use a model without it",
         ) from None
     program = builder.program
-    number = _number(value)  # as written, before a cast
+    if (number := _number(value)) is not None:
+        builder.number(output, number)  # as written, before a cast
     value = map_tensors(value, lambda t: t.to_dense() if t.layout is not torch.strided else t)
     if program.convert is not None:
         value = map_tensors(value, program.convert)
     if program.device is not None and isinstance(value, torch.device):
         value = program.device
     if not builder.written(output):
-        builder.constant(output, value, number)
+        builder.constant(output, value)
         return None
     slot = builder.slot(output)
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jaccli.errors import UnsupportedError
+
 
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, embed_dim: int, heads: int,
@@ -72,9 +74,18 @@ def _dense(x: Tensor, *_: Any) -> Tensor:
     return x.to_dense() if x.layout is not torch.strided else x
 
 
+def _nested(*_: Any) -> Tensor:
+    raise UnsupportedError(
+        "the model makes a nested tensor", "tensors of one size", "use a model without it, or its eager form"
+    )
+
+
 REPLACED: dict[str, Callable[..., Any]] = {
     "aten::_native_multi_head_attention": _attention,
     "aten::_transformer_encoder_layer_fwd": _encoder_layer,
+    # In a branch of nn.TransformerEncoder that SWITCHED_OFF keeps from running.
+    "aten::_nested_tensor_from_mask": _nested,
+    "aten::_nested_tensor_from_mask_left_aligned": _nested,
     # optimize_for_inference moves a frozen model to oneDNN's layout, where nothing has derivatives.
     "aten::to_mkldnn": lambda x, *_: x,
     "aten::to_dense": _dense,

@@ -6,6 +6,7 @@ afterwards, and a call through the dispatcher costs ten times a Python one.
 
 from __future__ import annotations
 
+import cmath
 import math
 import operator
 import re
@@ -88,6 +89,12 @@ def _walking(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, **kwargs)
 
     return guarded
+
+
+def _root(number: Any) -> Any:
+    if isinstance(number, complex):
+        return cmath.sqrt(number)
+    return math.sqrt(number) if number >= 0 else math.nan
 
 
 def _percent(template: str, *values: Any) -> str:
@@ -204,7 +211,7 @@ SCALARS: dict[str, Callable[..., Any]] = {
     "aten::Bool": bool,
     "aten::floor": math.floor,
     "aten::ceil": math.ceil,
-    "aten::sqrt": math.sqrt,
+    "aten::sqrt": _root,
     "aten::abs": abs,
     "prim::abs": abs,
     "aten::any": any,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from jaccli.models.operator_names import not_permitted, permitted
+from jaccli.models.operator_names import not_permitted, permitted, writes_out
 from jaccli.models.script import control, fused, natives
 from jaccli.models.script.aliases import walk
 from jaccli.models.script.operators import schema_of
@@ -65,7 +65,7 @@ def _everything(graph: Any) -> Iterator[Any]:
 def _known(node: Any) -> bool:
     kind: str = node.kind()
     schema = schema_of(node)
-    if schema is not None and any(argument.is_out for argument in schema.arguments):
+    if schema is not None and writes_out(schema):
         return False
     if kind in _OURS or kind in _PRIM:
         return True
