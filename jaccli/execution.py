@@ -290,7 +290,7 @@ def report(prepared: Prepared, outcome: Outcome, name: str) -> None:
         else:
             note(f"{name}: J is zero: the target does not move with the source")
     if prepared.samples_mix:
-        told = mixing(prepared, "J is each sample's own block, the others held")
+        told = mixing(prepared)
         warn(worded("{name}: {told}", name=name, told=told))
     if outcome.method != "finite-difference":
         _report_rounding(prepared, name)

@@ -108,7 +108,7 @@ class Site:
                 _check_square(prepared)
             report_path(prepared, prepared.name)
             if prepared.samples_mix:
-                text = mixing(prepared, "the deviation is of each sample's own block")
+                text = mixing(prepared)
                 warn(worded("{name}: {text}", name=prepared.name, text=text))
             if prepared.linear.live is None:
                 raise UnsupportedError(

@@ -14,7 +14,7 @@ def where_samples_are(f: LayerFunction) -> Worded | None:
         return misread(f.network, f.inputs, (f.source.address, f.target.address))
 
 
-def mixing(prepared: Prepared, what: str) -> Worded:
+def mixing(prepared: Prepared, what: str = "J is each sample's own block, the others held") -> Worded:
     """``what`` samples that mix mean for the results, and where the samples may be instead."""
     text = "samples mix: a sample's target depends on the other samples; {what}{rest}"
     advice = where_samples_are(prepared.linear.f)
