@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from jaccli.sinks.table import View
 
 _ROUNDING = (
-    "the smallest singular values are rounding of {}: do not rely on them, nor on condition, log_abs_det and log_volume"
+    "the smallest singular values are rounding of {}: do not rely on them, nor on condition, determinant and log_volume"
 )
 _MORE = "; --dtype float64 tells more"
 # Relative: of float32 products along a chain.

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from jaccli.operators.magnitude import power_of_two, singular_values
+from jaccli.statistics.determinant import sign_and_log
 
 FIELDS = (
     "singular_values",
     "condition",
     "log_abs_det",
+    "sign_det",
     "log_volume",
     "mean_squared_singular_value",
     "effective_rank",
@@ -27,9 +29,10 @@ FIELDS = (
 def spectrum(matrix: Tensor) -> dict[str, Any]:
     """The contract's figures of one sample's J, exact.
 
-    With singular values σ, n of them: condition σ_max/σ_min; log|det J| = Σ log σ of a square J, and the log-volume
-    ½ log det JᵀJ (JJᵀ of a J with more columns than rows) = Σ log σ of any; Σσ²/n; the effective rank exp H(σ/Σσ)
-    (O. Roy and M. Vetterli, 2007); the stable rank ‖J‖_F²/‖J‖₂²; the participation ratio (Σσ²)²/Σσ⁴.
+    With singular values σ, n of them: condition σ_max/σ_min; log|det J| and the sign of det J of a square J, see
+    ``determinant``; the log-volume ½ log det JᵀJ (JJᵀ of a J with more columns than rows), which is log|det J| of a
+    square J and Σ log σ of others; Σσ²/n; the effective rank exp H(σ/Σσ) (O. Roy and M. Vetterli, 2007); the stable
+    rank ‖J‖_F²/‖J‖₂²; the participation ratio (Σσ²)²/Σσ⁴.
 
     Args:
         matrix: ``(n_out, n_in)``; the figures are taken in float64.
@@ -40,25 +43,26 @@ def spectrum(matrix: Tensor) -> dict[str, Any]:
     if not bool(j.isfinite().all()):
         nan = dict.fromkeys(_names(square=j.shape[0] == j.shape[1]), math.nan)
         return {"singular_values": [math.nan] * min(j.shape), **nan}
-    return figures(singular_values(j), square=j.shape[0] == j.shape[1])
+    sigma = singular_values(j)
+    return figures(sigma, sign_and_log(j, sigma) if j.shape[0] == j.shape[1] else None)
 
 
 def _names(square: bool) -> list[str]:
-    return [name for name in FIELDS[1:] if square or name != "log_abs_det"]
+    return [name for name in FIELDS[1:] if square or name not in ("log_abs_det", "sign_det")]
 
 
-def figures(sigma: Tensor, square: bool) -> dict[str, Any]:
-    """The figures of all singular values, descending float64."""
+def figures(sigma: Tensor, determinant: tuple[float, float] | None) -> dict[str, Any]:
+    """The figures of all singular values, descending float64, and of sign and logarithm of a square J's determinant."""
     size = float(power_of_two(sigma))
     unit = sigma / size
     largest, smallest = float(unit[0]), float(unit[-1])
     squares, total = float(unit.square().sum()), float(unit.sum())
     share = unit / total if total else unit
-    logs = float(sigma.log().sum())
+    sign, logs = determinant or (math.nan, float(sigma.log().sum()))
     return {
         "singular_values": sigma.tolist(),
         "condition": largest / smallest if smallest else math.inf if largest else math.nan,
-        **({"log_abs_det": logs} if square else {}),
+        **({"log_abs_det": logs, "sign_det": int(sign)} if determinant else {}),
         "log_volume": logs,
         "mean_squared_singular_value": squares / len(sigma) * size * size,
         "effective_rank": float(torch.exp(-torch.xlogy(share, share).sum())) if total else 0.0,

@@ -21,6 +21,7 @@ SHARE = SIGMA / SIGMA.sum()
 TRUTH = {
     "condition": SIGMA[0] / SIGMA[1],
     "log_abs_det": math.log(2),
+    "sign_det": -1,
     "log_volume": math.log(2),
     "mean_squared_singular_value": 15.0,
     "effective_rank": math.exp(-(SHARE * np.log(SHARE)).sum()),
