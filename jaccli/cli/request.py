@@ -21,6 +21,7 @@ from jaccli.models.factory import is_spec, parse_arch_args
 from jaccli.models.quote import quote
 from jaccli.models.sniff import kind_of
 from jaccli.names import METHOD_NAMES, NORMS, MethodName, check_compile, check_method
+from jaccli.samples.expected import SAVED_J
 from jaccli.samples.spec import (
     ArgValue,
     InputSpec,
@@ -274,7 +275,7 @@ def saved_request(path: str, samples: str | None) -> SavedRequest:
     """
     spec = parse_input(path, "--jacobian")
     if not isinstance(spec, StdinInput):
-        check_input(spec)
+        check_input(spec, SAVED_J)
     return SavedRequest(path, parse_samples(samples) if samples is not None else None)
 
 

@@ -108,7 +108,9 @@ def _converted(network: Network, device: torch.device, dtype: torch.dtype | None
         return network.cast(device, dtype)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         if is_out_of_memory(error):
-            raise ResourceError(f"the model does not fit the memory of {device}") from None
+            raise ResourceError(
+                f"the model does not fit the memory of {device}", remedy="use --device cpu, or a shorter --dtype"
+            ) from None
         what = f"{device} in {str(dtype).removeprefix('torch.')}" if dtype is not None else str(device)
         raise UnsupportedError(
             f"the model does not go to {what}: {reason(error)}", "", "choose another --device or --dtype"

@@ -118,7 +118,7 @@ def as_tensor(array: np.ndarray[Any, Any], name: str) -> Tensor:
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         if array.size and int(array.max()) > np.iinfo(np.int64).max:
-            raise RefusedError(f"{name} holds integers above the int64 range")
+            raise RefusedError(f"{name} holds integers above the int64 range", "expected at most 2^63 - 1, or floats")
         array = array.astype(np.int64)
     elif array.dtype.kind == "f" and array.dtype.itemsize > 8:
         array = array.astype(np.float64)

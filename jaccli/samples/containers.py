@@ -22,11 +22,11 @@ from jaccli.safety.documents import as_text, parse_json
 from jaccli.safety.headers import check_header
 from jaccli.safety.reading import reading
 from jaccli.samples.arrays import Rows, as_tensor, read_npy
+from jaccli.samples.expected import WHOLE
 from jaccli.samples.source import Kind, Source
 
 PROVENANCE = "provenance"
 _LONGEST_METADATA = 1 << 24
-_AGAIN = "copy or download it again"
 _OTHER_TENSORS = {
     "torch._utils._rebuild_qtensor": "quantized",
     "torch._utils._rebuild_meta_tensor_no_storage": "without data (of the meta device)",
@@ -71,7 +71,7 @@ def pick_key(container: Container, key: str | None, source: Source) -> str:
         RefusedError: no arrays at all.
     """
     if not container.keys:
-        raise RefusedError(f"{source.name} holds no arrays")
+        raise RefusedError(f"{source.name} holds no arrays", "expected one at least")
     if key is None and len(container.keys) == 1:
         return container.keys[0]
     if key in container.keys:
@@ -101,7 +101,7 @@ class _Npz(Container):
 
     def _array(self, key: str, name: str, text: bool = False, rows: Rows | None = None) -> Any:
         info = self._members[key]
-        with reading(name, "", _AGAIN), zipfile.ZipFile(self._source.handle) as archive, archive.open(info) as member:
+        with reading(name, WHOLE), zipfile.ZipFile(self._source.handle) as archive, archive.open(info) as member:
             return read_npy(member, info.file_size, name, stored=info.compress_size, text=text, rows=rows)
 
     def _read_metadata(self) -> dict[str, str]:
@@ -117,7 +117,7 @@ class _Safetensors(Container):
     def __init__(self, source: Source) -> None:
         self._source = source
         check_header(source.handle, source.size, source.name)
-        with reading(f"the safetensors file {source.name}", "", _AGAIN):
+        with reading(f"the safetensors file {source.name}", WHOLE):
             opener: Any = safetensors.safe_open  # untyped
             self._file = opener(source.path, framework="pt", device="cpu")
             # offset_keys() has the order of saving, where the installed version has it.
@@ -125,7 +125,7 @@ class _Safetensors(Container):
             self.metadata = dict(self._file.metadata() or {})
 
     def read(self, key: str, rows: Rows | None = None) -> Tensor:
-        with reading(f"{self._source.name}[{key!r}]", "", _AGAIN):
+        with reading(f"{self._source.name}[{key!r}]", WHOLE):
             tensor: Tensor = self._file.get_tensor(key)
         # The file stays mapped otherwise: gone, or a bus error, when it is replaced under us.
         return _rows_of(tensor, rows)
@@ -154,7 +154,7 @@ class _TorchFile(Container):
         spec = self._specs[key]
         if isinstance(spec, SparseSpec):
             raise RefusedError(f"{name} is sparse", "expected a dense tensor", "save x.to_dense()")
-        with reading(name, "", _AGAIN):
+        with reading(name, WHOLE):
             tensor = self._maker.make(key, spec)
         return _rows_of(tensor, rows)
 

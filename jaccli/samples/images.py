@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jaccli.errors import RefusedError, UsageError, note
 from jaccli.safety.memory import require_memory, require_unfolded
+from jaccli.samples.expected import ARRAYS, WHOLE
 
 # Pillow's other formats start programs (PostScript) or draw (WMF): not for files from strangers.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
@@ -37,7 +38,9 @@ def read_folder(folder: str) -> Tensor:
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
     except OSError as error:
-        raise RefusedError(f"{folder!r} cannot be read: {error.strerror}") from None
+        raise RefusedError(
+            f"{folder!r} cannot be read: {error.strerror}", "expected a folder that you may read"
+        ) from None
     images: dict[str, Pixels] = {}
     others = []
     for name in (name for name in names if not name.startswith(".")):
@@ -49,7 +52,13 @@ def read_folder(folder: str) -> Tensor:
             require_memory(pixels.nbytes * len(names), repr(folder))
         images[name] = pixels
     if not images:
-        raise RefusedError(f"{folder!r} holds no images", "expected PNG, JPEG, BMP, GIF, TIFF, WebP or PPM files")
+        raise RefusedError(
+            f"{folder!r} holds no images",
+            "expected PNG, JPEG, BMP, GIF, TIFF, WebP or PPM files in it",
+            f"it holds {others[0]!r}" + (" and other files" if len(others) > 1 else "")
+            if others
+            else "subfolders are not looked into",
+        )
     if others:
         note(f"{folder!r}: {len(others)} files that are no images were passed over, as {others[0]!r}")
     return _stack(images, folder)
@@ -97,10 +106,10 @@ def _read(path: str, missing_is_error: bool) -> Pixels | None:
         ) from None
     except UnidentifiedImageError:
         if missing_is_error:
-            raise RefusedError(f"{path!r} is not an image") from None
+            raise RefusedError(f"{path!r} is not an image", ARRAYS) from None
         return None
     except (OSError, ValueError, SyntaxError, EOFError):  # SyntaxError: how Pillow reports a broken PNG
-        raise RefusedError(f"{path!r} is a damaged or truncated image") from None
+        raise RefusedError(f"{path!r} is a damaged or truncated image", WHOLE) from None
 
 
 def _check_size(image: Any, path: str) -> None:

@@ -13,6 +13,7 @@ from jaccli.safety.memory import require_memory
 from jaccli.safety.reading import reading
 from jaccli.samples.arrays import Rows, as_tensor, read_npy
 from jaccli.samples.containers import open_container, pick_key
+from jaccli.samples.expected import ARRAYS
 from jaccli.samples.images import read_folder, read_image
 from jaccli.samples.source import Source, open_source, sniff
 from jaccli.samples.spec import (
@@ -78,7 +79,9 @@ def _read(source: Source, key: str | None, rows: Rows | None = None) -> Tensor:
         container = open_container(source, kind)
         return container.read(pick_key(container, key, source), rows)
     if key is not None:
-        raise RefusedError(f"{source.name} is {kind} and holds no arrays with names such as {key!r}")
+        raise RefusedError(
+            f"{source.name} is {kind} and holds no arrays with names such as {key!r}", "expected FILE without [KEY]"
+        )
     match kind:
         case "npy":
             return as_tensor(read_npy(source.handle, source.size, source.name, rows=rows), source.name)
@@ -88,10 +91,7 @@ def _read(source: Source, key: str | None, rows: Rows | None = None) -> Tensor:
             require_memory(source.size, source.name)
             return _picked(read_table(source.handle, source.name), rows)
         case _:
-            raise RefusedError(
-                f"{source.name} is JSON",
-                "expected arrays: npy, npz, safetensors, pt, csv or a folder of images",
-            )
+            raise RefusedError(f"{source.name} is JSON", ARRAYS)
 
 
 def _random(spec: RandomInput) -> Tensor:
@@ -110,7 +110,10 @@ def _checked(samples: Tensor, name: str, complex_too: bool) -> Tensor:
     if samples.dim() == 0:
         raise RefusedError(f"{name} is a single number", "expected an array whose first dimension is the samples")
     if samples.numel() == 0:
-        raise RefusedError(f"{name} holds no samples: shape {tuple(samples.shape)}")
+        raise RefusedError(
+            f"{name} holds no samples: shape {tuple(samples.shape)}",
+            "expected at least one: an array whose first dimension is the samples, no size of it 0",
+        )
     if samples.is_floating_point() or samples.is_complex():
         _warn_non_finite(samples, name)
     return samples

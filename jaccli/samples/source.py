@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from typing import BinaryIO, Literal, TypeAlias, cast
 
 from jaccli.errors import RefusedError, ResourceError, UsageError
+from jaccli.samples.expected import ARRAYS, READABLE, WHOLE
 
 Kind: TypeAlias = Literal["npy", "npz", "safetensors", "pt", "image", "json", "text"]
 
+STDIN = "standard input"
 _HEAD = 4096
 _IMAGE_MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"P5", b"P6")
 _FOREIGN = {
@@ -52,14 +54,14 @@ def open_source(path: str, stdin: BinaryIO | None = None) -> Iterator[Source]:
         stream = stdin if stdin is not None else sys.stdin.buffer
         if stream.isatty():
             raise UsageError("-: standard input is a terminal", "expected data in a pipe or a file: < x.npy")
-        with _spooled(stream, "standard input") as source:
+        with _spooled(stream, STDIN) as source:
             yield source
         return
     name = repr(path)
     try:
         handle = open(path, "rb")  # noqa: SIM115 - closed below
     except OSError as error:
-        raise RefusedError(f"{name} cannot be read: {error.strerror}") from None
+        raise RefusedError(f"{name} cannot be read: {error.strerror}", READABLE) from None
     with handle:
         status = os.fstat(handle.fileno())
         if stat.S_ISREG(status.st_mode):
@@ -96,7 +98,8 @@ def sniff(source: Source) -> Kind:
     head = source.handle.read(_HEAD)
     source.handle.seek(0)
     if not head:
-        raise RefusedError(f"{source.name} is empty")
+        from_pipe = "did the command before it fail?" if source.name == STDIN else ""
+        raise RefusedError(f"{source.name} is empty", ARRAYS, from_pipe or "write it again: it has 0 bytes")
     if head.startswith(b"\x93NUMPY"):
         return "npy"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
@@ -118,7 +121,7 @@ def _sniff_zip(source: Source) -> Kind:
         with zipfile.ZipFile(source.handle) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        raise RefusedError(f"{source.name} is a damaged or truncated archive (npz or pt)") from None
+        raise RefusedError(f"{source.name} is a damaged or truncated archive (npz or pt)", WHOLE) from None
     finally:
         source.handle.seek(0)
     parts = [name.split("/") for name in names]
@@ -148,6 +151,4 @@ def _sniff_text(source: Source, head: bytes) -> Kind:
 
 
 def _refusal(source: Source, what: str) -> RefusedError:
-    return RefusedError(
-        f"{source.name} is {what}", "expected arrays: npy, npz, safetensors, pt, csv or a folder of images"
-    )
+    return RefusedError(f"{source.name} is {what}", ARRAYS)

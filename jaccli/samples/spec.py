@@ -18,7 +18,7 @@ from typing import Literal, TypeAlias, cast
 
 from jaccli.errors import RefusedError, UsageError, note
 from jaccli.models.file_key import split_key
-from jaccli.models.quote import nearest
+from jaccli.samples.expected import INPUT, READABLE, nearby
 
 Distribution: TypeAlias = Literal["normal", "uniform"]
 
@@ -84,7 +84,7 @@ def parse_input(text: str, flag: str = "--input") -> InputSpec:
     if not path or key == "":
         raise UsageError(
             f"{flag} {text!r}: a file name or a key is missing",
-            "expected FILE, FILE[KEY], a folder of images, -, or random:SHAPE",
+            INPUT,
         )
     if path == "-":
         return StdinInput(key)
@@ -93,8 +93,8 @@ def parse_input(text: str, flag: str = "--input") -> InputSpec:
     return FileInput(path, key)
 
 
-def check_input(spec: InputSpec) -> None:
-    """Refuse a file that is not there or not readable, before any costly import.
+def check_input(spec: InputSpec, expected: str = INPUT) -> None:
+    """Refuse a file that is not there or not readable, before any costly import; ``expected`` is for the message.
 
     Raises:
         RefusedError: no such file, or no permission.
@@ -103,17 +103,11 @@ def check_input(spec: InputSpec) -> None:
         return
     path = spec.path
     if not os.path.exists(path):
-        folder, name = os.path.split(path)
-        try:
-            near = nearest(name, os.listdir(folder or "."), 1, cutoff=0.6)
-        except OSError:
-            near = []
-        remedy = f"did you mean {os.path.join(folder, near[0])!r}?" if near else ""
-        raise RefusedError(f"no such input file: {path!r}", remedy=remedy)
+        raise RefusedError(f"no such input file: {path!r}", expected, nearby(path))
     if os.path.isdir(path) and isinstance(spec, FileInput):
-        raise RefusedError(f"{path!r} is a folder: {spec.key!r} cannot be taken from it")
+        raise RefusedError(f"{path!r} is a folder: {spec.key!r} cannot be taken from it", "expected FILE[KEY]")
     if not os.access(path, os.R_OK):
-        raise RefusedError(f"no permission to read {path!r}")
+        raise RefusedError(f"no permission to read {path!r}", READABLE, f"'ls -l {path}' shows who may")
 
 
 def _parse_random(text: str, flag: str) -> RandomInput:

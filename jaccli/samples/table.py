@@ -32,14 +32,21 @@ def read_table(handle: BinaryIO, name: str) -> Tensor:
             row = np.array([_number(field) for field in fields])
         except ValueError:
             column, bad = next((i, f) for i, f in enumerate(fields, 1) if not _is_number(f))
-            raise RefusedError(f"{name}, line {line}, column {column}: {bad[:40]!r} is not a number") from None
+            raise RefusedError(
+                f"{name}, line {line}, column {column}: {bad[:40]!r} is not a number",
+                "expected numbers alone, below one line of names at most",
+                "write nan where a value is missing" if not bad else "",
+            ) from None
         if rows and len(row) != len(rows[0]):
             raise RefusedError(
                 f"{name}, line {line}: {len(row)} columns", f"expected {len(rows[0])} as in the rows before"
             )
         rows.append(row)
     if not rows:
-        raise RefusedError(f"{name} has no rows of numbers")
+        raise RefusedError(
+            f"{name} has no rows of numbers",
+            "expected one sample a line, numbers with commas, semicolons, tabs or spaces between",
+        )
     table = np.stack(rows)
     if table.shape[1] > 2 and len(table) > 1 and np.array_equal(table[0], np.arange(table.shape[1])):
         warn(f"{name}: the first row is 0, 1, 2, ... and is read as a sample; if it is a header, remove it")
@@ -76,7 +83,7 @@ def _lines(handle: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
             if text.strip() and not text.lstrip().startswith("#"):
                 yield number, text
     except UnicodeError:
-        raise RefusedError(f"{name} is not text throughout") from None
+        raise RefusedError(f"{name} is not text throughout", "expected csv or tsv in UTF-8") from None
     finally:
         lines.detach()
 

@@ -135,7 +135,11 @@ def write_error(error: OSError, path: str) -> JaccliError:
     if error.errno in _FULL:
         remedy = "make room" if is_stdout(path) else "nothing was written; make room, or write elsewhere"
         return ResourceError(f"{where}: {os.strerror(error.errno or 0)}", remedy=remedy)
-    return UsageError(f"{where} cannot be written: {error.strerror or type(error).__name__}")
+    return UsageError(
+        f"{where} cannot be written: {error.strerror or type(error).__name__}",
+        "expected somewhere to write results to",
+        "name a file with -o" if is_stdout(path) else "choose another place with -o",
+    )
 
 
 def _put(temporary: str, target: str, path: str, force: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
 from typing import Literal, TypeAlias, cast, get_args
 
@@ -77,15 +78,24 @@ def check_output(path: str | None, force: bool) -> None:
     target = os.path.realpath(path)
     folder = os.path.dirname(target)
     if not os.path.isdir(folder):
-        raise UsageError(f"--output {path!r}: no such folder {os.path.dirname(path) or folder!r}")
+        missing = os.path.dirname(path) or folder
+        raise UsageError(
+            f"--output {path!r}: no such folder {missing!r}",
+            "expected a folder that exists",
+            f"make it: mkdir -p {shlex.quote(missing)}",
+        )
     if os.path.isdir(target) and not (force and is_zarr(target)):
         if is_zarr(target):
             raise UsageError(f"--output {path!r} exists", remedy="use --force to replace it")
-        raise UsageError(f"--output {path!r} is a folder", "expected a file name")
+        raise _is_folder(path)
     if os.path.exists(target) and not force:
         raise UsageError(f"--output {path!r} exists", remedy="use --force to replace it")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"--output {path!r}: no permission to write into its folder")
+        raise UsageError(
+            f"--output {path!r}: no permission to write into {os.path.dirname(path) or folder!r}",
+            "expected a folder that you may write into",
+            "choose another place with -o",
+        )
 
 
 def is_stream(path: str | None) -> bool:
@@ -147,11 +157,17 @@ def _check_name(chosen: Format, out: str | None) -> None:
 
 def _by_extension(out: str, allowed: tuple[Format, ...], kind: Kind) -> Format:
     extension = _extension(out)
+    if extension not in _EXTENSIONS and os.path.isdir(out):
+        raise _is_folder(out)
     if extension not in _EXTENSIONS:
         known = ", ".join(end for end, name in _EXTENSIONS.items() if name in allowed)
         given = f"extension {extension!r} names no format" if extension else "no extension, so no format"
         raise UsageError(f"--output {out!r}: {given}", f"expected {known}", "or give --format")
     return _fitting(_EXTENSIONS[extension], allowed, kind, f"--output {out!r}")
+
+
+def _is_folder(path: str) -> UsageError:
+    return UsageError(f"--output {path!r} is a folder", f"expected a file, as {os.path.join(path, 'J.npz')!r}")
 
 
 def _extension(out: str | None) -> str:

@@ -131,7 +131,10 @@ def write_safetensors(out: BinaryIO, named: Mapping[str, Tensor], provenance: Ma
         end = offset + tensor.nbytes
         name = _SAFETENSORS_DTYPE.get(tensor.dtype)
         if name is None:
-            raise UnsupportedError(f"safetensors does not hold {key!r}: {str(tensor.dtype).removeprefix('torch.')}")
+            raise UnsupportedError(
+                f"safetensors does not hold {key!r}: {str(tensor.dtype).removeprefix('torch.')}",
+                remedy="choose another format, or --dtype float32",
+            )
         header[key] = {"dtype": name, "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()
@@ -152,7 +155,7 @@ class TorchSink(_CollectedSink):
             torch.save({**whole, PROVENANCE: provenance}, guarded)
         except Exception:
             # Torch reports a failed write as an error of its own.
-            raise guarded.error or ResourceError("J could not be serialised") from None
+            raise guarded.error or ResourceError("J could not be serialised", remedy="try --format npy") from None
 
 
 class ZarrSink(MatrixSink):

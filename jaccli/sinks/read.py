@@ -17,6 +17,7 @@ from jaccli.safety.documents import as_text
 from jaccli.safety.reading import reading
 from jaccli.samples.arrays import as_tensor, read_npy
 from jaccli.samples.containers import Container, list_keys, open_container, pick_key
+from jaccli.samples.expected import SAVED_J
 from jaccli.samples.source import Source, open_source, sniff
 from jaccli.samples.spec import FileInput, FolderInput, StdinInput, check_input, parse_input
 from jaccli.sinks.choose import is_zarr
@@ -61,7 +62,7 @@ def read_jacobian(path: str, stdin: BinaryIO | None = None) -> list[SavedJacobia
         UsageError: an unknown key, or several arrays of which none is named as a Jacobian.
     """
     spec = parse_input(path, "--jacobian")
-    check_input(spec)
+    check_input(spec, SAVED_J)
     match spec:
         case FolderInput():
             with reading(repr(spec.path), "expected a saved Jacobian"):
@@ -75,7 +76,7 @@ def read_jacobian(path: str, stdin: BinaryIO | None = None) -> list[SavedJacobia
         case _:
             raise UsageError(f"--jacobian {path!r} is no saved Jacobian", "expected a file, or - for a pipe")
     if not found:
-        raise RefusedError(f"{path!r} holds no Jacobian")
+        raise RefusedError(f"{path!r} holds no Jacobian", SAVED_J)
     return [_checked(saved, repr(path)) for saved in found]
 
 
@@ -92,7 +93,7 @@ def _read(source: Source, key: str | None) -> Iterable[SavedJacobian]:
         case "text":
             return [SavedJacobian(*parts) for parts in read_csv(source.handle, source.name)]
         case _:
-            raise RefusedError(f"{source.name} is an image", "expected a saved Jacobian")
+            raise RefusedError(f"{source.name} is an image", SAVED_J)
 
 
 def _from_container(container: Container, key: str | None, source: Source) -> list[SavedJacobian]:
@@ -107,7 +108,7 @@ def _from_container(container: Container, key: str | None, source: Source) -> li
         keys = [pick_key(container, key, source)]
     if not keys:
         if not container.keys:
-            raise RefusedError(f"{source.name} holds no arrays", "expected a saved Jacobian")
+            raise RefusedError(f"{source.name} holds no arrays", SAVED_J)
         raise UsageError(
             f"{source.name} holds {len(container.keys)} arrays, none named {JACOBIAN!r} or 'source->target'",
             f"expected FILE[KEY] with one of {list_keys(container.keys)}",
@@ -124,7 +125,7 @@ def _named(key: str, array: Tensor | SparseSamples, metadata: Mapping[str, str])
 
 def _read_zarr(path: str) -> list[SavedJacobian]:
     if not is_zarr(path):
-        raise RefusedError(f"{path!r} is a folder and no zarr store", "expected a saved Jacobian")
+        raise RefusedError(f"{path!r} is a folder and no zarr store", SAVED_J)
     try:
         import zarr
     except ImportError:

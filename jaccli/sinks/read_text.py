@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jaccli.errors import RefusedError
 from jaccli.safety.documents import as_text, parse_json
+from jaccli.samples.expected import SAVED_J, WHOLE
 from jaccli.samples.table import read_table
 
 Parts = tuple[str, str, Tensor, dict[str, str]]
@@ -85,11 +86,11 @@ def read_csv(handle: BinaryIO, name: str) -> list[Parts]:
                 raise ValueError("rows are missing")
             matrix.append([float(value) for value in values if value])
     except (ValueError, IndexError, csv.Error, UnicodeError):
-        raise RefusedError(f"{name}, line {rows.line_num}: not a row of a saved Jacobian") from None
+        raise RefusedError(f"{name}, line {rows.line_num}: not a row of a saved Jacobian", SAVED_J) from None
     finally:
         text.detach()
     if not pairs:
-        raise RefusedError(f"{name} holds no rows")
+        raise RefusedError(f"{name} holds no rows", SAVED_J)
     return [
         (*key, _joined([_array(matrix, name)[None] for matrix in samples.values()], name), _told(samples, methods[key]))
         for key, samples in pairs.items()
@@ -114,7 +115,7 @@ def _documents(handle: BinaryIO, name: str) -> Iterable[tuple[int, dict[str, Any
         except ValueError:
             document = None
         if not isinstance(document, dict):
-            raise RefusedError(f"{name}, line {number}: not a JSON object, or cut short")
+            raise RefusedError(f"{name}, line {number}: not a JSON object, or cut short", WHOLE)
         found.append((number, document))
     return found
 
@@ -125,7 +126,8 @@ def _matrix(record: dict[str, Any], name: str) -> Tensor:
     shape = record.get("shape")
     if isinstance(shape, list) and shape != list(array.shape):
         raise RefusedError(
-            f"{name}: a Jacobian of shape {tuple(array.shape)} is said to have {str(tuple(shape[:9]))[:80]}"
+            f"{name}: a Jacobian of shape {tuple(array.shape)} is said to have {str(tuple(shape[:9]))[:80]}",
+            "expected the two to agree",
         )
     if array.dim() not in (2, 3):
         raise RefusedError(f"{name}: 'jacobian' has {array.dim()} dimensions", "expected 2, or 3 with the samples")
@@ -140,11 +142,11 @@ def _array(nested: Any, name: str) -> Tensor:
         if np.isnan(array).any() and "null" in json.dumps(nested):
             raise ValueError("null")
     except (ValueError, TypeError, OverflowError, RecursionError):
-        raise RefusedError(f"{name}: 'jacobian' is not a matrix of numbers") from None
+        raise RefusedError(f"{name}: 'jacobian' is not a matrix of numbers", SAVED_J) from None
     return torch.from_numpy(array)
 
 
 def _joined(parts: list[Tensor], name: str) -> Tensor:
     if len({part.shape[1:] for part in parts}) > 1:
-        raise RefusedError(f"{name}: the samples of a pair have several shapes")
+        raise RefusedError(f"{name}: the samples of a pair have several shapes", "expected one shape for a pair")
     return torch.cat(parts)

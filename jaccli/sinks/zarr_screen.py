@@ -10,6 +10,7 @@ from typing import Any, Final
 from jaccli.errors import RefusedError
 from jaccli.safety.documents import parse_json
 from jaccli.safety.memory import require_unfolded
+from jaccli.samples.expected import WHOLE
 
 # Those that only unpack numbers. Others, such as "pickle", run code.
 _CODECS: Final = frozenset(
@@ -64,7 +65,7 @@ def screen_store(path: str) -> None:
 
 def _metadata(file: str, name: str) -> Any:
     if os.path.getsize(file) > _MAX_METADATA:
-        raise RefusedError(f"{name} is a damaged zarr store")
+        raise RefusedError(f"{name} is a damaged zarr store", WHOLE)
     try:
         with open(file, "rb") as text:
             return parse_json(text.read(), name)
