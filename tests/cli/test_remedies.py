@@ -81,10 +81,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_answered(
-    name: str, cli: Run, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_mistakes_are_answered(name: str, cli: Run, files: Path, place: Path) -> None:
     argv, words = MISTAKES[name]
     result = cli(*(word.replace("{files}", str(files)) for word in argv))
     lines = result.err.splitlines()
