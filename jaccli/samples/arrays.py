@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jaccli.errors import RefusedError
 from jaccli.safety.memory import require_unfolded
+from jaccli.samples.expected import WHOLE
 
 Rows = Callable[[int], Sequence[int]]
 """Which of so many rows are wanted, as ``Selection.indices``."""
@@ -143,7 +144,7 @@ def _header(handle: IO[bytes], name: str) -> _Header:
     except Exception:  # a header is text that NumPy evaluates as a literal: anything can go wrong
         raise RefusedError(f"{name} is a damaged or truncated npy file", "", "copy or download it again") from None
     if any(type(length) is not int or length < 0 for length in shape):
-        raise RefusedError(f"{name} is a damaged npy file: shape {str(shape)[:80]}")
+        raise RefusedError(f"{name} is a damaged npy file: shape {str(shape)[:80]}", WHOLE)
     return _Header(tuple(int(length) for length in shape), bool(fortran), dtype)
 
 

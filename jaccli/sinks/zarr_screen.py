@@ -70,7 +70,7 @@ def _metadata(file: str, name: str) -> Any:
         with open(file, "rb") as text:
             return parse_json(text.read(), name)
     except (OSError, ValueError):
-        raise RefusedError(f"{name} is a damaged zarr store") from None
+        raise RefusedError(f"{name} is a damaged zarr store", WHOLE) from None
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _check_chunks(shape: Any, chunk: Any, name: str, there: _Folder) -> None:
     if not isinstance(chunk, list) or not isinstance(shape, list) or len(shape) != len(chunk):
         return
     if any(type(size) is not int or size < 0 for size in sizes):
-        raise RefusedError(f"{name} is a damaged zarr store: shape {str(shape)[:60]}, chunks {str(chunk)[:60]}")
+        raise RefusedError(f"{name} is a damaged zarr store: shape {str(shape)[:60]}, chunks {str(chunk)[:60]}", WHOLE)
     chunks = math.prod(-(-n // max(size, 1)) for n, size in zip(shape, chunk, strict=True))
     if chunks > _CHUNKS_FREELY + _CHUNKS_OF_A_FILE * there.files:
         raise RefusedError(
