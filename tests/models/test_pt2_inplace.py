@@ -22,7 +22,7 @@ class AliasLivesOn(nn.Module):
 
 class Chain(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return (x * 3).sub_(1).mul_(2).clamp_(max=2)
+        return (x * 3).sub_(1).mul_(2).clamp_(max=2).pow_(2)
 
 
 class PartWritten(nn.Module):
