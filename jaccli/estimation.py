@@ -17,7 +17,7 @@ from jaccli.models.network import Network
 from jaccli.operators import JacobianOperator
 from jaccli.planning import human
 from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare, readable
-from jaccli.stream import Watch, part
+from jaccli.stream import Watch, one_batch_only, part
 from jaccli.wording import worded
 
 # Vectors over both activations that an estimate holds for each of its probes.
@@ -82,10 +82,13 @@ def stream_estimates(
     watch = watch or Watch()
     watch.restart()
     with computing(network), exact_attention(True):
-        first = part(inputs, 0, min(2, inputs.batch))
+        whole = network.only_batch(inputs.dim) is not None
+        first = part(inputs, 0, inputs.batch if whole else min(2, inputs.batch))
         ready = [p for p in prepare(network, first, pairs) if accept(p)]
     wanted = [(p.pair, *_sizes(p, probes, fixed, max_memory, inputs.batch)) for p in ready]
     for prepared, (_, size, vectors) in zip(ready, wanted, strict=True):
+        if whole and size < inputs.batch:
+            raise one_batch_only(inputs.batch, size)
         on_plan(prepared, size, min(vectors, probes))
     watch.lap("plan_s")
     same = {p.pair for p in ready if p.trivial}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.errors import RefusedError
+from jaccli.errors import RefusedError, UnsupportedError
 from jaccli.execution import Outcome, disbelief, report, run
 from jaccli.influence import influence, tell_influence
 from jaccli.layers.entries import close
@@ -107,7 +107,9 @@ def stream(
     """
     watch = watch or Watch()
     batch, start = inputs.batch, 0
-    size = min(batch, min(d.block for d in decisions) if decisions else pilot(inputs))
+    whole = network.only_batch(inputs.dim) is not None
+    first = min(d.block for d in decisions) if decisions else pilot(inputs)
+    size = batch if whole else min(batch, first)
     with computing(network), exact_attention(choice.exact_attention):
         while start < batch:
             watch.restart()
@@ -119,8 +121,10 @@ def stream(
                     return
                 held = batch if keep else 0
                 decisions = [_decide(p, choice, held, len(pairs)) for p in ready]
-                on_plan(decisions, ready)
                 fits = min(d.block for d in decisions)
+                if whole and fits < batch:
+                    raise one_batch_only(batch, fits)
+                on_plan(decisions, ready)
                 if fits < size:  # the first block was only to learn from
                     size = fits
                     del ready
@@ -206,6 +210,15 @@ def _separable(network: Network, inputs: Inputs, pairs: Sequence[Pair], size: in
         and close(few[t].activation, every[t].activation[-size:])
         for t in set(targets)
         if t in every
+    )
+
+
+def one_batch_only(batch: int, fits: int) -> UnsupportedError:
+    """The error for a model that takes one number of samples, of which fewer fit the memory."""
+    return UnsupportedError(
+        f"the model was exported for {batch} samples at a time, and {fits} fit the memory",
+        "it runs with no other number of samples",
+        "allow more with --max-memory, or export the model with dynamic_shapes",
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from jaccli.cli.request import InputRequest, ModelRequest, PairRequest
 from jaccli.cli.train_request import TrainRequest
 from jaccli.cli.work import Loaded, load, load_asked
-from jaccli.errors import UsageError, note
+from jaccli.errors import UnsupportedError, UsageError, note
 from jaccli.layers.address import matches
 from jaccli.models.dtypes import converted, floating_dtype
 from jaccli.regularize import Recipe, Training
@@ -63,13 +63,13 @@ class Job:
     size: int
 
     def figures(self) -> dict[str, Figures]:
-        """Where the network stands now, by kind of samples."""
+        """Where the network stands now, by kind of samples; nothing of ``held_out`` where none are."""
         network, goal, watch = self.loaded.network, self.training.goal, self.loaded.timing.watch
         found: dict[str, Figures] = {}
         for kind, share in (("train", self.train), ("held_out", self.held_out)):
-            same = kind == "held_out" and share is self.train
-            samples = share.samples.spread_out(REPORTED)
-            found[kind] = found["train"] if same else figures(network, samples, goal, self.task, self.size, watch)
+            if kind == "train" or share is not self.train:
+                samples = share.samples.spread_out(REPORTED)
+                found[kind] = figures(network, samples, goal, self.task, self.size, watch)
         return found
 
     def settle(self) -> None:
@@ -87,9 +87,11 @@ def job_of(asked: ModelRequest, given: InputRequest, names: PairRequest, wanted:
     """
     model = load_asked(asked)
     loaded = load(_in_full_precision(asked, model), given, names)
-    every = Samples(loaded.inputs, _targets(wanted, loaded), has_rows_of_arguments(loaded.network, loaded.inputs))
+    whole = loaded.network.only_batch(loaded.inputs.dim) is not None
+    together = not whole and has_rows_of_arguments(loaded.network, loaded.inputs)
+    every = Samples(loaded.inputs, _targets(wanted, loaded), together, whole)
     train, held_out = _shares(every, loaded, wanted)
-    size = wanted.batch_size or min(len(train.samples), BATCH)
+    size = _batch_size(train.samples, wanted)
     goal = goal_of(
         loaded.network, train.samples, loaded.pairs, wanted.towards, wanted.weight, wanted.estimator, wanted.probes
     )
@@ -104,6 +106,26 @@ def job_of(asked: ModelRequest, given: InputRequest, names: PairRequest, wanted:
     recipe = Recipe(wanted.steps, wanted.lr, size, wanted.patience, wanted.seed, wanted.jitter)
     run = Training(loaded.network, parameters, train.samples, held_out.samples, task, goal, recipe)
     return Job(loaded, model, parameters, train, held_out, task, run, size)
+
+
+def _batch_size(train: Samples, wanted: TrainRequest) -> int:
+    """Samples of one step.
+
+    Raises:
+        UnsupportedError: ``--batch-size`` of a model that takes all samples at once or none.
+    """
+    count = len(train)
+    if train.whole and wanted.batch_size not in (None, count):
+        raise _one_batch(f"--batch-size {wanted.batch_size}", count, "leave it out")
+    return count if train.whole else wanted.batch_size or min(count, BATCH)
+
+
+def _one_batch(what: str, count: int, remedy: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{what}: the model was exported for {count} samples at a time",
+        "it runs with no other number of samples",
+        f"{remedy}, or export the model with dynamic_shapes",
+    )
 
 
 def _in_full_precision(asked: ModelRequest, model: nn.Module) -> ModelRequest:
@@ -131,11 +153,18 @@ def _shares(every: Samples, loaded: Loaded, wanted: TrainRequest) -> tuple[Share
                 "leave --validate out: every fifth sample is held out",
             )
         inputs = replace(every.inputs, args=(x, *every.inputs.args[1:]))
-        others = Samples(inputs, _targets(wanted, replace(loaded, inputs=inputs), "--validate-targets"))
+        if every.whole and inputs.batch != count:
+            raise _one_batch(f"--validate has {inputs.batch} samples", count, f"give {count}")
+        targets = _targets(wanted, replace(loaded, inputs=inputs), "--validate-targets")
+        others = Samples(inputs, targets, whole=every.whole)
         return Share(every, loaded.numbers), Share(others, list(range(len(others))), "validate")
-    if count < ONE_IN:
+    if count < ONE_IN or every.whole:
         some = "1 sample" if count == 1 else f"{count} samples"
-        note(f"{some}: too few to hold one out, so the best parameters are chosen by those trained on")
+        why = "too few to hold one out" if count < ONE_IN else "the model was exported for so many at a time"
+        note(
+            f"{some}: {why}, so there is no validation, and the best parameters are chosen by those trained on "
+            "(--validate gives others)"
+        )
         whole = Share(every, loaded.numbers, "train")
         return whole, whole
     held = range(ONE_IN - 1, count, ONE_IN)

@@ -16,6 +16,7 @@ from jaccli.errors import JaccliError, ResourceError, note, warn
 if TYPE_CHECKING:
     from jaccli.cli.job import Job
     from jaccli.cli.training_report import Record, Stand
+    from jaccli.cli.weights import Writer
 
 INTERRUPTED = 130
 # Outputs that moved by more of their spread on held-out samples are another function's.
@@ -35,12 +36,13 @@ def run(
     check_archive(asked, wanted.output)
     from jaccli.cli.job import job_of
     from jaccli.cli.progress import status
-    from jaccli.cli.weights import check_writable
+    from jaccli.cli.weights import Writer
 
     with deadline(how.timeout), status(how.quiet, how.no_color) as tell:
         tell("loading")
         job = job_of(asked, samples, names, wanted)
-        check_writable(job.model, wanted.output)
+        # Before training: what it was read from may be gone or another file afterwards.
+        writer = Writer(asked, job.model, wanted.output) if wanted.output is not None else None
         tell("J before training")
         before = job.figures()
     start = time.perf_counter()
@@ -51,7 +53,7 @@ def run(
         tell("J after training")
         after = job.figures()
     document = _document(job, before, after, stopped, wanted, seconds)
-    _write(job, asked, document, wanted)
+    _write(writer, asked, document, wanted)
     _remarks(job, document)
     _report(job, document, before, after, out)
     if failure is not None:
@@ -66,10 +68,11 @@ def _train(job: Job, how: RunRequest) -> tuple[str, JaccliError | None]:
     from jaccli.cli.training_view import View, watched
 
     run = job.training
+    seen = View(_heading(job), run.recipe.steps, "trained on" if job.held_out is job.train else "held out")
     release_messages()
     try:
         with (
-            watched(View(_heading(job), run.recipe.steps), how.quiet, how.no_color) as show,
+            watched(seen, how.quiet, how.no_color) as show,
             deadline(how.timeout),
             between_steps() as stop_if_asked,
         ):
@@ -103,26 +106,25 @@ def _document(job: Job, before: Stand, after: Stand, stopped: str, wanted: Train
     return document
 
 
-def _write(job: Job, asked: ModelRequest, document: Record, wanted: TrainRequest) -> None:
+def _write(writer: Writer | None, asked: ModelRequest, document: Record, wanted: TrainRequest) -> None:
     best = document["best_step"]
     if document["stopped"] in ("interrupted", "timeout", "memory"):
         note(f"stopped after step {document['steps']} ({document['stopped']}): kept is the best so far, step {best}")
     if best == 0:
-        warn("no step was better than the start on the held-out samples: the parameters are as they were")
-    if wanted.output is None:
+        where = " on the held-out samples" if document["held_out"] else ""
+        warn(f"no step was better than the start{where}: the parameters are as they were")
+    if writer is None:
         note("nothing was written: -o NAME.safetensors keeps the weights")
         return
-    from jaccli.cli.weights import write_weights
-
-    count = write_weights(job.model, wanted.output, wanted.force, _provenance(asked, document))
-    note(f"wrote {wanted.output}: {count} tensors{_reading(asked, wanted.output)}")
+    count = writer.write(wanted.force, _provenance(asked, document))
+    note(f"wrote {writer.path}: {count} tensors{_reading(asked, writer)}")
 
 
-def _reading(asked: ModelRequest, path: str) -> str:
+def _reading(asked: ModelRequest, writer: Writer) -> str:
     """What the written file needs to be read."""
     from jaccli.models.factory import is_spec
 
-    if path.lower().endswith(".pt"):
+    if writer.is_script:
         return ""
     if asked.activation is not None:
         return f"; to be read with --activation {asked.activation}"
@@ -158,8 +160,10 @@ def _provenance(asked: ModelRequest, document: Record) -> dict[str, str]:
 
 
 def _remarks(job: Job, document: Record) -> None:
+    if job.held_out is job.train or job.train.samples.targets is not None:
+        return
     moved = document["after"]["held_out"]["moved"]
-    if job.train.samples.targets is None and job.held_out is not job.train and not moved <= DRIFTED:
+    if not moved <= DRIFTED:
         warn(
             f"on held-out samples the outputs moved by {moved:.2g} of their spread: more samples, a larger --jitter "
             "or a smaller --weight hold them better"

@@ -18,7 +18,7 @@ from jaccli.sinks.choose import check_output
 Towards = Literal["identity", "scaled-identity", "orthogonal", "zero"]
 Estimator = Literal["auto", "exact", "hutchinson"]
 T = TypeVar("T")
-_WRITTEN = (".safetensors", ".pt")
+_WRITTEN = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pth.tar")
 _FILES = ("--input", "--targets", "--validate", "--validate-targets")
 
 
@@ -82,8 +82,8 @@ def train_request(
     )
     if output is not None and not output.lower().endswith(_WRITTEN):
         raise UsageError(
-            f"--output {output!r}: weights are written as .safetensors, or, of a TorchScript MODEL, as .pt",
-            "expected -o NAME.safetensors; the report goes to standard output",
+            f"--output {output!r}: weights are written as .safetensors or .pth, or, of a TorchScript MODEL, as .pt",
+            "expected -o NAME.safetensors or NAME.pth; the report goes to standard output",
         )
     check_output(output, force)
     return found
@@ -114,15 +114,15 @@ def _files(texts: Mapping[str, str | None]) -> dict[str, InputSpec]:
 
 
 def check_archive(model: ModelRequest, output: str | None) -> None:
-    """``.pt`` is for what can be written as a TorchScript archive.
+    """``.pt`` is for what can be written as a TorchScript archive, or was a file of ``torch.save``.
 
     Raises:
-        UsageError: MODEL is none.
+        UsageError: MODEL is neither.
     """
     if output is None or not output.lower().endswith(".pt"):
         return
-    if is_spec(model.path) or kind_of(model.path)[1] != "torchscript":
+    if is_spec(model.path) or kind_of(model.path)[1] not in ("torchscript", "checkpoint"):
         raise UsageError(
             f"--output {output!r}: .pt is for a TorchScript MODEL, and {quote(model.path)} is none",
-            "expected -o NAME.safetensors",
+            "expected -o NAME.safetensors or NAME.pth",
         )

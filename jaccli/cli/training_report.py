@@ -38,7 +38,7 @@ def document_of(job: Job, before: Stand, after: Stand, stopped: str, path: str |
         "steps": run.steps,
         "best_step": run.best.step,
         "stopped": stopped,
-        "held_out": {"from": job.held_out.origin, "numbers": job.held_out.numbers},
+        "held_out": _held_out(job),
         **_shares(stands, None),
         "output": path,
     }
@@ -47,7 +47,7 @@ def document_of(job: Job, before: Stand, after: Stand, stopped: str, path: str |
 def records_of(document: Record) -> list[Record]:
     """One a pair: what every other format writes."""
     common = {k: v for k, v in document.items() if k not in ("schema_version", "command", "pair", "pairs", "timing")}
-    common["held_out"] = document["held_out"]["from"]
+    common["held_out"] = document["held_out"] and document["held_out"]["from"]
     pairs = document.get("pairs") or [document["pair"]]
     return [
         {"source": p["source"]["layer"], "target": p["target"]["layer"]}
@@ -101,6 +101,13 @@ def legend_of(job: Job) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _held_out(job: Job) -> Record | None:
+    """Which samples were held out for validation, None where there were none."""
+    if job.held_out is job.train:
+        return None
+    return {"from": job.held_out.origin, "numbers": job.held_out.numbers}
+
+
 def _ends(goal: Goal, number: int) -> Record:
     (source, target), (inner, outer) = goal.pairs[number], goal.shapes[number]
     return {
@@ -110,7 +117,10 @@ def _ends(goal: Goal, number: int) -> Record:
 
 
 def _shares(stands: Mapping[str, Stand], number: int | None) -> Record:
-    return {when: {kind: _share(one, number) for kind, one in stand.items()} for when, stand in stands.items()}
+    found: Record = {when: {"train": None, "held_out": None} for when in stands}
+    for when, stand in stands.items():
+        found[when] |= {kind: _share(one, number) for kind, one in stand.items()}
+    return found
 
 
 def _share(one: Figures, number: int | None) -> Record:

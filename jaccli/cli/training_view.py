@@ -36,10 +36,12 @@ class View:
     Args:
         title: above it.
         steps: how many there are to be.
+        watched: what the samples are that the best parameters are chosen by.
     """
 
     title: str
     steps: int
+    watched: str = "held out"
     seen: list[_Seen] = field(default_factory=list)
     best: int = 0
     now: Step | None = None
@@ -57,13 +59,13 @@ class View:
         return time.perf_counter() - self.started
 
     def drawing(self) -> Any:
-        """The first look at held-out samples, the last ones, and the present step."""
+        """The first look at the samples watched, the last ones, and the present step."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("step", "task loss", "deviation", "held out", "", "seconds"):
+        for name in ("step", "task loss", "deviation", self.watched, "", "seconds"):
             table.add_column(name, justify="left" if not name else "right")
         for one in [*self.seen[:1], *self.seen[1:][-_ROWS:]]:
             mark = "*" if one.number == self.best else ""
@@ -79,7 +81,7 @@ class View:
         one = self.seen[-1]
         return (
             f"step {one.number} of {self.steps}: task loss {one.task:.3g}, deviation {one.relative:.4g}, "
-            f"held out {one.look.relative:.4g}, {one.seconds:.0f} s"
+            f"{self.watched} {one.look.relative:.4g}, {one.seconds:.0f} s"
         )
 
 

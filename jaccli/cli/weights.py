@@ -10,54 +10,96 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jaccli.cli.request import ModelRequest
 from jaccli.errors import UnsupportedError, note
-from jaccli.models.quote import quote
+from jaccli.models.factory import is_spec
+from jaccli.models.quote import listed, quote
+from jaccli.models.rewrite import Template, template_of
 from jaccli.sinks.atomic import open_output
 from jaccli.sinks.matrix_binary import write_safetensors
 
 
-def write_weights(model: nn.Module, path: str, force: bool, provenance: Mapping[str, str]) -> int:
-    """A model's state dict as safetensors, with the provenance as metadata; as TorchScript where ``path`` ends in .pt.
+class Writer:
+    """Writes a model's parameters in the form of the file that they came from, which is read before training.
 
-    The file appears whole or not at all. Tensors that are tied are written under each of their names.
+    ``.pt`` of a TorchScript model is TorchScript. ``.safetensors`` is a state dict with the provenance as metadata,
+    under the names of the file. Every other ending is ``torch.save``: of the whole file, wrapper keys and other plain
+    data kept. A model that was no state dict in a file is written as one under its own names.
 
-    Returns:
-        How many tensors there are.
+    Args:
+        asked: MODEL.
+        model: what it was loaded as.
+        path: of the output.
 
     Raises:
-        UsageError: the file exists, and ``force`` is not given.
-        ResourceError: the disk is full.
+        UnsupportedError: safetensors does not have the dtype of a tensor.
     """
-    state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    left = sorted(set(model.state_dict()) - set(state))
-    if path.lower().endswith(".pt"):
-        content = _archive(model, provenance)
-    else:
+
+    def __init__(self, asked: ModelRequest, model: nn.Module, path: str) -> None:
+        self.model, self.path = model, path
+        self._form = path.lower().rpartition(".")[2]
+        self.is_script = self._form == "pt" and isinstance(model, torch.jit.ScriptModule)
+        self._template: Template | None = None
+        if not self.is_script and not is_spec(asked.path):
+            self._template = template_of(asked.path, model)
+        if self._form == "safetensors":
+            self._check_dtypes()
+
+    def write(self, force: bool, provenance: Mapping[str, str]) -> int:
+        """Write the file, whole or not at all. Tensors that are tied are written under each of their names.
+
+        Returns:
+            How many tensors there are.
+
+        Raises:
+            UsageError: the file exists, and ``force`` is not given.
+            ResourceError: the disk is full.
+        """
+        state = self._state()
+        if self.is_script:
+            content = _archive(self.model, provenance)
+        elif self._form == "safetensors":
+            content = self._safetensors(state, provenance)
+        else:
+            content = self._saved(state)
+        with open_output(self.path, force) as handle:
+            handle.write(content)
+        return len(state)
+
+    def _state(self) -> dict[str, Tensor]:
+        if self._template is not None:
+            return self._template.state(self.model)
+        return {name: value for name, value in self.model.state_dict().items() if isinstance(value, Tensor)}
+
+    def _check_dtypes(self) -> None:
+        for name, value in self._state().items():
+            if value.dtype in (torch.complex128, torch.complex32):
+                raise UnsupportedError(
+                    f"--output {self.path!r}: {quote(name, 60)} is {str(value.dtype).removeprefix('torch.')}",
+                    "expected complex64, the complex numbers that safetensors has",
+                    "save the model in float32 and complex64, or write .pth",
+                )
+
+    def _safetensors(self, state: Mapping[str, Tensor], provenance: Mapping[str, str]) -> bytes:
+        left = sorted(set(self.model.state_dict()) - set(state)) if self._template is None else []
         if left:
             note(f"not written, as they are no tensors: {', '.join(left)}")
+        metadata = {**(self._template.metadata if self._template is not None else {}), **provenance}
         buffer, names = io.BytesIO(), sorted(state, key=lambda name: (-state[name].itemsize, name))  # aligned
-        write_safetensors(buffer, {name: state[name] for name in names}, provenance)
-        content = buffer.getvalue()
-    with open_output(path, force) as handle:
-        handle.write(content)
-    return len(state)
+        dense = {name: state[name].to_dense() if state[name].layout != torch.strided else state[name] for name in names}
+        write_safetensors(buffer, dense, metadata)
+        return buffer.getvalue()
 
-
-def check_writable(model: nn.Module, path: str | None) -> None:
-    """Before training: whether the format has the dtypes of a state dict.
-
-    Raises:
-        UnsupportedError: safetensors has no complex numbers but complex64.
-    """
-    if path is None or path.lower().endswith(".pt"):
-        return
-    for name, value in model.state_dict().items():
-        if isinstance(value, Tensor) and value.dtype in (torch.complex128, torch.complex32):
-            raise UnsupportedError(
-                f"--output {path!r}: {quote(name, 60)} is {str(value.dtype).removeprefix('torch.')}",
-                "expected complex64, the complex numbers that safetensors has",
-                "save the model in float32 and complex64",
-            )
+    def _saved(self, state: Mapping[str, Tensor]) -> bytes:
+        whole = self._template.whole(self.model) if self._template is not None else dict(state)
+        if self._template is not None and self._template.left_out:
+            gone = list(dict.fromkeys(self._template.left_out))
+            note(f"not written, as only code could read it again: what is under {listed(gone, 6)}")
+        if self._template is not None and self._template.untouched:
+            note(f"as it was in the file, and not trained: what is under {listed(self._template.untouched, 6)}")
+        buffer = io.BytesIO()
+        torch.save(whole, buffer)
+        return buffer.getvalue()
 
 
 def _archive(model: nn.Module, provenance: Mapping[str, str]) -> bytes:

@@ -146,15 +146,18 @@ def load(model: ModelRequest, given: InputRequest, names: PairRequest | None = N
     timing = Timing()
     start = time.perf_counter()
     picked = given.samples if _can_be_picked(given, names) else None
-    numbers: list[int] = []
+    numbers, total = list[int](), 0
 
     def rows(count: int) -> list[int]:
+        nonlocal total
         assert picked is not None
-        numbers[:] = picked.indices(count)
+        numbers[:], total = picked.indices(count), count
         return numbers
 
     samples = load_samples(given.spec, rows=rows if picked is not None else None)
     network = load_network(model)
+    if picked is not None:
+        _check_whole(network, 0, len(numbers), total)
     pairs = _pairs(network, names) if names is not None else []
     expect_pairs([f"{source!s} -> {target!s}" for source, target in pairs])
     own = samples.dtype if samples.is_floating_point() else torch.get_default_dtype()
@@ -167,6 +170,7 @@ def load(model: ModelRequest, given: InputRequest, names: PairRequest | None = N
     if picked is None:
         numbers = given.samples.indices(inputs.batch) if given.samples else list(range(inputs.batch))
     if given.samples and picked is None:
+        _check_whole(network, inputs.dim, len(numbers), inputs.batch)
         with readable(inputs):
             inputs = pick(network, inputs, numbers)
     timing.load_s = time.perf_counter() - start
@@ -181,6 +185,17 @@ def _can_be_picked(given: InputRequest, names: PairRequest | None) -> bool:
     every = (*names.sources, names.target) if names is not None else ()
     plain = (bool, int, float, str, type(None))
     return not any("@" in name for name in every) and all(isinstance(value, plain) for _, value in given.arguments)
+
+
+def _check_whole(network: Network, dim: int, count: int, batch: int) -> None:
+    """Refuse a part of the samples of a model that runs with one number of them."""
+    only = network.only_batch(dim)
+    if only not in (None, count):
+        raise UnsupportedError(
+            f"--samples picks {count} of {batch}: the model was exported for {only} samples at a time",
+            "it runs with no other number of samples",
+            f"pick {only}, or export the model with dynamic_shapes",
+        )
 
 
 def pick(network: Network, inputs: Inputs, numbers: Sequence[int]) -> Inputs:

@@ -30,6 +30,7 @@ class Candidate:
         rest: keys beside the tensors, whose values are no tensors.
         packed: those of them whose values are tensors of packed integers.
         prefix: what was cut off the names, because the user asked for those that begin so.
+        holder: the dict (or what stands for an object) whose entries these are.
     """
 
     path: tuple[str, ...]
@@ -38,6 +39,7 @@ class Candidate:
     rest: tuple[str, ...] = ()
     packed: tuple[str, ...] = ()
     prefix: str = ""
+    holder: Any = None
 
     @property
     def key(self) -> str:
@@ -78,7 +80,7 @@ def candidates_in(found: Any, path: tuple[str, ...] = ()) -> list[Candidate]:
         packed = tuple(key for key, one in items if isinstance(key, str) and _is_packed(one))
         if tensors or packed:
             rest = tuple(str(key) for key, _ in items if key not in tensors)
-            result.append(Candidate(path, tensors, rest=rest, packed=packed))
+            result.append(Candidate(path, tensors, rest=rest, packed=packed, holder=value))
         for key, one in items:
             if not is_tensor(one) and not is_no_weights(str(key)):
                 visit(one, (*path, str(key)), depth - 1)
@@ -114,7 +116,7 @@ def _part(whole: Candidate, key: str) -> Candidate | None:
         if key.startswith(lead):
             part = {name[len(prefix) :]: v for name, v in whole.entries.items() if name.startswith(prefix)}
             if part:
-                return Candidate(whole.path, part, prefix=prefix)
+                return Candidate(whole.path, part, prefix=prefix, holder=whole.holder)
     return None
 
 

@@ -158,17 +158,27 @@ def without_data(entries: Mapping[str, Any]) -> dict[str, Tensor]:
     return result
 
 
+_ARRAYS = {
+    "f2": torch.float16,
+    "f4": torch.float32,
+    "f8": torch.float64,
+    "c8": torch.complex64,
+    "c16": torch.complex128,
+    "b1": torch.bool,
+}
+
+
 def _without_data(spec: Any) -> Tensor:
     if isinstance(spec, TensorSpec):
         return torch.empty(spec.size, dtype=torch_dtype(spec.dtype), device="meta")
     if isinstance(spec, SparseSpec):
         size = next(part for part in spec.parts[::-1] if type(part) is tuple)
-        return torch.empty(size, device="meta")
+        values = [part for part in spec.parts if isinstance(part, TensorSpec)]
+        return torch.empty(size, dtype=torch_dtype(values[-1].dtype), device="meta")
     if isinstance(spec, Tensor):
         return spec
-    kind = spec.dtype.code[:1] if isinstance(spec, ArrayShell) else spec.dtype.kind
-    dtypes = {"f": torch.float32, "c": torch.complex64}
-    return torch.empty(spec.shape, dtype=dtypes.get(kind, torch.int64), device="meta")
+    code = spec.dtype.code if isinstance(spec, ArrayShell) else spec.dtype.str[1:]
+    return torch.empty(spec.shape, dtype=_ARRAYS.get(code, torch.int64), device="meta")
 
 
 def _made(maker: TensorMaker, name: str, spec: Any) -> Tensor:

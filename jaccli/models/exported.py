@@ -79,6 +79,10 @@ class ExportedNetwork(Network):
             self.model = ExportedModel(*program_from_module(model))
         self._random = draws_random_numbers(self.model.program.graph)
 
+    def only_batch(self, dim: int = 0) -> int | None:
+        shape = self.model.program.leaves[0].shape if self.model.program.leaves else None
+        return shape[dim].size if shape is not None and -len(shape) <= dim < len(shape) else None
+
     def layers(self) -> Mapping[str, str]:
         """Module path → type name. A module that left no operator is listed and never called."""
         return dict(self.model.program.modules)

@@ -84,6 +84,11 @@ class Network(ABC):
         """Whether ``doubtful`` says that the model draws from torch's generators."""
         return False
 
+    def only_batch(self, dim: int = 0) -> int | None:
+        """The number of samples, in dimension ``dim`` of the first input, that the model is bound to; None if free."""
+        del dim
+        return None
+
     @abstractmethod
     def layers(self) -> Mapping[str, str]:
         """Module path → type name, for every module but the root, in ``named_modules()`` order."""

@@ -31,7 +31,7 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path | str =
             where real ones are.
     """
     target = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
-    matched, notes = match_names(state, target, path, lambda value, name: _has_shape(value, target[name]))
+    matched, notes = match_names(state, target, path, lambda value, name: has_shape(value, target[name]))
     _check_shapes(matched, target, path)
     notes += _take_dtype(module, matched, target, path)
     matched = {name: _same_rank(value, target.get(name)) for name, value in matched.items()}
@@ -63,13 +63,13 @@ def fits_into(module: nn.Module, state: Mapping[str, Tensor]) -> bool:
     if len(state) < len(distinct):
         return False
     try:
-        matched, _ = match_names(state, target, "", lambda value, name: _has_shape(value, target[name]))
+        matched, _ = match_names(state, target, "", lambda value, name: has_shape(value, target[name]))
     except UsageError:  # it fits more than once
         return True
     if _missing(matched, target):
         return False
     return all(
-        _has_shape(value, target[name]) and _has_kind(value, target[name])
+        has_shape(value, target[name]) and _has_kind(value, target[name])
         for name, value in matched.items()
         if name in target
     )
@@ -85,7 +85,7 @@ def _check_shapes(state: Mapping[str, Tensor], target: Mapping[str, Tensor], pat
     wrong = [
         (name, tuple(value.shape), tuple(target[name].shape))
         for name, value in state.items()
-        if name in target and not _has_shape(value, target[name])
+        if name in target and not has_shape(value, target[name])
     ]
     if wrong:
         name, here, there = wrong[0]
@@ -97,7 +97,8 @@ def _check_shapes(state: Mapping[str, Tensor], target: Mapping[str, Tensor], pat
         )
 
 
-def _has_shape(value: Tensor, target: Tensor) -> bool:
+def has_shape(value: Tensor, target: Tensor) -> bool:
+    """Whether an entry can be loaded into the model's tensor."""
     if is_lazy(target) or value.shape == target.shape:
         return True
     # A single number was of one dimension before PyTorch 0.4.

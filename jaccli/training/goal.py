@@ -81,7 +81,7 @@ def goal_of(
         UsageError: J is not square, and is to be held against the identity.
         UnsupportedError: no path leads from source to target.
     """
-    some = samples.take(range(min(len(samples), 2))).inputs
+    some = samples.few(2).inputs
     with computing(network), exact_attention(True):
         ready = prepare(network, some, pairs)
     kept = [one for one in ready if _fits(one, square="identity" in towards)]

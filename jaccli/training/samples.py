@@ -33,11 +33,13 @@ class Samples:
         inputs: all of them, with the further arguments.
         targets: ``(samples, …)``: numbers to fit, or classes; None to keep what the network does.
         together: further arguments with as many rows as there are samples have one row a sample.
+        whole: the model takes no other number of samples: they are never cut.
     """
 
     inputs: Inputs
     targets: Tensor | None = None
     together: bool = False
+    whole: bool = False
 
     def __len__(self) -> int:
         return self.inputs.batch
@@ -55,6 +57,10 @@ class Samples:
             inputs = replace(inputs, args=(rows(inputs.args[0], inputs.dim), *inputs.args[1:]))
         return Batch(inputs, rows(self.targets, 0) if self.targets is not None else None)
 
+    def few(self, count: int) -> Batch:
+        """The first ones, at least so many where there are as many."""
+        return self.take(range(len(self) if self.whole else min(len(self), count)))
+
     def share(self, numbers: Sequence[int]) -> Samples:
         """Some of them, as samples to draw from."""
         part = self.take(numbers)
@@ -63,7 +69,7 @@ class Samples:
     def spread_out(self, most: int) -> Samples:
         """At most so many of them, evenly."""
         count = len(self)
-        return self if count <= most else self.share([i * count // most for i in range(most)])
+        return self if count <= most or self.whole else self.share([i * count // most for i in range(most)])
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All of them in order, so many at a time."""
@@ -107,7 +113,7 @@ class Around:
 
     def batch(self, size: int, generator: torch.Generator) -> Batch:
         """So many samples, at least ``COPIES``, each moved; they are drawn anew."""
-        count = max(size, COPIES)
+        count = len(self.samples) if self.samples.whole else max(size, COPIES)
         numbers = torch.randint(len(self.samples), (count,), generator=generator).tolist()
         inputs = self.samples.take(numbers).inputs
         x = inputs.args[0]

@@ -47,7 +47,7 @@ class Original:
 
     def __init__(self, network: Network, samples: Samples, size: int) -> None:
         self.network = network.cast()
-        first = samples.take(range(min(len(samples), max(size, SPREAD_OVER))))
+        first = samples.few(max(size, SPREAD_OVER))
         self.spreads = [_spread(y, first.inputs) for y in self.outputs(first)]
         if not self.spreads:
             raise UnsupportedError(
@@ -111,8 +111,9 @@ def task_of(original: Original, samples: Samples, name: str = "targets") -> Task
     targets, flag = samples.targets, term(name)
     if targets is None:
         return Task(original)
-    outputs = original.outputs(samples.take(range(min(len(samples), 2))))
-    if len(outputs) != 1 or samples.inputs.dim or len(outputs[0]) != min(len(samples), 2):
+    few = samples.few(2)
+    outputs = original.outputs(few)
+    if len(outputs) != 1 or samples.inputs.dim or len(outputs[0]) != few.inputs.batch:
         what = f"{len(outputs)} tensors" if len(outputs) != 1 else f"a tensor of shape {tuple(outputs[0].shape)}"
         raise UsageError(
             worded("{flag}: the model returns {what}", flag=flag, what=what),

@@ -119,6 +119,8 @@ def _models(folder: Path) -> None:
     torch.save(mlp, folder / "pickled.pt")
     exported = torch.export.export(mlp, (torch.zeros(2, 3),), dynamic_shapes=({0: torch.export.Dim("n")},))
     torch.export.save(exported, folder / "mlp.pt2")
+    for batch in (5, 200):
+        torch.export.save(torch.export.export(mlp, (torch.zeros(batch, 3),)), folder / f"static{batch}.pt2")
 
 
 def _inputs(folder: Path) -> None:
