@@ -346,7 +346,8 @@ def regularize(
             "-o",
             "--output",
             metavar="FILE",
-            help="Weights: NAME.safetensors, or NAME.pt of a TorchScript MODEL. Without it nothing is written.",
+            help="Weights: NAME.safetensors; NAME.pth, with all that is in the file of MODEL; or NAME.pt of a "
+            "TorchScript MODEL. Without it nothing is written.",
             show_default=False,
         ),
     ] = None,

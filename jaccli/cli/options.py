@@ -19,7 +19,10 @@ def _completed(names: Sequence[str], incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
-_MODEL = "A model file (TorchScript, state dict, .pt2; told by its content), or package.module:callable."
+_MODEL = (
+    "A model file (TorchScript, state dict, .pt2; told by its content), or package.module:callable. "
+    "FILE[KEY] takes one of several state dicts in a file."
+)
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL, show_default=False)]
 OptionalModel = Annotated[str | None, typer.Argument(metavar="MODEL", help=_MODEL, show_default=False)]
 Input = Annotated[

@@ -165,3 +165,36 @@ def test_a_trusted_module(cli: Run, tmp_path: Path) -> None:
     out = tmp_path / "near.pth"
     cli("regularize", "pickled.pt", "--trust", *TRAIN[2:], "-o", out).ok()
     assert torch.load(out, weights_only=True).keys() == nets.Mlp().state_dict().keys()
+
+
+KEYED = {
+    "compute": ("compute", "-i", "x3.npy"),
+    "layers": ("layers",),
+    "deviation": ("deviation", "-i", "x3.npy", *TRAIN[4:8]),
+    "spectrum": ("spectrum", "-i", "x3.npy"),
+    "bench": ("bench", "-i", "x3.npy", "--methods", "reverse", "--rounds", "1"),
+    "regularize": ("regularize", *TRAIN[2:]),
+}
+
+
+@pytest.mark.parametrize("case", KEYED)
+def test_a_key_in_every_command(cli: Run, tmp_path: Path, case: str) -> None:
+    """Without it two state dicts are exit 2, a wrong one lists them, and a right one is taken."""
+    path = tmp_path / "ck.pth"
+    torch.save({"generator": state(), "discriminator": state(seed=1), "optimizer": ADAM}, path)
+    command, *given = KEYED[case]
+    for key in ("", "[critic]", "[optimizer]"):
+        done = cli(command, f"{path}{key}", "--arch", "nets.py:Mlp", *given)
+        assert done.code == 2
+        assert "'generator', 'discriminator'" in done.err
+    cli(command, f"{path}[discriminator]", "--arch", "nets.py:Mlp", *given, "--format", "json").ok()
+
+
+def test_the_key_in_provenance(cli: Run, tmp_path: Path) -> None:
+    path, out = tmp_path / "ck.pth", tmp_path / "J.safetensors"
+    torch.save({"a": state(), "b": state(seed=1)}, path)
+    cli("compute", f"{path}[b]", *TRAIN[:4], "-o", out).ok()
+    with safe_open(str(out), "pt") as file:
+        kept = file.metadata()
+    assert kept["model"] == f"{path}[b]"
+    assert kept["model_sha256"] == jaccli.models.load.model_hash(path)
