@@ -13,6 +13,7 @@ from jaccli.models.script import ScriptNetwork
 from tests.models.expressions import EXPRESSIONS, NUMBERS, Evaluated, lines, runs, scripted
 from tests.models.intermediates import of_export, of_script
 from tests.models.script_nets import SCENARIOS, scenario
+from tests.random_networks import random_network
 
 X = torch.tensor([[0.5, -1.25, 2.0], [1.5, 0.25, -0.75]])
 UNSCRIPTABLE = {"torch.as_tensor(0.5) * x", "x.sum().item() * x"}
@@ -64,6 +65,16 @@ def test_numbers_in_an_export(dtype: torch.dtype) -> None:
 def test_networks(name: str) -> None:
     _, module, args = scenario(name)
     assert_same(of_script(module, args))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_networks(seed: int) -> None:
+    drawn = random_network(seed)
+    given = (drawn.x, *drawn.args)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = torch.jit.trace(drawn.model, given, check_trace=False, strict=False)
+    assert_same(of_script(module, given))
 
 
 @pytest.mark.parametrize("expression", ["torch.tensor(0.3, dtype=x.dtype)", "x.new_full([3], 0.3)"])
