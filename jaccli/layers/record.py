@@ -19,6 +19,7 @@ from jaccli.layers.imprint import Imprint, Placed
 from jaccli.layers.tree import put
 from jaccli.models.dtypes import converted
 from jaccli.models.network import Network
+from jaccli.models.recomputed import inside_a_checkpoint, inside_a_function
 from jaccli.wording import worded
 
 
@@ -119,6 +120,7 @@ class _Recorder:
         self.targets: dict[Address, Held] = {}
         self.calls: Counter[str] = Counter()
         self.left_out: dict[Address, str] = {}
+        self.recomputed = False
         self.placed: dict[Address, Placed] = {}
         self.same: set[tuple[Address, Address]] = set()
 
@@ -131,6 +133,9 @@ class _Recorder:
 
     def at(self, key: Key, value: Any) -> Any:
         sources, targets = self.wanted.get(key, ((), ()))
+        if self.live and (sources or targets):
+            self._check_graph((*sources, *targets)[0])
+            self.recomputed = self.recomputed or (bool(sources) and inside_a_checkpoint())
         for address in sources:
             where = self._place(address, value, source=True)
             if where is None:
@@ -148,6 +153,11 @@ class _Recorder:
             raw = where.tensor(value).clone()
             self.targets[address] = Held(where, raw, len(self.sources) + len(self.targets))
         return value
+
+    def _check_graph(self, address: Address) -> None:
+        """What a function of its own runs in its forward pass has no graph, and zeros would be no derivative."""
+        if not torch.is_grad_enabled() and inside_a_function():
+            raise RuntimeError(f"layer {str(address)!r} is called inside an autograd.Function, which leaves no graph")
 
     def _place_source(self, where: Place, before: Imprint | None, after: Imprint | None) -> None:
         for placed in self.placed.values():
@@ -192,6 +202,9 @@ def record(
         args = (tap.at(MODEL_INPUT, inputs.args[0]), *inputs.args[1:])
         output = network.run(args, inputs.kwargs, tap if tap.paths else None)
         tap.at(MODEL_OUTPUT, output)
+    if tap.recomputed and not network.uncut:  # what is run again would be run without what was put in
+        network.uncut = True
+        return record(network, inputs, sources, targets, live=live)
     for address in (*sources, *targets):
         try:
             _check_called(address, tap.calls)

@@ -24,6 +24,7 @@ from jaccli.models.network import Network, StopRun, Tap
 from jaccli.models.noise import Noise, use_numpy
 from jaccli.models.own_code import has_own_code, held_generators
 from jaccli.models.packed import packed_modules
+from jaccli.models.recomputed import plain_checkpoints
 from jaccli.models.settings import same_settings
 from jaccli.models.shield import ParameterWritten, Watch
 from jaccli.models.stamp import PLAIN, Stamp
@@ -108,6 +109,7 @@ class EagerNetwork(Network):
         output, stop = None, None
         try:
             with (
+                plain_checkpoints(self.uncut),
                 _hooks(self.module, tap) if tap is not None else nullcontext(),
                 watch if watching else nullcontext(),
                 same_settings() if self._watched else nullcontext(),
@@ -187,7 +189,9 @@ class EagerNetwork(Network):
                 memo[id(value)] = value.detach().clone()
         twin = copy.deepcopy(self.module, memo)
         cast_in_place(twin, device, dtype)
-        return EagerNetwork(twin)
+        network = EagerNetwork(twin)
+        network.uncut = self.uncut
+        return network
 
     def tensors(self) -> Iterator[Tensor]:
         yield from self.module.parameters()

@@ -54,6 +54,8 @@ class Network(ABC):
     kind: str
     # Whether recurrent layers may run as one kernel: no longer, once one has been seen whose backward pass refuses.
     fused = True
+    # Whether gradient checkpoints run as they are, since a source was seen inside one.
+    uncut = False
     # Whether it uses operators that take functions (``cond``, ``flex_attention``), which do not run below a mode.
     unwatchable = False
     # Paths of modules whose weights are packed into integers, and whose kernels have no derivative.
