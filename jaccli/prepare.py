@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from jaccli.errors import JaccliError, RefusedError, ResourceError, UnsupportedError, UsageError, note
+from jaccli.errors import JaccliError, RefusedError, ResourceError, UnsupportedError, note
 from jaccli.graph.engine import Engine
 from jaccli.independence import leak, moves_others, value_at
 from jaccli.kernels import LIBRARY_NODES, full_precision
@@ -17,6 +17,7 @@ from jaccli.layers.address import Address
 from jaccli.layers.function import LayerFunction
 from jaccli.layers.misread import misread
 from jaccli.layers.record import Held, Inputs, Record, record
+from jaccli.layers.slot import MisplacedError, NowhereError
 from jaccli.methods.base import is_out_of_memory, nudged, reason
 from jaccli.models.network import Network
 from jaccli.models.packed import no_derivative
@@ -167,7 +168,7 @@ def prepare(
     try:
         with readable(inputs):
             taken, gap = _recorded(network, inputs, pairs, graph)
-    except (UsageError, UnsupportedError, RefusedError) as error:
+    except (MisplacedError, NowhereError, RefusedError) as error:
         advice = misread(network, inputs, pairs[0])
         if advice is None:
             raise

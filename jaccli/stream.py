@@ -19,6 +19,7 @@ from jaccli.models.network import Network
 from jaccli.names import MethodName
 from jaccli.planning import Decision, decide
 from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare
+from jaccli.wording import worded
 
 Tick = Callable[[int], None]
 Instead = Callable[[Prepared, Decision, Inputs, bool], Callable[[], Tensor | None] | None]
@@ -218,7 +219,7 @@ def one_batch_only(batch: int, fits: int) -> UnsupportedError:
     return UnsupportedError(
         f"the model was exported for {batch} samples at a time, and {fits} fit the memory",
         "it runs with no other number of samples",
-        "allow more with --max-memory, or export the model with dynamic_shapes",
+        worded("allow more with {max_memory}, or export the model with dynamic_shapes"),
     )
 
 

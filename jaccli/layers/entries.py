@@ -109,6 +109,7 @@ class _Tensors:
     def at(self, key: Key, value: Any) -> None:
         for address, wanted in self.wanted.items():
             if key == wanted:
-                read = as_key(address, value)
-                tensor = get(value, locate(value, elements_in(read, value), read))
+                if as_key(address, value) is not address:
+                    continue  # an element whose own name looks like an index or a dimension
+                tensor = get(value, locate(value, elements_in(address, value), address))
                 self.found[address] = tensor.detach().clone()  # an in-place operator may follow

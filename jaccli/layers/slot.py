@@ -97,11 +97,19 @@ def slot_for(address: Address, tensor: Tensor, batch: int, *, distinct: bool) ->
     return Slot(dim, full, tuple(chosen.shape), torch.from_numpy(chosen.flatten()))
 
 
+class MisplacedError(UsageError):
+    """The samples of an activation are not in the dimension where they were looked for."""
+
+
+class NowhereError(UnsupportedError):
+    """The samples of an activation are in no dimension."""
+
+
 def _sample_dim(address: Address, shape: tuple[int, ...], batch: int) -> int | None:
     name = str(address)
     if address.dim is not None:
         if address.dim >= len(shape) or shape[address.dim] != batch:
-            raise UsageError(
+            raise MisplacedError(
                 f"layer {name!r}: dimension {address.dim} of its shape {shape} does not hold the {batch} samples",
                 _elsewhere(address, shape, batch),
             )
@@ -111,11 +119,11 @@ def _sample_dim(address: Address, shape: tuple[int, ...], batch: int) -> int | N
     if batch == 1:
         return None
     if batch in shape:
-        raise UsageError(
+        raise MisplacedError(
             f"layer {name!r}: the first dimension of its shape {shape} does not hold the {batch} samples",
             _elsewhere(address, shape, batch),
         )
-    raise UnsupportedError(
+    raise NowhereError(
         f"layer {name!r}: no dimension of its shape {shape} holds the {batch} samples",
         "J is taken for each sample, so its activation must be told apart from the others'",
         worded("take one sample ({samples:0:1}): then the whole activation belongs to it"),

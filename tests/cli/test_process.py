@@ -27,8 +27,6 @@ WITHOUT_TORCH = [
     ("compute",),
     (*LINEAR, "--fromm", "x"),
     (*LINEAR, "--method", "backward"),
-    (*LINEAR, "--to", "fc["),
-    (*LINEAR, "--from", "fc#0"),
     (*LINEAR, "--dtype", "float8"),
     (*LINEAR, "--device", "gpu"),
     (*LINEAR, "--max-memory", "lots"),
