@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
+from jaccli.early import refuse_too_large
 from jaccli.errors import JaccliError, UnsupportedError, UsageError, note, warn
 from jaccli.execution import report, report_path, run
 from jaccli.graph.meter import meter
@@ -105,8 +106,10 @@ def plan(
     measured_once(x.device)
     with meter.as_measured():
         with computing(network), exact_attention(choice.exact_attention):
-            (prepared,) = prepare(network, inputs, [pair], graph=choice.needs_graph)
-            decision = decide(prepared, choice.method, max_memory=choice.max_memory, chunk=chunk, keep=inputs.batch)
+            held, graph, most = inputs.batch, choice.needs_graph, choice.max_memory
+            refuse_too_large(network, inputs, [pair], choice.method, most, graph=graph, keep=held)
+            (prepared,) = prepare(network, inputs, [pair], graph=graph)
+            decision = decide(prepared, choice.method, max_memory=most, chunk=chunk, keep=held)
         decision, replay = tuned(network, pair, choice, decision, inputs, prepared, compile)
     sample = tuple(s for d, s in enumerate(x.shape) if d != inputs.dim)
     if compile and replay is None:

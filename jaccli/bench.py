@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
+from jaccli.early import refuse_too_large
 from jaccli.errors import JaccliError
 from jaccli.execution import Outcome, fill
 from jaccli.graph.meter import meter
@@ -117,6 +118,7 @@ def race(
     """
     choice = Choice("auto", max_memory, chunk)
     with computing(network), exact_attention(True):
+        refuse_too_large(network, inputs, [pair], "auto", max_memory, keep=inputs.batch)
         (probe,) = prepare(network, inputs, [pair])
         say("reference in float64")
         truth = reference(network, inputs, pair, probe.samples_mix)

@@ -116,8 +116,7 @@ def decide(
     linear = prepared.linear
     with readable(linear.f.inputs):
         sizes = footprint(linear)
-    limit = max_memory if max_memory is not None else available(linear.value.device)
-    room = Room(limit, keep * _sample_bytes(prepared), max_memory is not None)
+    room = _room(prepared, max_memory, keep)
     if not prepared.connected:
         return _sized(prepared, None, "no path from source to target: J is structurally zero", room, 1, sizes)
 
@@ -145,6 +144,22 @@ def decide(
     others.pop("reverse", None)
     decision = _sized(prepared, "reverse", "the structured engine does not fit the memory", room, chunk, sizes)
     return replace(decision, others=others)
+
+
+def check_room(prepared: Prepared, method: MethodName, *, max_memory: int | None = None, keep: int = 0) -> None:
+    """Refuse what ``decide`` would refuse for its size, before it is known how J is obtained.
+
+    Raises:
+        TooLarge: the results do not fit, or not even one row of one sample does.
+    """
+    with readable(prepared.linear.f.inputs):
+        sizes = footprint(prepared.linear)
+    _sized(prepared, None if method == "auto" else method, "", _room(prepared, max_memory, keep), 1, sizes)
+
+
+def _room(prepared: Prepared, max_memory: int | None, keep: int) -> Room:
+    limit = max_memory if max_memory is not None else available(prepared.linear.value.device)
+    return Room(limit, keep * _sample_bytes(prepared), max_memory is not None)
 
 
 def look(prepared: Prepared, within: float = float("inf")) -> str | None:

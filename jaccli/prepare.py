@@ -196,6 +196,19 @@ def prepare(
         return [_prepared(network, taken, pair, graph, probe, gap) for taken, gap, pair in alone]
 
 
+def preview(network: Network, inputs: Inputs, pairs: Sequence[Pair], *, graph: bool = True) -> list[Prepared]:
+    """f of each pair as one forward pass shows it: nothing is probed, and nothing is told.
+
+    None of a pair that is not there, and no pair at all where the model refuses these inputs: ``prepare`` says why.
+    """
+    try:
+        taken, gap = _recorded(network, own(inputs), pairs, graph)
+    except Exception:
+        return []
+    kept = [(s, t) for s, t in pairs if s in taken.sources and t in taken.targets]
+    return [_prepared(network, taken, pair, graph, False, gap) for pair in kept]
+
+
 def _left_out(found: Mapping[Address, str]) -> list[str]:
     """Why layers are left out, each reason once, with the names of its layers."""
     reasons: dict[str, list[str]] = {}

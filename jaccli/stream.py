@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
+from jaccli.early import refuse_too_large
 from jaccli.errors import RefusedError, UnsupportedError
 from jaccli.execution import Outcome, disbelief, report, run
 from jaccli.influence import influence, tell_influence
@@ -109,9 +110,23 @@ def stream(
     watch = watch or Watch()
     batch, start = inputs.batch, 0
     whole = network.only_batch(inputs.dim) is not None
+    held = batch if keep else 0
     first = min(d.block for d in decisions) if decisions else pilot(inputs)
     size = batch if whole else min(batch, first)
     with computing(network), exact_attention(choice.exact_attention):
+        if decisions is None:
+            watch.restart()
+            refuse_too_large(
+                network,
+                inputs,
+                pairs,
+                choice.method,
+                choice.max_memory,
+                graph=choice.needs_graph,
+                keep=held,
+                accept=accept,
+            )
+            watch.lap("plan_s")
         while start < batch:
             watch.restart()
             ready, size = _ready(network, inputs, pairs, choice, start, size)
@@ -120,7 +135,6 @@ def stream(
                 pairs = [p.pair for p in ready]
                 if not ready:
                     return
-                held = batch if keep else 0
                 decisions = [_decide(p, choice, held, len(pairs)) for p in ready]
                 fits = min(d.block for d in decisions)
                 if whole and fits < batch:

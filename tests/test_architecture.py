@@ -44,7 +44,7 @@ LAYERS = [
     ["prepare", "memory", "prediction", "planning"],
     ["explain", "mixing"],
     ["execution"],
-    ["influence"],
+    ["influence", "early"],
     ["stream"],
     ["sinks", "statistics"],
     ["recorded"],

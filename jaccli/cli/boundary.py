@@ -13,7 +13,7 @@ import typer
 from jaccli.cli.flags import error_in_flags
 from jaccli.cli.messages import said_on_stderr, say, start_command, words
 from jaccli.errors import JaccliError
-from jaccli.sinks.atomic import write_error
+from jaccli.sinks.atomic import terminate_as_exception, write_error
 from jaccli.sinks.standard import discard_results, flush_results, settled, unite
 from jaccli.sinks.text import inert
 
@@ -21,7 +21,7 @@ from jaccli.sinks.text import inert
 _ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 _NOT_WRITTEN = (errno.EBADF, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-INTERRUPTED, PIPE_LEFT, BUG = 130, 141, 70
+INTERRUPTED, PIPE_LEFT, TERMINATED, BUG = 130, 141, 143, 70
 
 
 def run(argv: Sequence[str]) -> int:
@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
 
 def run_last(argv: Sequence[str]) -> int:
     """The same for a process that ends with it: what models print while it ends is kept off standard output, too."""
-    with settled():
+    with settled(), terminate_as_exception():
         return _run(argv)
 
 
@@ -52,6 +52,8 @@ def _run(argv: Sequence[str]) -> int:
     except SystemExit as leaving:
         if isinstance(leaving.__context__, BrokenPipeError):  # Typer makes it an exit code of 1
             return _answer(leaving.__context__)
+        if leaving.code == TERMINATED:
+            _say("terminated")
         return leaving.code if isinstance(leaving.code, int) else 1
     except BaseException as error:
         return _answer(error)

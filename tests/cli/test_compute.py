@@ -283,3 +283,29 @@ def test_a_file_that_was_written_is_named(cli: Run, tmp_path: Path) -> None:
 
 def test_no_arguments_show_the_help(cli: Run) -> None:
     assert cli().ok().text == cli("--help").ok().text
+
+
+@pytest.mark.parametrize("command", ["compute", "deviation --layer input --to fc", "spectrum --layer fc", "bench"])
+def test_what_cannot_fit_is_refused_before_the_work(cli: Run, command: str) -> None:
+    """An estimate takes the place of J where a command has one: its passes are of few samples too."""
+    Path("counted.py").write_text(COUNTED)
+    Path("batches.txt").unlink(missing_ok=True)
+    result = cli(*command.split(), "counted.py:Large", "-i", "random:64,n=400", "--max-memory", "20kB")
+    assert result.code == 5
+    assert 2 <= len(result.err.splitlines()) <= 4
+    assert sum(map(int, Path("batches.txt").read_text().split())) < 40
+
+
+COUNTED = """
+from torch import nn
+
+class Large(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 64)
+
+    def forward(self, x):
+        with open("batches.txt", "a") as file:
+            print(len(x), file=file)
+        return self.fc(x).repeat(1, 256)
+"""
