@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.dispatch import Mode, passed
+from jaccli.layers.gradient_graph import node_shape
 from jaccli.operators.linearised import Linearised, graph_nodes
 from jaccli.safety.memory import available_memory
 
@@ -66,9 +67,8 @@ def _graph_sizes(value: Tensor) -> list[int]:
     sizes = []
     for node in graph_nodes(value):
         for meta in getattr(node, "_input_metadata", ()):
-            shape = getattr(meta, "shape", ())
             # Of rows of several lengths (a nested tensor) one size is no number.
-            known = [s if isinstance(s, int) else 1 for s in shape]
+            known = [s if isinstance(s, int) else 1 for s in node_shape(meta)]
             sizes.append(torch.Size(known).numel() * value.element_size())
     return sizes
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.errors import UnsupportedError
+from jaccli.layers.gradient_graph import node_shape
 from jaccli.methods.base import is_out_of_memory, reason, spans
 from jaccli.operators.linearised import batching_imported, graph_nodes
 from jaccli.operators.magnitude import norm
@@ -87,7 +88,8 @@ class AutogradGraph:
                     "the graph leads through the gradient of a function that is marked once_differentiable",
                     "expected functions whose gradient has a derivative too",
                 )
-            widest = max([widest, *(math.prod(map(int, meta.shape)) for meta in getattr(node, "_input_metadata", ()))])
+            shapes = [node_shape(meta) for meta in getattr(node, "_input_metadata", ())]
+            widest = max([widest, *(math.prod(size for size in shape if isinstance(size, int)) for shape in shapes)])
         return widest * self.output.element_size()
 
 

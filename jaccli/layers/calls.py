@@ -11,6 +11,7 @@ import torch
 from jaccli.layers.address import EVERY, Address
 from jaccli.layers.record import Inputs
 from jaccli.layers.tree import leaves
+from jaccli.models.kinds import shape_of
 from jaccli.models.network import Network
 
 
@@ -40,7 +41,10 @@ class _Watcher:
 
 def shapes(value: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     """The tensors of a nested value: element → shape and dtype; a tensor itself is element ``""``."""
-    return {".".join(p): (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for p, t in leaves(value)}
+    return {
+        ".".join(p): (shape_of(t), "nested " * t.is_nested + str(t.dtype).removeprefix("torch."))
+        for p, t in leaves(value)
+    }
 
 
 def each_call(network: Network, inputs: Inputs, addresses: Sequence[Address]) -> list[Address]:

@@ -22,6 +22,14 @@ def graph_nodes(*values: Tensor, beyond: Iterable[Tensor] = ()) -> Iterator[Any]
             ahead += [before for before, _ in node.next_functions]
 
 
+def node_shape(meta: Any) -> tuple[Any, ...]:
+    """The shape of an operator's result; () of a nested tensor of the kind that has none."""
+    try:
+        return tuple(getattr(meta, "shape", ()))
+    except RuntimeError:
+        return ()
+
+
 def mend_batch_norm(*values: Tensor, beyond: Iterable[Tensor] = ()) -> list[Any]:
     """Have batch and instance norms that lead to the values take cotangents in their input's memory layout.
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from jaccli.errors import JaccliError, UnsupportedError, UsageError
+from jaccli.errors import JaccliError, RefusedError, UnsupportedError, UsageError
 from jaccli.layers.address import Address
 from jaccli.layers.boundary import MODEL_INPUT, MODEL_OUTPUT, Key, Place, key_of, module_paths, place
 from jaccli.layers.gradient_graph import mend_batch_norm
 from jaccli.layers.imprint import Imprint, Placed
 from jaccli.layers.tree import put
 from jaccli.models.dtypes import converted
+from jaccli.models.kinds import not_dense
 from jaccli.models.network import Network
 from jaccli.models.recomputed import inside_a_checkpoint, inside_a_function
 from jaccli.wording import worded
@@ -41,6 +42,10 @@ class Inputs:
         if not isinstance(x, Tensor):
             expected = "expected a torch.Tensor whose first dimension is the samples"
             raise UsageError(f"x is a {type(x).__name__}", expected, "torch.as_tensor(x) makes one")
+        if (x.is_nested or x.is_meta) and (kind := not_dense(x)) is not None:  # others a first layer may take
+            raise RefusedError(
+                f"x is {kind[0]}", "expected a dense tensor", "give x.to_padded_tensor(0.0), or with values"
+            )
         if x.dim() <= dim or x.shape[dim] == 0:
             raise UsageError(f"x has shape {tuple(x.shape)}", f"expected at least one sample in dimension {dim}")
         if isinstance(args, Tensor | str) or not isinstance(args, Sequence):

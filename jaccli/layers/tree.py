@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jaccli.errors import UnsupportedError, UsageError
 from jaccli.layers.address import Address
+from jaccli.models.kinds import obstacle
 
 Path = tuple[str, ...]
 
@@ -57,7 +58,7 @@ def locate(value: Any, elements: Path, address: Address) -> Path:
         key = ".".join(elements[:count])
         path, inside, elements = (*path, key), children[key], elements[count:]
     found = list(leaves(inside))
-    floating = [(path, tensor) for path, tensor in found if tensor.is_floating_point()]
+    floating = [(path, tensor) for path, tensor in found if obstacle(tensor) is None]
     if len(floating) == 1:
         return (*path, *floating[0][0])
     if floating:
@@ -73,13 +74,10 @@ def locate(value: Any, elements: Path, address: Address) -> Path:
 
 
 def _no_derivative(found: list[tuple[Path, Tensor]], inside: Any, name: str) -> UnsupportedError:
-    if found:
-        kind = str(found[0][1].dtype).removeprefix("torch.")
-        return UnsupportedError(
-            f"layer {name!r} holds {kind} values, and {kind} has no derivative",
-            "expected a floating-point activation: J is a limit of ever smaller steps",
-            "choose a layer after it, as the output of an embedding, or give samples as floats",
-        )
+    reasons = [reason for _, tensor in found if (reason := obstacle(tensor)) is not None]
+    if reasons:
+        holds, expected, remedy = reasons[0]
+        return UnsupportedError(f"layer {name!r} holds {holds}", expected, remedy)
     return UnsupportedError(f"layer {name!r}: its value is {type(inside).__name__}, with no tensor in it")
 
 

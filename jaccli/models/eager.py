@@ -65,6 +65,13 @@ class EagerNetwork(Network):
                 "call it once with samples like yours",
             )
         self.packed = packed_modules(module.named_modules())
+        empty = [name for name, tensor in module.named_parameters() if tensor.is_meta]
+        if empty:
+            raise RefusedError(
+                f"the model has parameters on the meta device, without values ({_some(empty)})",
+                "expected a model with weights",
+                "model.to_empty(device='cpu') and load_state_dict give it some",
+            )
         self._state: ModuleState | None = None
         self._noise = Noise([])
         self._watched = False

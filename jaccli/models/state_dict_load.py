@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from jaccli.errors import RefusedError, UsageError, note, warn
 from jaccli.models.dtypes import floating_dtype, is_whole
 from jaccli.models.eager import cast_in_place
+from jaccli.models.kinds import not_dense
 from jaccli.models.quote import listed, nearest, quote, shortened
 from jaccli.models.state_dict import match_names
 from jaccli.wording import worded
@@ -117,6 +118,10 @@ def _take_dtype(
     """Convert the module to the one floating dtype of the file, if there is one."""
     dtypes = set()
     for name, value in state.items():
+        if name in target and target[name].layout == torch.strided and (kind := not_dense(value)) is not None:
+            raise RefusedError(
+                f"{quote(path)} holds {kind[0]} under {quote(name, 60)}", kind[1], "save the weights once more, dense"
+            )
         if name in target and not is_whole(target[name]):
             _check_kind(name, value, target[name].dtype, path)
             dtypes.add(floating_dtype([value]))
