@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import JaccliError, RefusedError, UsageError
-from jaccli.models.inert import ArrayShell, SparseSpec, TensorSpec
+from jaccli.models.inert import ArrayShell, PackedSpec, SparseSpec, TensorSpec
 from jaccli.models.pickled import read_pickled
 from jaccli.models.quote import listed
 from jaccli.models.storages import TensorMaker
@@ -27,12 +27,12 @@ from jaccli.samples.source import Kind, Source
 
 PROVENANCE = "provenance"
 _LONGEST_METADATA = 1 << 24
+_DENSE = "save their numbers as dense tensors, or as npy"
 _OTHER_TENSORS = {
-    "torch._utils._rebuild_qtensor": "quantized",
-    "torch._utils._rebuild_meta_tensor_no_storage": "without data (of the meta device)",
-    "torch._utils._rebuild_nested_tensor": "nested",
+    "torch._utils._rebuild_meta_tensor_no_storage": "a tensor on the meta device, which has no values",
+    "torch._utils._rebuild_nested_tensor": "a nested tensor, whose samples have shapes of their own",
 }
-_TENSORS = (TensorSpec, SparseSpec, ArrayShell)
+_TENSORS = (TensorSpec, SparseSpec, ArrayShell, PackedSpec)
 
 
 class Container(ABC):
@@ -135,9 +135,13 @@ class _TorchFile(Container):
     def __init__(self, source: Source) -> None:
         self._source = source
         found, inert = read_pickled(Path(source.path), source.name)
+        packed = [value for _, value in _named(found) if isinstance(value, PackedSpec)]
+        if packed:
+            given = f"{source.name} holds quantized values ({packed[0].name})"
+            raise RefusedError(given, "expected dense tensors of numbers", "save x.dequantize()")
         other = [what for name, what in _OTHER_TENSORS.items() if name in inert]
         if other:
-            raise RefusedError(f"{source.name} holds a tensor that is {other[0]}", "expected dense ones, as x.float()")
+            raise RefusedError(f"{source.name} holds {other[0]}", "expected dense tensors of numbers", _DENSE)
         if inert:
             raise RefusedError(
                 f"{source.name} holds Python objects, which could run code: {listed(sorted(inert))}",
@@ -153,7 +157,8 @@ class _TorchFile(Container):
         name = f"{self._source.name}[{key!r}]"
         spec = self._specs[key]
         if isinstance(spec, SparseSpec):
-            raise RefusedError(f"{name} is sparse", "expected a dense tensor", "save x.to_dense()")
+            layout = spec.layout.removeprefix("torch.sparse_")
+            raise RefusedError(f"{name} is a sparse ({layout}) tensor", "expected a dense tensor", "save x.to_dense()")
         with reading(name, WHOLE):
             tensor = self._maker.make(key, spec)
         return _rows_of(tensor, rows)

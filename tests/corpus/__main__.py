@@ -96,6 +96,7 @@ def main(words: list[str]) -> int:
     every = "--all" in words
     words = [word for word in words if word != "--all"]
     chosen = [bad for bad in FILES if all(word in bad.name for word in words)]
+    programs.script(), programs.export()  # by one thread
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as pool:
         folder = Path(name)
         good = usual(folder)
@@ -108,6 +109,7 @@ def main(words: list[str]) -> int:
             outcomes = [run(bad.name, one, path) for one in (own if every else [own[number % len(own)]])]
             if path.is_file():
                 path.unlink()
+            print(".", end="", file=sys.stderr, flush=True)
             longest, most = max(one.seconds for one in outcomes), max(one.peak for one in outcomes)
             found = [line for one in outcomes if (line := wrong(bad, one, good))]
             return found or [f"ok    {longest:5.1f} s {most >> 20:6d} MiB  {bad.name}"]
