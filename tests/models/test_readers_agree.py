@@ -48,7 +48,8 @@ def test_numbers_in_a_trace(dtype: torch.dtype, frozen: bool) -> None:
 def test_numbers_in_a_script(dtype: torch.dtype, frozen: bool) -> None:
     x = X.to(dtype)
     table = [text for text in lines(EXPRESSIONS) if runs(text, x) and text not in UNSCRIPTABLE]
-    module = scripted(table + lines(NUMBERS))
+    numbers = [text for text in lines(NUMBERS) if dtype != torch.bfloat16 or "* complex" not in text]  # few kernels
+    module = scripted(table + numbers)
     assert_same(of_script(torch.jit.freeze(module) if frozen else module, (x,)))
 
 
