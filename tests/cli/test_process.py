@@ -201,6 +201,61 @@ def test_signals_leave_nothing_behind(slow: Path, number: signal.Signals, code: 
     assert left(slow) == ["nets.py"]
 
 
+BEATS = """
+import pathlib
+
+from torch import nn
+
+
+class Beats(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(400, 400)
+
+    def forward(self, x):
+        pathlib.Path("started").touch()
+        return self.fc(x)
+"""
+# A command, and the beginning of the name of a file by which it is known to be under way.
+LONG = {
+    "standard input": (("compute", "nets.py:Beats", "-i", "-"), "jaccli-"),
+    "standard input for J": (("deviation", "--jacobian", "-"), "jaccli-"),
+    "computing": (("deviation", "nets.py:Beats", "-i", "random:400,n=9999", "--layer", "input"), "started"),
+    "estimating": (("spectrum", "nets.py:Beats", "-i", "random:400,n=9999", "--estimate"), "started"),
+    "racing": (("bench", "nets.py:Beats", "-i", "random:400,n=999", "--rounds", "9999"), "started"),
+    "training": (
+        ("regularize", "nets.py:Beats", "-i", "random:400,n=9", "--layer", "input", "--steps", "99999", "-o", "w.pt"),
+        "started",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_terminated_is_143(name: str, tmp_path: Path) -> None:
+    """Wherever the signal comes; the copy of a pipe is removed, and nothing is written."""
+    (tmp_path / "nets.py").write_text(BEATS)
+    argv, mark = LONG[name]
+    running = subprocess.Popen(
+        [str(BIN), *argv],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**ENV, "TMPDIR": str(tmp_path)},
+    )
+    for _ in range(600):
+        if any(file.startswith(mark) for file in os.listdir(tmp_path)):
+            break
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(30) == 143
+    out, err = running.communicate()
+    assert out == b""
+    assert err.decode().splitlines()[-1] == "error: terminated"
+    assert set(left(tmp_path)) <= {"nets.py", "started"}
+
+
 def test_kill_leaves_no_output(slow: Path) -> None:
     running = started(slow, *SLOW, "-o", "J.npy")
     running.kill()
