@@ -127,7 +127,8 @@ def _is_container(value: Any) -> bool:
 def _items(value: Any) -> Iterable[tuple[Any, Any]]:
     """Keys that can be named in ``FILE[KEY]``, and what is under them; an object's attributes count."""
     if not isinstance(value, Mapping):
-        yield from enumerate(value)
+        # A list may hold millions of numbers, none of which can be named.
+        yield from ((at, one) for at, one in enumerate(value) if _is_container(one) or is_module(one))
         return
     own = value if isinstance(value, dict) else dict(value)
     yield from ((key, one) for key, one in dict.items(own) if isinstance(key, str) or type(key) is int)
