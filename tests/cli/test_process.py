@@ -224,7 +224,7 @@ LONG = {
     "estimating": (("spectrum", "nets.py:Beats", "-i", "random:400,n=9999", "--estimate"), "started"),
     "racing": (("bench", "nets.py:Beats", "-i", "random:400,n=999", "--rounds", "9999"), "started"),
     "training": (
-        ("regularize", "nets.py:Beats", "-i", "random:400,n=9", "--layer", "input", "--steps", "99999", "-o", "w.pt"),
+        ("regularize", "nets.py:Beats", "-i", "random:400,n=9", "--layer", "input", "--steps", "99999"),
         "started",
     ),
 }
