@@ -55,8 +55,9 @@ class Plan:
             UsageError: the samples differ from the plan's in shape, dtype or device, or in number, and the plan's own
                 arguments have rows for another number.
         """
+        if isinstance(x, Tensor):
+            self._check(x)
         inputs = Inputs.of(x, self.args if args is None else args, self.kwargs if kwargs is None else kwargs, self.dim)
-        self._check(x)
         self.network.draws.told.clear()  # each call is warned of
         self._check_rows(inputs, args is None, kwargs is None)
         if self.replay is not None and inputs.batch <= self.decision.block:
