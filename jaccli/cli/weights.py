@@ -94,7 +94,7 @@ class Writer:
         whole = self._template.whole(self.model) if self._template is not None else dict(state)
         if self._template is not None and self._template.left_out:
             gone = list(dict.fromkeys(self._template.left_out))
-            note(f"not written, as only code could read it again: what is under {listed(gone, 6)}")
+            note(f"not written, being no numbers, text, lists and dicts by name: what is under {listed(gone, 6)}")
         if self._template is not None and self._template.untouched:
             note(f"as it was in the file, and not trained: what is under {listed(self._template.untouched, 6)}")
         buffer = io.BytesIO()

@@ -62,7 +62,7 @@ def choose(
     left = _plain_outermost(fitting) if fitting else _preferred(every)
     if len(left) > 1:
         raise several(path, [one.key for one in left])
-    others = [one.key for one in every if one is not left[0] and one.module is None]
+    others = [one.key for one in every if one is not left[0] and one.module is None and one.key]
     also = [one.key for one in fitting if one is not left[0]]
     return left[0], _said(left[0], others, also, path)
 
@@ -74,7 +74,7 @@ def several(path: Path | str, keys: Sequence[str]) -> UsageError:
     return UsageError(
         f"{quote(file)} holds several state dicts that can be meant: {listed(keys, 6)}",
         f"expected MODEL[KEY], as {listed((f'{Path(file).name}[{key}]' for key in keys), 2)}",
-        "name the one that you mean; a shell wants quotes around it",
+        "name the one that you mean",
     )
 
 

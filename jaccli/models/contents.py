@@ -136,7 +136,8 @@ def read_state_dict(
 
 def no_such_key(path: Path, key: str, candidates: Sequence[Candidate]) -> UsageError:
     """The error that lists the keys that there are."""
-    keys = [one.key for one in candidates if one.key]
+    keys = [one.key for one in candidates if one.key and not one.is_aside]
+    keys = keys or [one.key for one in candidates if one.key]
     if not keys:
         names = listed(candidates[0].entries)
         return UsageError(

@@ -8,14 +8,14 @@ import shutil
 import stat
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, TypeAlias, cast
 
 from jaccli.errors import RefusedError, ResourceError, UsageError
-from jaccli.samples.expected import ARRAYS, READABLE, WHOLE
+from jaccli.safety.archives import open_archive
+from jaccli.samples.expected import ARRAYS, READABLE
 
 Kind: TypeAlias = Literal["npy", "npz", "safetensors", "pt", "image", "json", "text"]
 
@@ -117,13 +117,9 @@ def sniff(source: Source) -> Kind:
 
 
 def _sniff_zip(source: Source) -> Kind:
-    try:
-        with zipfile.ZipFile(source.handle) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        raise RefusedError(f"{source.name} is a damaged or truncated archive (npz or pt)", WHOLE) from None
-    finally:
-        source.handle.seek(0)
+    with open_archive(source.handle, source.name) as archive:
+        names = archive.namelist()
+    source.handle.seek(0)
     parts = [name.split("/") for name in names]
     if any(path[-1] == "constants.pkl" or "code" in path[1:2] for path in parts):
         raise _refusal(source, "a TorchScript model")
