@@ -47,7 +47,7 @@ INPUT_ERRORS = [
     ((*LINEAR, "-i", "folder"), 3, "'folder' holds no images"),
     ((*LINEAR, "-i", "page.npy"), 3, "HTML|expected arrays"),
     ((*LINEAR, "-i", "cut_x3.npy"), 3, "truncated"),
-    ((*LINEAR, "-i", "cut_two.npz[a]"), 3, "truncated"),
+    ((*LINEAR, "-i", "cut_two.npz[a]"), 3, "cut short"),
     ((*LINEAR, "-i", "two.npz"), 2, "2 arrays|'a', 'b'|FILE[KEY]"),
     ((*LINEAR, "-i", "two.npz[c]"), 2, "no 'c'|'a', 'b'"),
     ((*LINEAR, "-i", "linear.pt"), 3, "TorchScript model|expected arrays"),
