@@ -22,6 +22,7 @@ from jaccli.safety.documents import as_text, parse_json
 from jaccli.safety.memory import memory_limit, require_unfolded
 from jaccli.safety.reading import Damaged, reading
 from jaccli.samples import load_samples, parse_input, parse_samples
+from jaccli.sinks.read import read_jacobian
 from tests.corpus.arrays import unfolding
 
 X = np.arange(60, dtype=np.float32).reshape(12, 5)
@@ -147,6 +148,17 @@ def test_documents() -> None:
         parse_json(b"[" + b"[]," * 1_000_000 + b"[]]", "x")
     assert as_text({"a": 1, "b": [1], "c": None, 3: "x"}) == {"a": "1", "c": "None", "3": "x"}
     assert as_text([1]) == {}
+
+
+def test_memory_is_not_asked_for_at_each_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("jaccli.safety.memory.available_memory", lambda: asked.append(1))
+    (tmp_path / "x.csv").write_text("1,2,3\n" * 1000)
+    assert load_samples(parse_input(str(tmp_path / "x.csv"))).shape == (1000, 3)
+    line = '{"sample": 0, "source": "a", "target": "b", "jacobian": [[1.0]]}\n'
+    (tmp_path / "J.jsonl").write_text(line * 1000)
+    assert read_jacobian(str(tmp_path / "J.jsonl"))[0].array.shape == (1000, 1, 1)
+    assert len(asked) < 10
 
 
 def test_near_names_are_looked_for_among_some() -> None:

@@ -51,7 +51,7 @@ class Contents:
             UsageError: there is nothing under ``key``.
             RefusedError: there is no state dict at all.
         """
-        every = candidates_in(self.found)
+        every = self._every
         if not every and any(name.startswith("torch.per_") for name in self.inert):  # how a tensor is quantized
             raise packed_file(self.path, "quantized modules")
         if not every:

@@ -46,10 +46,10 @@ class Inert(dict[Any, Any]):
 class OpaqueKey:
     """A key that is no plain value: a tuple, say. By identity, as nobody looks it up."""
 
+    held: Any
+
     def __repr__(self) -> str:
         return "<a compound key>"
-
-    held: Any
 
 
 _MOST_PARTS = 1000  # of a key
@@ -153,11 +153,11 @@ class Rebuild:
     call: Callable[..., Any] = field(compare=False)
 
 
-_MAX_DIMENSIONS = 64
+MAX_DIMENSIONS = 64  # of a tensor, as torch has it
 
 
 def _ints(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, (tuple, list)) or len(values) > _MAX_DIMENSIONS:
+    if not isinstance(values, (tuple, list)) or len(values) > MAX_DIMENSIONS:
         raise ValueError("sizes and strides are some integers")
     if any(type(value) is not int or not 0 <= value < 2**63 for value in values):
         raise ValueError("sizes and strides are integers from 0")

@@ -122,7 +122,7 @@ def _from_weights(
 
     with reading(quote(path), EXPECTED):
         contents = read_contents(path, kind, trust=trust)
-    every = contents.candidates(key)
+        every = contents.candidates(key)
     if not architecture.is_known and all(one.module is None for one in every):
         raise without_network(path)
     chosen, notes = contents.select(key, architecture.fits if architecture.is_known else None)
@@ -133,4 +133,6 @@ def _from_weights(
         return module
     architecture.check_floats(path, chosen)
     where = f"{path}[{chosen.key}]" if chosen.key and len(every) > 1 else str(path)
-    return architecture.load(contents.state(chosen), where).eval()
+    with reading(quote(path), EXPECTED):
+        state = contents.state(chosen)
+    return architecture.load(state, where).eval()

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import RefusedError
-from jaccli.models.inert import ArrayShell, DtypeShell, SparseSpec, StorageRef, TensorSpec
+from jaccli.models.inert import MAX_DIMENSIONS, ArrayShell, DtypeShell, SparseSpec, StorageRef, TensorSpec
 from jaccli.models.quote import quote
 from jaccli.safety.archives import open_archive
 from jaccli.safety.reading import Damaged
 
 # A tensor may repeat its elements (stride 0), but not into more bytes than this.
 _MAX_REPEATED_BYTES = 1 << 28
-_MAX_DIMENSIONS = 64
 
 
 class Source(Protocol):
@@ -217,7 +216,7 @@ class TensorMaker:
     def _strided(self, spec: TensorSpec) -> Tensor:
         dtype = torch_dtype(spec.dtype)
         storage = self._bytes(spec.storage)
-        if len(spec.size) != len(spec.stride) or len(spec.size) > _MAX_DIMENSIONS:
+        if len(spec.size) != len(spec.stride) or len(spec.size) > MAX_DIMENSIONS:
             raise ValueError("sizes and strides differ in number")
         offset = spec.offset + spec.storage.first
         numel = math.prod(spec.size)

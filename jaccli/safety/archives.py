@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import struct
 import zipfile
-from collections.abc import Iterator
 from typing import IO, Final
 
 from jaccli.errors import RefusedError
@@ -17,8 +15,7 @@ _TAIL: Final = 22 + 0xFFFF + 20
 _END, _LOCATOR, _END64 = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
 
 
-@contextlib.contextmanager
-def open_archive(handle: IO[bytes], name: str) -> Iterator[zipfile.ZipFile]:
+def open_archive(handle: IO[bytes], name: str) -> zipfile.ZipFile:
     """The zip file in ``handle``, its directory read.
 
     Raises:
@@ -34,15 +31,13 @@ def open_archive(handle: IO[bytes], name: str) -> Iterator[zipfile.ZipFile]:
         )
     require_unfolded(count * _BYTES_OF_AN_ENTRY, count * 100, f"the directory of {name}")
     try:
-        archive = zipfile.ZipFile(handle)
+        return zipfile.ZipFile(handle)
     except Exception as error:  # the module raises nearly anything on forged directories
         raise RefusedError(
             f"{name} is a zip archive that is cut short or damaged",
             "expected the whole file, with the directory at its end",
             "copy or download it again",
         ) from error
-    with archive:
-        yield archive
 
 
 def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> bytes:

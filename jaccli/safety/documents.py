@@ -11,6 +11,9 @@ from jaccli.safety.memory import require_unfolded
 # Bytes of Python objects, at most, for each of these characters: an element of a list, a list, a dict, text.
 _COSTS: Final = ((b",", 40), (b":", 120), (b"[", 64), (b"{", 72), (b'"', 32))
 
+# A shorter text takes no MiB or two, and asking the system for every line of a file takes longer than to parse it.
+_LONG: Final = 1 << 14
+
 
 def parse_json(text: bytes, name: str) -> Any:
     """What a JSON text holds.
@@ -24,7 +27,8 @@ def parse_json(text: bytes, name: str) -> Any:
         RefusedError: nested too deep to be read.
         ResourceError: it takes more memory than is allowed.
     """
-    require_unfolded(2 * len(text) + sum(text.count(mark) * cost for mark, cost in _COSTS), len(text), name)
+    if len(text) > _LONG:
+        require_unfolded(2 * len(text) + sum(text.count(mark) * cost for mark, cost in _COSTS), len(text), name)
     try:
         return json.loads(text.decode("utf-8-sig", "replace"))
     except RecursionError:

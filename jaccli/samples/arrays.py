@@ -52,9 +52,10 @@ def read_npy(
             f"the file has {there}",
             "copy or download it again",
         )
+    stored = there if stored is None else stored
     if rows is not None and header.shape:
-        return _read_rows(handle, header, rows(header.shape[0]), there if stored is None else stored, name)
-    require_unfolded(header.nbytes, there if stored is None else stored, name)
+        return _read_rows(handle, header, rows(header.shape[0]), stored, name)
+    require_unfolded(header.nbytes, stored, name)
     flat = np.empty(header.count, header.dtype)
     _read_into(handle, flat, name)
     return flat.reshape(header.shape, order="F" if header.fortran else "C")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import zipfile
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -89,8 +88,8 @@ def list_keys(keys: list[str], most: int = 12) -> str:
 class _Npz(Container):
     def __init__(self, source: Source) -> None:
         self._source = source
-        with open_archive(source.handle, source.name) as archive:
-            infos = archive.infolist()
+        self._archive = open_archive(source.handle, source.name)
+        infos = self._archive.infolist()
         self._members = {i.filename.removesuffix(".npy"): i for i in infos if i.filename.endswith(".npy")}
         self.metadata = self._read_metadata()
         self.keys = [key for key in self._members if not (key == PROVENANCE and self.metadata)]
@@ -101,7 +100,7 @@ class _Npz(Container):
 
     def _array(self, key: str, name: str, text: bool = False, rows: Rows | None = None) -> Any:
         info = self._members[key]
-        with reading(name, WHOLE), zipfile.ZipFile(self._source.handle) as archive, archive.open(info) as member:
+        with reading(name, WHOLE), self._archive.open(info) as member:
             return read_npy(member, info.file_size, name, stored=info.compress_size, text=text, rows=rows)
 
     def _read_metadata(self) -> dict[str, str]:

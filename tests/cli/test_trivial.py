@@ -65,7 +65,7 @@ def test_a_layer_is_trained_only_where_something_can_be(cli: Run, model: str) ->
     assert "same activation" in refused.err
     done = cli("regularize", model, *INPUT, "--layer", "*", *few).ok()
     assert [pair["source"]["layer"] for pair in done.json["pairs"]] == ["0", "1"]
-    assert "same activation" in done.err
+    assert done.err.count("same activation") == 1, "equal notes are one"
 
 
 def test_a_chain_has_no_step_there(cli: Run, model: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import RefusedError
-from jaccli.models.inert import TensorSpec
+from jaccli.models.inert import MAX_DIMENSIONS, TensorSpec
 from jaccli.models.pickled import read_pickled
 from jaccli.models.quote import listed, quote
 from jaccli.models.storages import TensorMaker
@@ -41,7 +41,6 @@ _DTYPES: Final[dict[int, str]] = {
     35: "uint64",
 }
 _STRIDED: Final = 7
-_MAX_DIMENSIONS: Final = 64
 
 
 def dtype_of(code: Any) -> torch.dtype:
@@ -66,7 +65,7 @@ def load_raw(data: bytearray, meta: Mapping[str, Any], name: str) -> Tensor:
         raise _unfit(name, "its layout is not strided")
     if (
         len(sizes) != len(strides)
-        or len(sizes) > _MAX_DIMENSIONS
+        or len(sizes) > MAX_DIMENSIONS
         or max(sizes, default=0) >= 1 << 63
         or min([*sizes, *strides, offset], default=0) < 0
     ):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from jaccli.errors import RefusedError
-from jaccli.models.inert import REBUILD, Rebuild, StorageRef
+from jaccli.models.inert import MAX_DIMENSIONS, REBUILD, Rebuild
 from jaccli.models.pickle_reader import PickleReader
 from jaccli.models.pickle_shape import check_depth
 from jaccli.models.quote import quote
@@ -38,7 +38,6 @@ _OPCODES = {
 }  # fmt: skip
 
 _MAX_TYPE_DEPTH = 200
-_MAX_DIMENSIONS = 64
 _MOST_UNUSED = 1000  # memo entries
 _MAX_EXPANDED = 1 << 31  # elements of a tensor that repeats its storage
 
@@ -82,7 +81,7 @@ class Tensors:
 
     def rebuild(self, storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> None:
         """Check that a tensor stays within its storage."""
-        fits = len(size) == len(stride) <= _MAX_DIMENSIONS
+        fits = len(size) == len(stride) <= MAX_DIMENSIONS
         if not fits or offset < 0 or any(n < 0 for n in [*size, *stride]):
             raise Damaged("a tensor has impossible sizes")
         count = math.prod(size)
@@ -104,7 +103,7 @@ class _Records(PickleReader):
     }
 
     def __init__(self, file: IO[bytes], tensors: Tensors, path: Path, budget: Budget) -> None:
-        super().__init__(file, lambda pid: StorageRef(None, str(pid[1]), "", 0), _no_bytes, quote(path), budget)
+        super().__init__(file, _never, _never, quote(path), budget)
         self._tensors, self._path = tensors, path
 
     def find_class(self, module: str, name: str) -> Any:
@@ -139,7 +138,7 @@ class _Records(PickleReader):
     dispatch[pickle.LONG_BINPUT[0]] = _high_put
 
 
-def _no_bytes(_: bytes) -> Any:
+def _never(_: Any) -> Any:
     raise Damaged("a pickle in bytes")
 
 
