@@ -17,7 +17,7 @@ from jaccli.models.network import Network
 from jaccli.operators import JacobianOperator
 from jaccli.planning import human
 from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare, readable
-from jaccli.stream import Watch, one_batch_only, part
+from jaccli.stream import Watch, part, too_few_fit
 from jaccli.wording import worded
 
 # Vectors over both activations that an estimate holds for each of its probes.
@@ -88,7 +88,7 @@ def stream_estimates(
     wanted = [(p.pair, *_sizes(p, probes, fixed, max_memory, inputs.batch)) for p in ready]
     for prepared, (_, size, vectors) in zip(ready, wanted, strict=True):
         if whole and size < inputs.batch:
-            raise one_batch_only(inputs.batch, size)
+            raise too_few_fit(inputs.batch, size)
         on_plan(prepared, size, min(vectors, probes))
     watch.lap("plan_s")
     same = {p.pair for p in ready if p.trivial}

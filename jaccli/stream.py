@@ -138,7 +138,7 @@ def stream(
                 decisions = [_decide(p, choice, held, len(pairs)) for p in ready]
                 fits = min(d.block for d in decisions)
                 if whole and fits < batch:
-                    raise one_batch_only(batch, fits)
+                    raise too_few_fit(batch, fits)
                 on_plan(decisions, ready)
                 if fits < size:  # the first block was only to learn from
                     size = fits
@@ -228,13 +228,19 @@ def _separable(network: Network, inputs: Inputs, pairs: Sequence[Pair], size: in
     )
 
 
-def one_batch_only(batch: int, fits: int) -> UnsupportedError:
-    """The error for a model that takes one number of samples, of which fewer fit the memory."""
+def one_batch_only(given: str, remedy: str) -> UnsupportedError:
+    """The error for a model that takes one number of samples (``Network.only_batch``), where another is asked for."""
     return UnsupportedError(
-        f"the model was exported for {batch} samples at a time, and {fits} fit the memory",
+        given,
         "it runs with no other number of samples",
-        worded("allow more with {max_memory}, or export the model with dynamic_shapes"),
+        worded("{remedy}, or export the model with dynamic_shapes", remedy=remedy),
     )
+
+
+def too_few_fit(batch: int, fits: int) -> UnsupportedError:
+    """The same, where fewer samples than it takes fit the memory."""
+    given = f"the model was exported for {batch} samples at a time, and {fits} fit the memory"
+    return one_batch_only(given, worded("allow more with {max_memory}"))
 
 
 def part(inputs: Inputs, start: int, size: int) -> Inputs:

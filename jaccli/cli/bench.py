@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaccli.cli.endings import deadline
+from jaccli.cli.endings import limits
 from jaccli.cli.flags import in_flags
 from jaccli.cli.request import (
     BenchRequest,
@@ -17,7 +17,6 @@ from jaccli.cli.request import (
     RunRequest,
 )
 from jaccli.errors import UsageError
-from jaccli.safety.memory import memory_limit
 
 if TYPE_CHECKING:
     from jaccli.bench import Contender, Race
@@ -54,7 +53,7 @@ def run(
     from jaccli.cli.messages import release_messages
     from jaccli.cli.progress import status
 
-    with deadline(how.timeout), memory_limit(how.max_memory):
+    with limits(how):
         loaded = work.load(asked, samples, names)
         pairs = loaded.pairs
         if len(pairs) != 1:

@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from jaccli.cli.endings import deadline
+from jaccli.cli.endings import limits
 from jaccli.cli.request import InputRequest, ModelRequest, OutputRequest, PairRequest, RunRequest
 from jaccli.errors import note
-from jaccli.safety.memory import memory_limit
 from jaccli.sinks.choose import is_stream
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def run(
     asked, samples = model(), given()
     from jaccli.cli import work
 
-    with deadline(how.timeout), memory_limit(how.max_memory):
+    with limits(how):
         loaded = work.load(asked, samples, names)
         pairs = loaded.pairs
         batch = loaded.inputs.batch

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaccli.cli.endings import deadline
+from jaccli.cli.endings import limits
 from jaccli.cli.figures import Figures, of_model, of_saved, rows_of, saved_name
 from jaccli.cli.messages import release_messages
 from jaccli.cli.request import (
@@ -21,7 +21,6 @@ from jaccli.cli.request import (
 )
 from jaccli.errors import GateError, UsageError, warn
 from jaccli.names import UNKNOWN
-from jaccli.safety.memory import memory_limit
 
 
 def run(
@@ -38,7 +37,7 @@ def run(
     asked, samples = model(), given()
     from jaccli.cli import work
 
-    with deadline(how.timeout), memory_limit(how.max_memory):
+    with limits(how):
         loaded = work.load(asked, samples, names)
         found = of_model(loaded, loaded.pairs, how, effort, _figures())
         _finish(found, loaded.timing.document(), out, gates, per_sample)
@@ -51,7 +50,7 @@ def run_saved(
     from jaccli.cli import work
 
     timing = work.Timing()
-    with deadline(how.timeout), memory_limit(how.max_memory):
+    with limits(how):
         _finish(of_saved(saved, _figures()), timing.document(), out, gates, per_sample, saved_name(saved.path))
 
 

@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 
 from jaccli.cli.messages import STARTED
+from jaccli.cli.request import RunRequest
 from jaccli.errors import ResourceError, TimeIsUp
+from jaccli.safety.memory import memory_allowed
 
 # A step of a training may take so much longer, in seconds, once it is to end.
 STEP_GRACE_S = 3.0
@@ -43,6 +45,13 @@ def deadline(seconds: float | None) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+
+
+@contextlib.contextmanager
+def limits(how: RunRequest) -> Iterator[None]:
+    """``--timeout``, and ``--max-memory`` for what files unfold to."""
+    with deadline(how.timeout), memory_allowed(how.max_memory):
+        yield
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from jaccli.layers.address import matches
 from jaccli.models.dtypes import converted, floating_dtype
 from jaccli.regularize import Recipe, Training
 from jaccli.samples.load import load_samples
+from jaccli.stream import one_batch_only
 from jaccli.training.descent import Parameter, parameters_of
 from jaccli.training.goal import Figures, figures, goal_of
 from jaccli.training.samples import Samples, has_rows_of_arguments
@@ -121,11 +122,7 @@ def _batch_size(train: Samples, wanted: TrainRequest) -> int:
 
 
 def _one_batch(what: str, count: int, remedy: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"{what}: the model was exported for {count} samples at a time",
-        "it runs with no other number of samples",
-        f"{remedy}, or export the model with dynamic_shapes",
-    )
+    return one_batch_only(f"{what}: the model was exported for {count} samples at a time", remedy)
 
 
 def _in_full_precision(asked: ModelRequest, model: nn.Module) -> ModelRequest:

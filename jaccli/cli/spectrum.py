@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from jaccli.cli.endings import deadline
+from jaccli.cli.endings import limits
 from jaccli.cli.figures import Figures, Record, of_model, of_saved, rows_of, saved_name
 from jaccli.cli.messages import release_messages
 from jaccli.cli.request import (
@@ -20,7 +20,6 @@ from jaccli.cli.request import (
     SavedRequest,
 )
 from jaccli.errors import UnsupportedError, UsageError, note, warn
-from jaccli.safety.memory import memory_limit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +70,7 @@ def run(
     asked, samples = model(), given()
     from jaccli.cli import work
 
-    with deadline(how.timeout), memory_limit(how.max_memory):
+    with limits(how):
         loaded = work.load(asked, samples, names)
         if wanted.lyapunov:
             _chain(loaded, how, out)
@@ -87,7 +86,7 @@ def run_saved(saved: SavedRequest, how: RunRequest, out: OutputRequest, wanted: 
     if wanted.lyapunov:
         raise UsageError("--lyapunov and --jacobian are both given", "expected a model, whose layers make the chain")
     timing = work.Timing()
-    with deadline(how.timeout), memory_limit(how.max_memory):
+    with limits(how):
         _finish(of_saved(saved, _figures(wanted)), timing.document(), out, wanted, saved_name(saved.path))
 
 

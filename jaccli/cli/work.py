@@ -31,7 +31,7 @@ from jaccli.operators.faults import is_out_of_memory, reason
 from jaccli.planning import Decision
 from jaccli.prepare import Pair, Prepared, computing, readable
 from jaccli.samples.load import load_argument, load_samples
-from jaccli.stream import Choice, Piece, Watch, part, pilot, stream
+from jaccli.stream import Choice, Piece, Watch, one_batch_only, part, pilot, stream
 
 IMPORTED = time.perf_counter()
 
@@ -191,11 +191,8 @@ def _check_whole(network: Network, dim: int, count: int, batch: int) -> None:
     """Refuse a part of the samples of a model that runs with one number of them."""
     only = network.only_batch(dim)
     if only not in (None, count):
-        raise UnsupportedError(
-            f"--samples picks {count} of {batch}: the model was exported for {only} samples at a time",
-            "it runs with no other number of samples",
-            f"pick {only}, or export the model with dynamic_shapes",
-        )
+        given = f"--samples picks {count} of {batch}: the model was exported for {only} samples at a time"
+        raise one_batch_only(given, f"pick {only}")
 
 
 def pick(network: Network, inputs: Inputs, numbers: Sequence[int]) -> Inputs:

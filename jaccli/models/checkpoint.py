@@ -14,6 +14,7 @@ from jaccli.chatter import chatter
 from jaccli.errors import RefusedError
 from jaccli.models.candidates import is_tensor
 from jaccli.models.quote import listed, quote, shortened
+from jaccli.safety.reading import AGAIN
 from jaccli.wording import worded
 
 _SAVE_AGAIN = "save model.state_dict() again with torch.save, or as safetensors"
@@ -34,7 +35,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise RefusedError(
             f"{quote(path)} is a safetensors file that is damaged",
             "expected a header that describes the data",
-            "copy or download it again",
+            AGAIN,
         ) from None
 
 

@@ -13,6 +13,7 @@ from jaccli.models.foreign import foreign_magic, foreign_text, is_onnx
 from jaccli.models.quote import listed, nearest, quote
 from jaccli.safety.archives import open_archive
 from jaccli.safety.headers import check_header, is_safetensors
+from jaccli.safety.reading import AGAIN
 from jaccli.wording import worded
 
 Kind = Literal["torchscript", "exported", "safetensors", "checkpoint"]
@@ -176,7 +177,7 @@ def _sniff_tar(path: Path) -> Kind:
     raise RefusedError(
         f"{quote(path)} is a tar archive, not a model file",
         EXPECTED,
-        f"unpack it and give a file of it: {listed(names)}" if names else "copy or download it again",
+        f"unpack it and give a file of it: {listed(names)}" if names else AGAIN,
     )
 
 
@@ -191,5 +192,5 @@ def _check_pickle_end(path: Path, head: bytes) -> None:
     raise RefusedError(
         f"{quote(path)} is a Python pickle that is cut short or damaged",
         EXPECTED,
-        "copy or download it again",
+        AGAIN,
     )

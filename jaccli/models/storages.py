@@ -17,7 +17,7 @@ from jaccli.errors import RefusedError
 from jaccli.models.inert import MAX_DIMENSIONS, ArrayShell, DtypeShell, SparseSpec, StorageRef, TensorSpec
 from jaccli.models.quote import quote
 from jaccli.safety.archives import open_archive
-from jaccli.safety.reading import Damaged
+from jaccli.safety.reading import FORGED, Damaged
 
 # A tensor may repeat its elements (stride 0), but not into more bytes than this.
 _MAX_REPEATED_BYTES = 1 << 28
@@ -209,7 +209,7 @@ class TensorMaker:
             raise RefusedError(
                 f"{self._where}: the tensor {quote(name)} does not fit the data in the file",
                 "expected sizes and strides within its storage",
-                "the file is damaged or forged: get it again",
+                FORGED,
             ) from None
         raise TypeError("not a tensor")
 

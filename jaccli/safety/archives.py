@@ -8,6 +8,7 @@ from typing import IO, Final
 
 from jaccli.errors import RefusedError
 from jaccli.safety.memory import require_unfolded
+from jaccli.safety.reading import AGAIN, FORGED
 
 _MOST_ENTRIES: Final = 400_000
 _BYTES_OF_AN_ENTRY: Final = 1_500  # of Python objects, for each
@@ -27,7 +28,7 @@ def open_archive(handle: IO[bytes], name: str) -> zipfile.ZipFile:
         raise RefusedError(
             f"{name} is a zip archive of {count} entries",
             f"expected at most {_MOST_ENTRIES}",
-            "the file is damaged or forged: get it again",
+            FORGED,
         )
     require_unfolded(count * _BYTES_OF_AN_ENTRY, count * 100, f"the directory of {name}")
     try:
@@ -36,7 +37,7 @@ def open_archive(handle: IO[bytes], name: str) -> zipfile.ZipFile:
         raise RefusedError(
             f"{name} is a zip archive that is cut short or damaged",
             "expected the whole file, with the directory at its end",
-            "copy or download it again",
+            AGAIN,
         ) from error
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from jaccli.errors import RefusedError
 from jaccli.safety.memory import require_unfolded
+from jaccli.safety.reading import FORGED
 
 # Bytes of Python objects, at most, for each of these characters: an element of a list, a list, a dict, text.
 _COSTS: Final = ((b",", 40), (b":", 120), (b"[", 64), (b"{", 72), (b'"', 32))
@@ -35,7 +36,7 @@ def parse_json(text: bytes, name: str) -> Any:
         raise RefusedError(
             f"{name} holds JSON that is nested too deep",
             "expected some levels of objects and lists",
-            "the file is damaged or forged: get it again",
+            FORGED,
         ) from None
 
 

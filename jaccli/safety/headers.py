@@ -7,6 +7,7 @@ from typing import IO, Final
 
 from jaccli.errors import RefusedError
 from jaccli.safety.memory import require_unfolded
+from jaccli.safety.reading import AGAIN, FORGED
 
 _LONGEST: Final = 100_000_000  # the format's own bound
 _MOST_TENSORS: Final = 400_000
@@ -35,11 +36,11 @@ def check_header(handle: IO[bytes], size: int, name: str) -> None:
         raise RefusedError(
             f"{name} is a safetensors file that is cut short or damaged",
             f"its header describes other data than the {size} bytes that are there",
-            "copy or download it again",
+            AGAIN,
         )
     if len(ends) > _MOST_TENSORS:
         raise RefusedError(
             f"{name} is a safetensors file of {len(ends)} tensors",
             f"expected at most {_MOST_TENSORS}",
-            "the file is damaged or forged: get it again",
+            FORGED,
         )

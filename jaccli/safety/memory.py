@@ -15,11 +15,11 @@ _LITTLE: Final = 1 << 24
 _FREELY: Final = 1 << 30
 _MOST_FOLDED: Final = 200
 
-_limit: ContextVar[int | None] = ContextVar("memory_limit", default=None)
+_limit: ContextVar[int | None] = ContextVar("memory_allowed", default=None)
 
 
 @contextlib.contextmanager
-def memory_limit(n_bytes: int | None) -> Iterator[None]:
+def memory_allowed(n_bytes: int | None) -> Iterator[None]:
     """Inside, content that unfolds from a file may take so many bytes (``max_memory``); None: what is available."""
     token = _limit.set(n_bytes)
     try:
@@ -29,7 +29,7 @@ def memory_limit(n_bytes: int | None) -> Iterator[None]:
 
 
 def stated_memory() -> int | None:
-    """The limit of ``memory_limit``, if there is one."""
+    """The limit of ``memory_allowed``, if there is one."""
     return _limit.get()
 
 
@@ -64,7 +64,7 @@ def require_unfolded(n_bytes: int, stored: int, what: str, most: int = _MOST_FOL
         most: how many times the bytes in the file, beyond a GiB.
 
     Raises:
-        ResourceError: more than ``memory_limit`` allows, or than is available.
+        ResourceError: more than ``memory_allowed`` allows, or than is available.
         RefusedError: more than a GiB, and more than ``most`` times the bytes in the file.
     """
     stated = _limit.get()

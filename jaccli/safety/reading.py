@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Final
 
 from jaccli.errors import JaccliError, RefusedError, ResourceError, UnsupportedError
 from jaccli.wording import worded
 
+# What can be done with a file that is not what it was, and with one that nobody wrote so.
+AGAIN: Final = "copy or download it again"
+FORGED: Final = "the file is damaged or forged: get it again"
 # Names are shortened in their middle.
 _TAIL = 16
 
@@ -17,7 +21,7 @@ class Damaged(ValueError):
 
 
 @contextlib.contextmanager
-def reading(name: str, expected: str = "", remedy: str = "copy or download it again") -> Iterator[None]:
+def reading(name: str, expected: str = "", remedy: str = AGAIN) -> Iterator[None]:
     """Inside, a stranger's bytes are read. Errors of our own pass, the file's name put before them where they lack
     it; the cause of others is kept beside them.
 

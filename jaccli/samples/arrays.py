@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jaccli.errors import RefusedError
 from jaccli.safety.memory import require_unfolded
+from jaccli.safety.reading import AGAIN
 from jaccli.samples.expected import WHOLE
 
 Rows = Callable[[int], Sequence[int]]
@@ -50,7 +51,7 @@ def read_npy(
         raise RefusedError(
             f"{name} is truncated: shape {header.shape} of {header.dtype} is {header.nbytes} bytes",
             f"the file has {there}",
-            "copy or download it again",
+            AGAIN,
         )
     stored = there if stored is None else stored
     if rows is not None and header.shape:
@@ -83,7 +84,7 @@ def _read_into(handle: IO[bytes], flat: np.ndarray[Any, Any], name: str) -> None
     for start in range(0, len(view), _BLOCK):
         piece = handle.read(min(_BLOCK, len(view) - start))
         if len(piece) < min(_BLOCK, len(view) - start):
-            raise RefusedError(f"{name} is a damaged or truncated npy file", "", "copy or download it again")
+            raise RefusedError(f"{name} is a damaged or truncated npy file", "", AGAIN)
         view[start : start + len(piece)] = piece
 
 
@@ -143,7 +144,7 @@ def _header(handle: IO[bytes], name: str) -> _Header:
         else:
             shape, fortran, dtype = npy_format.read_array_header_2_0(handle)
     except Exception:  # a header is text that NumPy evaluates as a literal: anything can go wrong
-        raise RefusedError(f"{name} is a damaged or truncated npy file", "", "copy or download it again") from None
+        raise RefusedError(f"{name} is a damaged or truncated npy file", "", AGAIN) from None
     if any(type(length) is not int or length < 0 for length in shape):
         raise RefusedError(f"{name} is a damaged npy file: shape {str(shape)[:80]}", WHOLE)
     return _Header(tuple(int(length) for length in shape), bool(fortran), dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jaccli.errors import RefusedError, UsageError, note
 from jaccli.safety.memory import require_memory, require_unfolded
+from jaccli.safety.reading import FORGED
 from jaccli.samples.expected import ARRAYS, WHOLE
 
 # Pillow's other formats start programs (PostScript) or draw (WMF): not for files from strangers.
@@ -119,7 +120,7 @@ def _check_size(image: Any, path: str) -> None:
         raise RefusedError(
             f"{path!r} announces {image.width} x {image.height} pixels in {stored} bytes",
             f"expected at most {_MOST_PIXELS_OF_A_BYTE} pixels a byte",
-            "the file is damaged or forged: get it again",
+            FORGED,
         )
     require_unfolded(_BYTES_OF_A_PIXEL * pixels, stored, repr(path), _BYTES_OF_A_PIXEL * _MOST_PIXELS_OF_A_BYTE)
 
