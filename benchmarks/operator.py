@@ -145,11 +145,11 @@ def estimate() -> None:
 
 
 def _predicted() -> float:
-    from jaccli.api import setup
+    from jaccli.bind import bind
     from jaccli.planning import decide, predicted_seconds
     from jaccli.prepare import computing, exact_attention, prepare
 
-    network, pair, inputs = setup(residual_chain().eval(), torch.randn(1, WIDTH), "input", "output", (), None)
+    network, pair, inputs = bind(residual_chain().eval(), torch.randn(1, WIDTH), "input", "output", (), None)
     with computing(network), exact_attention(True):
         (prepared,) = prepare(network, inputs, [pair])
         decision = decide(prepared, "auto", max_memory=2**40)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jaccli.existing import graph_jacobian
     from jaccli.identity import identity_deviation
     from jaccli.models.load import load_model
-    from jaccli.operators import JacobianOperator
+    from jaccli.operators.operator import JacobianOperator
     from jaccli.planned import Plan
     from jaccli.statistics.of_products import estimate
 
@@ -63,7 +63,7 @@ _HOMES = {
     "graph_jacobian": "jaccli.existing",
     "identity_deviation": "jaccli.identity",
     "load_model": "jaccli.models.load",
-    "JacobianOperator": "jaccli.operators",
+    "JacobianOperator": "jaccli.operators.operator",
     "estimate": "jaccli.statistics.of_products",
 }
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaccli import defaults
-from jaccli.api import linearised
 from jaccli.errors import ResourceError, UnsupportedError
 from jaccli.influence import influence, tell_influence
 from jaccli.layers.record import Inputs
+from jaccli.linear_operator import linearised
 from jaccli.memory import available, footprint
 from jaccli.mixing import where_samples_are
 from jaccli.models.network import Network
-from jaccli.operators import JacobianOperator
+from jaccli.operators.operator import JacobianOperator
 from jaccli.planning import human
 from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare, readable
 from jaccli.stream import Watch, part, too_few_fit

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.api import setup
+from jaccli.bind import bind
 from jaccli.errors import ResourceError, UnsupportedError, UsageError, note, warn
 from jaccli.execution import report_path
 from jaccli.graph.differentiable import Accumulation
@@ -204,7 +204,7 @@ def site_of(
     site, network = kept.get(names), as_network(model)
     if site is None or not isinstance(x, Tensor):
         with torch.no_grad():
-            _, pair, inputs = setup(network, x, *names, args, kwargs)
+            _, pair, inputs = bind(network, x, *names, args, kwargs)
         site = kept[names] = Site(pair, inputs.dim)
     return network, site
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import jaccli
 from jaccli import defaults
-from jaccli.api import setup
+from jaccli.bind import bind
 from jaccli.estimation import stream_estimates
 
 SIZE, COUNT = 12, 40
@@ -123,7 +123,7 @@ def test_taken_together_where_it_fits(name: str, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("name", DEPENDS)
 def test_estimates(name: str) -> None:
     model, x = Net(DEPENDS[name]).double(), samples(1, torch.float64)
-    network, pair, inputs = setup(model, x, "input", "output", (), {})
+    network, pair, inputs = bind(model, x, "input", "output", (), {})
     found = stream_estimates(
         network,
         inputs,
