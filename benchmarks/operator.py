@@ -145,9 +145,9 @@ def estimate() -> None:
 
 
 def _predicted() -> float:
-    from jaccli.bind import bind
-    from jaccli.planning import decide, predicted_seconds
-    from jaccli.prepare import computing, exact_attention, prepare
+    from jaccli.planning.bind import bind
+    from jaccli.planning.decide import decide, predicted_seconds
+    from jaccli.planning.linearize import computing, exact_attention, prepare
 
     network, pair, inputs = bind(residual_chain().eval(), torch.randn(1, WIDTH), "input", "output", (), None)
     with computing(network), exact_attention(True):

@@ -11,7 +11,7 @@ from costs import MEMORY_SHARE, Floor, Machine
 from measure import Contender
 from networks import CASES, Case
 
-from jaccli.bench import ratio_interval
+from jaccli.run.benchmark import ratio_interval
 from jaccli.sinks.numbers import markdown_table
 
 BEST_GOAL, EAGER_GOAL, FIRST_GOAL, MEMORY_GOAL = 0.5, 0.4, 1.0, 1.0

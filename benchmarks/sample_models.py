@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 import jaccli
-from jaccli.bench import race, ratio_interval
-from jaccli.layers.record import Inputs
-from jaccli.layers.resolve import resolve
+from jaccli.activations.record import Inputs
+from jaccli.activations.resolve import resolve
 from jaccli.models.adapt import as_network
 from jaccli.names import METHOD_NAMES
+from jaccli.run.benchmark import race, ratio_interval
 from jaccli.sinks.numbers import markdown_table
 
 SAMPLES = Path(__file__).parents[1] / "sample_models"

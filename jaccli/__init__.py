@@ -23,12 +23,12 @@ from jaccli.errors import (
 
 if TYPE_CHECKING:
     from jaccli.api import jacobian, operator, plan
-    from jaccli.existing import graph_jacobian
-    from jaccli.identity import identity_deviation
+    from jaccli.backward_graph.jacobian_of_tensors import graph_jacobian
     from jaccli.models.load import load_model
-    from jaccli.operators.operator import JacobianOperator
-    from jaccli.planned import Plan
-    from jaccli.statistics.of_products import estimate
+    from jaccli.penalty.identity import identity_deviation
+    from jaccli.run.jacobian_operator import JacobianOperator
+    from jaccli.run.planned import Plan
+    from jaccli.statistics.product_estimates import estimate
 
 __version__ = "0.1.0"
 
@@ -56,15 +56,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Plan": "jaccli.planned",
+    "Plan": "jaccli.run.planned",
     "jacobian": "jaccli.api",
     "operator": "jaccli.api",
     "plan": "jaccli.api",
-    "graph_jacobian": "jaccli.existing",
-    "identity_deviation": "jaccli.identity",
+    "graph_jacobian": "jaccli.backward_graph.jacobian_of_tensors",
+    "identity_deviation": "jaccli.penalty.identity",
     "load_model": "jaccli.models.load",
-    "JacobianOperator": "jaccli.operators.operator",
-    "estimate": "jaccli.statistics.of_products",
+    "JacobianOperator": "jaccli.run.jacobian_operator",
+    "estimate": "jaccli.statistics.product_estimates",
 }
 
 

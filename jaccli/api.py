@@ -7,19 +7,19 @@ from typing import Any
 
 from torch import Tensor
 
-from jaccli.bind import bind
-from jaccli.early import refuse_too_large
 from jaccli.errors import note
-from jaccli.graph.meter import meter
-from jaccli.linear_operator import linearised
+from jaccli.graph.layout.cost import meter
 from jaccli.names import check_compile, check_count, check_method
-from jaccli.operators.operator import JacobianOperator
-from jaccli.planned import Plan
-from jaccli.planning import decide
-from jaccli.prepare import computing, exact_attention, prepare
-from jaccli.sizes import memory_limit
-from jaccli.stream import Choice, collect, stream
-from jaccli.tuning import measured_once, tuned
+from jaccli.planning.bind import bind
+from jaccli.planning.decide import decide
+from jaccli.planning.early_refusal import refuse_too_large
+from jaccli.planning.linearize import computing, exact_attention, prepare
+from jaccli.run.autotune import measured_once, tuned
+from jaccli.run.blocks import Choice, collect, stream
+from jaccli.run.jacobian_operator import JacobianOperator
+from jaccli.run.linear_operator import linearised
+from jaccli.run.planned import Plan
+from jaccli.text.sizes import memory_limit
 
 
 def jacobian(

@@ -7,7 +7,7 @@ from numbers import Integral
 from typing import Literal, get_args
 
 from jaccli.errors import UsageError
-from jaccli.wording import term, worded
+from jaccli.text.wording import term, worded
 
 MethodName = Literal["auto", "structured", "reverse", "forward", "loop", "replicate", "functional", "finite-difference"]
 # Of J - I, as ``deviation`` gives them and ``--fail-above`` takes them.

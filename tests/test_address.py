@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaccli.activations.address import Address, Names, matches, nearest, parse_address
 from jaccli.errors import UsageError
-from jaccli.layers.address import Address, Names, matches, nearest, parse_address
 
 
 @pytest.mark.parametrize(

@@ -13,59 +13,28 @@ import pytest
 import jaccli
 
 ROOT = Path(jaccli.__file__).parent
-# Each layer may import what stands in the same line or above it.
-LAYERS = [
-    ["wording"],
-    ["errors", "names", "defaults", "chatter", "sizes"],
-    ["safety"],
-    ["calibration"],
-    ["kernels", "dispatch"],
-    ["models.stamp", "models.entropy", "models.noise"],
-    ["models.network"],
-    ["models"],
-    ["samples"],
-    [
-        "layers.address",
-        "layers.gradient_graph",
-        "layers.tree",
-        "layers.slot",
-        "layers.boundary",
-        "layers.record",
-        "layers.resolve",
-        "layers.function",
-        "layers.entries",
-        "layers.misread",
-        "layers",
-    ],
-    ["operators"],
-    ["graph"],
-    ["methods"],
-    ["independence", "steadiness"],
-    ["prepare", "memory", "prediction", "planning"],
-    ["explain", "mixing"],
-    ["execution"],
-    ["influence", "early"],
-    ["stream"],
-    ["sinks", "statistics"],
-    ["recorded"],
-    ["signature"],
-    ["replay"],
-    ["tuning", "compiling", "planned"],
-    ["bind"],
-    ["reference", "linear_operator", "api"],
-    ["passes"],
-    ["existing"],
-    ["estimation"],
-    ["rows"],
-    ["training_pass"],
-    ["slope"],
-    ["trusted"],
-    ["live"],
-    ["identity"],
-    ["training", "regularize"],
-    ["bench"],
-    ["cli", "__main__", ""],
+# A folder may import what stands above its own line, and nothing else of jaccli.
+FLOORS = [
+    "errors defaults",
+    "text runtime autograd calibration",
+    "names safety networks.state",
+    "networks pickles linear_maps models.screening models.identify",
+    "activations statistics samples models.weights models.torchscript models.exported",
+    "models linearization graph.layout sinks",
+    "graph.trace graph.maps",
+    "graph.rules",
+    "graph.sparsity",
+    "graph.elimination",
+    "methods graph.program",
+    "planning",
+    "run backward_graph",
+    "penalty api",
+    "training",
+    "cli",
+    "__main__",
 ]
+# Names that ``jaccli.NAME`` has, or is going to have, for a function: a module of the name would take its place.
+PUBLIC = "plan operator jacobian check deviation spectrum lyapunov layers bench compare report plot regularize show"
 MODULES = sorted(p for p in ROOT.rglob("*.py") if "__pycache__" not in p.parts)
 
 
@@ -74,52 +43,59 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def rank(module: str) -> int:
-    exact = [i for i, names in enumerate(LAYERS) if module in names]
-    while not exact and "." in module:
-        module = module.rpartition(".")[0]
-        exact = [i for i, names in enumerate(LAYERS) if module in names]
-    assert exact, f"jaccli.{module} has no place in the order"
-    return exact[0]
+def folder_of(module: str) -> str:
+    """The folder of a module of jaccli; of one at the top, the module; of ``jaccli`` itself, nothing."""
+    is_folder = (ROOT / Path(*module.split("."))).is_dir()
+    return module if is_folder else module.rpartition(".")[0] or module
 
 
-def imported(path: Path) -> Iterator[tuple[str, bool]]:
-    """Absolute imports of a file, and whether they run when it is imported."""
+FLOOR_OF = {folder: floor for floor, line in enumerate(FLOORS) for folder in line.split()}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Absolute imports of a file that run, when it is imported or later: all but those for the type checker."""
     tree = ast.parse(path.read_text())
-    late = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
-    late |= {
-        id(n)
-        for f in ast.walk(tree)
-        if isinstance(f, ast.If) and "TYPE_CHECKING" in ast.dump(f.test)
-        for n in ast.walk(f)
-    }
+    checks = [f for f in ast.walk(tree) if isinstance(f, ast.If) and "TYPE_CHECKING" in ast.dump(f.test)]
+    typing = {id(n) for f in checks for n in ast.walk(f)}
     for node in ast.walk(tree):
+        if id(node) in typing:
+            continue
         if isinstance(node, ast.Import):
-            yield from ((alias.name, id(node) not in late) for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
             for alias in node.names:
                 inside = f"{node.module}.{alias.name}"
-                is_module = (
-                    node.module.startswith("jaccli")
-                    and (ROOT / Path(*inside.split(".")[1:])).with_suffix(".py").exists()
-                )
-                yield (inside if is_module else str(node.module)), id(node) not in late
+                is_module = inside.startswith("jaccli.") and (ROOT.parent / inside.replace(".", "/")).with_suffix(".py")
+                yield inside if is_module and is_module.exists() else str(node.module)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_point_down(path: Path) -> None:
     here = name_of(path)
-    for module, _ in imported(path):
-        if module.startswith("jaccli.") and here != "":
-            there = module.removeprefix("jaccli.")
-            assert rank(there) <= rank(here), f"{here} imports {there}"
+    for module in imported(path):
+        here_in, there_in = folder_of(here), folder_of(module.removeprefix("jaccli."))
+        if module.startswith("jaccli.") and here and here_in != there_in:
+            assert FLOOR_OF[there_in] < FLOOR_OF[here_in], f"{here} imports {module}"
+
+
+def test_no_cycle_of_modules() -> None:
+    below = {f"jaccli.{name_of(path)}": set(imported(path)) for path in MODULES}
+    while free := [name for name, uses in below.items() if not uses & (below.keys() - {name})]:
+        for name in free:
+            del below[name]
+    assert not below
+
+
+def test_no_module_has_the_name_of_a_public_function() -> None:
+    functions = {name for name in jaccli.__all__ if callable(getattr(jaccli, name))} | set(PUBLIC.split())
+    assert not functions & {part for path in MODULES for part in path.relative_to(ROOT).with_suffix("").parts}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_only_the_command_line_knows_the_command_line(path: Path) -> None:
     here = name_of(path)
-    names = {module.split(".")[0] for module, _ in imported(path)}
+    names = {module.split(".")[0] for module in imported(path)}
     if not here.startswith(("cli", "__main__")):
         assert "typer" not in names
         assert "argparse" not in names
@@ -131,11 +107,11 @@ def test_only_the_command_line_knows_the_command_line(path: Path) -> None:
 def test_methods_know_no_model_and_sinks_no_operator() -> None:
     for path in MODULES:
         here = name_of(path)
-        for module, _ in imported(path):
+        for module in imported(path):
             if here.startswith("methods"):
                 assert not module.startswith("jaccli.models"), here
             if here.startswith("sinks"):
-                assert not module.startswith(("jaccli.operators", "jaccli.methods", "jaccli.models")), here
+                assert not module.startswith(("jaccli.linear_maps", "jaccli.methods", "jaccli.models")), here
 
 
 @pytest.mark.parametrize(
@@ -146,9 +122,9 @@ def test_methods_know_no_model_and_sinks_no_operator() -> None:
         "jaccli.cli.request",
         "jaccli.errors",
         "jaccli.names",
-        "jaccli.sizes",
+        "jaccli.text.sizes",
         "jaccli.defaults",
-        "jaccli.layers.address",
+        "jaccli.activations.address",
         "jaccli.__main__",
     ],
 )

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from jaccli.bench import race, ratio_interval
-from jaccli.layers.record import Inputs
-from jaccli.layers.resolve import resolve
+from jaccli.activations.record import Inputs
+from jaccli.activations.resolve import resolve
 from jaccli.models.adapt import as_network
-from jaccli.models.network import Network
 from jaccli.names import METHOD_NAMES
-from jaccli.prepare import Pair
-from jaccli.replay import Replay
+from jaccli.networks.network import Network
+from jaccli.planning.linearize import Pair
+from jaccli.run.benchmark import race, ratio_interval
+from jaccli.run.program_cache import Replay
 from tests import nets
 from tests.scenarios import chain
 

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import save_file
 
 from jaccli.errors import InternalError, RefusedError, ResourceError, UnsupportedError, UsageError
-from jaccli.models.quote import nearest
 from jaccli.safety import archives
 from jaccli.safety.archives import open_archive
 from jaccli.safety.budget import Budget, BudgetError
@@ -23,6 +22,7 @@ from jaccli.safety.memory import memory_allowed, require_unfolded
 from jaccli.safety.reading import Damaged, reading
 from jaccli.samples import load_samples, parse_input, parse_samples
 from jaccli.sinks.read import read_jacobian
+from jaccli.text.escape import nearest
 from tests.corpus.arrays import unfolding
 
 X = np.arange(60, dtype=np.float32).reshape(12, 5)

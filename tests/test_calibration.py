@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import jaccli
-from jaccli.calibration import Calibration, cache, calibrate, known, load, measure, timing
+from jaccli.calibration import TYPICAL, Calibration, cache, calibrate, known, load, measure, timing
 from jaccli.calibration.figures import FRESH_FROM, at
 from jaccli.calibration.timing import ALLOWANCE_S, INTERRUPTIONS, LEAST_ROUNDS, MORE_ROUNDS, ROUNDS, Busy, Probe
 
 CPU = torch.device("cpu")
-MADE = replace(Calibration.typical(), overhead_s=3e-6, made="2026-01-02T03:04:05+00:00")
+MADE = replace(TYPICAL, overhead_s=3e-6, made="2026-01-02T03:04:05+00:00")
 
 
 @pytest.fixture(autouse=True)
@@ -304,7 +304,7 @@ def test_calibrate_measures_keeps_and_changes_nothing(folder: Path, monkeypatch:
     state = torch.get_rng_state()
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     assert load(CPU) is None
-    assert known(CPU) is Calibration.typical()
+    assert known(CPU) is TYPICAL
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         made = calibrate("cpu")
@@ -382,7 +382,7 @@ def test_load_reads_and_never_measures() -> None:
 def test_a_damaged_file_is_none(content: bytes) -> None:
     keep().write_bytes(content)
     assert load() is None
-    assert known() is Calibration.typical()
+    assert known() is TYPICAL
 
 
 def tables() -> list[tuple[str, Any]]:
@@ -506,10 +506,10 @@ def test_what_cannot_be_measured_is_as_before(error: Exception, folder: Path, mo
 
     monkeypatch.setattr(cache, "measure", fail)
     with pytest.warns(jaccli.JaccliNote, match="no calibration of cpu: .* typical ones"):
-        assert calibrate() is Calibration.typical()
+        assert calibrate() is TYPICAL
     assert not folder.exists()
     # The process asks no second time; another one does.
-    assert load() is Calibration.typical()
+    assert load() is TYPICAL
     cache._unkept.clear()
     assert load() is None
     keep()

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import jaccli
 from jaccli.cli.app import app
 from jaccli.cli.flags import error_in_flags
-from jaccli.replay import Replay
+from jaccli.run.program_cache import Replay
 from tests.oracle import error
 from tests.structured_networks import BY_NAME, normal
 

@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 import jaccli
+from jaccli.activations.record import Inputs
+from jaccli.activations.resolve import resolve
 from jaccli.errors import RefusedError
-from jaccli.layers.record import Inputs
-from jaccli.layers.resolve import resolve
 from jaccli.models.adapt import as_network
-from jaccli.models.dtypes import counterpart
-from jaccli.models.network import Network
-from jaccli.models.state_dict_load import load_into
-from jaccli.prepare import Pair
-from jaccli.reference import reference, relative_error
+from jaccli.models.weights.load_state_dict import load_into
+from jaccli.networks.dtypes import counterpart
+from jaccli.networks.network import Network
+from jaccli.planning.linearize import Pair
+from jaccli.run.reference import reference, relative_error
 from tests.complex_nets import (
     JACOBIAN,
     N_IN,

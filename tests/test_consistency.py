@@ -12,11 +12,11 @@ from torch import Tensor
 
 import jaccli
 from jaccli.errors import JaccliNote
-from jaccli.operators.algebra import Matrices
+from jaccli.linear_maps.linear_map import Matrices
 from jaccli.statistics.consistency import check_records, contradictions
-from jaccli.statistics.deviation import deviation
-from jaccli.statistics.of_products import effort_of, estimated_deviation, estimated_spectrum
-from jaccli.statistics.spectrum import eigenvalues, spectrum
+from jaccli.statistics.identity_distance import deviation
+from jaccli.statistics.product_estimates import effort_of, estimated_deviation, estimated_spectrum
+from jaccli.statistics.spectral import eigenvalues, spectrum
 
 N = 5
 
@@ -95,8 +95,8 @@ def test_no_false_alarm(name: str) -> None:
 class Broken(Matrices):
     """Products with J are zero where many are asked for at once, as by a rule that is not there."""
 
-    def forth(self, v: Tensor) -> Tensor:
-        return super().forth(v) * (v.shape[2] < 8)
+    def _matmat(self, v: Tensor) -> Tensor:
+        return super()._matmat(v) * (v.shape[2] < 8)
 
 
 def test_estimate_of_products_that_are_wrong() -> None:

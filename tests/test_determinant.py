@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from jaccli.statistics.spectrum import FIELDS, spectrum
+from jaccli.statistics.spectral import FIELDS, spectrum
 
 
 def exact(matrix: np.ndarray[Any, Any]) -> tuple[int, float]:

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
+from jaccli.activations.record import Inputs
+from jaccli.activations.resolve import resolve
 from jaccli.cli.boundary import run
 from jaccli.cli.work import find_device
-from jaccli.execution import Outcome
-from jaccli.identity import deviation_from
-from jaccli.layers.record import Inputs
-from jaccli.layers.resolve import resolve
 from jaccli.models.adapt import as_network
 from jaccli.names import METHOD_NAMES
-from jaccli.stream import Choice, stream
+from jaccli.penalty.identity import deviation_from
+from jaccli.run.blocks import Choice, stream
+from jaccli.run.execute import Outcome
 from tests import scenarios, standin, test_no_gradients, test_products
 from tests.hard_rules import HARD
 from tests.oracle import error

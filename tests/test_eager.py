@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli.models.eager import EagerNetwork
-from jaccli.models.network import StopRun
+from jaccli.networks.eager import EagerNetwork
+from jaccli.networks.network import StopRun
 from tests import nets
 from tests.scenarios import chain, conv_net
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli.bench import race
-from jaccli.layers.record import Inputs
-from jaccli.layers.resolve import resolve
+from jaccli.activations.record import Inputs
+from jaccli.activations.resolve import resolve
 from jaccli.models.adapt import as_network
+from jaccli.run.benchmark import race
 
 N, WIDE, SAMPLES = 8, 512, 50
 J_BYTES = 4 * N * WIDE  # of one sample
@@ -91,7 +91,7 @@ def test_no_further_pass_where_there_is_no_limit() -> None:
 
 def test_large_inputs_are_looked_at_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a model for images there may be more J than memory, whatever was said."""
-    monkeypatch.setattr("jaccli.planning.available", lambda device: J_BYTES)
+    monkeypatch.setattr("jaccli.planning.decide.available", lambda device: J_BYTES)
     model = Wide().eval()
     with pytest.raises(jaccli.ResourceError, match="free memory"):
         jaccli.jacobian(model, torch.randn(SAMPLES, 2**13))

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 import jaccli
-from jaccli.operators.algebra import Matrices
-from jaccli.statistics.deviation import deviation
+from jaccli.linear_maps.linear_map import Matrices
+from jaccli.statistics.identity_distance import deviation
 from jaccli.statistics.jackknife import jackknifed
-from jaccli.statistics.of_products import effort_of, estimated_deviation, estimated_spectrum
 from jaccli.statistics.probing import Probing, estimated
+from jaccli.statistics.product_estimates import effort_of, estimated_deviation, estimated_spectrum
 from jaccli.statistics.quadrature import bidiagonalised, spectral_figures
-from jaccli.statistics.spectrum import spectrum
+from jaccli.statistics.spectral import spectrum
 
 N, SEEDS = 100, 200
 
@@ -120,15 +120,15 @@ def test_products_are_what_was_asked_for() -> None:
     made = 0
 
     class Counted(Matrices):
-        def forth(self, v: Tensor) -> Tensor:
+        def _matmat(self, v: Tensor) -> Tensor:
             nonlocal made
             made += v.shape[-1]
-            return super().forth(v)
+            return super()._matmat(v)
 
-        def back(self, u: Tensor) -> Tensor:
+        def _rmatmat(self, u: Tensor) -> Tensor:
             nonlocal made
             made += u.shape[-1]
-            return super().back(u)
+            return super()._rmatmat(u)
 
     for matrix in (MATRICES["gaussian"], MATRICES["1/k"]):
         made = 0

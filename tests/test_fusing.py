@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from jaccli.graph.emit import emitted
-from jaccli.graph.fusing import fused
-from jaccli.graph.program import live_steps
-from jaccli.graph.tracer import Tracer, name_of
+from jaccli.graph.program.codegen import emitted
+from jaccli.graph.program.fusion import fused
+from jaccli.graph.program.trace import live_steps
+from jaccli.graph.trace.tracer import Tracer, name_of
 
 
 def added(x: Tensor) -> Tensor:

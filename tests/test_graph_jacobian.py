@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import jaccli
-from jaccli import existing, graph_jacobian, passes
+from jaccli import graph_jacobian
+from jaccli.backward_graph import jacobian_of_tensors as existing
+from jaccli.backward_graph import passes
 
 F64 = torch.float64
 functional = torch.autograd.functional

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import jaccli
-from jaccli.identity import deviation_from
-from jaccli.live import _SITES
+from jaccli.penalty.call_site import _SITES
+from jaccli.penalty.identity import deviation_from
 from tests import oracle
 from tests.scenarios import TABLE, Scenario, case_name
 
@@ -445,7 +445,7 @@ def test_no_second_derivative_is_told() -> None:
 @pytest.mark.parametrize("estimator", ["exact", "hutchinson"])
 def test_a_program_with_a_wrong_gradient_is_not_used(estimator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its value alone would be believed."""
-    from jaccli.graph.differentiable import Accumulation
+    from jaccli.graph.program.differentiable import Accumulation
 
     inner = Accumulation.__call__
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import jaccli
 from jaccli import defaults
-from jaccli.bind import bind
-from jaccli.estimation import stream_estimates
+from jaccli.planning.bind import bind
+from jaccli.run.estimates_of_pairs import stream_estimates
 
 SIZE, COUNT = 12, 40
 

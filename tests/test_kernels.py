@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli import kernels
 from jaccli.names import METHOD_NAMES
+from jaccli.runtime import kernels
 from tests import oracle, standin
 from tests.oracle import INPUT, OUTPUT, error
 

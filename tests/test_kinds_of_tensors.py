@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli.layers.calls import watch
-from jaccli.layers.record import Inputs
+from jaccli.activations.calls import watch
+from jaccli.activations.record import Inputs
 from jaccli.models.adapt import as_network
 from jaccli.samples.load import load_samples
 from jaccli.samples.spec import parse_input

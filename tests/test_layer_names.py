@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli.layers.address import Names
-from jaccli.layers.calls import each_call, watch
-from jaccli.layers.record import Inputs
-from jaccli.layers.resolve import expand
+from jaccli.activations.address import Names
+from jaccli.activations.calls import each_call, watch
+from jaccli.activations.record import Inputs
+from jaccli.activations.resolve import expand
 from jaccli.models.adapt import as_network
 
 ODD = [

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli.layers.calls import watch
-from jaccli.layers.record import Inputs
-from jaccli.layers.resolve import expand
-from jaccli.layers.tree import leaves, put
+from jaccli.activations.calls import watch
+from jaccli.activations.nested import leaves, put
+from jaccli.activations.record import Inputs
+from jaccli.activations.resolve import expand
 from jaccli.models.adapt import as_network
-from jaccli.stream import Choice, stream
+from jaccli.run.blocks import Choice, stream
 from tests import nets
 from tests.scenarios import chain
 

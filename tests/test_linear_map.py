@@ -14,10 +14,9 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator, svds
 from torch import Tensor, nn
 
 import jaccli
-from jaccli.operators.algebra import Composed, Identity, Matrices
-from jaccli.operators.extremes import extreme_singular_values
-from jaccli.operators.linear_map import LinearMap
-from jaccli.operators.routes import Route, Routes
+from jaccli.linear_maps.extreme_singular_values import extreme_singular_values
+from jaccli.linear_maps.implementations import Route, Routes
+from jaccli.linear_maps.linear_map import Composed, Identity, LinearMap, Matrices
 from tests.oracle import error
 
 EYE = torch.eye(4).double()
@@ -282,7 +281,7 @@ def test_many_equal_singular_values() -> None:
 
 
 def test_the_smallest_that_do_not_converge_are_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaccli.operators.extremes.NOT_MUCH_LARGER", 0)
+    monkeypatch.setattr("jaccli.linear_maps.extreme_singular_values.NOT_MUCH_LARGER", 0)
     wild = drawn(1, 1, 450, 450)
     with pytest.raises(jaccli.UnsupportedError, match="did not converge"):
         extreme_singular_values(Matrices(wild), 1, "smallest")

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli.execution import Outcome
-from jaccli.layers.record import Inputs
-from jaccli.layers.resolve import resolve
+from jaccli.activations.record import Inputs
+from jaccli.activations.resolve import resolve
 from jaccli.models.adapt import as_network
 from jaccli.names import METHOD_NAMES
-from jaccli.stream import Choice, stream
+from jaccli.run.blocks import Choice, stream
+from jaccli.run.execute import Outcome
 from tests import nets, oracle
 from tests.oracle import error
 from tests.scenarios import BY_NAME, CASES, TABLE, Scenario, case_name, of

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 
 import jaccli
-from jaccli.layers.record import Inputs
-from jaccli.layers.resolve import resolve
+from jaccli.activations.record import Inputs
+from jaccli.activations.resolve import resolve
 from jaccli.models.adapt import as_network
-from jaccli.prepare import computing, prepare
+from jaccli.planning.linearize import computing, prepare
 from tests import oracle
 from tests.hard_rules import Of, WrongTangent
 from tests.oracle import INPUT, OUTPUT, error

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli.identity import deviation_from
+from jaccli.penalty.identity import deviation_from
 from tests import oracle
 from tests.hard_rules import HARD, Of, normal
 from tests.oracle import INPUT, OUTPUT

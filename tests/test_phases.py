@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import jaccli
-from jaccli.graph import convolution
-from jaccli.graph.engine import jacobian
-from jaccli.graph.phases import Taps, by_phases, repeated, transposed
-from jaccli.graph.tracer import Tracer
+from jaccli.graph.elimination.accumulate import jacobian
+from jaccli.graph.maps import convolution
+from jaccli.graph.maps.polyphase import Taps, by_phases, repeated, transposed
+from jaccli.graph.trace.tracer import Tracer
 from tests.oracle import error
 from tests.structured_networks import SEGMENTS, normal
 from tests.test_windows import planned, sweeps

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli.layers.record import Inputs
-from jaccli.layers.resolve import expand, resolve
+from jaccli.activations.record import Inputs
+from jaccli.activations.resolve import expand, resolve
 from jaccli.models.adapt import as_network
 from jaccli.names import METHOD_NAMES
-from jaccli.planning import decide, structure
-from jaccli.prepare import computing, prepare
-from jaccli.stream import Choice, stream
+from jaccli.planning.decide import decide, structure
+from jaccli.planning.linearize import computing, prepare
+from jaccli.run.blocks import Choice, stream
 from tests.oracle import error
 from tests.scenarios import BY_NAME, TABLE, Scenario, case_name, chain
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli.operators.verify import dual, same
+from jaccli.linearization.verify import dual, same
 from tests import hard_rules, oracle
 from tests.hard_rules import HARD
 from tests.oracle import INPUT, OUTPUT, error

@@ -14,14 +14,21 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli import defaults, tuning
-from jaccli.graph import batching, convolution, emit, mixing, onednn, program, rooms
-from jaccli.graph import engine as engines
-from jaccli.graph.engine import jacobian
-from jaccli.graph.pool import Pool
-from jaccli.graph.rooms import Rooms
-from jaccli.graph.tracer import Memory, Slot, Step, name_of
-from jaccli.recorded import Recorded, groupings
+from jaccli import defaults
+from jaccli.graph.elimination import accumulate as engines
+from jaccli.graph.elimination.accumulate import jacobian
+from jaccli.graph.maps import convolution
+from jaccli.graph.maps import matrix as mixing
+from jaccli.graph.program import codegen as emit
+from jaccli.graph.program import horizontal_fusion as batching
+from jaccli.graph.program import memory_plan as rooms
+from jaccli.graph.program import onednn
+from jaccli.graph.program import trace as program
+from jaccli.graph.program.memory_plan import Rooms
+from jaccli.graph.program.result_pool import Pool
+from jaccli.graph.trace.tracer import Memory, Slot, Step, name_of
+from jaccli.run import autotune as tuning
+from jaccli.run.program_runner import Recorded, groupings
 from tests.oracle import error
 from tests.structured_networks import BY_NAME, SEGMENTS, Segment
 from tests.test_structured import replayed

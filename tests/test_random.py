@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli.models.entropy import held_seeds
-from jaccli.models.factory import build
-from jaccli.models.noise import Noise, seeded
+from jaccli.models.identify.import_spec import build
 from jaccli.names import METHOD_NAMES
+from jaccli.networks.state.random_generators import Noise, seeded
+from jaccli.networks.state.unseeded_generators import held_seeds
 
 GLOBAL = np.random.default_rng(5)
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli.identity import deviation_from
 from jaccli.names import METHOD_NAMES
+from jaccli.penalty.identity import deviation_from
 from tests import oracle
 from tests.oracle import INPUT, OUTPUT
 from tests.random_networks import (

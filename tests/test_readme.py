@@ -36,7 +36,7 @@ from pathlib import Path
 import pytest
 
 from jaccli import errors
-from jaccli.layers.address import parse_address
+from jaccli.activations.address import parse_address
 from jaccli.names import METHOD_NAMES
 
 ROOT = Path(__file__).parent.parent
@@ -232,8 +232,8 @@ def test_commands_are_those_that_exist() -> None:
 
 
 def test_methods_and_norms_are_those_that_exist() -> None:
-    from jaccli.statistics.deviation import NORMS
-    from jaccli.statistics.spectrum import FIELDS
+    from jaccli.statistics.identity_distance import NORMS
+    from jaccli.statistics.spectral import FIELDS
 
     assert _first_column("Methods") == list(METHOD_NAMES)
     of_spectra = [name for name in FIELDS if name != "frobenius"]  # which shares a line

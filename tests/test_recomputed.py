@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction, checkpoint, checkpoint_sequential
 
 import jaccli
-from jaccli.models.recomputed import plain_checkpoints
 from jaccli.names import METHOD_NAMES
+from jaccli.networks.state.checkpointing import plain_checkpoints
 
 
 class Net(nn.Module):

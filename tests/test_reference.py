@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 import jaccli
-from jaccli.layers.record import Inputs
-from jaccli.layers.resolve import resolve
+from jaccli.activations.record import Inputs
+from jaccli.activations.resolve import resolve
 from jaccli.models.adapt import as_network
-from jaccli.reference import reference, relative_error
-from jaccli.statistics.deviation import NORMS, deviation, spectral_norm, summary
+from jaccli.run.reference import reference, relative_error
+from jaccli.statistics.identity_distance import NORMS, deviation, spectral_norm, summary
 from tests import nets
 from tests.oracle import error
 from tests.scenarios import TABLE, Scenario, case_name

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli.layers.record import Inputs
-from jaccli.layers.resolve import resolve
+from jaccli.activations.record import Inputs
+from jaccli.activations.resolve import resolve
 from jaccli.models.adapt import as_network
-from jaccli.models.network import Network
-from jaccli.planning import TooLarge
-from jaccli.regularize import Recipe, Step, Training
-from jaccli.stream import Watch
+from jaccli.networks.network import Network
+from jaccli.planning.decide import TooLarge
+from jaccli.run.blocks import Watch
 from jaccli.training.descent import WARM_STEPS, Descent, parameters_of
 from jaccli.training.goal import EXACT_UP_TO, Goal, figures, goal_of
+from jaccli.training.loop import Recipe, Step, Training
 from jaccli.training.samples import COPIES, Around, Batch, Samples, has_rows_of_arguments
 from jaccli.training.task import Original, Task, outputs_of, task_of
 

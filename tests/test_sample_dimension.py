@@ -135,7 +135,7 @@ def test_a_first_block_that_is_too_large_is_split(folder: Path, capsys: pytest.C
 
 
 def test_identity_share_of_the_identity_is_one() -> None:
-    from jaccli.statistics.deviation import deviation
+    from jaccli.statistics.identity_distance import deviation
 
     for n in range(1, 60):
         assert deviation(2 * torch.eye(n, dtype=torch.float64) / 3)["identity_share"] <= 1.0

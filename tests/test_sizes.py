@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli.identity import Towards, deviation_from
-from jaccli.operators.algebra import Matrices
-from jaccli.operators.extremes import block_krylov, extreme_singular_values
-from jaccli.operators.magnitude import norm, power_of_two, singular_values
-from jaccli.operators.rescaled import rescaled
-from jaccli.reference import relative_error
-from jaccli.statistics.deviation import deviation, spectral_norm, summary
+from jaccli.linear_maps.extreme_singular_values import block_krylov, extreme_singular_values
+from jaccli.linear_maps.linear_map import Matrices
+from jaccli.linear_maps.norms import norm, power_of_two, singular_values
+from jaccli.linear_maps.rescaled import rescaled
+from jaccli.penalty.identity import Towards, deviation_from
+from jaccli.run.reference import relative_error
+from jaccli.statistics.identity_distance import deviation, spectral_norm, summary
 from jaccli.statistics.isometry import isometry
-from jaccli.statistics.of_products import effort_of, estimated_deviation, estimated_spectrum
-from jaccli.statistics.spectrum import eigenvalues, lyapunov, singular_to_precision, spectrum
+from jaccli.statistics.product_estimates import effort_of, estimated_deviation, estimated_spectrum
+from jaccli.statistics.spectral import eigenvalues, lyapunov, singular_to_precision, spectrum
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 # Powers of two, so that nothing is rounded: from where float64 ends to where it begins, and where squares and fourth

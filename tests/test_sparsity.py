@@ -19,20 +19,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import jaccli
-from jaccli.graph import program
-from jaccli.graph.capture import Graph, capture
-from jaccli.graph.coloring import Coloring, coloring, fewest, greedy, largest_first, periodic
-from jaccli.graph.coloured import Coloured, coloured_plan
-from jaccli.graph.cuts import active_nodes
-from jaccli.graph.pattern import Pattern, pattern
-from jaccli.graph.recorder import CaptureGap, Node
-from jaccli.graph.rules import Map
-from jaccli.graph.sets import EVERYTHING, Sets, TooMuchWork
-from jaccli.graph.sweep import Stretch, derivatives
-from jaccli.layers.address import parse_address
-from jaccli.layers.record import Inputs
+from jaccli.activations.address import parse_address
+from jaccli.activations.record import Inputs
+from jaccli.graph.elimination.compressed import Coloured, coloured_plan
+from jaccli.graph.elimination.cuts import active_nodes
+from jaccli.graph.elimination.sweep import Stretch, derivatives
+from jaccli.graph.program import trace as program
+from jaccli.graph.rules.registry import Map
+from jaccli.graph.sparsity.coloring import Coloring, coloring, fewest, greedy, largest_first, periodic
+from jaccli.graph.sparsity.index_sets import EVERYTHING, Sets, TooMuchWork
+from jaccli.graph.sparsity.pattern import Pattern, pattern
+from jaccli.graph.trace.capture import Graph, capture
+from jaccli.graph.trace.ir import CaptureGap, Node
 from jaccli.models.adapt import as_network
-from jaccli.prepare import computing, exact_attention, prepare
+from jaccli.planning.linearize import computing, exact_attention, prepare
 from tests.random_networks import random_network
 
 Captured = tuple[Graph, list[Node], dict[Node, list[Map]]]
@@ -532,7 +532,7 @@ def test_no_plan_where_nothing_is_saved() -> None:
 
 
 def test_chunks_keep_to_the_working_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaccli.graph.coloured.WORKING_SET", 2 * 256 * 3 * 8 * 10)
+    monkeypatch.setattr("jaccli.graph.elimination.compressed.WORKING_SET", 2 * 256 * 3 * 8 * 10)
     model, x = field(3, 3).double(), torch.randn(2, 1, 16, 16).double()
     with captured(model, x) as (graph, nodes, maps_of):
         plan = coloured_plan(graph.source, graph.target, nodes, maps_of)

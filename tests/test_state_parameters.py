@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import jaccli
 from jaccli.models.adapt import as_network
-from jaccli.models.shield import Watch
 from jaccli.names import METHOD_NAMES
+from jaccli.networks.state.parameter_writes import Watch
 
 
 class Writes(nn.Module):

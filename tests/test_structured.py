@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import jaccli
-from jaccli.graph import engine
-from jaccli.planned import Plan
+from jaccli.graph.elimination import accumulate as engine
+from jaccli.run.planned import Plan
 from tests.oracle import error
 from tests.structured_networks import BY_NAME, SEGMENTS, Segment
 

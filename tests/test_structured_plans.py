@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli.graph.chain import Bracket
-from jaccli.planned import Plan
+from jaccli.graph.elimination.bracketing import Bracket
+from jaccli.run.planned import Plan
 from tests import nets
 from tests.oracle import error
 from tests.structured_networks import BY_NAME, Of, Segment, normal

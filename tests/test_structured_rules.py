@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jaccli.execution import fill
-from jaccli.graph.emit import emitted
-from jaccli.graph.program import live_steps
-from jaccli.graph.tracer import Tracer
-from jaccli.layers.address import parse_address
-from jaccli.layers.record import Inputs
+from jaccli.activations.address import parse_address
+from jaccli.activations.record import Inputs
+from jaccli.graph.program.codegen import emitted
+from jaccli.graph.program.trace import live_steps
+from jaccli.graph.trace.tracer import Tracer
 from jaccli.methods.base import MethodGap
 from jaccli.models.adapt import as_network
-from jaccli.prepare import computing, exact_attention, prepare
+from jaccli.planning.linearize import computing, exact_attention, prepare
+from jaccli.run.execute import fill
 from tests.oracle import error
 from tests.structured_networks import Of, normal
 

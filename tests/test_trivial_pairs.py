@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli.layers.record import Inputs
-from jaccli.layers.resolve import expand, resolve
+from jaccli.activations.record import Inputs
+from jaccli.activations.resolve import expand, resolve
 from jaccli.models.adapt import as_network
-from jaccli.prepare import computing, prepare
+from jaccli.planning.linearize import computing, prepare
 
 KINDS = ["eager", "script", "trace", "exported"]
 

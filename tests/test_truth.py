@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli.statistics.deviation import deviation
+from jaccli.statistics.identity_distance import deviation
 from jaccli.statistics.isometry import isometry
-from jaccli.statistics.spectrum import eigenvalues, lyapunov, singular_to_precision, spectrum
+from jaccli.statistics.spectral import eigenvalues, lyapunov, singular_to_precision, spectrum
 from tests.closed_forms import (
     BY_NAME,
     CHAINS,

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli.graph import engine as engines
-from jaccli.graph.capture import capture
-from jaccli.graph.chain import Bracket
-from jaccli.graph.engine import engine, jacobian
-from jaccli.layers.record import Inputs
-from jaccli.layers.resolve import resolve
+from jaccli.activations.record import Inputs
+from jaccli.activations.resolve import resolve
+from jaccli.graph.elimination import accumulate as engines
+from jaccli.graph.elimination.accumulate import engine, jacobian
+from jaccli.graph.elimination.bracketing import Bracket
+from jaccli.graph.trace.capture import capture
 from jaccli.models.adapt import as_network
-from jaccli.prepare import computing, exact_attention, prepare
+from jaccli.planning.linearize import computing, exact_attention, prepare
 from tests.oracle import error
 
 SIZE = 48

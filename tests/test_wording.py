@@ -22,9 +22,9 @@ import jaccli
 from jaccli.cli.app import app
 from jaccli.cli.boundary import run
 from jaccli.cli.flags import _SHELL, error_in_flags, flag, in_flags
-from jaccli.identity import deviation_from
-from jaccli.regularize import Recipe
-from jaccli.wording import _PYTHON, Term, in_python, term, worded
+from jaccli.penalty.identity import deviation_from
+from jaccli.text.wording import _PYTHON, Term, in_python, term, worded
+from jaccli.training.loop import Recipe
 
 ROOT = Path(jaccli.__file__).parent
 # Who types commands reads what these say, and nobody else: see ``test_only_the_shell_reads_them``.

@@ -2,5 +2,6 @@
 
 from jaccli.calibration.cache import calibrate, known, load
 from jaccli.calibration.figures import Calibration
+from jaccli.calibration.typical import TYPICAL
 
-__all__ = ["Calibration", "calibrate", "known", "load"]
+__all__ = ["TYPICAL", "Calibration", "calibrate", "known", "load"]

@@ -21,6 +21,7 @@ import torch
 from jaccli.calibration.figures import Calibration, Table
 from jaccli.calibration.measure import measure
 from jaccli.calibration.timing import Busy
+from jaccli.calibration.typical import TYPICAL
 from jaccli.errors import note
 
 # Raised whenever the figures or the way they are measured change: older files are then foreign.
@@ -74,12 +75,12 @@ def _as_before(device: torch.device, machine: dict[str, Any], reason: str) -> Ca
     before = load(device)
     figures = "those of before" if before is not None and before.made else "typical ones"
     note(f"no calibration of {device}: {reason}; its figures are {figures}")
-    return before or _unkept.setdefault(_key(machine), Calibration.typical())
+    return before or _unkept.setdefault(_key(machine), TYPICAL)
 
 
 def known(device: torch.device | str = "cpu") -> Calibration:
     """What is kept for a device, else typical figures. Measures nothing."""
-    return load(device) or Calibration.typical()
+    return load(device) or TYPICAL
 
 
 def folder() -> Path | None:
@@ -161,7 +162,7 @@ def _decode(content: dict[str, Any]) -> Calibration:
     Raises:
         ValueError, KeyError, TypeError, AttributeError: it is none.
     """
-    pattern = Calibration.typical()
+    pattern = TYPICAL
     values: dict[str, Any] = {}
     for field in fields(Calibration):
         like, value = getattr(pattern, field.name), content[field.name]

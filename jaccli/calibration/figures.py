@@ -54,13 +54,6 @@ class Calibration:
     strided: float
     made: str = ""
 
-    @staticmethod
-    def typical() -> Calibration:
-        """A common machine with two cores: what to plan with before anything is measured."""
-        from jaccli.calibration.typical import TYPICAL  # is one itself
-
-        return TYPICAL
-
     def gemm_seconds(self, m: int, n: int, k: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> float:
         """Seconds of ``batch`` products (m, k) times (k, n); those of a batch have operands of their own."""
         each = 2.0 * m * n * k

@@ -91,7 +91,7 @@ def compute(
 
     On a terminal they are drawn; in a pipe they are written as npy; with -o the extension decides.
     """
-    from jaccli.cli import compute as command
+    from jaccli.cli import cmd_compute as command
     from jaccli.cli import request as r
 
     command.run(
@@ -154,7 +154,7 @@ def deviation(
     no_color: o.NoColor = False,
 ) -> None:
     """How far J is from the identity: norms of J - I, the trace, the share along the identity."""
-    from jaccli.cli import deviation as command
+    from jaccli.cli import cmd_deviation as command
     from jaccli.cli import request as r
 
     gates = r.parse_gates(fail_above or [])
@@ -240,8 +240,8 @@ def spectrum(
     Exact where J fits the memory, else estimated from products, with standard errors. Several layers
     give a line each: how far J from there is from an isometry.
     """
+    from jaccli.cli import cmd_spectrum as command
     from jaccli.cli import request as r
-    from jaccli.cli import spectrum as command
 
     effort = r.estimate_request(estimate, probes, tolerance, seed)
     wanted = command.Wanted(eigenvalues, lyapunov, o.parse_count(top, "--top"), per_sample)
@@ -313,7 +313,7 @@ def bench(
     no_color: o.NoColor = False,
 ) -> None:
     """Methods side by side: time, memory and error against a float64 reference."""
-    from jaccli.cli import bench as command
+    from jaccli.cli import cmd_bench as command
     from jaccli.cli import request as r
 
     command.run(
@@ -453,7 +453,7 @@ def regularize(
     Loss: task + weight * mean |J-I|^2/n. The report says how far J was and is, on samples trained on and on
     others. The best parameters on the latter are kept; Ctrl-C stops and keeps them too.
     """
-    from jaccli.cli import regularize as command
+    from jaccli.cli import cmd_regularize as command
     from jaccli.cli import request as r
     from jaccli.cli import train_request as t
 
@@ -504,7 +504,7 @@ def layers(
 ) -> None:
     """What can be named as a layer; with -i also how often each is called and the shape of its output."""
     del quiet
-    from jaccli.cli import layers as command
+    from jaccli.cli import cmd_layers as command
     from jaccli.cli import request as r
 
     command.run(
@@ -537,8 +537,8 @@ def show(
 ) -> None:
     """Look at a saved Jacobian: where it is from, its norms, and a picture of it."""
     del quiet
+    from jaccli.cli import cmd_show as command
     from jaccli.cli import request as r
-    from jaccli.cli import show as command
 
     command.run(
         r.saved_request(r.one_of(file, jacobian), samples),
@@ -561,7 +561,7 @@ def doctor(
 ) -> None:
     """Versions, devices, threads and extras of this installation, and the speed that plans count on."""
     del quiet
-    from jaccli.cli import doctor as command
+    from jaccli.cli import cmd_doctor as command
     from jaccli.cli import request as r
 
     command.run(r.output_request(output, format, force, no_color, "numbers"), calibrate)

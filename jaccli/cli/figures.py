@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from jaccli.cli.work import Loaded
-    from jaccli.operators.linear_map import LinearMap
-    from jaccli.prepare import Pair, Prepared
-    from jaccli.statistics.of_products import Effort
+    from jaccli.linear_maps.linear_map import LinearMap
+    from jaccli.planning.linearize import Pair, Prepared
+    from jaccli.statistics.product_estimates import Effort
 
 Record = dict[str, Any]
 
@@ -52,7 +52,7 @@ def of_model(
     Raises:
         UsageError: no pair has a square J, where it must.
     """
-    from jaccli.planning import TooLarge
+    from jaccli.planning.decide import TooLarge
 
     found: list[Record] = []
     if effort.wanted:
@@ -103,8 +103,8 @@ def _estimated(
     loaded: Loaded, pairs: Sequence[Pair], how: RunRequest, effort: EstimateRequest, figures: Figures
 ) -> list[Record]:
     from jaccli.cli.progress import status
-    from jaccli.estimation import stream_estimates
-    from jaccli.statistics.of_products import effort_of
+    from jaccli.run.estimates_of_pairs import stream_estimates
+    from jaccli.statistics.product_estimates import effort_of
 
     found: dict[Pair, Record] = {}
     spend = effort_of(effort.probes, effort.tolerance, effort.seed)
@@ -221,7 +221,7 @@ def _not_square(name: str, n_out: int, n_in: int, remedy: str) -> UsageError:
 
 def _summed(found: list[Record], figures: Figures) -> list[Record]:
     from jaccli.statistics.consistency import check_records
-    from jaccli.statistics.deviation import summary
+    from jaccli.statistics.identity_distance import summary
 
     for record in found:
         samples = record["samples"]

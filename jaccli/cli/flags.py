@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from jaccli.errors import JaccliError
-from jaccli.wording import Term, Worded
+from jaccli.text.wording import Term, Worded
 
 # Where a flag is not the parameter's name with dashes; each without a value, and with one.
 _SHELL = {

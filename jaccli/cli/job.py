@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from jaccli.activations.address import matches
 from jaccli.cli.request import InputRequest, ModelRequest, PairRequest
 from jaccli.cli.train_request import TrainRequest
 from jaccli.cli.work import Loaded, load, load_asked
 from jaccli.errors import UnsupportedError, UsageError, note
-from jaccli.layers.address import matches
-from jaccli.models.dtypes import converted, floating_dtype
-from jaccli.regularize import Recipe, Training
+from jaccli.networks.dtypes import converted, floating_dtype
+from jaccli.run.blocks import one_batch_only
 from jaccli.samples.load import load_samples
-from jaccli.stream import one_batch_only
 from jaccli.training.descent import Parameter, parameters_of
 from jaccli.training.goal import Figures, figures, goal_of
+from jaccli.training.loop import Recipe, Training
 from jaccli.training.samples import Samples, has_rows_of_arguments
 from jaccli.training.task import Original, Task, task_of
 

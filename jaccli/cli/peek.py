@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from jaccli.errors import UsageError
-from jaccli.models.candidates import candidates_in
-from jaccli.models.inert import StorageRef, StorageType
-from jaccli.models.pickle_reader import PickleReader
-from jaccli.models.quote import quote
+from jaccli.models.weights.candidates import candidates_in
+from jaccli.pickles.reader import PickleReader
+from jaccli.pickles.stand_ins import StorageRef, StorageType
 from jaccli.safety.budget import Budget
+from jaccli.text.escape import quote
 
 # A pickle without its tensors is small; a larger one is left to the loader.
 _LARGEST = 2_000_000

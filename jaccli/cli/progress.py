@@ -10,8 +10,8 @@ from typing import Any
 
 from jaccli.cli.console import live_console
 from jaccli.methods import METHODS
-from jaccli.planning import Decision
-from jaccli.prepare import Prepared
+from jaccli.planning.decide import Decision
+from jaccli.planning.linearize import Prepared
 from jaccli.sinks.charset import is_unicode
 from jaccli.sinks.standard import results
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from jaccli.activations.address import parse_address
 from jaccli.cli.options import (
     check_device,
     check_dtype,
@@ -16,10 +17,8 @@ from jaccli.cli.options import (
 )
 from jaccli.cli.peek import check_arch, is_weights
 from jaccli.errors import UsageError
-from jaccli.layers.address import parse_address
-from jaccli.models.factory import is_spec, parse_arch_args
-from jaccli.models.quote import quote
-from jaccli.models.sniff import kind_of
+from jaccli.models.identify.file_kind import kind_of
+from jaccli.models.identify.import_spec import is_spec, parse_arch_args
 from jaccli.names import METHOD_NAMES, NORMS, MethodName, check_compile, check_method
 from jaccli.samples.expected import SAVED_J
 from jaccli.samples.spec import (
@@ -34,7 +33,8 @@ from jaccli.samples.spec import (
 )
 from jaccli.sinks.choose import Format, Kind, check_output, choose_format
 from jaccli.sinks.standard import results
-from jaccli.sizes import memory_limit
+from jaccli.text.escape import quote
+from jaccli.text.sizes import memory_limit
 
 # The formats that hold a sparse J.
 SPARSE: tuple[Format, ...] = ("npz", "safetensors")

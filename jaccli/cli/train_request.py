@@ -9,11 +9,11 @@ from typing import Literal, TypeVar, get_args
 from jaccli.cli.options import parse_count, parse_number
 from jaccli.cli.request import ModelRequest
 from jaccli.errors import UsageError
-from jaccli.models.factory import is_spec
-from jaccli.models.quote import quote
-from jaccli.models.sniff import kind_of
+from jaccli.models.identify.file_kind import kind_of
+from jaccli.models.identify.import_spec import is_spec
 from jaccli.samples.spec import InputSpec, StdinInput, check_input, parse_input
 from jaccli.sinks.choose import check_output
+from jaccli.text.escape import quote
 
 Towards = Literal["identity", "scaled-identity", "orthogonal", "zero"]
 Estimator = Literal["auto", "exact", "hutchinson"]

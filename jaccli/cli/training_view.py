@@ -10,8 +10,8 @@ from typing import Any
 
 from jaccli.cli.console import live_console
 from jaccli.cli.messages import say
-from jaccli.regularize import Look, Step
 from jaccli.sinks.text import inert
+from jaccli.training.loop import Look, Step
 
 _ROWS = 10
 _REDRAW = 0.1  # seconds

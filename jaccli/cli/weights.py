@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from jaccli.cli.request import ModelRequest
 from jaccli.errors import UnsupportedError, note
-from jaccli.models.factory import is_spec
-from jaccli.models.quote import listed, quote
-from jaccli.models.rewrite import Template, template_of
+from jaccli.models.identify.import_spec import is_spec
+from jaccli.models.weights.rewrite import Template, template_of
 from jaccli.sinks.atomic import open_output
 from jaccli.sinks.matrix_binary import write_safetensors
+from jaccli.text.escape import listed, quote
 
 
 class Writer:

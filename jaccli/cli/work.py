@@ -11,27 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jaccli.activations.calls import each_call
+from jaccli.activations.record import Inputs
+from jaccli.activations.resolve import expand, resolve
+from jaccli.activations.sample_dimension import find_samples, same_values
 from jaccli.cli.messages import STARTED, expect_pairs, release_messages
 from jaccli.cli.progress import progress
 from jaccli.cli.request import InputRequest, ModelRequest, PairRequest, RunRequest
-from jaccli.compiling import Compiling
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, UsageError, warn
-from jaccli.explain import explain
-from jaccli.layers.calls import each_call
-from jaccli.layers.record import Inputs
-from jaccli.layers.resolve import expand, resolve
-from jaccli.layers.samples import find_samples, same_values
 from jaccli.models.adapt import as_network
-from jaccli.models.dtypes import floating_dtype
 from jaccli.models.load import load_model
-from jaccli.models.network import Network
-from jaccli.models.noise import seed_all
 from jaccli.names import check_method
-from jaccli.operators.faults import is_out_of_memory, reason
-from jaccli.planning import Decision
-from jaccli.prepare import Pair, Prepared, computing, readable
+from jaccli.networks.dtypes import floating_dtype
+from jaccli.networks.network import Network
+from jaccli.networks.state.random_generators import seed_all
+from jaccli.planning.decide import Decision
+from jaccli.planning.explain import explain
+from jaccli.planning.linearize import Pair, Prepared, computing, readable
+from jaccli.run.blocks import Choice, Piece, Watch, one_batch_only, part, pilot, stream
+from jaccli.run.compile_blocks import Compiling
+from jaccli.runtime.torch_errors import is_out_of_memory, reason
 from jaccli.samples.load import load_argument, load_samples
-from jaccli.stream import Choice, Piece, Watch, one_batch_only, part, pilot, stream
 
 IMPORTED = time.perf_counter()
 

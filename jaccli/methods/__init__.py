@@ -1,4 +1,4 @@
-"""The methods by name. ``auto`` is resolved by ``jaccli.planning`` to one of these."""
+"""The methods by name. ``auto`` is resolved by ``jaccli.planning.decide`` to one of these."""
 
 from __future__ import annotations
 

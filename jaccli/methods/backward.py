@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from jaccli.activations.entry_dimension import close
 from jaccli.errors import JaccliError
-from jaccli.layers.entries import close
 from jaccli.methods.base import Method, MethodGap, Task, is_out_of_memory, nudged, reason, spans
 from jaccli.names import MethodName
 

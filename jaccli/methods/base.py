@@ -9,11 +9,11 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from jaccli.graph.chain import Bracket
-from jaccli.graph.engine import Engine
+from jaccli.graph.elimination.accumulate import Engine
+from jaccli.graph.elimination.bracketing import Bracket
+from jaccli.linearization.linearization import Linearised
 from jaccli.names import MethodName
-from jaccli.operators.faults import is_out_of_memory, reason
-from jaccli.operators.linearised import Linearised
+from jaccli.runtime.torch_errors import is_out_of_memory, reason
 
 __all__ = ["Method", "MethodGap", "Task", "Tick", "is_out_of_memory", "nudged", "reason", "spans"]
 

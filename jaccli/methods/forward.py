@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import JaccliError
-from jaccli.kernels import unfused
 from jaccli.methods.base import Method, MethodGap, Task, is_out_of_memory, reason, spans
 from jaccli.names import MethodName
+from jaccli.runtime.kernels import unfused
 
 
 class Forward(Method):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from jaccli.graph.capture import capture
-from jaccli.graph.engine import engine, jacobian
-from jaccli.graph.recorder import CaptureGap
+from jaccli.graph.elimination.accumulate import engine, jacobian
+from jaccli.graph.trace.capture import capture
+from jaccli.graph.trace.ir import CaptureGap
 from jaccli.methods.base import Method, MethodGap, Task
 from jaccli.names import MethodName
 

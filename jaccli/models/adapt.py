@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from jaccli.errors import UsageError, note
-from jaccli.models.eager import EagerNetwork
-from jaccli.models.network import Network
-from jaccli.models.quote import quote
+from jaccli.networks.eager import EagerNetwork
+from jaccli.networks.network import Network
+from jaccli.text.escape import quote
 
 
 def as_network(model: Any) -> Network:
@@ -26,11 +26,11 @@ def as_network(model: Any) -> Network:
         return model
     model = _unwrapped(model)
     if isinstance(model, torch.jit.ScriptModule):
-        from jaccli.models.script import ScriptNetwork
+        from jaccli.models.torchscript import ScriptNetwork
 
         return ScriptNetwork(model)
     if _may_be_exported(model):
-        from jaccli.models.exported import ExportedNetwork, is_exported
+        from jaccli.models.exported.load import ExportedNetwork, is_exported
 
         if is_exported(model):
             return ExportedNetwork(model)

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jaccli.errors import RefusedError, UsageError, note
-from jaccli.models.factory import build, is_spec
-from jaccli.models.file_key import path_of
-from jaccli.models.quote import quote
-from jaccli.models.sniff import EXPECTED, kind_of
+from jaccli.models.identify.file_key import path_of
+from jaccli.models.identify.file_kind import EXPECTED, kind_of
+from jaccli.models.identify.import_spec import build, is_spec
 from jaccli.safety.reading import reading
-from jaccli.wording import worded
+from jaccli.text.escape import quote
+from jaccli.text.wording import worded
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from jaccli.models.architecture import Architecture
+    from jaccli.models.weights.architecture import Architecture
 
 
 def load_model(
@@ -55,16 +55,16 @@ def load_model(
         text = "{file} is {what} and holds its own architecture; {arch} and {activation} are not used"
         note(worded(text, file=path.name, what=what))
     if kind == "torchscript":
-        from jaccli.models.torchscript import load_torchscript
+        from jaccli.models.torchscript.load import load_torchscript
 
         with reading(quote(path), EXPECTED):
             return load_torchscript(path, trust=trust)
     if kind == "exported":
-        from jaccli.models.exported import load_exported
+        from jaccli.models.exported.load import load_exported
 
         with reading(quote(path), EXPECTED):
             return load_exported(path, trust=trust)
-    from jaccli.models.architecture import Architecture
+    from jaccli.models.weights.architecture import Architecture
 
     architecture = Architecture(arch, arch_args, activation, seed, ordered=kind == "checkpoint")
     return _from_weights(path, key, kind, architecture, trust)
@@ -117,8 +117,8 @@ def _from_weights(
     architecture: Architecture,
     trust: bool,
 ) -> nn.Module:
-    from jaccli.models.architecture import without_network
-    from jaccli.models.contents import read_contents
+    from jaccli.models.weights.architecture import without_network
+    from jaccli.models.weights.contents import read_contents
 
     with reading(quote(path), EXPECTED):
         contents = read_contents(path, kind, trust=trust)

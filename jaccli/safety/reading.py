@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from jaccli.errors import JaccliError, RefusedError, ResourceError, UnsupportedError
-from jaccli.wording import worded
+from jaccli.text.wording import worded
 
 # What can be done with a file that is not what it was, and with one that nobody wrote so.
 AGAIN: Final = "copy or download it again"

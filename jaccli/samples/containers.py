@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import JaccliError, RefusedError, UsageError
-from jaccli.models.inert import ArrayShell, PackedSpec, SparseSpec, TensorSpec
-from jaccli.models.pickled import read_pickled
-from jaccli.models.quote import listed
-from jaccli.models.storages import TensorMaker
+from jaccli.pickles.saved_object import read_pickled
+from jaccli.pickles.stand_ins import ArrayShell, PackedSpec, SparseSpec, TensorSpec
+from jaccli.pickles.storages import TensorMaker
 from jaccli.safety.archives import open_archive
 from jaccli.safety.documents import as_text, parse_json
 from jaccli.safety.headers import check_header
@@ -23,6 +22,7 @@ from jaccli.safety.reading import reading
 from jaccli.samples.arrays import Rows, as_tensor, read_npy
 from jaccli.samples.expected import WHOLE
 from jaccli.samples.source import Kind, Source
+from jaccli.text.escape import listed
 
 PROVENANCE = "provenance"
 _LONGEST_METADATA = 1 << 24

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from jaccli.models.quote import nearest
+from jaccli.text.escape import nearest
 
 ARRAYS = "expected arrays: npy, npz, safetensors, pt, csv or a folder of images"
 INPUT = "expected FILE, FILE[KEY], a folder of images, -, or random:SHAPE"

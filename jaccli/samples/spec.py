@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
 from jaccli.errors import RefusedError, UsageError, note
-from jaccli.models.file_key import split_key
+from jaccli.models.identify.file_key import split_key
 from jaccli.samples.expected import INPUT, READABLE, nearby
 
 Distribution: TypeAlias = Literal["normal", "uniform"]

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from jaccli.chatter import chatter
+from jaccli.runtime.printing import chatter
 from jaccli.sinks.charset import SUBSTITUTE, charset_of
 
 

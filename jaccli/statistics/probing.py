@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import note
-from jaccli.operators.linear_map import LinearMap
-from jaccli.operators.magnitude import orthonormal
+from jaccli.linear_maps.matrix_free import MatrixFree
+from jaccli.linear_maps.norms import orthonormal
 from jaccli.statistics.jackknife import Estimate, Figures, jackknifed, within
 
 # Products of a first look, which tells whether a few directions make up most of the map.
@@ -40,7 +40,7 @@ class Probing:
         spent: products so far, with J and with Jᵀ.
     """
 
-    a: LinearMap
+    a: MatrixFree
     generator: torch.Generator
     spent: int = 0
     vectors: list[Tensor] = field(default_factory=list)
@@ -118,7 +118,7 @@ class Moments:
 
 
 def estimated(
-    a: LinearMap,
+    a: MatrixFree,
     figures: Callable[[Tensor], Figures],
     main: str,
     *,
@@ -161,7 +161,7 @@ def estimated(
             run.draw(left)
 
 
-def _exact(a: LinearMap, figures: Callable[[Tensor], Figures], products: int, spent: int) -> Moments:
+def _exact(a: MatrixFree, figures: Callable[[Tensor], Figures], products: int, spent: int) -> Moments:
     square = a.shape[1] == a.shape[2]
     squares = a.frobenius().square()
     trace = a.trace() if square else torch.zeros_like(squares)
@@ -171,7 +171,7 @@ def _exact(a: LinearMap, figures: Callable[[Tensor], Figures], products: int, sp
     return Moments(_rounded(exact, a), spent + products * (1 + square), 0)
 
 
-def _rounded(found: dict[str, Estimate], a: LinearMap) -> dict[str, Estimate]:
+def _rounded(found: dict[str, Estimate], a: MatrixFree) -> dict[str, Estimate]:
     """Standard errors no smaller than the rounding of products."""
     eps = ROUNDING * torch.finfo(a.dtype).eps
     return {

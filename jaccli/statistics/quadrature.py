@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import warn
-from jaccli.operators.linear_map import LinearMap
+from jaccli.linear_maps.matrix_free import MatrixFree
 from jaccli.statistics.jackknife import Estimate, jackknifed
 
 # Elements of the Lanczos vectors that are held at once.
@@ -50,31 +50,33 @@ class Rule:
         return torch.stack([(w * term).sum(-1) for term in terms], -1)
 
 
-def bidiagonalised(a: LinearMap, starts: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def bidiagonalised(a: MatrixFree, starts: Tensor, steps: int, transposed: bool = False) -> tuple[Tensor, Tensor]:
     """Golub–Kahan–Lanczos from k vectors of each sample, reorthogonalised in full.
 
     Args:
         a: the map.
         starts: ``(batch, n_in, k)``, of length 1 each.
         steps: of the recurrence; each is one product with J and one with Jᵀ, for all k.
+        transposed: of Jᵀ in place of J; the starts have its n_out then.
 
     Returns:
         The diagonal and the superdiagonal of B, ``(batch, k, steps)`` float64, JV = UB; zeros once the vectors
         span an invariant space.
     """
+    push, pull = (a.rmatmat, a.matmat) if transposed else (a.matmat, a.rmatmat)
     v, vs = starts, [starts]
     u, us = starts, list[Tensor]()
     diagonal, above = [], []
     beta = torch.zeros(starts.shape[0], starts.shape[2], dtype=torch.float64, device=starts.device)
     scale = beta
     for _ in range(steps):
-        new = a.matmat(v)
+        new = push(v)
         if us:
             new = _apart(new - beta.to(new.dtype)[:, None] * u, us)
         u, alpha = _unit(new, scale)
         scale = torch.maximum(scale, alpha)
         us.append(u)
-        new = _apart(a.rmatmat(u) - alpha.to(v.dtype)[:, None] * v, vs)
+        new = _apart(pull(u) - alpha.to(v.dtype)[:, None] * v, vs)
         v, beta = _unit(new, scale)
         scale = torch.maximum(scale, beta)
         vs.append(v)
@@ -102,15 +104,14 @@ def _unit(vectors: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rules(
-    a: LinearMap, probes: int, steps: int, generator: torch.Generator, most: int | None = None
+    a: MatrixFree, probes: int, steps: int, generator: torch.Generator, most: int | None = None
 ) -> tuple[Rule, Rule]:
     """The rule of ``steps`` steps, and one of fewer.
 
     Cost: ``probes * steps`` products with J and as many with Jᵀ; the vectors of a group of probes are held.
     """
     batch, n_out, n_in = a.shape
-    a = a if n_in <= n_out else a.T
-    n = a.shape[2]
+    n = min(n_out, n_in)
     group = max(1, min(probes, HELD // max(2 * batch * n * (steps + 1), 1)))
     if most is not None:
         group = max(1, min(group, most // steps))
@@ -119,7 +120,7 @@ def rules(
         count = min(group, probes - start)
         signs = 2 * torch.randint(0, 2, (batch, n, count), generator=generator, dtype=torch.int8) - 1
         starts = signs.to(a.device, a.dtype) / math.sqrt(n)
-        found.append(bidiagonalised(a, starts, steps))
+        found.append(bidiagonalised(a, starts, steps, n_out < n_in))
     diagonal = torch.cat([d for d, _ in found], 1)
     above = torch.cat([b for _, b in found], 1)
     return _rule(diagonal, above, steps, n), _rule(diagonal, above, max(1, int(SHORTER * steps)), n)
@@ -135,7 +136,7 @@ def _rule(diagonal: Tensor, above: Tensor, steps: int, n: int) -> Rule:
 
 
 def spectral_figures(
-    a: LinearMap, probes: int, steps: int, generator: torch.Generator, most: int | None = None
+    a: MatrixFree, probes: int, steps: int, generator: torch.Generator, most: int | None = None
 ) -> dict[str, Estimate]:
     """The figures of a spectrum that are functions of sums over it, each with its standard error.
 

@@ -1,1 +1,1 @@
-"""What a training run for J is made of; ``jaccli.regularize`` puts it together."""
+"""What a training run for J is made of; ``jaccli.training.loop`` puts it together."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from jaccli.errors import RefusedError, UnsupportedError
 from jaccli.models.adapt import as_network
-from jaccli.models.dtypes import is_whole
-from jaccli.models.network import Network
+from jaccli.networks.dtypes import is_whole
+from jaccli.networks.network import Network
 
 # Share of the steps in which the learning rate is warmed up, and how many at most.
 WARM_UP = 0.1

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import UnsupportedError, UsageError, note
-from jaccli.identity import Estimator, Towards, deviation_from, of_factors
-from jaccli.models.network import Network
-from jaccli.operators.magnitude import norm
-from jaccli.planning import TooLarge
-from jaccli.prepare import Pair, Prepared, computing, exact_attention, prepare
-from jaccli.stream import Choice, Watch, stream
+from jaccli.linear_maps.norms import norm
+from jaccli.networks.network import Network
+from jaccli.penalty.identity import Estimator, Towards, deviation_from, of_factors
+from jaccli.planning.decide import TooLarge
+from jaccli.planning.linearize import Pair, Prepared, computing, exact_attention, prepare
+from jaccli.run.blocks import Choice, Watch, stream
+from jaccli.text.wording import worded
 from jaccli.training.samples import Batch, Samples
 from jaccli.training.task import Task, outputs_of
-from jaccli.wording import worded
 
 # Up to so many rows and columns J itself is trained on. Beyond, products with random vectors cost a tenth and less
 # of it for each step (768 x 768, convolutions: a hundredth), and came as far in as many steps.

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from jaccli.layers.record import Inputs
-from jaccli.layers.samples import same_values
-from jaccli.models.network import Network
+from jaccli.activations.record import Inputs
+from jaccli.activations.sample_dimension import same_values
+from jaccli.networks.network import Network
 
 # Copies around the samples, at least: a handful a step is a noisy picture of what lies around.
 COPIES = 64

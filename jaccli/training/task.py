@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from jaccli.activations.nested import leaves
+from jaccli.activations.record import Inputs
 from jaccli.errors import UnsupportedError, UsageError
-from jaccli.layers.record import Inputs
-from jaccli.layers.tree import leaves
-from jaccli.models.network import Network
-from jaccli.prepare import computing, readable, set_aside
+from jaccli.networks.network import Network
+from jaccli.planning.linearize import computing, readable, set_aside
+from jaccli.text.wording import Worded, term, worded
 from jaccli.training.samples import Batch, Samples
-from jaccli.wording import Worded, term, worded
 
 # The spread of outputs is taken over so many samples at least, where there are as many.
 SPREAD_OVER = 256

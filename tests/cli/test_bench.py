@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from jaccli import bench
-from jaccli.bench import Contender, race, ratio_interval
-from jaccli.layers.address import parse_address
-from jaccli.layers.record import Inputs
+from jaccli.activations.address import parse_address
+from jaccli.activations.record import Inputs
 from jaccli.models.adapt import as_network
 from jaccli.names import METHOD_NAMES, MethodName
-from jaccli.reference import Reference, relative_error
+from jaccli.run import benchmark as bench
+from jaccli.run.benchmark import Contender, race, ratio_interval
+from jaccli.run.reference import Reference, relative_error
 
 from . import nets
 from .conftest import Run

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from jaccli.calibration import Calibration, cache
+from jaccli.calibration import TYPICAL, Calibration, cache
 from jaccli.calibration.timing import Busy
 
 from .conftest import Run, process
 
-MADE = replace(Calibration.typical(), overhead_s=4.2e-6, made="2026-01-02T03:04:05+00:00")
+MADE = replace(TYPICAL, overhead_s=4.2e-6, made="2026-01-02T03:04:05+00:00")
 
 # The processor, and an accelerator where there is one.
 DEVICES = 1 + torch.accelerator.is_available()
@@ -76,7 +76,7 @@ def test_a_busy_machine(cli: Run, folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_every_device_is_calibrated(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jaccli.cli import doctor
+    from jaccli.cli import cmd_doctor as doctor
 
     seen: list[Any] = []
     monkeypatch.setattr(cache, "measure", lambda device: seen.append(device) or MADE)

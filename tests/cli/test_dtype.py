@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jaccli.models.dtypes import converted
+from jaccli.networks.dtypes import converted
 from tests import complex_nets
 from tests.complex_nets import JACOBIAN, N_IN, A, B, Square
 
@@ -99,7 +99,9 @@ def test_contradictions_are_told(
     cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, command: str
 ) -> None:
     """Wherever a record comes from, its figures are held against each other."""
-    from jaccli.statistics import deviation, of_products, spectrum
+    from jaccli.statistics import identity_distance as deviation
+    from jaccli.statistics import product_estimates as of_products
+    from jaccli.statistics import spectral as spectrum
 
     path = tmp_path / "j.npy"
     np.save(path, np.random.default_rng(0).standard_normal((2, N_IN, N_IN)))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from jaccli.models import noise
+from jaccli.networks.state import random_generators as noise
 
 from .conftest import Result, Run, process
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from jaccli.models.pt2.from_fx import program_from_export
-from jaccli.models.pt2.interpreter import Execution
-from jaccli.models.pt2.model import ExportedModel
-from jaccli.models.script.binding import bind
-from jaccli.models.script.program import Code, Program
-from jaccli.models.script.run import Run
-from jaccli.models.script.state import live_tree
-from jaccli.models.script.values import map_tensors
+from jaccli.models.exported.from_fx import program_from_export
+from jaccli.models.exported.interpreter import Execution
+from jaccli.models.exported.model import ExportedModel
+from jaccli.models.torchscript.binding import bind
+from jaccli.models.torchscript.program import Code, Program
+from jaccli.models.torchscript.run import Run
+from jaccli.models.torchscript.state import live_tree
+from jaccli.models.torchscript.values import map_tensors
 
 _SHOWN = {"TensorType", "IntType", "FloatType", "BoolType", "ComplexType"}
 

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from jaccli.errors import JaccliNote, RefusedError, UsageError
-from jaccli.models.contents import read_state_dict
-from jaccli.models.state_dict_load import load_into
+from jaccli.models.weights.contents import read_state_dict
+from jaccli.models.weights.load_state_dict import load_into
 
 ZIP = {}
 LEGACY = {"_use_new_zipfile_serialization": False}

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from jaccli.errors import RefusedError, UsageError
-from jaccli.models.exported import ExportedModel, ExportedNetwork, is_exported, load_exported
-from jaccli.models.network import StopRun
+from jaccli.models.exported.load import ExportedModel, ExportedNetwork, is_exported, load_exported
+from jaccli.networks.network import StopRun
 
 
 class Residual(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from jaccli.errors import RefusedError, UsageError
-from jaccli.models.factory import build, is_spec, parse_arch_args, resolve
+from jaccli.models.identify.import_spec import build, is_spec, parse_arch_args, resolve
 
 CODE = """
 import sys

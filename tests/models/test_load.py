@@ -12,9 +12,9 @@ from torch import nn
 
 from jaccli.errors import JaccliNote, RefusedError, UsageError
 from jaccli.models.adapt import as_network
-from jaccli.models.chain import ACTIVATIONS
-from jaccli.models.eager import EagerNetwork
 from jaccli.models.load import load_model, model_hash
+from jaccli.models.weights.linear_chain import ACTIVATIONS
+from jaccli.networks.eager import EagerNetwork
 
 X = torch.linspace(-1, 1, 12).view(4, 3)
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from jaccli.errors import JaccliError, RefusedError, UnsupportedError
-from jaccli.models.exported import load_exported
+from jaccli.models.exported.load import load_exported
 
 LEAF = {"type": None, "context": None, "children_spec": []}
 IN_SPEC = [

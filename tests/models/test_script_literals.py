@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from jaccli.errors import RefusedError
-from jaccli.models.script import ScriptNetwork
-from jaccli.models.script.literals import without_literals
-from jaccli.models.torchscript import load_torchscript
+from jaccli.models.torchscript import ScriptNetwork
+from jaccli.models.torchscript.literals import without_literals
+from jaccli.models.torchscript.load import load_torchscript
 from tests.models.test_script_security import MARK, Prints, rewritten, saved
 
 

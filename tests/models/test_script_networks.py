@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from jaccli.errors import JaccliError, RefusedError, UnsupportedError, UsageError
-from jaccli.models.script import ScriptNetwork
+from jaccli.models.torchscript import ScriptNetwork
 from tests.models.script_nets import SCENARIOS, Control, Images, Stateful, Twice, make, scenario
 
 
@@ -203,7 +203,7 @@ def test_print_does_not_reach_standard_output(capfd: pytest.CaptureFixture[str])
 def test_an_unknown_operator_is_named() -> None:
     module = torch.jit.script(nn.Identity().eval())
     graph = torch._C.parse_ir("graph(%x : Tensor):\n  %y : Tensor = prim::AddStatValue(%x)\n  return (%y)")
-    from jaccli.models.script.compiler import compile_graph
+    from jaccli.models.torchscript.compiler import compile_graph
 
     with pytest.raises(UnsupportedError, match="AddStatValue"):
         compile_graph(ScriptNetwork(module)._program, "f", graph)
@@ -220,7 +220,7 @@ def test_grad_mode_is_put_back_when_a_tap_stops_inside_no_grad() -> None:
                 y = self.fc(x)
             return y * 2
 
-    from jaccli.models.network import StopRun
+    from jaccli.networks.network import StopRun
 
     class Stop:
         paths = frozenset({"fc"})

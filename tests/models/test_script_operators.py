@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jaccli.models.script import ScriptNetwork
+from jaccli.models.torchscript import ScriptNetwork
 from tests.models.test_script_networks import reloaded
 
 

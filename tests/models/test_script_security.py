@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from jaccli.errors import RefusedError
-from jaccli.models.script import ScriptNetwork
-from jaccli.models.script.screen import screen_graphs
-from jaccli.models.torchscript import load_torchscript
+from jaccli.models.torchscript import ScriptNetwork
+from jaccli.models.torchscript.load import load_torchscript
+from jaccli.models.torchscript.screen import screen_graphs
 
 MARK = "/tmp/jaccli-test-must-not-exist"
 

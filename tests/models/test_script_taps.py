@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from jaccli.errors import UnsupportedError
-from jaccli.models.network import StopRun
-from jaccli.models.script import ScriptNetwork
+from jaccli.models.torchscript import ScriptNetwork
+from jaccli.networks.network import StopRun
 from tests.models.script_nets import Inplace, Twice, make, scenario
 from tests.models.test_script_networks import reloaded, same
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from jaccli.errors import RefusedError
-from jaccli.models.contents import read_state_dict
-from jaccli.models.exported import load_exported
-from jaccli.models.pickle_shape import check_depth
-from jaccli.models.ration import rationed
-from jaccli.models.script.nesting import too_nested
-from jaccli.models.torchscript import load_torchscript
+from jaccli.models.exported.load import load_exported
+from jaccli.models.torchscript.load import load_torchscript
+from jaccli.models.torchscript.memory_limit import rationed
+from jaccli.models.torchscript.nesting import too_nested
+from jaccli.models.weights.contents import read_state_dict
+from jaccli.pickles.nesting import check_depth
 from jaccli.safety.reading import Damaged
 from tests.models.test_pt2_archive import Made, meta, node, tensor
 from tests.models.test_script_security import Clean, rewritten, saved

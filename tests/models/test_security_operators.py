@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from jaccli.models.script import ScriptNetwork
 from torch import Tensor
 
 from jaccli.errors import RefusedError, ResourceError
-from jaccli.models.guards import guarded
-from jaccli.models.operator_lists import FUNCTIONS, INTERNALS, LIBRARIES, PRIMS, SCRIPT
-from jaccli.models.operator_names import permitted
-from jaccli.models.pt2.operators import resolve
-from jaccli.models.script import ScriptNetwork, bounds, natives
-from jaccli.models.script.natives import ALWAYS, CONTAINERS, SCALARS
+from jaccli.models.exported.operators import resolve
+from jaccli.models.screening.argument_checks import guarded
+from jaccli.models.screening.operator_lists import FUNCTIONS, INTERNALS, LIBRARIES, PRIMS, SCRIPT
+from jaccli.models.screening.operator_names import permitted
+from jaccli.models.torchscript import bounds, natives
+from jaccli.models.torchscript.natives import ALWAYS, CONTAINERS, SCALARS
 from tests.models.expressions import scripted
 
 A = torch.ops.aten

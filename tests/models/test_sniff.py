@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from jaccli.errors import RefusedError
-from jaccli.models.sniff import sniff
+from jaccli.models.identify.file_kind import sniff
 
 STATE = {"weight": torch.eye(2), "bias": torch.zeros(2)}
 
@@ -171,8 +171,8 @@ def test_a_name_cannot_steer_the_terminal(tmp_path):
 def test_neither_sniffing_nor_specs_import_torch(tmp_path):
     torch.save(STATE, tmp_path / "m.pt")
     code = (
-        "import sys; from pathlib import Path; import jaccli.models.load, jaccli.models.factory;"
-        "from jaccli.models.sniff import sniff; sniff(Path(sys.argv[1])); sys.exit('torch' in sys.modules)"
+        "import sys; from pathlib import Path; import jaccli.models.load, jaccli.models.identify.import_spec;"
+        "from jaccli.models.identify.file_kind import sniff; sniff(Path(sys.argv[1])); sys.exit('torch' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", code, str(tmp_path / "m.pt")], cwd=Path.cwd(), check=False)
     assert ran.returncode == 0

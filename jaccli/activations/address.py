@@ -1,0 +1,191 @@
+"""The names of activations: ``PATH[#CALL][:PORT[.ELEMENT…]][@DIM][[INDEX]]``.
+
+Nothing in here needs torch.
+
+    fc1            the output of module fc1             blocks.0:in     its input
+    fc1#2          the output of its second call        lstm:out.1.0@1  element 1.0, samples in dimension 1
+    fc1#*          the outputs of all its calls         blocks.*        a glob, see ``matches``
+    fc1[:, 0]      an index into one sample's value
+
+PyTorch allows any character but a dot in a module's name, and no empty name. So names are read against those that the
+model has: the longest one that a text begins with, and that leaves an ending behind it, is meant. What another name
+hides is reached by dots that no path has: ``a..#2`` is a call of ``a`` where a module is named ``a#2``, and ``.input``
+is a module of that name, ``input`` being the model's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from jaccli.activations.ending import EVERY, GRAMMAR, Call, Ending, Port, ending_of, split_ending
+from jaccli.activations.glob import has_glob, matches, nearest
+from jaccli.activations.index import IndexItem
+from jaccli.errors import UsageError
+
+__all__ = ["EVERY", "INPUT", "OUTPUT", "Address", "Names", "matches", "nearest", "parse_address"]
+
+INPUT, OUTPUT = "input", "output"
+# An ending begins with one of these.
+_ENDS = "#:@["
+# No path has it, since no module's name is empty: between a path and its ending, where they could be read otherwise.
+_STOP = ".."
+
+
+@dataclass(frozen=True)
+class Address:
+    """One activation, or with a glob in ``path`` or all calls in ``call`` a family of them.
+
+    ``call`` None means the only call; ``port`` None means the output of a module, and what the word
+    says for ``input`` and ``output``; ``dim`` None means that the samples are in dimension 0;
+    ``is_module``: not the model's own, although it is named so; ``globbed``: a glob gave it, so it may be left
+    out where it does not fit; ``text`` is the whole name, and ``stem`` what stands before an ending, as they are read
+    back.
+    """
+
+    path: str
+    call: Call | None = None
+    port: Port | None = None
+    elements: tuple[str, ...] = ()
+    dim: int | None = None
+    index: tuple[IndexItem, ...] | None = field(default=None, compare=False)  # a slice has no hash
+    suffix: str = ""
+    is_module: bool = False
+    globbed: bool = field(default=False, compare=False)
+    text: str = field(default="", compare=False)
+    stem: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return self.text or self.path + self.suffix
+
+    @property
+    def is_glob(self) -> bool:
+        """Whether the path may stand for several layers."""
+        return has_glob(self.path)
+
+    @property
+    def is_model_input(self) -> bool:
+        """The model's own input."""
+        return self.path == INPUT and not self.is_module
+
+    @property
+    def is_model_output(self) -> bool:
+        """The model's own output."""
+        return self.path == OUTPUT and not self.is_module
+
+    def at_call(self, number: int) -> Address:
+        """The same of one call."""
+        rest = self.suffix if self.call is None else self.suffix[1 + len(str(self.call)) :]
+        suffix = f"#{number}{rest}"
+        return replace(self, call=number, suffix=suffix, text=(self.stem or self.path) + suffix)
+
+    def with_elements(self, elements: Iterable[str]) -> str:
+        """The name of an element."""
+        return ".".join([f"{self._called}:{self.port or 'out'}", *elements])
+
+    def with_dim(self, dim: int) -> str:
+        """The name of the same with its samples in another dimension."""
+        return f"{self.with_elements(self.elements) if self.port else self._called}@{dim}"
+
+    @property
+    def _called(self) -> str:
+        return (self.stem or self.path) + ("" if self.call is None else f"#{self.call}")
+
+
+class Names:
+    """The module paths of a model, against which names are read."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self.paths = tuple(paths)
+        self._all = frozenset(self.paths)
+        self._odd = tuple(path for path in self.paths if any(end in path for end in _ENDS))
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._all
+
+    def at(self, path: str, suffix: str = "", *, globbed: bool = False) -> Address:
+        """The activation of a module, with the shortest name that is read back as it."""
+        plain = self.read(path + suffix)
+        hidden = plain is None or (plain.path, plain.suffix) != (path, suffix) or not _is_module(plain)
+        stem = self._stem(path)
+        ending = ending_of(suffix) or Ending()
+        own = path in (INPUT, OUTPUT)
+        text = stem + suffix if hidden else path + suffix
+        return Address(path, **vars(ending), suffix=suffix, is_module=own, globbed=globbed, text=text, stem=stem)
+
+    def read(self, text: str) -> Address | None:
+        """The activation of the longest path that a text begins with and that leaves an ending behind it.
+
+        Raises:
+            UsageError: the model's own input or output with an ending that it does not have.
+        """
+        for path, rest, is_module in self._readings(text):
+            suffix = rest.removeprefix(_STOP)
+            ending = ending_of(suffix)
+            if ending is None:
+                continue
+            if path in (INPUT, OUTPUT) and not is_module and (wrong := _wrong_end(text, path, ending)) is not None:
+                if path not in self._all:
+                    raise wrong
+                is_module = True
+            stem = self._stem(path) if path in self._all and (is_module or path not in (INPUT, OUTPUT)) else path
+            return Address(path, **vars(ending), suffix=suffix, is_module=is_module, text=text, stem=stem)
+        return None
+
+    def _readings(self, text: str) -> Iterator[tuple[str, str, bool]]:
+        """Paths that a text begins with, the longest first; what follows; whether the model's own is not meant."""
+        apart = text.startswith(".") and text not in self._all
+        body = text.removeprefix(".") if apart else text
+        for end in range(len(body), 0, -1):
+            path, rest = body[:end], body[end:]
+            if rest and rest[0] not in _ENDS and not rest.startswith(_STOP):
+                continue
+            own = path in (INPUT, OUTPUT)
+            if path in self._all or (own and not apart):
+                yield path, rest, own and apart
+
+    def _stem(self, path: str) -> str:
+        """How a path is written before any ending."""
+        longer = (odd[len(path)] for odd in self._odd if odd != path and odd.startswith(path))
+        hidden = any(char in _ENDS for char in longer)
+        return "." * (path in (INPUT, OUTPUT)) + path + _STOP * hidden
+
+    def globbed(self, text: str) -> list[Address]:
+        """What a glob means: its longest ending that leaves a pattern for some of the paths."""
+        for end in range(1, len(text) + 1):
+            pattern, rest = text[:end], text[end:]
+            if not has_glob(pattern) or (rest and rest[0] not in _ENDS and not rest.startswith(_STOP)):
+                continue
+            suffix = rest.removeprefix(_STOP)
+            if ending_of(suffix) is not None and (found := matches(pattern, self.paths)):
+                return [self.at(path, suffix, globbed=True) for path in found]
+        return []
+
+
+def parse_address(text: str, known: Iterable[str] | Names = ()) -> Address:
+    """Read a layer name against the paths that a model has; one that it has not is read by the grammar alone.
+
+    Raises:
+        UsageError: an ending that is not of the grammar.
+    """
+    names = known if isinstance(known, Names) else Names(known)
+    if (address := names.read(text)) is not None:
+        return address
+    path, ending = split_ending(text)
+    if not path:
+        raise UsageError(f"layer {text!r}: no name before the ending", GRAMMAR)
+    if any(char in path for char in "[]:#"):
+        raise UsageError(f"layer {text!r}: not understood after {path.split('[')[0]!r}", GRAMMAR)
+    return Address(path, **vars(ending), suffix=text[len(path) :], text=text)
+
+
+def _is_module(address: Address) -> bool:
+    return not (address.is_model_input or address.is_model_output)
+
+
+def _wrong_end(text: str, path: str, ending: Ending) -> UsageError | None:
+    if path == OUTPUT and ending.port == "in":
+        return UsageError(f"layer {text!r}: the model's output has no :in", "expected output or output:out.ELEMENT")
+    if ending.call is not None:
+        return UsageError(f"layer {text!r}: {path} is there once", "expected it without '#'")
+    return None

@@ -1,0 +1,91 @@
+"""The network between two of its activations, as a function. All the risk of cutting lives here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jaccli.activations.boundary import MODEL_INPUT, MODEL_OUTPUT, Key, Place, module_paths
+from jaccli.activations.record import Inputs
+from jaccli.autograd.walk import mend_batch_norm
+from jaccli.errors import UnsupportedError
+from jaccli.networks.network import Network, StopRun
+
+
+@dataclass(frozen=True)
+class LayerFunction:
+    """f: h_source ↦ h_target, both ``(batch, *shape)``, everything before the source held as it is.
+
+    A call is a forward pass that puts ``h`` in at the source and stops at the target.
+    """
+
+    network: Network
+    inputs: Inputs
+    source: Place
+    target: Place
+
+    @property
+    def n_in(self) -> int:
+        """Size of the source, of one sample."""
+        return self.source.slot.size
+
+    @property
+    def n_out(self) -> int:
+        """Size of the target, of one sample."""
+        return self.target.slot.size
+
+    def __call__(self, h: Tensor) -> Tensor:
+        tap = _Substitute(self.source, self.target, h)
+        try:
+            args = (tap.at(MODEL_INPUT, self.inputs.args[0]), *self.inputs.args[1:])
+            output = self.network.run(args, self.inputs.kwargs, tap if tap.paths else None)
+            tap.at(MODEL_OUTPUT, output)
+        except StopRun:
+            pass
+        if tap.reached is None:
+            raise UnsupportedError(
+                f"layer {str(self.target.address)!r} was reached at the sample and is not near it",
+                "the model takes another branch there",
+            )
+        if tap.reached.grad_fn is not None:
+            mend_batch_norm(tap.reached)
+        return tap.reached
+
+    def tiled(self, copies: int) -> LayerFunction:
+        """The same function on ``copies`` copies of the batch, one after another in dimension 0."""
+
+        def repeat(tensor: Tensor, dim: int) -> Tensor:
+            return torch.cat([tensor] * copies, dim)
+
+        return replace(self, inputs=self.inputs.each(repeat))
+
+
+class _Substitute:
+    """The tap of a ``LayerFunction`` call."""
+
+    gives_copies = True
+
+    def __init__(self, source: Place, target: Place, h: Tensor) -> None:
+        self.source, self.target, self.h = source, target, h
+        self.paths: frozenset[str] | None = module_paths((source.key, target.key))
+        self.reached: Tensor | None = None
+        self.replaced = False
+
+    def enter(self, path: str, call: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.at((path, "in", call), (args, kwargs))
+
+    def leave(self, path: str, call: int, output: Any) -> Any:
+        return self.at((path, "out", call), output)
+
+    def at(self, key: Key, value: Any) -> Any:
+        if key == self.source.key:
+            self.replaced = True
+            # A copy: an in-place operator of the model must not change the caller's point.
+            value = self.source.put(value, self.h.clone())
+        if key == self.target.key:
+            self.reached = self.target.get(value)
+            raise StopRun
+        return value

@@ -1,0 +1,72 @@
+"""What a caller may have meant whose samples are not where they were looked for. Asked where something fails, or
+samples mix, never before.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from jaccli.activations.address import Address
+from jaccli.activations.entry_dimension import close, sample_dims, tensors_or_none
+from jaccli.activations.record import Inputs
+from jaccli.networks.network import Network
+from jaccli.text.wording import Worded, worded
+
+ONE_SAMPLE = "one sample has a dimension of 1 in front of it: x[None]"
+
+
+def misread(network: Network, inputs: Inputs, pair: tuple[Address, Address]) -> Worded | None:
+    """Where the samples are, as advice; None where they are where they were looked for, or nowhere else.
+
+    To be called in a session. Cost: two forward passes without gradients for each dimension of the input, and two.
+    """
+    x = inputs.args[0]
+    if not isinstance(x, Tensor):
+        return None
+    whole = tensors_or_none(network, inputs, pair)
+    here = sample_dims(network, inputs, whole, inputs.dim) if whole is not None else None
+    if here is not None:
+        as_named = all((address.dim or 0) in here[address] for address in pair)
+        return None if as_named else _advice(pair, here, inputs.dim)
+    if inputs.dim == 0 and _is_one_sample(network, inputs, pair, whole):
+        return worded(ONE_SAMPLE)
+    for dim in range(x.dim()) if whole is not None and _may_be_sequence(x) else ():
+        dims = sample_dims(network, inputs, whole or {}, dim) if dim != inputs.dim else None
+        if dims is not None:
+            return _advice(pair, dims, dim)
+    return None
+
+
+def _is_one_sample(
+    network: Network, inputs: Inputs, pair: tuple[Address, Address], whole: dict[Address, Tensor] | None
+) -> bool:
+    """Whether the model takes the input as a batch of one, to the same values if it takes it as it is.
+
+    A single number for a table or more is rather a loss of a batch.
+    """
+    if whole is not None and not whole[pair[1]].dim() and inputs.args[0].dim() > 1:
+        return False
+    batch = Inputs((inputs.args[0][None], *inputs.args[1:]), inputs.kwargs)
+    one = tensors_or_none(network, batch, pair)
+    return one is not None and (whole is None or all(_same(one[address], whole[address]) for address in one))
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal but for dimensions of size 1."""
+    return a.numel() == b.numel() and close(a.reshape(b.shape), b)
+
+
+def _may_be_sequence(x: Tensor) -> bool:
+    """Steps, samples and features; or steps and samples of tokens. Of a table the columns are no samples."""
+    return x.dim() > 2 or not x.is_floating_point()
+
+
+def _advice(pair: tuple[Address, Address], found: dict[Address, set[int]], dim: int) -> Worded:
+    """Names that say where the samples are: of the input by its own, or by that of another activation."""
+    old = [address.dim or 0 for address in pair]
+    new = [was if was in found[address] else min(found[address]) for was, address in zip(old, pair, strict=True)]
+    names = [address.with_dim(d) for address, d in zip(pair, new, strict=True)]
+    said = [worded("{source:{name}}", name=names[0])] if new[0] != old[0] or new == old else []
+    said += [worded("{target:{name}}", name=names[1])] if new[1] != old[1] else []
+    text = "where the samples are in dimension {dim} of the input, say {first}" + " and {last}" * (len(said) - 1)
+    return worded(text, dim=dim, first=said[0], last=said[-1])

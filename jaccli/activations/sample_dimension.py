@@ -1,0 +1,64 @@
+"""Which dimension of the model's input counts the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from jaccli.activations.address import Address
+from jaccli.activations.entry_dimension import close, sample_dims, tensors_at
+from jaccli.activations.nested import leaves
+from jaccli.activations.record import Inputs
+from jaccli.networks.network import Network
+
+
+def find_samples(network: Network, inputs: Inputs, addresses: Sequence[Address]) -> Inputs:
+    """The inputs with the dimension that holds the samples: the first, unless an ``@DIM`` says otherwise.
+
+    ``input@1`` says it of the input itself. ``lstm:out.1.0@1`` says it of another activation: then the
+    input's samples are in the dimension of that size; of several, in the one that values show to go with it. Cost: a
+    forward pass in that case only, and where several have that size two for each.
+    """
+    told = [a.dim for a in addresses if a.is_model_input and a.dim is not None]
+    if told:
+        return replace(inputs, dim=told[0])
+    others = [a for a in addresses if a.dim is not None]
+    first = inputs.args[0]
+    if not others or not isinstance(first, Tensor):
+        return inputs
+    found = tensors_at(network, inputs, others)
+    sizes = {int(t.shape[a.dim]) for a, t in found.items() if a.dim is not None and a.dim < t.dim()}
+    fitting = [d for d, size in enumerate(first.shape) if size in sizes]
+    if len(fitting) > 1:
+        fitting = [d for d in fitting if _goes_with(network, inputs, found, d)] or fitting
+    return replace(inputs, dim=fitting[0]) if fitting else inputs
+
+
+def _goes_with(network: Network, inputs: Inputs, found: dict[Address, Tensor], dim: int) -> bool:
+    """Whether the entries of a dimension of the input are in those that the addresses name."""
+    dims = sample_dims(network, inputs, found, dim)
+    return dims is not None and all(address.dim in dims[address] for address in found)
+
+
+def same_values(network: Network, every: Inputs, part: Inputs, numbers: Sequence[int]) -> bool:
+    """Whether the model gives the samples ``numbers`` in ``part`` the outputs that it gives them in ``every``."""
+    with torch.no_grad():
+        whole = network.run(every.args, every.kwargs)
+        try:
+            some = network.run(part.args, part.kwargs)
+        except Exception:
+            return False
+    eps = max((torch.finfo(t.dtype).eps for t in network.tensors() if t.is_floating_point()), default=0.0)
+    pairs = zip(leaves(whole), leaves(some), strict=True)
+    return all(_agree(a, b, every.batch, numbers, eps) for (_, a), (_, b) in pairs)
+
+
+def _agree(whole: Tensor, some: Tensor, batch: int, numbers: Sequence[int], eps: float) -> bool:
+    dims = [d for d, size in enumerate(whole.shape) if size == batch]
+    if not dims or not whole.is_floating_point():
+        return True
+    rows = whole.index_select(dims[0], torch.tensor(numbers, device=whole.device))
+    return rows.shape == some.shape and close(some, rows, eps)

@@ -1,0 +1,160 @@
+"""Rows of J as backward passes that can be differentiated again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jaccli import defaults
+from jaccli.backward_graph.passes import missing_graph
+from jaccli.errors import UnsupportedError
+from jaccli.linearization.linearization import gradient, gradients
+from jaccli.runtime.torch_errors import is_out_of_memory, reason
+from jaccli.text.wording import worded
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Jᵀu for a graph that exists.
+
+    Args:
+        target: ``(batch, *shape)``.
+        source: what the activation lies in.
+        columns: of gradients by ``source`` to those by the activation, ``(k, batch, n)``.
+        mixes: a sample's target depends on other samples: rows are taken sample by sample.
+        wanted: whether gradients of the result are.
+        single: rows are taken one by one.
+    """
+
+    target: Tensor
+    source: Tensor
+    columns: Callable[[Tensor], Tensor]
+    mixes: bool
+    wanted: bool
+    single: bool = False
+
+    @property
+    def n_in(self) -> int:
+        """Elements of a sample's source."""
+        return int(self._zeros(1).shape[2])
+
+    def missing(self) -> str | None:
+        """Where a backward pass leaves no graph of itself, and does not say so; None where it leaves one."""
+        return missing_graph(self.target, (self.source,)) if self.target.requires_grad else None
+
+    def images(self, v: Tensor, there_and_back: bool) -> Tensor:
+        """JᵀV, or JJᵀV, or JᵀJV of a J with fewer columns than rows: ``(batch, n, k)`` each; vector by vector."""
+        take = self._there_and_back if there_and_back else self.row
+        return torch.stack([take(column.to(self.target.dtype)) for column in v.unbind(-1)], -1)
+
+    def row(self, u: Tensor) -> Tensor:
+        """Jᵀu: ``(batch, n_out)`` → ``(batch, n_in)``."""
+        if not self.target.requires_grad:
+            return self._zeros(1)[0]
+        try:
+            row = gradient(self.target, self.source, u.reshape(self.target.shape), self.wanted or u.requires_grad)
+        except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise no_second(error) from error
+        return self._zeros(1)[0] if row is None else self.columns(row[None])[0]
+
+    def _there_and_back(self, v: Tensor) -> Tensor:
+        """JJᵀv, or JᵀJv of a J with fewer columns than rows.
+
+        Jw is the derivative along w of Jᵀu by u ("double vjp", J. Townsend 2017). Of rows that are taken one by one,
+        J is made of them: its product needs no second derivative.
+        """
+        few_rows = self.target[0].numel() <= self.n_in
+        if self.single:
+            j = self.matrix()
+            first, second = (j.mT, j) if few_rows else (j, j.mT)
+            return (second @ (first @ v.unsqueeze(-1))).squeeze(-1)
+        if few_rows:
+            u = v.clone().requires_grad_()
+            image = self.row(u)
+            return self._by(image, u, image)
+        return self.row(self.push(v))
+
+    def push(self, v: Tensor) -> Tensor:
+        """Jv: ``(batch, n_in)`` → ``(batch, n_out)``.
+
+        Raises:
+            UnsupportedError: there is no second derivative.
+        """
+        u = torch.ones_like(self.target).reshape(self.target.shape[0], -1).requires_grad_()
+        return self._by(self.row(u), u, v)
+
+    def _by(self, image: Tensor, u: Tensor, w: Tensor) -> Tensor:
+        if not image.requires_grad and not bool(image.any()):  # no path
+            return torch.zeros_like(u)
+        try:
+            found = torch.autograd.grad(image, u, w, create_graph=True, allow_unused=True)[0]
+        except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise no_second(error) from error
+        if found is None:
+            raise no_second(RuntimeError("a backward pass leaves no graph of itself"))
+        return found
+
+    def matrix(self) -> Tensor:
+        """J, ``(batch, n_out, n_in)``: n_out backward passes, so many at once as fit a cache."""
+        parts = [slice(b, b + 1) for b in range(self.target.shape[0])] if self.mixes else [slice(None)]
+        return torch.cat([self._block(part) for part in parts])
+
+    def _block(self, samples: slice) -> Tensor:
+        batch, n_out = self.target.shape[0], self.target[0].numel()
+        row_bytes = defaults.ROW_TENSORS * batch * n_out * self.target.element_size()
+        chunk, rows = max(1, defaults.WORKING_SET // row_bytes), []
+        for start in range(0, n_out, chunk):
+            numbers = torch.arange(start, min(start + chunk, n_out), device=self.target.device)
+            seeds = self.target.new_zeros(len(numbers), batch, n_out)
+            seeds[torch.arange(len(numbers)), samples, numbers] = 1
+            rows.append(self._rows(seeds)[:, samples])
+        return torch.cat(rows).movedim(0, 1)
+
+    def _zeros(self, count: int) -> Tensor:
+        return self.columns(torch.zeros_like(self.source).expand(count, *self.source.shape))
+
+    def _rows(self, seeds: Tensor) -> Tensor:
+        """``(k, batch, n_out)`` → ``(k, batch, n_in)``: together, or one by one where that fails."""
+        cotangents = seeds.reshape(len(seeds), *self.target.shape)
+        if len(seeds) > 1 and not self.single:
+            try:
+                rows = gradients(self.target, self.source, cotangents, self.wanted)
+                return self._zeros(len(seeds)) if rows is None else self.columns(rows)
+            except (RuntimeError, NotImplementedError) as error:
+                if is_out_of_memory(error):
+                    raise
+        return torch.stack([self.row(seed) for seed in seeds])
+
+
+def no_second(error: BaseException) -> UnsupportedError:
+    """What to do where the graph cannot be differentiated once, or not again."""
+    text = reason(error)
+    if "use_reentrant" in str(error) or "heckpoint" in str(error):
+        return UnsupportedError(
+            "gradient checkpointing of this kind cannot be differentiated twice",
+            "expected torch.utils.checkpoint.checkpoint(..., use_reentrant=False), and a source outside of it",
+            text,
+        )
+    if "graph of itself" in text or "once_differentiable" in text:
+        return UnsupportedError(
+            f"no second derivative: {text}",
+            "expected backward passes of torch's operators, without no_grad, once_differentiable or NumPy",
+            "write that of the model's own function so, or take the value alone, under torch.no_grad()",
+        )
+    return UnsupportedError(
+        f"no second derivative: {text}",
+        "expected operators that can be differentiated twice",
+        worded("{estimator:exact} needs only first derivatives where it sees the network's operators"),
+    )
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """At least float32: sums of squares overflow and lose digits in shorter formats."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

@@ -1,0 +1,188 @@
+"""``jaccli bench``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jaccli.cli.endings import limits
+from jaccli.cli.flags import in_flags
+from jaccli.cli.request import (
+    BenchRequest,
+    InputRequest,
+    ModelRequest,
+    OutputRequest,
+    PairRequest,
+    RunRequest,
+)
+from jaccli.errors import UsageError
+
+if TYPE_CHECKING:
+    from jaccli.run.benchmark import Contender, Race
+    from jaccli.sinks.table import View
+    from jaccli.sinks.terminal import Style
+
+COLUMNS = ("method", "median", "predicted", "min..max", "relative", "peak", "planned", "error")
+# What a terminal leaves out when it is too narrow, first to last.
+_EXTRA = ("min..max", "planned", "predicted")
+_LEGEND = {
+    "median": "of the rounds",
+    "predicted": "by the plan",
+    "min..max": "in the same unit",
+    "relative": "to the fastest, with a 95 % interval",
+    "peak": "most memory held at once, J included",
+    "planned": "the peak predicted",
+    "error": "the largest of a sample's J",
+}
+
+
+def run(
+    model: Callable[[], ModelRequest],
+    given: Callable[[], InputRequest],
+    names: PairRequest,
+    how: RunRequest,
+    out: OutputRequest,
+    bench: BenchRequest,
+) -> None:
+    """Race the methods on one pair and print the result."""
+    asked, samples = model(), given()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler talks on standard error otherwise
+    from jaccli.cli import work
+    from jaccli.cli.messages import release_messages
+    from jaccli.cli.progress import status
+    from jaccli.run.benchmark import race
+
+    with limits(how):
+        loaded = work.load(asked, samples, names)
+        pairs = loaded.pairs
+        if len(pairs) != 1:
+            raise UsageError(f"bench takes one layer pair, got {len(pairs)}", "expected one --layer and no glob")
+        release_messages()
+        with status(how.quiet, how.no_color) as say:
+            result = race(
+                loaded.network,
+                loaded.inputs,
+                pairs[0],
+                bench.methods,
+                rounds=bench.rounds,
+                max_time=bench.max_time,
+                max_memory=how.max_memory,
+                chunk=how.chunk,
+                compile=bench.compile,
+                say=say,
+            )
+        rows = _rows(result)
+        _write(rows, result, pairs[0], loaded, out)
+
+
+def _rows(result: Race) -> list[dict[str, Any]]:
+    from jaccli.run.benchmark import ratio_interval
+
+    ran = [c for c in result.contenders if c.times_s]
+    fastest = min(ran, key=lambda c: c.median_s, default=None)
+    rows = []
+    for contender in result.contenders:
+        row: dict[str, Any] = {
+            "method": contender.method,
+            "status": contender.status,
+            "takes": contender.takes,
+            "times_s": contender.times_s,
+            "median_s": contender.median_s if contender.times_s else None,
+            "relative": None,
+            "peak_bytes": contender.peak_bytes,
+            "max_error": contender.max_error,
+        }
+        if contender.times_s and fastest is not None:
+            ratio, low, high = ratio_interval(contender.times_s, fastest.times_s)
+            row |= {"relative": ratio, "relative_ci95": [low, high]} | _spread(contender)
+        if contender.why:
+            row["why"] = in_flags(contender.why)
+        row |= {"plan_s": contender.plan_s, "predicted_s": contender.predicted_s}
+        row["predicted_bytes"] = contender.predicted_bytes
+        if contender.compile_s is not None:
+            row["compile_s"] = contender.compile_s
+        rows.append(row)
+    return rows
+
+
+def _spread(contender: Contender) -> dict[str, float]:
+    import numpy as np
+
+    low, high = np.quantile(contender.times_s, [0.25, 0.75])
+    return {"min_s": min(contender.times_s), "max_s": max(contender.times_s), "iqr_s": float(high - low)}
+
+
+def _write(rows: Sequence[dict[str, Any]], result: Race, pair: Any, loaded: Any, out: OutputRequest) -> None:
+    import torch
+
+    from jaccli.sinks.atomic import open_output
+    from jaccli.sinks.numbers import write_numbers
+    from jaccli.sinks.table import View
+    from jaccli.sinks.terminal import style_for
+    from jaccli.sinks.text import inert
+
+    batch, n_out, n_in = result.shape
+    document = {
+        "schema_version": 1,
+        "command": "bench",
+        "pair": {
+            "source": {"layer": str(pair[0]), "size": n_in},
+            "target": {"layer": str(pair[1]), "size": n_out},
+        },
+        "samples": batch,
+        "rounds": result.rounds,
+        "threads": torch.get_num_threads(),
+        "reference": result.reference.name,
+        "methods": list(rows),
+        "timing": loaded.timing.document(),
+    }
+    head = f"{pair[0]!s} -> {pair[1]!s}: J is {n_out} x {n_in} for {'each of ' * (batch > 1)}{batch} sample"
+    rounds = f"{result.rounds} round" + "s" * (result.rounds != 1)
+    known = result.reference.matrix is not None
+    against = f"errors against {result.reference.name}" if known else "no reference: no backward pass works"
+    title = head + "s" * (batch > 1) + f"; {rounds}; {against}"
+    style = style_for(out.path, out.no_color)
+    view = View([_readable(row) for row in rows], COLUMNS, title, spare=_EXTRA)
+    with open_output(out.path, out.force) as handle:
+        write_numbers(
+            out.format,
+            handle,
+            document=document,
+            records=list(rows),
+            view=view,
+            style=style,
+        )
+        if out.format in ("table", "markdown"):
+            failed = [f"{row['method']} failed: {inert(row['why'])}\n" for row in rows if row["status"] != "ok"]
+            legend, gap = (_legend(view, style), "") if out.format == "table" else (f"\n{title}\n", "\n")
+            handle.write(style.encode(legend + "".join(gap + line for line in failed)))
+
+
+def _legend(view: View, style: Style) -> str:
+    """What the columns that are there mean."""
+    from jaccli.sinks.table import columns_shown
+    from jaccli.sinks.wrap import wrapped
+
+    told = "; ".join(f"{name}: {_LEGEND[name]}" for name in columns_shown(view, style) if name in _LEGEND)
+    return "\n".join(wrapped(told, style.width)) + "\n"
+
+
+def _readable(row: dict[str, Any]) -> dict[str, Any]:
+    from jaccli.planning.decide import human, seconds
+
+    takes = f" ({row['takes']})" if row["takes"] not in ("", row["method"]) else ""
+    shown = {"method": row["method"] + takes}
+    if row["median_s"] is None:
+        return shown | {"median": row["status"]}
+    low, high = row["relative_ci95"]
+    scale = 1e3 if row["median_s"] < 1 else 1  # the unit that ``seconds`` takes
+    return shown | {
+        "median": seconds(row["median_s"]),
+        "predicted": seconds(row["predicted_s"]) if row["predicted_s"] is not None else "",
+        "min..max": f"{row['min_s'] * scale:.3g}..{row['max_s'] * scale:.3g}",
+        "relative": f"{row['relative']:.2f} [{low:.2f}, {high:.2f}]",
+        "peak": human(row["peak_bytes"]),
+        "planned": human(row["predicted_bytes"]) if row["predicted_bytes"] is not None else "",
+        "error": f"{row['max_error']:.1e}" if row["max_error"] is not None else "",
+    }

@@ -1,0 +1,124 @@
+"""``jaccli show``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from jaccli.cli.endings import deadline
+from jaccli.cli.figures import saved_name
+from jaccli.cli.request import OutputRequest, SavedRequest
+from jaccli.names import UNKNOWN
+
+_ORDER = ("model", "model_sha256", "method", "command", "jaccli", "torch", "python")
+_IN_THE_HEAD = ("source", "target", "pairs", "samples")
+
+
+def run(saved: SavedRequest, out: OutputRequest, timeout: float | None) -> None:
+    """Describe and draw a saved Jacobian."""
+    with deadline(timeout):
+        _show(saved, out)
+
+
+def _show(saved: SavedRequest, out: OutputRequest) -> None:
+    from jaccli.sinks.atomic import open_output
+    from jaccli.sinks.numbers import write_numbers
+    from jaccli.sinks.read import read_jacobian
+    from jaccli.sinks.terminal import style_for
+
+    found = read_jacobian(saved.path)
+    style = style_for(out.path, out.no_color)
+    entries = []
+    for jacobian in found:
+        batch = jacobian.array.shape[0]
+        numbers = saved.samples.indices(batch) if saved.samples else list(range(batch))
+        entries.append((jacobian, numbers))
+    if out.format == "table":
+        # All is made before any is written: a file may turn out bad half-way.
+        every = saved.samples is not None
+        text = "".join(_drawn(saved.path, jacobian, numbers, style, every=every) for jacobian, numbers in entries)
+        with open_output(out.path, out.force) as handle:
+            handle.write(style.encode(text))
+        return
+    described = [(jacobian, _rows(jacobian, numbers)) for jacobian, numbers in entries]
+    document = {
+        "schema_version": 1,
+        "command": "show",
+        "jacobians": [_described(jacobian, rows) for jacobian, rows in described],
+    }
+    records = [row for _, rows in described for row in rows]
+    with open_output(out.path, out.force) as handle:
+        write_numbers(out.format, handle, document=document, records=records, style=style)
+
+
+def _described(jacobian: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "source": {"layer": jacobian.source},
+        "target": {"layer": jacobian.target},
+        "shape": list(jacobian.array.shape),
+        "dtype": str(jacobian.array.dtype).removeprefix("torch."),
+        "provenance": {k: jacobian.provenance[k] for k in _ordered(jacobian.provenance)},
+        "samples": [{k: v for k, v in row.items() if k not in ("source", "target")} for row in rows],
+    }
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    """Always the same order: safetensors keeps none."""
+    return sorted(names, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+
+
+def _rows(jacobian: Any, numbers: list[int]) -> list[dict[str, Any]]:
+    from jaccli.linear_maps.norms import norm
+
+    rows = []
+    for number in numbers:
+        one = jacobian.array[number].double()
+        finite = one[one.isfinite()]
+        rows.append(
+            {
+                "source": jacobian.source,
+                "target": jacobian.target,
+                "sample": jacobian.numbers[number],
+                "frobenius": float(norm(one)),
+                "min": float(finite.min()) if finite.numel() else float("nan"),
+                "max": float(finite.max()) if finite.numel() else float("nan"),
+                "zeros": float((one == 0).double().mean()),
+                "non_finite": int((~one.isfinite()).sum()),
+            }
+        )
+    return rows
+
+
+def _line(name: str, width: int, value: str, style: Any) -> str:
+    """``  name  value``, in several lines where the terminal is narrower."""
+    from jaccli.sinks.text import inert
+    from jaccli.sinks.wrap import wrapped
+
+    first, *more = wrapped(inert(value), max(style.width - width - 4, 16)) if style.fixed else [inert(value)]
+    return "\n".join([f"  {inert(name):<{width}}  {first}", *(" " * (width + 4) + line for line in more)]) + "\n"
+
+
+def _drawn(path: str, jacobian: Any, numbers: list[int], style: Any, *, every: bool) -> str:
+    """The description, and pictures: of the first sample, or of those that were picked."""
+    from jaccli.sinks.render import render_matrix
+    from jaccli.sinks.terminal import heading
+
+    batch, n_out, n_in = jacobian.array.shape
+    dtype = str(jacobian.array.dtype).removeprefix("torch.")
+    samples = f"{batch} sample" + "s" * (batch != 1)
+    known = (jacobian.source, jacobian.target) != (UNKNOWN, UNKNOWN)
+    name = f"{jacobian.source} -> {jacobian.target}" if known else saved_name(path)
+    parts = [heading(f"{name}: {samples}, each J {n_out} x {n_in}, {dtype}", style)]
+    about = {k: v for k, v in jacobian.provenance.items() if v and k not in _IN_THE_HEAD}
+    order = _ordered(about)
+    width = max(map(len, order), default=0)
+    parts += [_line(k, width, about[k], style) for k in order]
+    for number in numbers if every else numbers[:1]:
+        row = _rows(jacobian, [number])[0]
+        span = f"from {row['min']:.4g} to {row['max']:.4g}, {row['zeros']:.0%} zeros"
+        parts.append(heading(f"sample {row['sample']}: frobenius {row['frobenius']:.6g}, {span}", style))
+        parts.append(render_matrix(jacobian.array[number], source=jacobian.source, target=jacobian.target, style=style))
+    if not every and len(numbers) > 1:
+        more = f"{len(numbers) - 1} more sample" + "s" * (len(numbers) > 2)
+        parts.append(f"{more}: --samples 0:{len(numbers)} draws all\n")
+    return "".join(parts)

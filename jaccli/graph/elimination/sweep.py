@@ -1,0 +1,264 @@
+"""Bundles through stretches of the graph: cotangents pulled back, tangents pushed forward."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+from torch import Tensor
+
+from jaccli.graph.elimination.cuts import MIXING, mixes
+from jaccli.graph.layout.algebra import product, total, transposed
+from jaccli.graph.layout.block import Bundle, identity_bundle, solid, without_ones
+from jaccli.graph.layout.layout import Link
+from jaccli.graph.maps.base import Primitive
+from jaccli.graph.maps.elementwise import Mul, Scale, multiplied
+from jaccli.graph.maps.matrix import Matrix
+from jaccli.graph.maps.reshape import Permute, Reshape
+from jaccli.graph.maps.slice import Embed, assembled
+from jaccli.graph.rules import dense_fallback as rules_opaque
+from jaccli.graph.rules import elementwise as rules_elementwise
+from jaccli.graph.rules import indexing as rules_index
+from jaccli.graph.rules import linear as rules_linear
+from jaccli.graph.rules import reductions as rules_reduce
+from jaccli.graph.rules import shape as rules_shape
+from jaccli.graph.rules.registry import Map, maps
+from jaccli.graph.trace.ir import CaptureGap, Node, Value
+
+_TOLD = {
+    "matrix": ("matrix", "matrices"),
+    "conv": ("convolution", "convolutions"),
+    "projection": ("normalisation or softmax", "normalisations or softmaxes"),
+    "gather": ("pooling", "poolings"),
+    "pick": ("index", "indices"),
+}
+_REGISTERED = (rules_elementwise, rules_index, rules_linear, rules_opaque, rules_reduce, rules_shape)
+
+
+class Stretch:
+    """The active nodes between two values that every path passes, with their derivatives."""
+
+    def __init__(self, nodes: Sequence[Node], source: Value, target: Value, maps_of: dict[Node, list[Map]]) -> None:
+        self.nodes, self.source, self.target, self.maps_of = list(nodes), source, target, maps_of
+
+    def contents(self) -> str:
+        """The operators that mix elements, by name and number."""
+        names = Counter(
+            type(step).__name__.lower()
+            for node in self.nodes
+            for m in self.maps_of[node]
+            for step in m.steps
+            if isinstance(step, MIXING)
+        )
+        told = (f"{n} {_TOLD.get(k, (k, k))[n > 1]}" for k, n in names.items())
+        return ", ".join(told) or "diagonals and views"
+
+    def pull(self, rows: Bundle, meet: int = 0) -> Bundle | None:
+        """∂target/∂v by ∂target/∂(this target) given: ``rows`` over the target in, over the source out.
+
+        With ``meet`` rows are pulled back to the values that are alive before that node only, and multiplied
+        with the columns pushed forward to them: where many rows meet few columns, as in attention.
+        """
+        found = self._pulled(rows, meet)
+        if not meet:
+            return found.get(self.source)
+        columns = self._pushed(identity_bundle(self.source.shape, _like(rows, self.source)), meet)
+        return self._met(found, columns, self.source.shape)
+
+    def push(self, columns: Bundle, ends: tuple[int, ...] = (), meet: int | None = None) -> Bundle | None:
+        """``columns`` over the source in, over the target out; ``meet`` as for ``pull``, the other way round.
+
+        ``ends``: the shape of the activation that the columns belong to; needed with ``meet``.
+        """
+        if meet is None:
+            return self._pushed(columns, len(self.nodes)).get(self.target)
+        found = self._pushed(columns, meet)
+        rows = self._pulled(identity_bundle(self.target.shape, _like(columns, self.target)), meet)
+        met = self._met(rows, found, ends)
+        return None if met is None else transposed(met, self.target.shape)
+
+    @staticmethod
+    def _met(rows: dict[Value, Bundle], columns: dict[Value, Bundle], shape: tuple[int, ...]) -> Bundle | None:
+        terms = [product(rows[v], columns[v], shape) for v in rows if v in columns]
+        return reduce(total, terms) if terms else None
+
+    def meetings(self, most: int) -> list[int]:
+        """Places where several values are alive after an operator that mixes elements: the narrowest ones."""
+        last: dict[Value, int] = {self.target: len(self.nodes)}
+        for position, node in enumerate(self.nodes):
+            for m in self.maps_of[node]:
+                last[m.source] = position
+        widths: dict[int, int] = {}
+        alive = {self.source}
+        for position, node in enumerate(self.nodes[:-1]):
+            alive |= {v for v in node.outputs if v in last}
+            alive = {v for v in alive if last[v] > position}
+            if len(alive) > 1 and mixes([node], self.maps_of):
+                widths[position + 1] = sum(math.prod(v.shape) for v in alive if v is not self.source)
+        return sorted(sorted(widths, key=lambda p: widths[p])[:most])
+
+    def _pulled(self, rows: Bundle, stop: int) -> dict[Value, Bundle]:
+        """Rows over every value that is alive before node ``stop``."""
+        waiting: dict[Value, list[_Part]] = {self.target: [_Part(rows)]}
+        for node in reversed(self.nodes[stop:]):
+            done: dict[Value, _Part | None] = {}
+            for out in node.outputs:
+                if out in waiting:
+                    done[out] = _sum(waiting.pop(out))
+            found = self.maps_of[node]
+            for out, given in done.items():
+                mine = [m for m in found if m.target is out]
+                if given is not None and len(mine) > 1:
+                    given = given.lent()
+                for m in mine:
+                    part = _through(given, [step.T for step in reversed(m.steps)])
+                    if part is not None:
+                        waiting.setdefault(m.source, []).append(part)
+        return _finished(waiting)
+
+    def _pushed(self, columns: Bundle, stop: int) -> dict[Value, Bundle]:
+        """Columns over every value that is alive before node ``stop``."""
+        waiting: dict[Value, list[_Part]] = {self.source: [_Part(columns)]}
+        known: dict[Value, _Part | None] = {}
+        uses = Counter(m.source for node in self.nodes for m in self.maps_of[node])
+        left = uses.copy()
+        for m in (m for node in self.nodes[:stop] for m in self.maps_of[node]):
+            if m.source not in known:
+                given = _sum(waiting.pop(m.source)) if m.source in waiting else None
+                known[m.source] = given if given is None or uses[m.source] == 1 else given.lent()
+            given = known[m.source]
+            left[m.source] -= 1
+            if not left[m.source]:
+                known.pop(m.source)
+            part = _through(given, m.steps)
+            if part is not None:
+                waiting.setdefault(m.target, []).append(part)
+        return {**{v: p.scaled() for v, p in known.items() if p is not None}, **_finished(waiting)}
+
+
+def _finished(waiting: dict[Value, list[_Part]]) -> dict[Value, Bundle]:
+    summed = {value: _sum(parts) for value, parts in waiting.items()}
+    return {value: part.scaled() for value, part in summed.items() if part is not None}
+
+
+def _like(bundle: Bundle, value: Value) -> Tensor | None:
+    """The tensor whose dtype and device an identity takes; none in a dry run."""
+    return None if bundle.data is None else value.tensor
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One contribution to a value, with what is still to be done to it.
+
+    Args:
+        bundle: the vectors.
+        factors: scalings held back: several become one, on the activation, before they touch the vectors.
+        embed: held back, so that parts side by side become one tensor.
+    """
+
+    bundle: Bundle
+    factors: tuple[Mul | Scale, ...] = ()
+    embed: Embed | None = None
+
+    def scaled(self) -> Bundle:
+        """The vectors with the scalings applied."""
+        return multiplied(solid(self.bundle), self.factors)
+
+    def lent(self) -> _Part:
+        """The same vectors, not to be written into."""
+        bundle = self.scaled()
+        return _Part(Bundle(bundle.form, bundle.data, False))
+
+
+def _through(part: _Part | None, steps: Sequence[Primitive]) -> _Part | None:
+    if part is None:
+        return None
+    bundle: Bundle | None = part.bundle
+    factors = part.factors
+    for position, step in enumerate(steps):
+        assert bundle is not None
+        if isinstance(step, Mul | Scale):
+            factors = (*factors, step)
+            continue
+        bundle, factors = multiplied(bundle, factors), ()
+        if not isinstance(step, Matrix | Permute | Reshape):
+            bundle = solid(bundle)
+        if position == len(steps) - 1 and isinstance(step, Embed) and not _linked(bundle, step.dim):
+            return _Part(bundle, (), step)
+        bundle = step.apply(bundle)
+        if bundle is None:
+            return None
+        bundle = without_ones(bundle)
+    return None if bundle is None else _Part(bundle, factors)
+
+
+def _linked(bundle: Bundle, dim: int) -> bool:
+    return any(isinstance(atom, Link) for atom in bundle.form.dims[dim])
+
+
+def _sum(parts: list[_Part]) -> _Part | None:
+    """The sum of contributions; embedded ones in one dimension that do not overlap are put side by side."""
+    if len(parts) == 1 and parts[0].embed is None:
+        return parts[0]
+    groups: dict[object, list[tuple[Bundle, Embed]]] = {}
+    bundles = []
+    for part in parts:
+        if part.embed is None:
+            bundles.append(part.scaled())
+            continue
+        form, dim = part.bundle.form, part.embed.dim
+        rest = (*form.dims[:dim], *form.dims[dim + 1 :])
+        key = (dim, tuple(e.key for e in form.ends), rest, part.embed.step)
+        groups.setdefault(key, []).append((part.bundle, part.embed))
+    for group in groups.values():
+        bundles.extend(assembled(layer) for layer in _layers(group))
+    # Those of one range first: a wider range costs zeros, and every sum there costs more.
+    alike: dict[object, list[Bundle]] = {}
+    for bundle in bundles:
+        alike.setdefault(bundle.form.ends, []).append(bundle)
+    return _Part(reduce(total, [reduce(total, group) for group in alike.values()])) if bundles else None
+
+
+def _layers(group: list[tuple[Bundle, Embed]]) -> list[list[tuple[Bundle, Embed]]]:
+    """Split into lists whose members do not overlap."""
+    layers: list[list[tuple[Bundle, Embed]]] = []
+    taken: list[set[int]] = []
+    for bundle, e in group:
+        places = set(range(e.start, e.start + e.step * e.count, e.step))
+        for layer, used in zip(layers, taken, strict=True):
+            if not used & places:
+                layer.append((bundle, e))
+                used |= places
+                break
+        else:
+            layers.append([(bundle, e)])
+            taken.append(places)
+    return layers
+
+
+def derivatives(nodes: Sequence[Node], target: Value | None = None) -> dict[Node, list[Map]]:
+    """The maps of all nodes.
+
+    Args:
+        nodes: active ones, in order.
+        target: what they lead to.
+
+    Raises:
+        CaptureGap: an operator without a rule, or a value in use that no rule covers.
+    """
+    found = {node: maps(node) for node in nodes}
+    covered = {m.target for each in found.values() for m in each}
+    used = {m.source for each in found.values() for m in each} | {target}
+    for node in nodes:
+        for out in node.outputs:
+            if out in used and out not in covered and out.active and 0 not in out.shape and _fed(node):
+                raise CaptureGap(f"output {out.out} of {node.name} has no derivative rule")
+    return found
+
+
+def _fed(node: Node) -> bool:
+    """Whether it takes any element that hangs on the source: a sum of none does not."""
+    return any(v.active and 0 not in v.shape for v in node.inputs())

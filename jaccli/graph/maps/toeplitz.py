@@ -1,0 +1,94 @@
+"""Convolutions of windows as matrix products: all directions as one matrix, or the first one tap by tap.
+
+A window of w pixels becomes one of w + k - 1. As one (Toeplitz) matrix that is w (w + k - 1) products of
+channels, most of them with zeros; tap by tap k w, each tap added to a run of rows of the result. Matrix
+products reach rates that convolutions of small images do not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from jaccli.graph.layout.block import Bundle
+from jaccli.graph.layout.contraction import arranged
+from jaccli.graph.layout.layout import Form, Label
+from jaccli.graph.maps.base import Shape
+
+# Matrix products of fewer columns leave vector units idle.
+NARROW = 16
+Windows = Callable[[Tensor], Tensor]
+CHANNEL: Label = (1, 0)
+
+
+def as_matrix(bundle: Bundle, new: Form, lead: int, inner: Shape, outer: Shape, windows: Windows) -> Bundle:
+    """All windows times one matrix; channels lie last in memory, so that what follows reads whole runs.
+
+    Args:
+        bundle: of windows.
+        new: form of the result.
+        lead: number of windows.
+        inner: channels and widths of a window; ``outer`` those of the result.
+        windows: the convolution of windows ``(n, *inner)``.
+    """
+    assert bundle.data is not None
+    data = _channels_last(bundle.data, bundle.form)
+    out = data.reshape(lead, -1) @ _matrix(windows, inner, data)
+    channel = axis_of(new, CHANNEL)
+    if channel is None:
+        return bundle.made(new, out.reshape(new.sizes))
+    sizes = [n for axis, n in enumerate(new.sizes) if axis != channel]
+    return bundle.made(new, out.reshape([*sizes, outer[0]]).movedim(-1, channel))
+
+
+def by_taps(
+    bundle: Bundle, new: Form, lead: int, inner: Shape, outer: Shape, taps: Sequence[tuple[int, Windows]]
+) -> Bundle:
+    """The first direction tap by tap, the others as one matrix for each tap; arguments as for ``as_matrix``.
+
+    Args:
+        taps: for each, by how many pixels its windows start after the result's, and its convolution of windows
+            of one pixel in the first direction.
+    """
+    assert bundle.data is not None
+    width = inner[1]
+    data = _channels_last(bundle.data, bundle.form, first=axis_of(bundle.form, (2, 0))).reshape(width * lead, -1)
+    columns = math.prod(outer) // outer[1]
+    out = data.new_empty(outer[1] * lead, columns)
+    covered = 0
+    for start, windows in sorted(taps, key=lambda tap: tap[0]):
+        stop = start + width
+        apart = start >= covered
+        if covered < (gap := start if apart else stop):
+            out[covered * lead : gap * lead].zero_()
+        matrix = _matrix(windows, (inner[0], 1, *inner[2:]), data)
+        out[start * lead : stop * lead].addmm_(data, matrix, beta=0 if apart else 1)
+        covered = stop
+    sizes = dict(zip(new.layout, new.sizes, strict=True))
+    windowed = [(d, 0) for d in range(2, 1 + len(outer)) if (d, 0) in sizes]
+    rest = [label for label in new.layout if label not in (*windowed, CHANNEL)]
+    labels = [(2, 0), *rest, *windowed[1:], *([CHANNEL] if CHANNEL in sizes else [])]
+    return bundle.made(new, arranged(out.view([sizes[label] for label in labels]), labels, new.layout))
+
+
+def _matrix(windows: Windows, inner: Shape, like: Tensor) -> Tensor:
+    """The convolution of windows as a matrix, channels last on both sides."""
+    basis = torch.eye(math.prod(inner), dtype=like.dtype, device=like.device)
+    basis = basis.reshape(-1, *inner[1:], inner[0]).movedim(-1, 1)
+    return windows(basis.contiguous()).movedim(1, -1).reshape(math.prod(inner), -1)
+
+
+def _channels_last(data: Tensor, form: Form, first: int | None = None) -> Tensor:
+    """The channels' axis last, and another one first."""
+    channel = axis_of(form, CHANNEL)
+    order = [axis for axis in range(data.dim()) if axis not in (first, channel)]
+    order = ([] if first is None else [first]) + order + ([] if channel is None else [channel])
+    return data.permute(order)
+
+
+def axis_of(form: Form, label: Label) -> int | None:
+    """Where a label lies in memory; None where it has no axis."""
+    return form.layout.index(label) if label in form.layout else None

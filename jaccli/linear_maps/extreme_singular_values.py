@@ -1,0 +1,172 @@
+"""The largest and the smallest singular values of a map, from products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jaccli import defaults
+from jaccli.errors import UnsupportedError, UsageError, warn
+from jaccli.linear_maps.matrix_free import MatrixFree
+from jaccli.linear_maps.norms import orthonormal, singular_values
+from jaccli.linear_maps.rescaled import rescaled
+
+Which = Literal["largest", "smallest"]
+# Of ARPACK: residuals relative to the value that is asked for; singular values are the roots, and better.
+TOLERANCE = {torch.float64: 1e-9}
+SHORT_TOLERANCE = 1e-5
+# Restarts; each is some 20 products.
+RESTARTS = 60
+# Of a block Krylov space: starting vectors beyond those asked for, and its dimension.
+SPARE = 6
+WIDEST = 240
+# Up to so many times that J itself costs hardly more.
+NOT_MUCH_LARGER = 4
+# Relative: a larger residual is told.
+DOUBTFUL = 1e-2
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """Singular values of every sample, and how far off they can be.
+
+    Args:
+        values: ``(batch, k)`` float64, descending.
+        bounds: ``(batch, k)``: within so much of each lies a singular value (the residual of its triple).
+    """
+
+    values: Tensor
+    bounds: Tensor
+
+
+def extreme_singular_values(a: MatrixFree, k: int, which: Which = "largest") -> Extremes:
+    """k singular values of every sample, sample by sample.
+
+    By ARPACK's Lanczos method on JᵀJ or JJᵀ, through SciPy (R. B. Lehoucq, D. C. Sorensen and C. Yang, *ARPACK
+    Users' Guide*, 1998); where that gives up, from a block Krylov space; of a small J, or when many are wanted, by the
+    singular value decomposition of J itself.
+
+    Values and bounds are NaN for a sample whose J is not finite.
+
+    Cost: some tens of products with J and Jᵀ; of the smallest ones hundreds, where they lie close together.
+
+    Raises:
+        UsageError: more are asked for than there are.
+        UnsupportedError: the smallest do not converge: of an ill-conditioned J they may not.
+    """
+    batch, n_out, n_in = a.shape
+    n = min(n_out, n_in)
+    if not 1 <= k <= n:
+        raise UsageError(f"k={k}", f"expected 1 to {n}, the number of singular values of a {n_out} x {n_in} J")
+    found = [_of_one(a.sample(b), k, which) for b in range(batch)]
+    return Extremes(torch.stack([v for v, _ in found]), torch.stack([e for _, e in found]))
+
+
+def _of_one(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
+    n = min(a.shape[1:])
+    if n <= defaults.DENSE_SVD or 3 * k >= n:
+        return _of_the_matrix(a, k, which)
+    from scipy.sparse.linalg import ArpackError  # a third of a second, which smaller matrices need not wait for
+
+    near_one = rescaled(a)
+    if not bool(near_one.finite):
+        nan = torch.full((k,), torch.nan, dtype=torch.float64)
+        return nan, nan
+    try:
+        values, bounds = _by_arpack(near_one, k, which)
+    except ArpackError:  # many equal singular values, or a starting vector in a space that J leaves alone
+        values, bounds = block_krylov(near_one, k, which)
+    size = near_one.size.cpu()
+    return values * size, bounds * size
+
+
+def _of_the_matrix(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
+    every = singular_values(a.materialise()[0]).cpu()
+    chosen = every[:k] if which == "largest" else every[-k:]
+    return chosen, every[:1].expand(k) * len(every) * torch.finfo(a.dtype).eps
+
+
+def _by_arpack(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
+    from scipy.sparse.linalg import svds
+
+    from jaccli.linear_maps.scipy_operator import SciPyOperator
+
+    operator = SciPyOperator(a)
+    start = np.random.default_rng(0).standard_normal(min(operator.shape))  # not at right angles to what is looked for
+    tolerance = TOLERANCE.get(a.dtype, SHORT_TOLERANCE)
+    kind = "LM" if which == "largest" else "SM"
+    limit = RESTARTS * max(k, 1)
+    u, s, vt = svds(operator, k=k, which=kind, v0=start, tol=tolerance, maxiter=limit, solver="arpack")
+    order = np.argsort(-s)
+    u, s, v = u[:, order], s[order], vt[order].T
+    gap = np.maximum(
+        np.linalg.norm(operator.matmat(v) - u * s, axis=0), np.linalg.norm(operator.rmatmat(u) - v * s, axis=0)
+    )
+    rounding = torch.finfo(a.dtype).eps * float(s.max())
+    return torch.from_numpy(s.astype(np.float64)), torch.from_numpy(gap.astype(np.float64)) + rounding
+
+
+def block_krylov(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
+    """k singular values of one sample from a Krylov space of several starting vectors (C. Musco and C. Musco, 2015).
+
+    It finds values that occur several times, and all of them where the space closes. Else the largest are given as
+    they are when the space is full, with the residuals as their bounds.
+
+    Returns:
+        Values, descending, and bounds: ``(k,)`` float64 each.
+
+    Raises:
+        UnsupportedError: the smallest are not in reach.
+    """
+    transposed = a.shape[1] < a.shape[2]
+    push, pull = (a._rmatmat, a._matmat) if transposed else (a._matmat, a._rmatmat)
+    n, width = min(a.shape[1:]), k + SPARE
+    generator = torch.Generator().manual_seed(0)
+    new, _ = orthonormal(torch.randn(n, width, generator=generator).to(a.device, a.dtype))
+    basis, image = new, push(new[None])[0]
+    eps, closed = torch.finfo(a.dtype).eps, False
+    scale = float(image.norm())
+    while True:
+        p, s, qt = torch.linalg.svd(image.double(), full_matrices=False)
+        pick = slice(0, k) if which == "largest" else slice(len(s) - k, len(s))
+        u, v = p[:, pick].to(a.dtype), basis @ qt[pick].mT.to(a.dtype)
+        gap = (pull(u[None])[0] - v * s[pick].to(a.dtype)).double().norm(dim=0).cpu()
+        bounds = gap + n * eps * float(s[0])
+        settled = float(gap.max()) <= SHORT_TOLERANCE * float(s[0])
+        if closed or (settled and which == "largest"):
+            return s[pick].cpu(), bounds
+        if basis.shape[1] + width > min(n, WIDEST):
+            return _as_far(a, s[pick].cpu(), bounds, which)
+        new = pull(image[:, -new.shape[1] :][None])[0]
+        for _ in range(2):
+            new = new - basis @ (basis.mT @ new)
+        new, r = orthonormal(new)
+        alive = r.diagonal().abs() > 64 * eps * max(scale, 1e-30) * max(scale, 1.0)
+        closed = not bool(alive.any())
+        if not closed:
+            new = new[:, alive]
+            basis, image = torch.cat([basis, new], 1), torch.cat([image, push(new[None])[0]], 1)
+
+
+def _as_far(a: MatrixFree, values: Tensor, bounds: Tensor, which: Which) -> tuple[Tensor, Tensor]:
+    """Where a space is full: the values of J itself if it is not much larger, else what was found.
+
+    Raises:
+        UnsupportedError: the smallest of a large J.
+    """
+    k, n = len(values), min(a.shape[1:])
+    if n <= NOT_MUCH_LARGER * WIDEST:
+        return _of_the_matrix(a, k, which)
+    if which == "smallest":
+        raise UnsupportedError(
+            f"the {k} smallest singular values of a {a.shape[1]} x {a.shape[2]} J did not converge in products alone",
+            "expected some that stand apart",
+            "they need J itself (exact)",
+        )
+    if bool((bounds > DOUBTFUL * values[0]).any()):
+        warn(f"the largest singular values lie too close together to be told apart: within {float(bounds.max()):.2g}")
+    return values, bounds

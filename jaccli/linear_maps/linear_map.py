@@ -1,0 +1,316 @@
+"""``LinearMap``: the algebra of matrices that are known by their products."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from jaccli.errors import UsageError
+from jaccli.linear_maps.extreme_singular_values import Which, extreme_singular_values
+from jaccli.linear_maps.matrix_free import MatrixFree, check_square
+from jaccli.linear_maps.norms import singular_values
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+
+
+class LinearMap(MatrixFree):
+    """A matrix for each sample, ``(batch, n_out, n_in)``, with products in place of entries.
+
+    ``A.T``, ``A + B``, ``A - B``, ``c * A``, ``-A`` and ``A @ B`` are such maps again, nothing is computed for
+    them; B may be a tensor ``(n_out, n_in)`` or ``(batch, n_out, n_in)``, and in ``A @ B`` with a tensor
+    ``(batch, n_in, k)`` it is multiplied at once. ``A - A.I`` is J − I. ``A[b]`` is sample b as a SciPy
+    ``LinearOperator``.
+
+    Products raise ``UsageError`` for vectors of other shapes.
+    """
+
+    @abstractmethod
+    def sample(self, b: int) -> LinearMap:
+        """That of one sample alone, with a batch of 1."""
+
+    @property
+    def T(self) -> LinearMap:  # noqa: N802 - as in NumPy
+        """The transposed map, ``(batch, n_in, n_out)``."""
+        return Transposed(self)
+
+    def identity(self) -> LinearMap:
+        """The identity of this size, also as ``A.I`` (which of a NumPy matrix would be the inverse).
+
+        Raises:
+            UsageError: not square.
+        """
+        return self.I
+
+    @property
+    def I(self) -> LinearMap:  # noqa: E743, N802 - the field's name
+        """The identity of this size.
+
+        Raises:
+            UsageError: not square.
+        """
+        return Identity(check_square(self), self.dtype, self.device)
+
+    def __add__(self, other: LinearMap | Tensor) -> LinearMap:
+        return Sum(self, as_map(other, self))
+
+    def __sub__(self, other: LinearMap | Tensor) -> LinearMap:
+        return Sum(self, as_map(other, self), -1.0)
+
+    def __mul__(self, factor: float) -> LinearMap:
+        return Scaled(self, float(factor))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> LinearMap:
+        return self * -1.0
+
+    def __matmul__(self, other: Any) -> Any:
+        return Composed(self, other) if isinstance(other, LinearMap) else self.matmat(other)
+
+    def __getitem__(self, b: int) -> LinearOperator:
+        return self.as_scipy(b)
+
+    def as_scipy(self, b: int | None = None) -> LinearOperator:
+        """Sample ``b`` as a SciPy ``LinearOperator`` ``(n_out, n_in)``, which takes and gives NumPy arrays.
+
+        Without ``b`` all samples at once, as the block-diagonal ``(batch * n_out, batch * n_in)``.
+
+        Raises:
+            UsageError: there is no such sample.
+        """
+        from jaccli.linear_maps.scipy_operator import SciPyOperator
+
+        batch = self.shape[0]
+        if b is not None and not -batch <= b < batch:
+            raise UsageError(f"sample {b} is not there", f"expected 0 to {batch - 1}")
+        return SciPyOperator(self if b is None else self.sample(b % batch))
+
+    def singular_values(self, k: int | None = None, which: Which = "largest") -> Tensor:
+        """Singular values of each sample, descending: ``(batch, k)`` float64.
+
+        All of them, from the matrices themselves, without ``k``; see ``extreme_singular_values`` for k of them.
+
+        Raises:
+            UsageError: more are asked for than there are.
+            UnsupportedError: the k smallest do not converge.
+        """
+        if k is None:
+            return singular_values(self.materialise())
+        return extreme_singular_values(self, k, which).values.to(self.device)
+
+    def spectral_norm(self) -> Tensor:
+        """‖J‖₂ of each sample: ``(batch,)`` float64; some tens of products."""
+        return self.singular_values(1)[:, 0]
+
+
+class Derived(LinearMap):
+    """With the dtype and device of another."""
+
+    base: LinearMap
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.base.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+
+@dataclass(frozen=True, repr=False)
+class Transposed(Derived):
+    """Jᵀ: the same products, the other way round."""
+
+    base: LinearMap
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        batch, n_out, n_in = self.base.shape
+        return batch, n_in, n_out
+
+    @property
+    def T(self) -> LinearMap:  # noqa: N802
+        return self.base
+
+    def _matmat(self, v: Tensor) -> Tensor:
+        return self.base._rmatmat(v)
+
+    def _rmatmat(self, u: Tensor) -> Tensor:
+        return self.base._matmat(u)
+
+    def sample(self, b: int) -> LinearMap:
+        return Transposed(self.base.sample(b))
+
+    def __repr__(self) -> str:
+        return f"{self.base!r}.T"
+
+
+@dataclass(frozen=True, repr=False)
+class Scaled(Derived):
+    """cJ."""
+
+    base: LinearMap
+    factor: float
+
+    def _matmat(self, v: Tensor) -> Tensor:
+        return self.factor * self.base._matmat(v)
+
+    def _rmatmat(self, u: Tensor) -> Tensor:
+        return self.factor * self.base._rmatmat(u)
+
+    def sample(self, b: int) -> LinearMap:
+        return Scaled(self.base.sample(b), self.factor)
+
+    def __repr__(self) -> str:
+        return f"{self.factor:g} * {self.base!r}"
+
+
+@dataclass(frozen=True, repr=False)
+class Sum(Derived):
+    """A + cB."""
+
+    base: LinearMap
+    other: LinearMap
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.base.shape != self.other.shape:
+            raise UsageError(f"maps of shape {self.base.shape} and {self.other.shape}", "expected equal shapes")
+
+    def _matmat(self, v: Tensor) -> Tensor:
+        return torch.add(self.base._matmat(v), self.other._matmat(v).to(self.device, self.dtype), alpha=self.factor)
+
+    def _rmatmat(self, u: Tensor) -> Tensor:
+        return torch.add(self.base._rmatmat(u), self.other._rmatmat(u).to(self.device, self.dtype), alpha=self.factor)
+
+    def sample(self, b: int) -> LinearMap:
+        return Sum(self.base.sample(b), self.other.sample(b), self.factor)
+
+    def __repr__(self) -> str:
+        sign = "+" if self.factor > 0 else "-"
+        return f"({self.base!r} {sign} {self.other!r})"
+
+
+@dataclass(frozen=True, repr=False)
+class Composed(Derived):
+    """BA: first A, then B, as of layer pairs that meet."""
+
+    base: LinearMap
+    first: LinearMap
+
+    def __post_init__(self) -> None:
+        (batch, _, inner), (other, meets, _) = self.base.shape, self.first.shape
+        if (batch, inner) != (other, meets):
+            raise UsageError(
+                f"a map of shape {self.base.shape} after one of shape {self.first.shape}",
+                "expected the same samples, and as many columns as the other has rows",
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return *self.base.shape[:2], self.first.shape[2]
+
+    def _matmat(self, v: Tensor) -> Tensor:
+        return self.base._matmat(self.first._matmat(v).to(self.device, self.dtype))
+
+    def _rmatmat(self, u: Tensor) -> Tensor:
+        return self.first._rmatmat(self.base._rmatmat(u).to(self.first.device, self.first.dtype))
+
+    def sample(self, b: int) -> LinearMap:
+        return Composed(self.base.sample(b), self.first.sample(b))
+
+    def __repr__(self) -> str:
+        return f"({self.base!r} @ {self.first!r})"
+
+
+class Identity(LinearMap):
+    """I."""
+
+    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+        self._shape, self._dtype, self._device = shape, dtype, device
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self._shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def T(self) -> LinearMap:  # noqa: N802
+        return self
+
+    def _matmat(self, v: Tensor) -> Tensor:
+        return v
+
+    def _rmatmat(self, u: Tensor) -> Tensor:
+        return u
+
+    def sample(self, b: int) -> LinearMap:
+        del b
+        return Identity((1, *self._shape[1:]), self._dtype, self._device)
+
+    def __repr__(self) -> str:
+        return "I"
+
+
+class Matrices(LinearMap):
+    """Matrices that are there, ``(batch, n_out, n_in)``."""
+
+    def __init__(self, matrices: Tensor) -> None:
+        if matrices.dim() != 3:
+            raise UsageError(f"a tensor of shape {tuple(matrices.shape)}", "expected (batch, n_out, n_in)")
+        self._matrices = matrices
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        batch, n_out, n_in = self._matrices.shape
+        return batch, n_out, n_in
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._matrices.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._matrices.device
+
+    def _matmat(self, v: Tensor) -> Tensor:
+        return self._matrices @ v
+
+    def _rmatmat(self, u: Tensor) -> Tensor:
+        return self._matrices.mT @ u
+
+    def sample(self, b: int) -> LinearMap:
+        return Matrices(self._matrices[b : b + 1])
+
+    def __repr__(self) -> str:
+        return f"Matrices(shape={self.shape}, {self.dtype})"
+
+
+def as_map(other: LinearMap | Tensor, like: LinearMap) -> LinearMap:
+    """An operand of ``like`` as a map; one matrix stands for every sample.
+
+    Raises:
+        UsageError: neither a map nor a matrix.
+    """
+    if isinstance(other, LinearMap):
+        return other
+    if isinstance(other, Tensor) and other.dim() in (2, 3):
+        return Matrices(other.to(like.device, like.dtype).expand(like.shape[0], *other.shape[-2:]))
+    got = f"a tensor of shape {tuple(other.shape)}" if isinstance(other, Tensor) else repr(other)
+    raise UsageError(f"{got} added to a linear map", "expected a map or a matrix", "A - A.I is J - I")

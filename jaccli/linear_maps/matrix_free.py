@@ -1,0 +1,129 @@
+"""Batches of matrices that are known by their products, and what follows from products alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from jaccli.errors import ResourceError, UsageError
+from jaccli.linear_maps.by_rows import one_hot_blocks
+from jaccli.linear_maps.norms import norm
+
+
+class MatrixFree(ABC):
+    """A matrix for each sample, ``(batch, n_out, n_in)``, known by its products alone.
+
+    Products raise ``UsageError`` for vectors of other shapes.
+    """
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """``(batch, n_out, n_in)``."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Of the matrices, and of the vectors they take."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the matrices and their vectors live."""
+
+    @abstractmethod
+    def _matmat(self, v: Tensor) -> Tensor:
+        """As ``matmat``, of vectors that fit."""
+
+    @abstractmethod
+    def _rmatmat(self, u: Tensor) -> Tensor:
+        """As ``rmatmat``, of vectors that fit."""
+
+    @abstractmethod
+    def sample(self, b: int) -> MatrixFree:
+        """That of one sample alone, with a batch of 1."""
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """Jv for each sample: ``(batch, n_in)`` → ``(batch, n_out)``."""
+        return self._matmat(self._checked(v, 2, 2).unsqueeze(-1)).squeeze(-1)
+
+    def rmatvec(self, u: Tensor) -> Tensor:
+        """Jᵀu for each sample: ``(batch, n_out)`` → ``(batch, n_in)``."""
+        return self._rmatmat(self._checked(u, 2, 1).unsqueeze(-1)).squeeze(-1)
+
+    def matmat(self, v: Tensor) -> Tensor:
+        """JV for each sample: ``(batch, n_in, k)`` → ``(batch, n_out, k)``."""
+        return self._matmat(self._checked(v, 3, 2))
+
+    def rmatmat(self, u: Tensor) -> Tensor:
+        """JᵀU for each sample: ``(batch, n_out, k)`` → ``(batch, n_in, k)``."""
+        return self._rmatmat(self._checked(u, 3, 1))
+
+    def _checked(self, vectors: Tensor, dims: int, side: int) -> Tensor:
+        want = (self.shape[0], self.shape[side])
+        if not isinstance(vectors, Tensor) or vectors.dim() != dims or tuple(vectors.shape[:2]) != want:
+            got = f"a tensor of shape {tuple(vectors.shape)}" if isinstance(vectors, Tensor) else type(vectors).__name__
+            tail = ", k" if dims == 3 else ""
+            size = ("", "n_out", "n_in")[side]
+            raise UsageError(f"got {got}", f"expected (batch, {size}{tail}) = ({want[0]}, {want[1]}{tail})")
+        return vectors.to(self.device, self.dtype)
+
+    def materialise(self, max_memory: int | None = None) -> Tensor:
+        """The matrices, ``(batch, n_out, n_in)``, from products with the identity on the smaller side.
+
+        Cost: min(n_out, n_in) products. For a layer pair of a network ``jaccli.jacobian`` is faster.
+
+        Raises:
+            ResourceError: they need more than ``max_memory`` bytes.
+        """
+        batch, n_out, n_in = self.shape
+        need = batch * n_out * n_in * self.dtype.itemsize
+        if max_memory is not None and need > max_memory:
+            raise ResourceError(
+                f"{batch} matrices, {n_out} x {n_in} each, need {need} bytes", f"expected at most {max_memory}"
+            )
+        out = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        for start, block in self.blocks():
+            out.narrow(1 if n_out <= n_in else 2, start, block.shape[-1]).copy_(block.mT if n_out <= n_in else block)
+        return out
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """The rows (as columns of Jᵀ) or, where those are fewer, the columns: ``(start, (batch, n, k))`` each."""
+        batch, n_out, n_in = self.shape
+        take, sizes = (self._rmatmat, (n_out, n_in)) if n_out <= n_in else (self._matmat, (n_in, n_out))
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        for start, seeds in one_hot_blocks(batch, *sizes, like):
+            yield start, take(seeds)
+
+    def frobenius(self) -> Tensor:
+        """‖J‖_F of each sample, exact: ``(batch,)`` float64. Cost: min(n_out, n_in) products, J is not held."""
+        total = torch.zeros(self.shape[0], dtype=torch.float64, device=self.device)
+        for _, block in self.blocks():
+            total = torch.hypot(total, norm(block, (1, 2)))
+        return total
+
+    def trace(self) -> Tensor:
+        """The trace of each sample, exact: ``(batch,)`` float64. Cost: n products, J is not held.
+
+        Raises:
+            UsageError: not square.
+        """
+        check_square(self)
+        total = torch.zeros(self.shape[0], dtype=torch.float64, device=self.device)
+        for start, block in self.blocks():
+            total += block.double().diagonal(-start, dim1=1, dim2=2).sum(1)
+        return total
+
+
+def check_square(a: MatrixFree) -> tuple[int, int, int]:
+    """The shape of a square map.
+
+    Raises:
+        UsageError: not square.
+    """
+    if a.shape[1] != a.shape[2]:
+        raise UsageError(f"J is {a.shape[1]} x {a.shape[2]}", "expected as many rows as columns")
+    return a.shape

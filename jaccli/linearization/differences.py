@@ -1,0 +1,176 @@
+"""Jz by differences of f: what J and its products are compared with where there is no backward pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from jaccli import defaults
+from jaccli.linear_maps.norms import norm
+from jaccli.linearization.float64_copy import Twin, twin
+from jaccli.linearization.linearization import Linearised
+from jaccli.runtime.torch_errors import is_out_of_memory
+
+# Steps in units of each sample's size: the largest, the ratio of neighbours, and how few units in the last place.
+LARGEST, RATIO, LEAST_UNITS, LEAST = 0.25, 16.0, 8, 1e-13
+# Further steps of a tiny z, absolute.
+BEYOND = (1e-1, 1e-2, 1e-3)
+# J may differ by so many times what values lose to rounding, relatively, and by so many errors of a difference.
+AMPLIFIED, SURE = 16.0, 3.0
+# A difference says nothing of a sample from this error on, relative to Jz.
+UNSETTLED = 0.1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What differences say of a claimed Jz.
+
+    Args:
+        off: by how much it is off, relatively, where that is more than rounding and the differences' own error.
+        unsettled: of how many samples they say nothing: a kink at the point, or digits that f does not have.
+    """
+
+    off: float | None
+    unsettled: int
+
+
+def unchecked(what: str, count: int, batch: int) -> str:
+    """The warning of unsettled samples."""
+    return (
+        f"{what} of {count} of {batch} samples could not be checked: there is no backward pass, "
+        "and differences do not settle (a kink, too few digits, or no points nearby)"
+    )
+
+
+@dataclass
+class Differences:
+    """Central differences of f along a random z, at steps that shrink until they agree or rounding rules.
+
+    They are of a float64 copy of the model where there is such a form of it that has the same values. The derivative is
+    what quotients converge to: a step is taken only if no smaller one contradicts it.
+
+    Cost: a copy of the model, and up to 30 forward passes.
+
+    Args:
+        linear: f at the point.
+        moved: the samples that move; with all of them it is the whole batch's Jz.
+    """
+
+    linear: Linearised
+    moved: slice = field(default_factory=lambda: slice(None))
+
+    @cached_property
+    def z(self) -> Tensor:
+        """A random tangent, ``(batch, n_in)``, of the size of each sample: all columns of J count alike."""
+        point = self.linear.point.reshape(self.linear.batch, -1)
+        drawn = torch.randn(point.shape, generator=torch.Generator().manual_seed(2)).to(point)
+        size = norm(torch.where(point.isfinite(), point, 0), (1,)) / point.shape[1] ** 0.5
+        z = torch.zeros_like(point)
+        z[self.moved] = (drawn * torch.where(size > 0, size, 1).to(point)[:, None])[self.moved]
+        return z
+
+    def judge(self, found: Tensor, usual: Tensor | None = None) -> Verdict:
+        """Of ``(batch, n_out)``, a claimed Jz; ``usual`` is its size without chance, where J is known, ``(batch,)``."""
+        taken = self._slope
+        if taken is None:
+            return Verdict(None, len(found[self.moved]))
+        quotient, error, known = (item[self.moved] for item in taken)
+        claim = torch.where(known, found.detach().double()[self.moved], 0)
+        gap, size = norm(claim - quotient, (1,)), torch.fmax(norm(claim, (1,)), norm(quotient, (1,)))
+        size = size if usual is None else torch.fmax(size, usual[self.moved].to(size))
+        rounding = self._twin.inside**defaults.BELIEF_POWER + AMPLIFIED * self._twin.lost[self.moved]
+        off = ~(gap <= SURE * error + rounding * size) & known.any(1)
+        settled = (SURE * error <= UNSETTLED * size) | (size == 0)
+        worst = (gap / size)[off].nan_to_num(math.inf)
+        return Verdict(float(worst.max()) if worst.numel() else None, int((~settled & ~off & known.any(1)).sum()))
+
+    @cached_property
+    def _slope(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Quotients ``(batch, n_out)``, errors ``(batch,)``, and which elements are finite; None if f has none."""
+        twin = self._twin
+        z, known = self.z.to(twin.point).reshape(twin.point.shape), twin.value.isfinite()
+        middle = torch.where(known, twin.value, 0)
+        size, trials = norm(middle, (1,)), []
+        for step in _steps(torch.finfo(twin.point.dtype).eps, float(z.abs().max())):
+            ends = [_finite(twin.f, twin.point + sign * step * z, known) for sign in (1, -1)]
+            if ends[0] is None or ends[1] is None:
+                continue
+            quotient, kink = (ends[0] - ends[1]) / (2 * step), (ends[0] + ends[1] - 2 * middle) / step
+            noise = (2 * twin.eps + twin.lost * (not twin.wide)) * size + twin.eps * norm(quotient, (1,))
+            trials.append(_Trial(quotient, kink, noise / step, step))
+        if len(trials) < 2:
+            return None
+        return *_limit(trials), known
+
+    @cached_property
+    def _twin(self) -> Twin:
+        return twin(self.linear)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One step: ``(batch, n_out)`` quotients and what the slopes of both sides differ by; their rounding."""
+
+    quotient: Tensor
+    kink: Tensor
+    noise: Tensor
+    step: float
+
+
+def _limit(trials: list[_Trial]) -> tuple[Tensor, Tensor]:
+    """For each sample the quotient whose neighbour is nearest and that no smaller step contradicts; and its error.
+
+    Smaller steps contradict where they agree among themselves: noise that was not known of does not.
+    """
+    quotients, noise = torch.stack([t.quotient for t in trials]), torch.stack([t.noise for t in trials])
+    change = torch.full_like(noise, math.inf)
+    change[1:] = norm(quotients[1:] - quotients[:-1], (2,))
+    error, open_ = (change + noise).nan_to_num(math.inf), torch.ones_like(noise, dtype=torch.bool)
+    samples = torch.arange(noise.shape[1], device=noise.device)
+    for _ in trials:
+        best = torch.where(open_, error, math.inf).argmin(0)
+        away = norm(quotients - quotients[best, samples], (2,))
+        later = torch.arange(len(trials), device=noise.device)[:, None] > best
+        against = later & (away > SURE * (error[best, samples] + error))
+        if not bool(against.any()):
+            break
+        first = torch.where(against.any(0), against.int().argmax(0), 0)  # contradicted: only smaller steps are left
+        open_ &= torch.arange(len(trials), device=noise.device)[:, None] >= first
+    return quotients[best, samples], error[best, samples] + _kinks(trials, best, samples)
+
+
+def _kinks(trials: list[_Trial], best: Tensor, samples: Tensor) -> Tensor:
+    """By how much the slopes of both sides differ in the limit, ``(batch,)``: curvature shrinks with the step."""
+    kinks, noise = torch.stack([t.kink for t in trials]), torch.stack([t.noise for t in trials])
+    steps = torch.tensor([t.step for t in trials], dtype=torch.float64, device=best.device)
+    near = (best + 1).clamp(max=len(trials) - 1)
+    ratio = (steps[near - 1] / steps[near])[:, None]
+    limit = (ratio * kinks[near, samples] - kinks[near - 1, samples]) / (ratio - 1)
+    return (norm(limit, (1,)) - 4 * noise[near, samples]).clamp(min=0)
+
+
+def _steps(eps: float, size: float) -> list[float]:
+    """From large to small, as multiples of z, whose largest element is ``size``: samples may be tiny by chance."""
+    least = max(LEAST, LEAST_UNITS * eps)
+    count = max(3, math.ceil(math.log(LARGEST / least, RATIO)) + 1)
+    beyond = [step / size for step in BEYOND if size and step / size > LARGEST]
+    return beyond + [LARGEST * (least / LARGEST) ** (k / (count - 1)) for k in range(count)]
+
+
+def _finite(f: Callable[[Tensor], Tensor], point: Tensor, known: Tensor) -> Tensor | None:
+    """f there, zero where it was not finite at the point; None where the model does not take it."""
+    try:
+        with torch.no_grad():
+            value = f(point)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return None
+    if value.numel() != known.numel():
+        return None
+    return torch.where(known, value.reshape(known.shape).double(), 0)

@@ -1,0 +1,166 @@
+"""What rounding does to a value and to a product, found by rounding otherwise."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from jaccli.linear_maps.norms import norm
+from jaccli.linearization.linearization import Linearised, gradient
+from jaccli.runtime.dispatch import Mode, passed
+from jaccli.runtime.torch_errors import is_out_of_memory
+
+# Results are moved by so many units in the last place, which stands out from the rounding that happens anyway, or by
+# this share of them where that is less: beyond, a network is another one.
+UNITS = 16
+MOST = 2.0**-6
+# A difference is rounding up to so many times what one unit in the last place of every result makes.
+ALLOWED = 8
+# What moves by this share of itself has lost its digits: then how far it moves does not tell the rounding.
+LOST = 0.25
+# What two runs at one point differ by is rounding (an accelerator's order of sums) up to this share of that.
+STEADY = 0.25
+DRAWS = 2
+# Values that differ by less than this power of eps of themselves differ by rounding; of more it is found out.
+VALUE_POWER = 0.75
+# A product is lost in rounding from this share of it on.
+DROWNED = 0.5
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What rounding may move f(x) and Jᵀu by; Euclidean norms of each sample, float64 ``(batch,)`` on the CPU.
+
+    Args:
+        value: for f(x).
+        row: for Jᵀu.
+        size: of Jᵀu itself.
+        steady: whether f and its backward pass are deterministic: twice the same, up to rounding.
+    """
+
+    value: Tensor
+    row: Tensor
+    size: Tensor
+    steady: bool
+
+    def drowned(self) -> Tensor:
+        """Of which samples Jᵀu is not much more than rounding, ``(batch,)`` booleans."""
+        return self.row > DROWNED * self.size
+
+
+def rounding(linear: Linearised, u: Tensor) -> Rounding | None:
+    """Rounding errors by Monte Carlo arithmetic (Parker 1997): every operator's result is moved by some units in the
+    last place of its own dtype, forward and backward, so that lower precision inside and sizes inside count.
+
+    Args:
+        linear: f at the point, with its graph.
+        u: a cotangent ``(batch, n_out)``.
+
+    Returns:
+        None where the model does not run so.
+
+    Cost: three forward and five backward passes, each forward pass with a graph of its own.
+    """
+    if linear.f.network.unwatchable:
+        return None
+    try:
+        value0, row0 = _run(linear, u)
+        first, second = linear.vjp(u), linear.vjp(u)
+        units = _units(linear)
+        moved = [_run(linear, u, units, seed) for seed in range(DRAWS)]
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return None
+    values, rows = (torch.stack([apart(run[i], (value0, row0)[i]) for run in moved]).amax(0) for i in range(2))
+    again = [(apart(value0, linear.value), values), (apart(row0, first), rows), (apart(second, first), rows)]
+    steady = all(bool((d <= STEADY * most).all()) for d, most in again)
+    size = norms(first)
+    return Rounding(_reach(values, norms(value0), units), _reach(rows, size, units), size, steady)
+
+
+def _units(linear: Linearised) -> float:
+    return max(1.0, min(UNITS, MOST / linear.rounding))
+
+
+def _reach(moved: Tensor, size: Tensor, units: float) -> Tensor:
+    """What one unit may make, from what ``units`` of them make of samples of that size."""
+    return ALLOWED * torch.where(moved > LOST * size, moved, moved / units)
+
+
+def value_rounding(linear: Linearised) -> Tensor:
+    """What rounding may move f(x) by, ``(batch,)`` as in ``Rounding``, without gradients.
+
+    Where the model does not run so, some units in the last place of each sample's largest value. Cost: three
+    evaluations.
+    """
+    roughly = ALLOWED**2 * torch.finfo(linear.value.dtype).eps * norms(linear.value)
+    if linear.f.network.unwatchable:
+        return roughly
+    try:
+        with torch.no_grad():
+            value = linear.evaluate(linear.point)
+            units, moved = _units(linear), []
+            for seed in range(DRAWS):
+                with _rounded_otherwise(units, seed):
+                    moved.append(apart(linear.evaluate(linear.point), value))
+        return _reach(torch.stack(moved).amax(0), norms(value), units)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return roughly
+
+
+def apart(a: Tensor, b: Tensor) -> Tensor:
+    """‖a − b‖ of each sample, ``(batch, …)`` → float64 ``(batch,)`` on the CPU; what is not finite counts as equal."""
+    return norms(torch.where(a.isfinite() & b.isfinite(), a.double() - b.double(), 0.0))
+
+
+def norms(a: Tensor) -> Tensor:
+    """‖a‖ of each sample, float64 ``(batch,)`` on the CPU."""
+    return norm(a.detach().reshape(a.shape[0], -1), (1,)).cpu()
+
+
+def _run(linear: Linearised, u: Tensor, units: float = 0.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """f(x) and Jᵀu from a new forward pass; with ``units`` all results are rounded otherwise."""
+    linear.passes["forward"] += 1
+    linear.passes["vjp"] += 1
+    with torch.enable_grad(), _rounded_otherwise(units, seed):
+        point = linear.point.detach().clone().requires_grad_()
+        value = linear.f(point)
+        found = gradient(value, point, u.reshape(value.shape)) if value.requires_grad else None
+    row = torch.zeros_like(point) if found is None else found
+    return value.detach(), row.detach().reshape(linear.batch, -1)
+
+
+class _Otherwise(Mode):
+    """Moves the result of every operator by so many units in the last place, up or down by chance."""
+
+    def __init__(self, units: float, seed: int) -> None:
+        super().__init__()
+        self.units, self.generator = units, torch.Generator().manual_seed(seed)
+
+    def see(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = passed(op, args, kwargs)
+        if any(r.alias_info is not None for r in op._schema.returns):  # a view, or written in place
+            return result
+        return tree_map_only(Tensor, self._moved, result)
+
+    def _moved(self, result: Tensor) -> Tensor:
+        if not result.is_floating_point() or result.layout != torch.strided:
+            return result
+        limits = torch.finfo(result.dtype)
+        sign = torch.randint(0, 2, result.shape, generator=self.generator).to(result) * 2 - 1
+        # A zero is most often exact: a mask, padding. What is subnormal is rounded by an absolute amount.
+        amount = torch.where(result == 0, 0.0, self.units * limits.eps * result.abs().clamp(min=limits.tiny))
+        return result + sign * amount.to(result)
+
+
+def _rounded_otherwise(units: float, seed: int) -> AbstractContextManager[object]:
+    """Within, results are moved by so many units; none: as they are."""
+    return _Otherwise(units, seed) if units else nullcontext()

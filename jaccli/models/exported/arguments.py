@@ -1,0 +1,166 @@
+"""Arguments of the archive's operators: a union of some thirty kinds, turned into Python values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+
+from jaccli.errors import UnsupportedError
+from jaccli.models.exported.operators import resolve
+from jaccli.models.exported.payload import dtype_of
+from jaccli.models.exported.program import HERE, Graph, Ref
+from jaccli.models.screening.enumerations import check_enumeration, enumerations
+
+ParseGraph = Callable[[Mapping[str, Any]], Graph]
+
+_MEMORY_FORMATS: Final = {
+    1: torch.contiguous_format,
+    2: torch.channels_last,
+    3: torch.channels_last_3d,
+    4: torch.preserve_format,
+}
+_KEYWORD: Final = 2
+
+
+def value_of(raw: Mapping[str, Any], parse_graph: ParseGraph) -> Any:
+    """One argument: a constant, a ``Ref``, a ``Graph``, or a container of them.
+
+    Raises:
+        UnsupportedError: a custom object.
+        KeyError, TypeError, ValueError: damage.
+    """
+    kind, value = _member(raw)
+    if kind == "as_graph":
+        return parse_graph(value["graph"])
+    if kind == "as_string_to_argument":
+        return {str(key): value_of(item, parse_graph) for key, item in value.items()}
+    if kind == "as_custom_obj":
+        raise UnsupportedError("the exported model uses a custom object, which only running code could build")
+    return _READERS[kind](value)
+
+
+def _member(raw: Mapping[str, Any]) -> tuple[str, Any]:
+    """The one member of a union that is set."""
+    if not raw:
+        raise ValueError("an empty union")
+    return next(((key, value) for key, value in raw.items() if value is not None), ("as_none", None))
+
+
+def _ref(raw: Mapping[str, Any]) -> Ref:
+    return Ref(str(raw["name"]))
+
+
+def _symbolic(raw: Mapping[str, Any]) -> Any:
+    """A number, or the name of one that the graph computes."""
+    if raw.get("as_name") is not None:
+        return Ref(str(raw["as_name"]))
+    return next(raw[key] for key in ("as_int", "as_float", "as_bool") if raw.get(key) is not None)
+
+
+def _optional(raw: Mapping[str, Any]) -> Ref | None:
+    return None if raw.get("as_tensor") is None else _ref(raw["as_tensor"])
+
+
+def _device(raw: Mapping[str, Any]) -> Any:
+    return torch.device("meta") if raw["type"] == "meta" else HERE
+
+
+def _layout(raw: int) -> torch.layout:
+    if int(raw) != 7:
+        raise UnsupportedError("the exported model uses sparse tensors", "expected dense ones")
+    return torch.strided
+
+
+def _list(read: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
+    return lambda raw: [read(item) for item in raw]
+
+
+def _exactly(kind: type) -> Callable[[Any], Any]:
+    def read(raw: Any) -> Any:
+        if type(raw) is not kind:
+            raise TypeError(f"expected {kind.__name__}")
+        return raw
+
+    return read
+
+
+_int, _bool, _string = _exactly(int), _exactly(bool), _exactly(str)
+
+_READERS: Final[dict[str, Callable[[Any], Any]]] = {
+    "as_none": lambda _: None,
+    "as_tensor": _ref,
+    "as_tensors": _list(_ref),
+    "as_nested_tensors": _list(_list(_ref)),
+    "as_optional_tensor": _optional,
+    "as_optional_tensors": _list(_optional),
+    "as_int": _int,
+    "as_ints": _list(_int),
+    "as_int_lists": _list(_list(_int)),
+    # Infinity and NaN are written as strings.
+    "as_float": float,
+    "as_floats": _list(float),
+    "as_float_lists": _list(_list(float)),
+    "as_complex": lambda raw: complex(float(raw["real"]), float(raw["imag"])),
+    "as_bool": _bool,
+    "as_bools": _list(_bool),
+    "as_string": _string,
+    "as_strings": _list(_string),
+    "as_sym_int": _symbolic,
+    "as_sym_ints": _list(_symbolic),
+    "as_sym_float": _symbolic,
+    "as_sym_floats": _list(_symbolic),
+    "as_sym_bool": _symbolic,
+    "as_sym_bools": _list(_symbolic),
+    "as_scalar_type": dtype_of,
+    "as_memory_format": lambda raw: _MEMORY_FORMATS[int(raw)],
+    "as_layout": _layout,
+    "as_device": _device,
+    "as_operator": lambda raw: resolve(str(raw)),
+}
+
+
+def node_arguments(
+    op: Callable[..., Any], raw: list[Mapping[str, Any]], parse_graph: ParseGraph
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of one operator, in the order of its schema."""
+    if not isinstance(op, torch._ops.OpOverload):
+        return _loose_arguments(raw, parse_graph)
+    given = {str(item["name"]): item for item in raw}
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    numbered = enumerations(op._schema)
+    for position, expected in enumerate(op._schema.arguments):
+        item = given.pop(expected.name, None)
+        if item is None:
+            if not expected.has_default_value():
+                raise KeyError(expected.name)
+            continue
+        value = value_of(item["arg"], parse_graph)
+        if expected.name in numbered:
+            if isinstance(value, Ref):
+                raise TypeError("a dtype that the graph computes")
+            check_enumeration(op._schema.name, expected.name, value, numbered[expected.name])
+        # Positional only while nothing was left out before it.
+        in_line = not kwargs and len(args) == position
+        if expected.kwarg_only or not in_line:
+            kwargs[expected.name] = value
+        else:
+            args.append(value)
+    if given:
+        raise KeyError("an argument that the operator does not take")
+    return tuple(args), kwargs
+
+
+def _loose_arguments(raw: list[Mapping[str, Any]], parse_graph: ParseGraph) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of arithmetic and control flow, which have no schema."""
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for item in raw:
+        value = value_of(item["arg"], parse_graph)
+        if item.get("kind") == _KEYWORD and item["name"]:
+            kwargs[str(item["name"])] = value
+        else:
+            args.append(value)
+    return tuple(args), kwargs

@@ -1,0 +1,141 @@
+"""A caller's arguments → the inputs of the graph, checked against what was exported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from torch import Tensor
+
+from jaccli.errors import RefusedError, UsageError
+from jaccli.models.exported.program import Extent, Leaf, Program
+from jaccli.text.escape import listed, quote
+from jaccli.text.wording import worded
+
+_SPECIALISED: Final = 2
+"""Export gives every free dimension this lower bound, because it treats sizes 0 and 1 apart; not checked."""
+
+
+def signature(program: Program) -> list[tuple[str, bool]]:
+    """Names of the arguments, positional ones first, and whether each must be given."""
+    return [(name, not _fixed(leaves)) for name, leaves in _arguments(program)]
+
+
+def bind(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Graph input → value.
+
+    Raises:
+        UsageError: a missing or unknown argument.
+        RefusedError: a shape, or a constant, other than exported.
+    """
+    ordered, named = _arrange(program, args, kwargs)
+    values: dict[str, Any] = {}
+    sizes: dict[str, tuple[int, str]] = {}
+    for leaf, value in zip(program.leaves, program.in_tree.flatten((ordered, named)), strict=True):
+        if leaf.name is None:
+            _check_constant(leaf, value)
+            continue
+        if leaf.shape is not None:
+            _check_shape(leaf, value, sizes)
+        values[leaf.name] = value
+    return values
+
+
+def _arguments(program: Program) -> list[tuple[str, list[Leaf]]]:
+    """Each argument with its leaves."""
+    positional, keyword = program.in_tree.children
+    names = program.argument_names or ()
+    labels = [names[i] if i < len(names) else f"arg{i}" for i in range(len(positional.children))]
+    found, start = [], 0
+    children = (*positional.children, *keyword.children)
+    for label, child in zip((*labels, *map(str, keyword.keys)), children, strict=True):
+        stop = start + child.size()
+        leaves = list(program.leaves[start:stop])
+        plain = label.startswith("arg") and len(leaves) == 1 and not names and leaves[0].name
+        found.append((str(plain or label), leaves))
+        start = stop
+    return found
+
+
+def _fixed(leaves: list[Leaf]) -> bool:
+    return all(leaf.name is None for leaf in leaves)
+
+
+def _arrange(
+    program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments by position and by name, as they were when the model was exported."""
+    arguments = _arguments(program)
+    names = [name for name, _ in arguments]
+    unknown = [str(name) for name in kwargs if name not in names[: len(names)] or name in names[: len(args)]]
+    if len(args) > len(names) or unknown:
+        what = f"no argument {unknown[0]!r} to give" if unknown else f"{len(args)} arguments given"
+        raise UsageError(f"{what}", f"the exported model takes {listed(names, 6) or 'none'}")
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    for name, leaves in arguments:
+        if name not in given:
+            if not _fixed(leaves) or len(leaves) != 1:
+                raise UsageError(
+                    f"the argument {quote(name)} is missing",
+                    f"the exported model takes {listed(names, 6)}",
+                    worded("give it as {arguments:{name}}", name=quote(name)[1:-1]),
+                )
+            given[name] = leaves[0].constant
+    count = len(program.in_tree.children[0].children)
+    keys = program.in_tree.children[1].keys
+    ordered = tuple(given[name] for name in names[:count])
+    return ordered, {key: given[str(key)] for key in keys}
+
+
+def _check_constant(leaf: Leaf, value: Any) -> None:
+    wanted = leaf.constant
+    same = value is wanted if wanted is None else not isinstance(value, Tensor) and value == wanted
+    if not same:
+        shown = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else quote(value)
+        raise RefusedError(
+            f"an argument is {shown}",
+            f"the model was exported with {quote(wanted)} there, which fixed it",
+            "leave the argument out, or export the model again with the other value",
+        )
+
+
+def _check_shape(leaf: Leaf, value: Any, sizes: dict[str, tuple[int, str]]) -> None:
+    """Fixed sizes, bounds, and free sizes that must agree between inputs."""
+    assert leaf.shape is not None
+    if not isinstance(value, Tensor):
+        raise UsageError(f"the argument {quote(leaf.name)} is {type(value).__name__!r}", "expected a tensor")
+    given, wanted = list(value.shape), leaf.shape
+    if len(given) != len(wanted):
+        raise _misfit(leaf, given, "give an input with as many dimensions")
+    for dimension, (size, extent) in enumerate(zip(given, wanted, strict=True)):
+        if extent.size is not None and size != extent.size:
+            batch = dimension == 0 and extent.size > 0
+            remedy = (
+                f"export with dynamic_shapes, or give {extent.size} samples" if batch else "export with dynamic_shapes"
+            )
+            raise _misfit(leaf, given, remedy)
+        low = extent.low if extent.low > _SPECIALISED else 0
+        if extent.size is None and (size < low or (extent.high is not None and size > extent.high)):
+            raise _misfit(leaf, given, "export with wider bounds in dynamic_shapes")
+        if extent.symbol is not None:
+            first, other = sizes.setdefault(extent.symbol, (size, str(leaf.name)))
+            if first != size:
+                raise _misfit(leaf, given, f"{quote(other)} has {first} there; they must be equal")
+
+
+def _misfit(leaf: Leaf, given: list[int], remedy: str) -> RefusedError:
+    shape = ", ".join(map(_shown, leaf.shape or ()))
+    return RefusedError(
+        f"the input {quote(leaf.name)} has shape {given}",
+        f"the model was exported for [{shape}]",
+        remedy,
+    )
+
+
+def _shown(extent: Extent) -> str:
+    if extent.size is not None:
+        return str(extent.size)
+    label = extent.symbol or "?"
+    if extent.high is not None:
+        return f"{extent.low}<={label}<={extent.high}"
+    return label if extent.low <= _SPECIALISED else f"{label}>={extent.low}"

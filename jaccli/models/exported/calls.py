@@ -1,0 +1,169 @@
+"""Module calls in a graph, found again from the module stack that the export left on every node.
+
+An export keeps operators, not calls. A call is a run of consecutive nodes that were traced inside it.
+Its input are the tensors that come from outside, in order of first use, without the model's own
+parameters, buffers and constants; its output are the tensors made inside and used outside, in the order
+in which they are made. So an argument that a module does not use is not there, one used twice is there
+once, and a module that left no node (``Identity``) is never called. Recurrent and attention modules of
+torch are known, and give the tuples that they give outside of an export.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from jaccli.models.exported.program import Frame, Graph, Node, graphs, refs
+
+_RECURRENT: Final = ("torch.nn.modules.rnn.LSTM", "torch.nn.modules.rnn.GRU", "torch.nn.modules.rnn.RNN")
+_RECURRENT_OPERATORS: Final = (["lstm"], ["gru"], ["rnn_tanh"], ["rnn_relu"])
+_ATTENTION: Final = "torch.nn.modules.activation.MultiheadAttention"
+
+Chain = tuple[Frame, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModuleCall:
+    """One call: its nodes are ``first`` to ``last``, inclusive."""
+
+    path: str
+    first: int
+    last: int
+    depth: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    shape: Any = None
+    """For modules whose output is known to be nested, how: names and None in tuples; otherwise None."""
+
+
+def find_calls(graph: Graph, outer: Chain, state: frozenset[str]) -> list[ModuleCall]:
+    """All module calls of one graph, outer ones before inner ones.
+
+    Args:
+        graph: the graph; control-flow graphs inside it are looked at on their own.
+        outer: the calls that the whole graph is inside of.
+        state: names that hold parameters, buffers, constants, or values made of nothing else.
+    """
+    chains = [_strip(chain, outer) for chain in _chains(graph.nodes)]
+    readers = _readers(graph)
+    found: list[ModuleCall] = []
+    deepest = max((len(chain) for chain in chains), default=0)
+    for depth in range(1, deepest + 1):
+        for first, last in _runs(chains, depth):
+            frame = chains[first][depth - 1]
+            found.append(_call(graph.nodes, frame, first, last, depth, readers, state))
+    return found
+
+
+def _chains(nodes: list[Node]) -> list[Chain]:
+    """The stack of every node. One without a record belongs to what its neighbours have in common."""
+    known = [node.stack for node in nodes]
+    following: list[Chain] = [()] * len(nodes)
+    upcoming: Chain = ()
+    for index in range(len(nodes) - 1, -1, -1):
+        upcoming = following[index] = known[index] if known[index] is not None else upcoming  # type: ignore[assignment]
+    chains: list[Chain] = []
+    previous: Chain = ()
+    for stack, coming in zip(known, following, strict=True):
+        previous_or_common = stack if stack is not None else _common(previous, coming)
+        chains.append(previous_or_common)
+        previous = previous_or_common
+    return chains
+
+
+def _common(left: Chain, right: Chain) -> Chain:
+    shared = 0
+    while shared < min(len(left), len(right)) and left[shared] == right[shared]:
+        shared += 1
+    return left[:shared]
+
+
+def _strip(chain: Chain, outer: Chain) -> Chain:
+    """The part of a stack that lies inside this graph."""
+    keys = {frame.key for frame in outer}
+    return tuple(frame for frame in chain if frame.key not in keys)
+
+
+def _runs(chains: list[Chain], depth: int) -> list[tuple[int, int]]:
+    """First and last index of the nodes that share the same ``depth`` outermost calls."""
+    runs: list[tuple[int, int]] = []
+    start = 0
+    for index in range(1, len(chains) + 1):
+        ended = index == len(chains) or _keys(chains[index], depth) != _keys(chains[start], depth)
+        if ended:
+            if len(chains[start]) >= depth:
+                runs.append((start, index - 1))
+            start = index
+    return runs
+
+
+def _keys(chain: Chain, depth: int) -> tuple[str, ...]:
+    return tuple(frame.key for frame in chain[:depth])
+
+
+_END = 1 << 60
+
+
+def _readers(graph: Graph) -> dict[str, list[int]]:
+    """Value → the nodes that read it; the graph's own output counts as a late reader."""
+    readers: dict[str, list[int]] = {}
+    for index, node in enumerate(graph.nodes):
+        for name in node.used():
+            readers.setdefault(name, []).append(index)
+    for name in refs(graph.outputs):
+        readers.setdefault(name, []).append(_END)
+    return readers
+
+
+def _call(
+    nodes: list[Node],
+    frame: Frame,
+    first: int,
+    last: int,
+    depth: int,
+    readers: dict[str, list[int]],
+    state: frozenset[str],
+) -> ModuleCall:
+    inside = nodes[first : last + 1]
+    made = list(dict.fromkeys(name for node in inside for name in node.made()))
+    inner = set(made)
+    used = dict.fromkeys(name for node in inside for name in node.used())
+    inputs = tuple(name for name in used if name not in inner and name not in state)
+    outputs = tuple(name for name in made if any(index > last for index in readers.get(name, ())))
+    shape = _known_shape(frame.type, inside, outputs)
+    if shape is not None:
+        outputs = tuple(dict.fromkeys((*(name for name in outputs if name not in _flat(shape)), *_flat(shape))))
+    return ModuleCall(frame.path, first, last, depth, inputs, outputs or tuple(inside[-1].made()), shape)
+
+
+def _known_shape(kind: str, inside: list[Node], outputs: tuple[str, ...]) -> Any:
+    """What ``nn.LSTM``, ``nn.GRU``, ``nn.RNN`` and attention return: an export drops what nobody uses."""
+    if kind in _RECURRENT and (made := _recurrent(inside)) is not None and set(outputs) <= set(made):
+        return (made[0], tuple(made[1:])) if kind.endswith("LSTM") else made
+    if kind == _ATTENTION and len(outputs) in (1, 2):
+        return (*outputs, None)[:2]
+    return None
+
+
+def _recurrent(inside: list[Node]) -> tuple[str, ...] | None:
+    """The results of the one recurrent operator in a module, if they leave the module as they are."""
+    found = [node for node in inside if node.target.split(".")[1:2] in _RECURRENT_OPERATORS]
+    made = tuple(found[0].made()) if len(found) == 1 else ()
+    read = {name for node in inside for name in node.used()}
+    return made if len(made) == len(found[0].outputs if found else ()) > 1 and not read & set(made) else None
+
+
+def _flat(shape: Any) -> tuple[str, ...]:
+    if isinstance(shape, tuple):
+        return tuple(name for item in shape for name in _flat(item))
+    return () if shape is None else (shape,)
+
+
+def state_names(graph: Graph, given: frozenset[str]) -> frozenset[str]:
+    """``given`` and every value that is made of nothing else."""
+    names = set(given)
+    for node in graph.nodes:
+        used = list(node.used())
+        if used and all(name in names for name in used) and not graphs(node):
+            names.update(node.made())
+    return frozenset(names)

@@ -1,0 +1,73 @@
+"""What in an exported graph makes its derivatives doubtful: training mode, fixed at export."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+
+from jaccli.models.exported.inplace import named_arguments
+from jaccli.models.exported.program import Graph, Node, walk
+from jaccli.text.escape import quote
+
+_TRAINING_FLAGS: Final = {
+    "batch_norm": "training",
+    "native_batch_norm": "training",
+    "cudnn_batch_norm": "training",
+    "_native_batch_norm_legit": "training",
+    "_native_batch_norm_legit_functional": "training",
+    "dropout": "train",
+    "dropout_": "train",
+    "native_dropout": "train",
+    "alpha_dropout": "train",
+    "feature_dropout": "train",
+    "feature_alpha_dropout": "train",
+    "rrelu": "training",
+    "rrelu_with_noise": "training",
+    "scaled_dot_product_attention": "dropout_p",
+    "lstm": "train",
+    "gru": "train",
+}
+_RECURRENT: Final = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+
+
+def doubts(graph: Graph) -> list[str]:
+    """Short messages, one for each operator that was exported in training mode."""
+    found = [_message(node) for node in walk(graph) if _in_training(node)]
+    return list(dict.fromkeys(found))
+
+
+def draws_by_mode(graph: Graph) -> bool:
+    """Whether an operator draws that was exported in training mode, which ``doubts`` tells of."""
+    return any(_in_training(node) and "batch_norm" not in _name(node) for node in walk(graph))
+
+
+def draws_random_numbers(graph: Graph) -> bool:
+    """Whether a run moves a random generator."""
+    return any(_in_training(node) or _seeded(node) for node in walk(graph))
+
+
+def _seeded(node: Node) -> bool:
+    return isinstance(node.op, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.op.tags
+
+
+def _name(node: Node) -> str:
+    return node.op._schema.name.split("::")[1] if isinstance(node.op, torch._ops.OpOverload) else ""
+
+
+def _in_training(node: Node) -> bool:
+    name = _name(node)
+    flag = _TRAINING_FLAGS.get(name)
+    if flag is None:
+        return False
+    given = named_arguments(node)
+    if given.get("p") == 0 or (name in _RECURRENT and not given.get("dropout")):
+        return False
+    return bool(given.get(flag))
+
+
+def _message(node: Node) -> str:
+    where = f" in {quote(node.stack[-1].path)}" if node.stack else ""
+    if "batch_norm" in _name(node):
+        return f"BatchNorm{where} was exported in training mode: samples of a batch depend on each other"
+    return f"{_name(node)}{where} was exported in training mode: it draws random numbers"

@@ -1,0 +1,260 @@
+"""An ``ExportedProgram``, or the module that its ``module()`` makes, as a ``Program``.
+
+The live objects hold what an archive holds, as a ``torch.fx`` graph. Operators are the user's own, in
+their own process, so any operator is taken; ``_guards_fn``, which runs generated code, is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, fx
+
+from jaccli.errors import UnsupportedError
+from jaccli.models.exported.control import CONTROL
+from jaccli.models.exported.operators import plain_functions, skipped, unsupported
+from jaccli.models.exported.parse import module_types
+from jaccli.models.exported.program import HERE, Extent, Frame, Graph, Leaf, Node, Output, Program, Ref, StateKind
+from jaccli.models.exported.stacks import clean_stack
+from jaccli.models.exported.trees import LiveTree
+from jaccli.text.escape import quote
+
+_GUARDS: Final = "_guards_fn"
+
+
+def is_exported_program(model: object) -> bool:
+    """Whether this is what ``torch.export.export`` returns; torch.export is not imported for it."""
+    return any(
+        cls.__name__ == "ExportedProgram" and cls.__module__.startswith("torch.export") for cls in type(model).__mro__
+    )
+
+
+def is_exported_module(model: object) -> bool:
+    """Whether this is what ``ExportedProgram.module()`` returns: operators only, traced from modules."""
+    if not isinstance(model, fx.GraphModule) or not hasattr(model.graph._codegen, "pytree_info"):
+        return False
+    called = [node for node in model.graph.nodes if node.op in ("call_module", "call_method", "call_function")]
+    if any(node.op != "call_function" and node.target != _GUARDS for node in called):
+        return False
+    return any("nn_module_stack" in node.meta for node in called)
+
+
+def program_from_export(exported: Any) -> tuple[Program, dict[str, Tensor]]:
+    """The program of an ``ExportedProgram`` and its tensors by qualified name, shared with it."""
+    signature, module = exported.graph_signature, exported.graph_module
+    state: dict[str, tuple[StateKind, str]] = {}
+    leaves: list[Leaf] = []
+    placeholders = {node.name: node for node in module.graph.nodes if node.op == "placeholder"}
+    ranges = getattr(exported, "range_constraints", {})
+    for spec in signature.input_specs:
+        kind = spec.kind.name
+        if kind in ("PARAMETER", "BUFFER", "CONSTANT_TENSOR"):
+            labels: dict[str, StateKind] = {"PARAMETER": "parameter", "BUFFER": "buffer"}
+            state[spec.arg.name] = (labels.get(kind, "constant"), spec.target)
+        elif kind == "USER_INPUT":
+            leaves.append(_leaf(placeholders[spec.arg.name], ranges))
+        else:
+            raise UnsupportedError(f"the exported model takes a {kind.lower()} as an input")
+    listed = {entry.fqn: "" for entry in exported.module_call_graph}
+    graph = _Converter(module, {}, listed).graph()
+    pairs = list(zip(signature.output_specs, graph.outputs, strict=True))
+    mutations = {spec.target: value for spec, value in pairs if spec.kind.name == "BUFFER_MUTATION"}
+    results = tuple(value for spec, value in pairs if spec.kind.name in ("USER_OUTPUT", "LOSS_OUTPUT"))
+    program = Program(
+        graph=graph,
+        state=state,
+        leaves=tuple(leaves),
+        in_tree=LiveTree(exported.call_spec.in_spec),
+        out_tree=LiveTree(exported.call_spec.out_spec),
+        results=results,
+        mutations=mutations,
+        modules=module_types(listed, graph),
+        argument_names=_argument_names(exported),
+    )
+    held = {**exported.state_dict, **exported.constants}
+    return program, {name: held[name] for _, name in state.values()}
+
+
+def _argument_names(exported: Any) -> tuple[str, ...] | None:
+    for entry in exported.module_call_graph:
+        if entry.fqn == "" and entry.signature is not None:
+            names = getattr(entry.signature, "forward_arg_names", None)
+            return tuple(names) if names else None
+    return None
+
+
+def program_from_module(module: fx.GraphModule) -> tuple[Program, dict[str, Tensor]]:
+    """The program of an exported module and its tensors by qualified name, shared with it."""
+    state: dict[str, tuple[StateKind, str]] = {}
+    tensors: dict[str, Tensor] = {}
+    parameters, buffers = dict(module.named_parameters(remove_duplicate=False)), dict(module.named_buffers())
+    for node in module.graph.nodes:
+        value = _attribute(module, node.target) if node.op == "get_attr" else None
+        if isinstance(value, Tensor):
+            kind: StateKind = "parameter" if node.target in parameters else "constant"
+            state[node.name] = ("buffer" if node.target in buffers else kind, node.target)
+            tensors[node.target] = value
+    listed = _module_paths(module)
+    converter = _Converter(module, state, listed)
+    graph = converter.graph()
+    info: Any = module.graph._codegen.pytree_info  # type: ignore[attr-defined]
+    leaves = tuple(_leaf(node, {}) for node in module.graph.nodes if node.op == "placeholder")
+    results = graph.outputs
+    return (
+        Program(
+            graph=graph,
+            state=state,
+            leaves=leaves,
+            in_tree=LiveTree(info.in_spec),
+            out_tree=LiveTree(info.out_spec),
+            results=results,
+            mutations={},
+            modules=module_types(listed, graph),
+            argument_names=tuple(info.orig_args) or None,
+        ),
+        tensors,
+    )
+
+
+def _module_paths(module: fx.GraphModule) -> dict[str, str]:
+    """Modules of the user's, without the graphs of control flow."""
+    named = dict(module.named_modules())
+    graphs = (name for name, part in named.items() if name and isinstance(part, fx.GraphModule))
+    inner = (*graphs, _GUARDS)
+    return {name: "" for name in named if not name.startswith(inner)}
+
+
+def _attribute(module: torch.nn.Module, target: str) -> Any:
+    value: Any = module
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _leaf(node: fx.Node, ranges: Mapping[Any, Any]) -> Leaf:
+    value = node.meta.get("val")
+    if isinstance(value, Tensor):
+        return Leaf(node.name, None, tuple(_extent(size, ranges) for size in value.shape))
+    if isinstance(value, (int, float, bool, str)) or (value is None and "val" in node.meta):
+        return Leaf(None, value)
+    return Leaf(node.name)
+
+
+def _extent(size: Any, ranges: Mapping[Any, Any]) -> Extent:
+    if isinstance(size, int):
+        return Extent(size)
+    expression = getattr(getattr(size, "node", None), "expr", None)
+    if expression is None or not getattr(expression, "is_Symbol", False):
+        return Extent(None)
+    bounds = ranges.get(expression)
+    if bounds is None:
+        return Extent(None, str(expression))
+    try:
+        low, high = int(bounds.lower), int(bounds.upper)
+    except (TypeError, ValueError, OverflowError, AttributeError):
+        return Extent(None, str(expression))
+    return Extent(None, str(expression), low, high if high < 1 << 60 else None)
+
+
+class _Converter:
+    """One ``torch.fx`` graph."""
+
+    def __init__(self, module: fx.GraphModule, state: Mapping[str, object], listed: Mapping[str, str]) -> None:
+        self._module, self._state, self._listed = module, state, listed
+        self._folded: set[fx.Node] = set()
+
+    def graph(self) -> Graph:
+        inputs: list[str | None] = [*self._state]
+        nodes: list[Node] = []
+        outputs: tuple[Any, ...] = ()
+        for node in self._module.graph.nodes:
+            if node.op == "placeholder":
+                inputs.append(node.name)
+            elif node.op == "call_function" and node not in self._folded and not skipped(node.target):
+                nodes.append(self._node(node))
+            elif node.op == "output":
+                given = node.args[0]
+                outputs = tuple(self._value(item) for item in (given if isinstance(given, (tuple, list)) else (given,)))
+        return Graph(tuple(inputs), nodes, outputs)
+
+    def _node(self, node: fx.Node) -> Node:
+        op = _operator(node.target)
+        args = tuple(self._value(item) for item in node.args)
+        kwargs = {key: self._value(item) for key, item in node.kwargs.items()}
+        stack = node.meta.get("nn_module_stack")
+        frames = [Frame(str(key), path, _type_name(kind)) for key, (path, kind) in (stack or {}).items()]
+        return Node(
+            _target(node.target),
+            op,
+            args,
+            kwargs,
+            self._outputs(node),
+            clean_stack(frames, self._listed) if stack else None,
+        )
+
+    def _outputs(self, node: fx.Node) -> tuple[Output, ...]:
+        """Names of the elements if the result is only ever taken apart, as an archive writes it."""
+        value = node.meta.get("val")
+        taken = {
+            user: user.args[1]
+            for user in node.users
+            if user.target is plain_functions()["_operator.getitem"] and isinstance(user.args[1], int)
+        }
+        control = node.target not in plain_functions().values() and _is_control(node.target)
+        if not (isinstance(value, (tuple, list)) or control) or len(taken) != len(node.users) or not taken:
+            return (node.name,)
+        count = len(value) if isinstance(value, (tuple, list)) else max(taken.values()) + 1
+        names: list[str | None] = [None] * count
+        for user, index in taken.items():
+            if names[index] is not None:
+                return (node.name,)
+            names[index] = user.name
+        self._folded.update(taken)
+        listed = isinstance(value, list) and len(getattr(getattr(node.target, "_schema", None), "returns", ())) == 1
+        return (tuple(names),) if listed else (*names,)
+
+    def _value(self, value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            if value.op == "get_attr" and value.name not in self._state:
+                return self._inner(value.target)
+            return Ref(value.name)
+        if isinstance(value, torch.device):
+            return value if value.type == "meta" else HERE
+        if isinstance(value, (list, tuple)):
+            items = [self._value(item) for item in value]
+            return tuple(items) if isinstance(value, tuple) else items
+        if isinstance(value, Mapping):
+            return {key: self._value(item) for key, item in value.items()}
+        return value
+
+    def _inner(self, target: Any) -> Any:
+        found = _attribute(self._module, str(target))
+        if isinstance(found, fx.GraphModule):
+            return _Converter(found, {}, self._listed).graph()
+        raise UnsupportedError(f"the exported model refers to {quote(target)}, which is not a tensor")
+
+
+def _is_control(target: Any) -> bool:
+    return isinstance(target, torch._ops.HigherOrderOperator)
+
+
+def _operator(target: Any) -> Callable[..., Any]:
+    if _is_control(target):
+        name = str(target.name() if callable(target.name) else target.name)
+        if name not in CONTROL:
+            raise unsupported(f"higher_order.{name}")
+        return CONTROL[name]
+    if not callable(target):
+        raise unsupported(str(target))
+    found: Callable[..., Any] = target
+    return found
+
+
+def _target(target: Any) -> str:
+    return str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
+
+
+def _type_name(kind: Any) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else str(kind)

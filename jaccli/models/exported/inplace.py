@@ -1,0 +1,204 @@
+"""Operators that write into their arguments, turned into ones that do not wherever that is the same.
+
+A run must not change the model or its input, an activation that was made a variable must not be
+written to, and vmap has no in-place form for much. ``relu_`` is ``relu`` if nothing else that shares
+the memory is read later. Where something is, the write stays, into a private copy of what came in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Final
+
+import torch
+
+from jaccli.models.exported.control import INLINE
+from jaccli.models.exported.operators import qualified
+from jaccli.models.exported.program import Graph, Node, graphs, refs
+
+_FRESH: Final = frozenset(
+    [
+        "linear",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "matmul",
+        "layer_norm",
+        "group_norm",
+        "batch_norm",
+        "instance_norm",
+        "max_pool1d",
+        "max_pool2d",
+        "max_pool3d",
+        "adaptive_avg_pool1d",
+        "softmax",
+        "log_softmax",
+        "lstm",
+        "gru",
+        "rnn_tanh",
+        "rnn_relu",
+        "scaled_dot_product_attention",
+        "silu",
+        "rms_norm",
+        "embedding_bag",
+        "cross_entropy_loss",
+    ]
+)
+"""Composite operators whose result never shares memory with an argument."""
+
+_SILENT: Final = {
+    "batch_norm": ("running_mean", "running_var", "training"),
+    "native_batch_norm": ("running_mean", "running_var", "training"),
+    "cudnn_batch_norm": ("running_mean", "running_var", "training"),
+    "instance_norm": ("running_mean", "running_var", "use_input_stats"),
+}
+"""Operators that write to arguments without saying so in their schema, if the last one named is true."""
+
+
+@dataclass(frozen=True)
+class Rewrites:
+    """What ``find_rewrites`` found for one graph.
+
+    Attributes:
+        functions: node index → (operator without a write, name of the value that it replaces).
+        copied: values that are written to in place: copied when they come in from outside.
+        written: graph inputs among them.
+    """
+
+    functions: dict[int, tuple[Callable[..., Any], str]] = field(default_factory=dict)
+    copied: frozenset[str] = frozenset()
+    written: frozenset[str] = frozenset()
+
+
+def find_rewrites(graph: Graph, kept: frozenset[str], *, inner: bool = False) -> Rewrites:
+    """How to run a graph without writing into what it was given.
+
+    Args:
+        graph: one whose inner graphs have their ``plan`` already.
+        kept: inputs whose memory matters after the run (parameters, buffers).
+        inner: whether an outer graph may see what is written to the inputs.
+    """
+    writes = {index: found for index, node in enumerate(graph.nodes) if (found := _written(node))}
+    if not writes:
+        return Rewrites()
+    family = _families(graph)
+    last_use = _last_use(graph)
+    born = {name: index for index, node in enumerate(graph.nodes) for name in node.made()}
+    given = {name for name in graph.inputs if name is not None}
+    lasting = kept | (given if inner else frozenset())
+    functions: dict[int, tuple[Callable[..., Any], str]] = {}
+    copied: set[str] = set()
+    for index, names in writes.items():
+        node, name = graph.nodes[index], names[0]
+        others = [other for other in family[name] - {name} if born.get(other, -1) < index]
+        shared = any(last_use.get(other, -1) > index or other in lasting for other in others)
+        function = functional(node.op)
+        if function is None or shared or len(names) > 1 or (inner and name in given):
+            copied |= set().union(*(family[item] for item in names))
+        else:
+            functions[index] = (function, name)
+    # A value that one node writes in place must not be rewritten by another.
+    functions = {index: item for index, item in functions.items() if item[1] not in copied}
+    return Rewrites(functions, frozenset(copied), frozenset(copied & given))
+
+
+@cache
+def functional(op: Callable[..., Any]) -> Callable[..., Any] | None:
+    """``aten.relu.default`` for ``aten.relu_.default``; None if there is none or it draws random numbers."""
+    if not isinstance(op, torch._ops.OpOverload) or not op._schema.name.endswith("_"):
+        return None
+    if torch.Tag.nondeterministic_seeded in op.tags:
+        return None
+    namespace, name = op._schema.name.split("::")
+    packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
+    if not isinstance(packet, torch._ops.OpOverloadPacket):
+        return None
+    # By its arguments: pow_.Scalar is pow.Tensor_Scalar, and pow.Scalar has a number for the base.
+    overloads = (getattr(packet, overload) for overload in packet.overloads())
+    same = (found for found in overloads if not found._schema.is_mutable and _formal(found) == _formal(op))
+    return next(same, None)
+
+
+def _formal(op: torch._ops.OpOverload) -> list[tuple[str, str]]:
+    return [(argument.name, str(argument.type)) for argument in op._schema.arguments]
+
+
+def named_arguments(node: Node) -> dict[str, Any]:
+    """Arguments of an operator by the names in its schema."""
+    if not isinstance(node.op, torch._ops.OpOverload):
+        return {}
+    names = [argument.name for argument in node.op._schema.arguments]
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def _written(node: Node) -> list[str]:
+    """Names of the values that a node writes to, the one that it returns first."""
+    if inner := graphs(node):
+        if node.op not in INLINE:
+            return []
+        operands = list(refs(node.args))
+        given = [name for name in inner[0].inputs if name is not None]
+        pairs = zip(given, operands, strict=False)
+        return [outer for name, outer in pairs if inner[0].plan and name in inner[0].plan.rewrites.written]
+    if not isinstance(node.op, torch._ops.OpOverload):
+        return []
+    given_by_name = named_arguments(node)
+    silent = _SILENT.get(node.op._schema.name.split("::")[1])
+    if silent is not None and given_by_name.get(silent[2]):
+        return list(refs([given_by_name.get(name) for name in silent[:2]]))
+    written = [
+        given_by_name.get(argument.name)
+        for argument in node.op._schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    return list(refs(written))
+
+
+def _families(graph: Graph) -> dict[str, set[str]]:
+    """Value → all values that may share its memory."""
+    family: dict[str, set[str]] = {name: {name} for name in graph.inputs if name is not None}
+    for node in graph.nodes:
+        for name in (*node.used(), *node.made()):
+            family.setdefault(name, {name})
+        for name in node.made():
+            for source in _sources(node):
+                if family[source] is not family[name]:
+                    merged = family[source] | family[name]
+                    for member in merged:
+                        family[member] = merged
+    return family
+
+
+def _sources(node: Node) -> list[str]:
+    """Arguments whose memory a result of the node may share."""
+    op = node.op
+    if graphs(node):
+        return list(node.used())
+    if not isinstance(op, torch._ops.OpOverload):
+        return []
+    if _composite(op):
+        return list(node.used())
+    given = named_arguments(node)
+    aliased = [argument.name for argument in op._schema.arguments if argument.alias_info is not None]
+    return list(refs([given.get(name) for name in aliased]))
+
+
+@cache
+def _composite(op: torch._ops.OpOverload) -> bool:
+    """Whether an operator is written in terms of others and may hand back an argument."""
+    if op._schema.name.split("::")[1] in _FRESH:
+        return False
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(qualified(op), "CompositeImplicitAutograd"))
+
+
+def _last_use(graph: Graph) -> dict[str, int]:
+    last: dict[str, int] = {}
+    for index, node in enumerate(graph.nodes):
+        last.update(dict.fromkeys(node.used(), index))
+    last.update(dict.fromkeys(refs(graph.outputs), len(graph.nodes)))
+    return last

@@ -1,0 +1,276 @@
+"""Runs a prepared graph, operator by operator, with module calls in sight of a tap."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from jaccli.errors import InternalError, RefusedError
+from jaccli.models.exported.calls import Chain, ModuleCall, find_calls, state_names
+from jaccli.models.exported.control import CONTROL
+from jaccli.models.exported.direct import DIRECT, VIEWS
+from jaccli.models.exported.inplace import Rewrites, find_rewrites
+from jaccli.models.exported.program import HERE, Graph, Node, Ref, graphs, refs
+from jaccli.models.screening.argument_checks import guarded
+from jaccli.networks.dtypes import follows
+from jaccli.networks.network import Tap
+from jaccli.text.escape import quote
+
+_CONTROL: Final = frozenset(CONTROL.values())
+
+
+@cache
+def _checked(op: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator behind the check of its arguments that it needs, if it needs one."""
+    return guarded(op) if isinstance(op, torch._ops.OpOverload) else op
+
+
+@dataclass(frozen=True)
+class GraphPlan:
+    """What is known about a graph before it runs."""
+
+    calls: list[ModuleCall]
+    rewrites: Rewrites
+    entering: dict[int, list[ModuleCall]]
+    leaving: dict[int, list[ModuleCall]]
+    expiring: list[list[str]]
+
+
+def prepare(graph: Graph, state: frozenset[str], outer: Chain = (), *, inner: bool = False) -> None:
+    """Work out, once, the module calls, in-place writes and lifetimes of a graph and those inside it.
+
+    Args:
+        graph: gets its ``plan``.
+        state: inputs that hold parameters, buffers and constants.
+        outer: the module calls that the graph is inside of.
+        inner: whether it is a graph inside another.
+    """
+    names = state_names(graph, state)
+    for node in graph.nodes:
+        for part in graphs(node):
+            operands = _operands(node, part)
+            prepare(
+                part,
+                frozenset(name for name, source in operands if source in names),
+                (*outer, *(node.stack or ())),
+                inner=True,
+            )
+    calls = find_calls(graph, outer, names)
+    entering: dict[int, list[ModuleCall]] = {}
+    leaving: dict[int, list[ModuleCall]] = {}
+    for call in calls:
+        entering.setdefault(call.first, []).append(call)
+        leaving.setdefault(call.last, []).insert(0, call)
+    rewrites = find_rewrites(graph, state, inner=inner)
+    graph.plan = GraphPlan(calls, rewrites, entering, leaving, _expiring(graph, calls, state))
+
+
+def _operands(node: Node, part: Graph) -> list[tuple[str, str]]:
+    """Inputs of an inner graph with the outer values that go in there, where that is plain to see."""
+    given = list(refs(node.args))[-len(part.inputs) :] if part.inputs else []
+    if len(given) != len(part.inputs):
+        return []
+    return [(name, outer) for name, outer in zip(part.inputs, given, strict=True) if name is not None]
+
+
+def _expiring(graph: Graph, calls: list[ModuleCall], state: frozenset[str]) -> list[list[str]]:
+    """For each node, the values that nobody asks for after it: what frees activations during a run."""
+    last: dict[str, int] = {}
+    for index, node in enumerate(graph.nodes):
+        last.update(dict.fromkeys((*node.made(), *node.used()), index))
+    for call in calls:
+        for name in call.outputs:
+            last[name] = max(last[name], call.last)
+    lasting = {*refs(graph.outputs), *state}
+    expiring: list[list[str]] = [[] for _ in graph.nodes]
+    for name, index in last.items():
+        if name not in lasting:
+            expiring[index].append(name)
+    return expiring
+
+
+class Execution:
+    """One run of a program.
+
+    Args:
+        device: where tensors that the graph makes are put.
+        dtypes: floating dtype as exported → as cast, for operators that make tensors.
+        tap: sees module calls.
+    """
+
+    def __init__(self, device: torch.device, dtypes: Mapping[torch.dtype, torch.dtype], tap: Tap | None = None) -> None:
+        self.device, self.dtypes, self.tap = device, dtypes, tap
+        self.counts: Counter[str] = Counter()
+
+    def run(self, graph: Graph, values: dict[str, Any]) -> _Scope:
+        """Run a graph on named inputs; the scope returned still holds its results."""
+        scope = _Scope(self, graph, values)
+        scope.run()
+        return scope
+
+    def run_inner(self, graph: Graph, operands: Sequence[Any]) -> tuple[Any, ...]:
+        """Run a graph inside a control-flow operator."""
+        if len(operands) != len(graph.inputs):
+            raise RefusedError("a control-flow block of the exported model gets the wrong number of inputs")
+        values = {name: value for name, value in zip(graph.inputs, operands, strict=True) if name is not None}
+        scope = self.run(graph, values)
+        return tuple(scope.value(item) for item in graph.outputs)
+
+    def watches(self, path: str) -> bool:
+        """Whether the tap wants to see a module."""
+        return self.tap is not None and (self.tap.paths is None or path in self.tap.paths)
+
+
+class _Scope:
+    """The values of one graph while it runs."""
+
+    def __init__(self, execution: Execution, graph: Graph, values: dict[str, Any]) -> None:
+        self._execution, self._graph, self._values = execution, graph, values
+        self._plan: GraphPlan = graph.plan
+        self._replaced: list[tuple[ModuleCall, dict[str, Any]]] = []
+        self._numbers: dict[ModuleCall, int] = {}
+
+    def run(self) -> None:
+        plan = self._plan
+        for index, node in enumerate(self._graph.nodes):
+            for call in plan.entering.get(index, ()):
+                self._enter(call)
+            self._step(index, node)
+            for call in plan.leaving.get(index, ()):
+                self._leave(call)
+            for name in plan.expiring[index]:
+                self._values.pop(name, None)
+
+    def value(self, arg: Any) -> Any:
+        """An argument with references replaced by what they refer to."""
+        if isinstance(arg, Ref):
+            return self._lookup(arg.name)
+        if arg is HERE:
+            return self._execution.device
+        if isinstance(arg, (list, tuple)):
+            return type(arg)(self.value(item) for item in arg)
+        if isinstance(arg, dict):
+            return {key: self.value(item) for key, item in arg.items()}
+        return arg
+
+    def _lookup(self, name: str) -> Any:
+        for _, replaced in reversed(self._replaced):
+            if name in replaced:
+                return replaced[name]
+        return self._values[name]
+
+    def _step(self, index: int, node: Node) -> None:
+        args, kwargs = self.value(node.args), self.value(node.kwargs)
+        rewrite = self._plan.rewrites.functions.get(index)
+        if node.op in _CONTROL:
+            result = node.op(self._execution.run_inner, *args, **kwargs)
+        elif rewrite is not None:
+            result = (DIRECT.get(rewrite[0]) or _checked(rewrite[0]))(*args, **kwargs)
+            result = self._overwrite(rewrite[1], result)
+        else:
+            if self._execution.dtypes:
+                args, kwargs = self._cast(node.target.split(".")[1], args, kwargs)
+            result = self._function(node)(*args, **kwargs)
+        self._store(node, result)
+
+    def _cast(self, operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Arguments of an operator in a cast model: dtypes as cast, where they follow (see ``dtypes.follows``)."""
+        dtypes = self._execution.dtypes
+
+        def cast(value: Any) -> Any:
+            known = isinstance(value, torch.dtype) and value in dtypes and follows(operator, value, dtypes[value])
+            return dtypes[value] if known else value
+
+        return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
+
+    def _function(self, node: Node) -> Callable[..., Any]:
+        """What runs for a node; a view of what is written to in place must stay one."""
+        if node.op in VIEWS and self._plan.rewrites.copied.isdisjoint(node.made()):
+            return VIEWS[node.op]
+        return DIRECT.get(node.op) or _checked(node.op)
+
+    def _overwrite(self, name: str, result: Any) -> Any:
+        """The value that a write in place would have left under ``name``."""
+        before = self._lookup(name)
+        if result.dtype != before.dtype:
+            result = result.to(before.dtype)
+        for _, replaced in reversed(self._replaced):
+            if name in replaced:
+                replaced[name] = result
+                return result
+        self._values[name] = result
+        return result
+
+    def _store(self, node: Node, result: Any) -> None:
+        outputs = node.outputs
+        if not outputs:
+            return
+        single = len(outputs) == 1 and (isinstance(outputs[0], tuple) or not isinstance(result, (tuple, list)))
+        results = (result,) if single else tuple(result)
+        for output, item in zip(outputs, results, strict=False):
+            if isinstance(output, tuple):
+                named = zip(output, item, strict=False)
+                self._values.update({name: part for name, part in named if name is not None})
+            elif output is not None:
+                self._values[output] = item
+
+    def _enter(self, call: ModuleCall) -> None:
+        if not self._execution.watches(call.path):
+            return
+        tap = self._execution.tap
+        assert tap is not None
+        self._execution.counts[call.path] += 1
+        number = self._numbers[call] = self._execution.counts[call.path]
+        names = [name for name in call.inputs if isinstance(self._lookup(name), Tensor)]
+        given = tuple(self._lookup(name) for name in names)
+        args, _ = tap.enter(call.path, number, given, {})
+        if len(args) != len(given):
+            raise InternalError(f"a tap changed the number of inputs of {quote(call.path)}")
+        changed = {name: new for name, new, old in zip(names, args, given, strict=True) if new is not old}
+        if changed:
+            self._replaced.append((call, {name: self._own(name, new) for name, new in changed.items()}))
+
+    def _leave(self, call: ModuleCall) -> None:
+        if not self._execution.watches(call.path):
+            return
+        tap = self._execution.tap
+        assert tap is not None
+        shape = call.shape or self._shape(call)
+        output = self._filled(shape)
+        changed = tap.leave(call.path, self._numbers[call], output)
+        if self._replaced and self._replaced[-1][0] is call:
+            self._replaced.pop()
+        if changed is not output:
+            self._replace(shape, changed, call.path)
+
+    def _shape(self, call: ModuleCall) -> Any:
+        """Names of the output, in a tuple if there are several."""
+        names = tuple(name for name in call.outputs if isinstance(self._values[name], Tensor))
+        return names[0] if len(names) == 1 else names or None
+
+    def _filled(self, shape: Any) -> Any:
+        if isinstance(shape, tuple):
+            return tuple(self._filled(item) for item in shape)
+        return None if shape is None else self._values[shape]
+
+    def _replace(self, shape: Any, value: Any, path: str) -> None:
+        """What comes after the call sees ``value`` under the names in ``shape``."""
+        if isinstance(shape, str):
+            if value is not self._values[shape]:
+                self._values[shape] = self._own(shape, value)
+        elif isinstance(shape, tuple):
+            if not isinstance(value, (tuple, list)) or len(value) != len(shape):
+                raise InternalError(f"a tap changed the number of outputs of {quote(path)}")
+            for item, part in zip(shape, value, strict=True):
+                self._replace(item, part, path)
+
+    def _own(self, name: str, value: Any) -> Any:
+        """A value that may be written to, if the graph will."""
+        copied = name in self._plan.rewrites.copied and isinstance(value, Tensor)
+        return value.clone() if copied else value

@@ -1,0 +1,150 @@
+"""An exported program as data: a graph of named values, and what its inputs and outputs stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from jaccli.models.exported.trees import Tree
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A value of the graph, by name."""
+
+    name: str
+
+
+class _Here:
+    """Stands for the device that the model is on, whatever device it was exported on."""
+
+    __slots__ = ()
+
+
+HERE: Final = _Here()
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One module call that a node is inside of: ``key`` is unique to the call, ``path`` to the module."""
+
+    key: str
+    path: str
+    type: str
+
+
+Output = str | None | tuple[str | None, ...]
+"""Where a result goes: a name, nowhere, or the names of the elements of a list."""
+
+
+@dataclass(slots=True)
+class Node:
+    """One operator.
+
+    ``args`` and ``kwargs`` hold constants, ``Ref``, ``HERE``, ``Graph`` and containers of them. ``stack``
+    is None where the export recorded nothing; the root module is not in it.
+    """
+
+    target: str
+    op: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[Output, ...]
+    stack: tuple[Frame, ...] | None
+
+    def made(self) -> Iterator[str]:
+        """Names of the values that the node makes."""
+        for output in self.outputs:
+            if isinstance(output, tuple):
+                yield from (name for name in output if name is not None)
+            elif output is not None:
+                yield output
+
+    def used(self) -> Iterator[str]:
+        """Names of the values that the node reads, in order, repeats included."""
+        yield from refs(self.args)
+        yield from refs(self.kwargs)
+
+
+@dataclass(slots=True)
+class Graph:
+    """Operators in order of execution. ``inputs`` are names, None where an input is a constant."""
+
+    inputs: tuple[str | None, ...]
+    nodes: list[Node]
+    outputs: tuple[Any, ...]
+    plan: Any = None
+    """What ``prepare`` found out about the graph; set once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """One dimension as exported: a fixed ``size``, or a free one with its ``symbol`` and bounds."""
+
+    size: int | None
+    symbol: str | None = None
+    low: int = 0
+    high: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One leaf of the user's arguments: a tensor or number by ``name``, or a constant fixed by the export."""
+
+    name: str | None
+    constant: Any = None
+    shape: tuple[Extent, ...] | None = None
+
+
+StateKind = Literal["parameter", "buffer", "constant"]
+
+
+@dataclass(slots=True)
+class Program:
+    """A graph with its calling convention.
+
+    Attributes:
+        state: graph input → kind and qualified name of the tensor that goes in there.
+        leaves: the user's arguments, flattened, in the order of ``in_tree``.
+        results: what ``out_tree`` is filled with.
+        mutations: qualified buffer name → the value that the program leaves in it.
+        modules: module path → short type name, "" where the archive does not know it.
+        argument_names: names of the positional and keyword arguments, if recorded.
+    """
+
+    graph: Graph
+    state: dict[str, tuple[StateKind, str]]
+    leaves: tuple[Leaf, ...]
+    in_tree: Tree
+    out_tree: Tree
+    results: tuple[Any, ...]
+    mutations: dict[str, Any]
+    modules: dict[str, str]
+    argument_names: tuple[str, ...] | None = None
+    doubts: list[str] = field(default_factory=list)
+
+
+def refs(value: Any) -> Iterator[str]:
+    """Names of all values that an argument refers to, in order."""
+    if isinstance(value, Ref):
+        yield value.name
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from refs(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from refs(item)
+
+
+def graphs(node: Node) -> list[Graph]:
+    """The graphs that a control-flow operator may run."""
+    return [arg for arg in node.args if isinstance(arg, Graph)]
+
+
+def walk(graph: Graph) -> Iterator[Node]:
+    """All nodes, those of inner graphs included."""
+    for node in graph.nodes:
+        yield node
+        for inner in graphs(node):
+            yield from walk(inner)

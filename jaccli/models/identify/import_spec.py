@@ -1,0 +1,226 @@
+"""SPEC: ``package.module:callable`` or ``path/file.py:callable``, the user's own code that makes a network.
+
+Nothing here imports torch before a SPEC is built.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from jaccli.errors import JaccliError, RefusedError, TimeIsUp, UsageError
+from jaccli.runtime.printing import chatter
+from jaccli.text.escape import listed, nearest, quote, shortened
+from jaccli.text.wording import worded
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_DOTTED = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
+_MODULE_SPEC = re.compile(rf"{_DOTTED}:{_DOTTED}")
+_FILE_SPEC = re.compile(rf".+\.py:{_DOTTED}", re.DOTALL)
+_FORM = "expected package.module:callable or path/file.py:callable"
+
+
+def is_spec(text: str | os.PathLike[str]) -> bool:
+    """Whether a MODEL is meant as a SPEC. A file of that name wins."""
+    if not isinstance(text, str) or os.path.exists(text):
+        return False
+    return bool(_MODULE_SPEC.fullmatch(text) or _FILE_SPEC.fullmatch(text))
+
+
+def parse_arch_args(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["width=64", "act=relu"]`` → ``{"width": 64, "act": "relu"}``.
+
+    A value is read as JSON, then as a Python literal, and is otherwise the text itself.
+
+    Raises:
+        UsageError: not ``name=value``, a name that is no identifier, or one given twice.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            given = worded("{arch_args} {pair} is not name=value", pair=quote(pair))
+            raise UsageError(given, "expected a name, = and a value, as width=64")
+        if name in found:
+            raise UsageError(worded("{arch_args:{name}} is given twice", name=name), "", "give it once")
+        found[name] = _parse_value(value)
+    return found
+
+
+def _parse_value(text: str) -> Any:
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text)
+    with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+        return ast.literal_eval(text)
+    return text
+
+
+def resolve(spec: str) -> Any:
+    """The object that a SPEC names; its module is imported, with prints sent to standard error.
+
+    Raises:
+        UsageError: no such module, file or attribute, or not a SPEC.
+        RefusedError: the code raised when it was imported.
+    """
+    if not (_MODULE_SPEC.fullmatch(spec) or _FILE_SPEC.fullmatch(spec)):
+        raise UsageError(f"{quote(spec)} is not the name of a callable", _FORM)
+    place, _, attribute = spec.rpartition(":")
+    with _users_code(place):
+        module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+    found: Any = module
+    for name in attribute.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            near = nearest(name, _public(found), cutoff=0.4) or _public(found)
+            owner = place if found is module else getattr(found, "__name__", type(found).__name__)
+            raise UsageError(
+                f"{quote(owner)} has no {quote(name)}",
+                f"it has {listed(near, 5)}" if near else "it defines nothing",
+                "name a class or function that makes the network",
+            ) from None
+    return found
+
+
+def _public(found: Any) -> list[str]:
+    """Names that can be meant: those defined there first, imported modules left out."""
+    names = [name for name in dir(found) if not name.startswith("_")]
+    own = getattr(found, "__name__", None)
+    names = [name for name in names if not isinstance(getattr(found, name, None), ModuleType)]
+    return sorted(names, key=lambda name: getattr(getattr(found, name, None), "__module__", None) != own)
+
+
+def _import_module(name: str) -> ModuleType:
+    with _on_path(Path.cwd()):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not (name + ".").startswith(error.name + "."):
+                raise
+            raise UsageError(
+                f"there is no module {quote(error.name)}",
+                "expected an installed module, or one in the current folder",
+                "check the name, or name the file: path/file.py:callable",
+            ) from None
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UsageError(f"no such file: {quote(path)}", _FORM, "check the path")
+    full = path.resolve()
+    name = f"jaccli_spec_{hashlib.sha1(os.fsencode(full)).hexdigest()[:12]}_{full.stem}"
+    found = importlib.util.spec_from_file_location(name, full)
+    if found is None or found.loader is None:
+        raise UsageError(f"{quote(path)} cannot be imported", _FORM)
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module  # dataclasses and pickling look it up there
+    try:
+        with _on_path(full.parent):
+            found.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+@contextlib.contextmanager
+def _on_path(folder: Path) -> Iterator[None]:
+    entry = str(folder)
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(entry)
+
+
+@contextlib.contextmanager
+def _users_code(what: str) -> Iterator[None]:
+    """Prints go to standard error, where they cannot spoil data; what it raises is told in one line."""
+    try:
+        with contextlib.redirect_stdout(chatter()):
+            yield
+    except (JaccliError, KeyboardInterrupt, TimeIsUp):
+        raise
+    except BaseException as error:
+        # SystemExit too: a script without a main guard parses jaccli's own arguments.
+        raise RefusedError(
+            f"{quote(what)} raised {shortened(error)}{_line_of(error)}",
+            "expected code that makes a network",
+            "correct it; JACCLI_TRACEBACK=1 shows where it was raised",
+        ) from error
+
+
+def _line_of(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or trace.tb_frame.f_code.co_filename.startswith("<"):
+        return ""
+    return f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})"
+
+
+def build(
+    arch: str | Callable[..., Any] | nn.Module,
+    arch_args: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+) -> nn.Module:
+    """The network that ``arch`` makes with ``arch_args``; all random generators are seeded and put back.
+
+    Raises:
+        UsageError: it does not take these arguments, or does not make an ``nn.Module``.
+        RefusedError: the code raised.
+    """
+    import torch
+
+    from jaccli.networks.state.random_generators import seeded
+
+    arguments = dict(arch_args or {})
+    found = resolve(arch) if isinstance(arch, str) else arch
+    name = arch if isinstance(arch, str) else getattr(arch, "__name__", type(arch).__name__)
+    if isinstance(found, torch.nn.Module):
+        if arguments:
+            given = worded("{name} is a network already and takes no {arch_args}", name=quote(name))
+            raise UsageError(given, "expected a class or function")
+        return found
+    if not callable(found):
+        raise UsageError(
+            f"{quote(name)} is of type {type(found).__name__}",
+            "expected a class or function that makes an nn.Module",
+        )
+    _check_arguments(found, arguments, name)
+    with _users_code(name), seeded(seed or 0):
+        made = found(**arguments)
+    if not isinstance(made, torch.nn.Module):
+        raise UsageError(
+            f"{quote(name)} gave an object of type {type(made).__name__}",
+            "expected an nn.Module",
+            "name the class, or a function that returns the network",
+        )
+    return made
+
+
+def _check_arguments(found: Callable[..., Any], arguments: Mapping[str, Any], name: str) -> None:
+    try:
+        signature = inspect.signature(found)
+    except (ValueError, TypeError):
+        return
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        shown = quote(str(signature), 160)[1:-1]
+        raise UsageError(f"{quote(name)}: {error}", f"it takes {shown}", worded("give them with {arch_args}")) from None

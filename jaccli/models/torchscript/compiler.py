@@ -1,0 +1,223 @@
+"""Graphs into lists of steps.
+
+A compiled function is a frame of slots, filled with the constants, and steps that read some slots and
+write others. Slot 0 is the ``Run``, the next ones are the arguments. Nested blocks share the frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from jaccli.models.torchscript import control
+from jaccli.models.torchscript.operators import draws, resolve, schema_of, takes_number, unknown
+from jaccli.models.torchscript.values import DTYPES, NUMBERS, carries_tensors
+from jaccli.networks.dtypes import follows
+
+if TYPE_CHECKING:
+    from jaccli.models.torchscript.program import Program
+    from jaccli.models.torchscript.run import Run
+
+Frame = list[Any]
+Step = Callable[[Frame], None]
+
+
+class Compiled:
+    """A function that can be run: ``compiled(run, args)`` gives its return value."""
+
+    __slots__ = ("name", "output", "steps", "template")
+
+    def __init__(self, name: str, template: Frame, steps: list[Step], output: int) -> None:
+        self.name, self.template, self.steps, self.output = name, template, steps, output
+
+    def __call__(self, run: Run, args: list[Any]) -> Any:
+        """Run the function on its arguments, for a method the object first."""
+        frame = self.template.copy()
+        frame[0] = run
+        frame[1 : len(args) + 1] = args
+        for step in self.steps:
+            step(frame)
+        return frame[self.output]
+
+
+class Builder:
+    """Compiles one graph; the emitters in ``control`` use it to place values and nested blocks."""
+
+    def __init__(self, program: Program, name: str, graph: Any) -> None:
+        self.program, self.name = program, name
+        self.template: Frame = [None]
+        self.constants: dict[int, Any] = {}
+        self._numbers: dict[int, Any] = {}
+        self._slots: dict[int, int] = {}
+        inputs = [self.slot(value) for value in graph.inputs()]
+        # The module or object whose method this is; the body of a fork has none.
+        self.own = inputs[0] if inputs and "/" not in name else None
+
+    def slot(self, value: Any) -> int:
+        """Where a value of the graph is kept."""
+        key = value.unique()
+        if key not in self._slots:
+            self._slots[key] = len(self.template)
+            self.template.append(None)
+        return self._slots[key]
+
+    def slots(self, values: Any) -> list[int]:
+        """Where several values are kept."""
+        return [self.slot(value) for value in values]
+
+    def constant(self, value: Any, content: Any) -> None:
+        """Put a constant into its slot once and for all."""
+        self.constants[value.unique()] = content
+        self.template[self.slot(value)] = content
+
+    def number(self, value: Any, content: Any) -> None:
+        """Note what a constant tensor without dimensions holds, for the operators that take it for a number."""
+        self._numbers[value.unique()] = content
+
+    def written(self, value: Any) -> bool:
+        """Whether the code may write to this value in place."""
+        return self.program.aliases.value_is_written(self.name, value)
+
+    def subgraph(self, node: Any) -> Compiled:
+        """The function that a ``prim::fork`` node carries with it."""
+        return compile_graph(self.program, f"{self.name}/{node.output().unique()}", node.g("Subgraph"))
+
+    def block(self, block: Any, release: bool = False, keep: Iterable[Any] = ()) -> list[Step]:
+        """The steps of a block; with ``release`` values but ``keep`` are let go after their last use."""
+        nodes = list(block.nodes())
+        dead = _last_uses([*block.outputs(), *keep], nodes) if release else {}
+        steps: list[Step] = []
+        for index, node in enumerate(nodes):
+            step = self._emit(node)
+            if step is not None:
+                steps.append(step)
+            if index in dead:
+                steps.append(_release([self.slot(value) for value in dead[index]]))
+        return steps
+
+    def _emit(self, node: Any) -> Step | None:
+        emitter = control.EMITTERS.get(node.kind())
+        if emitter is not None:
+            return emitter(self, node)
+        if next(iter(node.blocks()), None) is not None:
+            raise unknown(node.kind())
+        inputs = list(node.inputs())
+        cast = self._cast(node, inputs) if self.program.dtypes else {}
+        fn, count = resolve(node, {**self.constants, **cast} if cast else self.constants)
+        slots = self.slots(inputs[:count])
+        for place, value in enumerate(inputs[:count]):
+            if value.unique() in cast:
+                slots[place] = self._fixed(cast[value.unique()])
+        if takes_number(node) and inputs[1].unique() in self._numbers:
+            slots[1] = self._fixed(self._numbers[inputs[1].unique()])
+        step = apply(fn, slots, self.slots(node.outputs()))
+        drawing, switch = draws(node, inputs)
+        return _drawing(step, None if switch is None else self.slot(inputs[switch])) if drawing else step
+
+    def _fixed(self, content: Any) -> int:
+        self.template.append(content)
+        return len(self.template) - 1
+
+    def _cast(self, node: Any, inputs: list[Any]) -> dict[int, int]:
+        """Constant dtypes among the inputs of a node that follow the model's own, as they are where it is cast."""
+        schema, found = schema_of(node), dict[int, int]()
+        operator, dtypes = node.kind().partition("::")[2], self.program.dtypes
+        constant = bool(inputs) and inputs[0].node().kind() == "prim::Constant"
+        for argument, value in zip(schema.arguments if schema is not None else (), inputs, strict=False):
+            given = self.constants.get(value.unique())
+            kind = DTYPES.get(given) if argument.name == "dtype" and type(given) is int else None
+            if kind is not None and kind in dtypes and follows(operator, kind, dtypes[kind], constant=constant):
+                found[value.unique()] = NUMBERS[dtypes[kind]]
+        return found
+
+
+def compile_graph(program: Program, name: str, graph: Any) -> Compiled:
+    """Compile one function's graph."""
+    builder = Builder(program, name, graph)
+    steps = builder.block(graph, release=True)
+    outputs = builder.slots(graph.outputs())
+    if len(outputs) != 1:
+        raise unknown(f"a function with {len(outputs)} outputs")
+    return Compiled(name, builder.template, steps, outputs[0])
+
+
+def apply(fn: Callable[..., Any], ins: list[int], outs: list[int]) -> Step:
+    """The step that calls ``fn`` on some slots and puts what it returns into others."""
+    if len(outs) == 1:
+        return _single(fn, ins, outs[0])
+
+    def many(frame: Frame) -> None:
+        results = fn(*[frame[i] for i in ins])
+        for out, result in zip(outs, results if outs else (), strict=True):
+            frame[out] = result
+
+    return many
+
+
+def _single(fn: Callable[..., Any], ins: list[int], out: int) -> Step:
+    if len(ins) == 1:
+        (a,) = ins
+
+        def one(frame: Frame) -> None:
+            frame[out] = fn(frame[a])
+
+        return one
+    if len(ins) == 2:
+        a, b = ins
+
+        def two(frame: Frame) -> None:
+            frame[out] = fn(frame[a], frame[b])
+
+        return two
+
+    def some(frame: Frame) -> None:
+        frame[out] = fn(*[frame[i] for i in ins])
+
+    return some
+
+
+def _drawing(step: Step, switch: int | None) -> Step:
+    def draw(frame: Frame) -> None:
+        if switch is None or frame[switch]:
+            frame[0].remember_random()
+        step(frame)
+
+    return draw
+
+
+def _release(slots: list[int]) -> Step:
+    def release(frame: Frame) -> None:
+        for slot in slots:
+            frame[slot] = None
+
+    return release
+
+
+def _last_uses(keep: list[Any], nodes: list[Any]) -> dict[int, list[Any]]:
+    """For each node of a block the values made in it that nobody needs afterwards; never those to keep."""
+    kept = {value.unique() for value in keep}
+    own = {
+        value.unique(): value
+        for node in nodes
+        if node.kind() != "prim::Constant"
+        for value in node.outputs()
+        if carries_tensors(value) and value.unique() not in kept
+    }
+    last: dict[int, int] = {}
+    for index, node in enumerate(nodes):
+        for key in _used(node) | {value.unique() for value in node.outputs()}:
+            if key in own:
+                last[key] = index
+    dead: dict[int, list[Any]] = {}
+    for key, index in last.items():
+        dead.setdefault(index, []).append(own[key])
+    return dead
+
+
+def _used(node: Any) -> set[int]:
+    used = {value.unique() for value in node.inputs()}
+    for block in node.blocks():
+        used |= {value.unique() for value in block.outputs()}
+        for inner in block.nodes():
+            used |= _used(inner)
+    return used

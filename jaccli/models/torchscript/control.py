@@ -1,0 +1,329 @@
+"""Nodes that are no operators: constants, attributes, calls, branches, loops, and building of containers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from jaccli.errors import UnsupportedError
+from jaccli.models.torchscript.values import Instance, map_tensors, matches, printable, tuple_type
+
+if TYPE_CHECKING:
+    from jaccli.models.torchscript.compiler import Builder, Frame, Step
+
+# Overloads are numbered forward__0, and a trace names the further calls of a module forward1, forward2.
+_FORWARD = re.compile(r"forward(\d*|__\d+)")
+_GRAD_MODES = {f"__torch__.torch.autograd.grad_mode.{name}" for name in ("no_grad", "enable_grad")}
+_SEQUENTIAL = re.compile(r"__torch__\.torch\.nn\.modules\.container\.(___torch_mangle_\d+\.)?Sequential")
+
+
+def _constant(builder: Builder, node: Any) -> Step | None:
+    output = node.output()
+    if output.type().kind() == "FunctionType":
+        return None  # read off its type by the call
+    try:
+        value = output.toIValue() if node.kind() == "prim::Constant" else node.t("value")
+    except RuntimeError:
+        raise UnsupportedError(
+            f"the model holds a constant of type {printable(str(output.type()))!r}",
+            "",
+            "use a model without it",
+        ) from None
+    program = builder.program
+    if (number := _number(value)) is not None:
+        builder.number(output, number)  # as written, before a cast
+    value = map_tensors(value, lambda t: t.to_dense() if t.layout is not torch.strided else t)
+    if program.convert is not None:
+        value = map_tensors(value, program.convert)
+    if program.device is not None and isinstance(value, torch.device):
+        value = program.device
+    if not builder.written(output):
+        builder.constant(output, value)
+        return None
+    slot = builder.slot(output)
+
+    def fresh(frame: Frame) -> None:
+        frame[slot] = map_tensors(value, torch.Tensor.clone)
+
+    return fresh
+
+
+def _number(value: Any) -> Any:
+    """What a tensor without dimensions holds."""
+    dense = isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_quantized
+    return value.item() if dense and value.dim() == 0 else None
+
+
+def _get_attribute(builder: Builder, node: Any) -> Step:
+    owner, out, name = builder.slot(node.inputsAt(0)), builder.slot(node.output()), node.s("name")
+
+    def get(frame: Frame) -> None:
+        instance = frame[owner]
+        try:
+            frame[out] = instance.attrs[name]
+        except KeyError:
+            frame[out] = frame[0].fetch(instance, name)
+
+    return get
+
+
+def _set_attribute(builder: Builder, node: Any) -> Step:
+    owner, value = builder.slots(node.inputs())
+    name = node.s("name")
+
+    def set_(frame: Frame) -> None:
+        frame[owner].attrs[name] = frame[value]
+
+    return set_
+
+
+def _create_object(builder: Builder, node: Any) -> Step:
+    cls, out = node.output().type().qualified_name(), builder.slot(node.output())
+
+    def create(frame: Frame) -> None:
+        frame[out] = Instance(cls, {})
+
+    return create
+
+
+def _call_method(builder: Builder, node: Any) -> Step:
+    name, values = node.s("name"), list(node.inputs())
+    ins, out = builder.slots(values), builder.slot(node.output())
+    owner, method = ins[0], builder.program.method
+    if not _FORWARD.fullmatch(name) or owner == builder.own:
+
+        def call(frame: Frame) -> None:
+            frame[out] = method(frame[owner].cls, name)(frame[0], [frame[i] for i in ins])
+
+        return call
+    if len(values) == 1 and values[0].type().qualified_name().endswith(".Identity"):
+        return _lost_identity(builder, node)
+    written = [builder.written(value) for value in [*values[1:], node.output()]]
+
+    def call_layer(frame: Frame) -> None:
+        run, instance = frame[0], frame[owner]
+        function, args = method(instance.cls, name), [frame[i] for i in ins]
+        if run.wants(instance):
+            frame[out] = run.call_layer(instance, function, args[1:], written)
+        else:
+            frame[out] = function(run, args)
+
+    return call_layer
+
+
+def _lost_identity(builder: Builder, node: Any) -> Step:
+    """An ``Identity`` in a trace, called without the value that passes through it.
+
+    In a ``Sequential`` that value is known to be the one made just before; elsewhere it is anyone's guess.
+    """
+    owner = builder.slot(node.inputsAt(0))
+    through = _value_before(builder, node)
+    slot = None if through is None else builder.slot(through)
+    written = [through is not None and builder.written(through)] * 2
+
+    def call(frame: Frame) -> None:
+        run, instance = frame[0], frame[owner]
+        if not run.wants(instance):
+            return
+        if slot is not None:
+            frame[slot] = run.call_layer(instance, lambda _, args: args[1], [frame[slot]], written)
+        elif run.wanted is not None:
+            raise UnsupportedError(
+                f"layer {printable(instance.node.path)!r} is an Identity that the trace left out",
+                "a layer that the trace recorded",
+                "name the layer before it, or use torch.jit.script",
+            )
+
+    return call
+
+
+def _value_before(builder: Builder, node: Any) -> Any:
+    if not _SEQUENTIAL.fullmatch(builder.name.rpartition(".")[0]):
+        return None
+    graph = node.owningBlock()
+    before = list(graph.inputs())[1:2]
+    for other in graph.nodes():
+        if other.kind() == "prim::CallMethod":
+            if other.output().unique() == node.output().unique():
+                break
+            if other.output().type().kind() == "TensorType":
+                before = [other.output()]
+    return before[0] if before else None
+
+
+def _call_function(builder: Builder, node: Any) -> Step:
+    values = list(node.inputs())
+    name, program = values[0].type().annotation_str, builder.program
+    ins, out = builder.slots(values[1:]), builder.slot(node.output())
+
+    def call(frame: Frame) -> None:
+        frame[out] = program.function(name)(frame[0], [frame[i] for i in ins])
+
+    return call
+
+
+def _fork(builder: Builder, node: Any) -> Step:
+    compiled = builder.subgraph(node)
+    ins, out = builder.slots(node.inputs()), builder.slot(node.output())
+
+    def fork(frame: Frame) -> None:
+        frame[out] = compiled(frame[0], [frame[i] for i in ins])
+
+    return fork
+
+
+def _if(builder: Builder, node: Any) -> Step:
+    condition, outs = builder.slot(node.inputsAt(0)), builder.slots(node.outputs())
+    (yes, yes_ends), (no, no_ends) = ((builder.block(block), builder.slots(block.outputs())) for block in node.blocks())
+
+    def branch(frame: Frame) -> None:
+        steps, ends = (yes, yes_ends) if frame[condition] else (no, no_ends)
+        for step in steps:
+            step(frame)
+        for out, end in zip(outs, ends, strict=True):
+            frame[out] = frame[end]
+
+    return branch
+
+
+def _loop(builder: Builder, node: Any) -> Step:
+    (block,) = node.blocks()
+    trips, start, *firsts = builder.slots(node.inputs())
+    index, *carried = builder.slots(block.inputs())
+    body = builder.block(block)
+    again, *ends = builder.slots(block.outputs())
+    outs = builder.slots(node.outputs())
+
+    def loop(frame: Frame) -> None:
+        state, go, count, limit = [frame[i] for i in firsts], frame[start], 0, frame[trips]
+        while go and count < limit:
+            frame[index] = count
+            for slot, value in zip(carried, state, strict=True):
+                frame[slot] = value
+            for step in body:
+                step(frame)
+            state, go = [frame[i] for i in ends], frame[again]
+            count += 1
+        for out, value in zip(outs, state, strict=True):
+            frame[out] = value
+
+    return loop
+
+
+def _context(builder: Builder, node: Any) -> Step:
+    entering = node.kind() == "prim::Enter"
+    name = "__enter__" if entering else "__exit__"
+    owner, out, method = builder.slot(node.inputsAt(0)), builder.slot(node.output()), builder.program.method
+    extra = [] if entering else [None, None, None]
+    silences = node.inputsAt(0).type().qualified_name() in _GRAD_MODES
+
+    def cross(frame: Frame) -> None:
+        instance = frame[owner]
+        frame[out] = method(instance.cls, name)(frame[0], [instance, *extra])
+        if silences and entering:
+            frame[0].enter_forward_mode(torch.is_grad_enabled())
+        elif silences:
+            frame[0].leave_forward_mode()
+
+    return cross
+
+
+def _isinstance(builder: Builder, node: Any) -> Step:
+    value, out, kinds = builder.slot(node.inputsAt(0)), builder.slot(node.output()), list(node.tys("types"))
+
+    def check(frame: Frame) -> None:
+        frame[out] = any(matches(frame[value], kind) for kind in kinds)
+
+    return check
+
+
+def _container(make: Callable[[list[Any]], Any]) -> Callable[[Builder, Any], Step]:
+    def emit(builder: Builder, node: Any) -> Step:
+        ins, out = builder.slots(node.inputs()), builder.slot(node.output())
+
+        def construct(frame: Frame) -> None:
+            frame[out] = make([frame[i] for i in ins])
+
+        return construct
+
+    return emit
+
+
+def _tuple(builder: Builder, node: Any) -> Step:
+    kind = node.output().type()
+    named = tuple_type(str(kind.annotation_str), kind.str())
+    return _container(tuple if named is None else lambda items: named(*items))(builder, node)
+
+
+def _unpack(builder: Builder, node: Any) -> Step:
+    source, outs = builder.slot(node.inputsAt(0)), builder.slots(node.outputs())
+
+    def unpack(frame: Frame) -> None:
+        for out, item in zip(outs, frame[source], strict=True):
+            frame[out] = item
+
+    return unpack
+
+
+def _tuple_slice(builder: Builder, node: Any) -> Step:
+    source, out, part = (
+        builder.slot(node.inputsAt(0)),
+        builder.slot(node.output()),
+        slice(node.i("beg"), node.i("end")),
+    )
+
+    def cut(frame: Frame) -> None:
+        frame[out] = tuple(frame[source])[part]
+
+    return cut
+
+
+def _chunk(builder: Builder, node: Any) -> Step:
+    source, outs = builder.slot(node.inputsAt(0)), builder.slots(node.outputs())
+    chunks, dim = node.i("chunks"), node.i("dim")
+
+    def chunk(frame: Frame) -> None:
+        for out, item in zip(outs, frame[source].chunk(chunks, dim), strict=True):
+            frame[out] = item
+
+    return chunk
+
+
+def _module_index(builder: Builder, node: Any) -> Step:
+    owner, key = builder.slots(node.inputs())
+    out = builder.slot(node.output())
+
+    def pick(frame: Frame) -> None:
+        instance, index = frame[owner], frame[key]
+        names = list(instance.node.children)
+        frame[out] = frame[0].fetch(instance, index if isinstance(index, str) else names[index])
+
+    return pick
+
+
+EMITTERS: dict[str, Callable[[Builder, Any], Step | None]] = {
+    "prim::Constant": _constant,
+    "prim::ConstantMKLDNNTensor": _constant,
+    "prim::GetAttr": _get_attribute,
+    "prim::SetAttr": _set_attribute,
+    "prim::CreateObject": _create_object,
+    "prim::CallMethod": _call_method,
+    "prim::CallFunction": _call_function,
+    "prim::fork": _fork,
+    "prim::If": _if,
+    "prim::Loop": _loop,
+    "prim::Enter": _context,
+    "prim::Exit": _context,
+    "prim::isinstance": _isinstance,
+    "prim::ListConstruct": _container(list),
+    "prim::TupleConstruct": _tuple,
+    "prim::DictConstruct": _container(lambda items: dict(zip(items[::2], items[1::2], strict=True))),
+    "prim::TupleUnpack": _unpack,
+    "prim::ListUnpack": _unpack,
+    "prim::TupleSlice": _tuple_slice,
+    "prim::ConstantChunk": _chunk,
+    "prim::ModuleContainerIndex": _module_index,
+}

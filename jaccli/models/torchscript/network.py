@@ -1,0 +1,192 @@
+"""A TorchScript model as a ``Network``: its graph is run operator by operator, outside its executor."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jaccli.errors import UnsupportedError
+from jaccli.models.torchscript import binding
+from jaccli.models.torchscript.program import Code, Program
+from jaccli.models.torchscript.run import Run
+from jaccli.models.torchscript.state import ModuleNode, adopt, live_tree, snapshot
+from jaccli.models.torchscript.values import Instance, map_tensors, printable
+from jaccli.networks.dtypes import converted, renamed
+from jaccli.networks.network import Network, Tap
+from jaccli.networks.quantized import no_derivative, packed_modules
+from jaccli.networks.state.fingerprint import Stamp
+from jaccli.networks.state.random_generators import Noise
+from jaccli.networks.state.snapshot import without_parameter_gradients
+
+_DRAWS_WHEN_TRAINING = ("Dropout", "RReLU")
+_NORMALISES_WHEN_TRAINING = ("BatchNorm", "InstanceNorm", "SyncBatchNorm")
+
+
+class ScriptNetwork(Network):
+    """A scripted, traced or frozen module with its layers in sight.
+
+    TorchScript's own executor gives wrong derivatives in forward mode and allows no hooks; here every
+    operator is an ordinary PyTorch call, so that ``vmap``, forward mode and double backward work.
+    Overhead: some microseconds an operator. A module that was loaded by ``torch.jit.load`` itself is
+    copied once through memory to get at its functions.
+
+    Args:
+        module: what ``torch.jit`` made or loaded. It is used in the mode it is in and never changed.
+
+    Raises:
+        UnsupportedError: the module has no ``forward``.
+    """
+
+    kind = "torchscript"
+
+    def __init__(self, module: torch.jit.ScriptModule) -> None:
+        code = Code(module)
+        root = live_tree(module, code.shape)
+        self.packed = packed_modules(module.named_modules())
+        self._setup(Program(code, root))
+
+    def _setup(self, program: Program) -> None:
+        self._program, self._root = program, program.root
+        forward = program.code.function(f"{self._root.cls}.forward")
+        if forward is None:
+            raise UnsupportedError("the TorchScript model has no forward method", "a model that can be called")
+        self._schema = forward.schema
+        inputs = list(forward.graph.inputs())[1:]
+        name = f"{self._root.cls}.forward"
+        self._read_by: dict[str, list[str]] = {}
+        for cls, attribute in sorted(program.aliases.fields):
+            self._read_by.setdefault(cls, []).append(attribute)
+        self._written = [program.aliases.value_is_written(name, value) for value in inputs]
+
+    def layers(self) -> Mapping[str, str]:
+        """Module path → type name such as ``Linear``, for every module but the root."""
+        return {node.path: node.type_name for node in self._root.walk() if node.path}
+
+    def signature(self) -> list[tuple[str, Any]]:
+        """``(name, default)`` of the forward's arguments; ``binding.REQUIRED`` where there is no default."""
+        return binding.signature(self._schema)
+
+    def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None) -> Any:
+        """One forward pass; see ``Network.run``.
+
+        Arguments may be given by name; an argument the code writes to is copied first.
+
+        Raises:
+            UsageError: the arguments do not fit the signature.
+            RefusedError: the model's own checks refuse the input.
+            UnsupportedError: an operator that cannot be run here.
+        """
+        if self.packed:  # their objects are opaque to everything but the kernels that take them
+            raise no_derivative(self.packed)
+        bound = binding.bind(self._schema, args, kwargs)
+        for i, dirty in enumerate(self._written):
+            if dirty:
+                bound[i] = map_tensors(bound[i], torch.Tensor.clone)
+        forward = self._program.method(self._root.cls, "forward")
+        run, grad_enabled = Run(self._program, tap), torch.is_grad_enabled()
+        try:
+            return forward(run, [run.module(self._root), *bound])
+        finally:
+            self.draws.saw(run.finish())
+            if torch.is_grad_enabled() != grad_enabled:  # left inside a no_grad block of the model's
+                torch._C._set_grad_enabled(grad_enabled)
+
+    @contextmanager
+    def session(self, *, frozen: bool = True) -> Iterator[None]:
+        """Frozen parameters do not ask for gradients inside."""
+        with without_parameter_gradients(self.tensors() if frozen else iter(())):
+            yield
+
+    def cast(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> ScriptNetwork:
+        """An independent copy; casts to real dtypes that the code spells out stay as they are.
+
+        Costs the memory of the model's tensors once more.
+        """
+
+        def convert(tensor: Tensor) -> Tensor:
+            copy = converted(tensor.detach(), device, dtype, copy=True)
+            return copy.requires_grad_(tensor.requires_grad and tensor.is_leaf)
+
+        program = self._program
+        root = snapshot(self._root, program.aliases.fields, convert)
+        other = ScriptNetwork.__new__(ScriptNetwork)
+        chained = convert if program.convert is None else _after(program.convert, convert)
+        dtypes = renamed(program.dtypes, self.tensors(), dtype)
+        other.packed = self.packed
+        other._setup(Program(program.code, root, chained, device or program.device, dtypes))
+        return other
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Parameters and buffers, each once."""
+        seen: set[int] = set()
+        for node in self._root.walk():
+            for tensor in node.tensors.values():
+                if id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield tensor
+
+    def stamp(self, moving: Collection[int] = ()) -> Stamp:
+        """Parameters, buffers, and every attribute that the code can read."""
+        stamp = Stamp(moving)
+        for node in self._root.walk():
+            for name in self._read_by.get(node.cls, ()):
+                if name in node.children:
+                    continue
+                try:
+                    value = node.read(name)
+                except (RuntimeError, AttributeError, KeyError):  # declared and never set
+                    continue
+                _add(stamp, value)
+        return stamp
+
+    def noise(self) -> Noise:
+        return Noise.now(python=False)
+
+    def is_noisy(self) -> bool:
+        return any(map(_draws, self._root.walk()))
+
+    def doubtful(self) -> list[str]:
+        """Layers whose training mode makes samples mix or results vary."""
+        found = []
+        for node in self._root.walk():
+            kind = node.type_name
+            if not _reads_true(node, "training"):
+                continue
+            name = printable(node.path or kind, 60)
+            if kind.startswith(_NORMALISES_WHEN_TRAINING):
+                found.append(f"{name} ({printable(kind, 40)}) is in training mode: samples of a batch mix")
+            elif _draws(node):
+                found.append(f"{name} ({printable(kind, 40)}) is in training mode: results are random")
+        return found
+
+
+def _draws(node: ModuleNode) -> bool:
+    named = any(part in node.type_name for part in _DRAWS_WHEN_TRAINING)
+    return named and _reads_true(node, "training") and _reads_true(node, "p", True)
+
+
+def _add(stamp: Stamp, value: Any) -> None:
+    """Objects of a script's own classes come in a new wrapper at each reading: what they hold counts."""
+    if isinstance(getattr(value, "_c", value), torch._C.ScriptObject):
+        value = adopt(value)
+    if isinstance(value, Instance):
+        stamp.value(value.cls)
+        for attribute in value.attrs.values():
+            _add(stamp, attribute)
+    else:
+        stamp.value(value)
+
+
+def _after(first: Any, second: Any) -> Any:
+    return lambda tensor: second(first(tensor))
+
+
+def _reads_true(node: ModuleNode, name: str, default: bool = False) -> bool:
+    try:
+        return bool(node.read(name))
+    except (RuntimeError, AttributeError, KeyError):
+        return default

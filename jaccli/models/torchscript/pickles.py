@@ -1,0 +1,185 @@
+"""Read a pickle of a TorchScript archive with stand-ins for everything: nothing of it is built or run."""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import pickletools
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+from jaccli.errors import RefusedError
+from jaccli.models.torchscript.values import printable
+from jaccli.pickles.nesting import check_depth
+from jaccli.pickles.reader import PickleReader
+from jaccli.pickles.stand_ins import MAX_DIMENSIONS, REBUILD, Rebuild
+from jaccli.safety.budget import Budget, BudgetError
+from jaccli.safety.reading import Damaged
+from jaccli.text.escape import quote
+from jaccli.text.wording import worded
+
+_ITEMSIZES = {
+    "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2,
+    "LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1,
+    "BoolStorage": 1, "ComplexDoubleStorage": 16, "ComplexFloatStorage": 8,
+}  # fmt: skip
+
+# What torch's own unpickler understands, less what it never writes.
+_OPCODES = {
+    "PROTO", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1",
+    "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING", "BINSTRING", "EMPTY_LIST", "EMPTY_TUPLE", "EMPTY_DICT",
+    "APPEND", "APPENDS", "LIST", "DICT", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "SETITEM", "SETITEMS",
+    "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT", "GLOBAL", "NEWOBJ", "REDUCE", "BUILD", "BINPERSID",
+    "POP",
+}  # fmt: skip
+
+_MAX_TYPE_DEPTH = 200
+_MOST_UNUSED = 1000  # memo entries
+_MAX_EXPANDED = 1 << 31  # elements of a tensor that repeats its storage
+
+
+def refuse(path: Path, what: str) -> RefusedError:
+    """The error for an archive that could do harm."""
+    return RefusedError(
+        f"{printable(str(path), 200)!r} {what}",
+        "a model that only computes",
+        worded("if you trust where it comes from, pass {trust:True}"),
+    )
+
+
+def damaged(path: Path, what: str) -> RefusedError:
+    """The error for an archive that cannot be read."""
+    return RefusedError(
+        f"{printable(str(path), 200)!r} is no readable TorchScript archive: {what}",
+        "a file written by torch.jit.save",
+        "save or download it again",
+    )
+
+
+@dataclass(frozen=True)
+class _Storage:
+    numel: int
+
+
+class Tensors:
+    """The tensor records of an archive: name → bytes; checks what a pickle says about them."""
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self._sizes = sizes
+
+    def storage(self, label: Any) -> _Storage:
+        """The storage of a persistent id ``("storage", type, key, device, numel)``."""
+        word, kind, key, _, numel = label
+        itemsize = _ITEMSIZES[kind]
+        if word != "storage" or not 0 <= numel * itemsize <= self._sizes[key]:
+            raise Damaged("a storage is larger than its record")
+        return _Storage(numel)
+
+    def rebuild(self, storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> None:
+        """Check that a tensor stays within its storage."""
+        fits = len(size) == len(stride) <= MAX_DIMENSIONS
+        if not fits or offset < 0 or any(n < 0 for n in [*size, *stride]):
+            raise Damaged("a tensor has impossible sizes")
+        count = math.prod(size)
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if count and last >= storage.numel:
+            raise Damaged("a tensor is larger than its storage")
+        if count > max(_MAX_EXPANDED, storage.numel):
+            raise Damaged("a tensor has an absurd size")
+
+
+_NAMES: dict[int, str] = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+
+
+class _Records(PickleReader):
+    """The opcodes that torch writes, the archive's own classes, and a few builders; all else is refused."""
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        code: act for code, act in PickleReader.dispatch.items() if _NAMES[code] in _OPCODES
+    }
+
+    def __init__(self, file: IO[bytes], tensors: Tensors, path: Path, budget: Budget) -> None:
+        super().__init__(file, _never, _never, quote(path), budget)
+        self._tensors, self._path = tensors, path
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A stand-in; never an import."""
+        full = f"{module}.{name}"
+        if module.split(".")[0] == "__torch__" and not f"{full}.".startswith("__torch__.torch.classes."):
+            return super().find_class("__torch__", name)
+        if module == "torch" and name in _ITEMSIZES:
+            return name
+        if full == "torch._utils._rebuild_tensor_v2":
+            return Rebuild(full, self._tensors.rebuild)
+        if full == "collections.OrderedDict":
+            return REBUILD[full]
+        if full == "torch.device":
+            return Rebuild(full, _first)
+        if module == "torch.jit._pickle" and name.startswith(("build_", "restore_type_tag")):
+            return Rebuild(full, _tagged)
+        raise refuse(self._path, f"names {printable(full, 80)!r} in a pickle")
+
+    def persistent_load(self, pid: Any) -> Any:
+        """The size of a storage, which its record has."""
+        found = self._tensors.storage(pid)
+        self.budget.storages.add(str(pid[2]))
+        return found
+
+    def _high_put(self) -> None:
+        (index,) = struct.unpack("<I", self.read(4))
+        if index > len(self.memo) + _MOST_UNUSED:  # torch makes room for all entries up to the highest
+            raise Damaged("a memo entry that is far too high")
+        self.memo[index] = self.stack[-1]
+
+    dispatch[pickle.LONG_BINPUT[0]] = _high_put
+
+
+def _never(_: Any) -> Any:
+    raise Damaged("a pickle in bytes")
+
+
+def _first(value: Any = None, *_: Any) -> Any:
+    return value
+
+
+def _tagged(value: Any = None, tag: Any = "", *_: Any) -> Any:
+    """A list or dict with its type in words, which torch parses by calling itself once a bracket."""
+    if isinstance(tag, str) and tag.count("[") > _MAX_TYPE_DEPTH:
+        raise Damaged("a type is nested absurdly deep")
+    return value
+
+
+def inspect_pickle(data: bytes, tensors: Tensors, path: Path, budget: Budget) -> None:
+    """Refuse a pickle that names anything but the archive's own classes, or tensors that do not fit.
+
+    Args:
+        data: the pickle.
+        tensors: the records beside it.
+        path: of the archive, for messages.
+        budget: of all pickles in it.
+
+    Raises:
+        RefusedError: says what was found.
+    """
+    reader = _Records(io.BytesIO(data), tensors, path, budget)
+    try:
+        check_depth(reader.load())
+    except RefusedError:
+        raise
+    except Exception as error:  # a hostile pickle can make the reader raise anything
+        foreign = _foreign_opcode(error)
+        if foreign:
+            raise refuse(path, f"holds a pickle that torch did not write ({foreign})") from None
+        ours = isinstance(error, Damaged | BudgetError)
+        raise damaged(path, printable(str(error)) if ours else "its objects make no sense") from error
+
+
+def _foreign_opcode(error: Exception) -> str:
+    """The name of the opcode for which there is no action, if that is the error."""
+    code = error.args[0] if isinstance(error, KeyError) else None
+    known = _NAMES.get(code, "") if type(code) is int else ""
+    return known if known not in _OPCODES else ""

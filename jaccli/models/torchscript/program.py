@@ -1,0 +1,138 @@
+"""The code of a model: its functions, compiled once each, and what they may write to."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from jaccli.errors import UnsupportedError
+from jaccli.models.torchscript.aliases import Aliases
+from jaccli.models.torchscript.compiler import Compiled, compile_graph
+from jaccli.models.torchscript.fused import SWITCHED_OFF
+from jaccli.models.torchscript.state import ModuleNode
+from jaccli.models.torchscript.traced import Traced, restore
+from jaccli.models.torchscript.values import printable
+
+# Where the functions of a loaded module are; torch.jit.load itself forgets it.
+_units: WeakKeyDictionary[torch.jit.ScriptModule, Any] = WeakKeyDictionary()
+
+
+def remember_unit(module: torch.jit.ScriptModule, unit: Any) -> None:
+    """Note the compilation unit that a module was loaded into."""
+    _units[module] = unit
+
+
+class Code:
+    """The functions of one model by qualified name."""
+
+    def __init__(self, module: torch.jit.ScriptModule) -> None:
+        self._unit, self.shape = _unit_of(module)
+        self._methods: dict[str, Any] = {}
+        self._classes = sorted({c._type().qualified_name() for c in _modules(self.shape)})
+        if self._unit is None:
+            self._methods = _own_methods(self.shape)
+
+    def function(self, name: str) -> Any:
+        """A function or method with ``.graph`` and ``.schema``, None if there is no such."""
+        if self._unit is None:
+            return self._methods.get(name)
+        return self._unit.find_function(name)
+
+    def graph(self, name: str) -> Any:
+        """The graph of a function or method, None if there is no such."""
+        found = self.function(name)
+        return None if found is None else found.graph
+
+    def implementations(self, method: str) -> list[str]:
+        """All methods of that name among the model's modules."""
+        names = [f"{cls}.{method}" for cls in self._classes]
+        return [name for name in names if self.graph(name) is not None]
+
+
+class Program:
+    """The functions of a model, compiled on first use."""
+
+    def __init__(
+        self, code: Code, root: ModuleNode, convert: Callable[[Tensor], Tensor] | None = None,
+        device: torch.device | None = None, dtypes: Mapping[torch.dtype, torch.dtype] | None = None,
+    ) -> None:  # fmt: skip
+        """Args: the code, the modules; for a converted copy how constants change, their device, dtypes that change."""
+        self.code, self.root = code, root
+        self.convert, self.device, self.dtypes = convert, device, dtypes or {}
+        self.aliases = Aliases(code, f"{root.cls}.forward")
+        self._compiled: dict[str, Compiled] = {}
+        self._methods: dict[tuple[str, str], Compiled] = {}
+        self._traced: dict[str, Traced | None] = {}
+
+    def method(self, cls: str, name: str) -> Compiled:
+        """A method, by the class of the object it is called on."""
+        found = self._methods.get((cls, name))
+        if found is None:
+            found = self._methods[cls, name] = self.function(f"{cls}.{name}")
+        return found
+
+    def traced(self, name: str) -> Traced | None:
+        """A method whose trace lost the structure of the module's value, with that structure."""
+        if name not in self._traced:
+            graph = self.code.graph(name)
+            self._traced[name] = None if graph is None else restore(self, name, graph)
+        return self._traced[name]
+
+    def function(self, name: str) -> Compiled:
+        """A function by its qualified name.
+
+        Raises:
+            UnsupportedError: the model holds no code for it.
+        """
+        if name not in self._compiled:
+            graph = self.code.graph(name)
+            if graph is None:
+                raise UnsupportedError(f"the model calls {printable(name)!r}, of which it holds no code")
+            self._compiled[name] = compile_graph(self, name, graph)
+            if name.removeprefix("__torch__.") in SWITCHED_OFF:
+                self._compiled[name] = Compiled(name, [None, False], [], 1)
+        return self._compiled[name]
+
+    def devices(self) -> set[torch.device]:
+        """The accelerators that the model's tensors are on."""
+        found = {t.device for node in self.root.walk() for t in node.tensors.values()}
+        return {device for device in found if device.type not in {"cpu", "meta"}}
+
+
+def _unit_of(module: torch.jit.ScriptModule) -> tuple[Any, Any]:
+    """The compilation unit with a module's functions, and the module as that unit knows it."""
+    if module in _units:
+        return _units[module], module._c
+    ours = torch.jit._state._python_cu
+    name = f"{module._c._type().qualified_name()}.forward"
+    known = ours.find_function(name)
+    if known is not None and next(known.graph.inputs()).type() == module._c._type():
+        return ours, module._c
+    # Loaded by the user: the functions that its methods call are out of reach, but a copy has them.
+    buffer = io.BytesIO()
+    load: Any = torch._C.import_ir_module_from_buffer  # its stub lacks the last argument
+    try:
+        torch.jit.save(module, buffer)
+        unit = torch._C.CompilationUnit()
+        copy = load(unit, buffer.getvalue(), None, {}, False)
+    except RuntimeError:
+        return None, module._c
+    return unit, copy
+
+
+def _modules(handle: Any) -> list[Any]:
+    children = [child for _, child in torch._C.ModuleDict(handle).items()]
+    return [handle, *(inner for child in children for inner in _modules(child))]
+
+
+def _own_methods(shape: Any) -> dict[str, Any]:
+    found = {}
+    for handle in _modules(shape):
+        cls = handle._type().qualified_name()
+        found.update({f"{cls}.{name}": handle._get_method(name) for name in handle._method_names()})
+    return found

@@ -1,0 +1,121 @@
+"""One forward pass: the state it sees, the taps it reports to, the random numbers it draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from jaccli.models.torchscript import bounds
+from jaccli.models.torchscript.compiler import Compiled
+from jaccli.models.torchscript.state import ModuleNode, adopt
+from jaccli.models.torchscript.traced import arrange
+from jaccli.models.torchscript.values import Instance, map_tensors, protect
+from jaccli.networks.network import Tap
+from jaccli.networks.state.random_generators import Noise
+
+if TYPE_CHECKING:
+    from jaccli.models.torchscript.program import Program
+
+
+class Run:
+    """What lasts for one forward pass. Attributes are read from the model and written only here."""
+
+    __slots__ = ("_clones", "_copies", "_counts", "_forward", "_modules", "_noise", "program", "tap", "wanted")
+
+    def __init__(self, program: Program, tap: Tap | None) -> None:
+        bounds.start()
+        self.program, self.tap = program, tap
+        self._copies = getattr(tap, "gives_copies", False)
+        self.wanted = tap.paths if tap is not None else frozenset[str]()
+        self._modules: dict[int, Instance] = {}
+        self._counts: dict[str, int] = {}
+        self._forward: list[bool] = []
+        self._clones: dict[int, tuple[Any, Any]] = {}
+        self._noise: Noise | None = None
+
+    def module(self, node: ModuleNode) -> Instance:
+        """The module of a node, one and the same for the whole run."""
+        found = self._modules.get(id(node))
+        if found is None:
+            found = self._modules[id(node)] = Instance(node.cls, {}, node)
+        return found
+
+    def fetch(self, owner: Instance, name: str) -> Any:
+        """An attribute that this run has not read yet."""
+        node: ModuleNode = owner.node
+        if name in node.children:
+            value: Any = self.module(node.children[name])
+        else:
+            value = adopt(node.read(name))
+            if self.program.aliases.field_is_written(owner.cls, name):
+                value = map_tensors(value, self._clone)
+        owner.attrs[name] = value
+        return value
+
+    def _clone(self, tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in self._clones:  # one tensor under two names stays one
+            self._clones[id(tensor)] = (tensor, tensor.clone())
+        copy: torch.Tensor = self._clones[id(tensor)][1]
+        return copy
+
+    def wants(self, owner: Instance) -> bool:
+        """Whether the tap is to see calls of this module."""
+        if self.tap is None or owner.node is None or not owner.node.path:
+            return False
+        return self.wanted is None or owner.node.path in self.wanted
+
+    def call_layer(self, owner: Instance, function: Callable[..., Any], args: list[Any], written: list[bool]) -> Any:
+        """Call a module's forward under the eyes of the tap.
+
+        Args:
+            owner: the module.
+            function: its compiled forward.
+            args: the arguments, the module itself not among them.
+            written: for each argument, and last for the output, whether the code may write to it in
+                place. What the tap has put in there is cloned, unless it ``gives_copies``: it may be a leaf, or be
+                kept by the tap.
+        """
+        if self._copies:
+            written = [False] * len(written)
+        tap, path = self.tap, owner.node.path
+        assert tap is not None
+        call = self._counts[path] = self._counts.get(path, 0) + 1
+        traced = self.program.traced(function.name) if isinstance(function, Compiled) else None
+        given, _ = tap.enter(path, call, tuple(args) if traced is None else traced.open(args), {})
+        flat = given if traced is None else traced.close(given)
+        pairs = zip(flat, args, written, strict=False)
+        taken = [protect(new, old) if dirty else new for new, old, dirty in pairs]
+        if traced is None:
+            result = function(self, [owner, *taken])
+            output = tap.leave(path, call, result)
+            return protect(output, result) if written[-1] else output
+        parts = traced.function(self, [owner, *taken])
+        result = arrange(traced.outputs, parts)
+        output = tap.leave(path, call, result)
+        return traced.result(parts, protect(output, result) if written[-1] else output)
+
+    def remember_random(self) -> None:
+        """Before the first random number: keep the generators' states, to put them back at the end."""
+        if self._noise is None:
+            self._noise = Noise.now(python=False)
+
+    def enter_forward_mode(self, enabled: bool) -> None:
+        """``no_grad`` and ``enable_grad`` of the model's: forward mode would not heed them by itself."""
+        self._forward.append(torch._C._is_fwd_grad_enabled())
+        torch._C._set_fwd_grad_enabled(enabled)
+
+    def leave_forward_mode(self) -> None:
+        """At the end of such a block."""
+        torch._C._set_fwd_grad_enabled(self._forward.pop())
+
+    def finish(self) -> list[str]:
+        """Put the random generators back, and leave the blocks that an exception jumped out of.
+
+        Returns:
+            The generators that were drawn from.
+        """
+        while self._forward:
+            self.leave_forward_mode()
+        return self._noise.restore() if self._noise is not None else []

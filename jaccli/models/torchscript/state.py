@@ -1,0 +1,110 @@
+"""The modules of a model as a tree to read attributes from: live, or a converted snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jaccli.models.torchscript.values import Instance, map_tensors
+
+Convert = Callable[[Tensor], Tensor]
+
+
+@dataclass(eq=False)
+class ModuleNode:
+    """One module: its dotted path, TorchScript class, children, and a way to read its attributes."""
+
+    path: str
+    cls: str
+    read: Callable[[str], Any]
+    children: dict[str, ModuleNode] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)  # parameters and buffers, by name
+
+    @property
+    def type_name(self) -> str:
+        """The name of the Python class that it was made from."""
+        return self.cls.rpartition(".")[2]
+
+    def walk(self) -> Iterator[ModuleNode]:
+        """This module and all below it, in ``named_modules()`` order."""
+        yield self
+        for child in self.children.values():
+            yield from child.walk()
+
+
+def live_tree(module: Any, shape: Any, path: str = "") -> ModuleNode:
+    """The tree of a module; attributes are those the module has when they are read.
+
+    Args:
+        module: the model, a ``ScriptModule``, or one of its submodules.
+        shape: the same module in the compilation unit whose graphs are run.
+        path: its dotted path.
+    """
+    node = ModuleNode(path, shape._type().qualified_name(), module._c.getattr)
+    node.tensors.update(module.named_parameters(recurse=False))
+    node.tensors.update(module.named_buffers(recurse=False))
+    for name, child in module._modules.items():
+        if child is not None:
+            below = f"{path}.{name}" if path else name
+            node.children[name] = live_tree(child, shape.getattr(name), below)
+    return node
+
+
+def snapshot(root: ModuleNode, fields: set[tuple[str, str]], convert: Convert) -> ModuleNode:
+    """An independent copy of a tree, with ``convert`` of every tensor.
+
+    Args:
+        root: the tree to copy.
+        fields: ``(class, attribute)`` of everything that the code can read.
+        convert: makes a new tensor of one; called once for each, so that tied weights stay tied.
+    """
+    done: dict[int, tuple[Tensor, Tensor]] = {}  # the original is kept, or its id could be given away
+
+    def once(tensor: Tensor) -> Tensor:
+        if id(tensor) not in done:
+            done[id(tensor)] = (tensor, convert(tensor))
+        return done[id(tensor)][1]
+
+    def copy(node: ModuleNode) -> ModuleNode:
+        names = {name for cls, name in fields if cls == node.cls} | set(node.tensors) | {"training"}
+        values: dict[str, Any] = {}
+        for name in names - set(node.children):
+            try:
+                values[name] = map_tensors(adopt(node.read(name)), once)
+            except (RuntimeError, AttributeError, KeyError):  # a class that declares an attribute it never got
+                continue
+        children = {name: copy(child) for name, child in node.children.items()}
+        tensors = {name: once(tensor) for name, tensor in node.tensors.items()}
+        return ModuleNode(node.path, node.cls, values.__getitem__, children, tensors)
+
+    return copy(root)
+
+
+def adopt(value: Any) -> Any:
+    """An attribute's value as a run may hold it: TorchScript objects as instances of our own.
+
+    Containers come as copies already. A tensor that a graph of an earlier run still hangs on is cut off.
+    """
+    if isinstance(value, Tensor):
+        return value.detach() if value.grad_fn is not None else value
+    if isinstance(value, list):
+        return [adopt(item) for item in value]
+    if isinstance(value, dict):
+        return {key: adopt(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        items = [adopt(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    handle = getattr(value, "_c", value)
+    if isinstance(handle, torch._C.ScriptObject):
+        return _instance(handle)
+    return value
+
+
+def _instance(handle: Any) -> Instance:
+    kind = handle._type()
+    names = [n for n in dir(handle) if not n.startswith("__") and handle.hasattr(n)]
+    return Instance(kind.qualified_name(), {name: adopt(handle.getattr(name)) for name in names})

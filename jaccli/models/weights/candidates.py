@@ -1,0 +1,161 @@
+"""The state dicts and modules in a checkpoint, and the keys that lead to them. Needs no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaccli.pickles.stand_ins import ArrayShell, Inert, PackedSpec, SparseSpec, TensorSpec
+
+_MAX_DEPTH = 5
+# Words that say that the tensors below a key are not weights: how a word begins, and whole words.
+_NOT_WEIGHTS = re.compile(
+    r"(optim|sched|hyper|hparam|callback|criterion)\w*|(scaler|rng|loops?|amp|args|config|cfg)", re.ASCII
+)
+# Keys of an optimizer that keeps its state under the names of the weights.
+_MOMENTS = re.compile(r"(exp_avg(_sq)?|momentum(_buffers?)?|velocity|grad(ient)?s?)")
+_QUANTIZED = re.compile(r"(torchao|optimum\.quanto|quanto|bitsandbytes)\.")
+
+
+@dataclass
+class Candidate:
+    """One state dict, or one whole module, in a file.
+
+    Args:
+        path: the keys that lead to it.
+        entries: names and tensors (or what stands for them), in the file's order.
+        module: the pickled module, or its stand-in.
+        rest: keys beside the tensors, whose values are no tensors.
+        packed: those of them whose values are tensors of packed integers.
+        prefix: what was cut off the names, because the user asked for those that begin so.
+        holder: the dict (or what stands for an object) whose entries these are.
+    """
+
+    path: tuple[str, ...]
+    entries: dict[str, Any] = field(default_factory=dict)
+    module: Any = None
+    rest: tuple[str, ...] = ()
+    packed: tuple[str, ...] = ()
+    prefix: str = ""
+    holder: Any = None
+
+    @property
+    def key(self) -> str:
+        """``KEY`` of ``FILE[KEY]``."""
+        return ".".join((*self.path, *([self.prefix[:-1]] if self.prefix else ())))
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether it is the state of an optimizer or the like."""
+        return any(map(is_no_weights, self.path))
+
+
+def words_of(key: str) -> list[str]:
+    """``netG_ema`` → net, g, ema."""
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key)
+    return [word.lower() for word in re.split(r"[\W_]+", apart) if word]
+
+
+def is_no_weights(key: str) -> bool:
+    """Whether the tensors below this key are those of an optimizer, a schedule, a generator and the like."""
+    return bool(_MOMENTS.fullmatch(key)) or any(_NOT_WEIGHTS.fullmatch(word) for word in words_of(key))
+
+
+def candidates_in(found: Any, path: tuple[str, ...] = ()) -> list[Candidate]:
+    """All state dicts and modules in ``found``, outer ones first; each object once, however often it is held."""
+    result: list[Candidate] = []
+    seen: set[int] = set()
+
+    def visit(value: Any, path: tuple[str, ...], depth: int) -> None:
+        if is_module(value):
+            result.append(Candidate(path, module=value))
+            return
+        if depth < 0 or not _is_container(value) or id(value) in seen:
+            return
+        seen.add(id(value))
+        items = list(_items(value))
+        tensors = {key: one for key, one in items if isinstance(key, str) and is_tensor(one)}
+        packed = tuple(key for key, one in items if isinstance(key, str) and _is_packed(one))
+        if tensors or packed:
+            rest = tuple(str(key) for key, _ in items if key not in tensors)
+            result.append(Candidate(path, tensors, rest=rest, packed=packed, holder=value))
+        for key, one in items:
+            if not is_tensor(one) and not is_no_weights(str(key)):
+                visit(one, (*path, str(key)), depth - 1)
+
+    visit(found, path, _MAX_DEPTH)
+    return result
+
+
+def candidates_at(found: Any, key: str) -> list[Candidate]:
+    """Those that ``KEY`` of ``FILE[KEY]`` can mean: below a key, or of the names that begin with it and a dot."""
+    below = [one for value, path in _descend(found, key) for one in candidates_in(value, path)]
+    if below:
+        return below
+    return [one for whole in candidates_in(found) if (one := _part(whole, key)) is not None]
+
+
+def _descend(value: Any, key: str, path: tuple[str, ...] = ()) -> Iterator[tuple[Any, tuple[str, ...]]]:
+    """The values under ``key``, a dotted path of keys that may hold dots themselves."""
+    if len(path) > _MAX_DEPTH or not _is_container(value) or is_module(value):
+        return
+    for name, one in _items(value):
+        text = str(name)
+        if text == key:
+            yield one, (*path, text)
+        elif key.startswith(text + "."):
+            yield from _descend(one, key[len(text) + 1 :], (*path, text))
+
+
+def _part(whole: Candidate, key: str) -> Candidate | None:
+    """The entries whose names begin with what ``key`` leaves after the path."""
+    for lead in (whole.key + ".", ""):
+        prefix = key[len(lead) :] + "."
+        if key.startswith(lead):
+            part = {name[len(prefix) :]: v for name, v in whole.entries.items() if name.startswith(prefix)}
+            if part:
+                return Candidate(whole.path, part, prefix=prefix, holder=whole.holder)
+    return None
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, (Mapping, list, tuple))
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    """Keys that can be named in ``FILE[KEY]``, and what is under them; an object's attributes count."""
+    if not isinstance(value, Mapping):
+        # A list may hold millions of numbers, none of which can be named.
+        yield from ((at, one) for at, one in enumerate(value) if _is_container(one) or is_module(one))
+        return
+    own = value if isinstance(value, dict) else dict(value)
+    yield from ((key, one) for key, one in dict.items(own) if isinstance(key, str) or type(key) is int)
+    if isinstance(value, Inert) and isinstance(value.state, dict):
+        yield from ((key, one) for key, one in value.state.items() if isinstance(key, str) and key not in own)
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether this is, or stands for, a tensor or an array of numbers."""
+    if isinstance(value, ArrayShell):
+        return value.data is not None and getattr(value.dtype, "code", "O")[:1] in "fiubc"
+    if isinstance(value, (TensorSpec, SparseSpec)):
+        return True
+    if _is_packed(value):
+        return False
+    return type(value).__module__ in ("torch", "torch.nn.parameter", "numpy") and hasattr(value, "shape")
+
+
+def _is_packed(value: Any) -> bool:
+    if isinstance(value, Inert):  # a tensor of a class of its own, as those of torchao
+        kinds = [type(value), *(one for one in value.given if isinstance(one, type))]
+        return any(_QUANTIZED.match(getattr(kind, "path", "")) for kind in kinds)
+    return isinstance(value, PackedSpec) or getattr(value, "is_quantized", False) is True
+
+
+def is_module(value: Any) -> bool:
+    """Whether this is, or stands for, an ``nn.Module``."""
+    if isinstance(value, Inert):
+        return value.is_module()
+    return hasattr(value, "named_parameters") and hasattr(value, "forward")

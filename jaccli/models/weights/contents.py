@@ -1,0 +1,188 @@
+"""What a file of weights holds, and which of it is meant."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from jaccli.errors import UsageError
+from jaccli.models.weights.candidates import Candidate, candidates_at, candidates_in
+from jaccli.models.weights.checkpoint import no_weights, read_safetensors, read_trusted, whole_module
+from jaccli.models.weights.choice import choose
+from jaccli.networks.quantized import packed_file
+from jaccli.pickles.saved_object import read_pickled
+from jaccli.pickles.stand_ins import ArrayShell, Inert, SparseSpec, TensorSpec
+from jaccli.pickles.storages import TensorMaker, torch_dtype
+from jaccli.text.escape import listed, quote
+from jaccli.text.wording import worded
+
+
+@dataclass
+class Contents:
+    """What is in a file of weights.
+
+    Args:
+        path: of the file.
+        found: the object in it, with stand-ins; the state dict itself of safetensors.
+        inert: names of the types for whose objects there are stand-ins.
+        is_trusted: the file's code was executed, and modules in it are real.
+    """
+
+    path: Path
+    found: Any
+    inert: Mapping[str, object] = field(default_factory=dict)
+    is_trusted: bool = False
+
+    @cached_property
+    def _every(self) -> list[Candidate]:
+        return candidates_in(self.found)
+
+    def candidates(self, key: str | None) -> list[Candidate]:
+        """The state dicts, and modules, that can be meant; with ``key``, of ``FILE[KEY]``.
+
+        Raises:
+            UsageError: there is nothing under ``key``.
+            RefusedError: there is no state dict at all.
+        """
+        every = self._every
+        if not every and any(name.startswith("torch.per_") for name in self.inert):  # how a tensor is quantized
+            raise packed_file(self.path, "quantized modules")
+        if not every:
+            raise no_weights(self.path, self.found, self.inert)
+        if key is None:
+            return every
+        chosen = candidates_at(self.found, key)
+        if not chosen:
+            raise no_such_key(self.path, key, every)
+        return chosen
+
+    def select(
+        self, key: str | None, fits: Callable[[Mapping[str, Tensor]], bool] | None
+    ) -> tuple[Candidate, list[str]]:
+        """The one that is meant, and what is to be said of it.
+
+        Args:
+            key: of ``FILE[KEY]``.
+            fits: whether names and tensors without data are those of the architecture; None where it is not known.
+
+        Raises:
+            UsageError: there is nothing under ``key``, or several could be meant.
+            RefusedError: there is no state dict, or it is a pickled module and the file is not trusted.
+        """
+        every = self.candidates(key)
+
+        def suits(one: Candidate) -> bool:
+            if one.module is not None:
+                return self.is_trusted
+            return fits is not None and fits(without_data(one.entries))
+
+        if key is not None and all(one.is_aside and not suits(one) for one in every):
+            raise no_such_key(self.path, key, self._every)
+        chosen, notes = choose(every, suits if fits is not None else None, self.path)
+        if isinstance(chosen.module, Inert):
+            raise whole_module(self.path, type(chosen.module).path)
+        return chosen, notes + self._notes(chosen)
+
+    def state(self, chosen: Candidate) -> dict[str, Tensor]:
+        """Its tensors, on the CPU and in the file's dtypes.
+
+        They may be mapped from the file: copy before writing.
+        """
+        maker = TensorMaker(quote(self.path))
+        return {name: _made(maker, name, spec) for name, spec in chosen.entries.items()}
+
+    def _notes(self, chosen: Candidate) -> list[str]:
+        if chosen.module is not None:
+            text = "{file}: a whole pickled module was loaded, its code executed ({trust:True})"
+            return [worded(text, file=self.path.name)]
+        if not self.inert:
+            return []
+        return [f"{self.path.name}: objects of these types were not loaded: {listed(sorted(self.inert), 6)}"]
+
+
+def read_contents(path: Path, kind: Literal["safetensors", "checkpoint"], *, trust: bool = False) -> Contents:
+    """What is in ``path``; only with ``trust`` is a pickle executed.
+
+    Raises:
+        RefusedError: damaged, or wants to run code.
+    """
+    if kind == "safetensors":
+        return Contents(path, read_safetensors(path))
+    if trust:
+        return Contents(path, read_trusted(path), is_trusted=True)
+    return Contents(path, *read_pickled(path, quote(path)))
+
+
+def read_state_dict(
+    path: Path, kind: Literal["safetensors", "checkpoint"], *, trust: bool = False, key: str | None = None
+) -> tuple[dict[str, Tensor] | nn.Module, list[str]]:
+    """The weights in ``path``, chosen by the names of keys alone, and what was done to get at them.
+
+    Raises:
+        UsageError: no such key, or several state dicts.
+        RefusedError: damaged, wants code, or holds no weights.
+    """
+    contents = read_contents(path, kind, trust=trust)
+    chosen, notes = contents.select(key, None)
+    return (chosen.module if chosen.module is not None else contents.state(chosen)), notes
+
+
+def no_such_key(path: Path, key: str, candidates: Sequence[Candidate]) -> UsageError:
+    """The error that lists the keys that there are."""
+    keys = [one.key for one in candidates if one.key and not one.is_aside]
+    keys = keys or [one.key for one in candidates if one.key]
+    if not keys:
+        names = listed(candidates[0].entries)
+        return UsageError(
+            f"{quote(path)} has no {quote(key)}",
+            f"it is one state dict, of {names}",
+            "leave [KEY] out, or give what its names begin with",
+        )
+    return UsageError(
+        f"{quote(path)} has no state dict {quote(key)}", f"expected one of {listed(keys, 6)}", "name it as MODEL[KEY]"
+    )
+
+
+def without_data(entries: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Shapes and dtypes of entries as tensors on ``meta``; those that no tensor can have are left out."""
+    result = {}
+    for name, spec in entries.items():
+        with contextlib.suppress(ValueError, TypeError, RuntimeError, OverflowError, IndexError):
+            result[name] = _without_data(spec)
+    return result
+
+
+_ARRAYS = {
+    "f2": torch.float16,
+    "f4": torch.float32,
+    "f8": torch.float64,
+    "c8": torch.complex64,
+    "c16": torch.complex128,
+    "b1": torch.bool,
+}
+
+
+def _without_data(spec: Any) -> Tensor:
+    if isinstance(spec, TensorSpec):
+        return torch.empty(spec.size, dtype=torch_dtype(spec.dtype), device="meta")
+    if isinstance(spec, SparseSpec):
+        size = next(part for part in spec.parts[::-1] if type(part) is tuple)
+        values = [part for part in spec.parts if isinstance(part, TensorSpec)]
+        return torch.empty(size, dtype=torch_dtype(values[-1].dtype), device="meta")
+    if isinstance(spec, Tensor):
+        return spec
+    code = spec.dtype.code if isinstance(spec, ArrayShell) else spec.dtype.str[1:]
+    return torch.empty(spec.shape, dtype=_ARRAYS.get(code, torch.int64), device="meta")
+
+
+def _made(maker: TensorMaker, name: str, spec: Any) -> Tensor:
+    if isinstance(spec, (TensorSpec, SparseSpec, ArrayShell)):
+        return maker.make(name, spec)
+    return torch.as_tensor(spec)

@@ -1,0 +1,227 @@
+"""A plain chain of linear layers, rebuilt from the names and shapes in its state dict.
+
+The layers keep the names of the file. The activation between ``0`` and ``2`` is the layer ``1``, as in an
+``nn.Sequential``; where the names leave no such gap, that after ``fc1`` is ``fc1_act``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from jaccli.errors import UsageError, note
+from jaccli.models.weights.load_state_dict import load_into
+from jaccli.models.weights.state_dict import without_infixes
+from jaccli.text.escape import listed, nearest, quote
+from jaccli.text.wording import worded
+
+ACTIVATIONS: dict[str, str] = {
+    "identity": "Identity",
+    "linear": "Identity",
+    "none": "Identity",
+    "tanh": "Tanh",
+    "relu": "ReLU",
+    "relu6": "ReLU6",
+    "gelu": "GELU",
+    "silu": "SiLU",
+    "swish": "SiLU",
+    "sigmoid": "Sigmoid",
+    "elu": "ELU",
+    "selu": "SELU",
+    "celu": "CELU",
+    "leaky_relu": "LeakyReLU",
+    "softplus": "Softplus",
+    "softsign": "Softsign",
+    "mish": "Mish",
+    "hardtanh": "Hardtanh",
+    "hardswish": "Hardswish",
+    "hardsigmoid": "Hardsigmoid",
+    "logsigmoid": "LogSigmoid",
+    "tanhshrink": "Tanhshrink",
+}
+_NOT_A_CHAIN = worded("{activation} rebuilds a chain of linear layers only; give {arch} for this network")
+_MAX_SEARCHED = 64
+
+
+class LinearChain(nn.Module):
+    """``x ↦ Wₖ φ(… φ(W₁ x + b₁) …) + bₖ``: φ between the layers and not after the last."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], biased: set[str], activation: str) -> None:
+        super().__init__()
+        self._order: list[str] = []
+        paths = list(shapes)
+        for index, path in enumerate(paths):
+            n_out, n_in = shapes[path]
+            _place(self, path, nn.Linear(n_in, n_out, bias=path in biased))
+            self._order.append(path)
+            if index + 1 < len(paths):
+                between = _between(path, set(paths))
+                _place(self, between, getattr(nn, ACTIVATIONS[activation])())
+                self._order.append(between)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` of shape (batch, …, n_in) → (batch, …, n_out)."""
+        for path in self._order:
+            x = self.get_submodule(path)(x)
+        return x
+
+
+def check_activation(name: str) -> str:
+    """The name in lower case.
+
+    Raises:
+        UsageError: there is no such activation.
+    """
+    found = name.strip().lower().replace("-", "_")
+    if found in ACTIVATIONS:
+        return found
+    near = nearest(found, ACTIVATIONS)
+    raise UsageError(
+        f"there is no activation {quote(name, 40)}",
+        f"nearest: {listed(near)}" if near else f"there are {', '.join(ACTIVATIONS)}",
+    )
+
+
+def rebuild_chain(state: Mapping[str, Tensor], activation: str, path: Path | str, *, ordered: bool = True) -> nn.Module:
+    """The chain of linear layers whose state dict this is, with ``activation`` between them.
+
+    The order is that of the file (``ordered``) if the shapes chain in it, else that of the numbers in the
+    names, else the only one in which the shapes chain.
+
+    Raises:
+        UsageError: the tensors are no such chain, or it could be put together in several ways.
+    """
+    activation = check_activation(activation)
+    state = _without_wrapper(without_infixes(state)[0])
+    shapes, biased = _layers(state, path)
+    order = _order(shapes, path, ordered)
+    if order == [""]:
+        n_out, n_in = shapes[""]
+        return load_into(nn.Linear(n_in, n_out, bias="" in biased), state, path)
+    model = LinearChain({name: shapes[name] for name in order}, biased, activation)
+    note(
+        f"{Path(path).name}: rebuilt as {' → '.join(f'{quote(name, 40)[1:-1]}' for name in model._order[:9])}"
+        + (" …" if len(model._order) > 9 else "")
+    )
+    return load_into(model, state, path)
+
+
+def is_chain(state: Mapping[str, Tensor], *, ordered: bool = True) -> bool:
+    """Whether ``rebuild_chain`` would take ``state``, whose tensors may be without data (``meta``)."""
+    try:
+        shapes, _ = _layers(_without_wrapper(without_infixes(state)[0]), "")
+        return bool(shapes and _order(shapes, "", ordered))
+    except UsageError:
+        return False
+
+
+def _without_wrapper(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    prefix = "module."
+    if all(name.startswith(prefix) for name in state):
+        return {name[len(prefix) :]: value for name, value in state.items()}
+    return state
+
+
+def _layers(state: Mapping[str, Tensor], path: Path | str) -> tuple[dict[str, tuple[int, int]], set[str]]:
+    """Layer path → (n_out, n_in), in the file's order, and the layers that have a bias."""
+    shapes: dict[str, tuple[int, int]] = {}
+    biased: set[str] = set()
+    for name, value in state.items():
+        layer, _, last = name.rpartition(".")
+        if last == "weight" and value.dim() == 2:
+            shapes[layer] = (value.shape[0], value.shape[1])
+        elif last == "bias" and value.dim() == 1:
+            biased.add(layer)
+        else:
+            raise UsageError(
+                f"{quote(path)} is no plain chain of linear layers",
+                f"{quote(name, 60)} has shape {tuple(value.shape)}, not that of a weight or a bias",
+                _NOT_A_CHAIN,
+            )
+    for layer in biased:
+        if layer not in shapes or state[f"{layer}.bias".lstrip(".")].shape[0] != shapes[layer][0]:
+            raise UsageError(
+                f"{quote(path)} is no plain chain of linear layers",
+                f"the bias of {quote(layer, 60)} does not belong to a weight of that length",
+                _NOT_A_CHAIN,
+            )
+    return shapes, biased
+
+
+def _order(shapes: Mapping[str, tuple[int, int]], path: Path | str, ordered: bool) -> list[str]:
+    stored = list(shapes)
+    numbered = sorted(stored, key=_natural)
+    if ordered and _chains(stored, shapes):
+        return stored
+    # Alphabetical order says nothing about layers; the numbers in otherwise equal names do.
+    if len({re.sub(r"\d+", "#", name) for name in stored}) == 1 and _chains(numbered, shapes):
+        return numbered
+    found = _all_chains(shapes)
+    if len(found) == 1:
+        return found[0]
+    given = f"{quote(path)}: the layers {listed(numbered)} "
+    if not found:
+        raise UsageError(
+            given + "do not fit one behind the other",
+            f"their shapes (n_out, n_in) are {', '.join(str(shapes[name]) for name in numbered[:6])}",
+            _NOT_A_CHAIN,
+        )
+    raise UsageError(
+        given + "fit one behind the other in several orders",
+        "expected names that differ in a number, or shapes that leave one order",
+        worded("give {arch} for this network"),
+    )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _chains(order: list[str], shapes: Mapping[str, tuple[int, int]]) -> bool:
+    return all(shapes[first][0] == shapes[second][1] for first, second in pairwise(order))
+
+
+def _all_chains(shapes: Mapping[str, tuple[int, int]]) -> list[list[str]]:
+    """At most two orders of all layers in which the shapes chain."""
+    if len(shapes) > _MAX_SEARCHED:
+        return []
+    found: list[list[str]] = []
+    budget = 20_000
+
+    def extend(order: list[str]) -> None:
+        nonlocal budget
+        budget -= 1
+        if budget < 0 or len(found) > 1:
+            return
+        if len(order) == len(shapes):
+            found.append(list(order))
+            return
+        for name in shapes:
+            if name not in order and (not order or shapes[order[-1]][0] == shapes[name][1]):
+                extend([*order, name])
+
+    extend([])
+    # Not searched to the end: whether there is another order is not known.
+    return found if budget >= 0 else found * 2
+
+
+def _between(path: str, taken: set[str]) -> str:
+    parent, dot, last = path.rpartition(".")
+    if last.isdecimal():
+        following = f"{parent}{dot}{int(last) + 1}"
+        if following not in taken:
+            return following
+    return f"{path}_act"
+
+
+def _place(root: nn.Module, path: str, module: nn.Module) -> None:
+    *parents, last = path.split(".")
+    for name in parents:
+        if name not in root._modules:
+            root.add_module(name, nn.Module())
+        root = root.get_submodule(name)
+    root.add_module(last, module)

@@ -1,0 +1,258 @@
+"""Random generators: where they stand, whether a pass has drawn from them, and how they are put back.
+
+A model may draw from torch's generators (one for each device), from NumPy's and Python's global ones, from
+generators of its own, and from such that it makes in a pass without a seed (``entropy``). All are ``Source``s: read
+once, compared cheaply, and set only where they have moved.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from ctypes import string_at
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from jaccli.errors import warn
+from jaccli.networks.state.unseeded_generators import STREAM, held_seeds
+
+TORCH = "torch's generator"
+_LARGEST_NUMPY_SEED = 2**32
+_FRESH, _UNSTEADY = "a generator without a seed", "unsteady"
+_MERSENNE_BYTES = 624 * 4 + 4  # its words and its position
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One generator.
+
+    Args:
+        name: for people.
+        read: a key that is another once it has drawn, quickly compared, and its state.
+        put: sets its state.
+    """
+
+    name: str
+    read: Callable[[], tuple[Hashable, Any]]
+    put: Callable[[Any], object]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Where generators stand.
+
+    Cost of ``now`` and of ``restore``, where nothing has been drawn: 3 µs, and 20 more for Python's and NumPy's.
+    """
+
+    at: list[tuple[Source, Hashable, Any]]
+
+    @classmethod
+    def now(cls, held: Iterable[Any] = (), *, python: bool = True) -> Noise:
+        """The global generators, those of ``python`` code among them, and those that a model holds."""
+        return cls([(source, *source.read()) for source in (*_global(python), *map(_source, held))])
+
+    def again(self) -> Noise:
+        """Where the same generators stand now."""
+        return Noise([(source, *source.read()) for source, _, _ in self.at])
+
+    def restore(self) -> list[str]:
+        """Put the generators there; the names of those that had moved."""
+        moved = []
+        for source, key, state in self.at:
+            if source.read()[0] != key:
+                source.put(state)
+                moved.append(source.name)
+        return moved
+
+
+@contextmanager
+def same_noise(start: Noise) -> Iterator[None]:
+    """Generators begin at ``start``, and are put back afterwards to where they were before."""
+    before = start.again()
+    for (source, key, state), (_, now, _) in zip(start.at, before.at, strict=True):
+        if key != now:
+            source.put(state)
+    try:
+        yield
+    finally:
+        before.restore()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """All global generators begin at a seed, new ones without a seed too, and are put back afterwards."""
+    before = Noise.now()
+    seed_all(seed)
+    try:
+        with held_seeds():
+            yield
+    finally:
+        before.restore()
+
+
+def seed_all(seed: int) -> None:
+    """Seed torch on every device, Python's generator, NumPy's where NumPy is in use, and those that models make."""
+    STREAM.begin(seed)
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        import numpy.random
+
+        numpy.random.seed(seed % _LARGEST_NUMPY_SEED)
+
+
+@dataclass
+class Draws:
+    """What the passes of a network drew from: names of generators in ``seen``; ``told`` were warned of.
+
+    ``passes`` counts those that drew. ``asked``: whether two passes at one point were compared; ``unsteady``: by how
+    much they differed, of themselves.
+    """
+
+    seen: dict[str, None] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
+    passes: int = 0
+    asked: bool = False
+    unsteady: float = 0.0
+
+    def saw(self, names: list[str]) -> None:
+        """A pass moved these."""
+        self.passes += bool(names)
+        self.seen.update(dict.fromkeys(names))
+
+    def ask(self) -> None:
+        """A second pass is about to tell which generators are made in each: an import makes some in the first alone."""
+        self.asked = True
+        self.seen.pop(_FRESH, None)
+
+    def tell(self) -> None:
+        """Warn, once, that J is of one draw, or of one pass."""
+        if self.unsteady and _UNSTEADY not in self.told:
+            self.told.add(_UNSTEADY)
+            warn(
+                f"two passes at one point differ by {self.unsteady:.2g} of themselves: the model is not deterministic "
+                "(it asks the system for random numbers, a clock or a counter?), do not rely on J"
+            )
+            self.told.update(self.seen)  # no seed makes that draw again
+        new = [name for name in self.seen if not {name, name.partition(" on ")[0]} & self.told]
+        if new:
+            self.told.update(new)
+            warn(f"the model draws random numbers ({', '.join(new)}): J is of one draw, the same for the same seed")
+
+
+def use_numpy() -> None:
+    """NumPy imports its generators when they are first used: then they are seeded by the system, in mid-pass."""
+    if "numpy" in sys.modules:
+        import numpy.random  # noqa: F401
+
+
+def is_generator(value: Any) -> bool:
+    """Whether it is a generator whose state can be read and set."""
+    kind = type(value)
+    if kind not in _kinds:  # torch's own answer to isinstance takes a while
+        _kinds[kind] = _is_generator_type(kind)
+    return _kinds[kind]
+
+
+_kinds: dict[type, bool] = {}
+
+
+def _is_generator_type(kind: type) -> bool:
+    if issubclass(kind, torch.Generator | random.Random):
+        return not issubclass(kind, random.SystemRandom)
+    numpy = sys.modules.get("numpy.random")
+    return numpy is not None and issubclass(kind, numpy.Generator | numpy.RandomState | numpy.BitGenerator)
+
+
+def _global(python: bool) -> Iterator[Source]:
+    yield _torch_source(torch.default_generator, TORCH)
+    yield from _accelerators()
+    if not python:
+        return
+    yield _python_source(random._inst, "Python's generator")
+    yield Source(_FRESH, lambda: (STREAM.place, STREAM.place), STREAM.put)
+    mtrand = sys.modules.get("numpy.random.mtrand")
+    if mtrand is not None:
+        yield _legacy_source(mtrand._rand, "NumPy's generator")
+
+
+def _accelerators() -> Iterator[Source]:
+    """Every device of an accelerator that this process has begun to use."""
+    kind = torch.accelerator.current_accelerator()
+    if kind is None:
+        return
+    backend: Any = torch.get_device_module(kind)
+    if not getattr(backend, "is_initialized", lambda: True)() or not hasattr(backend, "get_rng_state"):
+        return
+    count = torch.accelerator.device_count()
+    for index in range(count):
+        where = (torch.device(kind.type, index),) if count > 1 else ()
+        read = partial(_bytes_of, partial(backend.get_rng_state, *where))
+        yield Source(f"{TORCH} on {kind.type}:{index}", read, partial(_set, backend, where))
+
+
+def _set(backend: Any, where: tuple[torch.device, ...], state: torch.Tensor) -> None:
+    backend.set_rng_state(state, *where)
+
+
+def _source(generator: Any) -> Source:
+    name = f"a {type(generator).__module__.partition('.')[0]} generator of its own"
+    if isinstance(generator, torch.Generator):
+        return _torch_source(generator, name)
+    if isinstance(generator, random.Random):
+        return _python_source(generator, name)
+    if hasattr(generator, "get_state"):
+        return _legacy_source(generator, name)
+    bits = getattr(generator, "bit_generator", generator)
+    return Source(name, lambda: (repr(bits.state), bits.state), lambda state: setattr(bits, "state", state))
+
+
+def _torch_source(generator: torch.Generator, name: str) -> Source:
+    return Source(name, partial(_bytes_of, generator.get_state), generator.set_state)
+
+
+def _bytes_of(read: Callable[[], torch.Tensor]) -> tuple[Hashable, Any]:
+    state = read()
+    return string_at(state.data_ptr(), state.numel()), state  # torch.equal takes ten times as long
+
+
+def _python_source(generator: random.Random, name: str) -> Source:
+    def read() -> tuple[Hashable, Any]:
+        state = generator.getstate()
+        words = state[1]
+        # Its position, and words that a new round and another seed change: the first is the same for every seed.
+        return (words[-1], *words[:3], state[2]), state
+
+    return Source(name, read, generator.setstate)
+
+
+def _legacy_source(generator: Any, name: str) -> Source:
+    """NumPy's ``RandomState``, whose state takes 70 µs to read, and the memory that it stands in 1 µs."""
+    bits = generator._bit_generator
+    if type(bits).__name__ != "MT19937":
+        return Source(name, lambda: (repr(state := generator.get_state(legacy=False)), state), generator.set_state)
+    address = bits.ctypes.state_address
+
+    def read() -> tuple[Hashable, Any]:
+        memory, (known, state) = string_at(address, _MERSENNE_BYTES), _read.get(id(generator), (b"", {}))
+        # A normal number that was kept back is given out without a trace in that memory.
+        if known != memory or state["has_gauss"]:
+            state = generator.get_state(legacy=False)
+            if generator is sys.modules["numpy.random.mtrand"]._rand:
+                _read[id(generator)] = memory, state
+        return (memory, state["has_gauss"]), state
+
+    def put(state: Any) -> None:
+        generator.set_state(state)
+        _read.pop(id(generator), None)
+
+    return Source(name, read, put)
+
+
+# Of NumPy's global generator: the memory that it stood in when it was read, and its state.
+_read: dict[int, tuple[bytes, Any]] = {}

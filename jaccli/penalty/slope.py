@@ -1,0 +1,135 @@
+"""How a product with J moves with the parameters and the samples, by differences of plain backward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jaccli.activations.record import Inputs
+from jaccli.backward_graph.differentiable_rows import Rows
+from jaccli.errors import JaccliError
+from jaccli.networks.network import Network
+from jaccli.penalty.training_pass import training_pass
+from jaccli.planning.linearize import Pair
+from jaccli.runtime.torch_errors import is_out_of_memory
+
+# Steps relative to the size of what is moved: small, since J of a network with kinks jumps from piece to piece.
+_STEP = {torch.float64: 1e-6}
+_SHORT_STEP = 5e-3
+# A difference is believed to so many times what two steps of it differ by.
+_SPREAD = 8.0
+
+
+@dataclass(frozen=True)
+class Slope:
+    """The derivative of Σ ⟨w, J…u⟩ along ``directions``, one for each tensor, and how far off it may be."""
+
+    directions: list[Tensor]
+    value: float
+    spread: float
+
+    def off(self, gradients: Sequence[Tensor | None]) -> float:
+        """The relative difference of these gradients from it, beyond its own error."""
+        terms = [
+            ((g.real if g.is_complex() else g).double() * d).flatten()
+            for g, d in zip(gradients, self.directions, strict=True)
+            if g is not None and g.numel()
+        ]
+        found = sum(float(t.sum()) for t in terms)
+        size = sum(float(t.square().sum()) for t in terms) ** 0.5 + abs(self.value)
+        gap = abs(found - self.value)
+        if not gap <= _SPREAD * self.spread:  # NaN is far off
+            return gap / size if size else float("inf")
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A product of a layer pair that is moved.
+
+    Args:
+        network: the model; what moves is a copy of it.
+        pair: source and target.
+        inputs: of the pass.
+        wanted: tensors of the network and of the inputs that gradients are wanted by.
+        mixes: a sample's target depends on other samples.
+        there_and_back: the product is with JJᵀ, or JᵀJ of a J with fewer columns than rows; else with Jᵀ.
+    """
+
+    network: Network
+    pair: Pair
+    inputs: Inputs
+    wanted: Sequence[Tensor]
+    mixes: bool
+    there_and_back: bool
+
+    def slope(self, u: Tensor, w: Tensor) -> Slope | None:
+        """By central differences with two steps, on a copy in float64 where there is such a form of the model.
+
+        Cost: a copy of the model; four forward passes with one or two backward passes each, n_out of JᵀJ. None where
+        the model cannot be copied or moved.
+        """
+        draws = self.network.draws
+        for dtype in (None,) if draws.seen else (torch.float64, None):  # other numbers are drawn in another dtype
+            try:
+                copy = self.network.cast(dtype=dtype)
+                copy.draws.told.update(draws.told)
+                return self._of_copy(copy, dtype or u.dtype, u, w)
+            except (JaccliError, RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
+                if is_out_of_memory(error):
+                    return None
+        return None
+
+    def _of_copy(self, copy: Network, dtype: torch.dtype, u: Tensor, w: Tensor) -> Slope:
+        generator = torch.Generator().manual_seed(6)
+        twins = {id(t): twin for t, twin in zip(self.network.tensors(), copy.tensors(), strict=True)}
+        directions = [_direction(t, generator) for t in self.wanted]
+        along = {id(t): d for t, d in zip(self.wanted, directions, strict=True)}
+        moving = [(twin, twin.detach().clone(), along[key]) for key, twin in twins.items() if key in along]
+
+        def product(h: float) -> float:
+            with torch.no_grad():
+                for twin, start, d in moving:
+                    twin.copy_(start + h * d)
+            inputs = _moved(self.inputs, dtype, along, h)
+            with (
+                torch.enable_grad(),
+                training_pass(copy, self.pair, inputs, wanted=False, mixes=self.mixes, fused=False) as rows,
+            ):
+                return self._product(rows, u.to(dtype), w.to(dtype))
+
+        step = _STEP.get(dtype, _SHORT_STEP)
+        near, far = ((product(h) - product(-h)) / (2 * h) for h in (step, 2 * step))
+        return Slope(directions, near, abs(near - far))
+
+    def _product(self, rows: Rows, u: Tensor, w: Tensor) -> float:
+        """⟨w, Jᵀu⟩, ⟨w, JJᵀu⟩ or ⟨w, JᵀJu⟩, of first derivatives alone."""
+        if not self.there_and_back:
+            return float((rows.row(u) * w).double().sum())
+        if rows.target[0].numel() <= rows.n_in:
+            return float((rows.row(u) * rows.row(w)).double().sum())
+        j = rows.matrix()
+        return float(((j @ u[..., None]) * (j @ w[..., None])).double().sum())
+
+
+def _direction(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Random, of the tensor's size."""
+    value = tensor.detach()
+    size = float(torch.linalg.vector_norm(value.double())) / max(value.numel(), 1) ** 0.5
+    drawn = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value.device, torch.float64)
+    return drawn * (size if 0 < size < float("inf") else 1.0)
+
+
+def _moved(inputs: Inputs, dtype: torch.dtype, along: Mapping[int, Tensor], h: float) -> Inputs:
+    """The inputs in this dtype, those that have a direction ``h`` further along it."""
+
+    def moved(value: object) -> object:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        cast = value.detach().to(torch.float64)
+        return (cast + h * along[id(value)] if id(value) in along else cast).to(dtype)
+
+    return Inputs(tuple(map(moved, inputs.args)), {k: moved(v) for k, v in inputs.kwargs.items()}, inputs.dim)

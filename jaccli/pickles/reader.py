@@ -1,0 +1,327 @@
+"""A pickle machine that can build data and call nothing. Imports no torch.
+
+Why not ``torch.load(weights_only=True)``: it stops at the first hyper-parameter object, at protocol 4,
+and it reads a storage without asking whether the file holds that many bytes. Here each opcode that
+calls, sets or appends is let through only on the stand-ins of ``jaccli.pickles.stand_ins``, and what a file
+may take is counted by a ``Budget``.
+
+Every pickle that jaccli reads without ``trust`` goes through this machine: checkpoints, inputs and saved
+Jacobians of ``torch.save``, and the pickles within TorchScript and older export archives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import pickle
+import struct
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import IO, Any, ClassVar, Final
+
+from jaccli.errors import RefusedError
+from jaccli.pickles.stand_ins import (
+    DTYPES,
+    REBUILD,
+    STORAGES,
+    ArrayShell,
+    DtypeName,
+    DtypeShell,
+    Inert,
+    Rebuild,
+    StorageRef,
+    StorageType,
+    inert_type,
+    keyable,
+)
+from jaccli.safety.budget import Budget
+from jaccli.text.escape import quote
+
+# A file that names these means to act; nothing in a checkpoint needs them.
+_HOSTILE_MODULES = frozenset(
+    (
+        *("os", "posix", "nt", "sys", "subprocess", "pty", "shutil", "socket", "importlib", "runpy", "code"),
+        *("codeop", "ctypes", "webbrowser", "pip", "commands", "popen2", "pdb", "timeit"),
+    )
+)
+_FILE_OPENERS = frozenset(("io.open", "_io.open", "io.FileIO", "_io.FileIO", "io.open_code", "_io.open_code"))
+_HOSTILE_BUILTINS = frozenset(("eval", "exec", "execfile", "compile", "open", "input", "__import__", "breakpoint"))
+
+
+_parts: Any = pickle  # whose machine in Python is private, and the same since 3.8
+# Named as arguments of builders that are known: nothing of them is left out.
+_CLASSES_ALONE: Final = {
+    path: inert_type(path) for path in ("numpy.ndarray", "builtins.list", "builtins.dict", "builtins.set")
+}
+# Opcodes between two looks at the budget.
+_ROUND: Final = 1024
+# Of an integer; generators of random numbers keep 128 bits and more.
+_MOST_BYTES_OF_AN_INTEGER: Final = 512
+
+
+class PickleReader(pickle._Unpickler):
+    """Reads one pickle. ``load_storage`` turns a persistent id into a ``StorageRef``.
+
+    After ``load``, ``inert`` holds the names of the globals for which stand-ins were used. Sets are lists
+    and tuples here, and a key of a dict that is no plain value is an ``OpaqueKey``: nothing is hashed or
+    compared whose cost grows with what it holds.
+
+    Args:
+        file: stands at the pickle's beginning. ``read(n)`` takes no more memory than there are bytes left.
+        load_storage: what a persistent id stands for.
+        load_bytes: reads a pickle that is nested in bytes.
+        where: the file, for messages.
+        budget: shared by all pickles of a file.
+
+    Raises:
+        RefusedError: the pickle names a function that acts (``os.system``).
+        BudgetError: it takes more than any file of weights does.
+        Exception: the pickle is damaged; any type.
+    """
+
+    stack: list[Any]
+    metastack: list[list[Any]]
+    append: Callable[[Any], None]
+    read: Callable[[int], bytes]
+    memo: dict[int, Any]
+
+    def __init__(
+        self,
+        file: IO[bytes],
+        load_storage: Callable[[tuple[Any, ...]], StorageRef],
+        load_bytes: Callable[[bytes], Any],
+        where: str,
+        budget: Budget,
+    ) -> None:
+        # latin1 reads every byte string that Python 2 wrote.
+        super().__init__(file, encoding="latin1")
+        self._load_storage = load_storage
+        self._load_bytes = Rebuild("torch.storage._load_from_bytes", load_bytes)
+        self._where = where
+        self.budget = budget
+        self.inert: dict[str, type[Inert]] = {}
+
+    def load(self) -> Any:
+        """The object, in stand-ins. As ``pickle._Unpickler.load``, with the opcodes counted."""
+        private: Any = self
+        private._unframer = _parts._Unframer(private._file_read, private._file_readline)
+        self.read, private.readinto = private._unframer.read, private._unframer.readinto
+        private.readline = private._unframer.readline
+        self.metastack, self.stack, private.proto = [], [], 0
+        self.append = self.stack.append
+        read, dispatch = self.read, self.dispatch
+        with _no_collection():
+            try:
+                while True:
+                    for _ in range(_ROUND):
+                        dispatch[read(1)[0]](self)
+                    self.budget.spend(_ROUND)
+            except _parts._Stop as stop:
+                return stop.value
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Our stand-in for a global; never an import."""
+        if getattr(self, "proto", 0) < 3:
+            from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+
+            module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        path = f"{module}.{name}"
+        root = module.partition(".")[0]
+        hostile = root in _HOSTILE_MODULES or path in _FILE_OPENERS
+        if hostile or (root == "builtins" and name.partition(".")[0] in _HOSTILE_BUILTINS):
+            raise RefusedError(
+                f"{self._where} asks to run {quote(path)}",
+                "a file of weights runs nothing; this one looks like an attack",
+                "do not open it with anything; get the weights as safetensors from a source you trust",
+            )
+        if path in REBUILD:
+            return REBUILD[path]
+        if path == self._load_bytes.path:
+            return self._load_bytes
+        if root == "torch" and name in STORAGES:
+            return StorageType(STORAGES[name])
+        if module == "torch" and name in DTYPES:
+            return DtypeName(name)
+        if path in _CLASSES_ALONE:
+            return _CLASSES_ALONE[path]
+        if path not in self.inert:
+            self.budget.name()
+            self.inert[path] = inert_type(path)
+        return self.inert[path]
+
+    def persistent_load(self, pid: Any) -> Any:
+        """A storage in the file; a legacy file also names the source code of a module."""
+        if isinstance(pid, tuple) and pid and pid[0] == "module":
+            return pid[1]
+        if not isinstance(pid, tuple) or not pid or pid[0] != "storage":
+            raise pickle.UnpicklingError("a persistent id names a storage")
+        found = self._load_storage(pid[1:])
+        self.budget.storages.add(found.key)
+        return found
+
+    # ---- the opcodes that act, each with a guard on what it may act upon
+
+    def _pop_mark(self) -> list[Any]:
+        values = self.stack
+        self.stack = self.metastack.pop()
+        self.append = self.stack.append
+        return values
+
+    def _reduce(self) -> None:
+        args = self.stack.pop()
+        self.stack[-1] = self._call(self.stack[-1], args)
+
+    def _newobj(self) -> None:
+        self._reduce()
+
+    def _call(self, function: Any, args: Any) -> Any:
+        if type(args) is not tuple:
+            raise pickle.UnpicklingError("arguments are a tuple")
+        # Arguments may be shared by any number of calls, each of which copies them.
+        self.budget.copy(len(args) + (len(args[0]) if args and isinstance(args[0], _SIZED) else 0))
+        if isinstance(function, Rebuild):
+            return function.call(*args)
+        if isinstance(function, type) and issubclass(function, Inert):
+            return function(*args)
+        return Inert(function, *args)
+
+    def _newobj_ex(self) -> None:
+        self.stack.pop()
+        self._newobj()
+
+    def _build(self) -> None:
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, Inert):
+            target.state = state
+        elif isinstance(target, DtypeShell):
+            target.order = state[1]
+        elif isinstance(target, ArrayShell):
+            _, target.shape, target.dtype, target.fortran, target.data = state[-5:]
+        # Else an attribute of a dict or a tensor, such as a state dict's _metadata: not needed.
+
+    def _append(self) -> None:
+        value = self.stack.pop()
+        _extend(self.stack[-1], [value])
+
+    def _appends(self) -> None:
+        values = self._pop_mark()
+        _extend(self.stack[-1], values)
+
+    def _setitem(self) -> None:
+        value = self.stack.pop()
+        key = self.stack.pop()
+        _update(self.stack[-1], [key, value])
+
+    def _setitems(self) -> None:
+        values = self._pop_mark()
+        _update(self.stack[-1], values)
+
+    def _additems(self) -> None:
+        self._appends()
+
+    def _empty_set(self) -> None:
+        self.append([])
+
+    def _frozenset(self) -> None:
+        values = self._pop_mark()
+        self.append(tuple(values))
+
+    def _dict(self) -> None:
+        values = self._pop_mark()
+        self.append({keyable(values[i]): values[i + 1] for i in range(0, len(values), 2)})
+
+    def _bytearray(self) -> None:
+        # The machine itself would take all the memory that the file asks for before it reads a byte.
+        (size,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(size)))
+
+    def _long4(self) -> None:
+        (size,) = struct.unpack("<i", self.read(4))
+        if not 0 <= size <= _MOST_BYTES_OF_AN_INTEGER:
+            raise pickle.UnpicklingError("an integer of absurd size")
+        self.append(pickle.decode_long(self.read(size)))
+
+    def _text(self, size: int) -> None:
+        # What is no UTF-8 is shown as such: lone surrogates can be neither printed nor written.
+        self.append(str(self.read(size), "utf-8", "backslashreplace"))
+
+    def _unicode(self) -> None:
+        text: str = str(self.readline()[:-1], "raw-unicode-escape")  # type: ignore[attr-defined]
+        self.append(text.encode("utf-8", "backslashreplace").decode())
+
+    def _binunicode(self) -> None:
+        self._text(struct.unpack("<I", self.read(4))[0])
+
+    def _binunicode8(self) -> None:
+        self._text(struct.unpack("<Q", self.read(8))[0])
+
+    def _short_binunicode(self) -> None:
+        self._text(self.read(1)[0])
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+    dispatch.update(
+        {
+            pickle.REDUCE[0]: _reduce,
+            pickle.NEWOBJ[0]: _newobj,
+            pickle.NEWOBJ_EX[0]: _newobj_ex,
+            pickle.BUILD[0]: _build,
+            pickle.APPEND[0]: _append,
+            pickle.APPENDS[0]: _appends,
+            pickle.SETITEM[0]: _setitem,
+            pickle.SETITEMS[0]: _setitems,
+            pickle.ADDITEMS[0]: _additems,
+            pickle.FROZENSET[0]: _frozenset,
+            pickle.DICT[0]: _dict,
+            pickle.EMPTY_SET[0]: _empty_set,
+            pickle.BYTEARRAY8[0]: _bytearray,
+            pickle.LONG4[0]: _long4,
+            pickle.UNICODE[0]: _unicode,
+            pickle.BINUNICODE[0]: _binunicode,
+            pickle.BINUNICODE8[0]: _binunicode8,
+            pickle.SHORT_BINUNICODE[0]: _short_binunicode,
+        }
+    )
+    # Not written by torch or by pickle's newer protocols: instances by name, registered extensions,
+    # buffers outside the file.
+    for _code in (
+        pickle.INST,
+        pickle.OBJ,
+        pickle.EXT1,
+        pickle.EXT2,
+        pickle.EXT4,
+        pickle.NEXT_BUFFER,
+        pickle.READONLY_BUFFER,
+    ):
+        del dispatch[_code[0]]
+
+
+_SIZED: Final = (str, bytes, bytearray, list, tuple)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Millions of live objects are looked through again and again otherwise."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+def _extend(target: Any, values: list[Any]) -> None:
+    if type(target) is list:
+        target.extend(values)
+    elif isinstance(target, Inert):
+        target.items_added.extend(values)
+    else:
+        raise pickle.UnpicklingError("can only append to lists")
+
+
+def _update(target: Any, values: list[Any]) -> None:
+    if type(target) not in (dict, OrderedDict) and not isinstance(target, Inert):
+        raise pickle.UnpicklingError("can only set items of dicts")
+    for index in range(0, len(values), 2):
+        target[keyable(values[index])] = values[index + 1]

@@ -1,0 +1,264 @@
+"""Storages and tensors out of a checkpoint, each checked against the bytes that are there."""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+import sys
+import zipfile
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from jaccli.errors import RefusedError
+from jaccli.pickles.stand_ins import MAX_DIMENSIONS, ArrayShell, DtypeShell, SparseSpec, StorageRef, TensorSpec
+from jaccli.safety.archives import open_archive
+from jaccli.safety.reading import FORGED, Damaged
+from jaccli.text.escape import quote
+
+# A tensor may repeat its elements (stride 0), but not into more bytes than this.
+_MAX_REPEATED_BYTES = 1 << 28
+
+
+class Source(Protocol):
+    """Where storages are: by key, as raw bytes."""
+
+    def declare(self, key: str, dtype: str, numel: int) -> None:
+        """Hold what a pickle says of a storage against what is there."""
+
+    def storage(self, key: str) -> torch.UntypedStorage:
+        """The bytes of one storage."""
+
+    big_endian: bool
+
+
+class Content:
+    """The bytes of a file, mapped copy on write so that only what is looked at is read, or bytes that are held."""
+
+    def __init__(self, path: Path | None, data: bytes = b"") -> None:
+        self.size = os.path.getsize(path) if path else len(data)
+        self._bytes: Any = None
+        if path:
+            self._bytes = torch.UntypedStorage.from_file(os.fspath(path), False, self.size)
+        elif data:
+            self._bytes = torch.frombuffer(bytearray(data), dtype=torch.uint8).untyped_storage()
+
+    def part(self, start: int, nbytes: int) -> torch.UntypedStorage:
+        """``nbytes`` from ``start``, copied only if they begin at an odd address."""
+        if start < 0 or nbytes < 0 or start + nbytes > self.size:
+            raise Damaged("a storage lies outside the file")
+        if nbytes == 0:
+            return empty_storage(0)
+        part: torch.UntypedStorage = self._bytes[start : start + nbytes]
+        if start % 16 == 0:
+            return part
+        copied: torch.UntypedStorage = torch.tensor([], dtype=torch.uint8).set_(part).clone().untyped_storage()
+        return copied
+
+
+class ZipSource:
+    """The records of a ``torch.save`` archive. Nothing is unpacked: a compressed record is refused.
+
+    Args:
+        file: the archive.
+        content: the same bytes.
+        name: for messages.
+    """
+
+    def __init__(self, file: IO[bytes], content: Content, name: str) -> None:
+        self._file, self._content, self._name = file, content, name
+        with open_archive(file, name) as archive:
+            infos = archive.infolist()
+        pickles = [info.filename for info in infos if info.filename.split("/", 1)[-1] == "data.pkl"]
+        self._root = pickles[0][: -len("data.pkl")]
+        self._infos = {info.filename: info for info in infos}
+        self._places: dict[str, tuple[int, int]] = {}
+        order = self.record("byteorder", 16) if self._root + "byteorder" in self._infos else b"little"
+        self.big_endian = order == b"big"
+
+    def seek(self, name: str) -> None:
+        """Put the file at the beginning of a record."""
+        self._file.seek(self._locate(self._root + name)[0])
+
+    def record(self, name: str, most: int) -> bytes:
+        """The first ``most`` bytes of a small record."""
+        start, nbytes = self._locate(self._root + name)
+        self._file.seek(start)
+        return self._file.read(min(nbytes, most))
+
+    def declare(self, key: str, dtype: str, numel: int) -> None:
+        """Check that a storage's record holds all the elements that the pickle says it has.
+
+        Raises:
+            Damaged: it does not.
+        """
+        if key not in self._places:
+            self._places[key] = self._locate(f"{self._root}data/{key}")
+        if not 0 <= numel * itemsize(dtype) <= self._places[key][1]:
+            raise Damaged("a storage is longer than its record")
+
+    def storage(self, key: str) -> torch.UntypedStorage:
+        """The bytes of the storage ``key``, which was declared."""
+        return self._content.part(*self._places[key])
+
+    def _locate(self, name: str) -> tuple[int, int]:
+        info = self._infos.get(name)
+        if info is None:
+            raise Damaged("a record is missing")
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+            raise RefusedError(
+                f"{self._name} holds compressed tensors; torch.save does not write such files",
+                "expected plain records",
+                "save the state_dict again with torch.save, or as safetensors",
+            )
+        before = self._file.tell()  # a pickle may be read from there
+        self._file.seek(info.header_offset)
+        header = self._file.read(30)
+        self._file.seek(before)
+        if len(header) != 30 or header[:4] != b"PK\x03\x04":
+            raise Damaged("a record has no header")
+        name_length, extra_length = struct.unpack("<HH", header[26:30])
+        start = info.header_offset + 30 + name_length + extra_length
+        if start + info.file_size > self._content.size:
+            raise Damaged("a record lies outside the file")
+        return start, info.file_size
+
+
+class TailSource:
+    """The storages behind the pickles of a non-zip file: for each its number of elements, then data."""
+
+    def __init__(self, content: Content) -> None:
+        self._content = content
+        self._dtypes: dict[str, str] = {}
+        self._declared: dict[str, int] = {}
+        self._where: dict[str, tuple[int, int]] = {}
+        self.big_endian = False
+
+    def declare(self, key: str, dtype: str, numel: int) -> None:
+        """Note what the pickle says of a storage; ``index`` compares."""
+        self._dtypes.setdefault(key, dtype)
+        self._declared[key] = max(numel * itemsize(dtype), self._declared.get(key, 0))
+
+    def index(self, file: IO[bytes], keys: list[Any]) -> None:
+        """Find every storage, in the order of ``keys``, from where ``file`` stands.
+
+        Raises:
+            Damaged: one lies outside the file, or is shorter than the pickle says.
+        """
+        position = file.tell()
+        for key in keys:
+            file.seek(position)
+            (numel,) = struct.unpack("<q", file.read(8))
+            nbytes = numel * itemsize(self._dtypes[key])
+            position += 8
+            if numel < 0 or position + nbytes > self._content.size:
+                raise Damaged("a storage lies outside the file")
+            if self._declared[key] > nbytes:
+                raise Damaged("a storage is longer than its bytes")
+            self._where[key] = (position, nbytes)
+            position += nbytes
+
+    def storage(self, key: str) -> torch.UntypedStorage:
+        """The bytes of the storage ``key``."""
+        return self._content.part(*self._where[key])
+
+
+def empty_storage(nbytes: int) -> torch.UntypedStorage:
+    """Memory that holds nothing yet."""
+    return torch.empty(nbytes, dtype=torch.uint8).untyped_storage()
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """``float32`` → ``torch.float32``."""
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError("no such dtype here")
+    return dtype
+
+
+def itemsize(name: str) -> int:
+    """Bytes of one element."""
+    return torch_dtype(name).itemsize
+
+
+class TensorMaker:
+    """Makes tensors of what the pickle described; each storage is looked up once, so views stay views.
+
+    Raises:
+        RefusedError: a tensor reaches beyond its storage, or its elements are repeated absurdly often.
+    """
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._storages: dict[tuple[int, str], torch.UntypedStorage] = {}
+        self._repeated = 0
+
+    def make(self, name: str, spec: Any) -> Tensor:
+        """The tensor for one entry of a state dict; ``name`` is for the message."""
+        try:
+            if isinstance(spec, TensorSpec):
+                return self._strided(spec)
+            if isinstance(spec, SparseSpec):
+                return self._sparse(name, spec)
+            if isinstance(spec, ArrayShell):
+                return _from_array(spec)
+        except (ValueError, TypeError, KeyError, IndexError, RuntimeError, OverflowError, struct.error):
+            raise RefusedError(
+                f"{self._where}: the tensor {quote(name)} does not fit the data in the file",
+                "expected sizes and strides within its storage",
+                FORGED,
+            ) from None
+        raise TypeError("not a tensor")
+
+    def _strided(self, spec: TensorSpec) -> Tensor:
+        dtype = torch_dtype(spec.dtype)
+        storage = self._bytes(spec.storage)
+        if len(spec.size) != len(spec.stride) or len(spec.size) > MAX_DIMENSIONS:
+            raise ValueError("sizes and strides differ in number")
+        offset = spec.offset + spec.storage.first
+        numel = math.prod(spec.size)
+        reach = offset + sum((n - 1) * step for n, step in zip(spec.size, spec.stride, strict=True)) + 1
+        held = storage.nbytes() // dtype.itemsize
+        if numel and reach > held:
+            raise ValueError("beyond the storage")
+        if numel > held:
+            self._repeated += numel * dtype.itemsize
+            if self._repeated > _MAX_REPEATED_BYTES:
+                raise ValueError("absurdly many elements")
+        return torch.empty(0, dtype=dtype).set_(storage, offset, spec.size, spec.stride)
+
+    def _bytes(self, ref: StorageRef) -> torch.UntypedStorage:
+        key = (id(ref.source), ref.key)
+        if key not in self._storages:
+            storage = ref.source.storage(ref.key)
+            if ref.source.big_endian != (sys.byteorder == "big") and itemsize(ref.dtype) > 1:
+                storage = storage.clone()
+                storage.byteswap(torch_dtype(ref.dtype))
+            self._storages[key] = storage
+        return self._storages[key]
+
+    def _sparse(self, name: str, spec: SparseSpec) -> Tensor:
+        parts: list[Any] = [self.make(name, part) if isinstance(part, TensorSpec) else part for part in spec.parts]
+        if spec.layout == "torch.sparse_coo":
+            indices, values, size = parts[:3]
+            return torch.sparse_coo_tensor(indices, values, size, check_invariants=True)
+        layouts = ("sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc")
+        layout = {f"torch.{kind}": getattr(torch, kind) for kind in layouts}[spec.layout]
+        outer, inner, values, size = parts
+        return torch.sparse_compressed_tensor(outer, inner, values, size, layout=layout, check_invariants=True)
+
+
+def _from_array(shell: ArrayShell) -> Tensor:
+    import numpy as np
+
+    if not isinstance(shell.dtype, DtypeShell) or shell.dtype.code[:1] not in "fiubc":
+        raise ValueError("not an array of numbers")
+    data = shell.data.encode("latin1") if isinstance(shell.data, str) else shell.data
+    kind = "?" if shell.dtype.code == "b1" else shell.dtype.code
+    dtype = np.dtype(kind).newbyteorder(">" if shell.dtype.order == ">" else "<")
+    flat = np.frombuffer(data or b"", dtype=dtype)
+    array = flat.reshape(shell.shape, order="F" if shell.fortran else "C")
+    return torch.from_numpy(np.array(array, dtype=dtype.newbyteorder("="), order="C"))

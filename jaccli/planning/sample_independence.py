@@ -1,0 +1,78 @@
+"""Whether samples are independent: whether one's target depends on another sample, by gradients and by values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jaccli.linearization.linearization import Linearised
+from jaccli.linearization.rounding import apart, norms, value_rounding
+from jaccli.methods.base import is_out_of_memory, nudged
+
+
+def leak(linear: Linearised, u: Tensor, row: Tensor) -> bool:
+    """Whether samples whose cotangent in ``u`` is zero have a gradient in ``row`` = Jᵀu, but not in Jᵀ0.
+
+    Zeros stay zeros whatever the rounding; what does not is a backward pass that adds numbers of its own.
+    """
+    sent, size = u.any(1).cpu(), norms(row.nan_to_num(0.0, 0.0, 0.0))
+    reach = torch.finfo(row.dtype).eps * max(float(size[sent].sum()), torch.finfo(row.dtype).tiny)
+    return bool((size[~sent] > reach).any()) and not bool((norms(linear.vjp(torch.zeros_like(u))) > reach).any())
+
+
+def leaks(linear: Linearised) -> bool:
+    """Whether any sample's target hangs on any other sample, by gradients.
+
+    Cost: 2 log2(batch) backward passes; of any two samples one takes part in one of them and the other does not.
+    """
+    number = torch.arange(linear.batch)
+    u = torch.randn(linear.batch, linear.f.n_out, generator=torch.Generator().manual_seed(0)).to(linear.value)
+    for bit in range((linear.batch - 1).bit_length()):
+        for side in (0, 1):
+            some = u * ((number >> bit) % 2 == side).to(u)[:, None]
+            if leak(linear, some, linear.vjp(some)):
+                return True
+    return False
+
+
+def moves_others(linear: Linearised) -> bool:
+    """Whether the targets of some samples change with the rest of the samples: the same question without gradients.
+
+    Cost: four evaluations, in which every other sample takes the place of the next one, then one half of them, each
+    way round; where that changes a digit, three more, which tell what rounding does.
+    """
+    halves = [slice(0, None, 2), slice(1, None, 2), slice(0, linear.batch // 2), slice(linear.batch // 2, None)]
+    noise: Tensor | None = None
+    for still in halves if linear.batch > 1 else ():
+        for away in (_exchanged(linear.point), nudged(linear.point)):
+            away[still] = linear.point[still]
+            there = value_at(linear, away)
+            if there is not None:
+                break
+        else:
+            return False
+        change = apart(there, linear.value)[still]
+        if bool(change.any()):
+            noise = value_rounding(linear) if noise is None else noise
+            if bool((change > noise[still]).any()):
+                return True
+    return False
+
+
+def _exchanged(point: Tensor) -> Tensor:
+    """Each sample in the place of the next one; a little off where they are equal."""
+    rolled = point.roll(1, 0)
+    same = (rolled == point).reshape(len(point), -1).all(1).reshape(-1, *[1] * (point.dim() - 1))
+    return torch.where(same, nudged(point), rolled)
+
+
+def value_at(linear: Linearised, point: Tensor) -> Tensor | None:
+    """f at a point nearby; None where the model does not take it, or goes another way there."""
+    try:
+        with torch.no_grad():
+            value = linear.evaluate(point)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return None
+    return value if value.shape == linear.value.shape else None

@@ -1,0 +1,145 @@
+"""All pairs, all samples, from products alone: figures of J in pieces, J never built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaccli import defaults
+from jaccli.activations.record import Inputs
+from jaccli.errors import ResourceError, UnsupportedError
+from jaccli.networks.network import Network
+from jaccli.planning.batch_influence import influence, tell_influence
+from jaccli.planning.decide import human
+from jaccli.planning.linearize import Pair, Prepared, computing, exact_attention, prepare, readable
+from jaccli.planning.memory import available, footprint
+from jaccli.planning.mixing_message import where_samples_are
+from jaccli.run.blocks import Watch, part, too_few_fit
+from jaccli.run.jacobian_operator import JacobianOperator
+from jaccli.run.linear_operator import linearised
+from jaccli.text.wording import worded
+
+# Vectors over both activations that an estimate holds for each of its probes.
+HELD = 6
+# Of a stated memory, at most this part is for a J that must be taken row by row.
+HOLD_SHARE = 4
+# Fewer say little about their own spread.
+FEWEST = 8
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Records of some samples of one pair.
+
+    Args:
+        pair: source and target.
+        start: number of the first sample.
+        records: one a sample.
+        source_shape: of one sample; likewise ``target_shape``.
+        trivial: source and target are the same activation.
+    """
+
+    pair: Pair
+    start: int
+    records: list[dict[str, Any]]
+    source_shape: tuple[int, ...]
+    target_shape: tuple[int, ...]
+    trivial: bool = False
+
+
+def stream_estimates(
+    network: Network,
+    inputs: Inputs,
+    pairs: Sequence[Pair],
+    figures: Callable[[JacobianOperator, int], list[dict[str, Any]]],
+    *,
+    probes: int,
+    fixed: bool,
+    max_memory: int | None = None,
+    accept: Callable[[Prepared], bool] = lambda prepared: True,
+    watch: Watch | None = None,
+    on_plan: Callable[[Prepared, int, int], None] = lambda prepared, samples, vectors: None,
+) -> Iterator[Estimates]:
+    """Figures of every pair, samples block by block.
+
+    Args:
+        network: the model.
+        inputs: samples and further arguments.
+        pairs: addresses.
+        figures: from the operator of a block of samples, and a number of vectors that fit, to one record a sample.
+        probes: vectors that are held at once.
+        fixed: whether it must be so many; else fewer are taken where not all of them fit.
+        max_memory: bytes that activations and vectors may take.
+        accept: whether a pair is wanted, now that the shape of its J is known.
+        watch: filled with times.
+        on_plan: told of each pair how many samples go at a time, and how many vectors of each.
+
+    Raises:
+        ResourceError: one sample does not fit.
+        UnsupportedError: samples mix, so that products are not of each sample's own block.
+    """
+    watch = watch or Watch()
+    watch.restart()
+    with computing(network), exact_attention(True):
+        whole = network.only_batch(inputs.dim) is not None
+        first = part(inputs, 0, inputs.batch if whole else min(2, inputs.batch))
+        ready = [p for p in prepare(network, first, pairs) if accept(p)]
+    wanted = [(p.pair, *_sizes(p, probes, fixed, max_memory, inputs.batch)) for p in ready]
+    for prepared, (_, size, vectors) in zip(ready, wanted, strict=True):
+        if whole and size < inputs.batch:
+            raise too_few_fit(inputs.batch, size)
+        on_plan(prepared, size, min(vectors, probes))
+    watch.lap("plan_s")
+    same = {p.pair for p in ready if p.trivial}
+    del ready
+    hold = defaults.WORKING_SET if max_memory is None else min(defaults.WORKING_SET, max_memory // HOLD_SHARE)
+    for pair, size, vectors in wanted:
+        trivial = pair in same
+        for start in range(0, inputs.batch, size):
+            watch.restart()
+            block = part(inputs, start, min(size, inputs.batch - start))
+            if start == 0 and size < inputs.batch:
+                _tell_cut(network, inputs, pair, block, max_memory)
+            a = linearised(network, pair, block, quiet=start > 0, hold=hold)
+            _check_apart(a)
+            records = figures(a, vectors)
+            watch.lap("compute_s")
+            f = a.function
+            yield Estimates(pair, start, records, f.source.slot.shape, f.target.slot.shape, trivial)
+
+
+def _sizes(prepared: Prepared, probes: int, fixed: bool, max_memory: int | None, batch: int) -> tuple[int, int]:
+    """How many samples fit at a time, and how many vectors of one."""
+    linear = prepared.linear
+    with readable(linear.f.inputs):
+        held = footprint(linear).total // linear.batch
+    vector = HELD * (linear.f.n_in + linear.f.n_out) * linear.value.element_size()
+    limit = max_memory if max_memory is not None else available(linear.value.device)
+    fitting = max((limit - held) // vector, FEWEST if not fixed else probes)
+    need = held + min(fitting, probes) * vector
+    if held + (probes if fixed else FEWEST) * vector > limit:
+        raise ResourceError(
+            f"{prepared.name}: the activations of one sample and {min(fitting, probes)} vectors need {human(need)}",
+            f"expected at most {human(limit)}",
+            worded("allow more with {max_memory}, or take fewer {probes}" if fixed else "allow more with {max_memory}"),
+        )
+    return max(1, min(batch, limit // need)), fitting
+
+
+def _tell_cut(network: Network, inputs: Inputs, pair: Pair, block: Inputs, max_memory: int | None) -> None:
+    """Look whether samples influence each other through the batch, which is cut. Cost: see ``influence``."""
+    with computing(network), exact_attention(True):
+        found = influence(network, inputs, prepare(network, block, [pair], probe=False), max_memory)
+    if found:
+        tell_influence(found, inputs.batch, block.batch)
+
+
+def _check_apart(a: JacobianOperator) -> None:
+    if a.mixes:
+        elsewhere = where_samples_are(a.function)
+        raise UnsupportedError(
+            "samples mix: a sample's target depends on the other samples, so that products are of the whole batch",
+            "expected independent samples",
+            elsewhere or worded("take one sample ({samples:0:1}), or J itself ({exact})"),
+        )

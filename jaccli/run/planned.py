@@ -1,0 +1,133 @@
+"""``jaccli.Plan``: a decision, and J of any samples by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jaccli.activations.record import Inputs, record
+from jaccli.errors import JaccliError, UsageError
+from jaccli.methods.base import is_out_of_memory
+from jaccli.networks.network import Network
+from jaccli.planning.decide import Decision
+from jaccli.planning.explain import explain
+from jaccli.planning.linearize import Pair, computing
+from jaccli.run.blocks import Choice, collect, stream
+from jaccli.run.program_cache import Replay
+from jaccli.text.escape import cut
+
+
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """A decision for one model, pair and shape of sample: ``plan(x)`` gives J, ``str(plan)`` explains.
+
+    It holds on to the further arguments that it was made with, not to the samples.
+    """
+
+    network: Network
+    pair: Pair
+    choice: Choice
+    decision: Decision
+    sample: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    shape: tuple[int, int, int]
+    dim: int = 0
+    replay: Replay | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(
+        self, x: Tensor, *, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None
+    ) -> Tensor:
+        """J at other samples ``(batch, …)``, any number of them: ``(batch, n_out, n_in)``.
+
+        Args:
+            x: the samples.
+            args: further arguments in place of the plan's ``args``, which are used, as they are now, if not given.
+            kwargs: likewise.
+
+        Raises:
+            UsageError: the samples differ from the plan's in shape, dtype or device, or in number, and the plan's own
+                arguments have rows for another number.
+        """
+        if isinstance(x, Tensor):
+            self._check(x)
+        inputs = Inputs.of(x, self.args if args is None else args, self.kwargs if kwargs is None else kwargs, self.dim)
+        self.network.draws.told.clear()  # each call is warned of
+        self._check_rows(inputs, args is None, kwargs is None)
+        if self.replay is not None and inputs.batch <= self.decision.block:
+            return self.replay(inputs)
+        return collect(
+            stream(self.network, inputs, [self.pair], self.choice, keep=True, decisions=[self.decision]),
+            inputs.batch,
+        )
+
+    def _check(self, x: Tensor) -> None:
+        sample = tuple(s for d, s in enumerate(x.shape) if d != self.dim)
+        for name, got, want in (
+            ("sample shape", sample, self.sample),
+            ("dtype", x.dtype, self.dtype),
+            ("device", x.device, self.device),
+        ):
+            if got != want:
+                raise UsageError(f"this plan does not fit: {name} {got}", f"expected {want}", "make a plan for it")
+
+    def _check_rows(self, inputs: Inputs, old_args: bool, old_kwargs: bool) -> None:
+        """Whether own arguments that may hold a row for each sample of the plan fit another number of samples.
+
+        Cost: a forward pass without gradients where there are such arguments.
+        """
+        batch = self.shape[0]
+        named = [(f"args[{i}]", value) for i, value in enumerate(self.args) if old_args]
+        named += [(f"kwargs[{name!r}]", value) for name, value in self.kwargs.items() if old_kwargs]
+        rows = [name for name, value in named if isinstance(value, Tensor) and value.dim() and len(value) == batch]
+        if batch in (1, inputs.batch) or not rows or self._takes(inputs):
+            return
+        raise UsageError(
+            f"this plan does not fit {inputs.batch} samples: its {', '.join(rows)} of {batch} rows",
+            f"expected arguments for {inputs.batch} samples",
+            "give them at the call: plan(x, args=…, kwargs=…)",
+        )
+
+    def _takes(self, inputs: Inputs) -> bool:
+        source, target = self.pair
+        try:
+            with computing(self.network):
+                taken = record(self.network, inputs, [source], [target], live=False)
+        except JaccliError:
+            return False
+        except Exception as error:
+            return is_out_of_memory(error)
+        held = taken.targets[target].activation
+        return held[0].numel() == self.shape[1]
+
+    def __str__(self) -> str:
+        groups = self.replay.groups if self.replay is not None else 1
+        return explain(self._name, self.shape, self.decision, self.compile_s, self.kept_bytes, groups)
+
+    def __repr__(self) -> str:
+        _, n_out, n_in = self.shape
+        kind, method = str(self.dtype).removeprefix("torch."), self.decision.method or "zeros"
+        return (
+            f"<jaccli.Plan {cut(self._name, 48)}: J of {n_out} x {n_in} for each sample, {method},\n"
+            f"  of samples {cut(str(self.sample), 30)}, {kind}, on {self.device}; print(plan) explains>"
+        )
+
+    @property
+    def _name(self) -> str:
+        return f"{self.pair[0]!s} -> {self.pair[1]!s}"
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory for intermediate results that the plan keeps between calls."""
+        return self.replay.kept_bytes if self.replay is not None else 0
+
+    @property
+    def compile_s(self) -> float | None:
+        """Seconds that compiling took; None where nothing was compiled."""
+        return self.replay.compile_s or None if self.replay is not None else None

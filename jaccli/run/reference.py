@@ -1,0 +1,77 @@
+"""What J is: reverse mode in float64, checked; where there is no float64 form, row by row in the own dtype."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from jaccli.activations.record import Inputs
+from jaccli.errors import JaccliError
+from jaccli.linear_maps.norms import norm
+from jaccli.methods import MethodGap
+from jaccli.networks.network import Network
+from jaccli.planning.decide import decide
+from jaccli.planning.linearize import Pair, Prepared, computing, exact_attention, prepare
+from jaccli.run.execute import disbelief, fill
+
+
+@dataclass(frozen=True)
+class Reference:
+    """J to hold others against.
+
+    Args:
+        matrix: ``(batch, n_out, n_in)``; None where no backward pass works.
+        name: how it was obtained.
+    """
+
+    matrix: Tensor | None
+    name: str
+
+
+def reference(network: Network, inputs: Inputs, pair: Pair, samples_mix: bool = False) -> Reference:
+    """Reverse mode on a float64 copy of the network.
+
+    Cost: a copy of the network, and n_out backward passes in float64.
+    """
+    try:
+        double = network.cast(None, torch.float64)
+        wide = inputs.converted(dtype=torch.float64)
+        with computing(double), exact_attention(True):
+            (prepared,) = prepare(double, wide, [pair])
+            if prepared.linear.value.dtype == torch.float64 and not double.draws.seen:
+                return Reference(_rows(replace(prepared, samples_mix=samples_mix)), "float64 reverse mode")
+    except (JaccliError, MethodGap, RuntimeError, TypeError, NotImplementedError):
+        pass  # an own dtype inside: there is no float64 form; one that draws has another draw there
+    dtype = str(next(iter(inputs.args)).dtype).removeprefix("torch.")
+    try:
+        with computing(network):
+            (prepared,) = prepare(network, inputs, [pair])
+            matrix = fill(replace(prepared, samples_mix=samples_mix), "loop", 1).matrix
+    except (JaccliError, MethodGap):
+        return Reference(None, "none: no backward pass works")
+    why = "other numbers are drawn in float64" if network.draws.seen else "the model has no float64 form"
+    return Reference(matrix, f"{dtype} row by row: {why}")
+
+
+def _rows(prepared: Prepared) -> Tensor:
+    if not prepared.connected:
+        return prepared.linear.value.new_zeros(prepared.linear.shape)
+    try:
+        chunk = decide(prepared, "reverse", keep=prepared.linear.batch).chunk
+        matrix = fill(prepared, "reverse", chunk).matrix
+        if disbelief(prepared, matrix) is None:
+            return matrix
+    except MethodGap:
+        pass
+    return fill(prepared, "loop", 1).matrix
+
+
+def relative_error(matrix: Tensor, truth: Tensor | None) -> float | None:
+    """The largest relative Frobenius error of a sample; absolute for a sample whose J is zero."""
+    if truth is None:
+        return None
+    difference = norm((matrix.double() - truth.double()).flatten(1), (1,))
+    size = norm(truth.flatten(1), (1,))
+    return float((difference / torch.where(size > 0, size, torch.ones_like(size))).max())

@@ -1,0 +1,268 @@
+"""The figures of ``deviation`` and ``spectrum`` from products with J alone, each with its standard error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jaccli.errors import UnsupportedError, UsageError, note, warn
+from jaccli.linear_maps.extreme_singular_values import Extremes, extreme_singular_values
+from jaccli.linear_maps.linear_map import LinearMap
+from jaccli.linear_maps.matrix_free import MatrixFree
+from jaccli.linear_maps.rescaled import Rescaled, measured, rescaled
+from jaccli.names import check_count
+from jaccli.statistics import quadrature
+from jaccli.statistics.consistency import check_records
+from jaccli.statistics.jackknife import Estimate, Figures, within
+from jaccli.statistics.probing import PROBES, estimated
+from jaccli.text.wording import worded
+
+# Figures of J − I that need its entries.
+ENTRIES = ("l1", "max_abs")
+# Relative to 1: smaller ones would lose digits beside the identity.
+SMALL = 2.0**-10
+# The largest singular values that are looked for when none are asked for.
+TOP = 6
+# By tolerance, starting vectors of the quadrature are doubled up to this many.
+MOST_PROBES = 256
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much to spend.
+
+    Args:
+        probes: independent random vectors; each figure's own number if None.
+        tolerance: share of the main figure that its 95 % interval may reach to either side.
+        generator: draws the probes.
+        most: vectors that may be held at once.
+    """
+
+    probes: int | None
+    tolerance: float | None
+    generator: torch.Generator
+    most: int | None = None
+
+    @property
+    def products(self) -> int | None:
+        """Of a probing by number: those asked for, or as many as may be held."""
+        if self.tolerance is not None or self.probes is not None or self.most is None:
+            return self.probes
+        return min(self.most, PROBES)
+
+
+def effort_of(probes: int | None, tolerance: float | None, seed: int) -> Effort:
+    """An effort whose probes are drawn from a seed."""
+    return Effort(probes, tolerance, torch.Generator().manual_seed(seed))
+
+
+def estimated_deviation(a: LinearMap, effort: Effort) -> list[dict[str, float]]:
+    """‖D‖_F, ‖D‖_F/√n, ‖D‖₂, tr J, α and the identity's share, D = J − I, one record a sample.
+
+    From ‖D‖_F² and tr D by probing; ‖J‖_F² = ‖D‖_F² + 2 tr D + n. ``tolerance`` is of ``frobenius``. The error of
+    ``spectral`` is the residual of its singular triple.
+
+    Raises:
+        UsageError: J is not square.
+    """
+    n, largest = a.shape[2], extreme_singular_values(a - a.I, 1)
+    size, finite = measured(a)
+    # Beside I a small J is lost: of such it is J itself that is probed.
+    small = size < SMALL
+    size = torch.where(small, size, size.clamp(min=1.0))
+    shift = torch.where(small, 0.0, 1 / size)
+    found = estimated(
+        Rescaled(a, size, shift, finite),
+        lambda moments: _of_moments(moments, n, size, shift),
+        "frobenius",
+        probes=effort.products,
+        tolerance=effort.tolerance,
+        generator=effort.generator,
+    ).figures
+    found["spectral"] = Estimate(largest.values[:, 0], largest.bounds[:, 0])
+    apart = torch.where(small, 1.0, size)
+    sizes = {"frobenius": [apart], "relative": [apart], "trace": [size], "alpha": [size]}
+    return _records(_of_size(found, sizes, finite), a.shape[0])
+
+
+def _of_moments(moments: Tensor, n: int, size: Tensor, shift: Tensor) -> Figures:
+    """From ‖J/s − cI‖_F² and its trace, ``(…, batch, 2)``, with c = 1/s, or 0 of a small J: figures over s.
+
+    Those of J − I where c = 0: ‖J − I‖_F² = n − 2 tr J + ‖J‖_F².
+    """
+    squares, trace = moments[..., 0].clamp(min=0), moments[..., 1] + n * shift
+    whole = squares + 2 * shift * moments[..., 1] + n * shift.square()
+    away = n - 2 * size * trace + size.square() * squares
+    frobenius = torch.where(shift == 0, away, squares).sqrt()
+    return {
+        "frobenius": frobenius,
+        "relative": frobenius / math.sqrt(n),
+        "trace": trace,
+        "alpha": trace / n,
+        "identity_share": (trace.square() / n / whole).clamp(max=1.0),
+    }
+
+
+def estimate(
+    a: LinearMap, *, probes: int | None = None, tolerance: float | None = None, seed: int = 0
+) -> dict[str, Estimate]:
+    """What can be known about J without building it, each figure with its standard error.
+
+    Args:
+        a: from ``jaccli.operator``, or made of such: ``A - A.I`` is J − I.
+        probes: random vectors; 64 products for the norm and the trace, 16 starting vectors for sums over the
+            spectrum if neither is given.
+        tolerance: share of ``mean_squared_singular_value`` and ``effective_rank`` that a 95 % interval may reach to
+            either side; vectors are doubled until it does.
+        seed: of the vectors.
+
+    Returns:
+        By name, ``Estimate(value, stderr)`` of ``(batch,)`` each, on the CPU: ``frobenius``,
+        ``mean_squared_singular_value``, ``stable_rank``, ``spectral_norm``, ``effective_rank``,
+        ``participation_ratio``, ``log_volume``, and of a square J ``trace`` and ``log_abs_det``.
+        ``value ± 1.96 stderr`` holds the exact value in 95 % of cases.
+
+    Cost: as many products; the quadrature takes 30 with J and 30 with Jᵀ for each starting vector.
+    """
+    _check(a, probes, tolerance)
+    found = _estimates(a, effort_of(probes, tolerance, seed), extreme_singular_values(a, 1))
+    check_records(_records(found, a.shape[0]), a.shape[1:], "estimate")
+    return found
+
+
+def _check(a: object, probes: object, tolerance: object) -> None:
+    if not isinstance(a, LinearMap):
+        given = f"what is to be estimated is an object of type {type(a).__name__}"
+        raise UsageError(given, "expected a linear map", "jaccli.operator(model, x) makes one")
+    if probes is not None:
+        check_count("probes", probes, ", or None")
+    if tolerance is not None and not (isinstance(tolerance, Real) and 0 < float(tolerance) < 1):
+        given = worded("{tolerance:{value}}", value=repr(tolerance))
+        raise UsageError(given, "expected a share between 0 and 1, or None")
+
+
+def _estimates(j: LinearMap, effort: Effort, largest: Extremes) -> dict[str, Estimate]:
+    a, n = rescaled(j), min(j.shape[1:])
+    size = a.size
+    absolute = Estimate(largest.values[:, 0], largest.bounds[:, 0])
+    norm = Estimate(absolute.value / size, absolute.stderr / size)
+
+    def figures(moments: Tensor) -> Figures:
+        squares = moments[..., 0].clamp(min=0)
+        found = {
+            "frobenius": squares.sqrt(),
+            "mean_squared_singular_value": squares / n,
+            "stable_rank": torch.where(norm.value > 0, squares / norm.value.square(), 0.0),
+        }
+        return found | ({"trace": moments[..., 1]} if a.shape[1] == a.shape[2] else {})
+
+    moments = estimated(
+        a,
+        figures,
+        "mean_squared_singular_value",
+        probes=effort.products,
+        tolerance=effort.tolerance,
+        generator=effort.generator,
+    ).figures
+    ratio = moments["stable_rank"]
+    off = torch.where(norm.value > 0, norm.stderr / norm.value, 0.0)
+    error = (ratio.stderr.square() + (2 * ratio.value * off).square()).sqrt()
+    found = {**moments, "stable_rank": Estimate(ratio.value, error), **_sums(a, effort)}
+    for name in {"log_volume", "log_abs_det"} & found.keys():
+        found[name] = Estimate(found[name].value + n * size.log(), found[name].stderr)
+    sizes = {"frobenius": [size], "trace": [size], "mean_squared_singular_value": [size, size]}
+    return _of_size(found, sizes, a.finite) | {"spectral_norm": absolute}
+
+
+def _of_size(found: dict[str, Estimate], sizes: dict[str, list[Tensor]], finite: Tensor) -> dict[str, Estimate]:
+    """Figures of a rescaled J as those of J: multiplied by their sizes, NaN where J is not finite."""
+
+    if not bool(finite.all()):
+        first = int((~finite).nonzero()[0])
+        warn(f"J of {int((~finite).sum())} of {len(finite)} samples is not finite (first: {first}): figures are NaN")
+
+    def scaled(x: Tensor, name: str) -> Tensor:
+        for size in sizes.get(name, []):
+            x = x * size
+        return torch.where(finite, x, torch.nan)
+
+    return {name: Estimate(scaled(e.value, name), scaled(e.stderr, name)) for name, e in found.items()}
+
+
+def estimated_spectrum(a: LinearMap, effort: Effort, top: int | None = None) -> list[dict[str, Any]]:
+    """The largest singular values, and the figures of ``estimate``, one record a sample.
+
+    ``condition`` is there where the smallest singular value is to be had.
+    """
+    batch, n_out, n_in = a.shape
+    largest = extreme_singular_values(a, min(top or TOP, n_out, n_in))
+    found = _estimates(a, effort, largest)
+    records: list[dict[str, Any]] = _records(found, batch)
+    for b, record in enumerate(records):
+        record["singular_values"] = largest.values[b].tolist()
+        record["singular_values_stderr"] = largest.bounds[b].tolist()
+    for record, condition in zip(records, _conditions(a, found["spectral_norm"]), strict=True):
+        record.update(condition)
+    return records
+
+
+def _sums(a: MatrixFree, effort: Effort) -> dict[str, Estimate]:
+    probes = effort.probes or quadrature.PROBES
+    while True:
+        found = quadrature.spectral_figures(a, probes, quadrature.STEPS, effort.generator, effort.most)
+        if effort.tolerance is None or within(found["effective_rank"], effort.tolerance):
+            return found
+        if 2 * probes > MOST_PROBES:
+            share, text = (
+                f"{effort.tolerance:g}",
+                "{tolerance:{share}}: after {n} starting vectors the effective rank is further off",
+            )
+            note(worded(text, share=share, n=probes))
+            return found
+        probes *= 2
+
+
+def _conditions(a: LinearMap, norm: Estimate) -> list[dict[str, float]]:
+    """σ_max/σ_min, where the smallest singular value converges."""
+    try:
+        smallest = extreme_singular_values(a, 1, "smallest")
+    except UnsupportedError:
+        note("condition: the smallest singular value did not converge in products alone; it needs J")
+        return [{} for _ in range(a.shape[0])]
+    low, error = smallest.values[:, 0], smallest.bounds[:, 0]
+    safe = low > 2 * error  # else it may as well be zero
+    found: list[dict[str, float]] = []
+    for b in range(a.shape[0]):
+        if bool(low[b].isnan()):
+            found.append({"condition": math.nan, "condition_stderr": math.nan})
+            continue
+        if not bool(safe[b]):
+            found.append({})
+            continue
+        value = float(norm.value[b] / low[b])
+        share = math.hypot(float(error[b] / low[b]), float(norm.stderr[b] / norm.value[b]))
+        found.append({"condition": value, "condition_stderr": value * share})
+    return found
+
+
+def _records(figures: dict[str, Estimate], batch: int) -> list[dict[str, Any]]:
+    return [
+        {
+            key: float(value[b])
+            for name, e in figures.items()
+            for key, value in ((name, e.value), (f"{name}_stderr", e.stderr))
+        }
+        for b in range(batch)
+    ]
+
+
+def ordered(record: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    """A record in the order of the exact one, each error behind its figure."""
+    names = [key for name in fields for key in (name, f"{name}_stderr")]
+    return {key: record[key] for key in names if key in record}
