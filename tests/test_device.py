@@ -27,11 +27,12 @@ from jaccli.names import METHOD_NAMES
 from jaccli.penalty.identity import deviation_from
 from jaccli.run.blocks import Choice, stream
 from jaccli.run.execute import Outcome
-from tests import scenarios, standin, test_no_gradients, test_products
+from tests import scenarios, standin
 from tests.hard_rules import HARD
+from tests.linearization import test_no_gradients, test_products
+from tests.linearization.test_no_gradients import REFUSING
 from tests.oracle import error
 from tests.scenarios import BY_NAME, TABLE, Scenario, case_name
-from tests.test_no_gradients import REFUSING
 
 REAL = [kind for kind in ("cuda", "mps", "xpu") if torch.get_device_module(kind).is_available()]
 pytestmark = pytest.mark.filterwarnings("ignore::jaccli.JaccliWarning")

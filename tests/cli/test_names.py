@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tests.test_layer_names import Repeats
+from tests.activations.test_layer_names import Repeats
 
 from .conftest import Run
 

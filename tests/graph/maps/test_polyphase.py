@@ -15,9 +15,9 @@ from jaccli.graph.elimination.accumulate import jacobian
 from jaccli.graph.maps import convolution
 from jaccli.graph.maps.polyphase import Taps, by_phases, repeated, transposed
 from jaccli.graph.trace.tracer import Tracer
+from tests.graph.layout.test_windows import planned, sweeps
 from tests.oracle import error
 from tests.structured_networks import SEGMENTS, normal
-from tests.test_windows import planned, sweeps
 
 DIRECTIONS = [
     (kernel, finer, block, padding)

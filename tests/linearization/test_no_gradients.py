@@ -18,9 +18,9 @@ from jaccli.models.adapt import as_network
 from jaccli.planning.linearize import computing, prepare
 from tests import oracle
 from tests.hard_rules import Of, WrongTangent
+from tests.linearization.test_products import vectors
+from tests.networks.state.test_random_generators import said
 from tests.oracle import INPUT, OUTPUT, error
-from tests.test_products import vectors
-from tests.test_random import said
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

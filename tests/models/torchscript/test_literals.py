@@ -12,7 +12,7 @@ from jaccli.errors import RefusedError
 from jaccli.models.torchscript import ScriptNetwork
 from jaccli.models.torchscript.literals import without_literals
 from jaccli.models.torchscript.load import load_torchscript
-from tests.models.test_script_security import MARK, Prints, rewritten, saved
+from tests.models.torchscript.test_security import MARK, Prints, rewritten, saved
 
 
 class Careful(nn.Module):

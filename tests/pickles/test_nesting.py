@@ -18,8 +18,8 @@ from jaccli.models.torchscript.nesting import too_nested
 from jaccli.models.weights.contents import read_state_dict
 from jaccli.pickles.nesting import check_depth
 from jaccli.safety.reading import Damaged
-from tests.models.test_pt2_archive import Made, meta, node, tensor
-from tests.models.test_script_security import Clean, rewritten, saved
+from tests.models.exported.test_archive import Made, meta, node, tensor
+from tests.models.torchscript.test_security import Clean, rewritten, saved
 
 DEEP = b")" + b"\x85" * 100_000  # a tuple in a tuple in a tuple …
 N = 20_000

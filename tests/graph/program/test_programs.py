@@ -29,11 +29,11 @@ from jaccli.graph.program.result_pool import Pool
 from jaccli.graph.trace.tracer import Memory, Slot, Step, name_of
 from jaccli.run import autotune as tuning
 from jaccli.run.program_runner import Recorded, groupings
+from tests.graph.elimination.test_structured import replayed
+from tests.graph.elimination.test_structured_plans import in_four_threads
+from tests.graph.layout.test_windows import planned
 from tests.oracle import error
 from tests.structured_networks import BY_NAME, SEGMENTS, Segment
-from tests.test_structured import replayed
-from tests.test_structured_plans import in_four_threads
-from tests.test_windows import planned
 
 EVERYTHING: dict[str, dict[tuple[ModuleType, str], Any]] = {
     "equal steps as one": {

@@ -24,7 +24,7 @@ from jaccli.sinks.matrix import PairMeta
 from jaccli.sinks.open_sink import matrix_sink
 from jaccli.sinks.read import SavedJacobian, read_jacobian
 from jaccli.sinks.terminal import Style
-from tests.test_sinks_atomic import full_disk
+from tests.sinks.test_atomic import full_disk
 
 FORMATS: tuple[Format, ...] = ("npy", "npz", "safetensors", "pt", "zarr", "jsonl", "json", "csv")
 DTYPES = ("float32", "float64", "float16", "bfloat16")

@@ -176,7 +176,7 @@ def test_a_pickle_with_foreign_names_is_never_executed(record: str, protocol: in
 def test_native_objects_are_refused(tmp_path: Path) -> None:
     def change(name: str, data: bytes) -> bytes:
         return data.replace(b"c__torch__\nClean\n", b"c__torch__.torch.classes.x\nClean\n").replace(
-            b"c__torch__.tests.models.test_script_security\nClean\n", b"c__torch__.torch.classes.x\nClean\n"
+            b"c__torch__.tests.models.torchscript.test_security\nClean\n", b"c__torch__.torch.classes.x\nClean\n"
         )
 
     refused(rewritten(saved(Clean(), tmp_path / "m.pt"), change), "torch.classes.x.Clean")

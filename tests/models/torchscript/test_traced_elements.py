@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import jaccli
 from jaccli.errors import UnsupportedError, UsageError
-from tests.models.test_script_networks import reloaded
+from tests.models.torchscript.test_networks import reloaded
 
 USES = {
     "out": lambda out, h, c: out.sum(0) if c is None else out.sum(0).exp(),

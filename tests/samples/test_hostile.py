@@ -58,7 +58,7 @@ def test_pickles_are_never_executed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["npy", "npz", "safetensors", "pt", "pt-legacy", "png"])
 def test_every_truncation_is_refused(kind: str, tmp_path: Path) -> None:
-    from tests.test_samples_load import image, save
+    from tests.samples.test_load import image, save
 
     path = tmp_path / "x.png"
     if kind == "png":
@@ -73,7 +73,7 @@ def test_every_truncation_is_refused(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["npy", "npz", "safetensors", "pt", "pt-legacy"])
 def test_damage_never_escapes_as_another_error(kind: str, tmp_path: Path) -> None:
-    from tests.test_samples_load import save
+    from tests.samples.test_load import save
 
     data = save(tmp_path / "x", kind).read_bytes()
     generator = np.random.default_rng(0)

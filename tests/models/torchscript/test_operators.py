@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jaccli.models.torchscript import ScriptNetwork
-from tests.models.test_script_networks import reloaded
+from tests.models.torchscript.test_networks import reloaded
 
 
 class Color(Enum):

@@ -12,7 +12,7 @@ from jaccli.errors import UnsupportedError
 from jaccli.models.torchscript import ScriptNetwork
 from jaccli.networks.network import StopRun
 from tests.models.script_nets import Inplace, Twice, make, scenario
-from tests.models.test_script_networks import reloaded, same
+from tests.models.torchscript.test_networks import reloaded, same
 
 # Where eager mode calls the same modules with the same arguments (a trace drops Identity's, say).
 COMPARABLE = [
