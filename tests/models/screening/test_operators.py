@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from jaccli.models.script import ScriptNetwork
+from jaccli.models.torchscript.network import ScriptNetwork
 from torch import Tensor
 
 from jaccli.errors import RefusedError, ResourceError

@@ -214,7 +214,7 @@ def test_raw_opcodes_cannot_reach_anything_either(tmp_path):
         b"\x80\x04\x8c\x06jaccli\x8c\x0aerrors.sys\x93.",
         b"\x80\x02\x82\x01.",
         b"\x80\x05\x97.",
-        b"\x80\x02cjaccli.models.inert\nRebuild\n(X\x01\x00\x00\x00xX\x01\x00\x00\x00ytR.",
+        b"\x80\x02cjaccli.pickles.stand_ins\nRebuild\n(X\x01\x00\x00\x00xX\x01\x00\x00\x00ytR.",
         b"\x80\x02}X\x06\x00\x00\x00__call}R.",
     ]
     for program in programs:
