@@ -147,13 +147,13 @@ def estimate() -> None:
 def _predicted() -> float:
     from jaccli.planning.bind import bind
     from jaccli.planning.decide import decide, predicted_seconds
-    from jaccli.planning.linearize import computing, exact_attention, prepare
+    from jaccli.planning.linearize import computing, exact_attention, linearize
 
     network, pair, inputs = bind(residual_chain().eval(), torch.randn(1, WIDTH), "input", "output", (), None)
     with computing(network), exact_attention(True):
-        (prepared,) = prepare(network, inputs, [pair])
-        decision = decide(prepared, "auto", max_memory=2**40)
-        return predicted_seconds(prepared, decision) or math.nan
+        (linearization,) = linearize(network, inputs, [pair])
+        decision = decide(linearization, "auto", max_memory=2**40)
+        return predicted_seconds(linearization, decision) or math.nan
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from jaccli.names import check_compile, check_count, check_method
 from jaccli.planning.bind import bind
 from jaccli.planning.decide import decide
 from jaccli.planning.early_refusal import refuse_too_large
-from jaccli.planning.linearize import computing, exact_attention, prepare
+from jaccli.planning.linearize import computing, exact_attention, linearize
 from jaccli.run.autotune import measured_once, tuned
 from jaccli.run.blocks import Choice, collect, stream
 from jaccli.run.jacobian_operator import JacobianOperator
@@ -93,12 +93,12 @@ def plan(
         with computing(network), exact_attention(choice.exact_attention):
             held, graph, most = inputs.batch, choice.needs_graph, choice.max_memory
             refuse_too_large(network, inputs, [pair], choice.method, most, graph=graph, keep=held)
-            (prepared,) = prepare(network, inputs, [pair], graph=graph)
-            decision = decide(prepared, choice.method, max_memory=most, chunk=chunk, keep=held)
-        decision, replay = tuned(network, pair, choice, decision, inputs, prepared, compile)
+            (linearization,) = linearize(network, inputs, [pair], graph=graph)
+            decision = decide(linearization, choice.method, max_memory=most, chunk=chunk, keep=held)
+        decision, replay = tuned(network, pair, choice, decision, inputs, linearization, compile)
     sample = tuple(s for d, s in enumerate(x.shape) if d != inputs.dim)
     if compile and replay is None:
-        note(f"{prepared.name}: nothing to compile: {decision.method or 'no method'} is taken")
+        note(f"{linearization.name}: nothing to compile: {decision.method or 'no method'} is taken")
     return Plan(
         network,
         pair,
@@ -107,7 +107,7 @@ def plan(
         sample,
         x.dtype,
         x.device,
-        prepared.linear.shape,
+        linearization.linear.shape,
         inputs.dim,
         replay,
         inputs.args[1:],

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jaccli.activations.address import Address
 from jaccli.activations.nested import Path, get, leaves, locate, put
-from jaccli.activations.sample_view import Slot, slot_for
+from jaccli.activations.sample_view import SampleView, slot_for
 from jaccli.errors import UnsupportedError, UsageError
 
 Key = tuple[str, str, int]
@@ -32,7 +32,7 @@ class Place:
     address: Address
     key: Key
     path: Path
-    slot: Slot
+    slot: SampleView
 
     def tensor(self, value: Any) -> Tensor:
         """The raw tensor that holds the activation, in a boundary's value."""

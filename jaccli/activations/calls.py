@@ -16,7 +16,7 @@ from jaccli.networks.tensor_kinds import shape_of
 
 
 @dataclass
-class Seen:
+class LayerCalls:
     """One layer in a run: its calls, and of the first the output's tensors: element → shape and dtype."""
 
     calls: int = 0
@@ -26,10 +26,10 @@ class Seen:
 class _Watcher:
     def __init__(self) -> None:
         self.paths: frozenset[str] | None = None
-        self.seen: dict[str, Seen] = {}
+        self.seen: dict[str, LayerCalls] = {}
 
     def enter(self, path: str, call: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        seen = self.seen.setdefault(path, Seen())
+        seen = self.seen.setdefault(path, LayerCalls())
         seen.calls = max(seen.calls, call)
         return args, kwargs
 
@@ -66,7 +66,7 @@ def each_call(network: Network, inputs: Inputs, addresses: Sequence[Address]) ->
     return list(found)
 
 
-def watch(network: Network, inputs: Inputs) -> tuple[dict[str, Seen], Any]:
+def watch(network: Network, inputs: Inputs) -> tuple[dict[str, LayerCalls], Any]:
     """Run once, without gradients, and see every module call; also the model's output."""
     watcher = _Watcher()
     with torch.no_grad():

@@ -109,7 +109,7 @@ class Record:
     same: set[tuple[Address, Address]]
 
 
-class _Recorder:
+class ActivationRecorder:
     """The tap of ``record``: cuts sources loose from what came before only where nothing needs it."""
 
     gives_copies = True
@@ -202,7 +202,7 @@ def record(
         UsageError: a layer called several times without ``#``, an ambiguous value.
         UnsupportedError: a layer that this input does not reach.
     """
-    tap = _Recorder(sources, targets, inputs.batch, live)
+    tap = ActivationRecorder(sources, targets, inputs.batch, live)
     with torch.set_grad_enabled(live):
         args = (tap.at(MODEL_INPUT, inputs.args[0]), *inputs.args[1:])
         output = network.run(args, inputs.kwargs, tap if tap.paths else None)

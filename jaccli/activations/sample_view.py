@@ -18,7 +18,7 @@ from jaccli.text.wording import worded
 
 
 @dataclass(frozen=True)
-class Slot:
+class SampleView:
     """How an activation ``(batch, *shape)`` lies in a tensor of a run.
 
     Args:
@@ -68,7 +68,7 @@ class Slot:
         return flat if self.positions is None else flat.index_select(2, self.positions.to(flat.device))
 
 
-def slot_for(address: Address, tensor: Tensor, batch: int, *, distinct: bool) -> Slot:
+def slot_for(address: Address, tensor: Tensor, batch: int, *, distinct: bool) -> SampleView:
     """Find the samples in a tensor and apply the address's index.
 
     With one sample and no dimension of size 1 in front, the whole tensor belongs to that sample.
@@ -80,7 +80,7 @@ def slot_for(address: Address, tensor: Tensor, batch: int, *, distinct: bool) ->
     dim = _sample_dim(address, tuple(tensor.shape), batch)
     full = tuple(tensor.shape) if dim is None else tuple(s for d, s in enumerate(tensor.shape) if d != dim)
     if address.index is None:
-        return Slot(dim, full, full)
+        return SampleView(dim, full, full)
     numbers = np.arange(math.prod(full)).reshape(full)
     index = tuple(list(item) if isinstance(item, tuple) else item for item in address.index)
     try:
@@ -94,7 +94,7 @@ def slot_for(address: Address, tensor: Tensor, batch: int, *, distinct: bool) ->
         raise UsageError(f"layer {str(address)!r}: the index picks nothing of one sample's shape {full}")
     if distinct and np.unique(chosen).size != chosen.size:
         raise UsageError(f"layer {str(address)!r}: an element is named twice", "a source holds each element once")
-    return Slot(dim, full, tuple(chosen.shape), torch.from_numpy(chosen.flatten()))
+    return SampleView(dim, full, tuple(chosen.shape), torch.from_numpy(chosen.flatten()))
 
 
 class MisplacedError(UsageError):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from jaccli.activations.sample_view import Slot
+from jaccli.activations.sample_view import SampleView
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Imprint:
     def _layout(self) -> tuple[object, ...]:
         return self.shape, self.strides, self.offset
 
-    def addresses(self, slot: Slot) -> Tensor:
+    def addresses(self, slot: SampleView) -> Tensor:
         """Where each element of the activations lies, ``(batch, size)``."""
         places = torch.full((), self.offset)
         for size, stride in zip(self.shape, self.strides, strict=True):
@@ -57,7 +57,7 @@ class Imprint:
 class Placed:
     """A source's activation: the tensor put in, and copies of it that further sources put in its place."""
 
-    slot: Slot
+    slot: SampleView
     imprints: list[Imprint]
 
     def follow(self, before: Imprint | None, after: Imprint | None) -> None:
@@ -65,7 +65,7 @@ class Placed:
         if before is not None and after is not None and any(before.is_laid_out_as(one) for one in self.imprints):
             self.imprints.append(after)
 
-    def is_in(self, tensor: Tensor, slot: Slot) -> bool:
+    def is_in(self, tensor: Tensor, slot: SampleView) -> bool:
         """Whether these are the activations in a tensor, in the same order: views and reshapes that only look at them
         count as the same, as does what ``nn.Identity`` hands on."""
         now = Imprint.of(tensor)

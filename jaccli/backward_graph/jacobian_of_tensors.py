@@ -10,7 +10,15 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.autograd.walk import mend_batch_norm
-from jaccli.backward_graph.passes import AutogradGraph, Evidence, by_columns, by_rows, cotangents, masks, missing_graph
+from jaccli.backward_graph.passes import (
+    AdjointCheck,
+    AutogradGraph,
+    by_columns,
+    by_rows,
+    cotangents,
+    masks,
+    missing_graph,
+)
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, UsageError, note, warn
 from jaccli.linearization.linearization import batching_imported
 from jaccli.methods.base import is_out_of_memory, reason
@@ -219,7 +227,7 @@ def _solved(name: str, graph: AutogradGraph, chunk: int | None) -> list[Tensor]:
     row_bytes = defaults.ROW_TENSORS * graph.widest()
     if graph.batch == 1 and graph.n_out < _FEW:
         return by_rows(graph, False, 1)
-    evidence = Evidence.of(graph, cotangents(graph, masks(graph.batch, graph.n_out)))
+    evidence = AdjointCheck.of(graph, cotangents(graph, masks(graph.batch, graph.n_out)))
     if graph.batch == 1 or not evidence.samples_mix():
         found, plain = _taken(name, graph, False, chunk, row_bytes, evidence.seconds)
         off = evidence.off(found)
@@ -240,7 +248,7 @@ def _solved(name: str, graph: AutogradGraph, chunk: int | None) -> list[Tensor]:
     )
     found, plain = _taken(name, graph, True, chunk, row_bytes, evidence.seconds)
     first = torch.arange(graph.batch, device="cpu")[None] == 0
-    off = 0.0 if plain else Evidence.of(graph, cotangents(graph, first)).off(found)
+    off = 0.0 if plain else AdjointCheck.of(graph, cotangents(graph, first)).off(found)
     if off:
         warn(f"{name}: J was {off:.2g} off an independent backward pass; it was taken again row by row")
     return by_rows(graph, True, 1) if off else found

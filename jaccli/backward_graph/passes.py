@@ -94,7 +94,7 @@ class AutogradGraph:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class AdjointCheck:
     """Plain backward passes, ``rows[i][k]`` = Jᵀ ``u[k]``, each with a random cotangent on some of the samples."""
 
     graph: AutogradGraph
@@ -103,7 +103,7 @@ class Evidence:
     seconds: float
 
     @classmethod
-    def of(cls, graph: AutogradGraph, u: Tensor) -> Evidence:
+    def of(cls, graph: AutogradGraph, u: Tensor) -> AdjointCheck:
         """A pass for each of ``u``; ``seconds`` is what the last one took."""
         passes, start = [], 0.0
         for one in u:
@@ -129,7 +129,7 @@ class Evidence:
 
     def noise(self, found: Sequence[Tensor]) -> float:
         """As ``off``, what the passes differ by from a third of those with three times the cotangents."""
-        return self._relative(found, [rows / 3 for rows in Evidence.of(self.graph, 3 * self.u).rows])
+        return self._relative(found, [rows / 3 for rows in AdjointCheck.of(self.graph, 3 * self.u).rows])
 
     def _relative(self, found: Sequence[Tensor], others: Sequence[Tensor]) -> float:
         worst = 0.0

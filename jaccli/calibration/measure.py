@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jaccli.calibration.figures import FEW, MANY, WIDE, Calibration, Table, at
-from jaccli.calibration.timing import Call, Key, Probe, least_seconds
+from jaccli.calibration.timing import Call, Key, TimedOperator, least_seconds
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _SQUARES = (8, 40, 176, 640)  # 1e3, 1e5, 1e7 and 5e8 FLOP
@@ -55,34 +55,34 @@ def measure(device: torch.device) -> Calibration:
         return _figures(probes, least_seconds(probes, wait))
 
 
-def _small(device: torch.device) -> Iterator[Probe]:
+def _small(device: torch.device) -> Iterator[TimedOperator]:
     one = torch.ones(1, dtype=torch.float32, device=device)
     many = torch.full((_ELEMENTS,), 0.5, dtype=torch.float32, device=device)
     mixed = torch.zeros(_PERMUTED, dtype=torch.float32, device=device).transpose(1, 2)
-    yield Probe(("overhead", "", 1), 1, lambda: torch.mul(one, one), 50)
+    yield TimedOperator(("overhead", "", 1), 1, lambda: torch.mul(one, one), 50)
     for name, function in _FUNCTIONS.items():
-        yield Probe(("functions", name, _ELEMENTS), _ELEMENTS, partial(function, many), 3)
+        yield TimedOperator(("functions", name, _ELEMENTS), _ELEMENTS, partial(function, many), 3)
     moved = 2 * mixed.nbytes
-    yield Probe(("strided", "", moved), moved, lambda: mixed.contiguous())
+    yield TimedOperator(("strided", "", moved), moved, lambda: mixed.contiguous())
 
 
-def _products(device: torch.device) -> Iterator[Probe]:
+def _products(device: torch.device) -> Iterator[TimedOperator]:
     for dtype in filter(lambda dtype: _supports(device, dtype), _DTYPES):
         name = str(dtype).removeprefix("torch.")
         for side in _SQUARES:
             work = 2.0 * side**3
             call = _product(device, dtype, (side, side, side))
-            yield Probe(("matmul", name, work), work, call, 10 if work < 1e6 else 1, side != _SQUARES[0])
+            yield TimedOperator(("matmul", name, work), work, call, 10 if work < 1e6 else 1, side != _SQUARES[0])
         for batch, side in _BATCHES:
             call = _product(device, dtype, (side, side, side), batch)
-            yield Probe(("batched", name, 2.0 * side**3), 2.0 * batch * side**3, call)
+            yield TimedOperator(("batched", name, 2.0 * side**3), 2.0 * batch * side**3, call)
     for kind, (wide, batch) in (("", _THIN_SINGLE), ("batched ", _THIN_BATCHED)):
         for place, name in enumerate("mkn"):
             for thin in _THIN:
                 shape = [wide] * 3
                 shape[place] = thin
                 call = _product(device, torch.float32, (shape[0], shape[1], shape[2]), batch)
-                yield Probe(("narrow", kind + name, thin), 2.0 * batch * wide * wide * thin, call, 3)
+                yield TimedOperator(("narrow", kind + name, thin), 2.0 * batch * wide * wide * thin, call, 3)
 
 
 def _product(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int], batch: int = 1) -> Call:
@@ -103,7 +103,7 @@ def _supports(device: torch.device, dtype: torch.dtype) -> bool:
     return True
 
 
-def _convolutions(device: torch.device) -> Iterator[Probe]:
+def _convolutions(device: torch.device) -> Iterator[TimedOperator]:
     operators: dict[str, Callable[..., Tensor]] = {"conv2d": F.conv2d, "conv_transpose2d": F.conv_transpose2d}
     layouts = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
     for (name, run), (order, layout) in product(operators.items(), layouts.items()):
@@ -114,14 +114,14 @@ def _convolutions(device: torch.device) -> Iterator[Probe]:
                 weight = _filled(device, (*ends, 3, 3), layout)
                 work = 18.0 * into * out * side**2 * samples
                 call = partial(run, x, weight, padding=1)
-                yield Probe(("conv", f"{name} {order} {into}->{out}", work), work, call, 3 if work < 1e6 else 1)
+                yield TimedOperator(("conv", f"{name} {order} {into}->{out}", work), work, call, 3 if work < 1e6 else 1)
 
 
 def _filled(device: torch.device, shape: tuple[int, ...], layout: torch.memory_format) -> Tensor:
     return torch.full(shape, 0.5, dtype=torch.float32, device=device).contiguous(memory_format=layout)
 
 
-def _memory(device: torch.device) -> Iterator[Probe]:
+def _memory(device: torch.device) -> Iterator[TimedOperator]:
     """The two halves of one buffer as operands; the same buffer anew, and in use."""
     count = _BUFFER // 4
     buffer = torch.zeros(count, dtype=torch.float32, device=device)
@@ -129,16 +129,16 @@ def _memory(device: torch.device) -> Iterator[Probe]:
         size = moved // 8
         source, result = buffer[:size], buffer[count // 2 : count // 2 + size]
         call = partial(torch.neg, source, out=result)
-        yield Probe(("memory", "", moved), moved, call, 3 if moved < _BUFFER else 1)
-    yield Probe(("written", "", _BUFFER), _BUFFER, lambda: buffer.fill_(0.0))
-    yield Probe(
+        yield TimedOperator(("memory", "", moved), moved, call, 3 if moved < _BUFFER else 1)
+    yield TimedOperator(("written", "", _BUFFER), _BUFFER, lambda: buffer.fill_(0.0))
+    yield TimedOperator(
         ("fresh", "", _BUFFER),
         _BUFFER,
         lambda: torch.empty(count, dtype=torch.float32, device=device).fill_(0.0),
     )
 
 
-def _figures(probes: list[Probe], seconds: dict[Key, float]) -> Calibration:
+def _figures(probes: list[TimedOperator], seconds: dict[Key, float]) -> Calibration:
     overhead = seconds["overhead", "", 1]
     rates: dict[str, dict[str, Table]] = {}
     for probe in probes:

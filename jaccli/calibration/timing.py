@@ -31,7 +31,7 @@ clock = time.perf_counter
 
 
 @dataclass(frozen=True)
-class Probe:
+class TimedOperator:
     """One operator to time.
 
     Attributes:
@@ -68,7 +68,7 @@ class Busy(RuntimeError):
     """Other work interrupted so many tries that nothing can be said."""
 
 
-def least_seconds(probes: list[Probe], wait: Callable[[], None] | None) -> dict[Key, float]:
+def least_seconds(probes: list[TimedOperator], wait: Callable[[], None] | None) -> dict[Key, float]:
     """Seconds a call of each probe, the least of its tries; without those that promise to take too long.
 
     Args:
@@ -98,9 +98,11 @@ def least_seconds(probes: list[Probe], wait: Callable[[], None] | None) -> dict[
     return {key: made.best for key, made in done.items()}
 
 
-def _first_round(probes: list[Probe], tries: dict[Key, Tries], wait: Callable[[], None] | None) -> list[Probe]:
+def _first_round(
+    probes: list[TimedOperator], tries: dict[Key, Tries], wait: Callable[[], None] | None
+) -> list[TimedOperator]:
     """Try each but those whose smaller relative says that they take too long; the ones tried."""
-    tried: list[Probe] = []
+    tried: list[TimedOperator] = []
     for probe in probes:
         if probe.ladder and _too_long(probe, tried[-1], tries, wait):
             continue
@@ -109,7 +111,9 @@ def _first_round(probes: list[Probe], tries: dict[Key, Tries], wait: Callable[[]
     return tried
 
 
-def _too_long(probe: Probe, smaller: Probe, tries: dict[Key, Tries], wait: Callable[[], None] | None) -> bool:
+def _too_long(
+    probe: TimedOperator, smaller: TimedOperator, tries: dict[Key, Tries], wait: Callable[[], None] | None
+) -> bool:
     """Whether a probe would take more than its allowance, at the rate of a smaller one."""
 
     def promised() -> float:
@@ -120,7 +124,7 @@ def _too_long(probe: Probe, smaller: Probe, tries: dict[Key, Tries], wait: Calla
     return promised() > ALLOWANCE_S
 
 
-def _try(probe: Probe, tries: dict[Key, Tries], wait: Callable[[], None] | None) -> None:
+def _try(probe: TimedOperator, tries: dict[Key, Tries], wait: Callable[[], None] | None) -> None:
     made = tries[probe.key]
     # An asynchronous device is given all calls at once, as it is in real work.
     calls = probe.repeats if wait is not None else 1

@@ -20,7 +20,7 @@ from jaccli.errors import UsageError
 
 if TYPE_CHECKING:
     from jaccli.run.benchmark import Contender, Race
-    from jaccli.sinks.table import View
+    from jaccli.sinks.table import TableView
     from jaccli.sinks.terminal import Style
 
 COLUMNS = ("method", "median", "predicted", "min..max", "relative", "peak", "planned", "error")
@@ -118,7 +118,7 @@ def _write(rows: Sequence[dict[str, Any]], result: Race, pair: Any, loaded: Any,
 
     from jaccli.sinks.atomic import open_output
     from jaccli.sinks.numbers import write_numbers
-    from jaccli.sinks.table import View
+    from jaccli.sinks.table import TableView
     from jaccli.sinks.terminal import style_for
     from jaccli.sinks.text import inert
 
@@ -143,7 +143,7 @@ def _write(rows: Sequence[dict[str, Any]], result: Race, pair: Any, loaded: Any,
     against = f"errors against {result.reference.name}" if known else "no reference: no backward pass works"
     title = head + "s" * (batch > 1) + f"; {rounds}; {against}"
     style = style_for(out.path, out.no_color)
-    view = View([_readable(row) for row in rows], COLUMNS, title, spare=_EXTRA)
+    view = TableView([_readable(row) for row in rows], COLUMNS, title, spare=_EXTRA)
     with open_output(out.path, out.force) as handle:
         write_numbers(
             out.format,
@@ -159,7 +159,7 @@ def _write(rows: Sequence[dict[str, Any]], result: Race, pair: Any, loaded: Any,
             handle.write(style.encode(legend + "".join(gap + line for line in failed)))
 
 
-def _legend(view: View, style: Style) -> str:
+def _legend(view: TableView, style: Style) -> str:
     """What the columns that are there mean."""
     from jaccli.sinks.table import columns_shown
     from jaccli.sinks.wrap import wrapped

@@ -13,7 +13,7 @@ from jaccli.sinks.choose import is_stream
 
 if TYPE_CHECKING:
     from jaccli.planning.decide import Decision
-    from jaccli.planning.linearize import Prepared
+    from jaccli.planning.linearize import Linearization
     from jaccli.sinks.matrix import MatrixSink, PairMeta
 
 
@@ -35,7 +35,7 @@ def run(
         used: dict[str, str] = {}
         with _sink(out) as sink:
 
-            def planned(_: Sequence[Decision], ready: Sequence[Prepared]) -> None:
+            def planned(_: Sequence[Decision], ready: Sequence[Linearization]) -> None:
                 sink.open([_meta(p, batch) for p in ready], samples=loaded.numbers)
 
             for piece in work.pieces(loaded, pairs, how, on_plan=planned):
@@ -70,11 +70,11 @@ def _size(sink: MatrixSink, pair: PairMeta) -> str:
     return f"{size} ({kept} entries a sample, {kept / (pair.shape[1] * pair.shape[2]):.2%})"
 
 
-def _meta(prepared: Prepared, batch: int) -> PairMeta:
+def _meta(linearization: Linearization, batch: int) -> PairMeta:
     from jaccli.sinks.matrix import PairMeta
 
-    f = prepared.linear.f
-    dtype = str(prepared.linear.value.dtype).removeprefix("torch.")
+    f = linearization.linear.f
+    dtype = str(linearization.linear.value.dtype).removeprefix("torch.")
     return PairMeta(str(f.source.address), str(f.target.address), (batch, f.n_out, f.n_in), dtype)
 
 

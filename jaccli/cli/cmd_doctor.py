@@ -28,7 +28,7 @@ def run(out: OutputRequest, calibrate: bool = False) -> None:
     from jaccli.planning.memory import available
     from jaccli.sinks.atomic import open_output
     from jaccli.sinks.numbers import write_numbers
-    from jaccli.sinks.table import View
+    from jaccli.sinks.table import TableView
     from jaccli.sinks.terminal import style_for
 
     devices = _devices()
@@ -53,7 +53,7 @@ def run(out: OutputRequest, calibrate: bool = False) -> None:
         "calibration": {name: asdict(made) if made is not None else None for name, made in measured.items()},
     }
     # Text, so that a table sets all of them to the left.
-    view = View([{"what": name, "found": str(value)} for name, value in facts.items()])
+    view = TableView([{"what": name, "found": str(value)} for name, value in facts.items()])
     with open_output(out.path, out.force) as handle:
         write_numbers(
             out.format,

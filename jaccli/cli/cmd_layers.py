@@ -21,7 +21,7 @@ def run(
     from jaccli.cli import work
     from jaccli.sinks.atomic import open_output
     from jaccli.sinks.numbers import write_numbers
-    from jaccli.sinks.table import View
+    from jaccli.sinks.table import TableView
     from jaccli.sinks.terminal import style_for
 
     with deadline(timeout):
@@ -36,7 +36,7 @@ def run(
         shown = [name for name in ("layer", "type", "calls", "shape", "elements") if any(name in row for row in rows)]
         with open_output(out.path, out.force) as handle:
             style = style_for(out.path, out.no_color)
-            view = View([{**row, **_readable(row)} for row in rows], shown)
+            view = TableView([{**row, **_readable(row)} for row in rows], shown)
             write_numbers(out.format, handle, document=document, records=rows, view=view, style=style)
 
 
@@ -52,15 +52,15 @@ def _names(network: Any) -> list[tuple[str | None, str, str]]:
 
 def _seen(network: Any, inputs: Any) -> list[dict[str, Any]]:
     from jaccli.activations.address import INPUT, OUTPUT
-    from jaccli.activations.calls import Seen, shapes, watch
+    from jaccli.activations.calls import LayerCalls, shapes, watch
     from jaccli.planning.linearize import readable
 
     with readable(inputs):
         found, output = watch(network, inputs)
-    own = {INPUT: Seen(1, shapes(inputs.args[0])), OUTPUT: Seen(1, shapes(output))}
+    own = {INPUT: LayerCalls(1, shapes(inputs.args[0])), OUTPUT: LayerCalls(1, shapes(output))}
     rows = []
     for path, name, kind in _names(network):
-        seen = own[name] if path is None else found.get(path, Seen())
+        seen = own[name] if path is None else found.get(path, LayerCalls())
         row: dict[str, Any] = {"layer": name, "type": kind, "calls": seen.calls, "shape": None}
         floating = {
             name: shape for name, (shape, dtype) in seen.outputs.items() if dtype.startswith(("float", "bfloat"))

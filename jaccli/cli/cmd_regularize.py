@@ -174,11 +174,11 @@ def _report(job: Job, document: Record, before: Stand, after: Stand, out: Output
     from jaccli.cli.training_report import columns_of, legend_of, records_of, rows_of, title_of
     from jaccli.sinks.atomic import open_output
     from jaccli.sinks.numbers import write_numbers
-    from jaccli.sinks.table import View
+    from jaccli.sinks.table import TableView
     from jaccli.sinks.terminal import style_for
 
     columns = columns_of(job.training.goal, job.train.samples.targets is not None)
-    view = View(
+    view = TableView(
         rows_of(job, before, after), columns, title_of(job, document["stopped"]), keys=columns.index("when") + 1
     )
     style = style_for(None, out.no_color)

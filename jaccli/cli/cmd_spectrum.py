@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from jaccli.cli.work import Loaded
-    from jaccli.sinks.table import View
+    from jaccli.sinks.table import TableView
 
 _ROUNDING = (
     "the smallest singular values are rounding of {}: do not rely on them, nor on condition, determinant and log_volume"
@@ -122,7 +122,7 @@ def _finish(found: list[Record], timing: dict[str, float], out: OutputRequest, w
     _write(document, rows_of(found), view_of(found, lines, wanted.per_sample, saved), out)
 
 
-def _write(document: Record, records: Sequence[Record], view: View, out: OutputRequest) -> None:
+def _write(document: Record, records: Sequence[Record], view: TableView, out: OutputRequest) -> None:
     from jaccli.sinks.atomic import open_output
     from jaccli.sinks.numbers import write_numbers
     from jaccli.sinks.terminal import style_for

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from jaccli.cli.figures import Record, pair_name, readable, rows_of
-from jaccli.sinks.table import View
+from jaccli.sinks.table import TableView
 
 COLUMNS = ("frobenius", "relative", "spectral", "max_abs", "alpha", "identity_share")
 # Of several samples of a layer: means and, of norms, the largest.
@@ -16,7 +16,7 @@ _SPARE = ("max_abs", "frobenius")
 _SPARE_MEANS = ("identity_share", "spectral max", "relative max")
 
 
-def view_of(found: Sequence[Record], per_sample: bool, saved: str = "") -> View:
+def view_of(found: Sequence[Record], per_sample: bool, saved: str = "") -> TableView:
     """The table of all pairs.
 
     Args:
@@ -37,7 +37,7 @@ def view_of(found: Sequence[Record], per_sample: bool, saved: str = "") -> View:
         rows, columns, spare = [_over_samples(record) for record in found], MEANS, _SPARE_MEANS
         title += f", means over {len(samples)} samples"
     present = [name for name in columns if any(name in row for row in rows)]
-    return View([readable(row) for row in rows], [*named, *present], title, max(len(named), 1), spare, _HEADS)
+    return TableView([readable(row) for row in rows], [*named, *present], title, max(len(named), 1), spare, _HEADS)
 
 
 def _over_samples(record: Record) -> Record:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from jaccli.cli.work import Loaded
     from jaccli.linear_maps.linear_map import LinearMap
-    from jaccli.planning.linearize import Pair, Prepared
+    from jaccli.planning.linearize import Linearization, Pair
     from jaccli.statistics.product_estimates import Effort
 
 Record = dict[str, Any]
@@ -118,7 +118,7 @@ def _estimated(
         max_memory=how.max_memory,
         accept=_fitting(figures),
         watch=loaded.timing.watch,
-        on_plan=lambda prepared, size, vectors: _explain(prepared, size, vectors, loaded, how),
+        on_plan=lambda linearization, size, vectors: _explain(linearization, size, vectors, loaded, how),
     )
     with status(how.quiet, how.no_color) as tell:
         tell("estimating")
@@ -132,15 +132,15 @@ def _estimated(
     return list(found.values())
 
 
-def _explain(prepared: Prepared, size: int, vectors: int, loaded: Loaded, how: RunRequest) -> None:
+def _explain(linearization: Linearization, size: int, vectors: int, loaded: Loaded, how: RunRequest) -> None:
     """``--explain``: what an estimate is going to do, on standard error."""
     if not how.explain:
         return
     from jaccli.sinks.text import inert
 
-    f, batch = prepared.linear.f, loaded.inputs.batch
+    f, batch = linearization.linear.f, loaded.inputs.batch
     print(
-        f"{inert(prepared.name)}: J is {f.n_out} x {f.n_in} for each of {batch} samples, and is not built\n"
+        f"{inert(linearization.name)}: J is {f.n_out} x {f.n_in} for each of {batch} samples, and is not built\n"
         f"  method  estimate: products with random vectors, {vectors} at a time\n"
         f"  samples {min(size, batch)} at a time",
         file=sys.stderr,
@@ -192,23 +192,23 @@ def empty(
     }
 
 
-def _fitting(figures: Figures) -> Callable[[Prepared], bool]:
-    return is_square if figures.square else lambda prepared: True
+def _fitting(figures: Figures) -> Callable[[Linearization], bool]:
+    return is_square if figures.square else lambda linearization: True
 
 
-def is_square(prepared: Prepared) -> bool:
+def is_square(linearization: Linearization) -> bool:
     """A pair that was named must have a square J; one that a glob gave is left out with a note.
 
     Raises:
         UsageError: a J that is not square.
     """
-    f = prepared.linear.f
+    f = linearization.linear.f
     if f.n_out == f.n_in:
         return True
-    if prepared.pair[0].globbed:
-        note(f"left out: J of {prepared.name} is {f.n_out} x {f.n_in}, not square")
+    if linearization.pair[0].globbed:
+        note(f"left out: J of {linearization.name} is {f.n_out} x {f.n_in}, not square")
         return False
-    raise _not_square(prepared.name, f.n_out, f.n_in, "'jaccli layers MODEL -i INPUT' shows sizes")
+    raise _not_square(linearization.name, f.n_out, f.n_in, "'jaccli layers MODEL -i INPUT' shows sizes")
 
 
 def _not_square(name: str, n_out: int, n_in: int, remedy: str) -> UsageError:

@@ -20,7 +20,7 @@ from jaccli.training.descent import Parameter, parameters_of
 from jaccli.training.goal import Figures, figures, goal_of
 from jaccli.training.loop import Recipe, Training
 from jaccli.training.samples import Samples, has_rows_of_arguments
-from jaccli.training.task import Original, Task, task_of
+from jaccli.training.task import Original, TrainingTask, task_of
 
 # Of the samples one in so many is held out; below that many none can be spared.
 ONE_IN = 5
@@ -59,7 +59,7 @@ class Job:
     parameters: list[Parameter]
     train: Share
     held_out: Share
-    task: Task
+    task: TrainingTask
     training: Training
     size: int
 

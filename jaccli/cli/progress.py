@@ -11,7 +11,7 @@ from typing import Any
 from jaccli.cli.console import live_console
 from jaccli.methods import METHODS
 from jaccli.planning.decide import Decision
-from jaccli.planning.linearize import Prepared
+from jaccli.planning.linearize import Linearization
 from jaccli.sinks.charset import is_unicode
 from jaccli.sinks.standard import results
 
@@ -30,7 +30,7 @@ class Bar:
         self._wanted = False
         self._since = time.perf_counter()
 
-    def expect(self, batch: int, decisions: Sequence[Decision], ready: Sequence[Prepared]) -> None:
+    def expect(self, batch: int, decisions: Sequence[Decision], ready: Sequence[Linearization]) -> None:
         """How much there is to do: samples times rows or columns."""
         self._batch, self._block = batch, ready[0].linear.batch
         counts = [

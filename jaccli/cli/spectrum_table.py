@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from jaccli.cli.figures import Record, pair_name, readable, rows_of
-from jaccli.sinks.table import View
+from jaccli.sinks.table import TableView
 from jaccli.statistics.isometry import smallest
 
 _HEADS = {
@@ -34,7 +34,7 @@ _FIGURES = (
 _MEANS = ("spectral_norm", "smallest", "mean_squared_singular_value", "relative_variance", "gain")
 
 
-def view_of(found: Sequence[Record], isometry: Sequence[Record], per_sample: bool, saved: str = "") -> View:
+def view_of(found: Sequence[Record], isometry: Sequence[Record], per_sample: bool, saved: str = "") -> TableView:
     """The table of all pairs.
 
     Args:
@@ -49,18 +49,18 @@ def view_of(found: Sequence[Record], isometry: Sequence[Record], per_sample: boo
         rows = [{**line, **_means(record)} for line, record in zip(isometry, found, strict=True)]
         names = [end for end in ("source", "target") if len({line[end] for line in isometry}) > 1] or ["source"]
         columns = [*names, *(n for n in (*_MEANS, *_EIGENVALUES) if any(row.get(n) is not None for row in rows))]
-        return View([readable(row) for row in rows], columns, title, len(names), heads=_HEADS)
+        return TableView([readable(row) for row in rows], columns, title, len(names), heads=_HEADS)
     rows = [{**row, "smallest": smallest(record, row)} for record in found for row in rows_of([record])]
     named = [end for end in ("source", "target") if len({row[end] for row in rows}) > 1] + ["sample"]
     columns = [*named, *(name for name in _FIGURES if any(row.get(name) is not None for row in rows))]
-    return View([readable(row) for row in rows], columns, title, len(named), heads=_HEADS)
+    return TableView([readable(row) for row in rows], columns, title, len(named), heads=_HEADS)
 
 
 def _means(record: Record) -> Record:
     return {name: record["summary"][name]["mean"] for name in _EIGENVALUES if name in record["summary"]}
 
 
-def chain_view(samples: Sequence[Record], layers: Sequence[str]) -> View:
+def chain_view(samples: Sequence[Record], layers: Sequence[str]) -> TableView:
     """The table of ``--lyapunov``."""
     rows = [
         {"sample": s["sample"], "largest": e[0], "least": e[-1], "sum": sum(e), "exponents": _few(e)}
@@ -69,7 +69,7 @@ def chain_view(samples: Sequence[Record], layers: Sequence[str]) -> View:
     ]
     steps = "1 step" if len(layers) == 2 else f"{len(layers) - 1} steps"
     title = f"Lyapunov exponents of {steps}, {layers[0]} -> {layers[-1]}, per step"
-    return View([readable(row) for row in rows], ["sample", "largest", "least", "sum", "exponents"], title)
+    return TableView([readable(row) for row in rows], ["sample", "largest", "least", "sum", "exponents"], title)
 
 
 def _title(found: Sequence[Record], saved: str) -> str:

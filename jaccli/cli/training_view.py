@@ -11,7 +11,7 @@ from typing import Any
 from jaccli.cli.console import live_console
 from jaccli.cli.messages import say
 from jaccli.sinks.text import inert
-from jaccli.training.loop import Look, Step
+from jaccli.training.loop import Look, TrainingStep
 
 _ROWS = 10
 _REDRAW = 0.1  # seconds
@@ -44,10 +44,10 @@ class View:
     watched: str = "held out"
     seen: list[_Seen] = field(default_factory=list)
     best: int = 0
-    now: Step | None = None
+    now: TrainingStep | None = None
     started: float = field(default_factory=time.perf_counter)
 
-    def take(self, step: Step) -> None:
+    def take(self, step: TrainingStep) -> None:
         """One step more."""
         self.now, self.best = step, step.best
         if step.look is not None:
@@ -86,7 +86,7 @@ class View:
 
 
 @contextlib.contextmanager
-def watched(view: View, quiet: bool, no_color: bool) -> Iterator[Callable[[Step], None]]:
+def watched(view: View, quiet: bool, no_color: bool) -> Iterator[Callable[[TrainingStep], None]]:
     """Called with each step. The table is wiped off in the end: the report follows."""
     if quiet:
         yield lambda step: None
@@ -98,13 +98,13 @@ def watched(view: View, quiet: bool, no_color: bool) -> Iterator[Callable[[Step]
 
 
 @contextlib.contextmanager
-def _table(view: View, console: Any) -> Iterator[Callable[[Step], None]]:
+def _table(view: View, console: Any) -> Iterator[Callable[[TrainingStep], None]]:
     from rich.live import Live
 
     with Live(console=console, transient=True, auto_refresh=False) as live:
         drawn = 0.0
 
-        def show(step: Step) -> None:
+        def show(step: TrainingStep) -> None:
             nonlocal drawn
             view.take(step)
             if view.seconds - drawn > _REDRAW or not drawn:
@@ -120,7 +120,7 @@ class _Lines:
     def __init__(self, view: View) -> None:
         self.view, self.next, self.pause = view, _FIRST_LINE, _FIRST_LINE
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: TrainingStep) -> None:
         self.view.take(step)
         if step.look is not None and self.view.seconds > self.next:
             self.pause = min(2 * self.pause, _LAST_LINE)

@@ -27,8 +27,8 @@ from jaccli.networks.network import Network
 from jaccli.networks.state.random_generators import seed_all
 from jaccli.planning.decide import Decision
 from jaccli.planning.explain import explain
-from jaccli.planning.linearize import Pair, Prepared, computing, readable
-from jaccli.run.blocks import Choice, Piece, Watch, one_batch_only, part, pilot, stream
+from jaccli.planning.linearize import Linearization, Pair, computing, readable
+from jaccli.run.blocks import Choice, Piece, Progress, one_batch_only, part, pilot, stream
 from jaccli.run.compile_blocks import Compiling
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 from jaccli.samples.load import load_argument, load_samples
@@ -42,7 +42,7 @@ class Timing:
 
     import_s: float = field(default_factory=lambda: IMPORTED - STARTED)
     load_s: float = 0.0
-    watch: Watch = field(default_factory=Watch)
+    watch: Progress = field(default_factory=Progress)
 
     def document(self) -> dict[str, float]:
         """The contract's ``timing``; ``compile_s`` with ``--compile``."""
@@ -99,7 +99,7 @@ def load_network(request: ModelRequest) -> Network:
     dtype = getattr(torch, request.dtype) if request.dtype else None
     if device.type != "cpu" or dtype is not None:
         network = _converted(network, device, dtype)
-    network.tell_doubts()
+    network.report_warnings()
     return network
 
 
@@ -258,14 +258,14 @@ def pieces(
     pairs: Sequence[Pair],
     request: RunRequest,
     *,
-    on_plan: Callable[[Sequence[Decision], Sequence[Prepared]], None] = lambda decisions, ready: None,
-    accept: Callable[[Prepared], bool] = lambda prepared: True,
+    on_plan: Callable[[Sequence[Decision], Sequence[Linearization]], None] = lambda decisions, ready: None,
+    accept: Callable[[Linearization], bool] = lambda linearization: True,
 ) -> Iterator[Piece]:
     """J of every pair in blocks, with progress on a terminal and the plan if it is asked for."""
     with progress(request.quiet, request.no_color) as bar:
         last: Pair | None = None
 
-        def planned(decisions: Sequence[Decision], ready: Sequence[Prepared]) -> None:
+        def planned(decisions: Sequence[Decision], ready: Sequence[Linearization]) -> None:
             nonlocal last
             last = ready[-1].pair
             release_messages()
@@ -294,12 +294,12 @@ def pieces(
                 bar.finished(piece)
 
 
-def _explain(decisions: Sequence[Decision], ready: Sequence[Prepared], batch: int) -> None:
+def _explain(decisions: Sequence[Decision], ready: Sequence[Linearization], batch: int) -> None:
     import sys
 
     from jaccli.sinks.text import inert
 
-    for decision, prepared in zip(decisions, ready, strict=True):
-        f = prepared.linear.f
-        text = explain(prepared.name, (batch, f.n_out, f.n_in), decision)
+    for decision, linearization in zip(decisions, ready, strict=True):
+        f = linearization.linear.f
+        text = explain(linearization.name, (batch, f.n_out, f.n_in), decision)
         print("\n".join(inert(line) for line in text.splitlines()), file=sys.stderr)

@@ -17,7 +17,7 @@ BATCHED = ", batched"
 
 
 @dataclass(frozen=True)
-class Route:
+class Implementation:
     """One way of a product with vectors ``(batch, n, k)``.
 
     Args:
@@ -36,7 +36,7 @@ class Route:
 
 
 @dataclass
-class Routes:
+class Implementations:
     """The routes of one product, in order of preference; the last is sure.
 
     Each is verified with a random vector when it is first taken. One that raises, disagrees or gives what is not
@@ -55,7 +55,7 @@ class Routes:
     """
 
     product: str
-    routes: Sequence[Route]
+    routes: Sequence[Implementation]
     probe: Callable[[], Tensor]
     holds: Callable[[Tensor], bool]
     truth: str = "a backward pass"
@@ -100,7 +100,7 @@ class Routes:
             worded("J itself with {method:finite-difference} needs no gradients"),
         ) from last
 
-    def _taken(self, route: Route, vectors: Tensor) -> Tensor | None:
+    def _taken(self, route: Implementation, vectors: Tensor) -> Tensor | None:
         """The product; None where it is wrong."""
         if route.sure:
             return route.take(vectors)
@@ -117,7 +117,7 @@ class Routes:
             return found
         return self._checked(route, found, vectors)
 
-    def _checked(self, route: Route, found: Tensor, vectors: Tensor) -> Tensor:
+    def _checked(self, route: Implementation, found: Tensor, vectors: Tensor) -> Tensor:
         """A product that is not finite, beside that of a sure route."""
         sure = self.routes[-1].take(vectors)
         if torch.equal(sure.isfinite(), found.isfinite()):
@@ -126,11 +126,11 @@ class Routes:
             self._leave(route, "it gives numbers that are not finite where a backward pass gives finite ones")
         return sure
 
-    def _leave(self, route: Route, why: str) -> None:
+    def _leave(self, route: Implementation, why: str) -> None:
         self.set_aside.add(route.name)
         self._untold.setdefault(route.name.removesuffix(BATCHED), why)
 
-    def _tell(self, taken: Route) -> None:
+    def _tell(self, taken: Implementation) -> None:
         """One note of all that was set aside since the last one."""
         if self._untold and not self.quiet:
             reasons = "; ".join(f"{name} ({why})" for name, why in self._untold.items())

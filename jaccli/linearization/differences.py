@@ -13,7 +13,7 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.linear_maps.norms import norm
 from jaccli.linearization.float64_copy import Twin, twin
-from jaccli.linearization.linearization import Linearised
+from jaccli.linearization.linearization import LinearizedFunction
 from jaccli.runtime.torch_errors import is_out_of_memory
 
 # Steps in units of each sample's size: the largest, the ratio of neighbours, and how few units in the last place.
@@ -61,7 +61,7 @@ class Differences:
         moved: the samples that move; with all of them it is the whole batch's Jz.
     """
 
-    linear: Linearised
+    linear: LinearizedFunction
     moved: slice = field(default_factory=lambda: slice(None))
 
     @cached_property

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from jaccli.linear_maps.norms import norm
-from jaccli.linearization.linearization import Linearised
+from jaccli.linearization.linearization import LinearizedFunction
 from jaccli.networks.network import Network
 from jaccli.runtime.dispatch import Mode, passed
 
@@ -42,7 +42,7 @@ class Twin:
     wide: bool = False
 
 
-def twin(linear: Linearised) -> Twin:
+def twin(linear: LinearizedFunction) -> Twin:
     """f in float64, or as it is where there is no such form of it that has the same values, or numbers are drawn.
 
     Cost: a copy of the model, and two forward passes.

@@ -18,7 +18,15 @@ from jaccli.activations.function import LayerFunction
 from jaccli.autograd.walk import graph_nodes
 from jaccli.runtime.dispatch import Within
 
-__all__ = ["Linearised", "Live", "batching_imported", "coarsest", "gradient", "gradients", "graph_nodes"]
+__all__ = [
+    "LinearizedFunction",
+    "RecordedPass",
+    "batching_imported",
+    "coarsest",
+    "gradient",
+    "gradients",
+    "graph_nodes",
+]
 
 
 def coarsest(target: Tensor) -> float:
@@ -40,7 +48,7 @@ def batching_imported() -> bool:
 
 
 @dataclass
-class Live:
+class RecordedPass:
     """The gradient graph of one forward pass: the raw source tensor and the target ``(batch, *shape)``."""
 
     source: Tensor
@@ -60,7 +68,7 @@ _NO_SECOND_GRAPH = "the backward pass leaves no graph of itself"
 
 
 @dataclass
-class Linearised:
+class LinearizedFunction:
     """f near a point.
 
     Products are batched over samples, and their vectors are flat: tangents ``(batch, n_in)``,
@@ -78,7 +86,7 @@ class Linearised:
     f: LayerFunction
     point: Tensor
     value: Tensor
-    live: Live | None
+    live: RecordedPass | None
     passes: Counter[str] = field(default_factory=Counter)
     _turned: tuple[Tensor, Tensor] | None = None
 
@@ -189,7 +197,7 @@ class Linearised:
             self._turned = self.f.source.slot.columns(row[None])[0], u
         return self._turned
 
-    def _graph(self) -> Live:
+    def _graph(self) -> RecordedPass:
         if self.live is None:
             raise NotImplementedError("there is no gradient graph")
         return self.live

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from jaccli.linear_maps.norms import norm
-from jaccli.linearization.linearization import Linearised, gradient
+from jaccli.linearization.linearization import LinearizedFunction, gradient
 from jaccli.runtime.dispatch import Mode, passed
 from jaccli.runtime.torch_errors import is_out_of_memory
 
@@ -53,7 +53,7 @@ class Rounding:
         return self.row > DROWNED * self.size
 
 
-def rounding(linear: Linearised, u: Tensor) -> Rounding | None:
+def rounding(linear: LinearizedFunction, u: Tensor) -> Rounding | None:
     """Rounding errors by Monte Carlo arithmetic (Parker 1997): every operator's result is moved by some units in the
     last place of its own dtype, forward and backward, so that lower precision inside and sizes inside count.
 
@@ -84,7 +84,7 @@ def rounding(linear: Linearised, u: Tensor) -> Rounding | None:
     return Rounding(_reach(values, norms(value0), units), _reach(rows, size, units), size, steady)
 
 
-def _units(linear: Linearised) -> float:
+def _units(linear: LinearizedFunction) -> float:
     return max(1.0, min(UNITS, MOST / linear.rounding))
 
 
@@ -93,7 +93,7 @@ def _reach(moved: Tensor, size: Tensor, units: float) -> Tensor:
     return ALLOWED * torch.where(moved > LOST * size, moved, moved / units)
 
 
-def value_rounding(linear: Linearised) -> Tensor:
+def value_rounding(linear: LinearizedFunction) -> Tensor:
     """What rounding may move f(x) by, ``(batch,)`` as in ``Rounding``, without gradients.
 
     Where the model does not run so, some units in the last place of each sample's largest value. Cost: three
@@ -126,7 +126,7 @@ def norms(a: Tensor) -> Tensor:
     return norm(a.detach().reshape(a.shape[0], -1), (1,)).cpu()
 
 
-def _run(linear: Linearised, u: Tensor, units: float = 0.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+def _run(linear: LinearizedFunction, u: Tensor, units: float = 0.0, seed: int = 0) -> tuple[Tensor, Tensor]:
     """f(x) and Jᵀu from a new forward pass; with ``units`` all results are rounded otherwise."""
     linear.passes["forward"] += 1
     linear.passes["vjp"] += 1

@@ -17,7 +17,7 @@ from torch.autograd.function import BackwardCFunction
 from jaccli import defaults
 from jaccli.linear_maps.norms import norm
 from jaccli.linearization.differences import Differences
-from jaccli.linearization.linearization import Linearised, graph_nodes
+from jaccli.linearization.linearization import LinearizedFunction, graph_nodes
 
 # An element of a product that is this much smaller than the others is judged by their size, not by its own.
 _NOT_SMALLER = 1e-2
@@ -77,7 +77,7 @@ class Truth:
         unsettled: of how many samples differences said nothing.
     """
 
-    linear: Linearised
+    linear: LinearizedFunction
     mixes: bool = False
     backward: bool = True
     unsettled: int = 0
@@ -122,7 +122,7 @@ class Truth:
         return torch.randn(self.linear.batch, size, generator=generator).to(self.linear.value)
 
 
-def is_odd(linear: Linearised, u: Tensor, row: Tensor) -> bool:
+def is_odd(linear: LinearizedFunction, u: Tensor, row: Tensor) -> bool:
     """Whether a backward pass of −8u gives −8 times ``row``, that of u: what is clipped, or rectified, does not.
 
     A power of two commutes with rounding. Cost: one backward pass, where the graph holds code in Python, which

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaccli.methods.backward import Functional, Loop, Replicate, Reverse
-from jaccli.methods.base import Method, MethodGap, Task
+from jaccli.methods.base import Method, MethodGap, MethodTask
 from jaccli.methods.finite_difference import FiniteDifference
 from jaccli.methods.forward import Forward
 from jaccli.methods.structured import Structured
@@ -14,4 +14,4 @@ METHODS: dict[MethodName, Method] = {
     for method in (Structured(), Reverse(), Forward(), Loop(), Replicate(), Functional(), FiniteDifference())
 }
 
-__all__ = ["METHODS", "Method", "MethodGap", "MethodName", "Task"]
+__all__ = ["METHODS", "Method", "MethodGap", "MethodName", "MethodTask"]

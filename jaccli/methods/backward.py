@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jaccli.activations.entry_dimension import close
 from jaccli.errors import JaccliError
-from jaccli.methods.base import Method, MethodGap, Task, is_out_of_memory, nudged, reason, spans
+from jaccli.methods.base import Method, MethodGap, MethodTask, is_out_of_memory, perturbed, reason, spans
 from jaccli.names import MethodName
 
 
@@ -21,7 +21,7 @@ class Loop(Method):
     by: Literal["row", "column"] = "row"
     needs_graph = True
 
-    def fill(self, task: Task) -> None:
+    def fill(self, task: MethodTask) -> None:
         linear = task.linear
         for group in task.groups():
             seed = task.out.new_zeros(linear.batch, linear.f.n_out)
@@ -43,7 +43,7 @@ class Reverse(Method):
     by: Literal["row", "column"] = "row"
     needs_graph = True
 
-    def fill(self, task: Task) -> None:
+    def fill(self, task: MethodTask) -> None:
         linear = task.linear
         for group in task.groups():
             for start, stop in spans(linear.f.n_out, task.chunk):
@@ -64,7 +64,7 @@ class Replicate(Method):
     by: Literal["row", "column"] = "row"
     needs_graph = False
 
-    def fill(self, task: Task) -> None:
+    def fill(self, task: MethodTask) -> None:
         linear = task.linear
         if task.samples_mix:
             raise MethodGap("samples mix in this model: copies of the batch would change each other")
@@ -90,7 +90,7 @@ class Functional(Method):
     by: Literal["row", "column"] = "row"
     needs_graph = False
 
-    def fill(self, task: Task) -> None:
+    def fill(self, task: MethodTask) -> None:
         linear = task.linear
         jacobian = torch.autograd.functional.jacobian
         linear.passes["forward"] += 1
@@ -110,7 +110,7 @@ class Functional(Method):
         task.tick(n_out)
 
 
-def check_tiling(task: Task) -> None:
+def check_tiling(task: MethodTask) -> None:
     """Whether copies of the batch leave each other's values alone. Cost: an evaluation of three.
 
     Raises:
@@ -119,7 +119,7 @@ def check_tiling(task: Task) -> None:
     linear = task.linear
     if linear.f.source.slot.dim is None or linear.f.target.slot.dim is None:
         raise MethodGap("the activation has no dimension for samples")
-    other = nudged(linear.point)
+    other = perturbed(linear.point)
     try:
         with torch.no_grad():
             values = linear.evaluate(torch.cat([other, linear.point, other]), copies=3)

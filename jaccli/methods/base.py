@@ -9,13 +9,13 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from jaccli.graph.elimination.accumulate import Engine
-from jaccli.graph.elimination.bracketing import Bracket
-from jaccli.linearization.linearization import Linearised
+from jaccli.graph.elimination.accumulate import EliminationPlan
+from jaccli.graph.elimination.bracketing import Bracketing
+from jaccli.linearization.linearization import LinearizedFunction
 from jaccli.names import MethodName
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 
-__all__ = ["Method", "MethodGap", "Task", "Tick", "is_out_of_memory", "nudged", "reason", "spans"]
+__all__ = ["Method", "MethodGap", "MethodTask", "Tick", "is_out_of_memory", "perturbed", "reason", "spans"]
 
 Tick = Callable[[int], None]
 
@@ -25,7 +25,7 @@ class MethodGap(Exception):
 
 
 @dataclass
-class Task:
+class MethodTask:
     """One J to fill.
 
     Args:
@@ -41,15 +41,15 @@ class Task:
         bracket: how to multiply out its chain, where that is known.
     """
 
-    linear: Linearised
+    linear: LinearizedFunction
     out: Tensor
     chunk: int
     samples_mix: bool = False
     tick: Tick = lambda done: None
     notes: list[str] = field(default_factory=list)
     error_estimate: float | None = None
-    engine: Engine | None = None
-    bracket: Bracket | None = None
+    engine: EliminationPlan | None = None
+    bracketing: Bracketing | None = None
 
     def groups(self) -> list[slice]:
         """Which samples may share a pass: all of them, or each its own."""
@@ -76,7 +76,7 @@ class Method(Protocol):
     by: Literal["row", "column"]
     needs_graph: bool
 
-    def fill(self, task: Task) -> None:
+    def fill(self, task: MethodTask) -> None:
         """Fill ``task.out``.
 
         Raises:
@@ -89,7 +89,7 @@ def spans(size: int, chunk: int) -> list[tuple[int, int]]:
     return [(start, min(start + chunk, size)) for start in range(0, size, max(chunk, 1))]
 
 
-def nudged(point: Tensor) -> Tensor:
+def perturbed(point: Tensor) -> Tensor:
     """A point nearby: every value some percent smaller, which keeps to the range that a model may insist on.
 
     Samples of zeros are moved away from zero.

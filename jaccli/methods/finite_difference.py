@@ -10,7 +10,7 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.errors import JaccliError
 from jaccli.methods.backward import check_tiling
-from jaccli.methods.base import Method, MethodGap, Task, is_out_of_memory, reason, spans
+from jaccli.methods.base import Method, MethodGap, MethodTask, is_out_of_memory, reason, spans
 from jaccli.methods.steps import (
     Pilot,
     Trials,
@@ -39,10 +39,10 @@ class FiniteDifference(Method):
     by: Literal["row", "column"] = "column"
     needs_graph = False
 
-    def fill(self, task: Task) -> None:
+    def fill(self, task: MethodTask) -> None:
         # Not inference_mode: a model may take gradients of its own inside.
         with torch.no_grad():
-            difference = Differences(task)
+            difference = CentralDifferences(task)
             # All steps of all columns are held at once, in float64.
             held = defaults.TRY_ALL * task.out.numel() * 8
             few = difference.n_in <= defaults.TRY_ALL and held <= defaults.WORKING_SET
@@ -51,7 +51,7 @@ class FiniteDifference(Method):
         task.error_estimate = squares**0.5 / size if size else None
 
 
-def _every_step(difference: Differences) -> float:
+def _every_step(difference: CentralDifferences) -> float:
     """Few columns: each sample and column takes the best of all steps; the sum of squared errors."""
     task = difference.task
     columns, squares = best_columns(
@@ -62,7 +62,7 @@ def _every_step(difference: Differences) -> float:
     return squares
 
 
-def _one_factor(difference: Differences) -> float:
+def _one_factor(difference: CentralDifferences) -> float:
     """Many columns: the factor of a pilot, mended where it does not suit; the sum of squared errors."""
     task, n_in = difference.task, difference.n_in
     count = min(max(n_in // 8, defaults.PILOT_COLUMNS), defaults.TRY_ALL)
@@ -75,7 +75,7 @@ def _one_factor(difference: Differences) -> float:
     pilot = choose_step(trials, difference.scale[:, columns].double())
     squares = 0.0
     for start, stop in spans(n_in, max(task.chunk // 2, 1)):
-        block = Block(difference, pilot, difference.columns[start:stop])
+        block = CoordinateBlock(difference, pilot, difference.columns[start:stop])
         block.shrink()
         block.grow()
         task.out[:, :, start:stop] = block.quotients
@@ -85,7 +85,11 @@ def _one_factor(difference: Differences) -> float:
 
 
 def _trials(
-    difference: Differences, columns: Tensor, most: Tensor, outputs: int, a_decade: int = defaults.PILOT_STEPS_A_DECADE
+    difference: CentralDifferences,
+    columns: Tensor,
+    most: Tensor,
+    outputs: int,
+    a_decade: int = defaults.PILOT_STEPS_A_DECADE,
 ) -> Trials:
     """Some columns at many steps, up to the ``most`` of each; at most ``outputs`` of the outputs are kept."""
     steps = trial_steps(difference.scale[:, columns], most[:, columns], a_decade)
@@ -108,10 +112,10 @@ def _evenly(count: int, of: Tensor) -> Tensor:
     return at
 
 
-class Differences:
+class CentralDifferences:
     """Evaluations of f around the point, as central differences of chosen columns."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: MethodTask) -> None:
         self.task, self.linear = task, task.linear
         self.point = self.linear.point.reshape(self.linear.batch, -1)
         self.value = self.linear.value.reshape(self.linear.batch, -1)
@@ -188,10 +192,10 @@ class Differences:
         return torch.stack(moved)
 
 
-class Block:
+class CoordinateBlock:
     """Some columns with their steps, and what is known of their errors; all ``(batch, k)``."""
 
-    def __init__(self, difference: Differences, pilot: Pilot, columns: Tensor) -> None:
+    def __init__(self, difference: CentralDifferences, pilot: Pilot, columns: Tensor) -> None:
         self.difference, self.pilot, self.columns = difference, pilot, columns
         self.steps = pilot.factor * difference.scale[:, columns]
         self.quotients, self.bend = difference.central(columns, self.steps)

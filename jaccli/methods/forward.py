@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import JaccliError
-from jaccli.methods.base import Method, MethodGap, Task, is_out_of_memory, reason, spans
+from jaccli.methods.base import Method, MethodGap, MethodTask, is_out_of_memory, reason, spans
 from jaccli.names import MethodName
 from jaccli.runtime.kernels import unfused
 
@@ -26,7 +26,7 @@ class Forward(Method):
     by: Literal["row", "column"] = "column"
     needs_graph = False
 
-    def fill(self, task: Task) -> None:
+    def fill(self, task: MethodTask) -> None:
         gaps: list[str] = []
         for label, columns, context in self._ways(task):
             try:
@@ -43,7 +43,7 @@ class Forward(Method):
             return
         raise MethodGap(f"forward mode has no formula for this model: {gaps[0].split(': ', 1)[1]}")
 
-    def _ways(self, task: Task) -> list[tuple[str, Callable[[Tensor], Tensor], AbstractContextManager[None]]]:
+    def _ways(self, task: MethodTask) -> list[tuple[str, Callable[[Tensor], Tensor], AbstractContextManager[None]]]:
         linear = task.linear
 
         def one_by_one(seeds: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class Forward(Method):
             ways.append(("column by column without fused recurrent layers", one_by_one, unfused()))
         return ways
 
-    def _run(self, task: Task, columns: Callable[[Tensor], Tensor]) -> None:
+    def _run(self, task: MethodTask, columns: Callable[[Tensor], Tensor]) -> None:
         linear = task.linear
         for group in task.groups():
             for start, stop in spans(linear.f.n_in, task.chunk):

@@ -7,7 +7,7 @@ from typing import Literal
 from jaccli.graph.elimination.accumulate import engine, jacobian
 from jaccli.graph.trace.capture import capture
 from jaccli.graph.trace.ir import CaptureGap
-from jaccli.methods.base import Method, MethodGap, Task
+from jaccli.methods.base import Method, MethodGap, MethodTask
 from jaccli.names import MethodName
 
 
@@ -21,11 +21,11 @@ class Structured(Method):
     by: Literal["row", "column"] = "row"
     needs_graph = False
 
-    def fill(self, task: Task) -> None:
+    def fill(self, task: MethodTask) -> None:
         if task.samples_mix:
             raise MethodGap("samples mix in this model")
         try:
-            task.engine = task.engine or engine(capture(task.linear.f), task.bracket)
+            task.engine = task.engine or engine(capture(task.linear.f), task.bracketing)
             task.out = jacobian(task.engine)
         except CaptureGap as gap:
             raise MethodGap(str(gap)) from None

@@ -23,8 +23,8 @@ from jaccli.networks.network import Network, StopRun, Tap
 from jaccli.networks.quantized import packed_modules
 from jaccli.networks.state.checkpointing import plain_checkpoints
 from jaccli.networks.state.custom_code import has_own_code, held_generators
-from jaccli.networks.state.fingerprint import PLAIN, Stamp
-from jaccli.networks.state.parameter_writes import ParameterWritten, Watch
+from jaccli.networks.state.fingerprint import PLAIN, Fingerprint
+from jaccli.networks.state.parameter_writes import ParameterWritten, WriteWatch
 from jaccli.networks.state.process_settings import same_settings
 from jaccli.networks.state.random_generators import Noise, use_numpy
 from jaccli.networks.state.snapshot import (
@@ -112,7 +112,7 @@ class EagerNetwork(Network):
         assert state is not None
         state.install()
         watching = self._watched and not self.unwatchable
-        watch = Watch(state.storages if watching else ())
+        watch = WriteWatch(state.storages if watching else ())
         output, stop = None, None
         try:
             with (
@@ -204,8 +204,8 @@ class EagerNetwork(Network):
         yield from self.module.parameters()
         yield from self.module.buffers()
 
-    def stamp(self, moving: Collection[int] = ()) -> Stamp:
-        stamp = Stamp(moving)
+    def stamp(self, moving: Collection[int] = ()) -> Fingerprint:
+        stamp = Fingerprint(moving)
         waiting: list[nn.Module] = [self.module]
         seen: set[int] = set()
         while waiting:
@@ -286,7 +286,7 @@ def _put_back(tap: Tap | None, held: dict[str, Any]) -> None:
         vars(tap).update(held)
 
 
-def _stamp_script(stamp: Stamp, module: Any) -> None:
+def _stamp_script(stamp: Fingerprint, module: Any) -> None:
     """Of a script within an ordinary module: what lies on the other side of the binding."""
     for _, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
         stamp.tensor(tensor)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import warn
-from jaccli.networks.state.fingerprint import Stamp
+from jaccli.networks.state.fingerprint import Fingerprint
 from jaccli.networks.state.random_generators import TORCH, Draws, Noise
 from jaccli.runtime.kernels import unfused
 
@@ -75,7 +75,7 @@ class Network(ABC):
         """Where all generators stand that a run may draw from."""
         return Noise.now()
 
-    def tell_doubts(self) -> None:
+    def report_warnings(self) -> None:
         """Warn of what ``doubtful`` finds; that the model draws is then told already."""
         for doubt in self.doubtful():
             warn(doubt)
@@ -124,13 +124,13 @@ class Network(ABC):
     def tensors(self) -> Iterator[Tensor]:
         """Parameters and buffers: where the model lives and in which dtype."""
 
-    def stamp(self, moving: Collection[int] = ()) -> Stamp:
+    def stamp(self, moving: Collection[int] = ()) -> Fingerprint:
         """What a recorded program rests on; another stamp means that it has to be recorded again.
 
         Args:
             moving: identities of tensors whose content it does not rest on.
         """
-        stamp = Stamp(moving)
+        stamp = Fingerprint(moving)
         for tensor in self.tensors():
             stamp.tensor(tensor)
         return stamp

@@ -21,13 +21,13 @@ from jaccli.graph.trace.ir import CaptureGap, tensors_in
 from jaccli.linearization.linearization import graph_nodes
 from jaccli.models.adapt import as_network
 from jaccli.networks.network import Network
-from jaccli.networks.state.fingerprint import Stamp
+from jaccli.networks.state.fingerprint import Fingerprint
 from jaccli.penalty.slope import Moved
 from jaccli.penalty.training_pass import FEWER, memory_told, training_pass
-from jaccli.penalty.verify import Trial, Wish, recorded
+from jaccli.penalty.verify import Request, Trial, recorded
 from jaccli.planning.bind import bind
 from jaccli.planning.decide import human
-from jaccli.planning.linearize import Pair, Prepared, computing, exact_attention, prepare
+from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
 from jaccli.planning.memory import available
 from jaccli.planning.mixing_message import mixing
 from jaccli.run.execute import report_path
@@ -37,7 +37,7 @@ from jaccli.text.wording import worded
 
 
 @dataclass
-class Seen:
+class Analysis:
     """What a first call found.
 
     Args:
@@ -63,9 +63,9 @@ class Seen:
     single: bool = False
     told: bool = False
     calls: Counter[bool] = field(default_factory=Counter)
-    _elsewhere: Seen | None = None
+    _elsewhere: Analysis | None = None
 
-    def elsewhere(self) -> Seen:
+    def elsewhere(self) -> Analysis:
         """The same where the model takes another branch than the program was recorded for."""
         if self._elsewhere is None:
             self._elsewhere = replace(self, accumulation=None, calls=Counter())
@@ -73,7 +73,7 @@ class Seen:
 
 
 @dataclass
-class Site:
+class CallSite:
     """A layer pair of a network, with what was seen there, by the shapes of inputs and the state of the network.
 
     It holds on to no module, so that it does not keep alive the model that it is kept for.
@@ -81,9 +81,9 @@ class Site:
 
     pair: Pair
     dim: int
-    known: list[tuple[Signature, Stamp, Seen]] = field(default_factory=list)
+    known: list[tuple[Signature, Fingerprint, Analysis]] = field(default_factory=list)
 
-    def look(self, network: Network, inputs: Inputs, wish: Wish) -> Seen:
+    def look(self, network: Network, inputs: Inputs, wish: Request) -> Analysis:
         """What holds for these inputs. Cost: of a first call a forward and two backward passes, and planning.
 
         Raises:
@@ -100,28 +100,28 @@ class Site:
         self.known = [*self.known[1 - defaults.REPLAY_KEPT :], (key, stamp, seen)]
         return seen
 
-    def _first(self, network: Network, inputs: Inputs, live: list[Tensor], wish: Wish) -> Seen:
-        network.tell_doubts()
+    def _first(self, network: Network, inputs: Inputs, live: list[Tensor], wish: Request) -> Analysis:
+        network.report_warnings()
         with computing(network), exact_attention(True):
-            (prepared,) = prepare(network, inputs, [self.pair])
+            (linearization,) = linearize(network, inputs, [self.pair])
             if wish.square:
-                _check_square(prepared)
-            report_path(prepared, prepared.name)
-            if prepared.samples_mix:
-                text = mixing(prepared)
-                warn(worded("{name}: {text}", name=prepared.name, text=text))
-            if prepared.linear.live is None:
+                _check_square(linearization)
+            report_path(linearization, linearization.name)
+            if linearization.samples_mix:
+                text = mixing(linearization)
+                warn(worded("{name}: {text}", name=linearization.name, text=text))
+            if linearization.linear.live is None:
                 raise UnsupportedError(
-                    f"the model refuses a pass with gradients: {prepared.probe.backward_gap}",
+                    f"the model refuses a pass with gradients: {linearization.probe.backward_gap}",
                     "expected a model that can be differentiated",
                 )
-            nodes = graph_nodes(prepared.linear.live.target)
+            nodes = graph_nodes(linearization.linear.live.target)
             fused = not network.fused or any(node.name().startswith(FUSED_NODES) for node in nodes)
-            linear = prepared.linear
-            seen = Seen(
+            linear = linearization.linear
+            seen = Analysis(
                 live,
-                prepared.connected,
-                prepared.samples_mix,
+                linearization.connected,
+                linearization.samples_mix,
                 fused,
                 linear.shape,
                 linear.value.dtype,
@@ -130,12 +130,12 @@ class Site:
             if seen.mixes or not seen.connected:
                 return seen
             if not wish.probes:
-                _check_room(prepared)
+                _check_room(linearization)
             with suppress(CaptureGap):
-                seen.accumulation = recorded(prepared, inputs, live, wish)
+                seen.accumulation = recorded(linearization, inputs, live, wish)
         return seen
 
-    def verify(self, network: Network, inputs: Inputs, seen: Seen, wish: Wish, wanted: bool) -> None:
+    def verify(self, network: Network, inputs: Inputs, seen: Analysis, wish: Request, wanted: bool) -> None:
         """At calls 1, 2, 4, 8, …: is what is computed right, and its gradient if it is ``wanted``?
 
         Rules are wrong at some points only, and training moves. Cost: there, a step more, or some.
@@ -159,7 +159,7 @@ class Site:
                 _take(seen, *trial.choose())
 
     def _trial(
-        self, network: Network, inputs: Inputs, seen: Seen, wish: Wish, asked: list[Tensor], rows: Rows
+        self, network: Network, inputs: Inputs, seen: Analysis, wish: Request, asked: list[Tensor], rows: Rows
     ) -> Trial:
         v = None
         if wish.probes:
@@ -171,7 +171,7 @@ class Site:
         return Trial(rows, made, v, wish, asked, moved)
 
 
-def _take(seen: Seen, through: Literal["program", "passes"], off: float) -> None:
+def _take(seen: Analysis, through: Literal["program", "passes"], off: float) -> None:
     """Gradients go through this from now on; how far they are off the slope is told once."""
     if through == "passes" and seen.accumulation is not None:
         note("gradients through the engine's operators disagree with slopes; passes are taken")
@@ -184,14 +184,14 @@ def _take(seen: Seen, through: Literal["program", "passes"], off: float) -> None
         )
 
 
-def asking(seen: Seen, inputs: Inputs) -> list[Tensor]:
+def asking(seen: Analysis, inputs: Inputs) -> list[Tensor]:
     """What gradients may be wanted by: tensors of the network, and of the inputs."""
     return [*seen.live, *(t for t in tensors_in((inputs.args, dict(inputs.kwargs))) if t.requires_grad)]
 
 
 def site_of(
     model: Any, x: Tensor, names: tuple[str, str], args: Sequence[Any], kwargs: Mapping[str, Any] | None
-) -> tuple[Network, Site]:
+) -> tuple[Network, CallSite]:
     """The site of a model and two layer names, kept as long as the model lives.
 
     Raises:
@@ -205,15 +205,15 @@ def site_of(
     if site is None or not isinstance(x, Tensor):
         with torch.no_grad():
             _, pair, inputs = bind(network, x, *names, args, kwargs)
-        site = kept[names] = Site(pair, inputs.dim)
+        site = kept[names] = CallSite(pair, inputs.dim)
     return network, site
 
 
-_SITES: weakref.WeakKeyDictionary[Any, dict[tuple[str, str], Site]] = weakref.WeakKeyDictionary()
+_SITES: weakref.WeakKeyDictionary[Any, dict[tuple[str, str], CallSite]] = weakref.WeakKeyDictionary()
 
 
 @contextmanager
-def live_pass(network: Network, pair: Pair, seen: Seen, inputs: Inputs, wanted: bool) -> Iterator[Rows]:
+def live_pass(network: Network, pair: Pair, seen: Analysis, inputs: Inputs, wanted: bool) -> Iterator[Rows]:
     """A forward pass, recorded from the parameters on where gradients are ``wanted``; rows of J of it."""
     with training_pass(
         network, pair, inputs, wanted=wanted, mixes=seen.mixes, fused=seen.fused, single=seen.single
@@ -221,7 +221,7 @@ def live_pass(network: Network, pair: Pair, seen: Seen, inputs: Inputs, wanted: 
         yield rows
 
 
-def accumulated(seen: Seen, inputs: Inputs, *vectors: Tensor) -> tuple[Tensor, ...] | None:
+def accumulated(seen: Analysis, inputs: Inputs, *vectors: Tensor) -> tuple[Tensor, ...] | None:
     """J, its factors or products by the differentiable program; None without one, or where another branch is taken."""
     if seen.accumulation is None:
         return None
@@ -236,19 +236,19 @@ def _device(inputs: Inputs) -> torch.device:
     return first.device if isinstance(first, Tensor) else torch.device("cpu")
 
 
-def _check_square(prepared: Prepared) -> None:
-    f = prepared.linear.f
+def _check_square(linearization: Linearization) -> None:
+    f = linearization.linear.f
     if f.n_out != f.n_in:
         raise UsageError(
-            f"J of {prepared.name} is {f.n_out} x {f.n_in}, and only a square J can be held against the identity",
+            f"J of {linearization.name} is {f.n_out} x {f.n_in}, and only a square J can be held against the identity",
             "expected a source and a target of the same size",
         )
 
 
-def _check_room(prepared: Prepared) -> None:
+def _check_room(linearization: Linearization) -> None:
     """J, J − I and what their backward pass makes of them."""
-    batch, n_out, n_in = prepared.linear.shape
-    value = prepared.linear.value
+    batch, n_out, n_in = linearization.linear.shape
+    value = linearization.linear.value
     need, room = 3 * batch * n_out * n_in * value.element_size(), available(value.device)
     if need > room:
         what = f"J of {batch} samples, {n_out} x {n_in} each, needs {human(need)}"

@@ -14,8 +14,8 @@ from jaccli.backward_graph.differentiable_rows import wide
 from jaccli.errors import UsageError, warn
 from jaccli.linear_maps.norms import power_of_two
 from jaccli.names import check_count
-from jaccli.penalty.call_site import Seen, accumulated, asking, live_pass, site_of
-from jaccli.penalty.verify import Wish
+from jaccli.penalty.call_site import Analysis, accumulated, asking, live_pass, site_of
+from jaccli.penalty.verify import Request
 from jaccli.run.program_runner import contiguous
 
 Towards = Literal["identity", "scaled-identity", "orthogonal", "zero"]
@@ -118,7 +118,7 @@ def _deviation(
     network, site = site_of(model, x, names, args, kwargs)
     inputs = contiguous(Inputs.of(x, args, kwargs, site.dim))
     count, there_and_back = (probes if estimator == "hutchinson" else 0), towards == "orthogonal"
-    wish = Wish(count, there_and_back and count > 0, "identity" in towards)
+    wish = Request(count, there_and_back and count > 0, "identity" in towards)
     seen = site.look(network, inputs, wish)
     wanted = wanted and bool(asking(seen, inputs))
     site.verify(network, inputs, seen, wish, wanted)
@@ -137,7 +137,7 @@ def _deviation(
     return found if wanted else found.detach()
 
 
-def _signs(seen: Seen, count: int, there_and_back: bool, generator: torch.Generator | None) -> Tensor:
+def _signs(seen: Analysis, count: int, there_and_back: bool, generator: torch.Generator | None) -> Tensor:
     """±1, ``(batch, n, count)``, over the target; over the source where products go there and back from it."""
     batch, n_out, n_in = seen.shape
     n = min(n_out, n_in) if there_and_back else n_out

@@ -21,8 +21,8 @@ from jaccli.graph.trace.ir import tensors_in
 from jaccli.linearization.linearization import coarsest
 from jaccli.linearization.verify import dual, same, tolerance
 from jaccli.penalty.slope import Moved
-from jaccli.planning.linearize import Prepared
-from jaccli.run.execute import disbelief
+from jaccli.planning.linearize import Linearization
+from jaccli.run.execute import disagreement
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 
 # A gradient may be so many times the verifier's tolerance off a slope, and at the least so much.
@@ -31,7 +31,7 @@ _LEAST = 1e-5
 
 
 @dataclass(frozen=True)
-class Wish:
+class Request:
     """What is to be computed: J itself, or so many products.
 
     Args:
@@ -45,20 +45,20 @@ class Wish:
     square: bool
 
 
-def recorded(prepared: Prepared, inputs: Inputs, live: list[Tensor], wish: Wish) -> Accumulation | None:
+def recorded(linearization: Linearization, inputs: Inputs, live: list[Tensor], wish: Request) -> Accumulation | None:
     """J or its products as a program that agrees with an independent backward pass; None where it does not."""
-    batch, n_out, n_in = prepared.linear.shape
+    batch, n_out, n_in = linearization.linear.shape
     given = [*tensors_in((inputs.args, dict(inputs.kwargs))), *live]
     if not wish.probes:
-        made = accumulation(prepared.linear.f, live)
+        made = accumulation(linearization.linear.f, live)
         with torch.no_grad():
             factors = made(given)
-        return made if factors is not None and disbelief(prepared, *factors) is None else None
-    u, row, some = prepared.probe.cotangent, prepared.probe.row, prepared.probe.samples
+        return made if factors is not None and disagreement(linearization, *factors) is None else None
+    u, row, some = linearization.probe.cotangent, linearization.probe.row, linearization.probe.samples
     if u is None or row is None or (wish.there_and_back and n_out > n_in):
         return None
     vectors = u.unsqueeze(-1).expand(batch, n_out, wish.probes).contiguous()
-    made = accumulation(prepared.linear.f, live, vectors, wish.there_and_back)
+    made = accumulation(linearization.linear.f, live, vectors, wish.there_and_back)
     with torch.no_grad():
         found = made([*given, vectors])
     if found is None:
@@ -86,7 +86,7 @@ class Trial:
     rows: Rows
     made: Sequence[Tensor] | None
     vectors: Tensor | None
-    wish: Wish
+    wish: Request
     wanted: Sequence[Tensor]
     moved: Moved
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from jaccli.pickles.stand_ins import Inert, OpaqueKey
+from jaccli.pickles.stand_ins import OpaqueKey, StandIn
 from jaccli.safety.reading import Damaged
 
 MAX_DEPTH: Final = 2000
@@ -42,7 +42,7 @@ def check_depth(root: Any) -> None:
 
 def _inner(value: Any) -> list[Any]:
     """What an object of the pickle machine holds."""
-    if isinstance(value, Inert):
+    if isinstance(value, StandIn):
         return [*value.keys(), *value.values(), *value.given, *value.items_added, value.state]
     if isinstance(value, dict):
         return [*value.keys(), *value.values()]

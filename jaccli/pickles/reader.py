@@ -27,8 +27,8 @@ from jaccli.pickles.stand_ins import (
     ArrayShell,
     DtypeName,
     DtypeShell,
-    Inert,
     Rebuild,
+    StandIn,
     StorageRef,
     StorageType,
     inert_type,
@@ -99,7 +99,7 @@ class PickleReader(pickle._Unpickler):
         self._load_bytes = Rebuild("torch.storage._load_from_bytes", load_bytes)
         self._where = where
         self.budget = budget
-        self.inert: dict[str, type[Inert]] = {}
+        self.inert: dict[str, type[StandIn]] = {}
 
     def load(self) -> Any:
         """The object, in stand-ins. As ``pickle._Unpickler.load``, with the opcodes counted."""
@@ -181,9 +181,9 @@ class PickleReader(pickle._Unpickler):
         self.budget.copy(len(args) + (len(args[0]) if args and isinstance(args[0], _SIZED) else 0))
         if isinstance(function, Rebuild):
             return function.call(*args)
-        if isinstance(function, type) and issubclass(function, Inert):
+        if isinstance(function, type) and issubclass(function, StandIn):
             return function(*args)
-        return Inert(function, *args)
+        return StandIn(function, *args)
 
     def _newobj_ex(self) -> None:
         self.stack.pop()
@@ -192,7 +192,7 @@ class PickleReader(pickle._Unpickler):
     def _build(self) -> None:
         state = self.stack.pop()
         target = self.stack[-1]
-        if isinstance(target, Inert):
+        if isinstance(target, StandIn):
             target.state = state
         elif isinstance(target, DtypeShell):
             target.order = state[1]
@@ -314,14 +314,14 @@ def _no_collection() -> Iterator[None]:
 def _extend(target: Any, values: list[Any]) -> None:
     if type(target) is list:
         target.extend(values)
-    elif isinstance(target, Inert):
+    elif isinstance(target, StandIn):
         target.items_added.extend(values)
     else:
         raise pickle.UnpicklingError("can only append to lists")
 
 
 def _update(target: Any, values: list[Any]) -> None:
-    if type(target) not in (dict, OrderedDict) and not isinstance(target, Inert):
+    if type(target) not in (dict, OrderedDict) and not isinstance(target, StandIn):
         raise pickle.UnpicklingError("can only set items of dicts")
     for index in range(0, len(values), 2):
         target[keyable(values[index])] = values[index + 1]

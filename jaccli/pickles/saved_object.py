@@ -11,8 +11,8 @@ from typing import IO, Any, cast
 
 from jaccli.errors import RefusedError
 from jaccli.pickles.reader import PickleReader
-from jaccli.pickles.stand_ins import Inert, StorageRef, StorageType
-from jaccli.pickles.storages import Content, Source, TailSource, ZipSource
+from jaccli.pickles.stand_ins import StandIn, StorageRef, StorageType
+from jaccli.pickles.storages import Content, StorageSource, TailSource, ZipSource
 from jaccli.safety.budget import Budget, BudgetError
 from jaccli.safety.reading import reading
 from jaccli.text.wording import worded
@@ -20,7 +20,7 @@ from jaccli.text.wording import worded
 _MAGIC = 0x1950A86A20F9469CFC6C
 
 
-def read_pickled(path: Path | None, name: str, data: bytes = b"") -> tuple[Any, dict[str, type[Inert]]]:
+def read_pickled(path: Path | None, name: str, data: bytes = b"") -> tuple[Any, dict[str, type[StandIn]]]:
     """The object in a file of ``torch.save``, in stand-ins, and the names of those.
 
     Args:
@@ -63,9 +63,9 @@ class _Pickles:
     def __init__(self, file: IO[bytes], content: Content, name: str) -> None:
         self._file, self._content, self._name = file, content, name
         self._budget = Budget(content.size)
-        self._inert: dict[str, type[Inert]] = {}
+        self._inert: dict[str, type[StandIn]] = {}
 
-    def read(self, *, zipped: bool) -> tuple[Any, dict[str, type[Inert]]]:
+    def read(self, *, zipped: bool) -> tuple[Any, dict[str, type[StandIn]]]:
         found = self._zip() if zipped else self._stream(self._file, self._content)
         return found, self._inert
 
@@ -109,7 +109,7 @@ class _Pickles:
         return self._stream(io.BytesIO(data), Content(None, data))
 
 
-def _ref(source: Source, kind: Any, key: Any, numel: Any, first: Any = 0) -> StorageRef:
+def _ref(source: StorageSource, kind: Any, key: Any, numel: Any, first: Any = 0) -> StorageRef:
     if not isinstance(kind, StorageType) or not isinstance(key, str) or type(numel) is not int:
         raise TypeError("a storage has a type, a key and a size")
     if not 0 <= numel < 2**63:

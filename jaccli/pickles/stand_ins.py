@@ -5,7 +5,7 @@ A pickle names globals (classes and functions) and calls them. Here every name g
 * ``Rebuild``: torch's and NumPy's builders, which record what would be built (``TensorSpec``,
   ``ArrayShell``) and build nothing;
 * a few containers;
-* for everything else a subclass of ``Inert``, which takes any arguments and state and keeps them.
+* for everything else a subclass of ``StandIn``, which takes any arguments and state and keeps them.
 
 So hyper-parameter objects of any library load, and no foreign code is imported or called.
 """
@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from jaccli.safety.reading import Damaged
 
 
-class Inert(dict[Any, Any]):
+class StandIn(dict[Any, Any]):
     """Stands in for an object whose class is not loaded; holds what was stored in it."""
 
     path: ClassVar[str] = ""
@@ -78,9 +78,9 @@ def keyable(value: Any) -> Any:
     return OpaqueKey(value)
 
 
-def inert_type(path: str) -> type[Inert]:
+def inert_type(path: str) -> type[StandIn]:
     """A class of stand-ins for the global ``path``."""
-    return type("Inert", (Inert,), {"path": path, "__slots__": ()})
+    return type("StandIn", (StandIn,), {"path": path, "__slots__": ()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +202,7 @@ def _sparse(layout: Any, parts: Any) -> SparseSpec:
 def _from_type(function: Any, _: Any, args: Any, *__: Any) -> Any:
     # A tensor with attributes, or of a subclass: the plain tensor is what counts.
     if not isinstance(function, Rebuild) or function.path.endswith("_from_type_v2"):
-        return Inert()
+        return StandIn()
     return function.call(*args)
 
 
@@ -230,7 +230,7 @@ def _dtype(code: Any, *_: Any) -> DtypeShell:
 
 
 def _reconstructor(cls: Any, *_: Any) -> Any:
-    return cls() if isinstance(cls, type) and issubclass(cls, Inert) else Inert()
+    return cls() if isinstance(cls, type) and issubclass(cls, StandIn) else StandIn()
 
 
 _BUILDERS: dict[str, Callable[..., Any]] = {

@@ -23,7 +23,7 @@ from jaccli.text.escape import quote
 _MAX_REPEATED_BYTES = 1 << 28
 
 
-class Source(Protocol):
+class StorageSource(Protocol):
     """Where storages are: by key, as raw bytes."""
 
     def declare(self, key: str, dtype: str, numel: int) -> None:

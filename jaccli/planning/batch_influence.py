@@ -13,11 +13,11 @@ from torch import Tensor
 
 from jaccli.activations.record import Inputs, values
 from jaccli.errors import JaccliError, warn
-from jaccli.linearization.linearization import Linearised
+from jaccli.linearization.linearization import LinearizedFunction
 from jaccli.linearization.rounding import VALUE_POWER, apart, norms, rounding, value_rounding
 from jaccli.linearization.verify import tolerance
 from jaccli.networks.network import Network
-from jaccli.planning.linearize import Prepared, own, prepare, readable
+from jaccli.planning.linearize import Linearization, linearize, own, readable
 from jaccli.planning.memory import available, footprint
 from jaccli.text.wording import worded
 
@@ -27,10 +27,10 @@ _SHARE = 4
 _HELD = 4
 
 
-def influence(network: Network, inputs: Inputs, ready: Sequence[Prepared], limit: int | None = None) -> str | None:
+def influence(network: Network, inputs: Inputs, ready: Sequence[Linearization], limit: int | None = None) -> str | None:
     """How the first or the last samples differ alone and in company, where that is more than rounding; else None.
 
-    Asked where samples are first cut. To be called within ``computing``, as ``prepare``. Cost: a pass without
+    Asked where samples are first cut. To be called within ``computing``, as ``linearize``. Cost: a pass without
     gradients of all samples, or of as many as fit; forward and backward passes of about as many samples as were
     prepared; where something differs, some more, which tell what rounding does.
 
@@ -83,19 +83,19 @@ def tell_influence(found: str, batch: int, block: int) -> None:
     warn(worded(text, found=found, taken=taken))
 
 
-def _prepared(network: Network, inputs: Inputs, ready: Sequence[Prepared]) -> list[Prepared]:
+def _prepared(network: Network, inputs: Inputs, ready: Sequence[Linearization]) -> list[Linearization]:
     graph = ready[0].linear.live is not None
-    return prepare(network, inputs, [p.pair for p in ready], graph=graph, probe=False)
+    return linearize(network, inputs, [p.pair for p in ready], graph=graph, probe=False)
 
 
-def _values(network: Network, inputs: Inputs, ready: Sequence[Prepared]) -> list[Tensor]:
+def _values(network: Network, inputs: Inputs, ready: Sequence[Linearization]) -> list[Tensor]:
     """Targets ``(batch, …)`` from one pass without gradients."""
     with readable(inputs):
         found = values(network, own(inputs), [p.pair[0] for p in ready], [p.pair[1] for p in ready])
     return [found[p.pair[1]] for p in ready]
 
 
-def _fitting(ready: Sequence[Prepared], batch: int, n: int, limit: int | None) -> list[int]:
+def _fitting(ready: Sequence[Linearization], batch: int, n: int, limit: int | None) -> list[int]:
     """Numbers of all samples, or of the first block, the last ``n`` and as many between as fit, evenly."""
     linear = ready[0].linear
     room = limit if limit is not None else available(linear.value.device)
@@ -112,7 +112,7 @@ def _taken(inputs: Inputs, numbers: Sequence[int]) -> Inputs:
     return inputs if len(numbers) == inputs.batch else inputs.each(rows)
 
 
-def _off(linear: Linearised, u: Tensor | None, found: Tensor, alone: Tensor) -> float:
+def _off(linear: LinearizedFunction, u: Tensor | None, found: Tensor, alone: Tensor) -> float:
     """The largest relative difference of a sample's f(x), or Jᵀu, where it is more than rounding; else 0."""
     if found.shape != alone.shape:
         return 0.0

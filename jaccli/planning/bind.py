@@ -21,7 +21,7 @@ def bind(
     """The network, the addresses and the inputs of a call."""
     network = as_network(model)
     pair = (resolve(network, source), resolve(network, target))
-    network.tell_doubts()
+    network.report_warnings()
     inputs = Inputs.of(x, args, kwargs)
     with computing(network), readable(inputs):
         inputs = find_samples(network, inputs, pair)

@@ -24,14 +24,14 @@ import torch
 from jaccli import defaults
 from jaccli.errors import ResourceError, note
 from jaccli.graph.elimination.accumulate import engine
-from jaccli.graph.elimination.bracketing import Bracket
+from jaccli.graph.elimination.bracketing import Bracketing
 from jaccli.graph.trace.capture import Graph, capture
 from jaccli.graph.trace.ir import CaptureGap
 from jaccli.linearization.linearization import batching_imported
-from jaccli.methods import METHODS, MethodGap, MethodName, Task
+from jaccli.methods import METHODS, MethodGap, MethodName, MethodTask
 from jaccli.methods.base import is_out_of_memory
-from jaccli.planning.linearize import Prepared, readable
-from jaccli.planning.memory import Footprint, available, footprint
+from jaccli.planning.linearize import Linearization, readable
+from jaccli.planning.memory import ActivationMemory, available, footprint
 from jaccli.planning.predict import counted, roughly
 from jaccli.runtime.dispatch import LeftTorch, Within
 from jaccli.text.wording import term, worded
@@ -66,7 +66,7 @@ class Decision:
     peak_bytes: int
     others: dict[str, str] = field(default_factory=dict)
     predicted_s: float | None = None
-    bracket: Bracket | None = None
+    bracketing: Bracketing | None = None
     steps: tuple[str, ...] = ()
     passes: str = ""
     asked: bool = False
@@ -77,7 +77,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Room:
+class MemoryBudget:
     """Memory: ``limit`` for everything, of which ``kept`` is for results that stay."""
 
     limit: int
@@ -94,7 +94,7 @@ class TooLarge(ResourceError):
 
 
 def decide(
-    prepared: Prepared,
+    linearization: Linearization,
     method: MethodName,
     *,
     max_memory: int | None = None,
@@ -113,110 +113,112 @@ def decide(
     Raises:
         TooLarge: the results do not fit, or not even one row of one sample does.
     """
-    linear = prepared.linear
+    linear = linearization.linear
     with readable(linear.f.inputs):
         sizes = footprint(linear)
-    room = _room(prepared, max_memory, keep)
-    if not prepared.connected:
-        return _sized(prepared, None, "no path from source to target: J is structurally zero", room, 1, sizes)
+    room = _room(linearization, max_memory, keep)
+    if not linearization.connected:
+        return _sized(linearization, None, "no path from source to target: J is structurally zero", room, 1, sizes)
 
     def asked() -> Decision:
-        return replace(_sized(prepared, method, "asked for", room, chunk, sizes), asked=True)
+        return replace(_sized(linearization, method, "asked for", room, chunk, sizes), asked=True)
 
     if method == "structured":
-        gap = look(prepared)
+        gap = look(linearization)
         if gap is None:
-            return with_structure(prepared, asked(), room)
+            return with_structure(linearization, asked(), room)
         return replace(asked(), others={"structured": gap})
     if method != "auto":
         return asked()
     choice, why, others, seconds = _auto(
-        prepared, sizes, lambda name: _sized(prepared, name, "", room, chunk, sizes).chunk
+        linearization, sizes, lambda name: _sized(linearization, name, "", room, chunk, sizes).chunk
     )
-    decision = _sized(prepared, choice, why, room, chunk, sizes)
+    decision = _sized(linearization, choice, why, room, chunk, sizes)
     decision = replace(decision, others=others, predicted_s=seconds)
     if choice != "structured":
         return decision
-    found = with_structure(prepared, decision, room)
+    found = with_structure(linearization, decision, room)
     if found.peak_bytes <= room.limit:
         return found
     others = {**others, "structured": f"{human(found.peak_bytes)} for one sample"}
     others.pop("reverse", None)
-    decision = _sized(prepared, "reverse", "the structured engine does not fit the memory", room, chunk, sizes)
+    decision = _sized(linearization, "reverse", "the structured engine does not fit the memory", room, chunk, sizes)
     return replace(decision, others=others)
 
 
-def check_room(prepared: Prepared, method: MethodName, *, max_memory: int | None = None, keep: int = 0) -> None:
+def check_room(
+    linearization: Linearization, method: MethodName, *, max_memory: int | None = None, keep: int = 0
+) -> None:
     """Refuse what ``decide`` would refuse for its size, before it is known how J is obtained.
 
     Raises:
         TooLarge: the results do not fit, or not even one row of one sample does.
     """
-    with readable(prepared.linear.f.inputs):
-        sizes = footprint(prepared.linear)
-    _sized(prepared, None if method == "auto" else method, "", _room(prepared, max_memory, keep), 1, sizes)
+    with readable(linearization.linear.f.inputs):
+        sizes = footprint(linearization.linear)
+    _sized(linearization, None if method == "auto" else method, "", _room(linearization, max_memory, keep), 1, sizes)
 
 
-def _room(prepared: Prepared, max_memory: int | None, keep: int) -> Room:
-    limit = max_memory if max_memory is not None else available(prepared.linear.value.device)
-    return Room(limit, keep * _sample_bytes(prepared), max_memory is not None)
+def _room(linearization: Linearization, max_memory: int | None, keep: int) -> MemoryBudget:
+    limit = max_memory if max_memory is not None else available(linearization.linear.value.device)
+    return MemoryBudget(limit, keep * _sample_bytes(linearization), max_memory is not None)
 
 
-def look(prepared: Prepared, within: float = float("inf")) -> str | None:
+def look(linearization: Linearization, within: float = float("inf")) -> str | None:
     """Capture f as a graph and find the bracketing; why it cannot be done, or None.
 
     Args:
         prepared: f; keeps what was found, unless a search that was cut short is wanted thorough now.
         within: seconds after which the search is cut short.
     """
-    if prepared.engine is None or (within == float("inf") and not prepared.engine.thorough):
-        if prepared.samples_mix:
+    if linearization.engine is None or (within == float("inf") and not linearization.engine.thorough):
+        if linearization.samples_mix:
             return "samples mix"
-        with readable(prepared.linear.f.inputs):
+        with readable(linearization.linear.f.inputs):
             try:
-                prepared.engine = engine(captured(prepared), within=within)
+                linearization.engine = engine(captured(linearization), within=within)
             except (CaptureGap, LeftTorch) as gap:
                 return str(gap)
     return None
 
 
-def captured(prepared: Prepared) -> Graph:
+def captured(linearization: Linearization) -> Graph:
     """f as a graph.
 
     Raises:
         CaptureGap, LeftTorch: it cannot be captured, or its derivative cannot.
     """
-    with Within(dual=False) if prepared.linear.live is None else nullcontext():
-        return capture(prepared.linear.f)
+    with Within(dual=False) if linearization.linear.live is None else nullcontext():
+        return capture(linearization.linear.f)
 
 
-def with_structure(prepared: Prepared, decision: Decision, room: Room | None = None) -> Decision:
+def with_structure(linearization: Linearization, decision: Decision, room: MemoryBudget | None = None) -> Decision:
     """The decision with the bracketing that ``look`` found, and the memory that it takes."""
-    assert prepared.engine is not None
-    found, batch = prepared.engine, decision.batch
+    assert linearization.engine is not None
+    found, batch = linearization.engine, decision.batch
     need = found.work_bytes + (0 if room is not None and room.kept else batch * decision.sample_bytes)
     block = decision.block if room is None else max(1, int(room.free * batch / max(need, 1)))
     kept = room.kept if room is not None else 0
     peak = int(need * min(block, batch) / batch) + kept
     return replace(
         decision,
-        bracket=found.bracket,
+        bracketing=found.bracketing,
         steps=tuple(found.describe()),
         passes=found.passes(),
         predicted_s=found.seconds,
-        block=max(block, batch) if prepared.samples_mix else block,
+        block=max(block, batch) if linearization.samples_mix else block,
         peak_bytes=peak,
     )
 
 
-def _sample_bytes(prepared: Prepared) -> int:
-    f = prepared.linear.f
-    return f.n_out * f.n_in * prepared.linear.value.element_size()
+def _sample_bytes(linearization: Linearization) -> int:
+    f = linearization.linear.f
+    return f.n_out * f.n_in * linearization.linear.value.element_size()
 
 
-def _row_bytes(prepared: Prepared, method: MethodName, sizes: Footprint) -> int:
+def _row_bytes(linearization: Linearization, method: MethodName, sizes: ActivationMemory) -> int:
     """What one more row, column or copy in a chunk costs, for all samples."""
-    linear = prepared.linear
+    linear = linearization.linear
     item = linear.value.element_size()
     seeds = 2 * linear.batch * (linear.f.n_in + linear.f.n_out) * item
     held = sizes.total if method == "replicate" else 0
@@ -224,30 +226,35 @@ def _row_bytes(prepared: Prepared, method: MethodName, sizes: Footprint) -> int:
 
 
 def _sized(
-    prepared: Prepared, method: MethodName | None, why: str, room: Room, chunk: int | None, sizes: Footprint
+    linearization: Linearization,
+    method: MethodName | None,
+    why: str,
+    room: MemoryBudget,
+    chunk: int | None,
+    sizes: ActivationMemory,
 ) -> Decision:
     """Fit the chunk and the block of samples into the room there is."""
-    linear = prepared.linear
+    linear = linearization.linear
     batch, name = linear.batch, method or "loop"
-    row = _row_bytes(prepared, name, sizes)
-    fixed = sizes.total + (0 if room.kept else batch * _sample_bytes(prepared))
+    row = _row_bytes(linearization, name, sizes)
+    fixed = sizes.total + (0 if room.kept else batch * _sample_bytes(linearization))
     least = (fixed + row) / batch
     if room.free < least:
-        raise _too_small(prepared, room, int(least) + room.kept)
+        raise _too_small(linearization, room, int(least) + room.kept)
     count = linear.f.n_out if METHODS[name].by == "row" else linear.f.n_in
     count = 2 * count if name == "finite-difference" else count
     fits = min(int(defaults.MEMORY_FILL * (room.free - fixed)), max(defaults.WORKING_SET, row)) // row
     chosen = chunk or max(1, min(int(fits), count))
     block = max(1, int(room.free * batch / (fixed + min(chosen, defaults.TRIAL_ROWS) * row)))
-    if prepared.samples_mix:
+    if linearization.samples_mix:
         block = max(block, batch)
     taken = min(block, batch) / batch
     peak = int(taken * (fixed + chosen * row)) + room.kept
-    return Decision(method, chosen, batch, block, why, _sample_bytes(prepared), peak)
+    return Decision(method, chosen, batch, block, why, _sample_bytes(linearization), peak)
 
 
-def _too_small(prepared: Prepared, room: Room, need: int) -> TooLarge:
-    f = prepared.linear.f
+def _too_small(linearization: Linearization, room: MemoryBudget, need: int) -> TooLarge:
+    f = linearization.linear.f
     what = "all samples' J" if room.kept > room.limit else "one sample's J and its passes"
     return TooLarge(
         f"{what}, {f.n_out} x {f.n_in} each, need {human(need)}",
@@ -272,10 +279,10 @@ def human(size: float) -> str:
 _Verdict = tuple[MethodName, str, dict[str, str], float | None]
 
 
-def _auto(prepared: Prepared, sizes: Footprint, chunk_of: Callable[[MethodName], int]) -> _Verdict:
-    linear = prepared.linear
-    if linear.live is None or prepared.probe.backward_gap:
-        return _without_backward(prepared, chunk_of)
+def _auto(linearization: Linearization, sizes: ActivationMemory, chunk_of: Callable[[MethodName], int]) -> _Verdict:
+    linear = linearization.linear
+    if linear.live is None or linearization.probe.backward_gap:
+        return _without_backward(linearization, chunk_of)
     n_out, n_in = linear.f.n_out, linear.f.n_in
     shape = f"{n_out} rows, {n_in} columns"
     cold = not batching_imported()
@@ -290,7 +297,7 @@ def _auto(prepared: Prepared, sizes: Footprint, chunk_of: Callable[[MethodName],
     with readable(linear.f.inputs):
         work = counted(linear)
     loop_s = work.loop(n_out)
-    gap, engine_s = structure(prepared, loop_s)
+    gap, engine_s = structure(linearization, loop_s)
     if engine_s < defaults.CLEARLY * loop_s:
         others = dict.fromkeys(("reverse", "loop"), f"at most {seconds(loop_s)}")
         return "structured", f"{shape}: {seconds(engine_s)} predicted from the network's structure", others, engine_s
@@ -313,19 +320,19 @@ def _auto(prepared: Prepared, sizes: Footprint, chunk_of: Callable[[MethodName],
     return best, f"{shape}: {seconds(predicted[best])} predicted, the least", others, predicted[best]
 
 
-def structure(prepared: Prepared, loop_s: float) -> tuple[str | None, float]:
+def structure(linearization: Linearization, loop_s: float) -> tuple[str | None, float]:
     """Why a single run does without the structured engine, or None; and the engine's predicted seconds.
 
     Args:
         prepared: f; keeps the engine.
         loop_s: seconds of the loop over rows, of which the search may take a share.
     """
-    assert prepared.linear.live is not None
-    search_s = prepared.linear.live.operators() * defaults.ENGINE_OPERATOR_S
+    assert linearization.linear.live is not None
+    search_s = linearization.linear.live.operators() * defaults.ENGINE_OPERATOR_S
     if loop_s < search_s:
         return f"a search for structure takes {seconds(search_s)}, the loop {seconds(loop_s)}", float("inf")
-    gap = look(prepared, within=defaults.SEARCH_SHARE * loop_s)
-    return gap, prepared.engine.seconds if prepared.engine is not None and gap is None else float("inf")
+    gap = look(linearization, within=defaults.SEARCH_SHARE * loop_s)
+    return gap, linearization.engine.seconds if linearization.engine is not None and gap is None else float("inf")
 
 
 def seconds(value: float) -> str:
@@ -333,16 +340,16 @@ def seconds(value: float) -> str:
     return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
 
 
-def predicted_seconds(prepared: Prepared, decision: Decision) -> float | None:
+def predicted_seconds(linearization: Linearization, decision: Decision) -> float | None:
     """What the decision's method is going to take, from a few of its passes; None where those fail.
 
     Cost: two chunks of some rows or columns, where the decision does not know already.
     """
-    linear, name = prepared.linear, decision.method
+    linear, name = linearization.linear, decision.method
     if decision.predicted_s is not None or name is None or name == "structured":
         return decision.predicted_s
     if name in ("reverse", "forward"):
-        return _trial(prepared, name, min(defaults.TRIAL_ROWS, decision.chunk))
+        return _trial(linearization, name, min(defaults.TRIAL_ROWS, decision.chunk))
     try:
         if name == "finite-difference":
             with torch.no_grad():
@@ -355,9 +362,9 @@ def predicted_seconds(prepared: Prepared, decision: Decision) -> float | None:
         return None
 
 
-def _trial(prepared: Prepared, name: MethodName, chunk: int) -> float | None:
+def _trial(linearization: Linearization, name: MethodName, chunk: int) -> float | None:
     """Seconds for all rows or columns, from the second of two chunks; None where the method has a gap."""
-    linear = prepared.linear
+    linear = linearization.linear
     by_row = METHODS[name].by == "row"
     count = linear.f.n_out if by_row else linear.f.n_in
     chunk = min(chunk, count)
@@ -381,16 +388,19 @@ def _timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _without_backward(prepared: Prepared, chunk_of: Callable[[MethodName], int]) -> _Verdict:
-    gap = prepared.probe.backward_gap or "no gradients"
+def _without_backward(linearization: Linearization, chunk_of: Callable[[MethodName], int]) -> _Verdict:
+    gap = linearization.probe.backward_gap or "no gradients"
     others = dict.fromkeys(("reverse", "loop", "replicate", "functional"), f"the backward pass fails: {gap}")
-    linear = prepared.linear
-    task = Task(linear, linear.value.new_zeros(linear.shape), chunk_of("forward"))
+    linear = linearization.linear
+    task = MethodTask(linear, linear.value.new_zeros(linear.shape), chunk_of("forward"))
     try:
         METHODS["forward"].fill(task)
     except MethodGap as forward_gap:
         others["forward"] = str(forward_gap)
-        note(f"{prepared.name}: the backward pass fails ({gap}), and so does forward mode; taken by finite differences")
+        note(
+            f"{linearization.name}: the backward pass fails ({gap}), and so does forward mode; "
+            "taken by finite differences"
+        )
         return "finite-difference", "neither backward nor forward passes work", others, None
-    note(f"{prepared.name}: the backward pass fails ({gap}); taken in forward mode")
+    note(f"{linearization.name}: the backward pass fails ({gap}); taken in forward mode")
     return "forward", "the backward pass fails", others, None

@@ -11,7 +11,7 @@ from jaccli.activations.record import Inputs
 from jaccli.names import MethodName
 from jaccli.networks.network import Network
 from jaccli.planning.decide import check_room
-from jaccli.planning.linearize import Pair, Prepared, preview
+from jaccli.planning.linearize import Linearization, Pair, preview
 
 
 def refuse_too_large(
@@ -23,7 +23,7 @@ def refuse_too_large(
     *,
     graph: bool = True,
     keep: int = 0,
-    accept: Callable[[Prepared], bool] = lambda prepared: True,
+    accept: Callable[[Linearization], bool] = lambda linearization: True,
 ) -> None:
     """Look at J of the first sample. To be called within ``computing``.
 
@@ -48,10 +48,10 @@ def refuse_too_large(
     if inputs.batch < 2 or (max_memory is None and _bytes(inputs) <= defaults.PILOT_BYTES):
         return
     first = inputs.each(lambda tensor, dim: tensor.narrow(dim, 0, 1))
-    ready = [prepared for prepared in preview(network, first, pairs, graph=graph) if accept(prepared)]
-    for prepared in ready:
+    ready = [linearization for linearization in preview(network, first, pairs, graph=graph) if accept(linearization)]
+    for linearization in ready:
         limit = max_memory // len(ready) if max_memory is not None else None
-        check_room(prepared, method, max_memory=limit, keep=keep)
+        check_room(linearization, method, max_memory=limit, keep=keep)
 
 
 def _bytes(inputs: Inputs) -> int:

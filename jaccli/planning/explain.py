@@ -62,10 +62,10 @@ def _passes(n_out: int, n_in: int, decision: Decision) -> str:
 
 def _time(decision: Decision) -> str:
     assert decision.predicted_s is not None
-    if decision.bracket is None:
+    if decision.bracketing is None:
         return f"{seconds(decision.predicted_s)} predicted"
-    steps = f"{seconds(decision.bracket.seconds)} predicted for the steps"
-    if decision.predicted_s == decision.bracket.seconds:
+    steps = f"{seconds(decision.bracketing.seconds)} predicted for the steps"
+    if decision.predicted_s == decision.bracketing.seconds:
         return f"{steps}, and a forward pass"
     return f"{seconds(decision.predicted_s)} a call, as measured when it was planned; {steps}"
 

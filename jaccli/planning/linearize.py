@@ -15,11 +15,11 @@ from jaccli.activations.misread import misread
 from jaccli.activations.record import Held, Inputs, Record, record
 from jaccli.activations.sample_view import MisplacedError, NowhereError
 from jaccli.errors import JaccliError, RefusedError, ResourceError, UnsupportedError, note
-from jaccli.graph.elimination.accumulate import Engine
+from jaccli.graph.elimination.accumulate import EliminationPlan
 from jaccli.linearization.differences import Differences
-from jaccli.linearization.linearization import Linearised, Live, graph_nodes
+from jaccli.linearization.linearization import LinearizedFunction, RecordedPass, graph_nodes
 from jaccli.linearization.rounding import Rounding, rounding
-from jaccli.methods.base import is_out_of_memory, nudged, reason
+from jaccli.methods.base import is_out_of_memory, perturbed, reason
 from jaccli.networks.network import Network
 from jaccli.networks.quantized import no_derivative
 from jaccli.planning.repeatability import unsteady
@@ -32,7 +32,7 @@ _SAMPLES_FIRST = "expected the samples in the first dimension of the input, {}"
 
 
 @dataclass
-class Probe:
+class AdjointProbe:
     """One backward pass with a random cotangent on some ``samples`` (every other): ``row`` = Jᵀu.
 
     It tells whether there is a path, whether samples mix, and later, with ``rest`` on the other samples, whether J
@@ -50,25 +50,25 @@ class Probe:
 
 
 @dataclass
-class Prepared:
+class Linearization:
     """f at a point with everything that choosing and running a method needs.
 
     Args:
         linear: f there.
         connected: False when no path leads from source to target: J is zero.
         samples_mix: a sample's target hangs on other samples.
-        probe: see ``Probe``.
+        probe: see ``AdjointProbe``.
         why_zero: where there is no path, what the values say about it.
         engine: f captured as a graph, where that was done.
         trivial: source and target are the same activation, and J is I.
     """
 
-    linear: Linearised
+    linear: LinearizedFunction
     connected: bool = True
     samples_mix: bool = False
-    probe: Probe = field(default_factory=Probe)
+    probe: AdjointProbe = field(default_factory=AdjointProbe)
     why_zero: str = ""
-    engine: Engine | None = None
+    engine: EliminationPlan | None = None
     trivial: bool = False
 
     @property
@@ -145,9 +145,9 @@ def computing(network: Network, *, frozen: bool = True) -> Iterator[None]:
     network.draws.tell()
 
 
-def prepare(
+def linearize(
     network: Network, inputs: Inputs, pairs: Sequence[Pair], *, graph: bool = True, probe: bool = True
-) -> list[Prepared]:
+) -> list[Linearization]:
     """Run the network once and linearise f of every pair. To be called within ``computing``.
 
     Args:
@@ -196,10 +196,10 @@ def prepare(
         return [_prepared(network, taken, pair, graph, probe, gap) for taken, gap, pair in alone]
 
 
-def preview(network: Network, inputs: Inputs, pairs: Sequence[Pair], *, graph: bool = True) -> list[Prepared]:
+def preview(network: Network, inputs: Inputs, pairs: Sequence[Pair], *, graph: bool = True) -> list[Linearization]:
     """f of each pair as one forward pass shows it: nothing is probed, and nothing is told.
 
-    None of a pair that is not there, and no pair at all where the model refuses these inputs: ``prepare`` says why.
+    None of a pair that is not there, and no pair at all where the model refuses these inputs: ``linearize`` says why.
     """
     try:
         taken, gap = _recorded(network, own(inputs), pairs, graph)
@@ -299,36 +299,36 @@ def _description(value: object) -> str:
     return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
 
 
-def _prepared(network: Network, taken: Record, pair: Pair, graph: bool, probe: bool, gap: str | None) -> Prepared:
+def _prepared(network: Network, taken: Record, pair: Pair, graph: bool, probe: bool, gap: str | None) -> Linearization:
     source, target = taken.sources[pair[0]], taken.targets[pair[1]]
     graph = graph and gap is None
     f = LayerFunction(network, taken.inputs, source.place, target.place)
     value = target.activation
-    live = Live(source.raw, value) if graph else None
-    linear = Linearised(f, source.activation.detach(), value.detach(), live)
+    live = RecordedPass(source.raw, value) if graph else None
+    linear = LinearizedFunction(f, source.activation.detach(), value.detach(), live)
     linear.passes["forward"] += 1
-    prepared = Prepared(linear, probe=Probe(backward_gap=gap), trivial=pair in taken.same)
+    linearization = Linearization(linear, probe=AdjointProbe(backward_gap=gap), trivial=pair in taken.same)
     if not probe:
-        return prepared
+        return linearization
     if graph:
-        _probe(prepared)
-    if (not graph or prepared.probe.backward_gap) and not network.draws.unsteady:
-        prepared.samples_mix = moves_others(linear)
+        _probe(linearization)
+    if (not graph or linearization.probe.backward_gap) and not network.draws.unsteady:
+        linearization.samples_mix = moves_others(linear)
     if not graph and gap is None:
-        moved = value_at(linear, nudged(linear.point))
-        prepared.connected = moved is None or not torch.equal(moved, linear.value)
-    if not prepared.connected:
-        prepared.why_zero = _why_zero(linear, source, target)
-        if network.packed and prepared.why_zero != _BEFORE:
+        moved = value_at(linear, perturbed(linear.point))
+        linearization.connected = moved is None or not torch.equal(moved, linear.value)
+    if not linearization.connected:
+        linearization.why_zero = _why_zero(linear, source, target)
+        if network.packed and linearization.why_zero != _BEFORE:
             raise no_derivative(network.packed)
-    return prepared
+    return linearization
 
 
-def _probe(prepared: Prepared) -> None:
-    linear = prepared.linear
+def _probe(linearization: Linearization) -> None:
+    linear = linearization.linear
     assert linear.live is not None
     if not linear.live.target.requires_grad:
-        prepared.connected = False
+        linearization.connected = False
         return
     generator = torch.Generator().manual_seed(0)
     u = torch.randn(linear.batch, linear.f.n_out, generator=generator).to(linear.value)
@@ -338,33 +338,33 @@ def _probe(prepared: Prepared) -> None:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        prepared.probe.backward_gap = reason(error)
+        linearization.probe.backward_gap = reason(error)
         return
     if row is None:
-        prepared.connected = False
+        linearization.connected = False
         return
-    prepared.probe = Probe(u, row)
-    prepared.samples_mix = leak(linear, u, row)
-    if linear.batch == 2 and not prepared.samples_mix:
+    linearization.probe = AdjointProbe(u, row)
+    linearization.samples_mix = leak(linear, u, row)
+    if linear.batch == 2 and not linearization.samples_mix:
         # Of two samples the second may hang on the first, which only its own row shows.
-        prepared.samples_mix = leak(linear, u.flip(0), linear.vjp(u.flip(0)))
-    if prepared.samples_mix:
-        probe_first_sample(prepared)
+        linearization.samples_mix = leak(linear, u.flip(0), linear.vjp(u.flip(0)))
+    if linearization.samples_mix:
+        probe_first_sample(linearization)
 
 
-def probe_first_sample(prepared: Prepared) -> None:
+def probe_first_sample(linearization: Linearization) -> None:
     """A probe whose row holds one sample's own block, for samples that mix."""
-    assert prepared.probe.cotangent is not None
-    u = prepared.probe.cotangent.clone()
+    assert linearization.probe.cotangent is not None
+    u = linearization.probe.cotangent.clone()
     u[1:] = 0
-    prepared.probe = Probe(u, prepared.linear.vjp(u), samples=slice(0, 1))
+    linearization.probe = AdjointProbe(u, linearization.linear.vjp(u), samples=slice(0, 1))
 
 
-def _why_zero(linear: Linearised, source: Held, target: Held) -> str:
+def _why_zero(linear: LinearizedFunction, source: Held, target: Held) -> str:
     """No path: is it so, or does the graph hide one (detach, no_grad, integers between)?"""
     if target.order < source.order and not source.place.address.is_model_input:
         return _BEFORE
-    moved = value_at(linear, nudged(linear.point))
+    moved = value_at(linear, perturbed(linear.point))
     if moved is None or torch.equal(moved, linear.value):
         return "no path leads from the source to the target"
     return _HIDDEN
@@ -374,6 +374,6 @@ _BEFORE = "the target is computed before the source"
 _HIDDEN = "the target moves with the source, but no gradient flows (detach, no_grad, rounding or an integer between)"
 
 
-def is_hidden_path(prepared: Prepared) -> bool:
+def is_hidden_path(linearization: Linearization) -> bool:
     """Whether J is zero by autograd although values depend on each other."""
-    return prepared.why_zero == _HIDDEN
+    return linearization.why_zero == _HIDDEN

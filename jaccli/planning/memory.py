@@ -11,13 +11,13 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.autograd.walk import node_shape
-from jaccli.linearization.linearization import Linearised, graph_nodes
+from jaccli.linearization.linearization import LinearizedFunction, graph_nodes
 from jaccli.runtime.dispatch import Mode, passed
 from jaccli.safety.memory import available_memory
 
 
 @dataclass(frozen=True)
-class Footprint:
+class ActivationMemory:
     """Bytes of f's activations for all samples: of all of them together, and of the widest one."""
 
     total: int
@@ -51,11 +51,11 @@ def _all_of_it() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def footprint(linear: Linearised) -> Footprint:
+def footprint(linear: LinearizedFunction) -> ActivationMemory:
     """What f holds: read off the gradient graph, or, without one, off one run operator by operator."""
     sizes = _graph_sizes(linear.live.target) if linear.live is not None else _run_sizes(linear)
     ends = [_bytes(linear.point), _bytes(linear.value)]
-    return Footprint(sum(sizes) + sum(ends), max([*sizes, *ends]))
+    return ActivationMemory(sum(sizes) + sum(ends), max([*sizes, *ends]))
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -73,7 +73,7 @@ def _graph_sizes(value: Tensor) -> list[int]:
     return sizes
 
 
-def _run_sizes(linear: Linearised) -> list[int]:
+def _run_sizes(linear: LinearizedFunction) -> list[int]:
     if linear.f.network.unwatchable:
         return []
     sizes = _Sizes()

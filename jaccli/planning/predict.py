@@ -17,8 +17,8 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.calibration import TYPICAL
-from jaccli.linearization.linearization import Linearised
-from jaccli.planning.memory import Footprint
+from jaccli.linearization.linearization import LinearizedFunction
+from jaccli.planning.memory import ActivationMemory
 from jaccli.runtime.dispatch import Mode, passed
 
 aten = torch.ops.aten
@@ -50,7 +50,7 @@ class Work:
         return sum(cost(rows) for cost in self.costs)
 
 
-def roughly(linear: Linearised, sizes: Footprint) -> float:
+def roughly(linear: LinearizedFunction, sizes: ActivationMemory) -> float:
     """Seconds of the loop over rows, at least, from the size of the gradient graph and of what it touches."""
     assert linear.live is not None
     touched = sizes.total + sum(t.numel() * t.element_size() for t in linear.f.network.tensors())
@@ -58,7 +58,7 @@ def roughly(linear: Linearised, sizes: Footprint) -> float:
     return linear.f.n_out * each
 
 
-def counted(linear: Linearised) -> Work:
+def counted(linear: LinearizedFunction) -> Work:
     """The operators of f, none where they cannot be seen. Cost: one evaluation, and some 20 µs an operator."""
     if linear.f.network.unwatchable:
         return Work([])

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jaccli.linearization.linearization import Linearised
+from jaccli.linearization.linearization import LinearizedFunction
 from jaccli.linearization.rounding import apart, norms, value_rounding
-from jaccli.methods.base import is_out_of_memory, nudged
+from jaccli.methods.base import is_out_of_memory, perturbed
 
 
-def leak(linear: Linearised, u: Tensor, row: Tensor) -> bool:
+def leak(linear: LinearizedFunction, u: Tensor, row: Tensor) -> bool:
     """Whether samples whose cotangent in ``u`` is zero have a gradient in ``row`` = Jᵀu, but not in Jᵀ0.
 
     Zeros stay zeros whatever the rounding; what does not is a backward pass that adds numbers of its own.
@@ -20,7 +20,7 @@ def leak(linear: Linearised, u: Tensor, row: Tensor) -> bool:
     return bool((size[~sent] > reach).any()) and not bool((norms(linear.vjp(torch.zeros_like(u))) > reach).any())
 
 
-def leaks(linear: Linearised) -> bool:
+def leaks(linear: LinearizedFunction) -> bool:
     """Whether any sample's target hangs on any other sample, by gradients.
 
     Cost: 2 log2(batch) backward passes; of any two samples one takes part in one of them and the other does not.
@@ -35,7 +35,7 @@ def leaks(linear: Linearised) -> bool:
     return False
 
 
-def moves_others(linear: Linearised) -> bool:
+def moves_others(linear: LinearizedFunction) -> bool:
     """Whether the targets of some samples change with the rest of the samples: the same question without gradients.
 
     Cost: four evaluations, in which every other sample takes the place of the next one, then one half of them, each
@@ -44,7 +44,7 @@ def moves_others(linear: Linearised) -> bool:
     halves = [slice(0, None, 2), slice(1, None, 2), slice(0, linear.batch // 2), slice(linear.batch // 2, None)]
     noise: Tensor | None = None
     for still in halves if linear.batch > 1 else ():
-        for away in (_exchanged(linear.point), nudged(linear.point)):
+        for away in (_exchanged(linear.point), perturbed(linear.point)):
             away[still] = linear.point[still]
             there = value_at(linear, away)
             if there is not None:
@@ -63,10 +63,10 @@ def _exchanged(point: Tensor) -> Tensor:
     """Each sample in the place of the next one; a little off where they are equal."""
     rolled = point.roll(1, 0)
     same = (rolled == point).reshape(len(point), -1).all(1).reshape(-1, *[1] * (point.dim() - 1))
-    return torch.where(same, nudged(point), rolled)
+    return torch.where(same, perturbed(point), rolled)
 
 
-def value_at(linear: Linearised, point: Tensor) -> Tensor | None:
+def value_at(linear: LinearizedFunction, point: Tensor) -> Tensor | None:
     """f at a point nearby; None where the model does not take it, or goes another way there."""
     try:
         with torch.no_grad():

@@ -11,12 +11,12 @@ import torch
 from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.calibration import calibrate, load
-from jaccli.graph.elimination.accumulate import taking
+from jaccli.graph.elimination.accumulate import with_bracketing
 from jaccli.networks.network import Network
 from jaccli.planning.decide import Decision, look, seconds, with_structure
-from jaccli.planning.linearize import Pair, Prepared, computing, exact_attention
+from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention
 from jaccli.run.blocks import Choice, collect, stream
-from jaccli.run.program_cache import Replay
+from jaccli.run.program_cache import ProgramCache
 
 
 def tuned(
@@ -25,9 +25,9 @@ def tuned(
     choice: Choice,
     decision: Decision,
     inputs: Inputs,
-    prepared: Prepared,
+    linearization: Linearization,
     compile: bool = False,
-) -> tuple[Decision, Replay | None]:
+) -> tuple[Decision, ProgramCache | None]:
     """The decision after a race between the recorded program and the method decided on.
 
     Cost: some calls of each. Methods that the user asked for are not raced.
@@ -37,18 +37,20 @@ def tuned(
     if inputs.batch > decision.block:
         return decision, None
     with computing(network), exact_attention(choice.exact_attention):
-        gap = look(prepared)
+        gap = look(linearization)
     if gap is not None:
         return replace(decision, others={**decision.others, "structured": gap}), None
-    candidate = with_structure(prepared, replace(decision, method="structured"))
-    replay = Replay(network, pair, choice, candidate, compile=compile)
-    recorded = replay.prepare(inputs, prepared)
+    candidate = with_structure(linearization, replace(decision, method="structured"))
+    replay = ProgramCache(network, pair, choice, candidate, compile=compile)
+    recorded = replay.linearize(inputs, linearization)
     if recorded is None:
         return decision, None
-    if replay.decision.bracket is not candidate.bracket and prepared.engine is not None:  # the clock chose another
-        assert replay.decision.bracket is not None
-        prepared.engine = taking(prepared.engine, replay.decision.bracket)
-        candidate = with_structure(prepared, candidate)
+    if (
+        replay.decision.bracketing is not candidate.bracketing and linearization.engine is not None
+    ):  # the clock chose another
+        assert replay.decision.bracketing is not None
+        linearization.engine = with_bracketing(linearization.engine, replay.decision.bracketing)
+        candidate = with_structure(linearization, candidate)
     if choice.method == "auto":
         plain = _plain_seconds(network, pair, choice, decision, inputs, recorded)
         if plain < recorded:

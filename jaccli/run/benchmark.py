@@ -24,7 +24,7 @@ from jaccli.names import MethodName
 from jaccli.networks.network import Network
 from jaccli.planning.decide import Decision, decide, predicted_seconds
 from jaccli.planning.early_refusal import refuse_too_large
-from jaccli.planning.linearize import Pair, Prepared, computing, exact_attention, prepare
+from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
 from jaccli.run.autotune import tuned
 from jaccli.run.blocks import Choice, collect, stream
 from jaccli.run.execute import Outcome, fill
@@ -119,7 +119,7 @@ def race(
     choice = Choice("auto", max_memory, chunk)
     with computing(network), exact_attention(True):
         refuse_too_large(network, inputs, [pair], "auto", max_memory, keep=inputs.batch)
-        (probe,) = prepare(network, inputs, [pair])
+        (probe,) = linearize(network, inputs, [pair])
         say("reference in float64")
         truth = reference(network, inputs, pair, probe.samples_mix)
     contenders = []
@@ -143,30 +143,32 @@ def race(
     return Race(contenders, truth, count, probe.linear.shape)
 
 
-def _enter(network: Network, inputs: Inputs, pair: Pair, choice: Choice, probe: Prepared, compile: bool) -> Contender:
+def _enter(
+    network: Network, inputs: Inputs, pair: Pair, choice: Choice, probe: Linearization, compile: bool
+) -> Contender:
     contender = Contender(choice.method)
     start = time.perf_counter()
     replay = None
     try:
         with meter.as_measured():
             with computing(network), exact_attention(choice.exact_attention):
-                (prepared,) = prepare(network, inputs, [pair], graph=choice.needs_graph)
+                (linearization,) = linearize(network, inputs, [pair], graph=choice.needs_graph)
                 decision = decide(
-                    prepared, choice.method, max_memory=choice.max_memory, chunk=choice.chunk, keep=inputs.batch
+                    linearization, choice.method, max_memory=choice.max_memory, chunk=choice.chunk, keep=inputs.batch
                 )
             if choice.method in PLANNED:
-                decision, replay = tuned(network, pair, choice, decision, inputs, prepared, compile)
+                decision, replay = tuned(network, pair, choice, decision, inputs, linearization, compile)
         contender.compile_s = replay.compile_s if replay is not None and compile else None
         contender.plan_s = time.perf_counter() - start - (contender.compile_s or 0.0)
         with computing(network), exact_attention(choice.exact_attention):
-            contender.predicted_s = predicted_seconds(prepared, decision)
+            contender.predicted_s = predicted_seconds(linearization, decision)
     except JaccliError as error:
         contender.status, contender.why = "failed", error.given
         return contender
     contender.takes, contender.predicted_bytes = decision.method or "zero", decision.peak_bytes
     if replay is not None:
         contender.call, contender.forget = partial(replay, inputs), replay.forget
-    elif decision.method is None or choice.method == "auto" or decision.bracket is not None:
+    elif decision.method is None or choice.method == "auto" or decision.bracketing is not None:
         contender.call = _streamed(network, inputs, pair, choice, decision)
     else:
         contender.call = _plain(network, inputs, pair, choice, decision, probe)
@@ -180,7 +182,7 @@ def _streamed(network: Network, inputs: Inputs, pair: Pair, choice: Choice, deci
 
 
 def _plain(
-    network: Network, inputs: Inputs, pair: Pair, choice: Choice, decision: Decision, probe: Prepared
+    network: Network, inputs: Inputs, pair: Pair, choice: Choice, decision: Decision, probe: Linearization
 ) -> Callable[[], Tensor]:
     """One method alone: no checks, and no other in its place."""
     method = decision.method
@@ -188,9 +190,9 @@ def _plain(
 
     def call() -> Tensor:
         with exact_attention(choice.exact_attention):
-            (prepared,) = prepare(network, inputs, [pair], graph=choice.needs_graph, probe=False)
-            prepared.samples_mix = probe.samples_mix
-            outcome: Outcome = fill(prepared, method, decision.chunk)
+            (linearization,) = linearize(network, inputs, [pair], graph=choice.needs_graph, probe=False)
+            linearization.samples_mix = probe.samples_mix
+            outcome: Outcome = fill(linearization, method, decision.chunk)
         return outcome.matrix
 
     return call

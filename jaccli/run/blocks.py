@@ -18,12 +18,12 @@ from jaccli.networks.network import Network
 from jaccli.planning.batch_influence import influence, tell_influence
 from jaccli.planning.decide import Decision, decide
 from jaccli.planning.early_refusal import refuse_too_large
-from jaccli.planning.linearize import Pair, Prepared, computing, exact_attention, prepare
-from jaccli.run.execute import Outcome, disbelief, report, run
+from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
+from jaccli.run.execute import Outcome, disagreement, report, run
 from jaccli.text.wording import worded
 
 Tick = Callable[[int], None]
-Instead = Callable[[Prepared, Decision, Inputs, bool], Callable[[], Tensor | None] | None]
+Instead = Callable[[Linearization, Decision, Inputs, bool], Callable[[], Tensor | None] | None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Piece:
-    """J of one pair for the samples from ``start`` on; ``trivial``: see ``Prepared``."""
+    """J of one pair for the samples from ``start`` on; ``trivial``: see ``Linearization``."""
 
     pair: Pair
     start: int
@@ -59,7 +59,7 @@ class Piece:
 
 
 @dataclass
-class Watch:
+class Progress:
     """Seconds spent preparing and deciding, computing, and compiling where that was asked for."""
 
     plan_s: float = 0.0
@@ -86,10 +86,10 @@ def stream(
     *,
     keep: bool = False,
     decisions: Sequence[Decision] | None = None,
-    accept: Callable[[Prepared], bool] = lambda prepared: True,
-    on_plan: Callable[[Sequence[Decision], Sequence[Prepared]], None] = lambda decided, prepared: None,
+    accept: Callable[[Linearization], bool] = lambda linearization: True,
+    on_plan: Callable[[Sequence[Decision], Sequence[Linearization]], None] = lambda decided, linearization: None,
     tick: Tick = lambda done: None,
-    watch: Watch | None = None,
+    watch: Progress | None = None,
     instead: Instead | None = None,
 ) -> Generator[Piece, None, None]:
     """J of every pair, block of samples by block; all pairs of a block from one forward pass.
@@ -107,7 +107,7 @@ def stream(
         watch: filled with times.
         instead: asked first for each block: what gives its J, or None.
     """
-    watch = watch or Watch()
+    watch = watch or Progress()
     batch, start = inputs.batch, 0
     whole = network.only_batch(inputs.dim) is not None
     held = batch if keep else 0
@@ -152,13 +152,13 @@ def stream(
                     del ready
                     continue
             watch.lap("plan_s")
-            for prepared, decision in zip(ready, decisions, strict=True):
+            for linearization, decision in zip(ready, decisions, strict=True):
                 call = None
                 if instead is not None:
                     watch.restart()
-                    call = instead(prepared, decision, part(inputs, start, size), start + size >= batch)
+                    call = instead(linearization, decision, part(inputs, start, size), start + size >= batch)
                     watch.lap("plan_s")
-                yield _piece(prepared, decision, start, tick, watch, call)
+                yield _piece(linearization, decision, start, tick, watch, call)
             start += size
             size = min(batch - start, min(d.block for d in decisions))
             del ready
@@ -186,24 +186,24 @@ def pilot(inputs: Inputs) -> int:
     return max(defaults.PILOT_SAMPLES, defaults.PILOT_BYTES // max(sample, 1))
 
 
-def _decide(prepared: Prepared, choice: Choice, held: int, pairs: int) -> Decision:
+def _decide(linearization: Linearization, choice: Choice, held: int, pairs: int) -> Decision:
     limit = choice.max_memory // pairs if choice.max_memory is not None else None
-    return decide(prepared, choice.method, max_memory=limit, chunk=choice.chunk, keep=held)
+    return decide(linearization, choice.method, max_memory=limit, chunk=choice.chunk, keep=held)
 
 
 def _ready(
     network: Network, inputs: Inputs, pairs: Sequence[Pair], choice: Choice, start: int, size: int
-) -> tuple[list[Prepared], int]:
+) -> tuple[list[Linearization], int]:
     """A block prepared; all samples at once where they mix, or where the model takes no other number."""
     whole = start == 0 and size == inputs.batch
     try:
-        ready = prepare(network, part(inputs, start, size), pairs, graph=choice.needs_graph)
+        ready = linearize(network, part(inputs, start, size), pairs, graph=choice.needs_graph)
     except RefusedError:
         if whole or start:
             raise
-        return prepare(network, inputs, pairs, graph=choice.needs_graph), inputs.batch
+        return linearize(network, inputs, pairs, graph=choice.needs_graph), inputs.batch
     if not whole and start == 0 and (any(p.samples_mix for p in ready) or not _separable(network, inputs, pairs, size)):
-        return prepare(network, inputs, pairs, graph=choice.needs_graph), inputs.batch
+        return linearize(network, inputs, pairs, graph=choice.needs_graph), inputs.batch
     return ready, size
 
 
@@ -255,26 +255,34 @@ def part(inputs: Inputs, start: int, size: int) -> Inputs:
 
 
 def _piece(
-    prepared: Prepared,
+    linearization: Linearization,
     decision: Decision,
     start: int,
     tick: Tick,
-    watch: Watch,
+    watch: Progress,
     call: Callable[[], Tensor | None] | None = None,
 ) -> Piece:
-    f = prepared.linear.f
+    f = linearization.linear.f
     watch.restart()
-    if decision.method is None and prepared.connected:
+    if decision.method is None and linearization.connected:
         # A plan made where there was no path, used at a point where there is one.
-        decision = decide(prepared, "auto")
+        decision = decide(linearization, "auto")
     matrix = call() if call is not None else None
-    if matrix is None or disbelief(prepared, matrix) is not None:
-        outcome = run(prepared, decision, tick=tick)
+    if matrix is None or disagreement(linearization, matrix) is not None:
+        outcome = run(linearization, decision, tick=tick)
     else:
         outcome = Outcome(matrix, "structured")
         tick(f.n_out)
     if outcome.matrix.device.type != "cpu":
         torch.accelerator.synchronize()
     watch.lap("compute_s")
-    report(prepared, outcome, prepared.name)
-    return Piece(prepared.pair, start, decision, outcome, f.source.slot.shape, f.target.slot.shape, prepared.trivial)
+    report(linearization, outcome, linearization.name)
+    return Piece(
+        linearization.pair,
+        start,
+        decision,
+        outcome,
+        f.source.slot.shape,
+        f.target.slot.shape,
+        linearization.trivial,
+    )

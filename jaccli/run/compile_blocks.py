@@ -11,10 +11,10 @@ from jaccli.activations.record import Inputs
 from jaccli.errors import note
 from jaccli.networks.network import Network
 from jaccli.planning.decide import Decision
-from jaccli.planning.linearize import Pair, Prepared
-from jaccli.run.blocks import Choice, Watch
-from jaccli.run.program_cache import Replay
-from jaccli.run.program_runner import Recorded
+from jaccli.planning.linearize import Linearization, Pair
+from jaccli.run.blocks import Choice, Progress
+from jaccli.run.program_cache import ProgramCache
+from jaccli.run.program_runner import ProgramRunner
 
 
 @dataclass
@@ -26,35 +26,37 @@ class Compiling:
 
     network: Network
     choice: Choice
-    watch: Watch
-    programs: dict[tuple[Pair, int], tuple[Replay, Recorded] | None] = field(default_factory=dict)
+    watch: Progress
+    programs: dict[tuple[Pair, int], tuple[ProgramCache, ProgramRunner] | None] = field(default_factory=dict)
 
     def __call__(
-        self, prepared: Prepared, decision: Decision, inputs: Inputs, last: bool
+        self, linearization: Linearization, decision: Decision, inputs: Inputs, last: bool
     ) -> Callable[[], Tensor | None] | None:
         """What gives J of the block, or None: then it is taken without a program."""
-        key = (prepared.pair, inputs.batch)
-        started = any(pair == prepared.pair for pair, _ in self.programs)
+        key = (linearization.pair, inputs.batch)
+        started = any(pair == linearization.pair for pair, _ in self.programs)
         if key not in self.programs:
             if last and started:
                 return None
-            self.programs[key] = self._made(prepared, decision, inputs)
+            self.programs[key] = self._made(linearization, decision, inputs)
         made = self.programs[key]
         if made is None:
             return None
         replay, recorded = made
         return lambda: replay.replayed(recorded, inputs)
 
-    def _made(self, prepared: Prepared, decision: Decision, inputs: Inputs) -> tuple[Replay, Recorded] | None:
+    def _made(
+        self, linearization: Linearization, decision: Decision, inputs: Inputs
+    ) -> tuple[ProgramCache, ProgramRunner] | None:
         self.watch.compile_s = self.watch.compile_s or 0.0
-        if decision.method != "structured" or decision.bracket is None:
-            note(f"{prepared.name}: nothing to compile: {decision.method or 'no method'} is taken")
+        if decision.method != "structured" or decision.bracketing is None:
+            note(f"{linearization.name}: nothing to compile: {decision.method or 'no method'} is taken")
             return None
-        replay = Replay(self.network, prepared.pair, self.choice, decision, compile=True, timed=False)
+        replay = ProgramCache(self.network, linearization.pair, self.choice, decision, compile=True, timed=False)
         recorded = replay.record(inputs)
         self.watch.compile_s += replay.compile_s
         self.watch.plan_s -= replay.compile_s
         if recorded is None:
-            note(f"{prepared.name}: nothing to compile: the engine's run cannot be recorded")
+            note(f"{linearization.name}: nothing to compile: the engine's run cannot be recorded")
             return None
         return replay, recorded

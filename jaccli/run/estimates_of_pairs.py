@@ -12,10 +12,10 @@ from jaccli.errors import ResourceError, UnsupportedError
 from jaccli.networks.network import Network
 from jaccli.planning.batch_influence import influence, tell_influence
 from jaccli.planning.decide import human
-from jaccli.planning.linearize import Pair, Prepared, computing, exact_attention, prepare, readable
+from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize, readable
 from jaccli.planning.memory import available, footprint
 from jaccli.planning.mixing_message import where_samples_are
-from jaccli.run.blocks import Watch, part, too_few_fit
+from jaccli.run.blocks import Progress, part, too_few_fit
 from jaccli.run.jacobian_operator import JacobianOperator
 from jaccli.run.linear_operator import linearised
 from jaccli.text.wording import worded
@@ -57,9 +57,9 @@ def stream_estimates(
     probes: int,
     fixed: bool,
     max_memory: int | None = None,
-    accept: Callable[[Prepared], bool] = lambda prepared: True,
-    watch: Watch | None = None,
-    on_plan: Callable[[Prepared, int, int], None] = lambda prepared, samples, vectors: None,
+    accept: Callable[[Linearization], bool] = lambda linearization: True,
+    watch: Progress | None = None,
+    on_plan: Callable[[Linearization, int, int], None] = lambda linearization, samples, vectors: None,
 ) -> Iterator[Estimates]:
     """Figures of every pair, samples block by block.
 
@@ -79,17 +79,17 @@ def stream_estimates(
         ResourceError: one sample does not fit.
         UnsupportedError: samples mix, so that products are not of each sample's own block.
     """
-    watch = watch or Watch()
+    watch = watch or Progress()
     watch.restart()
     with computing(network), exact_attention(True):
         whole = network.only_batch(inputs.dim) is not None
         first = part(inputs, 0, inputs.batch if whole else min(2, inputs.batch))
-        ready = [p for p in prepare(network, first, pairs) if accept(p)]
+        ready = [p for p in linearize(network, first, pairs) if accept(p)]
     wanted = [(p.pair, *_sizes(p, probes, fixed, max_memory, inputs.batch)) for p in ready]
-    for prepared, (_, size, vectors) in zip(ready, wanted, strict=True):
+    for linearization, (_, size, vectors) in zip(ready, wanted, strict=True):
         if whole and size < inputs.batch:
             raise too_few_fit(inputs.batch, size)
-        on_plan(prepared, size, min(vectors, probes))
+        on_plan(linearization, size, min(vectors, probes))
     watch.lap("plan_s")
     same = {p.pair for p in ready if p.trivial}
     del ready
@@ -109,9 +109,11 @@ def stream_estimates(
             yield Estimates(pair, start, records, f.source.slot.shape, f.target.slot.shape, trivial)
 
 
-def _sizes(prepared: Prepared, probes: int, fixed: bool, max_memory: int | None, batch: int) -> tuple[int, int]:
+def _sizes(
+    linearization: Linearization, probes: int, fixed: bool, max_memory: int | None, batch: int
+) -> tuple[int, int]:
     """How many samples fit at a time, and how many vectors of one."""
-    linear = prepared.linear
+    linear = linearization.linear
     with readable(linear.f.inputs):
         held = footprint(linear).total // linear.batch
     vector = HELD * (linear.f.n_in + linear.f.n_out) * linear.value.element_size()
@@ -120,7 +122,8 @@ def _sizes(prepared: Prepared, probes: int, fixed: bool, max_memory: int | None,
     need = held + min(fitting, probes) * vector
     if held + (probes if fixed else FEWEST) * vector > limit:
         raise ResourceError(
-            f"{prepared.name}: the activations of one sample and {min(fitting, probes)} vectors need {human(need)}",
+            f"{linearization.name}: the activations of one sample and {min(fitting, probes)} vectors "
+            f"need {human(need)}",
             f"expected at most {human(limit)}",
             worded("allow more with {max_memory}, or take fewer {probes}" if fixed else "allow more with {max_memory}"),
         )
@@ -130,7 +133,7 @@ def _sizes(prepared: Prepared, probes: int, fixed: bool, max_memory: int | None,
 def _tell_cut(network: Network, inputs: Inputs, pair: Pair, block: Inputs, max_memory: int | None) -> None:
     """Look whether samples influence each other through the batch, which is cut. Cost: see ``influence``."""
     with computing(network), exact_attention(True):
-        found = influence(network, inputs, prepare(network, block, [pair], probe=False), max_memory)
+        found = influence(network, inputs, linearize(network, block, [pair], probe=False), max_memory)
     if found:
         tell_influence(found, inputs.batch, block.batch)
 

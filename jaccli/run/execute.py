@@ -10,14 +10,14 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, note, warn
-from jaccli.graph.elimination.bracketing import Bracket
+from jaccli.graph.elimination.bracketing import Bracketing
 from jaccli.linearization.differences import unchecked
 from jaccli.linearization.rounding import apart, norms
 from jaccli.linearization.verify import tolerance
-from jaccli.methods import METHODS, MethodGap, MethodName, Task
+from jaccli.methods import METHODS, MethodGap, MethodName, MethodTask
 from jaccli.methods.base import is_out_of_memory, reason
 from jaccli.planning.decide import Decision
-from jaccli.planning.linearize import Prepared, is_hidden_path, probe_first_sample
+from jaccli.planning.linearize import Linearization, is_hidden_path, probe_first_sample
 from jaccli.planning.mixing_message import mixing
 from jaccli.planning.sample_independence import leaks
 from jaccli.text.wording import worded
@@ -55,7 +55,9 @@ _NEXT: dict[MethodName, tuple[MethodName, ...]] = {
 }
 
 
-def run(prepared: Prepared, decision: Decision, *, tick: Tick = lambda done: None, check: bool = True) -> Outcome:
+def run(
+    linearization: Linearization, decision: Decision, *, tick: Tick = lambda done: None, check: bool = True
+) -> Outcome:
     """J of the prepared samples.
 
     Cost: the method's passes, and with ``check`` one product of J with a vector. A method that cannot
@@ -66,22 +68,22 @@ def run(prepared: Prepared, decision: Decision, *, tick: Tick = lambda done: Non
         UnsupportedError: no method can do this model.
         ResourceError: out of memory.
     """
-    linear = prepared.linear
+    linear = linearization.linear
     if decision.method is None:
-        return Outcome(linear.value.new_zeros(linear.shape), "zero", notes=(prepared.why_zero,))
+        return Outcome(linear.value.new_zeros(linear.shape), "zero", notes=(linearization.why_zero,))
     gaps: list[str] = []
     last: tuple[MethodName, ...] = () if decision.asked else ("finite-difference",)
     for method in (decision.method, *_NEXT[decision.method], *last):
         chunk = decision.chunk_for(linear.batch)
         chunk = chunk if method == decision.method else min(chunk, defaults.TRIAL_ROWS)
         try:
-            outcome = fill(prepared, method, chunk, tick, decision.bracket)
+            outcome = fill(linearization, method, chunk, tick, decision.bracketing)
         except MethodGap as gap:
             gaps.append(f"{method}: {gap}")
             continue
         if gaps:
             outcome = Outcome(**{**vars(outcome), "notes": (f"{gaps[0]}; taken with {method}", *outcome.notes)})
-        return _believed(prepared, outcome) if check else outcome
+        return _verified(linearization, outcome) if check else outcome
     raise UnsupportedError(
         f"no Jacobian by {decision.method}: {gaps[0].split(': ', 1)[1]}",
         "expected a model that this method can differentiate",
@@ -92,25 +94,27 @@ def run(prepared: Prepared, decision: Decision, *, tick: Tick = lambda done: Non
 
 
 def fill(
-    prepared: Prepared,
+    linearization: Linearization,
     method: MethodName,
     chunk: int,
     tick: Tick = lambda done: None,
-    bracket: Bracket | None = None,
+    bracketing: Bracketing | None = None,
 ) -> Outcome:
-    """J by one method, no fallback; ``bracket`` is the structured one's, found before.
+    """J by one method, no fallback; ``bracketing`` is the structured one's, found before.
 
     Raises:
         MethodGap: the method cannot do this model.
         ResourceError: out of memory.
     """
-    linear = prepared.linear
+    linear = linearization.linear
     before = linear.passes.copy()
     try:
         out = linear.value.new_empty(linear.shape)
-        task = Task(linear, out, chunk, prepared.samples_mix, tick, engine=prepared.engine, bracket=bracket)
-        if METHODS[method].needs_graph and prepared.probe.backward_gap:
-            raise MethodGap(prepared.probe.backward_gap)
+        task = MethodTask(
+            linear, out, chunk, linearization.samples_mix, tick, engine=linearization.engine, bracketing=bracketing
+        )
+        if METHODS[method].needs_graph and linearization.probe.backward_gap:
+            raise MethodGap(linearization.probe.backward_gap)
         METHODS[method].fill(task)
     except (JaccliError, MethodGap):
         raise
@@ -125,26 +129,26 @@ def fill(
     return Outcome(task.out, method, task.error_estimate, tuple(task.notes), linear.passes - before)
 
 
-def _believed(prepared: Prepared, outcome: Outcome) -> Outcome:
+def _verified(linearization: Linearization, outcome: Outcome) -> Outcome:
     """Hold uᵀJ against plain backward passes; where they differ, take J row by row and say so.
 
     Without a backward pass Jz is held against differences of f; where it differs, J is taken by those.
     """
     if outcome.method == "finite-difference":
         return outcome
-    error = disbelief(prepared, outcome.matrix)
+    error = disagreement(linearization, outcome.matrix)
     if error is None:
         return outcome
-    if prepared.probe.backward_gap is not None:
-        return _confirmed(prepared, outcome, error)
-    again = outcome if outcome.method == "loop" else fill(prepared, "loop", 1)
-    second = disbelief(prepared, again.matrix)
-    if second is not None and not prepared.samples_mix and leaks(prepared.linear):
+    if linearization.probe.backward_gap is not None:
+        return _confirmed(linearization, outcome, error)
+    again = outcome if outcome.method == "loop" else fill(linearization, "loop", 1)
+    second = disagreement(linearization, again.matrix)
+    if second is not None and not linearization.samples_mix and leaks(linearization.linear):
         # Samples mix in a way that every other sample does not show.
-        prepared.samples_mix = True
-        probe_first_sample(prepared)
-        again = fill(prepared, "loop", 1)
-        second = disbelief(prepared, again.matrix)
+        linearization.samples_mix = True
+        probe_first_sample(linearization)
+        again = fill(linearization, "loop", 1)
+        second = disagreement(linearization, again.matrix)
         if second is None:
             return again
     if outcome.method != "loop":
@@ -153,8 +157,8 @@ def _believed(prepared: Prepared, outcome: Outcome) -> Outcome:
             f"{outcome.method} gave a Jacobian that is {error:.2g} off an independent backward pass; "
             "it was taken again row by row (loop)"
         )
-    found = prepared.rounding()
-    if prepared.linear.f.network.draws.unsteady:  # told already
+    found = linearization.rounding()
+    if linearization.linear.f.network.draws.unsteady:  # told already
         return again
     if found is not None and not found.steady:
         warn("two passes at one point disagree: the model is not deterministic, do not rely on J")
@@ -166,26 +170,30 @@ def _believed(prepared: Prepared, outcome: Outcome) -> Outcome:
     return again
 
 
-def _confirmed(prepared: Prepared, outcome: Outcome, error: float) -> Outcome:
+def _confirmed(linearization: Linearization, outcome: Outcome, error: float) -> Outcome:
     """Without a backward pass: J by another method, where differences confirm that; else a warning."""
     gap = f"{outcome.method} gave a Jacobian that is {error:.2g} off differences"
     others: tuple[tuple[MethodName, Callable[[str], None]], ...] = (("forward", note), ("finite-difference", warn))
     for method, say in others:
         try:
-            again = fill(prepared, method, defaults.TRIAL_ROWS) if method != outcome.method else None
+            again = fill(linearization, method, defaults.TRIAL_ROWS) if method != outcome.method else None
         except MethodGap:
             continue
-        if again is not None and disbelief(prepared, again.matrix) is None and not prepared.probe.unsettled:
-            say(f"{prepared.name}: {gap}, and there is no backward pass; taken with {method}")
+        if (
+            again is not None
+            and disagreement(linearization, again.matrix) is None
+            and not linearization.probe.unsettled
+        ):
+            say(f"{linearization.name}: {gap}, and there is no backward pass; taken with {method}")
             return replace(again, notes=(*outcome.notes, *again.notes))
-    prepared.probe.unsettled = 0
+    linearization.probe.unsettled = 0
     remedy = "" if outcome.matrix.dtype == torch.float64 else worded(", or try {dtype:float64}")
     text = "{name}: {gap}, there is no backward pass, and no other method is confirmed: do not rely on J{remedy}"
-    warn(worded(text, name=prepared.name, gap=gap, remedy=remedy))
+    warn(worded(text, name=linearization.name, gap=gap, remedy=remedy))
     return outcome
 
 
-def disbelief(prepared: Prepared, *factors: Tensor) -> float | None:
+def disagreement(linearization: Linearization, *factors: Tensor) -> float | None:
     """The relative difference of uᵀJ from rows by plain backward passes, where it is more than rounding; else None.
 
     J is the product of the factors. Rules are wrong at some points only, so all samples are looked at. Cost: one
@@ -195,13 +203,15 @@ def disbelief(prepared: Prepared, *factors: Tensor) -> float | None:
     """
     if not factors[0].numel():
         return None
-    if prepared.probe.backward_gap is not None:
-        return _off_differences(prepared, factors)
-    found = [_off(prepared, *evidence, factors) for evidence in prepared.evidence()]
+    if linearization.probe.backward_gap is not None:
+        return _off_differences(linearization, factors)
+    found = [_off(linearization, *evidence, factors) for evidence in linearization.evidence()]
     return max((error for error in found if error is not None), default=None)
 
 
-def _off(prepared: Prepared, chosen: slice, u: Tensor, row: Tensor, factors: Sequence[Tensor]) -> float | None:
+def _off(
+    linearization: Linearization, chosen: slice, u: Tensor, row: Tensor, factors: Sequence[Tensor]
+) -> float | None:
     u, row = u[chosen], row[chosen]
     product, size = u, norms(u)
     lost = row.isfinite().all(1).cpu()
@@ -216,22 +226,22 @@ def _off(prepared: Prepared, chosen: slice, u: Tensor, row: Tensor, factors: Seq
     error = torch.where(lost & ~finite, torch.inf, error)
     if not bool((error > tolerance(torch.finfo(row.dtype).eps)).any()):
         return None
-    found = prepared.rounding()
+    found = linearization.rounding()
     if found is not None and found.steady:
         error = torch.where((difference <= found.row[chosen]) & error.isfinite(), 0.0, error)
-    return float(error.max()) if bool((error > tolerance(prepared.linear.rounding)).any()) else None
+    return float(error.max()) if bool((error > tolerance(linearization.linear.rounding)).any()) else None
 
 
-def _off_differences(prepared: Prepared, factors: Sequence[Tensor]) -> float | None:
-    if prepared.linear.f.network.draws.unsteady:  # told already
+def _off_differences(linearization: Linearization, factors: Sequence[Tensor]) -> float | None:
+    if linearization.linear.f.network.draws.unsteady:  # told already
         return None
-    differences = prepared.differences()
+    differences = linearization.differences()
     image = differences.z.unsqueeze(-1)
     for factor in reversed(factors):
         image = torch.bmm(factor, image.to(factor))
     usual = _sizes(factors[0]) * norms(differences.z) / factors[0].shape[2] ** 0.5 if len(factors) == 1 else None
     verdict = differences.judge(image.squeeze(-1), usual)
-    prepared.probe.unsettled = verdict.unsettled
+    linearization.probe.unsettled = verdict.unsettled
     return verdict.off
 
 
@@ -242,17 +252,17 @@ def _sizes(factor: Tensor) -> Tensor:
     return found if bool(((found > least) & (found < most)).all()) else norms(factor)
 
 
-def report_path(prepared: Prepared, name: str) -> None:
+def report_path(linearization: Linearization, name: str) -> None:
     """Say that J is zero where no path leads from source to target, or too small for the digits of its dtype."""
-    if not prepared.connected:
-        say = warn if is_hidden_path(prepared) else note
-        say(f"{name}: J is zero: {prepared.why_zero}")
-    _report_subnormal(prepared, name)
+    if not linearization.connected:
+        say = warn if is_hidden_path(linearization) else note
+        say(f"{name}: J is zero: {linearization.why_zero}")
+    _report_subnormal(linearization, name)
 
 
-def _report_subnormal(prepared: Prepared, name: str) -> None:
+def _report_subnormal(linearization: Linearization, name: str) -> None:
     """Of how many samples rows that were taken anyway lie below the normal numbers of their dtype."""
-    probe = prepared.probe
+    probe = linearization.probe
     rows = [] if probe.row is None else [probe.row[probe.samples]]
     if probe.rest is not None:
         rows.append(probe.rest[1][1::2])
@@ -267,9 +277,9 @@ def _report_subnormal(prepared: Prepared, name: str) -> None:
         warn(worded("{name}: {text}, and has lost digits{remedy}", name=name, text=text, remedy=remedy))
 
 
-def _moves(prepared: Prepared) -> bool:
+def _moves(linearization: Linearization) -> bool:
     """Whether a step of a tenth moves the target. Cost: one evaluation."""
-    linear = prepared.linear
+    linear = linearization.linear
     h = linear.point
     try:
         with torch.no_grad():
@@ -281,21 +291,21 @@ def _moves(prepared: Prepared) -> bool:
     return not torch.equal(found.reshape(-1), linear.value.reshape(-1))
 
 
-def report(prepared: Prepared, outcome: Outcome, name: str) -> None:
+def report(linearization: Linearization, outcome: Outcome, name: str) -> None:
     """Warnings and notes about one pair's J."""
-    report_path(prepared, name)
+    report_path(linearization, name)
     if outcome.method == "finite-difference" and not outcome.matrix.any():
-        if _moves(prepared):
+        if _moves(linearization):
             warn(f"{name}: differences are zero, and larger steps move the target: lower precision inside, or stairs")
         else:
             note(f"{name}: J is zero: the target does not move with the source")
-    if prepared.samples_mix:
-        told = mixing(prepared)
+    if linearization.samples_mix:
+        told = mixing(linearization)
         warn(worded("{name}: {told}", name=name, told=told))
     if outcome.method != "finite-difference":
-        _report_rounding(prepared, name)
-        report_unchecked(prepared, name)
-    for text in outcome.notes if prepared.connected else ():
+        _report_rounding(linearization, name)
+        report_unchecked(linearization, name)
+    for text in outcome.notes if linearization.connected else ():
         note(f"{name}: {text}")
     if outcome.error_estimate is not None:
         say = warn if outcome.error_estimate > defaults.DOUBTFUL_ERROR else note
@@ -308,23 +318,23 @@ def report(prepared: Prepared, outcome: Outcome, name: str) -> None:
         warn(f"{name}: J has {bad} non-finite values (first at sample {first})")
 
 
-def report_unchecked(prepared: Prepared, name: str) -> None:
+def report_unchecked(linearization: Linearization, name: str) -> None:
     """Say of how many samples J was held against differences that did not settle."""
-    if prepared.probe.unsettled:
-        warn(f"{name}: {unchecked('J', prepared.probe.unsettled, prepared.linear.batch)}")
+    if linearization.probe.unsettled:
+        warn(f"{name}: {unchecked('J', linearization.probe.unsettled, linearization.linear.batch)}")
 
 
-def _report_rounding(prepared: Prepared, name: str) -> None:
+def _report_rounding(linearization: Linearization, name: str) -> None:
     """Say of how many samples J is no more than rounding, where a disagreement led to the question."""
-    found, live = prepared.probe.rounding, prepared.linear.live
+    found, live = linearization.probe.rounding, linearization.linear.live
     drowned = int(found.drowned().sum()) if found is not None and found.steady and live is not None else 0
-    if not drowned or live is None or prepared.linear.f.network.draws.unsteady:
+    if not drowned or live is None or linearization.linear.f.network.draws.unsteady:
         return
-    own = torch.finfo(prepared.linear.value.dtype).eps
+    own = torch.finfo(linearization.linear.value.dtype).eps
     kind = _FORMATS.get(live.rounding, "")
     inside = "" if live.rounding <= own else ", in which the network works inside"
     remedy = worded(": {dtype:float64}") if own > torch.finfo(torch.float64).eps and not inside else ""
-    text = f"{name}: J of {drowned} of {prepared.linear.batch} samples is below {kind}'s rounding{inside}"
+    text = f"{name}: J of {drowned} of {linearization.linear.batch} samples is below {kind}'s rounding{inside}"
     warn(worded("{text}{remedy}", text=text, remedy=remedy))
 
 

@@ -13,10 +13,10 @@ from jaccli import defaults
 from jaccli.activations.function import LayerFunction
 from jaccli.errors import warn
 from jaccli.linear_maps.by_rows import ByRows
-from jaccli.linear_maps.implementations import BATCHED, Route, Routes
+from jaccli.linear_maps.implementations import BATCHED, Implementation, Implementations
 from jaccli.linear_maps.linear_map import LinearMap
 from jaccli.linearization.differences import unchecked
-from jaccli.linearization.linearization import Linearised
+from jaccli.linearization.linearization import LinearizedFunction
 from jaccli.linearization.verify import Truth
 
 Session = Callable[[], AbstractContextManager[None]]
@@ -71,7 +71,7 @@ class JacobianOperator(LinearMap):
         setting: what else is known.
     """
 
-    def __init__(self, linear: Linearised, setting: Setting) -> None:
+    def __init__(self, linear: LinearizedFunction, setting: Setting) -> None:
         self._linear, self._setting = linear, setting
         self.mixes = setting.mixes
         truth = Truth(linear, setting.mixes, setting.backward)
@@ -85,35 +85,35 @@ class JacobianOperator(LinearMap):
                 warn(unchecked("Jv", truth.unsettled, linear.batch))
             return held
 
-        self._forth = Routes("Jv", forth, lambda: truth.z, holds, name, quiet, aside)
-        self._back = Routes("Jᵀu", back, lambda: truth.w, truth.is_pulled, name, quiet, aside)
+        self._forth = Implementations("Jv", forth, lambda: truth.z, holds, name, quiet, aside)
+        self._back = Implementations("Jᵀu", back, lambda: truth.w, truth.is_pulled, name, quiet, aside)
 
-    def _routes(self) -> tuple[list[Route], list[Route]]:
+    def _routes(self) -> tuple[list[Implementation], list[Implementation]]:
         """The routes of JV and of JᵀU, by preference."""
         linear, setting = self._linear, self._setting
         push, pull = setting.structured or (None, None)
-        forth = [Route("structured", push, GRAPH_FROM)] if push is not None else []
-        back: list[Route] = []
+        forth = [Implementation("structured", push, GRAPH_FROM)] if push is not None else []
+        back: list[Implementation] = []
         if setting.backward:
             forth += [
-                Route("double backward" + BATCHED, _together(linear.jvps_by_transposition), BATCHED_FROM, 2),
-                Route("double backward", _one_by_one(linear.jvp_by_transposition)),
+                Implementation("double backward" + BATCHED, _together(linear.jvps_by_transposition), BATCHED_FROM, 2),
+                Implementation("double backward", _one_by_one(linear.jvp_by_transposition)),
             ]
-            back += [Route("backward" + BATCHED, _together(linear.vjps), BATCHED_FROM, 2)]
-            back += [Route("structured", pull, BATCHED_FROM, 2)] if pull is not None else []
-            back += [Route("backward", _one_by_one(linear.vjp), sure=True)]
+            back += [Implementation("backward" + BATCHED, _together(linear.vjps), BATCHED_FROM, 2)]
+            back += [Implementation("structured", pull, BATCHED_FROM, 2)] if pull is not None else []
+            back += [Implementation("backward", _one_by_one(linear.vjp), sure=True)]
         forth += [
-            Route("forward mode" + BATCHED, _together(linear.jvps), BATCHED_FROM, 2),
-            Route("forward mode", _one_by_one(linear.jvp)),
+            Implementation("forward mode" + BATCHED, _together(linear.jvps), BATCHED_FROM, 2),
+            Implementation("forward mode", _one_by_one(linear.jvp)),
         ]
         if setting.backward:
             rows = ByRows(lambda u: self._back(u), linear.shape, setting.mixes, setting.hold)
-            forth += [Route("rows of J", rows, sure=True)]
+            forth += [Implementation("rows of J", rows, sure=True)]
         else:
             batch, n_out, n_in = linear.shape
             columns = ByRows(lambda v: self._forth(v), (batch, n_in, n_out), setting.mixes, setting.hold)
-            forth += [Route("J itself", lambda v: setting.last_resort() @ v, sure=True)]
-            back += [Route("columns of J", columns, sure=True)]
+            forth += [Implementation("J itself", lambda v: setting.last_resort() @ v, sure=True)]
+            back += [Implementation("columns of J", columns, sure=True)]
         return forth, back
 
     @property
@@ -158,7 +158,7 @@ class JacobianOperator(LinearMap):
     def _rmatmat(self, u: Tensor) -> Tensor:
         return self._product(self._back, u, self.shape[2])
 
-    def _product(self, routes: Routes, vectors: Tensor, size: int) -> Tensor:
+    def _product(self, routes: Implementations, vectors: Tensor, size: int) -> Tensor:
         if not vectors.shape[-1] or not self._setting.connected:
             return vectors.new_zeros(vectors.shape[0], size, vectors.shape[-1])
         with self._setting.session():

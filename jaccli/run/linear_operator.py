@@ -19,7 +19,7 @@ from jaccli.linearization.verify import is_odd
 from jaccli.networks.network import Network
 from jaccli.networks.state.random_generators import same_noise
 from jaccli.planning.decide import captured, decide
-from jaccli.planning.linearize import Pair, Prepared, computing, exact_attention, prepare
+from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
 from jaccli.planning.mixing_message import mixing
 from jaccli.run.blocks import part
 from jaccli.run.execute import report, report_path, run
@@ -45,47 +45,47 @@ def linearised(
         set_aside: routes that failed on the same samples before.
     """
     with computing(network), exact_attention(True):
-        (prepared,) = prepare(network, inputs, [pair])
-        u, row = prepared.probe.cotangent, prepared.probe.row
-        linear_back = quiet or u is None or row is None or is_odd(prepared.linear, u, row)
+        (linearization,) = linearize(network, inputs, [pair])
+        u, row = linearization.probe.cotangent, linearization.probe.row
+        linear_back = quiet or u is None or row is None or is_odd(linearization.linear, u, row)
     if not quiet:
-        report_path(prepared, prepared.name)
+        report_path(linearization, linearization.name)
         if not linear_back:
             warn("the backward pass is not linear (a clipped or rectified gradient): do not rely on products")
-        if prepared.samples_mix:
-            warn(mixing(prepared, "each product is of the whole batch's Jacobian, not of each sample's own block"))
+        if linearization.samples_mix:
+            warn(mixing(linearization, "each product is of the whole batch's Jacobian, not of each sample's own block"))
 
     def alone(b: int) -> LinearMap:
-        if not prepared.samples_mix:
+        if not linearization.samples_mix:
             with suppress(JaccliError):
                 failed = frozenset(made.routes["set aside"])
                 single = linearised(network, pair, part(inputs, b, 1), True, hold, failed)
-                if _same_alone(single, prepared, b):
+                if _same_alone(single, linearization, b):
                     return single
         return OneOf(made, b)
 
     setting = Setting(
         _as_it_is(network),
         alone,
-        _by_graph(prepared),
-        cache(lambda: _by_any_method(prepared)),
-        prepared.connected,
-        prepared.samples_mix,
-        prepared.probe.backward_gap is None,
+        _by_graph(linearization),
+        cache(lambda: _by_any_method(linearization)),
+        linearization.connected,
+        linearization.samples_mix,
+        linearization.probe.backward_gap is None,
         hold,
         set_aside,
         quiet,
     )
-    made = JacobianOperator(prepared.linear, setting)
+    made = JacobianOperator(linearization.linear, setting)
     return made
 
 
-def _same_alone(single: JacobianOperator, prepared: Prepared, b: int) -> bool:
+def _same_alone(single: JacobianOperator, linearization: Linearization, b: int) -> bool:
     """Whether sample b has the value and a product alone that it has among all. Cost: two backward passes."""
-    linear = prepared.linear
+    linear = linearization.linear
     if not close(single.value, linear.value[b : b + 1], linear.rounding):
         return False
-    if linear.live is None or prepared.probe.backward_gap is not None:
+    if linear.live is None or linearization.probe.backward_gap is not None:
         return True
     u = torch.zeros(linear.batch, linear.f.n_out).to(linear.value)
     u[b] = torch.randn(linear.f.n_out, generator=torch.Generator().manual_seed(5)).to(u)
@@ -94,31 +94,31 @@ def _same_alone(single: JacobianOperator, prepared: Prepared, b: int) -> bool:
     return close(single.rmatvec(u[b : b + 1]), row, linear.rounding)
 
 
-def _by_any_method(prepared: Prepared) -> Tensor:
+def _by_any_method(linearization: Linearization) -> Tensor:
     """J as ``jacobian`` has it, where there are no products.
 
     Raises:
         UnsupportedError: samples mix, and products are of more than each sample's own block.
     """
-    if prepared.samples_mix:
+    if linearization.samples_mix:
         raise UnsupportedError(
-            f"{prepared.name}: no products: samples mix, and neither backward nor forward passes work",
+            f"{linearization.name}: no products: samples mix, and neither backward nor forward passes work",
             "expected a model that can be differentiated",
             "jaccli.jacobian has each sample's own block",
         )
-    outcome = run(prepared, decide(prepared, "auto", keep=prepared.linear.batch))
-    report(prepared, outcome, prepared.name)
+    outcome = run(linearization, decide(linearization, "auto", keep=linearization.linear.batch))
+    report(linearization, outcome, linearization.name)
     return outcome.matrix
 
 
-def _by_graph(prepared: Prepared) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
+def _by_graph(linearization: Linearization) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
     """JV and JᵀU by the derivatives of the network's operators, captured when first asked for."""
-    if prepared.samples_mix or not prepared.connected:
+    if linearization.samples_mix or not linearization.connected:
         return None
 
     @cache
     def products() -> Products:
-        return Products(captured(prepared))
+        return Products(captured(linearization))
 
     return lambda v: products().push(v), lambda u: products().pull(u)
 

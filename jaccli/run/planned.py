@@ -17,7 +17,7 @@ from jaccli.planning.decide import Decision
 from jaccli.planning.explain import explain
 from jaccli.planning.linearize import Pair, computing
 from jaccli.run.blocks import Choice, collect, stream
-from jaccli.run.program_cache import Replay
+from jaccli.run.program_cache import ProgramCache
 from jaccli.text.escape import cut
 
 
@@ -37,7 +37,7 @@ class Plan:
     device: torch.device
     shape: tuple[int, int, int]
     dim: int = 0
-    replay: Replay | None = None
+    replay: ProgramCache | None = None
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 

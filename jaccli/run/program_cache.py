@@ -13,20 +13,20 @@ from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.errors import ResourceError, UsageError, note, warn
 from jaccli.graph.elimination.accumulate import engine
-from jaccli.graph.elimination.bracketing import Bracket
+from jaccli.graph.elimination.bracketing import Bracketing
 from jaccli.graph.program.codegen import Program
 from jaccli.graph.program.result_pool import Pool
 from jaccli.graph.program.torch_compile import CompileGap, compiled
 from jaccli.graph.program.trace import alike, trace
 from jaccli.graph.trace.capture import capture
-from jaccli.methods.base import nudged
+from jaccli.methods.base import perturbed
 from jaccli.networks.network import Network
-from jaccli.networks.state.fingerprint import Stamp
+from jaccli.networks.state.fingerprint import Fingerprint
 from jaccli.planning.decide import Decision
-from jaccli.planning.linearize import Pair, Prepared, computing, exact_attention, prepare
+from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
 from jaccli.run.blocks import Choice, collect, part, stream
-from jaccli.run.execute import disbelief, report_unchecked
-from jaccli.run.program_runner import Recorded, contiguous, groupings, tensors, threads
+from jaccli.run.execute import disagreement, report_unchecked
+from jaccli.run.program_runner import ProgramRunner, contiguous, groupings, tensors, threads
 from jaccli.run.signature import Signature, signature
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 from jaccli.text.wording import worded
@@ -39,7 +39,7 @@ TURNS = 3
 
 
 @dataclass
-class Replay:
+class ProgramCache:
     """J of further samples by programs; what cannot be replayed is computed anew each time.
 
     Attributes:
@@ -55,8 +55,8 @@ class Replay:
     pair: Pair
     choice: Choice
     decision: Decision
-    programs: dict[Signature, Recorded | None] = field(default_factory=dict)
-    stamp: Stamp | None = None
+    programs: dict[Signature, ProgramRunner | None] = field(default_factory=dict)
+    stamp: Fingerprint | None = None
     pool: Pool = field(default_factory=Pool)
     groups: int = 1
     compile: bool = False
@@ -99,7 +99,7 @@ class Replay:
         _warn_of_nonfinite(matrix)
         return matrix
 
-    def _ran(self, recorded: Recorded, key: Signature, inputs: Inputs) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+    def _ran(self, recorded: ProgramRunner, key: Signature, inputs: Inputs) -> tuple[Tensor, tuple[Tensor, ...]] | None:
         """A run of a program, which is given up where it fails."""
         try:
             return recorded.run(inputs, self.pool)
@@ -112,7 +112,7 @@ class Replay:
             self.programs[key] = None
             return None
 
-    def _holds_here(self, recorded: Recorded, inputs: Inputs, matrix: Tensor) -> bool:
+    def _holds_here(self, recorded: ProgramRunner, inputs: Inputs, matrix: Tensor) -> bool:
         """Whether J agrees with a backward pass, asked at calls 1, 2, 4, 8, …: rules are wrong at some points only.
 
         Cost: there, a forward and two backward passes.
@@ -121,16 +121,16 @@ class Replay:
         if recorded.calls & (recorded.calls - 1):
             return True
         with computing(self.network), exact_attention(self.choice.exact_attention):
-            (prepared,) = prepare(self.network, inputs, [self.pair])
-            off = disbelief(prepared, matrix)
+            (linearization,) = linearize(self.network, inputs, [self.pair])
+            off = disagreement(linearization, matrix)
         if off is None:
-            report_unchecked(prepared, prepared.name)
+            report_unchecked(linearization, linearization.name)
             return True
-        truth = "a backward pass" if prepared.probe.backward_gap is None else "differences"
+        truth = "a backward pass" if linearization.probe.backward_gap is None else "differences"
         note(f"the recorded program gave a J that is {off:.2g} off {truth}, and is not used any more")
         return False
 
-    def replayed(self, recorded: Recorded, inputs: Inputs) -> Tensor | None:
+    def replayed(self, recorded: ProgramRunner, inputs: Inputs) -> Tensor | None:
         """J by a program, the network unchanged since it was recorded; None where another branch is taken."""
         matrix, guards = recorded.run(contiguous(inputs), self.pool)
         return matrix if [guard.item() for guard in guards] == recorded.way else None
@@ -151,18 +151,20 @@ class Replay:
         pieces = stream(self.network, inputs, [self.pair], self.choice, keep=True, decisions=[self.decision])
         return collect(pieces, inputs.batch)
 
-    def prepare(self, inputs: Inputs, prepared: Prepared) -> float | None:
+    def linearize(self, inputs: Inputs, linearization: Linearization) -> float | None:
         """Record at the samples of the plan; seconds of a call, or None where it cannot be replayed."""
         self.stamp = self.network.stamp()
-        brackets = prepared.engine.brackets() if prepared.engine is not None else []
-        recorded = self.record(inputs, brackets=brackets)
+        bracketings = linearization.engine.bracketings() if linearization.engine is not None else []
+        recorded = self.record(inputs, bracketings=bracketings)
         self.programs[signature(inputs)] = recorded
         if recorded is None:
             return None
         self.groups = recorded.groups
         return recorded.seconds
 
-    def record(self, inputs: Inputs, truth: Tensor | None = None, brackets: Sequence[Bracket] = ()) -> Recorded | None:
+    def record(
+        self, inputs: Inputs, truth: Tensor | None = None, bracketings: Sequence[Bracketing] = ()
+    ) -> ProgramRunner | None:
         """Record programs at these inputs and keep the fastest; None where the engine disagrees with it elsewhere.
 
         Cost: some times J; what is checked are J here, by an independent product, and J at a point nearby.
@@ -170,26 +172,30 @@ class Replay:
         inputs = contiguous(inputs)
         try:
             truth = self._anew(inputs) if truth is None else truth
-            tried: Sequence[Bracket | None] = brackets or [self.decision.bracket]
-            found = [(raced, bracket) for bracket in tried if (raced := self._raced(inputs, bracket, truth))]
+            tried: Sequence[Bracketing | None] = bracketings or [self.decision.bracketing]
+            found = [(raced, bracketing) for bracketing in tried if (raced := self._raced(inputs, bracketing, truth))]
             if not found:
                 return None
             recorded = self._settled([first for (first, _), _ in found], inputs)
-            others, bracket = next((others, bracket) for (first, others), bracket in found if first is recorded)
-            self.decision = replace(self.decision, bracket=bracket)
+            others, bracketing = next(
+                (others, bracketing) for (first, others), bracketing in found if first is recorded
+            )
+            self.decision = replace(self.decision, bracketing=bracketing)
             if self.compile:
-                rest = [(first, bracket) for (first, _), bracket in found if first is not recorded]
-                return self._compiled([(recorded, bracket), *rest], inputs)
+                rest = [(first, bracketing) for (first, _), bracketing in found if first is not recorded]
+                return self._compiled([(recorded, bracketing), *rest], inputs)
             recorded = self._grouped(self._rivalled(recorded, others, inputs), inputs, truth)
             return recorded if self._holds(recorded, inputs) else None
         except Exception:  # whatever fails in a program, the plan does without one
             return None
 
-    def _compiled(self, found: Sequence[tuple[Recorded, Bracket | None]], inputs: Inputs) -> Recorded | None:
+    def _compiled(
+        self, found: Sequence[tuple[ProgramRunner, Bracketing | None]], inputs: Inputs
+    ) -> ProgramRunner | None:
         """The first program that ``torch.compile`` takes, the fastest before all; that as it is, with a note, where it
         takes none."""
         held, gaps = [], []
-        for recorded, bracket in found:
+        for recorded, bracketing in found:
             if not self._holds(recorded, inputs):
                 continue
             held.append(recorded)
@@ -200,17 +206,17 @@ class Replay:
                 gaps.append(gap)
                 continue
             self.compile_s += done.seconds
-            self.decision = replace(self.decision, bracket=bracket)
-            program = replace(recorded.program, call=done.call, housed=None, rooms=None, seen=None)
-            recorded = Recorded(program, recorded.threads)
+            self.decision = replace(self.decision, bracketing=bracketing)
+            program = replace(recorded.program, call=done.call, housed=None, plan_memory=None, seen=None)
+            recorded = ProgramRunner(program, recorded.threads)
             return replace(recorded, seconds=recorded.measured(inputs, self.pool))
         if gaps:
             note(worded("{compile:True}: {gap}; the program runs uncompiled", gap=gaps[0]))
         return held[0] if held else None
 
-    def _holds(self, recorded: Recorded, inputs: Inputs) -> bool:
+    def _holds(self, recorded: ProgramRunner, inputs: Inputs) -> bool:
         """Whether the program gives J at another point too: nothing of the point may be baked in."""
-        elsewhere = Inputs((nudged(inputs.args[0]), *inputs.args[1:]), inputs.kwargs, inputs.dim)
+        elsewhere = Inputs((perturbed(inputs.args[0]), *inputs.args[1:]), inputs.kwargs, inputs.dim)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             there = self._anew(elsewhere)
@@ -218,32 +224,32 @@ class Replay:
         return got is None or alike(got, there)
 
     def _raced(
-        self, inputs: Inputs, bracket: Bracket | None, truth: Tensor, groups: int = 1
-    ) -> tuple[Recorded, list[Program]] | None:
+        self, inputs: Inputs, bracketing: Bracketing | None, truth: Tensor, groups: int = 1
+    ) -> tuple[ProgramRunner, list[Program]] | None:
         """The program of a bracketing, timed, and those with other kernels; None where it gives another J."""
-        programs = self._traced(part(inputs, 0, inputs.batch // groups), bracket)
-        recorded = Recorded(programs[0], torch.get_num_threads(), groups=groups)
+        programs = self._traced(part(inputs, 0, inputs.batch // groups), bracketing)
+        recorded = ProgramRunner(programs[0], torch.get_num_threads(), groups=groups)
         matrix = self.replayed(recorded, inputs)
         if matrix is None or not alike(matrix, truth):
             return None
         return recorded.raced(inputs, self.pool) if self.timed else recorded, programs[1:]
 
-    def _rivalled(self, recorded: Recorded, others: Sequence[Program], inputs: Inputs) -> Recorded:
+    def _rivalled(self, recorded: ProgramRunner, others: Sequence[Program], inputs: Inputs) -> ProgramRunner:
         """The program, or one with other kernels where that is clearly faster."""
         rivals = [
-            Recorded(other, recorded.threads, groups=recorded.groups).raced(inputs, self.pool) for other in others
+            ProgramRunner(other, recorded.threads, groups=recorded.groups).raced(inputs, self.pool) for other in others
         ]
         near = self._near([recorded, *rivals], inputs) if rivals else [recorded]
         return min(near, key=lambda found: found.seconds * (1 if found is recorded else CLEARLY))
 
-    def _grouped(self, recorded: Recorded, inputs: Inputs, truth: Tensor) -> Recorded:
+    def _grouped(self, recorded: ProgramRunner, inputs: Inputs, truth: Tensor) -> ProgramRunner:
         """Group by group where that keeps less memory in no more time."""
         found = [recorded]
         for count in groupings(inputs.batch)[1:]:
             if found[-1].kept_bytes <= defaults.GROUPED_FROM:
                 break
             try:
-                raced = self._raced(inputs, self.decision.bracket, truth, count)
+                raced = self._raced(inputs, self.decision.bracketing, truth, count)
             except Exception:  # the model takes no other number of samples
                 raced = None
             if raced is None:
@@ -255,13 +261,13 @@ class Replay:
                 break
         return self._settled(found, inputs)
 
-    def _settled(self, found: Sequence[Recorded], inputs: Inputs) -> Recorded:
+    def _settled(self, found: Sequence[ProgramRunner], inputs: Inputs) -> ProgramRunner:
         """The fastest; of those that are as fast, the one that keeps the least memory."""
         near = self._near(found, inputs)
         least = min(r.seconds for r in near)
         return min((r for r in near if r.seconds <= CLEARLY * least), key=lambda r: r.kept_bytes)
 
-    def _near(self, found: Sequence[Recorded], inputs: Inputs) -> list[Recorded]:
+    def _near(self, found: Sequence[ProgramRunner], inputs: Inputs) -> list[ProgramRunner]:
         """Those that come near the fastest, timed again in turns: a machine may be twice as fast a second later."""
         least = min(r.seconds for r in found)
         near = [r for r in found if r.seconds <= NEAR * least]
@@ -272,11 +278,11 @@ class Replay:
                 tried.furnished.clear()
         return near
 
-    def _traced(self, inputs: Inputs, bracket: Bracket | None) -> list[Program]:
+    def _traced(self, inputs: Inputs, bracketing: Bracketing | None) -> list[Program]:
         with computing(self.network), exact_attention(self.choice.exact_attention):
-            (prepared,) = prepare(self.network, inputs, [self.pair], graph=False, probe=False)
-            graph = capture(prepared.linear.f)
-            return trace(graph, engine(graph, bracket), fusing=not self.compile)[0]
+            (linearization,) = linearize(self.network, inputs, [self.pair], graph=False, probe=False)
+            graph = capture(linearization.linear.f)
+            return trace(graph, engine(graph, bracketing), fusing=not self.compile)[0]
 
 
 def _warn_of_nonfinite(matrix: Tensor) -> None:

@@ -20,7 +20,7 @@ from jaccli.run.blocks import part
 
 
 @dataclass
-class Recorded:
+class ProgramRunner:
     """A program for inputs of one signature.
 
     Attributes:
@@ -67,12 +67,12 @@ class Recorded:
     @property
     def kept_bytes(self) -> int:
         """Memory for intermediate results that is kept between calls."""
-        return self.program.rooms.nbytes if self.program.rooms is not None else 0
+        return self.program.plan_memory.nbytes if self.program.plan_memory is not None else 0
 
     @contextmanager
     def _rooms(self, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
         """Memory for intermediate results, which one call at a time may have; kept for the next one."""
-        if self.program.rooms is None:
+        if self.program.plan_memory is None:
             yield ()
             return
         try:
@@ -85,7 +85,7 @@ class Recorded:
             if not self.furnished:
                 self.furnished.append(places)
 
-    def raced(self, inputs: Inputs, pool: Pool) -> Recorded:
+    def raced(self, inputs: Inputs, pool: Pool) -> ProgramRunner:
         """With as many threads as serve it best, and its time: small operators are faster on one."""
         most = torch.get_num_threads()
         best = dict.fromkeys((most, 1), float("inf"))

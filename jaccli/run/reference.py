@@ -13,8 +13,8 @@ from jaccli.linear_maps.norms import norm
 from jaccli.methods import MethodGap
 from jaccli.networks.network import Network
 from jaccli.planning.decide import decide
-from jaccli.planning.linearize import Pair, Prepared, computing, exact_attention, prepare
-from jaccli.run.execute import disbelief, fill
+from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
+from jaccli.run.execute import disagreement, fill
 
 
 @dataclass(frozen=True)
@@ -39,33 +39,33 @@ def reference(network: Network, inputs: Inputs, pair: Pair, samples_mix: bool = 
         double = network.cast(None, torch.float64)
         wide = inputs.converted(dtype=torch.float64)
         with computing(double), exact_attention(True):
-            (prepared,) = prepare(double, wide, [pair])
-            if prepared.linear.value.dtype == torch.float64 and not double.draws.seen:
-                return Reference(_rows(replace(prepared, samples_mix=samples_mix)), "float64 reverse mode")
+            (linearization,) = linearize(double, wide, [pair])
+            if linearization.linear.value.dtype == torch.float64 and not double.draws.seen:
+                return Reference(_rows(replace(linearization, samples_mix=samples_mix)), "float64 reverse mode")
     except (JaccliError, MethodGap, RuntimeError, TypeError, NotImplementedError):
         pass  # an own dtype inside: there is no float64 form; one that draws has another draw there
     dtype = str(next(iter(inputs.args)).dtype).removeprefix("torch.")
     try:
         with computing(network):
-            (prepared,) = prepare(network, inputs, [pair])
-            matrix = fill(replace(prepared, samples_mix=samples_mix), "loop", 1).matrix
+            (linearization,) = linearize(network, inputs, [pair])
+            matrix = fill(replace(linearization, samples_mix=samples_mix), "loop", 1).matrix
     except (JaccliError, MethodGap):
         return Reference(None, "none: no backward pass works")
     why = "other numbers are drawn in float64" if network.draws.seen else "the model has no float64 form"
     return Reference(matrix, f"{dtype} row by row: {why}")
 
 
-def _rows(prepared: Prepared) -> Tensor:
-    if not prepared.connected:
-        return prepared.linear.value.new_zeros(prepared.linear.shape)
+def _rows(linearization: Linearization) -> Tensor:
+    if not linearization.connected:
+        return linearization.linear.value.new_zeros(linearization.linear.shape)
     try:
-        chunk = decide(prepared, "reverse", keep=prepared.linear.batch).chunk
-        matrix = fill(prepared, "reverse", chunk).matrix
-        if disbelief(prepared, matrix) is None:
+        chunk = decide(linearization, "reverse", keep=linearization.linear.batch).chunk
+        matrix = fill(linearization, "reverse", chunk).matrix
+        if disagreement(linearization, matrix) is None:
             return matrix
     except MethodGap:
         pass
-    return fill(prepared, "loop", 1).matrix
+    return fill(linearization, "loop", 1).matrix
 
 
 def relative_error(matrix: Tensor, truth: Tensor | None) -> float | None:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from jaccli.activations.record import Inputs
-from jaccli.networks.state.fingerprint import PLAIN, Stamp
+from jaccli.networks.state.fingerprint import PLAIN, Fingerprint
 from jaccli.run.program_runner import tensors
 
 Signature = tuple[Hashable, ...]
@@ -46,6 +46,6 @@ def _content(value: Any, held_by: tuple[int, ...] = ()) -> Hashable:
 
 
 def _stamped(tensor: Tensor) -> Hashable:
-    stamp = Stamp()
+    stamp = Fingerprint()
     stamp.tensor(tensor)
     return tuple(stamp.key)

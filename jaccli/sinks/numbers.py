@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from jaccli.errors import InternalError
 from jaccli.sinks.choose import Format
-from jaccli.sinks.table import View, cell, render_table
+from jaccli.sinks.table import TableView, cell, render_table
 from jaccli.sinks.terminal import Style
 from jaccli.sinks.text import dumps, inert, json_value
 
@@ -22,7 +22,7 @@ def write_numbers(
     *,
     document: Record,
     records: Sequence[Record],
-    view: View | None = None,
+    view: TableView | None = None,
     style: Style | None = None,
 ) -> None:
     """Write one result in one format.
@@ -38,7 +38,7 @@ def write_numbers(
     Raises:
         BrokenPipeError, OSError: from ``out``.
     """
-    view, style = view or View(records), style or Style()
+    view, style = view or TableView(records), style or Style()
     match chosen:
         case "json":
             out.write((dumps(document, indent=2) + "\n").encode())
@@ -73,7 +73,7 @@ def write_csv(records: Iterable[Record], out: BinaryIO) -> None:
     out.write(text.getvalue().encode())
 
 
-def markdown_table(view: View) -> str:
+def markdown_table(view: TableView) -> str:
     """A GitHub table, numbers to the right; the title is for terminals."""
     rows = [flatten(record) for record in view.records]
     names = view.names if view.columns is not None else list(dict.fromkeys(name for row in rows for name in row))

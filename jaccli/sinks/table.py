@@ -25,7 +25,7 @@ _LEAST_NAME = 8
 
 
 @dataclass(frozen=True)
-class View:
+class TableView:
     """What people are shown of a result.
 
     Args:
@@ -50,7 +50,7 @@ class View:
         return list(self.columns if self.columns is not None else dict.fromkeys(n for r in self.records for n in r))
 
 
-def render_table(view: View, style: Style | None = None) -> str:
+def render_table(view: TableView, style: Style | None = None) -> str:
     """A table as wide as it needs or, on a terminal, as there is room for.
 
     Names and values are shown as they are, never as markup or escape codes.
@@ -64,7 +64,7 @@ def render_table(view: View, style: Style | None = None) -> str:
     return above + (to_text(Text("\n", no_wrap=True).join(lines), wide) if lines else "")
 
 
-def columns_shown(view: View, style: Style) -> list[str]:
+def columns_shown(view: TableView, style: Style) -> list[str]:
     """The fields that a table has: all but those of ``spare`` for which there is no room."""
     return [column.name for column in _fitting(view, style)]
 
@@ -105,7 +105,7 @@ class _Column:
         return replace(self, cells=(*broken, *whole))
 
 
-def _fitting(view: View, style: Style) -> list[_Column]:
+def _fitting(view: TableView, style: Style) -> list[_Column]:
     table = [_column(name, view, style) for name in view.names]
     for name in view.spare if style.fixed else ():
         if _width(table) > style.width:
@@ -113,7 +113,7 @@ def _fitting(view: View, style: Style) -> list[_Column]:
     return table
 
 
-def _column(name: str, view: View, style: Style) -> _Column:
+def _column(name: str, view: TableView, style: Style) -> _Column:
     values = [record.get(name) for record in view.records]
     # A float that JSON has no number for is text there, and a number to the eye.
     numeric = any(isinstance(one, int | float) for value in values for one in (value, json_value(value)))

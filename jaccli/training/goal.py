@@ -15,11 +15,11 @@ from jaccli.linear_maps.norms import norm
 from jaccli.networks.network import Network
 from jaccli.penalty.identity import Estimator, Towards, deviation_from, of_factors
 from jaccli.planning.decide import TooLarge
-from jaccli.planning.linearize import Pair, Prepared, computing, exact_attention, prepare
-from jaccli.run.blocks import Choice, Watch, stream
+from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
+from jaccli.run.blocks import Choice, Progress, stream
 from jaccli.text.wording import worded
 from jaccli.training.samples import Batch, Samples
-from jaccli.training.task import Task, outputs_of
+from jaccli.training.task import TrainingTask, outputs_of
 
 # Up to so many rows and columns J itself is trained on. Beyond, products with random vectors cost a tenth and less
 # of it for each step (768 x 768, convolutions: a hundredth), and came as far in as many steps.
@@ -83,7 +83,7 @@ def goal_of(
     """
     some = samples.few(2).inputs
     with computing(network), exact_attention(True):
-        ready = prepare(network, some, pairs)
+        ready = linearize(network, some, pairs)
     kept = [one for one in ready if _fits(one, square="identity" in towards)]
     if not kept:
         raise UnsupportedError("none of the layers that the glob matches can be trained", "notes say why of each")
@@ -95,10 +95,10 @@ def goal_of(
     return Goal(tuple(one.pair for one in kept), sizes, shapes, towards, weight, chosen, probes)
 
 
-def _fits(prepared: Prepared, square: bool) -> bool:
+def _fits(linearization: Linearization, square: bool) -> bool:
     """A pair that was named must fit; one that a glob gave is left out with a note."""
-    f, globbed = prepared.linear.f, prepared.pair[0].globbed
-    size = f"J of {prepared.name} is {f.n_out} x {f.n_in}"
+    f, globbed = linearization.linear.f, linearization.pair[0].globbed
+    size = f"J of {linearization.name} is {f.n_out} x {f.n_in}"
     if square and f.n_out != f.n_in:
         if not globbed:
             raise UsageError(
@@ -107,18 +107,20 @@ def _fits(prepared: Prepared, square: bool) -> bool:
                 worded("{layer_sizes}"),
             )
         note(f"left out: {size}, not square")
-    elif prepared.trivial:
-        given = f"{prepared.name}: source and target are the same activation"
+    elif linearization.trivial:
+        given = f"{linearization.name}: source and target are the same activation"
         if not globbed:
             raise UnsupportedError(given, "J is I, whatever the parameters are", "choose other layers")
         note(f"left out: {given}, J is I")
-    elif not prepared.connected:
+    elif not linearization.connected:
         if not globbed:
             raise UnsupportedError(
-                f"{prepared.name}: {prepared.why_zero}", "J is zero, whatever the parameters are", "choose other layers"
+                f"{linearization.name}: {linearization.why_zero}",
+                "J is zero, whatever the parameters are",
+                "choose other layers",
             )
-        note(f"left out: {prepared.name}: {prepared.why_zero}")
-    return prepared.connected and not prepared.trivial and (f.n_out == f.n_in or not square)
+        note(f"left out: {linearization.name}: {linearization.why_zero}")
+    return linearization.connected and not linearization.trivial and (f.n_out == f.n_in or not square)
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class Figures:
     estimated: bool = False
 
 
-def figures(network: Network, samples: Samples, goal: Goal, task: Task, size: int, watch: Watch) -> Figures:
+def figures(network: Network, samples: Samples, goal: Goal, task: TrainingTask, size: int, watch: Progress) -> Figures:
     """Where the network stands, from J itself, in float64, as ``jaccli deviation`` takes it."""
     moved, losses = 0.0, 0.0
     with torch.no_grad():
@@ -169,7 +171,7 @@ def figures(network: Network, samples: Samples, goal: Goal, task: Task, size: in
     )
 
 
-def _exact(network: Network, samples: Samples, goal: Goal, watch: Watch) -> list[Tensor]:
+def _exact(network: Network, samples: Samples, goal: Goal, watch: Progress) -> list[Tensor]:
     found: dict[Pair, list[Tensor]] = {pair: [] for pair in goal.pairs}
     for piece in stream(network, samples.inputs, goal.pairs, Choice(), watch=watch):
         for matrix in piece.outcome.matrix:  # one by one: in float64 a block may not fit a second time

@@ -15,7 +15,7 @@ from jaccli.text.wording import worded
 from jaccli.training.descent import Descent, Parameter
 from jaccli.training.goal import Goal
 from jaccli.training.samples import Around, Batch, Samples
-from jaccli.training.task import Task, outputs_of
+from jaccli.training.task import TrainingTask, outputs_of
 
 # The best parameters are chosen by so many held-out samples, and that many products with the same vectors each time.
 WATCHED = 512
@@ -61,7 +61,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingStep:
     """What a step saw: task loss and relative distance of its batch, and now and then a look at other samples."""
 
     number: int
@@ -107,7 +107,7 @@ class Training:
         parameters: Sequence[Parameter],
         samples: Samples,
         watched: Samples,
-        task: Task,
+        task: TrainingTask,
         goal: Goal,
         recipe: Recipe,
     ) -> None:
@@ -124,7 +124,7 @@ class Training:
         self._generator = torch.Generator().manual_seed(recipe.seed)
         self._probes = torch.Generator(self.values[0].device).manual_seed(recipe.seed)
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[TrainingStep]:
         """One step at a time.
 
         Raises:
@@ -134,7 +134,7 @@ class Training:
         recipe = self.recipe
         batches = self.samples.drawn(recipe.size, self._generator)
         look = self._first(next(batches))
-        yield Step(0, look.task, look.relative, look, 0)
+        yield TrainingStep(0, look.task, look.relative, look, 0)
         descent = Descent(self.values, recipe.steps, recipe.lr)
         every = min(max(1, recipe.steps // LOOKS), recipe.patience or recipe.steps, LOOK_WITHIN)
         assert self.best is not None
@@ -149,7 +149,7 @@ class Training:
             descent.step(loss)
             self.steps = number
             seen = self._compared() if number % every == 0 or number == recipe.steps else None
-            yield Step(number, float(task.detach()), self.goal.relative(squares), seen, self.best.step)
+            yield TrainingStep(number, float(task.detach()), self.goal.relative(squares), seen, self.best.step)
             if recipe.patience is not None and number - self.best.step >= recipe.patience:
                 self.stopped = "patience"
                 return

@@ -80,7 +80,7 @@ def _spread(output: Tensor, inputs: Inputs) -> float:
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingTask:
     """What the network is to do besides: fit the targets where there are some, else what it did before.
 
     Args:
@@ -102,7 +102,7 @@ class Task:
         return F.cross_entropy(outputs[0].movedim(self.classes, -1).flatten(0, -2), batch.targets.flatten())
 
 
-def task_of(original: Original, samples: Samples, name: str = "targets") -> Task:
+def task_of(original: Original, samples: Samples, name: str = "targets") -> TrainingTask:
     """The task that the targets set; their variance, or log(classes), is what its loss is measured by.
 
     Raises:
@@ -110,7 +110,7 @@ def task_of(original: Original, samples: Samples, name: str = "targets") -> Task
     """
     targets, flag = samples.targets, term(name)
     if targets is None:
-        return Task(original)
+        return TrainingTask(original)
     few = samples.few(2)
     outputs = original.outputs(few)
     if len(outputs) != 1 or samples.inputs.dim or len(outputs[0]) != few.inputs.batch:
@@ -124,11 +124,11 @@ def task_of(original: Original, samples: Samples, name: str = "targets") -> Task
         if math.prod(each) != math.prod(shape[1:]):
             given = worded("{flag}: a row has shape {each}", flag=flag, each=each)
             raise UsageError(given, f"expected {shape[1:]}, as the model's output")
-        return Task(original, float(targets.float().var(unbiased=False)) or 1.0)
+        return TrainingTask(original, float(targets.float().var(unbiased=False)) or 1.0)
     return _classification(original, targets, shape, flag)
 
 
-def _classification(original: Original, targets: Tensor, shape: tuple[int, ...], flag: Worded) -> Task:
+def _classification(original: Original, targets: Tensor, shape: tuple[int, ...], flag: Worded) -> TrainingTask:
     each = tuple(size for size in targets.shape[1:] if size != 1)
     # Classes last, as of words; else second, as of pixels.
     fitting = [
@@ -148,4 +148,4 @@ def _classification(original: Original, targets: Tensor, shape: tuple[int, ...],
     if least < 0 or most >= count:
         given = worded("{flag}: classes from {least} to {most}", flag=flag, least=least, most=most)
         raise UsageError(given, f"expected 0 to {count - 1}, the model's")
-    return Task(original, math.log(max(count, 2)), fitting[0])
+    return TrainingTask(original, math.log(max(count, 2)), fitting[0])

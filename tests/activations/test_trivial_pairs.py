@@ -12,7 +12,7 @@ import jaccli
 from jaccli.activations.record import Inputs
 from jaccli.activations.resolve import expand, resolve
 from jaccli.models.adapt import as_network
-from jaccli.planning.linearize import computing, prepare
+from jaccli.planning.linearize import computing, linearize
 
 KINDS = ["eager", "script", "trace", "exported"]
 
@@ -46,7 +46,7 @@ def trivial(model: Any, sources: list[str], target: str = "output", n: int = 4) 
     network = as_network(model)
     pairs = [(source, resolve(network, target)) for source in expand(network, sources)]
     with computing(network):
-        ready = prepare(network, Inputs((torch.rand(3, n) + 0.1,)), pairs)
+        ready = linearize(network, Inputs((torch.rand(3, n) + 0.1,)), pairs)
     for one in ready:
         J = one.linear.vjp(torch.eye(one.linear.f.n_out)[0].expand(one.linear.batch, -1)) if one.connected else None
         assert not one.trivial or (J is not None and bool((J[:, 0] == 1).all()))

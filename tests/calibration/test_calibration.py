@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import jaccli
 from jaccli.calibration import TYPICAL, Calibration, cache, calibrate, known, load, measure, timing
 from jaccli.calibration.figures import FRESH_FROM, at
-from jaccli.calibration.timing import ALLOWANCE_S, INTERRUPTIONS, LEAST_ROUNDS, MORE_ROUNDS, ROUNDS, Busy, Probe
+from jaccli.calibration.timing import ALLOWANCE_S, INTERRUPTIONS, LEAST_ROUNDS, MORE_ROUNDS, ROUNDS, Busy, TimedOperator
 
 CPU = torch.device("cpu")
 MADE = replace(TYPICAL, overhead_s=3e-6, made="2026-01-02T03:04:05+00:00")
@@ -50,7 +50,7 @@ class Machine:
         monkeypatch.setattr(timing, "clock", lambda: self.now)
         monkeypatch.setattr(timing, "_preemptions", lambda: self.preempted)
 
-    def probe(self, name: str, *seconds: float, interrupted: int = 0, **more: Any) -> Probe:
+    def probe(self, name: str, *seconds: float, interrupted: int = 0, **more: Any) -> TimedOperator:
         durations = itertools.chain(seconds, itertools.repeat(seconds[-1]))
         left = itertools.count(interrupted, -1)
 
@@ -59,7 +59,7 @@ class Machine:
             self.now += next(durations)
             self.preempted += next(left) > 0
 
-        return Probe(("field", name, 1.0), **{"work": 1.0, "call": call, **more})
+        return TimedOperator(("field", name, 1.0), **{"work": 1.0, "call": call, **more})
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(monkeypatch)
 
 
-def least(*probes: Probe, wait: Callable[[], None] | None = None) -> dict[str, float]:
+def least(*probes: TimedOperator, wait: Callable[[], None] | None = None) -> dict[str, float]:
     return {name: seconds for (_, name, _), seconds in timing.least_seconds(list(probes), wait).items()}
 
 
@@ -80,7 +80,7 @@ def test_least_of_a_few_tries(machine: Machine) -> None:
 
 def test_tries_are_spread_over_rounds(machine: Machine) -> None:
     order: list[str] = []
-    probes = [Probe(("field", name, 1.0), 1.0, partial(order.append, name)) for name in "abc"]
+    probes = [TimedOperator(("field", name, 1.0), 1.0, partial(order.append, name)) for name in "abc"]
     least(*probes)
     assert "".join(order) == "abc" * ROUNDS
 
@@ -96,7 +96,7 @@ def test_a_slow_machine_has_a_budget(machine: Machine) -> None:
 
 
 def test_what_would_take_too_long_is_left_out(machine: Machine) -> None:
-    def ladder(name: str, work: float, *seconds: float) -> Probe:
+    def ladder(name: str, work: float, *seconds: float) -> TimedOperator:
         return machine.probe(name, *seconds, work=work, ladder=work > 1)
 
     found = least(ladder("1", 1, 1e-5), ladder("100", 100, 1e-3), ladder("10000", 1e4, 10.0))
@@ -224,7 +224,7 @@ def test_nothing_takes_no_time(dtype: torch.dtype) -> None:
 # --- the probes themselves ---
 
 
-def probes() -> list[Probe]:
+def probes() -> list[TimedOperator]:
     with torch.no_grad():
         return [*measure._small(CPU), *measure._products(CPU), *measure._convolutions(CPU), *measure._memory(CPU)]
 
@@ -256,7 +256,7 @@ def test_figures_come_from_the_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine of 1e9 a second for everything, with an overhead of 2 µs a call."""
     mapping = 0.25
 
-    def pretend(probes: list[Probe], wait: object) -> dict[timing.Key, float]:
+    def pretend(probes: list[TimedOperator], wait: object) -> dict[timing.Key, float]:
         assert wait is None
         found = {probe.key: 2e-6 + probe.work / 1e9 for probe in probes}
         found["overhead", "", 1] = 2e-6
@@ -324,7 +324,7 @@ def test_calibrate_measures_keeps_and_changes_nothing(folder: Path, monkeypatch:
 def test_modes_of_the_caller_change_nothing_of_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[tuple[str, torch.dtype]] = set()
 
-    def once(probes: list[Probe], wait: object) -> dict[timing.Key, float]:
+    def once(probes: list[TimedOperator], wait: object) -> dict[timing.Key, float]:
         for probe in probes:
             result = probe.call()
             if probe.key[0] in ("matmul", "conv"):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import jaccli
 from jaccli.linear_maps.extreme_singular_values import extreme_singular_values
-from jaccli.linear_maps.implementations import Route, Routes
+from jaccli.linear_maps.implementations import Implementation, Implementations
 from jaccli.linear_maps.linear_map import Composed, Identity, LinearMap, Matrices
 from tests.oracle import error
 
@@ -176,10 +176,10 @@ def test_a_way_that_is_wrong_is_left_out() -> None:
         return A @ v * torch.where(v.abs() > 10, torch.inf, 1.0).prod(1, keepdim=True)
 
     z = drawn(9, 3, 4)
-    found = [Route("lies", lies), Route("fails", fails), Route("overflows", overflows)]
-    routes = Routes(
+    found = [Implementation("lies", lies), Implementation("fails", fails), Implementation("overflows", overflows)]
+    routes = Implementations(
         "Jv",
-        [*found, Route("single", lambda v: A @ v, sure=True)],
+        [*found, Implementation("single", lambda v: A @ v, sure=True)],
         lambda: z,
         lambda image: torch.allclose(image, (A @ z[..., None])[..., 0]),
     )

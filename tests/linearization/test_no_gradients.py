@@ -15,7 +15,7 @@ import jaccli
 from jaccli.activations.record import Inputs
 from jaccli.activations.resolve import resolve
 from jaccli.models.adapt import as_network
-from jaccli.planning.linearize import computing, prepare
+from jaccli.planning.linearize import computing, linearize
 from tests import oracle
 from tests.hard_rules import Of, WrongTangent
 from tests.linearization.test_products import vectors
@@ -292,8 +292,8 @@ def test_pairs_behind_what_refuses_have_their_backward_pass() -> None:
     network = as_network(nn.Sequential(nn.Linear(6, 5), Numpy(), nn.Linear(5, 5), nn.Tanh()).double())
     pairs = [(resolve(network, s), resolve(network, t)) for s, t in (("input", "output"), ("1", "output"), ("2", "3"))]
     with computing(network):
-        ready = prepare(network, Inputs((vectors(3, 6),)), pairs)
-        alone = [prepare(network, Inputs((vectors(3, 6),)), [pair])[0] for pair in pairs]
+        ready = linearize(network, Inputs((vectors(3, 6),)), pairs)
+        alone = [linearize(network, Inputs((vectors(3, 6),)), [pair])[0] for pair in pairs]
     for found in (ready, alone):
         assert [one.probe.backward_gap is None for one in found] == [False, True, True]
         assert [one.probe.row is None for one in found] == [True, False, False]

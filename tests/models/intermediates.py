@@ -13,7 +13,7 @@ from jaccli.models.exported.from_fx import program_from_export
 from jaccli.models.exported.interpreter import Execution
 from jaccli.models.exported.model import ExportedModel
 from jaccli.models.torchscript.binding import bind
-from jaccli.models.torchscript.program import Code, Program
+from jaccli.models.torchscript.program import Code, ScriptProgram
 from jaccli.models.torchscript.run import Run
 from jaccli.models.torchscript.state import live_tree
 from jaccli.models.torchscript.values import map_tensors
@@ -56,7 +56,7 @@ def of_script(module: torch.jit.ScriptModule, args: tuple[Any, ...], runs: int =
     module = torch.jit.load(io.BytesIO(buffer.getvalue()))
     code = _OneGraph(module, graph)
     root = live_tree(module, code.shape)
-    program = Program(code, root)
+    program = ScriptProgram(code, root)
     run = Run(program, None)
     ours = program.method(root.cls, "forward")(run, [run.module(root), *map_tensors(args, Tensor.clone)])
     run.finish()

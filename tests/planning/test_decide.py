@@ -16,7 +16,7 @@ from jaccli.activations.resolve import expand, resolve
 from jaccli.models.adapt import as_network
 from jaccli.names import METHOD_NAMES
 from jaccli.planning.decide import decide, structure
-from jaccli.planning.linearize import computing, prepare
+from jaccli.planning.linearize import computing, linearize
 from jaccli.run.blocks import Choice, stream
 from tests.oracle import error
 from tests.scenarios import BY_NAME, TABLE, Scenario, case_name, chain
@@ -193,30 +193,30 @@ def test_auto_says_why() -> None:
     network = as_network(chain(4, 5, 3)())
     pair = (resolve(network, "input"), resolve(network, "output"))
     with computing(network):
-        (prepared,) = prepare(network, Inputs((torch.randn(2, 4),)), [pair])
-        decision = decide(prepared, "auto")
+        (linearization,) = linearize(network, Inputs((torch.randn(2, 4),)), [pair])
+        decision = decide(linearization, "auto")
         assert decision.method in METHOD_NAMES
         assert decision.why
         assert decision.others
-        assert decide(prepared, "loop").why == "asked for"
+        assert decide(linearization, "loop").why == "asked for"
 
 
 def test_auto_looks_for_structure_only_where_the_loop_takes_longer() -> None:
     network = as_network(nn.Sequential(*(layer for _ in range(20) for layer in (nn.Linear(3, 3), nn.Tanh()))))
     pair = resolve(network, "input"), resolve(network, "output")
     with computing(network):
-        (prepared,) = prepare(network, Inputs((torch.randn(2, 3),)), [pair])
-        assert prepared.linear.live is not None
-        assert prepared.linear.live.operators() > 40
-        gap, predicted = structure(prepared, loop_s=0.03)
+        (linearization,) = linearize(network, Inputs((torch.randn(2, 3),)), [pair])
+        assert linearization.linear.live is not None
+        assert linearization.linear.live.operators() > 40
+        gap, predicted = structure(linearization, loop_s=0.03)
         assert gap is not None
         assert "takes" in gap
         assert predicted == float("inf")
-        assert prepared.engine is None
-        gap, predicted = structure(prepared, loop_s=3.0)
+        assert linearization.engine is None
+        gap, predicted = structure(linearization, loop_s=3.0)
         assert gap is None
-        assert prepared.engine is not None
-        assert predicted == prepared.engine.seconds
+        assert linearization.engine is not None
+        assert predicted == linearization.engine.seconds
 
 
 def test_unknown_method() -> None:

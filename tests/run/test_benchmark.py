@@ -14,7 +14,7 @@ from jaccli.names import METHOD_NAMES
 from jaccli.networks.network import Network
 from jaccli.planning.linearize import Pair
 from jaccli.run.benchmark import race, ratio_interval
-from jaccli.run.program_cache import Replay
+from jaccli.run.program_cache import ProgramCache
 from tests import nets
 from tests.scenarios import chain
 
@@ -52,7 +52,7 @@ def test_a_planned_call_replays_a_program() -> None:
     result = race(network, Inputs((torch.randn(3, 5),)), pair, ["structured", "reverse"], rounds=4)
     ours, plain = result.contenders
     replay = getattr(ours.call, "func", None)
-    assert isinstance(replay, Replay)
+    assert isinstance(replay, ProgramCache)
     assert [r is not None for r in replay.programs.values()] == [True]
     assert ours.median_s < plain.median_s
 

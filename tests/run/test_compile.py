@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import jaccli
 from jaccli.cli.app import app
 from jaccli.cli.flags import error_in_flags
-from jaccli.run.program_cache import Replay
+from jaccli.run.program_cache import ProgramCache
 from tests.oracle import error
 from tests.structured_networks import BY_NAME, normal
 
@@ -74,7 +74,7 @@ def test_every_program_of_a_race_may_win(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch, "compile", lambda call, **given: compile_(call, backend="aot_eager", **given))
     s = BY_NAME["convolution windows"]
     for turn in range(10):
-        monkeypatch.setattr(Replay, "_settled", lambda _, found, __, turn=turn: found[turn % len(found)])
+        monkeypatch.setattr(ProgramCache, "_settled", lambda _, found, __, turn=turn: found[turn % len(found)])
         with warnings.catch_warnings():
             warnings.simplefilter("error", jaccli.JaccliNote)
             plan = jaccli.plan(s.model(), s.x(1), source=s.source, target=s.target, method="structured", compile=True)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from jaccli.sinks.choose import Format
 from jaccli.sinks.numbers import markdown_table, write_jsonl, write_numbers
-from jaccli.sinks.table import View, render_table
+from jaccli.sinks.table import TableView, render_table
 from jaccli.sinks.terminal import Style, style_of
 from jaccli.sinks.text import dumps, inert, json_value
 
@@ -142,10 +142,10 @@ def test_table_shows_values() -> None:
     assert "0.123457" in text
     assert "inf" in text
     assert "yes" in text
-    long = render_table(View([{"v": [0.5] * 100}]))
+    long = render_table(TableView([{"v": [0.5] * 100}]))
     assert "(100)" in long
     assert len(long) < 400
-    only = render_table(View(RECORDS, ["relative"], "[i]t[/i]"))
+    only = render_table(TableView(RECORDS, ["relative"], "[i]t[/i]"))
     assert "[i]t[/i]" in only
     assert "layer" not in only
 
@@ -162,16 +162,16 @@ def tables(text: str) -> list[list[str]]:
 
 def test_narrow_terminals_get_several_tables() -> None:
     """Each begins with the column that names the rows; nothing is lost, and no line is empty."""
-    wide = render_table(View(WIDE), Style(width=200))
+    wide = render_table(TableView(WIDE), Style(width=200))
     assert len(tables(wide)) == 1
-    found = tables(render_table(View(WIDE), Style(width=30)))
+    found = tables(render_table(TableView(WIDE), Style(width=30)))
     shown = {}
     for head, _, *rows in found:
         assert max(map(len, (head, *rows))) <= 30
         assert [row.split()[0] for row in rows] == ["0", "1"]
         shown |= {name: [row.split()[i] for row in rows] for i, name in enumerate(head.split())}
     assert shown == {name: [f"{row[name]:g}" for row in WIDE] for name in WIDE[0]}
-    free = render_table(View(WIDE), Style(width=30, fixed=False))  # a pipe has no width
+    free = render_table(TableView(WIDE), Style(width=30, fixed=False))  # a pipe has no width
     assert free == wide
 
 
@@ -180,9 +180,9 @@ def test_narrow_terminals_get_several_tables() -> None:
 def test_a_rule_is_as_wide_as_its_table(width: int, charset: str) -> None:
     records = [{"layer": "blocks.0.attention", "n": 1.25, "elements": "out.0 (12), out.1 (12)"}, {"layer": "→", "n": 2}]
     for view in (
-        View(records),
-        View(WIDE),
-        View(records, ["n", "layer"], "a title that is longer than the table " * 3),
+        TableView(records),
+        TableView(WIDE),
+        TableView(records, ["n", "layer"], "a title that is longer than the table " * 3),
     ):
         text = render_table(view, Style(width=width, charset=charset))
         assert text.count("\n\n") == 0
@@ -192,15 +192,15 @@ def test_a_rule_is_as_wide_as_its_table(width: int, charset: str) -> None:
 
 
 def test_columns_that_may_go_go_first() -> None:
-    text = render_table(View(WIDE, spare=("field3", "field0")), Style(width=75))
+    text = render_table(TableView(WIDE, spare=("field3", "field0")), Style(width=75))
     (lines,) = tables(text)
     assert lines[0].split() == ["sample", *(f"field{i}" for i in range(10) if i not in (0, 3))]
-    assert "field3" in render_table(View(WIDE, spare=("field3",)), Style(width=200))
+    assert "field3" in render_table(TableView(WIDE, spare=("field3",)), Style(width=200))
 
 
 def test_long_names_are_broken_and_digits_never() -> None:
     name = "encoder.layers.11.self_attention.output_projection.parametrizations"
-    text = render_table(View([{"layer": name, "value": -1.23456e-07, "other": 1.23456e07}]), Style(width=40))
+    text = render_table(TableView([{"layer": name, "value": -1.23456e-07, "other": 1.23456e07}]), Style(width=40))
     assert max(map(len, text.splitlines())) <= 40
     assert "-1.23456e-07" in text
     assert "1.23456e+07" in text
@@ -209,7 +209,7 @@ def test_long_names_are_broken_and_digits_never() -> None:
 
 
 def test_ascii_terminals() -> None:
-    assert render_table(View([{"é": "→"}]), Style(charset="ascii")).isascii()
+    assert render_table(TableView([{"é": "→"}]), Style(charset="ascii")).isascii()
 
 
 def test_style(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,10 +246,10 @@ def test_a_terminal_without_a_size_is_80_by_24(told: str, monkeypatch: pytest.Mo
 
 
 def test_colored_table_has_escape_codes_and_a_plain_one_has_none() -> None:
-    assert "\x1b[" in render_table(View(RECORDS, title="t"), Style(color=True))
-    assert "\x1b" not in render_table(View(RECORDS, title="t"), Style(color=False))
+    assert "\x1b[" in render_table(TableView(RECORDS, title="t"), Style(color=True))
+    assert "\x1b" not in render_table(TableView(RECORDS, title="t"), Style(color=False))
 
 
 def test_markdown() -> None:
-    lines = markdown_table(View([{"a|b": 1.5, "c": "x|y"}, {"c": "z"}])).splitlines()
+    lines = markdown_table(TableView([{"a|b": 1.5, "c": "x|y"}, {"c": "z"}])).splitlines()
     assert lines == [r"| a\|b | c |", "| --: | :-- |", r"| 1.5 | x\|y |", "| - | z |"]

@@ -16,12 +16,12 @@ from jaccli.activations.resolve import resolve
 from jaccli.models.adapt import as_network
 from jaccli.networks.network import Network
 from jaccli.planning.decide import TooLarge
-from jaccli.run.blocks import Watch
+from jaccli.run.blocks import Progress
 from jaccli.training.descent import WARM_STEPS, Descent, parameters_of
 from jaccli.training.goal import EXACT_UP_TO, Goal, figures, goal_of
-from jaccli.training.loop import Recipe, Step, Training
+from jaccli.training.loop import Recipe, Training, TrainingStep
 from jaccli.training.samples import COPIES, Around, Batch, Samples, has_rows_of_arguments
-from jaccli.training.task import Original, Task, outputs_of, task_of
+from jaccli.training.task import Original, TrainingTask, outputs_of, task_of
 
 
 class Net(nn.Module):
@@ -80,14 +80,14 @@ def test_each_end_is_approached_and_reported(towards: str) -> None:
     x = some.inputs.args[0]
     run = made(model, some, towards, steps=120, lr=3e-2, around=0.0)
     before = distance(jaccli.jacobian(model, x, "a", "b").double(), towards)
-    told = figures(run.network, some, run.goal, run.task, 5, Watch())
+    told = figures(run.network, some, run.goal, run.task, 5, Progress())
     assert told.frobenius[0] == pytest.approx(float(before.mean()), rel=1e-5)
     assert told.worst[0] == pytest.approx(float(before.max()) / 2, rel=1e-5)
     assert told.moved == 0
     *_, last = run
     run.restore()
     after = distance(jaccli.jacobian(model, x, "a", "b").double(), towards)
-    told = figures(run.network, some, run.goal, run.task, 5, Watch())
+    told = figures(run.network, some, run.goal, run.task, 5, Progress())
     assert float(after.mean()) < 0.5 * float(before.mean())
     assert told.relative[0] == pytest.approx(float(after.mean()) / 2, rel=1e-5)
     assert last.number == run.steps == 120
@@ -135,14 +135,14 @@ def test_a_report_where_j_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     network = as_network(model)
     goal = goal_of(network, some, [(resolve(network, "0"), resolve(network, "2"))], "identity", 1.0, "auto", 1)
     task = task_of(Original(network, some, 256), some)
-    exact = figures(network, some, goal, task, 16, Watch())
+    exact = figures(network, some, goal, task, 16, Progress())
 
     def refuse(*_: object, **__: object) -> None:
         raise TooLarge("J is too large")
 
     monkeypatch.setattr("jaccli.training.goal.stream", refuse)
     with pytest.warns(jaccli.JaccliNote, match="estimated from 64 products"):
-        estimate = figures(network, some, goal, task, 16, Watch())
+        estimate = figures(network, some, goal, task, 16, Progress())
     assert estimate.estimated
     assert not exact.estimated
     assert estimate.relative[0] == pytest.approx(exact.relative[0], rel=0.05)
@@ -154,7 +154,7 @@ def test_the_best_is_restored_whatever_follows_it() -> None:
     run = made(model, some, steps=400, lr=1e-2)
     steps = iter(run)
     for step in itertools.islice(steps, 200):
-        assert isinstance(step, Step)
+        assert isinstance(step, TrainingStep)
     assert run.best is not None
     best = run.best
     steps.close()
@@ -404,6 +404,6 @@ def test_the_weight_is_that_of_the_squared_distance_over_n() -> None:
     j = jaccli.jacobian(model, some.inputs.args[0], "a", "b")
     assert squares.shape == (1, 12)
     assert squares[0].numpy() == pytest.approx((distance(j, "identity") ** 2 / 4).numpy(), rel=1e-5)
-    task = Task(Original(network, some, 256))
+    task = TrainingTask(Original(network, some, 256))
     run = Training(network, parameters_of(network, model), some, some, task, aimed(network, some, weight=7.0), Recipe())
     assert next(iter(run)).look.objective == pytest.approx(7 * float(squares.mean()), rel=1e-5)  # type: ignore[union-attr]

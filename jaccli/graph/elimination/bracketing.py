@@ -15,9 +15,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from jaccli.graph.elimination.sweep import Stretch
+from jaccli.graph.elimination.sweep import Segment
 from jaccli.graph.layout.algebra import product, transposed
-from jaccli.graph.layout.block import Bundle, identity_bundle, narrowed
+from jaccli.graph.layout.block import Block, identity_block, narrowed
 from jaccli.graph.layout.cost import meter
 from jaccli.graph.rules.registry import Map
 from jaccli.graph.trace.ir import Node, Value
@@ -26,11 +26,11 @@ from jaccli.graph.trace.ir import Node, Value
 MEETINGS = 4
 # Seconds of a dry run through one node, about.
 _NODE_S = 5e-5
-Way = Literal["pull", "push", "product", "coloured"]
+EliminationMode = Literal["pull", "push", "product", "coloured"]
 
 
 @dataclass(frozen=True)
-class Bracket:
+class Bracketing:
     """How J between two cuts is obtained.
 
     Args:
@@ -40,14 +40,14 @@ class Bracket:
             ``parts``, later and earlier; or coloured passes from end to end.
         seconds: predicted.
         peak: the largest number of elements of one intermediate result.
-        meet: where in the stretch rows and columns meet; see ``Stretch.pull``.
+        meet: where in the stretch rows and columns meet; see ``Segment.pull``.
         folded: of the whole: found for the maps of ``folding``.
     """
 
     first: int
     last: int
-    way: Way
-    parts: tuple[Bracket, ...] = ()
+    way: EliminationMode
+    parts: tuple[Bracketing, ...] = ()
     seconds: float = 0.0
     peak: int = 0
     meet: int | None = None
@@ -55,20 +55,20 @@ class Bracket:
 
 
 @dataclass
-class Sides:
+class IntervalJacobian:
     """J of an interval as rows (ends: the later cut) or as columns (ends: the earlier one)."""
 
-    rows: Bundle | None = None
-    columns: Bundle | None = None
+    rows: Block | None = None
+    columns: Block | None = None
     zero: bool = False
 
-    def as_rows(self, source: Value) -> Bundle | None:
+    def as_rows(self, source: Value) -> Block | None:
         """Over the earlier cut."""
         if self.rows is None and self.columns is not None:
             self.rows = transposed(self.columns, source.shape)
         return self.rows
 
-    def as_columns(self, target: Value) -> Bundle | None:
+    def as_columns(self, target: Value) -> Block | None:
         """Over the later cut."""
         if self.columns is None and self.rows is not None:
             self.columns = transposed(self.rows, target.shape)
@@ -92,13 +92,13 @@ class Chain:
         self.cuts = list(cuts)
         self.maps_of = maps_of
         self.stretches = [
-            Stretch(nodes, a, b, maps_of) for nodes, a, b in zip(stretches, self.cuts, self.cuts[1:], strict=False)
+            Segment(nodes, a, b, maps_of) for nodes, a, b in zip(stretches, self.cuts, self.cuts[1:], strict=False)
         ]
         self.meetings = [stretch.meetings(MEETINGS) for stretch in self.stretches]
         self.spent = 0.0  # seconds of dry runs, as predicted: a search is cut short at the same place every time
         self._within = float("inf")
 
-    def best(self, within: float = float("inf")) -> Bracket:
+    def best(self, within: float = float("inf")) -> Bracketing:
         """The cheapest bracketing by dry runs. Cost: some 50 µs for each pair of cuts and each node (``_NODE_S``).
 
         Args:
@@ -106,43 +106,47 @@ class Chain:
         """
         self.spent, self._within = 0.0, within
         count = len(self.cuts)
-        table: dict[tuple[int, int], tuple[Bracket, Sides]] = {}
+        table: dict[tuple[int, int], tuple[Bracketing, IntervalJacobian]] = {}
         with self._counting():
             for length in range(1, count):
                 for i in range(count - length):
                     table[i, i + length] = self._interval(table, i, i + length)
         return table[0, count - 1][0]
 
-    def sweeps(self, within: float, other_than: Bracket) -> list[Bracket]:
+    def sweeps(self, within: float, other_than: Bracketing) -> list[Bracketing]:
         """All rows back, and all columns forward, where predicted to take no longer than ``within`` seconds."""
         found = []
         with self._counting():
             for way in ("pull", "push"):
-                bracket = self._sweep(way)
-                if bracket.seconds <= within and _ways(bracket) != _ways(other_than):
-                    found.append(bracket)
+                bracketing = self._sweep(way)
+                if bracketing.seconds <= within and _ways(bracketing) != _ways(other_than):
+                    found.append(bracketing)
         return found
 
     def _counting(self) -> AbstractContextManager[None]:
         tensor = self.cuts[0].tensor
         return meter.counting(tensor.device, tensor.dtype)
 
-    def _sweep(self, way: Literal["pull", "push"]) -> Bracket:
+    def _sweep(self, way: Literal["pull", "push"]) -> Bracketing:
         count = len(self.cuts) - 1
-        bracket, sides = None, None
+        bracketing, sides = None, None
         for step in range(1, count + 1):
             i, j = (count - step, count) if way == "pull" else (0, step)
             meter.reset()
             sides = self._do(way, i, j, i, [sides] if sides is not None else [], None)
-            before = bracket.seconds if bracket is not None else 0.0
-            peak = max(meter.peak, bracket.peak if bracket is not None else 0)
-            bracket = Bracket(i, j, way, (bracket,) if bracket is not None else (), before + meter.seconds, peak)
-        assert bracket is not None
-        return bracket
+            before = bracketing.seconds if bracketing is not None else 0.0
+            peak = max(meter.peak, bracketing.peak if bracketing is not None else 0)
+            bracketing = Bracketing(
+                i, j, way, (bracketing,) if bracketing is not None else (), before + meter.seconds, peak
+            )
+        assert bracketing is not None
+        return bracketing
 
-    def _interval(self, table: dict[tuple[int, int], tuple[Bracket, Sides]], i: int, j: int) -> tuple[Bracket, Sides]:
-        found: list[tuple[Bracket, Sides]] = []
-        options: list[tuple[Way, tuple[tuple[int, int], ...], int | None]] = []
+    def _interval(
+        self, table: dict[tuple[int, int], tuple[Bracketing, IntervalJacobian]], i: int, j: int
+    ) -> tuple[Bracketing, IntervalJacobian]:
+        found: list[tuple[Bracketing, IntervalJacobian]] = []
+        options: list[tuple[EliminationMode, tuple[tuple[int, int], ...], int | None]] = []
         back, forth = ((i + 1, j),), ((i, j - 1),)
         if j == i + 1:
             back = forth = ()  # type: ignore[assignment]
@@ -167,46 +171,46 @@ class Chain:
             peak = max([meter.peak, *(p.peak for p in parts)])
             if j - i == len(self.cuts) - 1 and sides.rows is None and sides.columns is not None:
                 meter.strided(sides.columns.form.numel)  # J is wanted as rows
-            found.append((Bracket(i, j, way, parts, before + meter.seconds, peak, meet), sides))
+            found.append((Bracketing(i, j, way, parts, before + meter.seconds, peak, meet), sides))
         return min(found, key=lambda item: item[0].seconds)
 
     def _do(
         self,
-        way: Way,
+        way: EliminationMode,
         i: int,
         j: int,
         k: int,
-        parts: Sequence[Sides],
+        parts: Sequence[IntervalJacobian],
         like: Tensor | None,
         meet: int | None = None,
         part: Part | None = None,
-    ) -> Sides:
+    ) -> IntervalJacobian:
         source = self.cuts[i]
         if any(p.zero for p in parts):
-            return Sides(zero=True)
+            return IntervalJacobian(zero=True)
         if way == "pull":
             rows = parts[0].as_rows(self.cuts[i + 1]) if parts else self._seeds(j, like, part)
             assert rows is not None
             rows = self.stretches[i].pull(rows, meet or 0)
-            return Sides(rows=rows, zero=rows is None)
+            return IntervalJacobian(rows=rows, zero=rows is None)
         if way == "push":
             columns = parts[0].as_columns(self.cuts[j - 1]) if parts else self._seeds(i, like, part)
             assert columns is not None
             columns = self.stretches[j - 1].push(columns, source.shape, meet)
-            return Sides(columns=columns, zero=columns is None)
+            return IntervalJacobian(columns=columns, zero=columns is None)
         middle = self.cuts[k]
         later, earlier = parts
         rows, columns = later.as_rows(middle), earlier.as_columns(middle)
         assert rows is not None
         assert columns is not None
-        return Sides(rows=product(rows, columns, source.shape))
+        return IntervalJacobian(rows=product(rows, columns, source.shape))
 
-    def _seeds(self, cut: int, like: Tensor | None, part: Part | None) -> Bundle:
+    def _seeds(self, cut: int, like: Tensor | None, part: Part | None) -> Block:
         """The identity on a cut, or the part of it that was asked for."""
-        whole = identity_bundle(self.cuts[cut].shape, like)
+        whole = identity_block(self.cuts[cut].shape, like)
         return narrowed(whole, part.dim, part.start, part.size) if part is not None and part.cut == cut else whole
 
-    def run(self, bracket: Bracket, like: Tensor, part: Part | None = None) -> Bundle | None:
+    def run(self, bracketing: Bracketing, like: Tensor, part: Part | None = None) -> Block | None:
         """J as rows over the source; None where it is zero.
 
         Args:
@@ -214,21 +218,21 @@ class Chain:
             like: a tensor of the dtype and on the device wanted.
             part: the rows or columns wanted, of those that ``divisible`` gives.
         """
-        return self._run(bracket, like, part).as_rows(self.cuts[bracket.first])
+        return self._run(bracketing, like, part).as_rows(self.cuts[bracketing.first])
 
-    def _run(self, bracket: Bracket, like: Tensor, part: Part | None) -> Sides:
-        parts = [self._run(p, like, part) for p in bracket.parts]
-        middle = bracket.parts[0].first if bracket.way == "product" else bracket.first
-        return self._do(bracket.way, bracket.first, bracket.last, middle, parts, like, bracket.meet, part)
+    def _run(self, bracketing: Bracketing, like: Tensor, part: Part | None) -> IntervalJacobian:
+        parts = [self._run(p, like, part) for p in bracketing.parts]
+        middle = bracketing.parts[0].first if bracketing.way == "product" else bracketing.first
+        return self._do(bracketing.way, bracketing.first, bracketing.last, middle, parts, like, bracketing.meet, part)
 
-    def divisible(self, bracket: Bracket) -> int | None:
+    def divisible(self, bracketing: Bracketing) -> int | None:
         """The cut whose identity J grows from alone, so that J can be had part by part: target, source or neither.
 
         With parts, all that does not grow from that identity is computed once for each of them.
         """
         count = len(self.cuts) - 1
         for way, cut in (("pull", count), ("push", 0)):
-            at: Bracket | None = bracket
+            at: Bracketing | None = bracketing
             while at is not None and at.parts and at.way == way and at.meet is None:
                 at = at.parts[0]
             # Where rows and columns meet, a product makes all rows whole.
@@ -237,5 +241,11 @@ class Chain:
         return None
 
 
-def _ways(bracket: Bracket) -> object:
-    return (bracket.way, bracket.first, bracket.last, bracket.meet, tuple(_ways(p) for p in bracket.parts))
+def _ways(bracketing: Bracketing) -> object:
+    return (
+        bracketing.way,
+        bracketing.first,
+        bracketing.last,
+        bracketing.meet,
+        tuple(_ways(p) for p in bracketing.parts),
+    )

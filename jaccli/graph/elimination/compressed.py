@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from jaccli.defaults import WORKING_SET
-from jaccli.graph.elimination.sweep import Stretch
+from jaccli.graph.elimination.sweep import Segment
 from jaccli.graph.layout.algebra import matrix
-from jaccli.graph.layout.block import Bundle
+from jaccli.graph.layout.block import Block
 from jaccli.graph.layout.cost import meter
-from jaccli.graph.layout.layout import End, Form, Free, Link
+from jaccli.graph.layout.layout import BandedAxis, DenseAxis, Layout, SeedAxis
 from jaccli.graph.rules.registry import Map
 from jaccli.graph.sparsity.coloring import By, Coloring, coloring, fewest
 from jaccli.graph.sparsity.index_sets import IntArray
@@ -31,7 +31,7 @@ _MOST_PASSES = 0.5
 
 
 @dataclass
-class Coloured:
+class Compressed:
     """J of a stretch of a graph by coloured passes.
 
     Args:
@@ -43,7 +43,7 @@ class Coloured:
         peak: elements of the largest intermediate result.
     """
 
-    stretch: Stretch
+    stretch: Segment
     pattern: Pattern
     coloring: Coloring
     chunk: int
@@ -115,7 +115,7 @@ class Coloured:
             meter.move(full + 3 * batch * self.pattern.nnz, fresh=full)
             return seconds + meter.seconds, peak
 
-    def _through(self, bundle: Bundle) -> Bundle | None:
+    def _through(self, bundle: Block) -> Block | None:
         return self.stretch.pull(bundle) if self._by_row else self.stretch.push(bundle)
 
     def _unpacked(self, packed: Tensor) -> Tensor:
@@ -134,26 +134,26 @@ class Coloured:
         return rows * n_in + columns, self.coloring.groups[columns] * n_out + rows
 
 
-def _bundle(shape: tuple[int, ...], count: int, seeds: Tensor | None) -> Bundle:
+def _bundle(shape: tuple[int, ...], count: int, seeds: Tensor | None) -> Block:
     """Vectors over one activation, the same for every sample: samples linked, then one axis of vectors."""
     key = (0, 1)
-    vectors = End((len(shape), 1), count)
-    inner = tuple((Free(n),) if n != 1 else () for n in shape[1:])
+    vectors = SeedAxis((len(shape), 1), count)
+    inner = tuple((DenseAxis(n),) if n != 1 else () for n in shape[1:])
     if shape[0] == 1:
-        form = Form((vectors,), ((), *inner))
+        form = Layout((vectors,), ((), *inner))
     else:
-        form = Form((End(key, shape[0]), vectors), ((Link(key, shape[0]),), *inner), frozenset({key}))
-    return Bundle(form, None if seeds is None else seeds.reshape(form.sizes))
+        form = Layout((SeedAxis(key, shape[0]), vectors), ((BandedAxis(key, shape[0]),), *inner), frozenset({key}))
+    return Block(form, None if seeds is None else seeds.reshape(form.sizes))
 
 
-def coloured_plan(
+def compressed_plan(
     source: Value,
     target: Value,
     nodes: Sequence[Node],
     maps_of: dict[Node, list[Map]],
     densest: float = DENSEST,
     work: float | None = None,
-) -> Coloured | None:
+) -> Compressed | None:
     """The quickest coloured passes between two values; None where J is too dense or its pattern not known.
 
     Args:
@@ -169,7 +169,7 @@ def coloured_plan(
     found = pattern(nodes, maps_of, source, target, densest, work)
     if found is None:
         return None
-    stretch = Stretch(nodes, source, target, maps_of)
+    stretch = Segment(nodes, source, target, maps_of)
     sizes: dict[By, int] = {"row": found.shape[0], "column": found.shape[1]}
     plans = []
     for by, size in sizes.items():
@@ -177,11 +177,11 @@ def coloured_plan(
             continue
         colours = coloring(found, target.shape[1:], source.shape[1:], by)
         if colours.count <= _MOST_PASSES * min(sizes.values()) and colours.count < size:
-            plans.append(_planned(Coloured(stretch, found, colours, max(colours.count, 1))))
+            plans.append(_planned(Compressed(stretch, found, colours, max(colours.count, 1))))
     return min(plans, key=lambda plan: plan.seconds) if plans else None
 
 
-def _planned(plan: Coloured) -> Coloured:
+def _planned(plan: Compressed) -> Compressed:
     """With a chunk that fits the working set, and what it costs."""
     plan.seconds, plan.peak = plan.predict()
     most = WORKING_SET // plan.stretch.target.tensor.element_size()

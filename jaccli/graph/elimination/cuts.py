@@ -37,13 +37,13 @@ def _last_uses(nodes: Sequence[Node], maps_of: dict[Node, list[Map]]) -> dict[Va
 def cut_values(nodes: Sequence[Node], source: Value, target: Value, maps_of: dict[Node, list[Map]]) -> list[int]:
     """Positions in ``nodes`` after which one value alone carries everything."""
     last_use = {**_last_uses(nodes, maps_of), target: len(nodes)}
-    ends: dict[int, int] = {}
+    seed_axes: dict[int, int] = {}
     for use in last_use.values():
-        ends[use] = ends.get(use, 0) + 1
+        seed_axes[use] = seed_axes.get(use, 0) + 1
     alive, places = int(source in last_use), []
     for position, node in enumerate(nodes):
         alive += sum(v in last_use for v in node.outputs)
-        alive -= ends.get(position, 0)
+        alive -= seed_axes.get(position, 0)
         if alive == 1 and any(last_use.get(v, -1) > position for v in node.outputs):
             places.append(position)
     return places

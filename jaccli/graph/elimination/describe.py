@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 from jaccli.graph.trace.ir import Value
 
 if TYPE_CHECKING:
-    from jaccli.graph.elimination.bracketing import Bracket, Chain
+    from jaccli.graph.elimination.bracketing import Bracketing, Chain
 
 _MUCH = 0.5  # a smaller share of the full size is worth a word
 _LISTED = 4  # names in a line before the rest is counted
 
 
-def tell(chain: Chain, bracket: Bracket) -> list[str]:
+def describe(chain: Chain, bracketing: Bracketing) -> list[str]:
     """The steps in the order in which they are taken, equal ones in one line."""
     batch = chain.cuts[0].shape[0]
     lines = [f"cuts    {_cuts(chain, batch)}"]
-    known: dict[str, list[Bracket]] = {}
-    for leaf in _leaves(bracket):
+    known: dict[str, list[Bracketing]] = {}
+    for leaf in _leaves(bracketing):
         stretch = chain.stretches[leaf.first]
         side = "" if _at_once(leaf) else ", by rows" if leaf.way == "pull" else ", by columns"
         met = ", rows and columns meeting within" if leaf.meet is not None else ""
@@ -31,20 +31,20 @@ def tell(chain: Chain, bracket: Bracket) -> list[str]:
         lines.append(
             f"step    {listed}: {'each ' * (len(names) > 1)}from {what}, {_time(sum(x.seconds for x in leaves))}"
         )
-    lines += [f"step    {line}" for line in _moves(chain, bracket, batch)]
+    lines += [f"step    {line}" for line in _moves(chain, bracketing, batch)]
     return lines
 
 
-def travelling(chain: Chain, bracket: Bracket) -> str:
+def describe_passes(chain: Chain, bracketing: Bracketing) -> str:
     """``32 rows and 32 columns, 1 product``: how many vectors pass through the network."""
     batch = chain.cuts[0].shape[0]
     rows = columns = products = alone = 0
-    for part in _walk(bracket):
+    for part in _walk(bracketing):
         if part.way == "product":
             products += 1
             alone += sum(not p.parts and not _at_once(p) for p in part.parts)
             continue
-        starts = part is bracket if not part.parts else part.parts[0].way != part.way or not part.parts[0].parts
+        starts = part is bracketing if not part.parts else part.parts[0].way != part.way or not part.parts[0].parts
         rows += _size(chain.cuts[part.last], batch) if starts and part.way == "pull" else 0
         columns += _size(chain.cuts[part.first], batch) if starts and part.way == "push" else 0
     told = [f"{alone} stretches by themselves"] if alone else []
@@ -53,66 +53,66 @@ def travelling(chain: Chain, bracket: Bracket) -> str:
     return ", ".join(told)
 
 
-def _walk(bracket: Bracket) -> Iterator[Bracket]:
-    for part in bracket.parts:
+def _walk(bracketing: Bracketing) -> Iterator[Bracketing]:
+    for part in bracketing.parts:
         yield from _walk(part)
-    yield bracket
+    yield bracketing
 
 
-def _leaves(bracket: Bracket) -> Iterator[Bracket]:
-    return (part for part in _walk(bracket) if not part.parts)
+def _leaves(bracketing: Bracketing) -> Iterator[Bracketing]:
+    return (part for part in _walk(bracketing) if not part.parts)
 
 
-def _at_once(leaf: Bracket) -> bool:
+def _at_once(leaf: Bracketing) -> bool:
     """One matrix and diagonals around it: nothing of size is computed."""
     return not leaf.peak and leaf.meet is None
 
 
-def _moves(chain: Chain, bracket: Bracket, batch: int) -> Iterator[str]:
+def _moves(chain: Chain, bracketing: Bracketing, batch: int) -> Iterator[str]:
     """Sweeps and products; a sweep through several stretches and a tree of products are one line each."""
-    if not bracket.parts:
+    if not bracketing.parts:
         return
-    ends = f"{_size(chain.cuts[bracket.last], batch)} x {_size(chain.cuts[bracket.first], batch)}"
-    if bracket.way == "product":
-        factors = _factors(bracket)
+    seed_axes = f"{_size(chain.cuts[bracketing.last], batch)} x {_size(chain.cuts[bracketing.first], batch)}"
+    if bracketing.way == "product":
+        factors = _factors(bracketing)
         for factor in factors:
             yield from _moves(chain, factor, batch)
-        own = bracket.seconds - sum(f.seconds for f in factors)
-        yield f"{_name(bracket)} = {_bracketed(bracket)[1:-1]}, {ends}, {_time(own)}"
+        own = bracketing.seconds - sum(f.seconds for f in factors)
+        yield f"{_name(bracketing)} = {_bracketed(bracketing)[1:-1]}, {seed_axes}, {_time(own)}"
         return
-    inner, through = bracket, []
-    while inner.parts and inner.way == bracket.way:
-        place = inner.first if bracket.way == "pull" else inner.last - 1
+    inner, through = bracketing, []
+    while inner.parts and inner.way == bracketing.way:
+        place = inner.first if bracketing.way == "pull" else inner.last - 1
         through.append(chain.stretches[place].contents() + (", meeting" if inner.meet is not None else ""))
         inner = inner.parts[0]
     yield from _moves(chain, inner, batch)
-    own = bracket.seconds - inner.seconds
-    what = "rows of {} pulled back" if bracket.way == "pull" else "columns of {} pushed forward"
+    own = bracketing.seconds - inner.seconds
+    what = "rows of {} pulled back" if bracketing.way == "pull" else "columns of {} pushed forward"
     how = f"{what.format(_name(inner))} through {_folded(through[::-1])}"
-    yield f"{_name(bracket)} = {how}, {ends}{_stored(chain, bracket, batch)}, {_time(own)}"
+    yield f"{_name(bracketing)} = {how}, {seed_axes}{_stored(chain, bracketing, batch)}, {_time(own)}"
 
 
-def _stored(chain: Chain, bracket: Bracket, batch: int) -> str:
+def _stored(chain: Chain, bracketing: Bracketing, batch: int) -> str:
     """What windows and blocks leave of the largest result on the way."""
-    end = chain.cuts[bracket.last if bracket.way == "pull" else bracket.first]
-    widest = max(_size(cut, batch) for cut in chain.cuts[bracket.first : bracket.last + 1])
-    share = bracket.peak / (batch * widest * _size(end, batch))
-    full = "rows" if bracket.way == "pull" else "columns"
+    end = chain.cuts[bracketing.last if bracketing.way == "pull" else bracketing.first]
+    widest = max(_size(cut, batch) for cut in chain.cuts[bracketing.first : bracketing.last + 1])
+    share = bracketing.peak / (batch * widest * _size(end, batch))
+    full = "rows" if bracketing.way == "pull" else "columns"
     return f" ({share:.1%} of the full {full} stored)" if 0 < share < _MUCH else ""
 
 
-def _factors(bracket: Bracket) -> list[Bracket]:
+def _factors(bracketing: Bracketing) -> list[Bracketing]:
     """The factors of a tree of products, the earliest first."""
-    if bracket.way != "product":
-        return [bracket]
-    later, earlier = bracket.parts
+    if bracketing.way != "product":
+        return [bracketing]
+    later, earlier = bracketing.parts
     return [*_factors(earlier), *_factors(later)]
 
 
-def _bracketed(bracket: Bracket) -> str:
-    if bracket.way != "product":
-        return _name(bracket)
-    later, earlier = bracket.parts
+def _bracketed(bracketing: Bracketing) -> str:
+    if bracketing.way != "product":
+        return _name(bracketing)
+    later, earlier = bracketing.parts
     return f"({_bracketed(later)} {_bracketed(earlier)})"
 
 
@@ -127,8 +127,8 @@ def _folded(contents: list[str]) -> str:
     return "; ".join(text if count == 1 else f"{count} x ({text})" for text, count in runs)
 
 
-def _name(bracket: Bracket) -> str:
-    return f"J[{bracket.first}..{bracket.last}]"
+def _name(bracketing: Bracketing) -> str:
+    return f"J[{bracketing.first}..{bracketing.last}]"
 
 
 def _cuts(chain: Chain, batch: int) -> str:

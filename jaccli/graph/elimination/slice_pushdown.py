@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from jaccli.graph.layout.layout import exchanged
-from jaccli.graph.maps.base import Late, Primitive
+from jaccli.graph.maps.base import LazyTensor, Primitive
 from jaccli.graph.maps.matrix import Matrix
 from jaccli.graph.maps.reshape import Permute, Reshape
 from jaccli.graph.maps.slice import Slice
@@ -89,7 +89,7 @@ def _narrowed(matrix: Matrix, cut: Slice) -> Matrix | None:
     """A matrix that gives the slice alone."""
     if matrix.dim != cut.dim or matrix.swapped or cut.step != 1:
         return None
-    part = Late(lambda: matrix.factor.tensor.narrow(-1, cut.start, cut.count))
+    part = LazyTensor(lambda: matrix.factor.tensor.narrow(-1, cut.start, cut.count))
     return replace(matrix, factor=part, shape=(*matrix.shape[:-1], cut.count))
 
 

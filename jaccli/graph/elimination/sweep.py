@@ -12,8 +12,8 @@ from torch import Tensor
 
 from jaccli.graph.elimination.cuts import MIXING, mixes
 from jaccli.graph.layout.algebra import product, total, transposed
-from jaccli.graph.layout.block import Bundle, identity_bundle, solid, without_ones
-from jaccli.graph.layout.layout import Link
+from jaccli.graph.layout.block import Block, identity_block, materialized, without_ones
+from jaccli.graph.layout.layout import BandedAxis
 from jaccli.graph.maps.base import Primitive
 from jaccli.graph.maps.elementwise import Mul, Scale, multiplied
 from jaccli.graph.maps.matrix import Matrix
@@ -38,7 +38,7 @@ _TOLD = {
 _REGISTERED = (rules_elementwise, rules_index, rules_linear, rules_opaque, rules_reduce, rules_shape)
 
 
-class Stretch:
+class Segment:
     """The active nodes between two values that every path passes, with their derivatives."""
 
     def __init__(self, nodes: Sequence[Node], source: Value, target: Value, maps_of: dict[Node, list[Map]]) -> None:
@@ -56,7 +56,7 @@ class Stretch:
         told = (f"{n} {_TOLD.get(k, (k, k))[n > 1]}" for k, n in names.items())
         return ", ".join(told) or "diagonals and views"
 
-    def pull(self, rows: Bundle, meet: int = 0) -> Bundle | None:
+    def pull(self, rows: Block, meet: int = 0) -> Block | None:
         """∂target/∂v by ∂target/∂(this target) given: ``rows`` over the target in, over the source out.
 
         With ``meet`` rows are pulled back to the values that are alive before that node only, and multiplied
@@ -65,23 +65,23 @@ class Stretch:
         found = self._pulled(rows, meet)
         if not meet:
             return found.get(self.source)
-        columns = self._pushed(identity_bundle(self.source.shape, _like(rows, self.source)), meet)
+        columns = self._pushed(identity_block(self.source.shape, _like(rows, self.source)), meet)
         return self._met(found, columns, self.source.shape)
 
-    def push(self, columns: Bundle, ends: tuple[int, ...] = (), meet: int | None = None) -> Bundle | None:
+    def push(self, columns: Block, seed_axes: tuple[int, ...] = (), meet: int | None = None) -> Block | None:
         """``columns`` over the source in, over the target out; ``meet`` as for ``pull``, the other way round.
 
-        ``ends``: the shape of the activation that the columns belong to; needed with ``meet``.
+        ``seed_axes``: the shape of the activation that the columns belong to; needed with ``meet``.
         """
         if meet is None:
             return self._pushed(columns, len(self.nodes)).get(self.target)
         found = self._pushed(columns, meet)
-        rows = self._pulled(identity_bundle(self.target.shape, _like(columns, self.target)), meet)
-        met = self._met(rows, found, ends)
+        rows = self._pulled(identity_block(self.target.shape, _like(columns, self.target)), meet)
+        met = self._met(rows, found, seed_axes)
         return None if met is None else transposed(met, self.target.shape)
 
     @staticmethod
-    def _met(rows: dict[Value, Bundle], columns: dict[Value, Bundle], shape: tuple[int, ...]) -> Bundle | None:
+    def _met(rows: dict[Value, Block], columns: dict[Value, Block], shape: tuple[int, ...]) -> Block | None:
         terms = [product(rows[v], columns[v], shape) for v in rows if v in columns]
         return reduce(total, terms) if terms else None
 
@@ -100,11 +100,11 @@ class Stretch:
                 widths[position + 1] = sum(math.prod(v.shape) for v in alive if v is not self.source)
         return sorted(sorted(widths, key=lambda p: widths[p])[:most])
 
-    def _pulled(self, rows: Bundle, stop: int) -> dict[Value, Bundle]:
+    def _pulled(self, rows: Block, stop: int) -> dict[Value, Block]:
         """Rows over every value that is alive before node ``stop``."""
-        waiting: dict[Value, list[_Part]] = {self.target: [_Part(rows)]}
+        waiting: dict[Value, list[_Contribution]] = {self.target: [_Contribution(rows)]}
         for node in reversed(self.nodes[stop:]):
-            done: dict[Value, _Part | None] = {}
+            done: dict[Value, _Contribution | None] = {}
             for out in node.outputs:
                 if out in waiting:
                     done[out] = _sum(waiting.pop(out))
@@ -119,10 +119,10 @@ class Stretch:
                         waiting.setdefault(m.source, []).append(part)
         return _finished(waiting)
 
-    def _pushed(self, columns: Bundle, stop: int) -> dict[Value, Bundle]:
+    def _pushed(self, columns: Block, stop: int) -> dict[Value, Block]:
         """Columns over every value that is alive before node ``stop``."""
-        waiting: dict[Value, list[_Part]] = {self.source: [_Part(columns)]}
-        known: dict[Value, _Part | None] = {}
+        waiting: dict[Value, list[_Contribution]] = {self.source: [_Contribution(columns)]}
+        known: dict[Value, _Contribution | None] = {}
         uses = Counter(m.source for node in self.nodes for m in self.maps_of[node])
         left = uses.copy()
         for m in (m for node in self.nodes[:stop] for m in self.maps_of[node]):
@@ -139,18 +139,18 @@ class Stretch:
         return {**{v: p.scaled() for v, p in known.items() if p is not None}, **_finished(waiting)}
 
 
-def _finished(waiting: dict[Value, list[_Part]]) -> dict[Value, Bundle]:
+def _finished(waiting: dict[Value, list[_Contribution]]) -> dict[Value, Block]:
     summed = {value: _sum(parts) for value, parts in waiting.items()}
     return {value: part.scaled() for value, part in summed.items() if part is not None}
 
 
-def _like(bundle: Bundle, value: Value) -> Tensor | None:
+def _like(bundle: Block, value: Value) -> Tensor | None:
     """The tensor whose dtype and device an identity takes; none in a dry run."""
     return None if bundle.data is None else value.tensor
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Contribution:
     """One contribution to a value, with what is still to be done to it.
 
     Args:
@@ -159,24 +159,24 @@ class _Part:
         embed: held back, so that parts side by side become one tensor.
     """
 
-    bundle: Bundle
+    bundle: Block
     factors: tuple[Mul | Scale, ...] = ()
     embed: Embed | None = None
 
-    def scaled(self) -> Bundle:
+    def scaled(self) -> Block:
         """The vectors with the scalings applied."""
-        return multiplied(solid(self.bundle), self.factors)
+        return multiplied(materialized(self.bundle), self.factors)
 
-    def lent(self) -> _Part:
+    def lent(self) -> _Contribution:
         """The same vectors, not to be written into."""
         bundle = self.scaled()
-        return _Part(Bundle(bundle.form, bundle.data, False))
+        return _Contribution(Block(bundle.form, bundle.data, False))
 
 
-def _through(part: _Part | None, steps: Sequence[Primitive]) -> _Part | None:
+def _through(part: _Contribution | None, steps: Sequence[Primitive]) -> _Contribution | None:
     if part is None:
         return None
-    bundle: Bundle | None = part.bundle
+    bundle: Block | None = part.bundle
     factors = part.factors
     for position, step in enumerate(steps):
         assert bundle is not None
@@ -185,25 +185,25 @@ def _through(part: _Part | None, steps: Sequence[Primitive]) -> _Part | None:
             continue
         bundle, factors = multiplied(bundle, factors), ()
         if not isinstance(step, Matrix | Permute | Reshape):
-            bundle = solid(bundle)
+            bundle = materialized(bundle)
         if position == len(steps) - 1 and isinstance(step, Embed) and not _linked(bundle, step.dim):
-            return _Part(bundle, (), step)
+            return _Contribution(bundle, (), step)
         bundle = step.apply(bundle)
         if bundle is None:
             return None
         bundle = without_ones(bundle)
-    return None if bundle is None else _Part(bundle, factors)
+    return None if bundle is None else _Contribution(bundle, factors)
 
 
-def _linked(bundle: Bundle, dim: int) -> bool:
-    return any(isinstance(atom, Link) for atom in bundle.form.dims[dim])
+def _linked(bundle: Block, dim: int) -> bool:
+    return any(isinstance(axis_factor, BandedAxis) for axis_factor in bundle.form.dims[dim])
 
 
-def _sum(parts: list[_Part]) -> _Part | None:
+def _sum(parts: list[_Contribution]) -> _Contribution | None:
     """The sum of contributions; embedded ones in one dimension that do not overlap are put side by side."""
     if len(parts) == 1 and parts[0].embed is None:
         return parts[0]
-    groups: dict[object, list[tuple[Bundle, Embed]]] = {}
+    groups: dict[object, list[tuple[Block, Embed]]] = {}
     bundles = []
     for part in parts:
         if part.embed is None:
@@ -211,20 +211,20 @@ def _sum(parts: list[_Part]) -> _Part | None:
             continue
         form, dim = part.bundle.form, part.embed.dim
         rest = (*form.dims[:dim], *form.dims[dim + 1 :])
-        key = (dim, tuple(e.key for e in form.ends), rest, part.embed.step)
+        key = (dim, tuple(e.key for e in form.seed_axes), rest, part.embed.step)
         groups.setdefault(key, []).append((part.bundle, part.embed))
     for group in groups.values():
         bundles.extend(assembled(layer) for layer in _layers(group))
     # Those of one range first: a wider range costs zeros, and every sum there costs more.
-    alike: dict[object, list[Bundle]] = {}
+    alike: dict[object, list[Block]] = {}
     for bundle in bundles:
-        alike.setdefault(bundle.form.ends, []).append(bundle)
-    return _Part(reduce(total, [reduce(total, group) for group in alike.values()])) if bundles else None
+        alike.setdefault(bundle.form.seed_axes, []).append(bundle)
+    return _Contribution(reduce(total, [reduce(total, group) for group in alike.values()])) if bundles else None
 
 
-def _layers(group: list[tuple[Bundle, Embed]]) -> list[list[tuple[Bundle, Embed]]]:
+def _layers(group: list[tuple[Block, Embed]]) -> list[list[tuple[Block, Embed]]]:
     """Split into lists whose members do not overlap."""
-    layers: list[list[tuple[Bundle, Embed]]] = []
+    layers: list[list[tuple[Block, Embed]]] = []
     taken: list[set[int]] = []
     for bundle, e in group:
         places = set(range(e.start, e.start + e.step * e.count, e.step))

@@ -23,14 +23,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Free:
+class DenseAxis:
     """An axis of the dims that is stored in full."""
 
     size: int
 
 
 @dataclass(frozen=True)
-class Link:
+class BandedAxis:
     """An axis of the dims that is tied to an end: end p reaches ``offset + stride p`` and ``width - 1`` after it.
 
     Args:
@@ -46,16 +46,16 @@ class Link:
     width: int = 1
     clean: bool = True
 
-    def shared(self, low: int) -> Link:
+    def shared(self, low: int) -> BandedAxis:
         """The window that ``low`` neighbouring ends have together; the next such group starts as far on."""
         return replace(self, stride=self.stride * low, width=self.width + self.stride * (low - 1))
 
 
-Atom = Free | Link
+AxisFactor = DenseAxis | BandedAxis
 
 
 @dataclass(frozen=True)
-class End:
+class SeedAxis:
     """An axis of the ends, or a range of it; elsewhere the bundle is zero.
 
     Args:
@@ -81,46 +81,46 @@ class End:
         """Whether it, and its range, are made of whole groups of ``low``."""
         return not any(n % low for n in (self.full, self.start, self.size))
 
-    def split(self, low: int) -> tuple[End, End]:
+    def split(self, low: int) -> tuple[SeedAxis, SeedAxis]:
         """As ``high x low``."""
         assert self.divisible(low)
         high = (self.key[0], self.key[1] * low)
-        return End(high, self.full // low, self.start // low, self.size // low), End(self.key, low)
+        return SeedAxis(high, self.full // low, self.start // low, self.size // low), SeedAxis(self.key, low)
 
 
 @dataclass(frozen=True)
-class Form:
+class Layout:
     """Ends, dims, and the linked ends along which the data does not vary (stored with size 1)."""
 
-    ends: tuple[End, ...]
-    dims: tuple[tuple[Atom, ...], ...]
+    seed_axes: tuple[SeedAxis, ...]
+    dims: tuple[tuple[AxisFactor, ...], ...]
     flat: frozenset[Key] = frozenset()
 
     @cached_property
-    def links(self) -> dict[Key, tuple[int, int, Link]]:
+    def banded(self) -> dict[Key, tuple[int, int, BandedAxis]]:
         """Key → where its link is among the dims, and the link."""
         return {
-            atom.key: (d, a, atom)
-            for d, atoms in enumerate(self.dims)
-            for a, atom in enumerate(atoms)
-            if isinstance(atom, Link)
+            axis_factor.key: (d, a, axis_factor)
+            for d, axis_factors in enumerate(self.dims)
+            for a, axis_factor in enumerate(axis_factors)
+            if isinstance(axis_factor, BandedAxis)
         }
 
     @cached_property
-    def end(self) -> dict[Key, End]:
+    def end(self) -> dict[Key, SeedAxis]:
         """Ends by key."""
-        return {end.key: end for end in self.ends}
+        return {end.key: end for end in self.seed_axes}
 
     @cached_property
     def layout(self) -> tuple[Label, ...]:
         """Labels of the data axes: an end's key with -1 in front, or the place of an atom."""
-        linked = [(-1, *e.key) for e in self.ends if e.key in self.links]
-        others = [(-1, *e.key) for e in self.ends if e.key not in self.links]
+        linked = [(-1, *e.key) for e in self.seed_axes if e.key in self.banded]
+        others = [(-1, *e.key) for e in self.seed_axes if e.key not in self.banded]
         columns = [
             (d, a)
-            for d, atoms in enumerate(self.dims)
-            for a, atom in enumerate(atoms)
-            if isinstance(atom, Free) or atom.width > 1
+            for d, axis_factors in enumerate(self.dims)
+            for a, axis_factor in enumerate(axis_factors)
+            if isinstance(axis_factor, DenseAxis) or axis_factor.width > 1
         ]
         return (*linked, *others, *columns)
 
@@ -133,8 +133,8 @@ class Form:
         if label[0] == -1:
             key = (label[1], label[2])
             return 1 if key in self.flat else self.end[key].size
-        atom = self.dims[label[0]][label[1]]
-        return atom.size if isinstance(atom, Free) else atom.width
+        axis_factor = self.dims[label[0]][label[1]]
+        return axis_factor.size if isinstance(axis_factor, DenseAxis) else axis_factor.width
 
     @property
     def numel(self) -> int:
@@ -144,18 +144,24 @@ class Form:
     @property
     def shape(self) -> tuple[int, ...]:
         """The activation that the vectors live on."""
-        return tuple(math.prod(atom.size for atom in atoms) for atoms in self.dims)
+        return tuple(math.prod(axis_factor.size for axis_factor in axis_factors) for axis_factors in self.dims)
 
-    def with_dim(self, dim: int, atoms: tuple[Atom, ...]) -> Form:
+    def with_dim(self, dim: int, axis_factors: tuple[AxisFactor, ...]) -> Layout:
         """With other atoms in one dimension."""
-        return replace(self, dims=exchanged(self.dims, dim, atoms))
+        return replace(self, dims=exchanged(self.dims, dim, axis_factors))
 
-    def plain(self, atom: Atom) -> bool:
+    def plain(self, axis_factor: AxisFactor) -> bool:
         """Whether an atom is free, or linked one to one with a whole end."""
-        if isinstance(atom, Free):
+        if isinstance(axis_factor, DenseAxis):
             return True
-        end = self.end[atom.key]
-        return end.whole and atom.width == 1 and atom.stride == 1 and atom.offset == 0 and atom.size == end.size
+        end = self.end[axis_factor.key]
+        return (
+            end.whole
+            and axis_factor.width == 1
+            and axis_factor.stride == 1
+            and axis_factor.offset == 0
+            and axis_factor.size == end.size
+        )
 
 
 def exchanged(items: tuple[T, ...], place: int, *new: T) -> tuple[T, ...]:
@@ -163,8 +169,8 @@ def exchanged(items: tuple[T, ...], place: int, *new: T) -> tuple[T, ...]:
     return (*items[:place], *new, *items[place + 1 :])
 
 
-def identity(shape: tuple[int, ...]) -> Form:
+def identity(shape: tuple[int, ...]) -> Layout:
     """Every axis linked with itself; axes of size 1 are left out."""
-    ends = tuple(End((d, 1), n) for d, n in enumerate(shape) if n != 1)
-    dims = tuple((Link((d, 1), n),) if n != 1 else () for d, n in enumerate(shape))
-    return Form(ends, dims, frozenset(e.key for e in ends))
+    seed_axes = tuple(SeedAxis((d, 1), n) for d, n in enumerate(shape) if n != 1)
+    dims = tuple((BandedAxis((d, 1), n),) if n != 1 else () for d, n in enumerate(shape))
+    return Layout(seed_axes, dims, frozenset(e.key for e in seed_axes))

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from jaccli.graph.layout.block import Bundle
+from jaccli.graph.layout.block import Block
 
 Shape = tuple[int, ...]
 Make = Callable[[], Tensor]
@@ -20,7 +20,7 @@ Make = Callable[[], Tensor]
 class Primitive(Protocol):
     """A linear map from one activation to another."""
 
-    def apply(self, bundle: Bundle) -> Bundle | None:
+    def apply(self, bundle: Block) -> Block | None:
         """The map applied to every vector; None when all of them become zero."""
 
     @property
@@ -29,7 +29,7 @@ class Primitive(Protocol):
 
 
 @dataclass(frozen=True)
-class Late:
+class LazyTensor:
     """A tensor made when it is first wanted: dry runs want none."""
 
     make: Make

@@ -10,11 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from jaccli.graph.layout.block import Bundle, cleaned, merged, unlink
+from jaccli.graph.layout.block import Block, cleaned, densify, merged
 from jaccli.graph.layout.cost import meter
-from jaccli.graph.layout.layout import Atom, Form, Free, Link
+from jaccli.graph.layout.layout import AxisFactor, BandedAxis, DenseAxis, Layout
 from jaccli.graph.layout.windows import as_window, split_window
-from jaccli.graph.maps.base import Late, Shape
+from jaccli.graph.maps.base import LazyTensor, Shape
 from jaccli.graph.maps.polyphase import Taps, by_phases, repeated, transposed
 from jaccli.graph.maps.toeplitz import CHANNEL, NARROW, Windows, as_matrix, axis_of, by_taps
 
@@ -43,7 +43,7 @@ class Conv:
         y: shape of y.
     """
 
-    weight: Late
+    weight: LazyTensor
     kernel: Shape
     stride: Shape
     padding: Shape
@@ -61,65 +61,69 @@ class Conv:
     def _ends(self) -> tuple[Shape, Shape]:
         return (self.y, self.x) if self.adjoint else (self.x, self.y)
 
-    def apply(self, bundle: Bundle) -> Bundle:
+    def apply(self, bundle: Block) -> Block:
         for d in range(2, len(self.x)):
             bundle = as_window(bundle, d)
         bundle = merged(bundle, 1)
         if self._local(bundle.form):
             found = self._on_windows(cleaned(self._stepped(bundle)))
             # What multiplies an axis of size 1 broadcasts along it, and would leave what sticks out as it is.
-            return unlink(found, [key for key, (_, _, x) in found.form.links.items() if x.size == 1 and x.width > 1])
-        keys = [x.key for atoms in bundle.form.dims[2:] for x in atoms if isinstance(x, Link)]
-        bundle = unlink(bundle, keys)
+            return densify(found, [key for key, (_, _, x) in found.form.banded.items() if x.size == 1 and x.width > 1])
+        keys = [x.key for axis_factors in bundle.form.dims[2:] for x in axis_factors if isinstance(x, BandedAxis)]
+        bundle = densify(bundle, keys)
         bundle, times = self._once(bundle)
         for d in range(2, len(self.x)):
             bundle = merged(bundle, d)
         return self._on_all(bundle, times)
 
-    def _once(self, bundle: Bundle) -> tuple[Bundle, Shape]:
+    def _once(self, bundle: Block) -> tuple[Block, Shape]:
         """Without the repetitions that nearest upsampling made in every direction, and how many they were."""
         plain = self.groups == 1 and not self.adjoint and set(self.stride) == set(self.dilation) == {1}
         data, form = bundle.data, bundle.form
         if data is None or not plain:
             return bundle, ()
-        axes = [axis_of(form, (d, len(atoms) - 1)) for d, atoms in enumerate(form.dims) if d > 1 and len(atoms) > 1]
+        axes = [
+            axis_of(form, (d, len(axis_factors) - 1))
+            for d, axis_factors in enumerate(form.dims)
+            if d > 1 and len(axis_factors) > 1
+        ]
         inner = [axis for axis in axes if axis is not None and data.stride(axis) == 0]
         times = tuple(data.shape[axis] for axis in inner)
         if len(inner) < len(self.kernel) or any(n % s for n, s in zip(self.y[2:], times, strict=True)):
             return bundle, ()
         for axis in sorted(inner, reverse=True):
             data = data.select(axis, 0)
-        dims = (*form.dims[:2], *(atoms[:-1] for atoms in form.dims[2:]))
+        dims = (*form.dims[:2], *(axis_factors[:-1] for axis_factors in form.dims[2:]))
         return bundle.made(replace(form, dims=dims), data, fresh=False), times
 
-    def _local(self, form: Form) -> bool:
+    def _local(self, form: Layout) -> bool:
         """Whether every direction stays linked and its windows stay small."""
-        atoms = form.dims[2:]
-        if not all(len(x) == 1 and isinstance(x[0], Link) for x in atoms):
+        axis_factors = form.dims[2:]
+        if not all(len(x) == 1 and isinstance(x[0], BandedAxis) for x in axis_factors):
             return False
         new = []
-        for d, x in enumerate(atoms):
-            assert isinstance(x[0], Link)
+        for d, x in enumerate(axis_factors):
+            assert isinstance(x[0], BandedAxis)
             low = self._low(d, x[0])
             if not form.end[x[0].key].divisible(low):
                 return False
             new.append(self._link(d, x[0].shared(low)))
         return math.prod(x.width for x in new) <= _LOCAL * math.prod(x.size for x in new)
 
-    def _low(self, d: int, link: Link) -> int:
+    def _low(self, d: int, link: BandedAxis) -> int:
         """How many neighbouring ends have to share a window, so that windows step as the convolution strides."""
         return 1 if self.adjoint else self.stride[d] // math.gcd(self.stride[d], link.stride)
 
-    def _stepped(self, bundle: Bundle) -> Bundle:
+    def _stepped(self, bundle: Block) -> Block:
         """Ends split for the stride."""
         for d in range(len(self.kernel)):
-            (atom,) = bundle.form.dims[d + 2]
-            assert isinstance(atom, Link)
-            if (low := self._low(d, atom)) > 1:
-                bundle = split_window(bundle, atom.key, low)
+            (axis_factor,) = bundle.form.dims[d + 2]
+            assert isinstance(axis_factor, BandedAxis)
+            if (low := self._low(d, axis_factor)) > 1:
+                bundle = split_window(bundle, axis_factor.key, low)
         return bundle
 
-    def _link(self, d: int, link: Link) -> Link:
+    def _link(self, d: int, link: BandedAxis) -> BandedAxis:
         reach = (self.kernel[d] - 1) * self.dilation[d]
         size = self._ends[1][d + 2]
         if self.adjoint:
@@ -137,7 +141,7 @@ class Conv:
             new = replace(link, size=size, offset=first, stride=link.stride // step, width=last - first + 1)
         return replace(new, clean=False)
 
-    def _pads(self, old: Sequence[Link], new: Sequence[Link]) -> list[tuple[int, int]]:
+    def _pads(self, old: Sequence[BandedAxis], new: Sequence[BandedAxis]) -> list[tuple[int, int]]:
         """Zeros before and after windows, so that the convolution gives the new ones; cropped where negative."""
         pads = []
         for d, (x, y) in enumerate(zip(old, new, strict=True)):
@@ -146,14 +150,14 @@ class Conv:
             pads.append((before, (y.width - 1) * self.stride[d] + reach + 1 - x.width - before))
         return pads
 
-    def _on_windows(self, bundle: Bundle) -> Bundle:
+    def _on_windows(self, bundle: Block) -> Block:
         form = bundle.form
-        old = [x[0] for x in form.dims[2:] if isinstance(x[0], Link)]
+        old = [x[0] for x in form.dims[2:] if isinstance(x[0], BandedAxis)]
         links = [self._link(d, x) for d, x in enumerate(old)]
         channels = self._ends[1][1]
-        dims: tuple[tuple[Atom, ...], ...] = (
+        dims: tuple[tuple[AxisFactor, ...], ...] = (
             form.dims[0],
-            (Free(channels),) if channels != 1 else (),
+            (DenseAxis(channels),) if channels != 1 else (),
             *((x,) for x in links),
         )
         new = replace(form, dims=dims)
@@ -171,7 +175,7 @@ class Conv:
         else:
             self._count(lead, inner, outer)
         if bundle.data is None:
-            return Bundle(new, None)
+            return Block(new, None)
         if way == "taps":
             return by_taps(bundle, new, lead, inner, outer, self._taps(pads))
         weight = self.weight.tensor
@@ -211,7 +215,7 @@ class Conv:
             data, around = torch.constant_pad_nd(data, [n for pair in reversed(pads) for n in pair]), nothing
         return _convolution(data, weight, self.stride, around, self.dilation, False, nothing, self.groups)
 
-    def _on_all(self, bundle: Bundle, times: Shape = ()) -> Bundle:
+    def _on_all(self, bundle: Block, times: Shape = ()) -> Block:
         """Vectors in full, stacked in the batch; ``times``: how often each pixel is repeated first."""
         form, (inner, outer) = bundle.form, self._ends
         lead = form.numel // math.prod(form.shape[1:])
@@ -222,10 +226,10 @@ class Conv:
             if taps
             else [(n,) for n in outer[2:]]
         )
-        dims = (form.dims[0], *(tuple(Free(n) for n in sizes if n != 1) for sizes in [(outer[1],), *grid]))
+        dims = (form.dims[0], *(tuple(DenseAxis(n) for n in sizes if n != 1) for sizes in [(outer[1],), *grid]))
         new = replace(form, dims=dims)
         if bundle.data is None:
-            return Bundle(new, None)
+            return Block(new, None)
         data = _stacked(bundle.data, form, lead, form.shape)
         if taps:
             out = self._by_phases(data, taps)
@@ -317,7 +321,7 @@ def _convolution(
     return torch.convolution(data, weight, None, stride, padding, dilation, transposed, rest, groups)
 
 
-def _stacked(data: Tensor, form: Form, lead: int, inner: Shape) -> Tensor:
+def _stacked(data: Tensor, form: Layout, lead: int, inner: Shape) -> Tensor:
     """All vectors stacked in the batch; where that takes a copy, it puts the channels last in memory."""
     channel = axis_of(form, CHANNEL)
     if channel is None:

@@ -9,37 +9,37 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from jaccli.graph.layout.block import Bundle, Factor, solid, spread
+from jaccli.graph.layout.block import Block, OuterFactor, materialized, spread
 from jaccli.graph.layout.contraction import arranged
 from jaccli.graph.layout.cost import meter
-from jaccli.graph.layout.layout import Link
-from jaccli.graph.maps.base import Late, Shape
+from jaccli.graph.layout.layout import BandedAxis
+from jaccli.graph.maps.base import LazyTensor, Shape
 
 
 @dataclass(frozen=True)
 class Mul:
     """Elementwise scaling by a factor that broadcasts to the activation; ``shape`` is the factor's."""
 
-    factor: Late
+    factor: LazyTensor
     shape: Shape
 
     @property
     def T(self) -> Mul:
         return self
 
-    def apply(self, bundle: Bundle) -> Bundle:
+    def apply(self, bundle: Block) -> Block:
         form = bundle.form
-        full = {key for key, (d, _, _) in form.links.items() if self.shape[d] != 1 or form.shape[d] == 1}
+        full = {key for key, (d, _, _) in form.banded.items() if self.shape[d] != 1 or form.shape[d] == 1}
         dims = tuple(
-            tuple(replace(x, clean=True) if isinstance(x, Link) and x.key in full else x for x in atoms)
-            for atoms in form.dims
+            tuple(replace(x, clean=True) if isinstance(x, BandedAxis) and x.key in full else x for x in axis_factors)
+            for axis_factors in form.dims
         )
         new = replace(form, dims=dims, flat=form.flat - full)
         meter.move(form.numel + new.numel)
         if bundle.data is None:
-            return Bundle(new, None)
+            return Block(new, None)
         factor = self.factor.tensor.to(bundle.data.dtype)
-        windows = any(x.width > 1 for _, _, x in form.links.values())
+        windows = any(x.width > 1 for _, _, x in form.banded.values())
         if factor.dim() == 4 and windows:
             factor = factor.contiguous(memory_format=torch.channels_last)  # as windows lie
         factor, labels = spread(form, factor)
@@ -50,8 +50,8 @@ class Mul:
             return bundle.made(new, (bundle.data * factor).expand(new.sizes))
         data = bundle.data
         if 2 * data.numel() <= new.numel and (not data.is_contiguous() or windows):
-            ends = sum(label[0] == -1 for label in form.layout)
-            order = sorted(_memory_order(factor), key=lambda d: d >= ends)
+            seed_axes = sum(label[0] == -1 for label in form.layout)
+            order = sorted(_memory_order(factor), key=lambda d: d >= seed_axes)
             data = _in_order(data, order)  # the product lies in memory as its first factor does
         return bundle.made(new, data * factor)
 
@@ -66,7 +66,7 @@ class Scale:
     def T(self) -> Scale:
         return self
 
-    def apply(self, bundle: Bundle) -> Bundle:
+    def apply(self, bundle: Block) -> Block:
         if self.factor == 1:
             return bundle
         meter.move(2 * bundle.form.numel)
@@ -86,7 +86,7 @@ class Cast:
     def T(self) -> Cast:
         return Cast(self.new, self.old)
 
-    def apply(self, bundle: Bundle) -> Bundle:
+    def apply(self, bundle: Block) -> Block:
         meter.move(2 * bundle.form.numel)
         data = bundle.data
         if data is None or data.dtype == self.new:
@@ -94,12 +94,12 @@ class Cast:
         return bundle.made(bundle.form, data.to(self.new))
 
 
-def multiplied(bundle: Bundle, factors: Sequence[Mul | Scale]) -> Bundle:
+def multiplied(bundle: Block, factors: Sequence[Mul | Scale]) -> Block:
     """Scaled by all factors, which are multiplied with each other first: they are the smaller."""
     number = math.prod(f.factor for f in factors if isinstance(f, Scale))
     tensors = [f for f in factors if isinstance(f, Mul)]
     if bundle.outer is not None and (tensors or number != 1):
-        bundle = solid(bundle) if tensors else _smaller_scaled(bundle, bundle.outer, number)
+        bundle = materialized(bundle) if tensors else _smaller_scaled(bundle, bundle.outer, number)
         number = number if tensors else 1.0
     if not tensors:
         return Scale(number).apply(bundle)
@@ -113,10 +113,10 @@ def multiplied(bundle: Bundle, factors: Sequence[Mul | Scale]) -> Bundle:
             whole = whole * f.factor.tensor
         return whole
 
-    return Mul(Late(make), shape).apply(bundle)
+    return Mul(LazyTensor(make), shape).apply(bundle)
 
 
-def _smaller_scaled(bundle: Bundle, outer: tuple[Factor, Factor], number: float) -> Bundle:
+def _smaller_scaled(bundle: Block, outer: tuple[OuterFactor, OuterFactor], number: float) -> Block:
     """Of two factors that are not multiplied yet the smaller one times a number."""
     small, large = sorted(outer, key=lambda f: f.numel)
     meter.move(2 * small.numel)

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from jaccli.graph.layout.block import Bundle, merged, spread, unlink, without_ones
+from jaccli.graph.layout.block import Block, densify, merged, spread, without_ones
 from jaccli.graph.layout.contraction import arranged
 from jaccli.graph.layout.cost import meter
-from jaccli.graph.layout.layout import Free
-from jaccli.graph.maps.base import Late, Shape
+from jaccli.graph.layout.layout import DenseAxis
+from jaccli.graph.maps.base import LazyTensor, Shape
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Pick:
     def T(self) -> Drop:
         return Drop(self.dim, self.full, self.index)
 
-    def apply(self, bundle: Bundle) -> Bundle:
+    def apply(self, bundle: Block) -> Block:
         bundle = merged(bundle, self.dim)
         count = self.index.numel()
-        form = bundle.form.with_dim(self.dim, (Free(count),) if count != 1 else ())
+        form = bundle.form.with_dim(self.dim, (DenseAxis(count),) if count != 1 else ())
         meter.move(2 * form.numel)
         if bundle.data is None:
-            return Bundle(form, None)
+            return Block(form, None)
         data = bundle.data.index_select(bundle.form.layout.index((self.dim, 0)), self.index)
         return bundle.made(form, data.reshape(form.sizes))
 
@@ -48,12 +48,12 @@ class Drop:
     def T(self) -> Pick:
         return Pick(self.dim, self.full, self.index)
 
-    def apply(self, bundle: Bundle) -> Bundle:
+    def apply(self, bundle: Block) -> Block:
         bundle = merged(bundle, self.dim)
-        form = bundle.form.with_dim(self.dim, (Free(self.full),))
+        form = bundle.form.with_dim(self.dim, (DenseAxis(self.full),))
         meter.move(2 * form.numel + bundle.form.numel)
         if bundle.data is None:
-            return Bundle(form, None)
+            return Block(form, None)
         out = bundle.data.new_zeros(form.sizes)
         return bundle.made(form, out.index_add_(form.layout.index((self.dim, 0)), self.index, bundle.data))
 
@@ -64,21 +64,21 @@ class Gather:
 
     dim: int
     full: int
-    index: Late
+    index: LazyTensor
     shape: Shape
 
     @property
     def T(self) -> Scatter:
         return Scatter(self.dim, self.full, self.index, self.shape)
 
-    def apply(self, bundle: Bundle) -> Bundle:
+    def apply(self, bundle: Block) -> Block:
         bundle = _in_full(bundle, self.dim)
         count = self.shape[self.dim]
-        new = bundle.form.with_dim(self.dim, (Free(count),))
+        new = bundle.form.with_dim(self.dim, (DenseAxis(count),))
         new = replace(new, flat=frozenset())
         meter.move(3 * new.numel)
         if bundle.data is None:
-            return without_ones(Bundle(new, None))
+            return without_ones(Block(new, None))
         axis = new.layout.index((self.dim, 0))
         index = arranged(*spread(new, self.index.tensor), new.layout).expand(new.sizes)
         sizes = list(new.sizes)
@@ -92,27 +92,31 @@ class Scatter:
 
     dim: int
     full: int
-    index: Late
+    index: LazyTensor
     shape: Shape
 
     @property
     def T(self) -> Gather:
         return Gather(self.dim, self.full, self.index, self.shape)
 
-    def apply(self, bundle: Bundle) -> Bundle:
+    def apply(self, bundle: Block) -> Block:
         bundle = _in_full(bundle, self.dim)
-        form = replace(bundle.form.with_dim(self.dim, (Free(self.full),)), flat=frozenset())
+        form = replace(bundle.form.with_dim(self.dim, (DenseAxis(self.full),)), flat=frozenset())
         old = replace(bundle.form, flat=frozenset())
         meter.move(3 * old.numel + form.numel)
         if bundle.data is None:
-            return without_ones(Bundle(form, None))
+            return without_ones(Block(form, None))
         index = arranged(*spread(old, self.index.tensor), old.layout).expand(old.sizes)
         out = bundle.data.new_zeros(form.sizes)
         out.scatter_add_(form.layout.index((self.dim, 0)), index, bundle.data.expand(old.sizes))
         return without_ones(bundle.made(form, out))
 
 
-def _in_full(bundle: Bundle, dim: int) -> Bundle:
+def _in_full(bundle: Block, dim: int) -> Block:
     """One axis for this dimension, also where it has size 1; no windows anywhere."""
-    keys = [key for key, (_, _, atom) in bundle.form.links.items() if not bundle.form.plain(atom) and atom.width > 1]
-    return merged(unlink(bundle, keys), dim)
+    keys = [
+        key
+        for key, (_, _, axis_factor) in bundle.form.banded.items()
+        if not bundle.form.plain(axis_factor) and axis_factor.width > 1
+    ]
+    return merged(densify(bundle, keys), dim)

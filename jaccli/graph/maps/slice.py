@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from jaccli.graph.layout.block import Bundle, cleaned, merged, unlink, widened
+from jaccli.graph.layout.block import Block, cleaned, densify, merged, widened
 from jaccli.graph.layout.contraction import arranged
 from jaccli.graph.layout.cost import meter
-from jaccli.graph.layout.layout import Atom, Form, Free, Link
+from jaccli.graph.layout.layout import AxisFactor, BandedAxis, DenseAxis, Layout
 
 
 @dataclass(frozen=True)
@@ -27,45 +27,49 @@ class Slice:
     def T(self) -> Embed:
         return Embed(self.dim, self.full, self.start, self.count, self.step)
 
-    def apply(self, bundle: Bundle) -> Bundle | None:
+    def apply(self, bundle: Block) -> Block | None:
         if self.count == self.full:
             return bundle
-        atoms = bundle.form.dims[self.dim]
-        if len(atoms) == 1 and isinstance(atoms[0], Link):
-            atom = atoms[0]
-            if atom.width == 1 and atom.stride == 1 and self.step == 1:
-                return self._narrowed(bundle, atom)
+        axis_factors = bundle.form.dims[self.dim]
+        if len(axis_factors) == 1 and isinstance(axis_factors[0], BandedAxis):
+            axis_factor = axis_factors[0]
+            if axis_factor.width == 1 and axis_factor.stride == 1 and self.step == 1:
+                return self._narrowed(bundle, axis_factor)
             if self.step == 1 and self.count > 1:  # windows reach out of what is left
-                moved = replace(atom, offset=atom.offset - self.start, size=self.count, clean=False)
+                moved = replace(axis_factor, offset=axis_factor.offset - self.start, size=self.count, clean=False)
                 return bundle.made(bundle.form.with_dim(self.dim, (moved,)), bundle.data, bundle.fresh)
-            bundle = unlink(bundle, [atom.key])
+            bundle = densify(bundle, [axis_factor.key])
         bundle = merged(bundle, self.dim)
         return self._picked(bundle)
 
-    def _narrowed(self, bundle: Bundle, atom: Link) -> Bundle | None:
-        end = bundle.form.end[atom.key]
-        low = max(0, self.start - atom.offset)
-        high = min(end.size, self.start + self.count - atom.offset)
+    def _narrowed(self, bundle: Block, axis_factor: BandedAxis) -> Block | None:
+        end = bundle.form.end[axis_factor.key]
+        low = max(0, self.start - axis_factor.offset)
+        high = min(end.size, self.start + self.count - axis_factor.offset)
         if high <= low:
             return None
-        ends = tuple(replace(e, start=e.start + low, size=high - low) if e is end else e for e in bundle.form.ends)
-        kept: tuple[Atom, ...] = (replace(atom, offset=atom.offset + low - self.start, size=self.count),)
+        seed_axes = tuple(
+            replace(e, start=e.start + low, size=high - low) if e is end else e for e in bundle.form.seed_axes
+        )
+        kept: tuple[AxisFactor, ...] = (
+            replace(axis_factor, offset=axis_factor.offset + low - self.start, size=self.count),
+        )
         flat = bundle.form.flat
         if self.count == 1:
-            kept, flat = (), flat - {atom.key}
+            kept, flat = (), flat - {axis_factor.key}
         old = bundle.form
-        form = Form(ends, (*old.dims[: self.dim], kept, *old.dims[self.dim + 1 :]), flat)
+        form = Layout(seed_axes, (*old.dims[: self.dim], kept, *old.dims[self.dim + 1 :]), flat)
         data = bundle.data
         if data is None:
-            return Bundle(form, None)
-        if atom.key not in old.flat:
-            data = data.narrow(old.layout.index((-1, *atom.key)), low, high - low)
+            return Block(form, None)
+        if axis_factor.key not in old.flat:
+            data = data.narrow(old.layout.index((-1, *axis_factor.key)), low, high - low)
         return bundle.made(form, arranged(data, old.layout, form.layout), bundle.fresh)
 
-    def _picked(self, bundle: Bundle) -> Bundle:
-        form = bundle.form.with_dim(self.dim, (Free(self.count),) if self.count > 1 else ())
+    def _picked(self, bundle: Block) -> Block:
+        form = bundle.form.with_dim(self.dim, (DenseAxis(self.count),) if self.count > 1 else ())
         if bundle.data is None:
-            return Bundle(form, None)
+            return Block(form, None)
         axis = bundle.form.layout.index((self.dim, 0))
         stop = self.start + self.step * (self.count - 1) + 1
         if self.count == 1:
@@ -88,43 +92,47 @@ class Embed:
     def T(self) -> Slice:
         return Slice(self.dim, self.full, self.start, self.count, self.step)
 
-    def apply(self, bundle: Bundle) -> Bundle:
+    def apply(self, bundle: Block) -> Block:
         if self.count == self.full:
             return bundle
-        atoms = bundle.form.dims[self.dim]
-        if len(atoms) == 1 and isinstance(atoms[0], Link) and (atoms[0].width == 1 or self.step == 1):
+        axis_factors = bundle.form.dims[self.dim]
+        if (
+            len(axis_factors) == 1
+            and isinstance(axis_factors[0], BandedAxis)
+            and (axis_factors[0].width == 1 or self.step == 1)
+        ):
             bundle = cleaned(bundle)
-            (atom,) = bundle.form.dims[self.dim]
-            assert isinstance(atom, Link)
+            (axis_factor,) = bundle.form.dims[self.dim]
+            assert isinstance(axis_factor, BandedAxis)
             moved = replace(
-                atom,
+                axis_factor,
                 size=self.full,
-                offset=self.start + self.step * atom.offset,
-                stride=self.step * atom.stride,
+                offset=self.start + self.step * axis_factor.offset,
+                stride=self.step * axis_factor.stride,
                 clean=True,
             )
             return bundle.made(bundle.form.with_dim(self.dim, (moved,)), bundle.data, bundle.fresh)
         return assembled([(bundle, self)])
 
 
-def assembled(pieces: list[tuple[Bundle, Embed]]) -> Bundle:
+def assembled(pieces: list[tuple[Block, Embed]]) -> Block:
     """The sum of embedded bundles of one form that do not overlap: one tensor, each written once."""
     first, embed = pieces[0]
     free = [(merged(b, e.dim), e) for b, e in pieces]
-    ends = tuple(
+    seed_axes = tuple(
         replace(
             e,
-            start=(low := min(b.form.ends[i].start for b, _ in free)),
-            size=max(b.form.ends[i].start + b.form.ends[i].size for b, _ in free) - low,
+            start=(low := min(b.form.seed_axes[i].start for b, _ in free)),
+            size=max(b.form.seed_axes[i].start + b.form.seed_axes[i].size for b, _ in free) - low,
         )
-        for i, e in enumerate(free[0][0].form.ends)
+        for i, e in enumerate(free[0][0].form.seed_axes)
     )
-    free = [(widened(b, ends), e) for b, e in free]
+    free = [(widened(b, seed_axes), e) for b, e in free]
     flat = frozenset.intersection(*(b.form.flat for b, _ in free))
-    form = replace(free[0][0].form.with_dim(embed.dim, (Free(embed.full),)), flat=flat)
+    form = replace(free[0][0].form.with_dim(embed.dim, (DenseAxis(embed.full),)), flat=flat)
     meter.move(2 * form.numel, fresh=form.numel)
     if any(b.data is None for b, _ in free):
-        return Bundle(form, None)
+        return Block(form, None)
     axis = form.layout.index((embed.dim, 0))
     covered = sum(e.count for _, e in free)
     data = free[0][0].data
@@ -141,7 +149,7 @@ def assembled(pieces: list[tuple[Bundle, Embed]]) -> Bundle:
     return first.made(form, out)
 
 
-def _expanded(bundle: Bundle, form: Form, axis: int) -> Tensor:
+def _expanded(bundle: Block, form: Layout, axis: int) -> Tensor:
     assert bundle.data is not None
     sizes = list(form.sizes)
     sizes[axis] = bundle.data.shape[axis]

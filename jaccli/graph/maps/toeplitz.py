@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from jaccli.graph.layout.block import Bundle
+from jaccli.graph.layout.block import Block
 from jaccli.graph.layout.contraction import arranged
-from jaccli.graph.layout.layout import Form, Label
+from jaccli.graph.layout.layout import Label, Layout
 from jaccli.graph.maps.base import Shape
 
 # Matrix products of fewer columns leave vector units idle.
@@ -24,7 +24,7 @@ Windows = Callable[[Tensor], Tensor]
 CHANNEL: Label = (1, 0)
 
 
-def as_matrix(bundle: Bundle, new: Form, lead: int, inner: Shape, outer: Shape, windows: Windows) -> Bundle:
+def as_matrix(bundle: Block, new: Layout, lead: int, inner: Shape, outer: Shape, windows: Windows) -> Block:
     """All windows times one matrix; channels lie last in memory, so that what follows reads whole runs.
 
     Args:
@@ -45,8 +45,8 @@ def as_matrix(bundle: Bundle, new: Form, lead: int, inner: Shape, outer: Shape, 
 
 
 def by_taps(
-    bundle: Bundle, new: Form, lead: int, inner: Shape, outer: Shape, taps: Sequence[tuple[int, Windows]]
-) -> Bundle:
+    bundle: Block, new: Layout, lead: int, inner: Shape, outer: Shape, taps: Sequence[tuple[int, Windows]]
+) -> Block:
     """The first direction tap by tap, the others as one matrix for each tap; arguments as for ``as_matrix``.
 
     Args:
@@ -81,7 +81,7 @@ def _matrix(windows: Windows, inner: Shape, like: Tensor) -> Tensor:
     return windows(basis.contiguous()).movedim(1, -1).reshape(math.prod(inner), -1)
 
 
-def _channels_last(data: Tensor, form: Form, first: int | None = None) -> Tensor:
+def _channels_last(data: Tensor, form: Layout, first: int | None = None) -> Tensor:
     """The channels' axis last, and another one first."""
     channel = axis_of(form, CHANNEL)
     order = [axis for axis in range(data.dim()) if axis not in (first, channel)]
@@ -89,6 +89,6 @@ def _channels_last(data: Tensor, form: Form, first: int | None = None) -> Tensor
     return data.permute(order)
 
 
-def axis_of(form: Form, label: Label) -> int | None:
+def axis_of(form: Layout, label: Label) -> int | None:
     """Where a label lies in memory; None where it has no axis."""
     return form.layout.index(label) if label in form.layout else None

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaccli.graph.program.memory_plan import Rooms, rooms
-from jaccli.graph.trace.tracer import Slot, Step, contiguous, made_by, name_of, taken
+from jaccli.graph.program.memory_plan import MemoryPlan, plan_memory
+from jaccli.graph.trace.tracer import Instruction, Variable, contiguous, made_by, name_of, taken
 
 # The file that a program claims to come from.
 SOURCE = "<program>"
@@ -37,7 +37,7 @@ class Program:
     call: Callable[..., tuple[Tensor, ...]]
     source: str
     housed: Callable[..., tuple[Tensor, ...]] | None = None
-    rooms: Rooms | None = None
+    plan_memory: MemoryPlan | None = None
     seen: Callable[..., tuple[Tensor, ...]] | None = None
     guards: list[Any] = field(default_factory=list)
     steps: int = 0
@@ -48,11 +48,11 @@ class Program:
 
     def furnished(self, device: torch.device) -> tuple[Tensor, ...]:
         """New memory for intermediate results, in all the views that ``housed`` takes."""
-        if self.rooms is None or self.seen is None:
+        if self.plan_memory is None or self.seen is None:
             return ()
         # Tensors of inference mode could not be written into outside it.
         with torch.inference_mode(False), torch.no_grad():
-            return self.seen(*self.rooms.tensors(device))
+            return self.seen(*self.plan_memory.tensors(device))
 
     def run(self, tensors: Sequence[Tensor], out: Tensor | None, furnished: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """J and the guards' values; in rooms where there are some.
@@ -80,7 +80,7 @@ _OUT = frozenset([
 ])  # fmt: skip
 
 
-def _creation(steps: Sequence[Step], result: Slot) -> Step | None:
+def _creation(steps: Sequence[Instruction], result: Variable) -> Instruction | None:
     """The step that makes J's memory, if it makes nothing more and can make it in a given place."""
     for step in steps:
         made = [s for s in step.outputs if s is not None and s.memory is result.memory]
@@ -93,7 +93,7 @@ def _creation(steps: Sequence[Step], result: Slot) -> Step | None:
     return None
 
 
-def _into(step: Step, call: str, first: str, place: str) -> str:
+def _into(step: Instruction, call: str, first: str, place: str) -> str:
     """The same operator with its result at a place of its shape."""
     name = name_of(step)
     if name in ("zeros", "new_zeros"):
@@ -110,25 +110,25 @@ def _into(step: Step, call: str, first: str, place: str) -> str:
 class _Names:
     """Names for slots, and text for arguments; what text cannot say is kept in ``space``."""
 
-    def __init__(self, inputs: Sequence[Slot], made: set[Slot]) -> None:
-        self.names: dict[Slot, str] = {slot: f"x{i}" for i, slot in enumerate(inputs)}
+    def __init__(self, inputs: Sequence[Variable], made: set[Variable]) -> None:
+        self.names: dict[Variable, str] = {variable: f"x{i}" for i, variable in enumerate(inputs)}
         self.made = made
         self.space: dict[str, Any] = {"clamp_min": torch.clamp_min}
 
-    def name(self, slot: Slot) -> str:
+    def name(self, variable: Variable) -> str:
         """``x`` for inputs, ``v`` for values, ``c`` for constants."""
-        if slot not in self.names:
-            if slot in self.made:
-                self.names[slot] = f"v{len(self.names)}"
+        if variable not in self.names:
+            if variable in self.made:
+                self.names[variable] = f"v{len(self.names)}"
             else:
-                self.names[slot] = f"c{len(self.names)}"
-                assert slot.tensor is not None
-                self.space[self.names[slot]] = slot.tensor
-        return self.names[slot]
+                self.names[variable] = f"c{len(self.names)}"
+                assert variable.tensor is not None
+                self.space[self.names[variable]] = variable.tensor
+        return self.names[variable]
 
     def text(self, tree: Any) -> str:
         """An argument as Python code."""
-        if isinstance(tree, Slot):
+        if isinstance(tree, Variable):
             return self.name(tree)
         if isinstance(tree, list):
             return f"[{', '.join(map(self.text, tree))}]"
@@ -143,18 +143,22 @@ class _Names:
         return key
 
 
-def _last_uses(steps: Sequence[Step], kept: Sequence[Slot]) -> dict[Slot, int]:
+def _last_uses(steps: Sequence[Instruction], kept: Sequence[Variable]) -> dict[Variable, int]:
     """The last step that touches each slot; none for those that are kept."""
-    last: dict[Slot, int] = {}
+    last: dict[Variable, int] = {}
     for position, step in enumerate(steps):
-        for slot in (*taken(step), *made_by([step])):
-            last[slot] = position
+        for variable in (*taken(step), *made_by([step])):
+            last[variable] = position
     last.update(dict.fromkeys(kept, len(steps)))
     return last
 
 
 def emitted(
-    steps: Sequence[Step], inputs: Sequence[Slot], wanted: Sequence[Slot], housed: bool = True, placing: bool = True
+    steps: Sequence[Instruction],
+    inputs: Sequence[Variable],
+    wanted: Sequence[Variable],
+    housed: bool = True,
+    placing: bool = True,
 ) -> Program:
     """The steps as a Python function.
 
@@ -169,7 +173,7 @@ def emitted(
     result, placed = wanted[0], _creation(steps, wanted[0]) if placing else None
     names = _Names(inputs, made)
     places = {} if placed is None else {placed: f"out.view({list(_shape(placed))})"}
-    parameters: list[Slot | str] = [*inputs, "out"]
+    parameters: list[Variable | str] = [*inputs, "out"]
     source, call = _function_of(steps, parameters, wanted, names, places)
     program = Program(
         call,
@@ -180,13 +184,15 @@ def emitted(
         placing=placed is not None,
         constant=result not in made,
     )
-    found = rooms(steps, wanted, _housed, lending=placed is not None) if housed else Rooms({}, 0)
+    found = plan_memory(steps, wanted, _housed, lending=placed is not None) if housed else MemoryPlan({}, 0)
     for number, room in found.lent.items():
         start = room.start // room.dtype.itemsize
         places[steps[number]] = f"out.as_strided({list(room.shape)}, {list(room.stride)}, {start})"
-    if found.places and all(slot.tensor is None or slot.tensor.device.type == "cpu" for slot in inputs):
-        firm = {steps[number]: slot for number in found.places if (slot := steps[number].outputs[0]) is not None}
-        program.rooms = found
+    if found.places and all(variable.tensor is None or variable.tensor.device.type == "cpu" for variable in inputs):
+        firm = {
+            steps[number]: variable for number in found.places if (variable := steps[number].outputs[0]) is not None
+        }
+        program.plan_memory = found
         program.seen, (program.source, program.housed) = _housed_function(
             steps, parameters, wanted, names, places, firm
         )
@@ -197,12 +203,12 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 
 def _housed_function(
-    steps: Sequence[Step],
-    parameters: Sequence[Slot | str],
-    wanted: Sequence[Slot],
+    steps: Sequence[Instruction],
+    parameters: Sequence[Variable | str],
+    wanted: Sequence[Variable],
     names: _Names,
-    places: dict[Step, str],
-    firm: dict[Step, Slot],
+    places: dict[Instruction, str],
+    firm: dict[Instruction, Variable],
 ) -> tuple[Function, tuple[str, Function]]:
     """Two functions: the rooms → the views of them; and the program on these, without the steps that made them."""
     known, still, moving = set(firm.values()), [], []
@@ -212,45 +218,47 @@ def _housed_function(
             still.append(step)
         else:
             moving.append(step)
-    used = {slot for step in moving for slot in taken(step)} | {*firm.values(), *wanted}
+    used = {variable for step in moving for variable in taken(step)} | {*firm.values(), *wanted}
     needed = [
-        slot for slot in dict.fromkeys([*firm.values(), *(out for s in still for out in s.outputs)]) if slot in used
+        variable
+        for variable in dict.fromkeys([*firm.values(), *(out for s in still for out in s.outputs)])
+        if variable in used
     ]
     _, seen = _function_of(still, list(firm.values()), needed, names, {})
-    places = {step: names.name(slot) for step, slot in firm.items()} | places
+    places = {step: names.name(variable) for step, variable in firm.items()} | places
     return seen, _function_of(moving, [*parameters, *needed], wanted, names, places)
 
 
-def _shape(step: Step) -> tuple[int, ...]:
+def _shape(step: Instruction) -> tuple[int, ...]:
     assert step.outputs[0] is not None
     return step.outputs[0].shape
 
 
-def _housed(step: Step) -> bool:
+def _housed(step: Instruction) -> bool:
     """Whether an operator can put its result into a room."""
     return name_of(step) in _OUT and not step.written
 
 
 def _function_of(
-    steps: Sequence[Step],
-    parameters: Sequence[Slot | str],
-    wanted: Sequence[Slot],
+    steps: Sequence[Instruction],
+    parameters: Sequence[Variable | str],
+    wanted: Sequence[Variable],
     names: _Names,
-    places: dict[Step, str],
+    places: dict[Instruction, str],
 ) -> tuple[str, Function]:
     """Source and function, the results of some steps at given places."""
     last = _last_uses(steps, wanted)
     lines = [line for number, step in enumerate(steps) for line in _lines(step, number, names, last, places.get(step))]
-    results = "".join(f"{names.name(slot)}, " for slot in wanted)
+    results = "".join(f"{names.name(variable)}, " for variable in wanted)
     body = "\n    ".join([*lines, f"return ({results})"])
-    taking = ", ".join(p if isinstance(p, str) else names.name(p) for p in parameters)
-    source = f"def program({taking}):\n    {body}"
+    with_bracketing = ", ".join(p if isinstance(p, str) else names.name(p) for p in parameters)
+    source = f"def program({with_bracketing}):\n    {body}"
     exec(compile(source, SOURCE, "exec"), names.space)
     function: Function = names.space["program"]
     return source, function
 
 
-def _lines(step: Step, position: int, names: _Names, last: dict[Slot, int], place: str | None) -> list[str]:
+def _lines(step: Instruction, position: int, names: _Names, last: dict[Variable, int], place: str | None) -> list[str]:
     """One step as code, and its arguments let go where nothing needs them after it."""
     arguments = [names.text(a) for a in step.args] + [f"{k}={names.text(v)}" for k, v in step.kwargs.items()]
     call = f"{_function(step, names.space)}({', '.join(arguments)})"
@@ -270,7 +278,7 @@ def _lines(step: Step, position: int, names: _Names, last: dict[Slot, int], plac
     return lines
 
 
-def _function(step: Step, space: dict[str, Any]) -> str:
+def _function(step: Instruction, space: dict[str, Any]) -> str:
     """The quickest callable of an operator: torch's own function where it takes the same arguments."""
     name = name_of(step)
     key = f"{name.replace('::', '_')}_{step.op._overloadname}"

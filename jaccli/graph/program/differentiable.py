@@ -81,8 +81,8 @@ def accumulation(
     nodes = needed(nodes, wanted)
     _check_flow(nodes, inputs, wanted)
     steps = as_steps(nodes, inputs, tracer)
-    given, slots = ([tracer.slot_of(v.tensor) for v in values] for values in (inputs, wanted))
-    program = emitted(live_steps(steps, slots), given, slots, housed=False, placing=False)
+    given, variables = ([tracer.slot_of(v.tensor) for v in values] for values in (inputs, wanted))
+    program = emitted(live_steps(steps, variables), given, variables, housed=False, placing=False)
     return Accumulation(program, [read for _, read in graph.guards], len(results))
 
 

@@ -13,8 +13,25 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
-from jaccli.graph.program.peephole import PRODUCTS, fixed, made_slot, seen_once, side_by_side, sums_first
-from jaccli.graph.trace.tracer import Memory, Slot, Step, contiguous, is_view, made_by, name_of, slots_in, taken
+from jaccli.graph.program.peephole import (
+    PRODUCTS,
+    fixed,
+    merge_equal_views,
+    merge_products,
+    new_variable,
+    reassociate_sums,
+)
+from jaccli.graph.trace.tracer import (
+    AliasSet,
+    Instruction,
+    Variable,
+    contiguous,
+    is_view,
+    made_by,
+    name_of,
+    slots_in,
+    taken,
+)
 
 aten = torch.ops.aten
 
@@ -33,7 +50,7 @@ _ELEMENTWISE = frozenset([
 ])  # fmt: skip
 
 
-def batched(steps: Sequence[Step], kept: Sequence[Slot]) -> list[Step]:
+def batched(steps: Sequence[Instruction], kept: Sequence[Variable]) -> list[Instruction]:
     """The same program with equal small steps run as one.
 
     Args:
@@ -43,8 +60,8 @@ def batched(steps: Sequence[Step], kept: Sequence[Slot]) -> list[Step]:
     made = [math.prod(out.shape) for step in steps if not is_view(step) for out in step.outputs if out is not None]
     if not FEWEST < len(steps) <= LONGEST or sum(made) > AVERAGE * len(made):
         return list(steps)
-    results = {slot.memory for slot in kept}
-    steps = side_by_side(sums_first(seen_once(steps, kept), FEWEST, LARGEST), results, LARGEST)
+    results = {variable.memory for variable in kept}
+    steps = merge_products(reassociate_sums(merge_equal_views(steps, kept), FEWEST, LARGEST), results, LARGEST)
     graph = _Graph(steps, results)
     for key in graph.candidates():
         for members in graph.independent(key):
@@ -52,17 +69,17 @@ def batched(steps: Sequence[Step], kept: Sequence[Slot]) -> list[Step]:
     return graph.ordered()
 
 
-def _same(slot: Slot) -> Hashable:
+def _same(variable: Variable) -> Hashable:
     """Equal for equal operands: the same memory seen alike, or the same number."""
-    tensor = slot.tensor
-    if tensor is None or not fixed(slot):
-        return id(slot)
-    if not slot.shape and not slot.memory.written and tensor.device.type == "cpu":
+    tensor = variable.tensor
+    if tensor is None or not fixed(variable):
+        return id(variable)
+    if not variable.shape and not variable.memory.written and tensor.device.type == "cpu":
         return (tensor.item(), tensor.dtype)
-    return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, slot.memory.written)
+    return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, variable.memory.written)
 
 
-def _key(step: Step, made: set[Slot]) -> tuple[Hashable, list[Slot]] | None:
+def _key(step: Instruction, made: set[Variable]) -> tuple[Hashable, list[Variable]] | None:
     """What steps that can be one have in common, and the operands in which they differ; None for other steps."""
     name = name_of(step)
     if step.written or step.many or len(step.outputs) != 1 or step.outputs[0] is None:
@@ -71,19 +88,19 @@ def _key(step: Step, made: set[Slot]) -> tuple[Hashable, list[Slot]] | None:
     place = PRODUCTS.get(name)
     if place is None and name not in _ELEMENTWISE:
         return None
-    varied: list[Slot] = []
+    varied: list[Variable] = []
     shared: list[Hashable] = [str(step.op), out.dtype]
     for position, argument in enumerate((*step.args, *step.kwargs.items())):
         own = (
             position == place
             if place is not None
-            else (isinstance(argument, Slot) and argument in made and argument.shape == out.shape)
+            else (isinstance(argument, Variable) and argument in made and argument.shape == out.shape)
         )
         if own:
-            assert isinstance(argument, Slot)
+            assert isinstance(argument, Variable)
             varied.append(argument)
             shared.append((position, argument.shape[1:] if place is not None else argument.shape, argument.dtype))
-        elif isinstance(argument, Slot):
+        elif isinstance(argument, Variable):
             shared.append(_same(argument))
         elif any(True for _ in slots_in(argument)):
             return None
@@ -98,10 +115,10 @@ def _key(step: Step, made: set[Slot]) -> tuple[Hashable, list[Slot]] | None:
 class _Graph:
     """Steps by what they need of each other."""
 
-    def __init__(self, steps: Sequence[Step], results: set[Memory]) -> None:
-        self.groups: list[list[Step]] = [[step] for step in steps]
+    def __init__(self, steps: Sequence[Instruction], results: set[AliasSet]) -> None:
+        self.groups: list[list[Instruction]] = [[step] for step in steps]
         self.needs = _needs(steps)
-        self.keys: dict[int, tuple[Hashable, list[Slot]]] = {}
+        self.keys: dict[int, tuple[Hashable, list[Variable]]] = {}
         made = made_by(steps)
         seen_whole = {s.memory for step in steps if "as_strided" in name_of(step) for s in slots_in(step.args)}
         for number, step in enumerate(steps):
@@ -174,30 +191,30 @@ class _Graph:
                     heapq.heappush(ready, user)
         return order
 
-    def ordered(self) -> list[Step]:
+    def ordered(self) -> list[Instruction]:
         """The program."""
         return [step for n in self._order() for step in self.groups[n]]
 
 
-def _needs(steps: Sequence[Step]) -> list[set[int]]:
+def _needs(steps: Sequence[Instruction]) -> list[set[int]]:
     """The earlier steps that each needs done: those that make or write what it takes, or take what it writes."""
-    maker: dict[Slot, int] = {}
-    writer: dict[Memory, int] = {}
-    readers: dict[Memory, list[int]] = {}
+    maker: dict[Variable, int] = {}
+    writer: dict[AliasSet, int] = {}
+    readers: dict[AliasSet, list[int]] = {}
     found: list[set[int]] = []
     for number, step in enumerate(steps):
         needs: set[int] = set()
         given = taken(step)
-        for slot in given:
-            if slot in maker:
-                needs.add(maker[slot])
-            if slot.memory in writer:
-                needs.add(writer[slot.memory])
-        for slot in step.written:
-            needs.update(readers.pop(slot.memory, ()))
-            writer[slot.memory] = number
-        for slot in given:
-            readers.setdefault(slot.memory, []).append(number)
+        for variable in given:
+            if variable in maker:
+                needs.add(maker[variable])
+            if variable.memory in writer:
+                needs.add(writer[variable.memory])
+        for variable in step.written:
+            needs.update(readers.pop(variable.memory, ()))
+            writer[variable.memory] = number
+        for variable in given:
+            readers.setdefault(variable.memory, []).append(number)
         for out in step.outputs:
             if out is not None:
                 maker.setdefault(out, number)
@@ -206,35 +223,35 @@ def _needs(steps: Sequence[Step]) -> list[set[int]]:
     return found
 
 
-def _as_one(steps: Sequence[Step], varied: Sequence[Sequence[Slot]]) -> list[Step]:
+def _as_one(steps: Sequence[Instruction], varied: Sequence[Sequence[Variable]]) -> list[Instruction]:
     """Operands stacked, the operator once, and the results as views."""
     first, product = steps[0], name_of(steps[0]) in PRODUCTS
-    stacked: dict[Slot, Slot] = {}
-    made: list[Step] = []
+    stacked: dict[Variable, Variable] = {}
+    made: list[Instruction] = []
     for own, *others in zip(*varied, strict=True):
         if own not in stacked:
             stacked[own], step = _stacked([own, *others], product)
             made.append(step)
-    args = tuple(stacked.get(a, a) if isinstance(a, Slot) else a for a in first.args)
+    args = tuple(stacked.get(a, a) if isinstance(a, Variable) else a for a in first.args)
     outs = [step.outputs[0] for step in steps]
     assert all(out is not None for out in outs)
     rows = [out.shape[0] for out in outs if out is not None]
     like = outs[0]
     assert like is not None
     shape = (sum(rows), *like.shape[1:]) if product else (len(steps), *like.shape)
-    whole = made_slot(shape, like.dtype)
-    made.append(Step(first.op, args, first.kwargs, [whole], False))
+    whole = new_variable(shape, like.dtype)
+    made.append(Instruction(first.op, args, first.kwargs, [whole], False))
     if product:
-        made.append(Step(aten.split_with_sizes.default, (whole, rows), {}, list(outs), True))
+        made.append(Instruction(aten.split_with_sizes.default, (whole, rows), {}, list(outs), True))
     else:
-        made.append(Step(aten.unbind.int, (whole,), {}, list(outs), True))
+        made.append(Instruction(aten.unbind.int, (whole,), {}, list(outs), True))
     return made
 
 
-def _stacked(slots: Sequence[Slot], product: bool) -> tuple[Slot, Step]:
-    first = slots[0]
+def _stacked(variables: Sequence[Variable], product: bool) -> tuple[Variable, Instruction]:
+    first = variables[0]
     if product:
-        whole = made_slot((sum(s.shape[0] for s in slots), *first.shape[1:]), first.dtype)
-        return whole, Step(aten.cat.default, (list(slots),), {}, [whole], False)
-    whole = made_slot((len(slots), *first.shape), first.dtype)
-    return whole, Step(aten.stack.default, (list(slots),), {}, [whole], False)
+        whole = new_variable((sum(s.shape[0] for s in variables), *first.shape[1:]), first.dtype)
+        return whole, Instruction(aten.cat.default, (list(variables),), {}, [whole], False)
+    whole = new_variable((len(variables), *first.shape), first.dtype)
+    return whole, Instruction(aten.stack.default, (list(variables),), {}, [whole], False)

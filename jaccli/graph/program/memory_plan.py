@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaccli.graph.trace.tracer import Memory, Slot, Step, name_of, roots, taken
+from jaccli.graph.trace.tracer import AliasSet, Instruction, Variable, name_of, roots, taken
 
 _ALIGNED = 64
 # Bytes from which on a result is put into J's memory, where its views have to be made in each call.
@@ -25,7 +25,7 @@ LENT_FROM = 2**17
 
 
 @dataclass(frozen=True)
-class Room:
+class Buffer:
     """The place of one step's result.
 
     Args:
@@ -40,15 +40,15 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Rooms:
+class MemoryPlan:
     """Places by the step that makes the result, and the bytes of all of them together.
 
     ``lent``: places in the memory that J is going to be written into, which belongs to the call.
     """
 
-    places: dict[int, Room]
+    places: dict[int, Buffer]
     nbytes: int
-    lent: dict[int, Room] = field(default_factory=dict)
+    lent: dict[int, Buffer] = field(default_factory=dict)
 
     def tensors(self, device: torch.device) -> list[Tensor]:
         """New memory, seen as the results, in the order of the steps."""
@@ -56,7 +56,7 @@ class Rooms:
         return [_tensor(memory, room, device) for room in self.places.values()]
 
 
-def _tensor(memory: torch.UntypedStorage, room: Room, device: torch.device) -> Tensor:
+def _tensor(memory: torch.UntypedStorage, room: Buffer, device: torch.device) -> Tensor:
     """A room as a tensor whose storage starts where it does: recorded steps count from there."""
     own = memory[room.start : room.start + math.prod(room.shape) * room.dtype.itemsize]
     empty: Any = torch.empty(0, dtype=room.dtype, device=device)
@@ -64,7 +64,9 @@ def _tensor(memory: torch.UntypedStorage, room: Room, device: torch.device) -> T
     return tensor
 
 
-def rooms(steps: Sequence[Step], kept: Sequence[Slot], fits: Callable[[Step], bool], lending: bool = False) -> Rooms:
+def plan_memory(
+    steps: Sequence[Instruction], kept: Sequence[Variable], fits: Callable[[Instruction], bool], lending: bool = False
+) -> MemoryPlan:
     """Places for the results of some steps.
 
     Args:
@@ -75,10 +77,10 @@ def rooms(steps: Sequence[Step], kept: Sequence[Slot], fits: Callable[[Step], bo
     """
     base = roots(steps)
     births, deaths = _lives(steps, base)
-    results = [base.get(slot.memory, slot.memory) for slot in kept]
+    results = [base.get(variable.memory, variable.memory) for variable in kept]
     # Their steps count from the start of a storage.
     counting = {base.get(s.memory, s.memory) for step in steps if "as_strided" in name_of(step) for s in taken(step)}
-    found: dict[int, Slot] = {}
+    found: dict[int, Variable] = {}
     wanted, early = [], []
     for memory, birth in births.items():
         step = steps[birth]
@@ -94,15 +96,15 @@ def rooms(steps: Sequence[Step], kept: Sequence[Slot], fits: Callable[[Step], bo
     lent = _packed(early, _nbytes(kept[0]))
     own = _packed([life for life in wanted if life[1] not in lent])
     most = max((start + _nbytes(found[n]) for n, start in own.items()), default=0)
-    return Rooms(_rooms(own, found), most, _rooms(lent, found))
+    return MemoryPlan(_rooms(own, found), most, _rooms(lent, found))
 
 
-def _rooms(starts: dict[int, int], found: dict[int, Slot]) -> dict[int, Room]:
-    return {n: Room(start, found[n].shape, found[n].stride, found[n].dtype) for n, start in sorted(starts.items())}
+def _rooms(starts: dict[int, int], found: dict[int, Variable]) -> dict[int, Buffer]:
+    return {n: Buffer(start, found[n].shape, found[n].stride, found[n].dtype) for n, start in sorted(starts.items())}
 
 
-def _nbytes(slot: Slot) -> int:
-    return math.prod(slot.shape) * slot.dtype.itemsize
+def _nbytes(variable: Variable) -> int:
+    return math.prod(variable.shape) * variable.dtype.itemsize
 
 
 def _packed(lives: Iterable[tuple[int, int, int]], limit: float = math.inf) -> dict[int, int]:
@@ -122,12 +124,14 @@ def _packed(lives: Iterable[tuple[int, int, int]], limit: float = math.inf) -> d
     return starts
 
 
-def _lives(steps: Sequence[Step], base: dict[Memory, Memory]) -> tuple[dict[Memory, int], dict[Memory, int]]:
+def _lives(
+    steps: Sequence[Instruction], base: dict[AliasSet, AliasSet]
+) -> tuple[dict[AliasSet, int], dict[AliasSet, int]]:
     """The steps at which each memory is made and last looked at; that of views is what they are views of."""
-    births: dict[Memory, int] = {}
-    deaths: dict[Memory, int] = {}
+    births: dict[AliasSet, int] = {}
+    deaths: dict[AliasSet, int] = {}
     for number, step in enumerate(steps):
-        before = {base.get(slot.memory, slot.memory) for slot in taken(step)}
+        before = {base.get(variable.memory, variable.memory) for variable in taken(step)}
         deaths.update(dict.fromkeys(before, number))
         for out in (out for out in step.outputs if out is not None):
             memory = base.get(out.memory, out.memory)
@@ -137,10 +141,10 @@ def _lives(steps: Sequence[Step], base: dict[Memory, Memory]) -> tuple[dict[Memo
     return births, deaths
 
 
-def _dense(slot: Slot) -> bool:
+def _dense(variable: Variable) -> bool:
     """Every element once, without gaps, in whatever order."""
     step = 1
-    for stride, n in sorted((s, n) for s, n in zip(slot.stride, slot.shape, strict=True) if n != 1):
+    for stride, n in sorted((s, n) for s, n in zip(variable.stride, variable.shape, strict=True) if n != 1):
         if stride != step:
             return False
         step *= n

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from jaccli.graph.program.peephole import PRODUCTS, fixed
-from jaccli.graph.trace.tracer import Memory, Slot, Step, contiguous, name_of, taken
+from jaccli.graph.trace.tracer import AliasSet, Instruction, Variable, contiguous, name_of, taken
 
 aten = torch.ops.aten
 
@@ -24,7 +24,7 @@ SMALLEST_TANH = 2**14
 _ACTIVATIONS = frozenset(["tanh", "sigmoid"])
 
 
-def pointwise(steps: Sequence[Step], kept: Sequence[Slot]) -> list[Step] | None:
+def pointwise(steps: Sequence[Instruction], kept: Sequence[Variable]) -> list[Instruction] | None:
     """The same program with oneDNN's products; None where there is nothing that they could do.
 
     Args:
@@ -34,13 +34,13 @@ def pointwise(steps: Sequence[Step], kept: Sequence[Slot]) -> list[Step] | None:
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return None
     op = torch.ops.mkldnn._linear_pointwise.default
-    results = {slot.memory for slot in kept}
-    users: dict[Slot, list[Step]] = {}
+    results = {variable.memory for variable in kept}
+    users: dict[Variable, list[Instruction]] = {}
     for step in steps:
-        for slot in taken(step):
-            users.setdefault(slot, []).append(step)
+        for variable in taken(step):
+            users.setdefault(variable, []).append(step)
     gone: set[int] = set()
-    found: list[Step] = []
+    found: list[Instruction] = []
     for step in steps:
         if id(step) in gone:
             continue
@@ -58,13 +58,13 @@ def pointwise(steps: Sequence[Step], kept: Sequence[Slot]) -> list[Step] | None:
             continue
         turned, turning = _turned(weight)
         found += turning
-        found.append(Step(op, (x, turned, bias, name, [], ""), {}, (after or step).outputs, False))
+        found.append(Instruction(op, (x, turned, bias, name, [], ""), {}, (after or step).outputs, False))
         if after is not None:
             gone.add(id(after))
     return found if any(step.op is op for step in found) else None
 
 
-def _operands(step: Step) -> tuple[Slot, Slot, Slot | None] | None:
+def _operands(step: Instruction) -> tuple[Variable, Variable, Variable | None] | None:
     """x, weight and bias of a product."""
     place = PRODUCTS.get(name_of(step))
     if place is None or step.kwargs or step.written:
@@ -73,13 +73,13 @@ def _operands(step: Step) -> tuple[Slot, Slot, Slot | None] | None:
     bias = step.args[0] if place else None
     row = bias is None or (fixed(bias) and bias.shape == weight.shape[1:])
     rows_whole = x.stride == contiguous(x.shape)  # it would be copied
-    on_cpu = all(slot.tensor is None or slot.tensor.device.type == "cpu" for slot in (x, weight))
+    on_cpu = all(variable.tensor is None or variable.tensor.device.type == "cpu" for variable in (x, weight))
     if not row or not rows_whole or not on_cpu or {x.dtype, weight.dtype} != {torch.float32}:
         return None
     return x, weight, bias
 
 
-def _activation(out: Slot, users: Sequence[Step], results: set[Memory]) -> Step | None:
+def _activation(out: Variable, users: Sequence[Instruction], results: set[AliasSet]) -> Instruction | None:
     """The step that alone takes the result, if the product's kernel can do it too."""
     if len(users) != 1 or out.memory.written:
         return None
@@ -89,9 +89,9 @@ def _activation(out: Slot, users: Sequence[Step], results: set[Memory]) -> Step 
     return step if fits and after is not None and after.memory not in results else None
 
 
-def _turned(weight: Slot) -> tuple[Slot, list[Step]]:
+def _turned(weight: Variable) -> tuple[Variable, list[Instruction]]:
     """The weight as a linear layer has it, and the step that turns it where it is no constant."""
     shape, stride = weight.shape[::-1], weight.stride[::-1]
     tensor = weight.tensor.t() if fixed(weight) and weight.tensor is not None else None
     turned = replace(weight, tensor=tensor, shape=shape, stride=stride)
-    return turned, [] if tensor is not None else [Step(aten.t.default, (weight,), {}, [turned], False)]
+    return turned, [] if tensor is not None else [Instruction(aten.t.default, (weight,), {}, [turned], False)]

@@ -21,7 +21,7 @@ class CompileGap(Exception):
 
 
 @dataclass(frozen=True)
-class Compiled:
+class CompiledProgram:
     """What came of it.
 
     Args:
@@ -33,7 +33,7 @@ class Compiled:
     seconds: float
 
 
-def compiled(program: Program, tensors: Sequence[Tensor], alike: Callable[[Tensor, Tensor], bool]) -> Compiled:
+def compiled(program: Program, tensors: Sequence[Tensor], alike: Callable[[Tensor, Tensor], bool]) -> CompiledProgram:
     """Compile for inputs like these, and hold the result against the program's own.
 
     Args:
@@ -62,7 +62,7 @@ def compiled(program: Program, tensors: Sequence[Tensor], alike: Callable[[Tenso
         want = program.run(tensors, _room(program, tensors[0]), program.furnished(tensors[0].device))
     if not alike(got[0], want[0]) or any(a.item() != b.item() for a, b in zip(got[1:], want[1:], strict=True)):
         raise CompileGap("the compiled program gives another J")
-    return Compiled(call, seconds)
+    return CompiledProgram(call, seconds)
 
 
 def _room(program: Program, like: Tensor) -> Tensor | None:

@@ -13,20 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaccli.graph.elimination.accumulate import Engine, jacobian
+from jaccli.graph.elimination.accumulate import EliminationPlan, jacobian
 from jaccli.graph.program.codegen import Program, emitted
 from jaccli.graph.program.fusion import fused
 from jaccli.graph.program.horizontal_fusion import batched
 from jaccli.graph.program.onednn import pointwise
-from jaccli.graph.program.peephole import upright
+from jaccli.graph.program.peephole import column_major_constants
 from jaccli.graph.trace.capture import Graph
 from jaccli.graph.trace.ir import Node, Value, gap_where_it_fails, swap
-from jaccli.graph.trace.tracer import Slot, Step, Tracer, name_of, taken
+from jaccli.graph.trace.tracer import Instruction, Tracer, Variable, name_of, taken
 from jaccli.runtime.torch_errors import is_out_of_memory
 
 
 @gap_where_it_fails()
-def trace(graph: Graph, plan: Engine, fusing: bool = True) -> tuple[list[Program], Tensor]:
+def trace(graph: Graph, plan: EliminationPlan, fusing: bool = True) -> tuple[list[Program], Tensor]:
     """Run the engine once and record it. ``plan`` must not have run before: what it keeps would be baked in.
 
     Args:
@@ -47,21 +47,21 @@ def trace(graph: Graph, plan: Engine, fusing: bool = True) -> tuple[list[Program
     tracer.steps = [*steps, *tracer.steps]
     result = tracer.slot_of(matrix)
     guards = [(tracer.slot_of(v.tensor), read) for v, read in graph.guards]
-    wanted = [result, *(slot for slot, _ in guards)]
+    wanted = [result, *(variable for variable, _ in guards)]
     inputs = [tracer.slot_of(v.tensor) for v in graph.inputs]
     live, wanted = _plainer(live_steps(tracer.steps, wanted), wanted)
     return _checked(live, inputs, wanted, [matrix, *(read for _, read in guards)], fusing), matrix
 
 
 def _checked(
-    steps: list[Step], inputs: list[Slot], wanted: list[Slot], found: list[Any], fusing: bool
+    steps: list[Instruction], inputs: list[Variable], wanted: list[Variable], found: list[Any], fusing: bool
 ) -> list[Program]:
     """Programs in fewer and quicker steps, or in the steps as they were where those do not give ``found``.
 
     Views of other strides may not exist; and what runs is never another program than what was seen to give J.
     """
-    tensors = [slot.tensor for slot in inputs if slot.tensor is not None]
-    fewer = live_steps(batched(upright(steps), wanted), wanted)
+    tensors = [variable.tensor for variable in inputs if variable.tensor is not None]
+    fewer = live_steps(batched(column_major_constants(steps), wanted), wanted)
     for tried in (*([live_steps(fused(fewer, wanted), wanted)] if fusing else []), fewer, steps):
         program = emitted(tried, inputs, wanted)
         if not _gives(program, tensors, found):
@@ -92,30 +92,30 @@ def _gives(program: Program, tensors: list[Tensor], found: list[Any]) -> bool:
     return alike(got, matrix) and [guard.item() for guard in guards] == program.guards
 
 
-def as_steps(nodes: Sequence[Node], inputs: Sequence[Value], tracer: Tracer) -> list[Step]:
+def as_steps(nodes: Sequence[Node], inputs: Sequence[Value], tracer: Tracer) -> list[Instruction]:
     """Recorded nodes as steps."""
-    slots: dict[Value, Slot] = {}
+    variables: dict[Value, Variable] = {}
 
-    def slot(value: Value) -> Slot:
-        if value not in slots:
-            slots[value] = tracer.adopt(value.tensor, value.varies)
-        return slots[value]
+    def variable(value: Value) -> Variable:
+        if value not in variables:
+            variables[value] = tracer.adopt(value.tensor, value.varies)
+        return variables[value]
 
     for value in inputs:
-        slot(value)
+        variable(value)
     steps = []
     for node in nodes:
         returns = node.op._schema.returns
         many = len(returns) > 1 or str(returns[0].type).startswith("List")
         size = max((v.out for v in node.outputs), default=0) + 1
         by_place = {v.out: v for v in node.outputs}
-        args, kwargs = swap(node.args, slot), swap(node.kwargs, slot)
-        outputs = [slot(by_place[place]) if place in by_place else None for place in range(size)]
-        steps.append(Step(node.op, args, kwargs, outputs, many, view=node.view))
+        args, kwargs = swap(node.args, variable), swap(node.kwargs, variable)
+        outputs = [variable(by_place[place]) if place in by_place else None for place in range(size)]
+        steps.append(Instruction(node.op, args, kwargs, outputs, many, view=node.view))
     return steps
 
 
-def live_steps(steps: Sequence[Step], wanted: Sequence[Slot]) -> list[Step]:
+def live_steps(steps: Sequence[Instruction], wanted: Sequence[Variable]) -> list[Instruction]:
     """The steps that must run: they make, or write into, memory that varies and that the result needs."""
     needed = {s.memory for s in wanted}
     kept = []
@@ -135,19 +135,19 @@ _HANDED_ON = frozenset(
 )
 
 
-def _plainer(steps: list[Step], wanted: list[Slot]) -> tuple[list[Step], list[Slot]]:
+def _plainer(steps: list[Instruction], wanted: list[Variable]) -> tuple[list[Instruction], list[Variable]]:
     """Without the steps that change nothing, such as a copy of what nobody writes into."""
-    same: dict[Slot, Slot] = {}
+    same: dict[Variable, Variable] = {}
 
-    def now(slot: Slot) -> Slot:
-        while slot in same:
-            slot = same[slot]
-        return slot
+    def now(variable: Variable) -> Variable:
+        while variable in same:
+            variable = same[variable]
+        return variable
 
     kept = []
     for step in steps:
         name = name_of(step)
-        source = step.args[0] if step.args and isinstance(step.args[0], Slot) else None
+        source = step.args[0] if step.args and isinstance(step.args[0], Variable) else None
         out = step.outputs[0] if len(step.outputs) == 1 else None
         if name in _HANDED_ON and source is not None and out is not None and not step.written:
             alike = (source.shape, source.stride, source.dtype) == (out.shape, out.stride, out.dtype)
@@ -157,7 +157,7 @@ def _plainer(steps: list[Step], wanted: list[Slot]) -> tuple[list[Step], list[Sl
                 continue
         kept.append(step)
     for step in kept:
-        step.args, step.kwargs = swap(step.args, now, Slot), swap(step.kwargs, now, Slot)
+        step.args, step.kwargs = swap(step.args, now, Variable), swap(step.kwargs, now, Variable)
     return kept, [now(s) for s in wanted]
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from jaccli.graph.maps.base import Late
+from jaccli.graph.maps.base import LazyTensor
 from jaccli.graph.maps.matrix import Matrix
 from jaccli.graph.rules.registry import Map, active, bound, normal, only_active, reshaped, rule
 from jaccli.graph.trace.ir import CaptureGap, Node, Value, swap
@@ -97,5 +97,5 @@ def _map(node: Node, value: Value, out: Value) -> Map:
         return torch.stack(rows, -1)
 
     flat_in, flat_out = (batch, n_in), (batch, n_out)
-    matrix = Matrix(1, Late(make), (batch, n_in, n_out), (0,))
+    matrix = Matrix(1, LazyTensor(make), (batch, n_in, n_out), (0,))
     return Map(value, out, (*reshaped(value.shape, flat_in), matrix, *reshaped(flat_out, out.shape)))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from jaccli.graph.maps.base import Late, Primitive, Shape
+from jaccli.graph.maps.base import LazyTensor, Primitive, Shape
 from jaccli.graph.maps.elementwise import Mul, Scale
 from jaccli.graph.maps.reshape import Expand
 from jaccli.graph.rules.registry import RULES, Map, active, bound, local_gradient, number, reshaped, rule, scaled
@@ -28,7 +28,7 @@ def pointwise(node: Node) -> list[Map]:
     out = node.outputs[0]
     inputs = _unique(node.inputs())
 
-    def diagonal(value: Value) -> Late:
+    def diagonal(value: Value) -> LazyTensor:
         def make() -> torch.Tensor:
             wide = value.tensor.expand(out.shape)
             twin = Value(wide)
@@ -40,7 +40,7 @@ def pointwise(node: Node) -> list[Map]:
             (gradient,) = local_gradient(copy, [twin])
             return torch.zeros_like(out.tensor) if gradient is None else gradient.to(out.tensor.dtype)
 
-        return Late(make)
+        return LazyTensor(make)
 
     return [Map(v, out, (*broadcast(v.shape, out.shape), Mul(diagonal(v), out.shape))) for v in inputs]
 
@@ -147,7 +147,7 @@ def div(node: Node) -> list[Map]:
     steps = broadcast(found["self"].shape, out.shape)
     if not isinstance(other, Value):
         return [Map(found["self"], out, (*steps, Scale(1 / float(other))))]
-    factor = Late(lambda: other.tensor.to(out.tensor.dtype).reciprocal().reshape(_padded(other.shape, out)))
+    factor = LazyTensor(lambda: other.tensor.to(out.tensor.dtype).reciprocal().reshape(_padded(other.shape, out)))
     return [Map(found["self"], out, (*steps, Mul(factor, _padded(other.shape, out))))]
 
 
@@ -155,7 +155,7 @@ def _by(other: Any, out: Value) -> tuple[Primitive, ...]:
     if not isinstance(other, Value):
         return (Scale(float(other)),)
     shape = _padded(other.shape, out)
-    return (Mul(Late(lambda: other.tensor.to(out.tensor.dtype).reshape(shape)), shape),)
+    return (Mul(LazyTensor(lambda: other.tensor.to(out.tensor.dtype).reshape(shape)), shape),)
 
 
 def _padded(shape: Shape, out: Value) -> Shape:
@@ -180,8 +180,8 @@ def _by_mask(node: Node, mask: str, sides: dict[str, bool]) -> list[Map]:
     out, chosen = node.outputs[0], found[mask]
     shape = _padded(chosen.shape, out)
 
-    def factor(side: bool) -> Late:
-        return Late(lambda: (chosen.tensor == side).to(out.tensor.dtype).reshape(shape))
+    def factor(side: bool) -> LazyTensor:
+        return LazyTensor(lambda: (chosen.tensor == side).to(out.tensor.dtype).reshape(shape))
 
     return [
         Map(found[name], out, (*broadcast(found[name].shape, out.shape), Mul(factor(side), shape)))
@@ -196,7 +196,7 @@ def _direct(name: str, formula: Any) -> None:
     @rule(name)
     def unary(node: Node) -> list[Map]:
         value, out = bound(node)["self"], node.outputs[0]
-        return [Map(value, out, (Mul(Late(lambda: formula(value.tensor, out.tensor)), out.shape),))]
+        return [Map(value, out, (Mul(LazyTensor(lambda: formula(value.tensor, out.tensor)), out.shape),))]
 
 
 _direct("tanh", lambda x, y: torch.addcmul(torch.ones((), dtype=y.dtype, device=y.device), y, y, value=-1))

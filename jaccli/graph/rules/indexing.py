@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from jaccli.graph.maps.base import Late, Primitive
+from jaccli.graph.maps.base import LazyTensor, Primitive
 from jaccli.graph.maps.elementwise import Mul
 from jaccli.graph.maps.gather import Drop, Gather, Pick, Scatter
 from jaccli.graph.maps.reshape import Expand
@@ -29,7 +29,7 @@ def _picked(value: Value, dim: int, index: Value, out: Value) -> tuple[Primitive
     if index.varies:
         shape = tuple(out.shape[dim] if d == dim else 1 for d in range(len(out.shape)))
         wide = tuple(out.shape)
-        late = Late(lambda: index.tensor.reshape(shape).expand(wide))
+        late = LazyTensor(lambda: index.tensor.reshape(shape).expand(wide))
         return (Gather(dim, value.shape[dim], late, wide),)
     if value.shape[dim] == 1:
         return () if index.tensor.numel() == 1 else (Expand(value.shape, out.shape),)
@@ -123,7 +123,7 @@ def index_put(node: Node) -> list[Map]:
                 keep = torch.ones(merged[first], dtype=out.tensor.dtype, device=out.tensor.device)
                 return keep.index_fill(0, flat, 0).reshape(shape)
 
-            steps_ = (*reshaped(base.shape, merged), Mul(Late(mask), shape), *reshaped(merged, out.shape))
+            steps_ = (*reshaped(base.shape, merged), Mul(LazyTensor(mask), shape), *reshaped(merged, out.shape))
         result.append(Map(base, out, steps_))
     return result
 
@@ -160,7 +160,7 @@ def scattered(node: Node) -> list[Map]:
         cut = [s for d, n, m in trimmed for s in sliced(d, n, 0, m)]
         if any(index_.shape[d] != n for d, n in enumerate(base.shape) if d != dim):
             raise CaptureGap(f"{node.name} into part of the other dimensions")
-        steps = (*cut, Scatter(dim, full, Late(lambda: index_.tensor), index_.shape))
+        steps = (*cut, Scatter(dim, full, LazyTensor(lambda: index_.tensor), index_.shape))
         shape = base.shape
 
         def mask() -> Tensor:
@@ -175,7 +175,7 @@ def scattered(node: Node) -> list[Map]:
     if isinstance(piece, Value) and piece.active:
         result.append(Map(piece, out, steps))
     if active(base):
-        result.append(Map(base, out, () if adds else (Mul(Late(mask), shape),)))
+        result.append(Map(base, out, () if adds else (Mul(LazyTensor(mask), shape),)))
     return result
 
 
@@ -191,7 +191,7 @@ def gather(node: Node) -> list[Map]:
     for d, (n, m) in enumerate(zip(value.shape, index_.shape, strict=True)):
         if d != dim:
             steps += sliced(d, n, 0, m)
-    return [Map(value, out, (*steps, Gather(dim, value.shape[dim], Late(lambda: index_.tensor), index_.shape)))]
+    return [Map(value, out, (*steps, Gather(dim, value.shape[dim], LazyTensor(lambda: index_.tensor), index_.shape)))]
 
 
 @rule("sort", "topk", "kthvalue", "median", "mode", "max", "min", "cummax", "cummin")
@@ -210,7 +210,7 @@ def chosen(node: Node) -> list[Map]:
     shape = tuple(n for n in value.shape)
     count = out.shape[dim] if len(out.shape) == len(shape) else 1
     kept = (*shape[:dim], count, *shape[dim + 1 :])
-    late = Late(lambda: places.tensor.reshape(kept))
+    late = LazyTensor(lambda: places.tensor.reshape(kept))
     return [Map(value, out, (Gather(dim, shape[dim], late, kept), *reshaped(kept, out.shape)))]
 
 
@@ -272,7 +272,7 @@ def _by_positions(node: Node) -> list[Map]:
     else:
         steps = (Pick(1, source[1], index_.clamp(min=0)),)
     if bool(empty.any()):
-        steps += (Mul(Late(lambda: (~empty).to(out.tensor.dtype).reshape(shape)), shape),)
+        steps += (Mul(LazyTensor(lambda: (~empty).to(out.tensor.dtype).reshape(shape)), shape),)
     return [Map(value, out, (*reshaped(value.shape, source), *steps, *reshaped(target, out.shape)))]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from jaccli.graph.maps.base import Late, Primitive, Shape
+from jaccli.graph.maps.base import LazyTensor, Primitive, Shape
 from jaccli.graph.maps.convolution import Conv
 from jaccli.graph.maps.elementwise import Mul, Scale
 from jaccli.graph.maps.gather import Gather
@@ -28,17 +29,17 @@ def _left(a: Value, b: Value, out: Value, scale: float = 1.0) -> list[Map]:
         tensor = b.tensor
         if lead and tensor.stride(0) == 0:  # one weight for all: an expanded view
             shape = (1, *b.shape[1:])
-            factor = Late(lambda: b.tensor[:1])
+            factor = LazyTensor(lambda: b.tensor[:1])
         else:
-            shape, factor = b.shape, Late(lambda: b.tensor)
+            shape, factor = b.shape, LazyTensor(lambda: b.tensor)
         result.append(Map(a, out, (Matrix(lead + 1, factor, shape, parallel), *more)))
     if b.active:
         parallel = tuple(range(lead))
         if lead and a.tensor.stride(0) == 0:
             shape = (1, *a.shape[1:])
-            factor = Late(lambda: a.tensor[:1].transpose(-1, -2))
+            factor = LazyTensor(lambda: a.tensor[:1].transpose(-1, -2))
         else:
-            shape, factor = a.shape, Late(lambda: a.tensor.transpose(-1, -2))
+            shape, factor = a.shape, LazyTensor(lambda: a.tensor.transpose(-1, -2))
         shape = (*shape[:-2], shape[-1], shape[-2])
         result.append(Map(b, out, (Matrix(lead, factor, shape, parallel), *more)))
     return result
@@ -71,11 +72,11 @@ def matrix_vector(node: Node) -> list[Map]:
     a, x, out = found["self"], found["vec"], node.outputs[0]
     result = []
     if x.active:
-        result.append(Map(x, out, (Matrix(0, Late(lambda: a.tensor.t()), a.shape[::-1]),)))
+        result.append(Map(x, out, (Matrix(0, LazyTensor(lambda: a.tensor.t()), a.shape[::-1]),)))
     if a.active:
         shape = (1, x.shape[0])
         kept = (a.shape[0], 1)
-        factor = Mul(Late(lambda: x.tensor.reshape(shape)), shape)
+        factor = Mul(LazyTensor(lambda: x.tensor.reshape(shape)), shape)
         steps: tuple[Primitive, ...] = (factor, SumTo(a.shape, kept), *reshaped(kept, out.shape))
         result.append(Map(a, out, steps))
     return result
@@ -88,7 +89,11 @@ def dot(node: Node) -> list[Map]:
     out = node.outputs[0]
     pair = (found["self"], found.get("tensor") or found["other"])
     return [
-        Map(v, out, (Mul(Late(lambda other=other: other.tensor), v.shape), SumTo(v.shape, (1,)), Reshape((1,), ())))  # type: ignore[misc]
+        Map(
+            v,
+            out,
+            (Mul(LazyTensor(partial(getattr, other, "tensor")), v.shape), SumTo(v.shape, (1,)), Reshape((1,), ())),
+        )
         for v, other in (pair, pair[::-1])
         if v.active
     ]
@@ -101,7 +106,9 @@ def linear(node: Node) -> list[Map]:
     value, weight = found["input"], found["weight"]
     return [
         Map(
-            value, node.outputs[0], (Matrix(len(value.shape) - 1, Late(lambda: weight.tensor.t()), weight.shape[::-1]),)
+            value,
+            node.outputs[0],
+            (Matrix(len(value.shape) - 1, LazyTensor(lambda: weight.tensor.t()), weight.shape[::-1]),),
         )
     ]
 
@@ -123,10 +130,10 @@ def convolution(node: Node) -> list[Map]:
     strides, pads = each("stride", 1), each("padding", 0)
     if found["groups"] == 1 and set(weight.shape[2:]) == set(strides) == {1} and value.shape[2:] == out.shape[2:]:
         channels = weight.shape[:2] if adjoint else weight.shape[1::-1]
-        mixing = Late(lambda: weight.tensor.flatten(1) if adjoint else weight.tensor.flatten(1).t())
+        mixing = LazyTensor(lambda: weight.tensor.flatten(1) if adjoint else weight.tensor.flatten(1).t())
         return [Map(value, out, (Matrix(1, mixing, channels),))]
     conv = Conv(
-        Late(lambda: weight.tensor),
+        LazyTensor(lambda: weight.tensor),
         weight.shape[2:],
         strides,
         pads,
@@ -158,7 +165,7 @@ def max_pool(node: Node) -> list[Map]:
     flat, picked = (*lead, math.prod(space)), (*lead, math.prod(out.shape[-n:]))
     if flat[-1] == 1:  # padding is never the largest
         return [Map(value, out, broadcast(value.shape, out.shape))]
-    late = Late(lambda: places.tensor.reshape(picked))
+    late = LazyTensor(lambda: places.tensor.reshape(picked))
     gather = Gather(len(lead), flat[-1], late, picked)
     return [Map(value, out, (*reshaped(value.shape, flat), gather, *reshaped(picked, out.shape)))]
 
@@ -208,7 +215,7 @@ def _masked_blocks(value: Value, out: Value, places: Value, blocks: list[int], n
         position = torch.arange(math.prod(value.shape[-n:]), device=places.tensor.device).reshape(pairs[-2 * n :])
         return (places.tensor.reshape(ones) == position).to(value.tensor.dtype).reshape(value.shape)
 
-    return (Mul(Late(mask), value.shape), *_summed_blocks(value, out, blocks, n))
+    return (Mul(LazyTensor(mask), value.shape), *_summed_blocks(value, out, blocks, n))
 
 
 @rule(
@@ -295,7 +302,7 @@ def _matrices(node: Node, value: Value, out: Value, n: int) -> tuple[Primitive, 
 
 
 def _along_dim(dim: int, table: Tensor, n_in: int, n_out: int) -> Primitive:
-    return Matrix(dim, Late(lambda: table), (n_in, n_out))
+    return Matrix(dim, LazyTensor(lambda: table), (n_in, n_out))
 
 
 @rule("glu")
@@ -310,8 +317,8 @@ def glu(node: Node) -> list[Map]:
         a, b = value.tensor.chunk(2, dim)
         return a, torch.sigmoid(b)
 
-    first = Mul(Late(lambda: parts()[1]), out.shape)
-    second = Mul(Late(lambda: parts()[0] * parts()[1] * (1 - parts()[1])), out.shape)
+    first = Mul(LazyTensor(lambda: parts()[1]), out.shape)
+    second = Mul(LazyTensor(lambda: parts()[0] * parts()[1] * (1 - parts()[1])), out.shape)
     full = value.shape[dim]
     return [
         Map(value, out, (*sliced(dim, full, 0, half), first)),
@@ -331,4 +338,4 @@ def prelu(node: Node) -> list[Map]:
             slope = slope.reshape([1, -1] + [1] * (value.tensor.dim() - 2))
         return torch.where(value.tensor > 0, torch.ones_like(slope), slope)
 
-    return [Map(value, out, (Mul(Late(make), out.shape),))]
+    return [Map(value, out, (Mul(LazyTensor(make), out.shape),))]

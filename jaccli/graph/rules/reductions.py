@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from jaccli.graph.maps.base import Late, Primitive
+from jaccli.graph.maps.base import LazyTensor, Primitive
 from jaccli.graph.maps.elementwise import Mul, Scale
 from jaccli.graph.maps.matrix import Matrix, Projection
 from jaccli.graph.maps.reshape import SumTo
@@ -55,12 +55,12 @@ def reduction(node: Node) -> list[Map]:
     value = bound(node)["self"] if "self" in bound(node) else node.inputs()[0]
     kept = _kept(node, value)
 
-    def gradient(out: int) -> Late:
+    def gradient(out: int) -> LazyTensor:
         def make() -> Tensor:
             (found,) = local_gradient(node, [value], out)
             return torch.zeros_like(value.tensor) if found is None else found
 
-        return Late(make)
+        return LazyTensor(make)
 
     return [
         Map(value, out, (Mul(gradient(out.out), value.shape), SumTo(value.shape, kept), *reshaped(kept, out.shape)))
@@ -75,7 +75,11 @@ def softmax(node: Node) -> list[Map]:
     value, out = found["self"], node.outputs[0]
     if not value.shape:
         return [Map(value, out, (Scale(0.0),))]
-    return [Map(value, out, (Projection(normal(found["dim"], len(value.shape)), Late(lambda: out.tensor), "softmax"),))]
+    return [
+        Map(
+            value, out, (Projection(normal(found["dim"], len(value.shape)), LazyTensor(lambda: out.tensor), "softmax"),)
+        )
+    ]
 
 
 @rule("_log_softmax", "log_softmax", "cumprod", "logcumsumexp")
@@ -84,7 +88,7 @@ def along(node: Node) -> list[Map]:
     found = bound(node)
     value, out = found["self"], node.outputs[0]
     if not value.shape:
-        return [Map(value, out, (Mul(Late(lambda: _one(node, value)), out.shape),))]
+        return [Map(value, out, (Mul(LazyTensor(lambda: _one(node, value)), out.shape),))]
     dim = normal(found["dim"], len(value.shape))
     n = value.shape[dim]
     others = tuple(d for d in range(len(value.shape)) if d != dim)
@@ -97,7 +101,7 @@ def along(node: Node) -> list[Map]:
         return torch.stack([row.permute(*others, dim) for row in rows], -1)
 
     shape = (*(value.shape[d] for d in others), n, n)
-    return [Map(value, out, (Matrix(dim, Late(make), shape, others),))]
+    return [Map(value, out, (Matrix(dim, LazyTensor(make), shape, others),))]
 
 
 def _one(node: Node, value: Value) -> Tensor:
@@ -114,16 +118,16 @@ def layer_norm(node: Node) -> list[Map]:
     lead = value.shape[: len(value.shape) - len(found["normalized_shape"])]
     flat = (*lead, count)
     stats = (*lead, 1)
-    hat = Late(
+    hat = LazyTensor(
         lambda: _centred(value.tensor.reshape(flat), mean.tensor.reshape(stats), deviation.tensor.reshape(stats))
     )
-    scale = Late(lambda: deviation.tensor.reshape(stats))
+    scale = LazyTensor(lambda: deviation.tensor.reshape(stats))
     steps: list[Primitive] = [*reshaped(value.shape, flat), _norm(len(lead), hat, scale, count)]
     steps += _gain(found["weight"], (1,) * len(lead) + (count,))
     return [Map(value, out, (*steps, *reshaped(flat, out.shape)))]
 
 
-def _norm(dim: int, hat: Late, scale: Late, count: int) -> Primitive:
+def _norm(dim: int, hat: LazyTensor, scale: LazyTensor, count: int) -> Primitive:
     if count == 1:
         raise CaptureGap("a normalisation over one element")
     return Projection(dim, hat, "norm", scale)
@@ -136,7 +140,7 @@ def _centred(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
 def _gain(weight: Value | None, shape: tuple[int, ...]) -> tuple[Primitive, ...]:
     if weight is None:
         return ()
-    return (Mul(Late(lambda: weight.tensor.reshape(shape)), shape),)
+    return (Mul(LazyTensor(lambda: weight.tensor.reshape(shape)), shape),)
 
 
 @rule("native_group_norm")
@@ -147,10 +151,10 @@ def group_norm(node: Node) -> list[Map]:
     n, channels, groups = value.shape[0], value.shape[1], found["group"]
     count = math.prod(value.shape[1:]) // groups
     flat, stats = (n, groups, count), (n, groups, 1)
-    hat = Late(
+    hat = LazyTensor(
         lambda: _centred(value.tensor.reshape(flat), mean.tensor.reshape(stats), deviation.tensor.reshape(stats))
     )
-    scale = Late(lambda: deviation.tensor.reshape(stats))
+    scale = LazyTensor(lambda: deviation.tensor.reshape(stats))
     steps = (*reshaped(value.shape, flat), _norm(2, hat, scale, count), *reshaped(flat, value.shape))
     gain = _gain(found["weight"], (1, channels) + (1,) * (len(value.shape) - 2))
     return [Map(value, out, (*steps, *gain))]
@@ -177,7 +181,7 @@ def batch_norm(node: Node) -> list[Map]:
         scale: Tensor = (variance.tensor + eps).rsqrt()
         return (scale if weight is None else scale * weight.tensor).reshape(shape)
 
-    return [Map(value, node.outputs[0], (Mul(Late(make), shape),))]
+    return [Map(value, node.outputs[0], (Mul(LazyTensor(make), shape),))]
 
 
 def _instance_norm(node: Node) -> list[Map]:
@@ -189,10 +193,10 @@ def _instance_norm(node: Node) -> list[Map]:
     out, mean, deviation = node.outputs[:3]
     channels, count = value.shape[1], math.prod(value.shape[2:])
     flat, stats = (channels, count), (channels, 1)
-    hat = Late(
+    hat = LazyTensor(
         lambda: _centred(value.tensor.reshape(flat), mean.tensor.reshape(stats), deviation.tensor.reshape(stats))
     )
-    scale = Late(lambda: deviation.tensor.reshape(stats))
+    scale = LazyTensor(lambda: deviation.tensor.reshape(stats))
     shape = (1, channels) + (1,) * (len(value.shape) - 2)
     steps = (*reshaped(value.shape, flat), _norm(1, hat, scale, count), *reshaped(flat, value.shape))
     return [Map(value, out, (*steps, *_gain(found["weight"], shape)))]
@@ -207,5 +211,5 @@ def cumsum(node: Node) -> list[Map]:
         return [Map(value, out, ())]
     dim = normal(found["dim"], len(value.shape))
     n = value.shape[dim]
-    ones = Late(lambda: torch.ones(n, n, dtype=out.tensor.dtype, device=out.tensor.device).triu())
+    ones = LazyTensor(lambda: torch.ones(n, n, dtype=out.tensor.dtype, device=out.tensor.device).triu())
     return [Map(value, out, (Matrix(dim, ones, (n, n)),))]

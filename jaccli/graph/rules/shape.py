@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from jaccli.graph.maps.base import Late, Primitive
+from jaccli.graph.maps.base import LazyTensor, Primitive
 from jaccli.graph.maps.elementwise import Mul
 from jaccli.graph.maps.gather import Pick
 from jaccli.graph.maps.reshape import Expand, Permute, Reshape
@@ -189,7 +189,7 @@ def _scattered(node: Node, dim: int, start: int, step: int, count: int) -> list[
                 keep[start : start + step * (count - 1) + 1 : step] = 0
                 return keep.reshape(shape)
 
-            result.append(Map(base, out, (Mul(Late(mask), shape),)))
+            result.append(Map(base, out, (Mul(LazyTensor(mask), shape),)))
     return result
 
 

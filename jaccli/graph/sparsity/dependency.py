@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaccli.graph.sparsity.index_sets import NOTHING, BoolArray, IntArray, Sets, kinds
+from jaccli.graph.sparsity.index_sets import NOTHING, BoolArray, IndexSets, IntArray, kinds
 
 
 class SamplesMixed(Exception):
@@ -16,7 +16,7 @@ class SamplesMixed(Exception):
 
 
 @dataclass(frozen=True)
-class Footprint:
+class DependencySets:
     """Numbers of sets, in the value's shape with the samples left out.
 
     Args:
@@ -27,7 +27,7 @@ class Footprint:
         batch: how many samples.
     """
 
-    pool: Sets
+    pool: IndexSets
     sets: IntArray
     dim: int
     inner: int
@@ -42,11 +42,11 @@ class Footprint:
         if any(self.at(d) for d in dims):
             raise SamplesMixed
 
-    def made(self, sets: IntArray) -> Footprint:
+    def made(self, sets: IntArray) -> DependencySets:
         """Other sets, the samples where they were."""
         return replace(self, sets=sets)
 
-    def along(self, dim: int, links: Links | None = None, n_out: int = 1) -> Footprint:
+    def along(self, dim: int, links: Links | None = None, n_out: int = 1) -> DependencySets:
         """Unions along one dimension, see ``along``."""
         self.apart(dim)
         return self.made(along(self.pool, self.sets, dim, links, n_out))
@@ -111,7 +111,7 @@ class Along:
     links: Links
 
 
-def along(pool: Sets, sets: IntArray, dim: int, links: Links | None, n_out: int = 1) -> IntArray:
+def along(pool: IndexSets, sets: IntArray, dim: int, links: Links | None, n_out: int = 1) -> IntArray:
     """Unions along one dimension: by links, or, without, of all of it, ``n_out`` times the same."""
     lines = np.moveaxis(sets, dim, -1)
     lead, n = lines.shape[:-1], lines.shape[-1]

@@ -26,7 +26,7 @@ class TooMuchWork(Exception):
     """The sets take longer to find than they can save."""
 
 
-class Sets:
+class IndexSets:
     """A pool of sets of ``0 … size - 1``: number 0 is empty, 1 is all, ``i + 2`` is {i}.
 
     Args:
@@ -162,8 +162,8 @@ def _starts(owner: IntArray) -> IntArray:
 
 def _ranges(start: IntArray, count: IntArray) -> IntArray:
     """``start[0], start[0] + 1, …`` (``count[0]`` of them), ``start[1], …``."""
-    ends = np.cumsum(count)
-    return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(start - ends + count, count)
+    seed_axes = np.cumsum(count)
+    return np.arange(int(seed_axes[-1]) if len(seed_axes) else 0) + np.repeat(start - seed_axes + count, count)
 
 
 def _mixed(numbers: IntArray) -> npt.NDArray[np.uint64]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from jaccli.graph.maps.base import Late
+from jaccli.graph.maps.base import LazyTensor
 from jaccli.graph.rules.registry import bound, number
 from jaccli.graph.trace.ir import Node, Value, swap
 from jaccli.graph.trace.tracer import Tracer
@@ -141,7 +141,7 @@ def _either(masks: list[Tensor | None], value: Value) -> Tensor | None:
     return found[0] if len(found) == 1 else found[0] | found[1]
 
 
-def constant(late: Late, node: Node) -> Tensor | None:
+def constant(late: LazyTensor, node: Node) -> Tensor | None:
     """A factor of a node's derivative, if it is the same at every point.
 
     It is made under a tracer and not kept: a plan that had looked at a factor before would be bound to it.

@@ -18,8 +18,8 @@ from jaccli.graph.maps.elementwise import Mul
 from jaccli.graph.maps.gather import Gather
 from jaccli.graph.maps.matrix import Matrix, Projection
 from jaccli.graph.rules.registry import Map, bound, normal
-from jaccli.graph.sparsity.dependency import Along, Factors, Footprint, Links, SamplesMixed
-from jaccli.graph.sparsity.index_sets import BoolArray, IntArray, Sets, TooMuchWork
+from jaccli.graph.sparsity.dependency import Along, DependencySets, Factors, Links, SamplesMixed
+from jaccli.graph.sparsity.index_sets import BoolArray, IndexSets, IntArray, TooMuchWork
 from jaccli.graph.sparsity.known_zeros import Known, constant
 from jaccli.graph.sparsity.propagation import reach
 from jaccli.graph.trace.ir import Node, Value
@@ -121,7 +121,7 @@ def pattern(
         return None
     if work is None:
         work = _WORK + _WORK_SHARE * batch * size * target_size
-    pool = Sets(size, min(1.0, 2 * densest), work)  # rows may be denser than J
+    pool = IndexSets(size, min(1.0, 2 * densest), work)  # rows may be denser than J
     try:
         foot = _swept(nodes, maps_of, source, target, pool)
     except (SamplesMixed, TooMuchWork):
@@ -135,12 +135,12 @@ def pattern(
 
 
 def _swept(
-    nodes: Sequence[Node], maps_of: dict[Node, list[Map]], source: Value, target: Value, pool: Sets
-) -> Footprint | None:
+    nodes: Sequence[Node], maps_of: dict[Node, list[Map]], source: Value, target: Value, pool: IndexSets
+) -> DependencySets | None:
     """The footprint of the target; None where nothing of the source gets there."""
     known = Known()
     batch = source.shape[0]
-    feet = {source: Footprint(pool, pool.singles((1, *source.shape[1:])), 0, 1, batch)}
+    feet = {source: DependencySets(pool, pool.singles((1, *source.shape[1:])), 0, 1, batch)}
     last_use = {m.source: node for node in nodes for m in maps_of[node]}
     for node in nodes:
         for m in maps_of[node]:
@@ -158,7 +158,7 @@ def _swept(
     return feet.get(target)
 
 
-def _joined(a: Footprint, b: Footprint) -> Footprint:
+def _joined(a: DependencySets, b: DependencySets) -> DependencySets:
     if a.batch > 1 and (a.dim, a.inner) != (b.dim, b.inner):
         raise SamplesMixed
     return a.made(a.pool.pairs(a.sets, b.sets))

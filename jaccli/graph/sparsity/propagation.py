@@ -20,15 +20,15 @@ from jaccli.graph.maps.gather import Drop, Gather, Pick, Scatter
 from jaccli.graph.maps.matrix import Matrix, Projection
 from jaccli.graph.maps.reshape import Expand, Permute, Reshape, SumTo
 from jaccli.graph.maps.slice import Embed, Slice
-from jaccli.graph.sparsity.dependency import Along, Factors, Footprint, Links, SamplesMixed, along
-from jaccli.graph.sparsity.index_sets import NOTHING, BoolArray, IntArray, Sets, kinds
+from jaccli.graph.sparsity.dependency import Along, DependencySets, Factors, Links, SamplesMixed, along
+from jaccli.graph.sparsity.index_sets import NOTHING, BoolArray, IndexSets, IntArray, kinds
 
 # Different masks along parallel dimensions (heads) are followed one by one up to so many.
 _MOST_MASKS = 64
 
 
 @singledispatch
-def reach(step: Any, foot: Footprint, factors: Factors) -> Footprint:  # noqa: ARG001 - nothing is known of it
+def reach(step: Any, foot: DependencySets, factors: Factors) -> DependencySets:  # noqa: ARG001 - nothing is known of it
     """The footprint behind a primitive.
 
     Raises:
@@ -39,12 +39,12 @@ def reach(step: Any, foot: Footprint, factors: Factors) -> Footprint:  # noqa: A
 
 
 @reach.register
-def _(step: Along, foot: Footprint, _: Factors) -> Footprint:
+def _(step: Along, foot: DependencySets, _: Factors) -> DependencySets:
     return foot.along(step.dim, step.links)
 
 
 @reach.register
-def _(step: Mul, foot: Footprint, factors: Factors) -> Footprint:
+def _(step: Mul, foot: DependencySets, factors: Factors) -> DependencySets:
     mask = factors.nonzero(step)
     if mask is None:
         return foot
@@ -52,17 +52,17 @@ def _(step: Mul, foot: Footprint, factors: Factors) -> Footprint:
 
 
 @reach.register
-def _(step: Scale, foot: Footprint, _: Factors) -> Footprint:
+def _(step: Scale, foot: DependencySets, _: Factors) -> DependencySets:
     return foot if step.factor != 0 else foot.made(np.zeros_like(foot.sets))
 
 
 @reach.register
-def _(step: Cast, foot: Footprint, _: Factors) -> Footprint:  # noqa: ARG001 - numbers change, places do not
+def _(step: Cast, foot: DependencySets, _: Factors) -> DependencySets:  # noqa: ARG001 - numbers change, places do not
     return foot
 
 
 @reach.register
-def _(step: Reshape, foot: Footprint, _: Factors) -> Footprint:
+def _(step: Reshape, foot: DependencySets, _: Factors) -> DependencySets:
     if foot.batch == 1:
         return replace(foot, sets=foot.sets.reshape(step.new), dim=0)
     after = foot.inner * math.prod(step.old[foot.dim + 1 :])
@@ -80,19 +80,19 @@ def _(step: Reshape, foot: Footprint, _: Factors) -> Footprint:
 
 
 @reach.register
-def _(step: Permute, foot: Footprint, _: Factors) -> Footprint:
+def _(step: Permute, foot: DependencySets, _: Factors) -> DependencySets:
     dim = step.order.index(foot.dim) if step.order else 0
     return replace(foot, sets=foot.sets.transpose(step.order), dim=dim)
 
 
 @reach.register
-def _(step: Expand, foot: Footprint, _: Factors) -> Footprint:
+def _(step: Expand, foot: DependencySets, _: Factors) -> DependencySets:
     shape = [n if m == 1 and n != 1 else k for m, n, k in zip(step.old, step.new, foot.sets.shape, strict=True)]
     return foot.made(np.broadcast_to(foot.sets, shape))
 
 
 @reach.register
-def _(step: SumTo, foot: Footprint, _: Factors) -> Footprint:
+def _(step: SumTo, foot: DependencySets, _: Factors) -> DependencySets:
     gone = [d for d, (m, n) in enumerate(zip(step.old, step.new, strict=True)) if m != n]
     foot.apart(*gone)
     sets = np.moveaxis(foot.sets, gone, range(-len(gone), 0))
@@ -104,7 +104,7 @@ def _(step: SumTo, foot: Footprint, _: Factors) -> Footprint:
     )
 
 
-def _range(step: Slice | Embed, foot: Footprint) -> tuple[slice, int]:
+def _range(step: Slice | Embed, foot: DependencySets) -> tuple[slice, int]:
     """The slice of one sample, and the size of the dimension it is cut from."""
     if not foot.at(step.dim):
         return slice(step.start, step.start + step.step * (step.count - 1) + 1, step.step), step.full
@@ -116,13 +116,13 @@ def _range(step: Slice | Embed, foot: Footprint) -> tuple[slice, int]:
 
 
 @reach.register
-def _(step: Slice, foot: Footprint, _: Factors) -> Footprint:
+def _(step: Slice, foot: DependencySets, _: Factors) -> DependencySets:
     part = _range(step, foot)[0]
     return foot.made(foot.sets[(slice(None),) * step.dim + (part,)])
 
 
 @reach.register
-def _(step: Embed, foot: Footprint, _: Factors) -> Footprint:
+def _(step: Embed, foot: DependencySets, _: Factors) -> DependencySets:
     part, full = _range(step, foot)
     shape = foot.sets.shape
     sets = np.full((*shape[: step.dim], full, *shape[step.dim + 1 :]), NOTHING)
@@ -131,13 +131,13 @@ def _(step: Embed, foot: Footprint, _: Factors) -> Footprint:
 
 
 @reach.register
-def _(step: Pick, foot: Footprint, _: Factors) -> Footprint:
+def _(step: Pick, foot: DependencySets, _: Factors) -> DependencySets:
     foot.apart(step.dim)
     return foot.made(foot.sets.take(step.index.cpu().numpy(), step.dim))
 
 
 @reach.register
-def _(step: Drop, foot: Footprint, _: Factors) -> Footprint:
+def _(step: Drop, foot: DependencySets, _: Factors) -> DependencySets:
     foot.apart(step.dim)
     mask = np.zeros((step.full, step.index.numel()), np.bool_)
     mask[step.index.cpu().numpy(), np.arange(step.index.numel())] = True
@@ -145,7 +145,7 @@ def _(step: Drop, foot: Footprint, _: Factors) -> Footprint:
 
 
 @reach.register
-def _(step: Gather, foot: Footprint, factors: Factors) -> Footprint:
+def _(step: Gather, foot: DependencySets, factors: Factors) -> DependencySets:
     foot.apart(step.dim)
     index = factors.index(step)
     if index is not None:
@@ -155,7 +155,7 @@ def _(step: Gather, foot: Footprint, factors: Factors) -> Footprint:
     return foot.along(step.dim, None, step.shape[step.dim])
 
 
-def _of_one_sample(index: IntArray, foot: Footprint) -> IntArray | None:
+def _of_one_sample(index: IntArray, foot: DependencySets) -> IntArray | None:
     """An index that is the same for every sample, of one."""
     if foot.batch == 1:
         return index
@@ -168,12 +168,12 @@ def _of_one_sample(index: IntArray, foot: Footprint) -> IntArray | None:
 
 
 @reach.register
-def _(step: Scatter, foot: Footprint, _: Factors) -> Footprint:
+def _(step: Scatter, foot: DependencySets, _: Factors) -> DependencySets:
     return foot.along(step.dim, None, step.full)
 
 
 @reach.register
-def _(step: Projection, foot: Footprint, factors: Factors) -> Footprint:
+def _(step: Projection, foot: DependencySets, factors: Factors) -> DependencySets:
     n = foot.sets.shape[step.dim]
     mask = factors.nonzero(step)
     if mask is None:
@@ -184,7 +184,7 @@ def _(step: Projection, foot: Footprint, factors: Factors) -> Footprint:
 
 
 @reach.register
-def _(step: Matrix, foot: Footprint, factors: Factors) -> Footprint:
+def _(step: Matrix, foot: DependencySets, factors: Factors) -> DependencySets:
     foot.apart(step.dim)
     mask = factors.nonzero(step)
     if mask is None:
@@ -201,7 +201,7 @@ def _(step: Matrix, foot: Footprint, factors: Factors) -> Footprint:
     return foot.made(_by_kind(foot, step, [Links.of(flat[i].T) for i in first], back.reshape(lead)))
 
 
-def _by_kind(foot: Footprint, step: Matrix, links: Sequence[Links], kind: IntArray) -> IntArray:
+def _by_kind(foot: DependencySets, step: Matrix, links: Sequence[Links], kind: IntArray) -> IntArray:
     """Unions along a dimension by links that differ along the parallel ones."""
     others = [d for d in range(foot.sets.ndim) if d != step.dim and d not in step.parallel]
     order = [*step.parallel, *others, step.dim]
@@ -214,7 +214,7 @@ def _by_kind(foot: Footprint, step: Matrix, links: Sequence[Links], kind: IntArr
 
 
 @reach.register
-def _(step: Conv, foot: Footprint, factors: Factors) -> Footprint:
+def _(step: Conv, foot: DependencySets, factors: Factors) -> DependencySets:
     if foot.batch > 1 and foot.dim != 0:
         raise SamplesMixed
     inner, outer = _both_shapes(step)
@@ -238,7 +238,7 @@ def _both_shapes(step: Conv) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def _taps(step: Conv, d: int) -> IntArray:
     """``(n_out, kernel)``: which position each tap of each output position reads, -1 for none."""
-    inner, outer = (ends[d + 2] for ends in _both_shapes(step))
+    inner, outer = (seed_axes[d + 2] for seed_axes in _both_shapes(step))
     places, taps = np.arange(outer)[:, None], step.dilation[d] * np.arange(step.kernel[d])
     if not step.adjoint:
         table = places * step.stride[d] - step.padding[d] + taps
@@ -248,7 +248,7 @@ def _taps(step: Conv, d: int) -> IntArray:
     return np.where((table >= 0) & (table < inner), table, -1)
 
 
-def _box(pool: Sets, sets: IntArray, tables: Sequence[IntArray]) -> IntArray:
+def _box(pool: IndexSets, sets: IntArray, tables: Sequence[IntArray]) -> IntArray:
     """Every tap of a kernel: one direction after the other. ``sets (n, channels, *space)``."""
     for d, table in enumerate(tables):
         sets = along(pool, sets, d + 2, Links.at(table))
@@ -256,7 +256,7 @@ def _box(pool: Sets, sets: IntArray, tables: Sequence[IntArray]) -> IntArray:
 
 
 def _masked(
-    pool: Sets, sets: IntArray, mask: BoolArray, tables: Sequence[IntArray], kernel: tuple[int, ...]
+    pool: IndexSets, sets: IntArray, mask: BoolArray, tables: Sequence[IntArray], kernel: tuple[int, ...]
 ) -> IntArray:
     """The channels of one group: ``sets (n, channels, *space)``, ``mask (channels out, channels in, taps)``."""
     first, back = kinds(mask.reshape(len(mask), -1))
@@ -264,7 +264,7 @@ def _masked(
 
 
 def _convolved(
-    pool: Sets, sets: IntArray, mask: BoolArray, tables: Sequence[IntArray], kernel: tuple[int, ...]
+    pool: IndexSets, sets: IntArray, mask: BoolArray, tables: Sequence[IntArray], kernel: tuple[int, ...]
 ) -> IntArray:
     """One output channel: ``mask (channels in, taps)``."""
     channels, taps = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))

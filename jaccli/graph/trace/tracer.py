@@ -17,7 +17,7 @@ from jaccli.runtime.dispatch import Mode
 
 
 @dataclass(eq=False, slots=True)
-class Memory:
+class AliasSet:
     """What tensors that are views of each other share.
 
     ``written``: some operator writes into it.
@@ -28,10 +28,10 @@ class Memory:
 
 
 @dataclass(eq=False, slots=True)
-class Slot:
+class Variable:
     """One tensor of a program; only constants and inputs are held on to."""
 
-    memory: Memory
+    memory: AliasSet
     tensor: Tensor | None = None
     shape: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
@@ -39,7 +39,7 @@ class Slot:
 
 
 @dataclass(eq=False, slots=True)
-class Step:
+class Instruction:
     """One operator call on slots; ``outputs`` that stand among the arguments were written in place.
 
     ``view``: its results were seen to be memory of its arguments.
@@ -48,9 +48,9 @@ class Step:
     op: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    outputs: list[Slot | None]
+    outputs: list[Variable | None]
     many: bool
-    written: list[Slot] = field(default_factory=list)
+    written: list[Variable] = field(default_factory=list)
     view: bool = False
 
 
@@ -59,28 +59,28 @@ class Tracer(Mode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.steps: list[Step] = []
-        self.known: dict[int, tuple[Any, Slot]] = {}
-        self.memories: dict[int, tuple[Memory, list[Any]]] = {}  # and weak references to the tensors seen in it
+        self.steps: list[Instruction] = []
+        self.known: dict[int, tuple[Any, Variable]] = {}
+        self.memories: dict[int, tuple[AliasSet, list[Any]]] = {}  # and weak references to the tensors seen in it
 
-    def adopt(self, tensor: Tensor, varies: bool) -> Slot:
+    def adopt(self, tensor: Tensor, varies: bool) -> Variable:
         """A tensor that exists before."""
         memory = self._memory(tensor)
         memory.varies |= varies
-        slot = Slot(memory, tensor, tuple(tensor.shape), tensor.stride(), tensor.dtype)
-        self.known[id(tensor)] = (weakref.ref(tensor), slot)
-        return slot
+        variable = Variable(memory, tensor, tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        self.known[id(tensor)] = (weakref.ref(tensor), variable)
+        return variable
 
-    def _memory(self, tensor: Tensor, new: bool = False) -> Memory:
+    def _memory(self, tensor: Tensor, new: bool = False) -> AliasSet:
         """What it lies in; a storage that nobody holds any longer may have left its address to another."""
         storage = storage_of(tensor)
-        memory, seen = self.memories.get(storage, (Memory(), []))
+        memory, seen = self.memories.get(storage, (AliasSet(), []))
         if new or all(r() is None for r in seen):
-            memory, seen = Memory(), []
+            memory, seen = AliasSet(), []
         self.memories[storage] = memory, [*(r for r in seen if r() is not None), weakref.ref(tensor)]
         return memory
 
-    def slot_of(self, tensor: Tensor) -> Slot:
+    def slot_of(self, tensor: Tensor) -> Variable:
         """What a tensor is in the program; unknown ones are constants."""
         found = self.known.get(id(tensor))
         if found is not None and found[0]() is tensor:
@@ -90,38 +90,38 @@ class Tracer(Mode):
     def see(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if op is torch.ops.aten._local_scalar_dense.default and self.slot_of(args[0]).memory.varies:
             raise CaptureGap("the engine read a number out of a tensor")
-        inputs: list[Slot] = []
-        slots, named = self._slots(args, inputs), self._slots(kwargs, inputs)
+        inputs: list[Variable] = []
+        variables, named = self._slots(args, inputs), self._slots(kwargs, inputs)
         varies = any(s.memory.varies for s in inputs) and op.overloadpacket not in BLIND
         result = op(*args, **kwargs)
         many = isinstance(result, list | tuple)
-        step = Step(op, slots, named, [], many)
+        step = Instruction(op, variables, named, [], many)
         results = result if many else (result,)
         step.view = shares(tensors_in((args, kwargs)), (t for t in results if isinstance(t, Tensor)))
         for argument, given in zip(op._schema.arguments, args, strict=False):
             alias = argument.alias_info
             if alias is not None and alias.is_write and isinstance(given, Tensor):
-                slot = self.slot_of(given)
-                slot.memory.varies |= varies
-                slot.memory.written = True
-                step.written.append(slot)
+                variable = self.slot_of(given)
+                variable.memory.varies |= varies
+                variable.memory.written = True
+                step.written.append(variable)
         for tensor in results:
             step.outputs.append(self._output(tensor, varies, step) if isinstance(tensor, Tensor) else None)
         self.steps.append(step)
         return result
 
-    def _output(self, tensor: Tensor, varies: bool, step: Step) -> Slot:
+    def _output(self, tensor: Tensor, varies: bool, step: Instruction) -> Variable:
         found = self.known.get(id(tensor))
         if found is not None and found[0]() is tensor:
             return found[1]
         new = not is_view(step) or storage_of(tensor) not in self.memories
         memory = self._memory(tensor, new)
         memory.varies |= new and varies
-        slot = Slot(memory, None if varies else tensor, tuple(tensor.shape), tensor.stride(), tensor.dtype)
-        self.known[id(tensor)] = (weakref.ref(tensor), slot)
-        return slot
+        variable = Variable(memory, None if varies else tensor, tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        self.known[id(tensor)] = (weakref.ref(tensor), variable)
+        return variable
 
-    def _slots(self, tree: Any, seen: list[Slot]) -> Any:
+    def _slots(self, tree: Any, seen: list[Variable]) -> Any:
         if isinstance(tree, Tensor):
             seen.append(self.slot_of(tree))
             return seen[-1]
@@ -132,9 +132,9 @@ class Tracer(Mode):
         return tree
 
 
-def slots_in(tree: Any) -> Iterator[Slot]:
+def slots_in(tree: Any) -> Iterator[Variable]:
     """All slots among arguments."""
-    if isinstance(tree, Slot):
+    if isinstance(tree, Variable):
         yield tree
     elif isinstance(tree, dict):
         yield from slots_in(tuple(tree.values()))
@@ -143,24 +143,24 @@ def slots_in(tree: Any) -> Iterator[Slot]:
             yield from slots_in(item)
 
 
-def taken(step: Step) -> list[Slot]:
+def taken(step: Instruction) -> list[Variable]:
     """All slots among a step's arguments."""
     return list(slots_in((step.args, step.kwargs)))
 
 
-def made_by(steps: Iterable[Step]) -> set[Slot]:
+def made_by(steps: Iterable[Instruction]) -> set[Variable]:
     """All slots that steps put out."""
     return {out for step in steps for out in step.outputs if out is not None}
 
 
-def is_view(step: Step) -> bool:
+def is_view(step: Instruction) -> bool:
     """Whether its results may be memory of its arguments; what schemas do not say, names and storages do."""
     return step.view or any(a.alias_info is not None for a in step.op._schema.arguments)
 
 
-def roots(steps: Iterable[Step]) -> dict[Memory, Memory]:
+def roots(steps: Iterable[Instruction]) -> dict[AliasSet, AliasSet]:
     """Of the memory of views, what they are views of: the results of a split have memory of their own."""
-    found: dict[Memory, Memory] = {}
+    found: dict[AliasSet, AliasSet] = {}
     for step in steps:
         given = taken(step) if is_view(step) else []
         for out in step.outputs if given else ():
@@ -169,7 +169,7 @@ def roots(steps: Iterable[Step]) -> dict[Memory, Memory]:
     return found
 
 
-def name_of(step: Step) -> str:
+def name_of(step: Instruction) -> str:
     """Of its operator, without overload; with its namespace where that is not torch's own."""
     return str(step.op._schema.name.removeprefix("aten::"))
 

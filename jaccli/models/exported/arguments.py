@@ -10,10 +10,10 @@ import torch
 from jaccli.errors import UnsupportedError
 from jaccli.models.exported.operators import resolve
 from jaccli.models.exported.payload import dtype_of
-from jaccli.models.exported.program import HERE, Graph, Ref
+from jaccli.models.exported.program import HERE, ExportedGraph, Ref
 from jaccli.models.screening.enumerations import check_enumeration, enumerations
 
-ParseGraph = Callable[[Mapping[str, Any]], Graph]
+ParseGraph = Callable[[Mapping[str, Any]], ExportedGraph]
 
 _MEMORY_FORMATS: Final = {
     1: torch.contiguous_format,
@@ -25,7 +25,7 @@ _KEYWORD: Final = 2
 
 
 def value_of(raw: Mapping[str, Any], parse_graph: ParseGraph) -> Any:
-    """One argument: a constant, a ``Ref``, a ``Graph``, or a container of them.
+    """One argument: a constant, a ``Ref``, a ``ExportedGraph``, or a container of them.
 
     Raises:
         UnsupportedError: a custom object.

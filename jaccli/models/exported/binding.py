@@ -8,7 +8,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from jaccli.errors import RefusedError, UsageError
-from jaccli.models.exported.program import Extent, Leaf, Program
+from jaccli.models.exported.program import ExportedCode, Extent, Leaf
 from jaccli.text.escape import listed, quote
 from jaccli.text.wording import worded
 
@@ -16,12 +16,12 @@ _SPECIALISED: Final = 2
 """Export gives every free dimension this lower bound, because it treats sizes 0 and 1 apart; not checked."""
 
 
-def signature(program: Program) -> list[tuple[str, bool]]:
+def signature(program: ExportedCode) -> list[tuple[str, bool]]:
     """Names of the arguments, positional ones first, and whether each must be given."""
     return [(name, not _fixed(leaves)) for name, leaves in _arguments(program)]
 
 
-def bind(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def bind(program: ExportedCode, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Graph input → value.
 
     Raises:
@@ -41,7 +41,7 @@ def bind(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     return values
 
 
-def _arguments(program: Program) -> list[tuple[str, list[Leaf]]]:
+def _arguments(program: ExportedCode) -> list[tuple[str, list[Leaf]]]:
     """Each argument with its leaves."""
     positional, keyword = program.in_tree.children
     names = program.argument_names or ()
@@ -62,7 +62,7 @@ def _fixed(leaves: list[Leaf]) -> bool:
 
 
 def _arrange(
-    program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    program: ExportedCode, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments by position and by name, as they were when the model was exported."""
     arguments = _arguments(program)

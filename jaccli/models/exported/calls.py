@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from jaccli.models.exported.program import Frame, Graph, Node, graphs, refs
+from jaccli.models.exported.program import ExportedGraph, ExportedNode, Frame, graphs, refs
 
 _RECURRENT: Final = ("torch.nn.modules.rnn.LSTM", "torch.nn.modules.rnn.GRU", "torch.nn.modules.rnn.RNN")
 _RECURRENT_OPERATORS: Final = (["lstm"], ["gru"], ["rnn_tanh"], ["rnn_relu"])
@@ -36,7 +36,7 @@ class ModuleCall:
     """For modules whose output is known to be nested, how: names and None in tuples; otherwise None."""
 
 
-def find_calls(graph: Graph, outer: Chain, state: frozenset[str]) -> list[ModuleCall]:
+def find_calls(graph: ExportedGraph, outer: Chain, state: frozenset[str]) -> list[ModuleCall]:
     """All module calls of one graph, outer ones before inner ones.
 
     Args:
@@ -55,7 +55,7 @@ def find_calls(graph: Graph, outer: Chain, state: frozenset[str]) -> list[Module
     return found
 
 
-def _chains(nodes: list[Node]) -> list[Chain]:
+def _chains(nodes: list[ExportedNode]) -> list[Chain]:
     """The stack of every node. One without a record belongs to what its neighbours have in common."""
     known = [node.stack for node in nodes]
     following: list[Chain] = [()] * len(nodes)
@@ -104,7 +104,7 @@ def _keys(chain: Chain, depth: int) -> tuple[str, ...]:
 _END = 1 << 60
 
 
-def _readers(graph: Graph) -> dict[str, list[int]]:
+def _readers(graph: ExportedGraph) -> dict[str, list[int]]:
     """Value → the nodes that read it; the graph's own output counts as a late reader."""
     readers: dict[str, list[int]] = {}
     for index, node in enumerate(graph.nodes):
@@ -116,7 +116,7 @@ def _readers(graph: Graph) -> dict[str, list[int]]:
 
 
 def _call(
-    nodes: list[Node],
+    nodes: list[ExportedNode],
     frame: Frame,
     first: int,
     last: int,
@@ -136,7 +136,7 @@ def _call(
     return ModuleCall(frame.path, first, last, depth, inputs, outputs or tuple(inside[-1].made()), shape)
 
 
-def _known_shape(kind: str, inside: list[Node], outputs: tuple[str, ...]) -> Any:
+def _known_shape(kind: str, inside: list[ExportedNode], outputs: tuple[str, ...]) -> Any:
     """What ``nn.LSTM``, ``nn.GRU``, ``nn.RNN`` and attention return: an export drops what nobody uses."""
     if kind in _RECURRENT and (made := _recurrent(inside)) is not None and set(outputs) <= set(made):
         return (made[0], tuple(made[1:])) if kind.endswith("LSTM") else made
@@ -145,7 +145,7 @@ def _known_shape(kind: str, inside: list[Node], outputs: tuple[str, ...]) -> Any
     return None
 
 
-def _recurrent(inside: list[Node]) -> tuple[str, ...] | None:
+def _recurrent(inside: list[ExportedNode]) -> tuple[str, ...] | None:
     """The results of the one recurrent operator in a module, if they leave the module as they are."""
     found = [node for node in inside if node.target.split(".")[1:2] in _RECURRENT_OPERATORS]
     made = tuple(found[0].made()) if len(found) == 1 else ()
@@ -159,7 +159,7 @@ def _flat(shape: Any) -> tuple[str, ...]:
     return () if shape is None else (shape,)
 
 
-def state_names(graph: Graph, given: frozenset[str]) -> frozenset[str]:
+def state_names(graph: ExportedGraph, given: frozenset[str]) -> frozenset[str]:
     """``given`` and every value that is made of nothing else."""
     names = set(given)
     for node in graph.nodes:

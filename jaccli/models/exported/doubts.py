@@ -7,7 +7,7 @@ from typing import Final
 import torch
 
 from jaccli.models.exported.inplace import named_arguments
-from jaccli.models.exported.program import Graph, Node, walk
+from jaccli.models.exported.program import ExportedGraph, ExportedNode, walk
 from jaccli.text.escape import quote
 
 _TRAINING_FLAGS: Final = {
@@ -31,31 +31,31 @@ _TRAINING_FLAGS: Final = {
 _RECURRENT: Final = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
-def doubts(graph: Graph) -> list[str]:
+def doubts(graph: ExportedGraph) -> list[str]:
     """Short messages, one for each operator that was exported in training mode."""
     found = [_message(node) for node in walk(graph) if _in_training(node)]
     return list(dict.fromkeys(found))
 
 
-def draws_by_mode(graph: Graph) -> bool:
+def draws_by_mode(graph: ExportedGraph) -> bool:
     """Whether an operator draws that was exported in training mode, which ``doubts`` tells of."""
     return any(_in_training(node) and "batch_norm" not in _name(node) for node in walk(graph))
 
 
-def draws_random_numbers(graph: Graph) -> bool:
+def draws_random_numbers(graph: ExportedGraph) -> bool:
     """Whether a run moves a random generator."""
     return any(_in_training(node) or _seeded(node) for node in walk(graph))
 
 
-def _seeded(node: Node) -> bool:
+def _seeded(node: ExportedNode) -> bool:
     return isinstance(node.op, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.op.tags
 
 
-def _name(node: Node) -> str:
+def _name(node: ExportedNode) -> str:
     return node.op._schema.name.split("::")[1] if isinstance(node.op, torch._ops.OpOverload) else ""
 
 
-def _in_training(node: Node) -> bool:
+def _in_training(node: ExportedNode) -> bool:
     name = _name(node)
     flag = _TRAINING_FLAGS.get(name)
     if flag is None:
@@ -66,7 +66,7 @@ def _in_training(node: Node) -> bool:
     return bool(given.get(flag))
 
 
-def _message(node: Node) -> str:
+def _message(node: ExportedNode) -> str:
     where = f" in {quote(node.stack[-1].path)}" if node.stack else ""
     if "batch_norm" in _name(node):
         return f"BatchNorm{where} was exported in training mode: samples of a batch depend on each other"

@@ -1,4 +1,4 @@
-"""An ``ExportedProgram``, or the module that its ``module()`` makes, as a ``Program``.
+"""An ``ExportedProgram``, or the module that its ``module()`` makes, as a ``ExportedCode``.
 
 The live objects hold what an archive holds, as a ``torch.fx`` graph. Operators are the user's own, in
 their own process, so any operator is taken; ``_guards_fn``, which runs generated code, is left out.
@@ -16,7 +16,18 @@ from jaccli.errors import UnsupportedError
 from jaccli.models.exported.control import CONTROL
 from jaccli.models.exported.operators import plain_functions, skipped, unsupported
 from jaccli.models.exported.parse import module_types
-from jaccli.models.exported.program import HERE, Extent, Frame, Graph, Leaf, Node, Output, Program, Ref, StateKind
+from jaccli.models.exported.program import (
+    HERE,
+    ExportedCode,
+    ExportedGraph,
+    ExportedNode,
+    Extent,
+    Frame,
+    Leaf,
+    Output,
+    Ref,
+    StateKind,
+)
 from jaccli.models.exported.stacks import clean_stack
 from jaccli.models.exported.trees import LiveTree
 from jaccli.text.escape import quote
@@ -41,7 +52,7 @@ def is_exported_module(model: object) -> bool:
     return any("nn_module_stack" in node.meta for node in called)
 
 
-def program_from_export(exported: Any) -> tuple[Program, dict[str, Tensor]]:
+def program_from_export(exported: Any) -> tuple[ExportedCode, dict[str, Tensor]]:
     """The program of an ``ExportedProgram`` and its tensors by qualified name, shared with it."""
     signature, module = exported.graph_signature, exported.graph_module
     state: dict[str, tuple[StateKind, str]] = {}
@@ -62,7 +73,7 @@ def program_from_export(exported: Any) -> tuple[Program, dict[str, Tensor]]:
     pairs = list(zip(signature.output_specs, graph.outputs, strict=True))
     mutations = {spec.target: value for spec, value in pairs if spec.kind.name == "BUFFER_MUTATION"}
     results = tuple(value for spec, value in pairs if spec.kind.name in ("USER_OUTPUT", "LOSS_OUTPUT"))
-    program = Program(
+    program = ExportedCode(
         graph=graph,
         state=state,
         leaves=tuple(leaves),
@@ -85,7 +96,7 @@ def _argument_names(exported: Any) -> tuple[str, ...] | None:
     return None
 
 
-def program_from_module(module: fx.GraphModule) -> tuple[Program, dict[str, Tensor]]:
+def program_from_module(module: fx.GraphModule) -> tuple[ExportedCode, dict[str, Tensor]]:
     """The program of an exported module and its tensors by qualified name, shared with it."""
     state: dict[str, tuple[StateKind, str]] = {}
     tensors: dict[str, Tensor] = {}
@@ -103,7 +114,7 @@ def program_from_module(module: fx.GraphModule) -> tuple[Program, dict[str, Tens
     leaves = tuple(_leaf(node, {}) for node in module.graph.nodes if node.op == "placeholder")
     results = graph.outputs
     return (
-        Program(
+        ExportedCode(
             graph=graph,
             state=state,
             leaves=leaves,
@@ -165,9 +176,9 @@ class _Converter:
         self._module, self._state, self._listed = module, state, listed
         self._folded: set[fx.Node] = set()
 
-    def graph(self) -> Graph:
+    def graph(self) -> ExportedGraph:
         inputs: list[str | None] = [*self._state]
-        nodes: list[Node] = []
+        nodes: list[ExportedNode] = []
         outputs: tuple[Any, ...] = ()
         for node in self._module.graph.nodes:
             if node.op == "placeholder":
@@ -177,15 +188,15 @@ class _Converter:
             elif node.op == "output":
                 given = node.args[0]
                 outputs = tuple(self._value(item) for item in (given if isinstance(given, (tuple, list)) else (given,)))
-        return Graph(tuple(inputs), nodes, outputs)
+        return ExportedGraph(tuple(inputs), nodes, outputs)
 
-    def _node(self, node: fx.Node) -> Node:
+    def _node(self, node: fx.Node) -> ExportedNode:
         op = _operator(node.target)
         args = tuple(self._value(item) for item in node.args)
         kwargs = {key: self._value(item) for key, item in node.kwargs.items()}
         stack = node.meta.get("nn_module_stack")
         frames = [Frame(str(key), path, _type_name(kind)) for key, (path, kind) in (stack or {}).items()]
-        return Node(
+        return ExportedNode(
             _target(node.target),
             op,
             args,

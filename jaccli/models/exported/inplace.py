@@ -16,7 +16,7 @@ import torch
 
 from jaccli.models.exported.control import INLINE
 from jaccli.models.exported.operators import qualified
-from jaccli.models.exported.program import Graph, Node, graphs, refs
+from jaccli.models.exported.program import ExportedGraph, ExportedNode, graphs, refs
 
 _FRESH: Final = frozenset(
     [
@@ -75,7 +75,7 @@ class Rewrites:
     written: frozenset[str] = frozenset()
 
 
-def find_rewrites(graph: Graph, kept: frozenset[str], *, inner: bool = False) -> Rewrites:
+def find_rewrites(graph: ExportedGraph, kept: frozenset[str], *, inner: bool = False) -> Rewrites:
     """How to run a graph without writing into what it was given.
 
     Args:
@@ -128,7 +128,7 @@ def _formal(op: torch._ops.OpOverload) -> list[tuple[str, str]]:
     return [(argument.name, str(argument.type)) for argument in op._schema.arguments]
 
 
-def named_arguments(node: Node) -> dict[str, Any]:
+def named_arguments(node: ExportedNode) -> dict[str, Any]:
     """Arguments of an operator by the names in its schema."""
     if not isinstance(node.op, torch._ops.OpOverload):
         return {}
@@ -136,7 +136,7 @@ def named_arguments(node: Node) -> dict[str, Any]:
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
-def _written(node: Node) -> list[str]:
+def _written(node: ExportedNode) -> list[str]:
     """Names of the values that a node writes to, the one that it returns first."""
     if inner := graphs(node):
         if node.op not in INLINE:
@@ -159,7 +159,7 @@ def _written(node: Node) -> list[str]:
     return list(refs(written))
 
 
-def _families(graph: Graph) -> dict[str, set[str]]:
+def _families(graph: ExportedGraph) -> dict[str, set[str]]:
     """Value → all values that may share its memory."""
     family: dict[str, set[str]] = {name: {name} for name in graph.inputs if name is not None}
     for node in graph.nodes:
@@ -174,7 +174,7 @@ def _families(graph: Graph) -> dict[str, set[str]]:
     return family
 
 
-def _sources(node: Node) -> list[str]:
+def _sources(node: ExportedNode) -> list[str]:
     """Arguments whose memory a result of the node may share."""
     op = node.op
     if graphs(node):
@@ -196,7 +196,7 @@ def _composite(op: torch._ops.OpOverload) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(qualified(op), "CompositeImplicitAutograd"))
 
 
-def _last_use(graph: Graph) -> dict[str, int]:
+def _last_use(graph: ExportedGraph) -> dict[str, int]:
     last: dict[str, int] = {}
     for index, node in enumerate(graph.nodes):
         last.update(dict.fromkeys(node.used(), index))

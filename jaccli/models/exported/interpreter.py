@@ -16,7 +16,7 @@ from jaccli.models.exported.calls import Chain, ModuleCall, find_calls, state_na
 from jaccli.models.exported.control import CONTROL
 from jaccli.models.exported.direct import DIRECT, VIEWS
 from jaccli.models.exported.inplace import Rewrites, find_rewrites
-from jaccli.models.exported.program import HERE, Graph, Node, Ref, graphs, refs
+from jaccli.models.exported.program import HERE, ExportedGraph, ExportedNode, Ref, graphs, refs
 from jaccli.models.screening.argument_checks import guarded
 from jaccli.networks.dtypes import follows
 from jaccli.networks.network import Tap
@@ -42,7 +42,7 @@ class GraphPlan:
     expiring: list[list[str]]
 
 
-def prepare(graph: Graph, state: frozenset[str], outer: Chain = (), *, inner: bool = False) -> None:
+def prepare(graph: ExportedGraph, state: frozenset[str], outer: Chain = (), *, inner: bool = False) -> None:
     """Work out, once, the module calls, in-place writes and lifetimes of a graph and those inside it.
 
     Args:
@@ -71,7 +71,7 @@ def prepare(graph: Graph, state: frozenset[str], outer: Chain = (), *, inner: bo
     graph.plan = GraphPlan(calls, rewrites, entering, leaving, _expiring(graph, calls, state))
 
 
-def _operands(node: Node, part: Graph) -> list[tuple[str, str]]:
+def _operands(node: ExportedNode, part: ExportedGraph) -> list[tuple[str, str]]:
     """Inputs of an inner graph with the outer values that go in there, where that is plain to see."""
     given = list(refs(node.args))[-len(part.inputs) :] if part.inputs else []
     if len(given) != len(part.inputs):
@@ -79,7 +79,7 @@ def _operands(node: Node, part: Graph) -> list[tuple[str, str]]:
     return [(name, outer) for name, outer in zip(part.inputs, given, strict=True) if name is not None]
 
 
-def _expiring(graph: Graph, calls: list[ModuleCall], state: frozenset[str]) -> list[list[str]]:
+def _expiring(graph: ExportedGraph, calls: list[ModuleCall], state: frozenset[str]) -> list[list[str]]:
     """For each node, the values that nobody asks for after it: what frees activations during a run."""
     last: dict[str, int] = {}
     for index, node in enumerate(graph.nodes):
@@ -108,13 +108,13 @@ class Execution:
         self.device, self.dtypes, self.tap = device, dtypes, tap
         self.counts: Counter[str] = Counter()
 
-    def run(self, graph: Graph, values: dict[str, Any]) -> _Scope:
+    def run(self, graph: ExportedGraph, values: dict[str, Any]) -> _Scope:
         """Run a graph on named inputs; the scope returned still holds its results."""
         scope = _Scope(self, graph, values)
         scope.run()
         return scope
 
-    def run_inner(self, graph: Graph, operands: Sequence[Any]) -> tuple[Any, ...]:
+    def run_inner(self, graph: ExportedGraph, operands: Sequence[Any]) -> tuple[Any, ...]:
         """Run a graph inside a control-flow operator."""
         if len(operands) != len(graph.inputs):
             raise RefusedError("a control-flow block of the exported model gets the wrong number of inputs")
@@ -130,7 +130,7 @@ class Execution:
 class _Scope:
     """The values of one graph while it runs."""
 
-    def __init__(self, execution: Execution, graph: Graph, values: dict[str, Any]) -> None:
+    def __init__(self, execution: Execution, graph: ExportedGraph, values: dict[str, Any]) -> None:
         self._execution, self._graph, self._values = execution, graph, values
         self._plan: GraphPlan = graph.plan
         self._replaced: list[tuple[ModuleCall, dict[str, Any]]] = []
@@ -165,7 +165,7 @@ class _Scope:
                 return replaced[name]
         return self._values[name]
 
-    def _step(self, index: int, node: Node) -> None:
+    def _step(self, index: int, node: ExportedNode) -> None:
         args, kwargs = self.value(node.args), self.value(node.kwargs)
         rewrite = self._plan.rewrites.functions.get(index)
         if node.op in _CONTROL:
@@ -189,7 +189,7 @@ class _Scope:
 
         return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
 
-    def _function(self, node: Node) -> Callable[..., Any]:
+    def _function(self, node: ExportedNode) -> Callable[..., Any]:
         """What runs for a node; a view of what is written to in place must stay one."""
         if node.op in VIEWS and self._plan.rewrites.copied.isdisjoint(node.made()):
             return VIEWS[node.op]
@@ -207,7 +207,7 @@ class _Scope:
         self._values[name] = result
         return result
 
-    def _store(self, node: Node, result: Any) -> None:
+    def _store(self, node: ExportedNode, result: Any) -> None:
         outputs = node.outputs
         if not outputs:
             return

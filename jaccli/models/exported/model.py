@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from jaccli.errors import RefusedError
 from jaccli.models.exported.binding import bind
 from jaccli.models.exported.interpreter import Execution, prepare
-from jaccli.models.exported.program import Program
+from jaccli.models.exported.program import ExportedCode
 from jaccli.networks.dtypes import converted, is_whole, renamed
 from jaccli.networks.network import Tap
 from jaccli.text.escape import quote
@@ -31,7 +31,7 @@ class ExportedModel(nn.Module):
         tensors: parameters, buffers and constants by qualified name; used as they are, not copied.
     """
 
-    def __init__(self, program: Program, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, program: ExportedCode, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.training = False  # the mode was fixed when the program was exported
         self.program = program

@@ -1,4 +1,4 @@
-"""The JSON of an archive → a ``Program``. Nothing in it is evaluated: symbols stay symbols."""
+"""The JSON of an archive → a ``ExportedCode``. Nothing in it is evaluated: symbols stay symbols."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from jaccli.errors import RefusedError, UnsupportedError
 from jaccli.models.exported.arguments import node_arguments, value_of
 from jaccli.models.exported.operators import resolve, skipped
 from jaccli.models.exported.program import (
+    ExportedCode,
+    ExportedGraph,
+    ExportedNode,
     Extent,
-    Graph,
     Leaf,
-    Node,
     Output,
-    Program,
     StateKind,
     graphs,
     refs,
@@ -33,7 +33,7 @@ _STATE_FIELDS: Final[dict[str, tuple[StateKind, str]]] = {
 }
 
 
-def parse_program(raw: Mapping[str, Any], *, trust: bool = False) -> Program:
+def parse_program(raw: Mapping[str, Any], *, trust: bool = False) -> ExportedCode:
     """The program that an archive's JSON describes.
 
     Raises:
@@ -58,7 +58,7 @@ class _Parser:
         self._listed = {str(entry["fqn"]): "" for entry in self._module["module_call_graph"]}
         self._ranges: Mapping[str, Any] = raw.get("range_constraints") or {}
 
-    def program(self) -> Program:
+    def program(self) -> ExportedCode:
         raw_graph, signature = self._module["graph"], self._module["signature"]
         graph = self.graph(raw_graph)
         call = next(entry["signature"] for entry in self._module["module_call_graph"] if entry["fqn"] == "")
@@ -73,7 +73,7 @@ class _Parser:
         if not {*refs(results), *refs(mutations)} <= set(refs(graph.outputs)):
             raise ValueError("a result that is not an output")
         names = call.get("forward_arg_names")
-        return Program(
+        return ExportedCode(
             graph=graph,
             state=state,
             leaves=tuple(leaves),
@@ -85,12 +85,12 @@ class _Parser:
             argument_names=tuple(str(name) for name in names) if names else None,
         )
 
-    def graph(self, raw: Mapping[str, Any]) -> Graph:
+    def graph(self, raw: Mapping[str, Any]) -> ExportedGraph:
         inputs = tuple(_input_name(item) for item in raw["inputs"])
         nodes = [node for item in raw["nodes"] if (node := self.node(item)) is not None]
-        return Graph(inputs, nodes, tuple(value_of(item, self.graph) for item in raw["outputs"]))
+        return ExportedGraph(inputs, nodes, tuple(value_of(item, self.graph) for item in raw["outputs"]))
 
-    def node(self, raw: Mapping[str, Any]) -> Node | None:
+    def node(self, raw: Mapping[str, Any]) -> ExportedNode | None:
         target = str(raw["target"])
         op = resolve(target, trust=self._trust)
         if skipped(op):
@@ -98,7 +98,7 @@ class _Parser:
         args, kwargs = node_arguments(op, raw["inputs"], self.graph)
         outputs = tuple(_output(item) for item in raw["outputs"])
         stack = parse_stack((raw.get("metadata") or {}).get("nn_module_stack"), self._listed)
-        return Node(target.removeprefix("torch.ops."), op, args, kwargs, outputs, stack)
+        return ExportedNode(target.removeprefix("torch.ops."), op, args, kwargs, outputs, stack)
 
     def inputs(
         self, specs: list[Mapping[str, Any]], values: Mapping[str, Any]
@@ -152,11 +152,11 @@ class _Parser:
                 raise UnsupportedError(f"the exported program returns a {kind.replace('_', ' ')[:40]!r}")
         return results, mutations
 
-    def modules(self, graph: Graph) -> dict[str, str]:
+    def modules(self, graph: ExportedGraph) -> dict[str, str]:
         return module_types(self._listed, graph)
 
 
-def module_types(listed: Mapping[str, str], graph: Graph) -> dict[str, str]:
+def module_types(listed: Mapping[str, str], graph: ExportedGraph) -> dict[str, str]:
     """Module path → short type name: those listed and those met in the graph, parents before children."""
     # ``b@1`` is the second call of ``b``, unless a module is named so.
     types = {path: "" for path in listed if path and (path.rpartition("@")[0] or path) not in {*listed} - {path}}
@@ -177,7 +177,7 @@ def module_types(listed: Mapping[str, str], graph: Graph) -> dict[str, str]:
     return ordered
 
 
-def _check_names(graph: Graph, given: set[str]) -> None:
+def _check_names(graph: ExportedGraph, given: set[str]) -> None:
     """Every value is made once, before it is read."""
     if {name for name in graph.inputs if name is not None} != given:
         raise ValueError("inputs that the graph does not have")

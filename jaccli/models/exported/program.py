@@ -39,10 +39,10 @@ Output = str | None | tuple[str | None, ...]
 
 
 @dataclass(slots=True)
-class Node:
+class ExportedNode:
     """One operator.
 
-    ``args`` and ``kwargs`` hold constants, ``Ref``, ``HERE``, ``Graph`` and containers of them. ``stack``
+    ``args`` and ``kwargs`` hold constants, ``Ref``, ``HERE``, ``ExportedGraph`` and containers of them. ``stack``
     is None where the export recorded nothing; the root module is not in it.
     """
 
@@ -68,11 +68,11 @@ class Node:
 
 
 @dataclass(slots=True)
-class Graph:
+class ExportedGraph:
     """Operators in order of execution. ``inputs`` are names, None where an input is a constant."""
 
     inputs: tuple[str | None, ...]
-    nodes: list[Node]
+    nodes: list[ExportedNode]
     outputs: tuple[Any, ...]
     plan: Any = None
     """What ``prepare`` found out about the graph; set once."""
@@ -101,7 +101,7 @@ StateKind = Literal["parameter", "buffer", "constant"]
 
 
 @dataclass(slots=True)
-class Program:
+class ExportedCode:
     """A graph with its calling convention.
 
     Attributes:
@@ -113,7 +113,7 @@ class Program:
         argument_names: names of the positional and keyword arguments, if recorded.
     """
 
-    graph: Graph
+    graph: ExportedGraph
     state: dict[str, tuple[StateKind, str]]
     leaves: tuple[Leaf, ...]
     in_tree: Tree
@@ -137,12 +137,12 @@ def refs(value: Any) -> Iterator[str]:
             yield from refs(item)
 
 
-def graphs(node: Node) -> list[Graph]:
+def graphs(node: ExportedNode) -> list[ExportedGraph]:
     """The graphs that a control-flow operator may run."""
-    return [arg for arg in node.args if isinstance(arg, Graph)]
+    return [arg for arg in node.args if isinstance(arg, ExportedGraph)]
 
 
-def walk(graph: Graph) -> Iterator[Node]:
+def walk(graph: ExportedGraph) -> Iterator[ExportedNode]:
     """All nodes, those of inner graphs included."""
     for node in graph.nodes:
         yield node

@@ -15,14 +15,14 @@ from jaccli.models.torchscript.values import DTYPES, NUMBERS, carries_tensors
 from jaccli.networks.dtypes import follows
 
 if TYPE_CHECKING:
-    from jaccli.models.torchscript.program import Program
+    from jaccli.models.torchscript.program import ScriptProgram
     from jaccli.models.torchscript.run import Run
 
 Frame = list[Any]
 Step = Callable[[Frame], None]
 
 
-class Compiled:
+class CompiledGraph:
     """A function that can be run: ``compiled(run, args)`` gives its return value."""
 
     __slots__ = ("name", "output", "steps", "template")
@@ -43,7 +43,7 @@ class Compiled:
 class Builder:
     """Compiles one graph; the emitters in ``control`` use it to place values and nested blocks."""
 
-    def __init__(self, program: Program, name: str, graph: Any) -> None:
+    def __init__(self, program: ScriptProgram, name: str, graph: Any) -> None:
         self.program, self.name = program, name
         self.template: Frame = [None]
         self.constants: dict[int, Any] = {}
@@ -78,7 +78,7 @@ class Builder:
         """Whether the code may write to this value in place."""
         return self.program.aliases.value_is_written(self.name, value)
 
-    def subgraph(self, node: Any) -> Compiled:
+    def subgraph(self, node: Any) -> CompiledGraph:
         """The function that a ``prim::fork`` node carries with it."""
         return compile_graph(self.program, f"{self.name}/{node.output().unique()}", node.g("Subgraph"))
 
@@ -131,14 +131,14 @@ class Builder:
         return found
 
 
-def compile_graph(program: Program, name: str, graph: Any) -> Compiled:
+def compile_graph(program: ScriptProgram, name: str, graph: Any) -> CompiledGraph:
     """Compile one function's graph."""
     builder = Builder(program, name, graph)
     steps = builder.block(graph, release=True)
     outputs = builder.slots(graph.outputs())
     if len(outputs) != 1:
         raise unknown(f"a function with {len(outputs)} outputs")
-    return Compiled(name, builder.template, steps, outputs[0])
+    return CompiledGraph(name, builder.template, steps, outputs[0])
 
 
 def apply(fn: Callable[..., Any], ins: list[int], outs: list[int]) -> Step:

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from jaccli.errors import UnsupportedError
 from jaccli.models.torchscript import binding
-from jaccli.models.torchscript.program import Code, Program
+from jaccli.models.torchscript.program import Code, ScriptProgram
 from jaccli.models.torchscript.run import Run
 from jaccli.models.torchscript.state import ModuleNode, adopt, live_tree, snapshot
 from jaccli.models.torchscript.values import Instance, map_tensors, printable
 from jaccli.networks.dtypes import converted, renamed
 from jaccli.networks.network import Network, Tap
 from jaccli.networks.quantized import no_derivative, packed_modules
-from jaccli.networks.state.fingerprint import Stamp
+from jaccli.networks.state.fingerprint import Fingerprint
 from jaccli.networks.state.random_generators import Noise
 from jaccli.networks.state.snapshot import without_parameter_gradients
 
@@ -47,9 +47,9 @@ class ScriptNetwork(Network):
         code = Code(module)
         root = live_tree(module, code.shape)
         self.packed = packed_modules(module.named_modules())
-        self._setup(Program(code, root))
+        self._setup(ScriptProgram(code, root))
 
-    def _setup(self, program: Program) -> None:
+    def _setup(self, program: ScriptProgram) -> None:
         self._program, self._root = program, program.root
         forward = program.code.function(f"{self._root.cls}.forward")
         if forward is None:
@@ -117,7 +117,7 @@ class ScriptNetwork(Network):
         chained = convert if program.convert is None else _after(program.convert, convert)
         dtypes = renamed(program.dtypes, self.tensors(), dtype)
         other.packed = self.packed
-        other._setup(Program(program.code, root, chained, device or program.device, dtypes))
+        other._setup(ScriptProgram(program.code, root, chained, device or program.device, dtypes))
         return other
 
     def tensors(self) -> Iterator[Tensor]:
@@ -129,9 +129,9 @@ class ScriptNetwork(Network):
                     seen.add(id(tensor))
                     yield tensor
 
-    def stamp(self, moving: Collection[int] = ()) -> Stamp:
+    def stamp(self, moving: Collection[int] = ()) -> Fingerprint:
         """Parameters, buffers, and every attribute that the code can read."""
-        stamp = Stamp(moving)
+        stamp = Fingerprint(moving)
         for node in self._root.walk():
             for name in self._read_by.get(node.cls, ()):
                 if name in node.children:
@@ -169,7 +169,7 @@ def _draws(node: ModuleNode) -> bool:
     return named and _reads_true(node, "training") and _reads_true(node, "p", True)
 
 
-def _add(stamp: Stamp, value: Any) -> None:
+def _add(stamp: Fingerprint, value: Any) -> None:
     """Objects of a script's own classes come in a new wrapper at each reading: what they hold counts."""
     if isinstance(getattr(value, "_c", value), torch._C.ScriptObject):
         value = adopt(value)

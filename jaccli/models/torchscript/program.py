@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jaccli.errors import UnsupportedError
 from jaccli.models.torchscript.aliases import Aliases
-from jaccli.models.torchscript.compiler import Compiled, compile_graph
+from jaccli.models.torchscript.compiler import CompiledGraph, compile_graph
 from jaccli.models.torchscript.fused import SWITCHED_OFF
 from jaccli.models.torchscript.state import ModuleNode
 from jaccli.models.torchscript.traced import Traced, restore
@@ -54,7 +54,7 @@ class Code:
         return [name for name in names if self.graph(name) is not None]
 
 
-class Program:
+class ScriptProgram:
     """The functions of a model, compiled on first use."""
 
     def __init__(
@@ -65,11 +65,11 @@ class Program:
         self.code, self.root = code, root
         self.convert, self.device, self.dtypes = convert, device, dtypes or {}
         self.aliases = Aliases(code, f"{root.cls}.forward")
-        self._compiled: dict[str, Compiled] = {}
-        self._methods: dict[tuple[str, str], Compiled] = {}
+        self._compiled: dict[str, CompiledGraph] = {}
+        self._methods: dict[tuple[str, str], CompiledGraph] = {}
         self._traced: dict[str, Traced | None] = {}
 
-    def method(self, cls: str, name: str) -> Compiled:
+    def method(self, cls: str, name: str) -> CompiledGraph:
         """A method, by the class of the object it is called on."""
         found = self._methods.get((cls, name))
         if found is None:
@@ -83,7 +83,7 @@ class Program:
             self._traced[name] = None if graph is None else restore(self, name, graph)
         return self._traced[name]
 
-    def function(self, name: str) -> Compiled:
+    def function(self, name: str) -> CompiledGraph:
         """A function by its qualified name.
 
         Raises:
@@ -95,7 +95,7 @@ class Program:
                 raise UnsupportedError(f"the model calls {printable(name)!r}, of which it holds no code")
             self._compiled[name] = compile_graph(self, name, graph)
             if name.removeprefix("__torch__.") in SWITCHED_OFF:
-                self._compiled[name] = Compiled(name, [None, False], [], 1)
+                self._compiled[name] = CompiledGraph(name, [None, False], [], 1)
         return self._compiled[name]
 
     def devices(self) -> set[torch.device]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jaccli.models.torchscript import bounds
-from jaccli.models.torchscript.compiler import Compiled
+from jaccli.models.torchscript.compiler import CompiledGraph
 from jaccli.models.torchscript.state import ModuleNode, adopt
 from jaccli.models.torchscript.traced import arrange
 from jaccli.models.torchscript.values import Instance, map_tensors, protect
@@ -16,7 +16,7 @@ from jaccli.networks.network import Tap
 from jaccli.networks.state.random_generators import Noise
 
 if TYPE_CHECKING:
-    from jaccli.models.torchscript.program import Program
+    from jaccli.models.torchscript.program import ScriptProgram
 
 
 class Run:
@@ -24,7 +24,7 @@ class Run:
 
     __slots__ = ("_clones", "_copies", "_counts", "_forward", "_modules", "_noise", "program", "tap", "wanted")
 
-    def __init__(self, program: Program, tap: Tap | None) -> None:
+    def __init__(self, program: ScriptProgram, tap: Tap | None) -> None:
         bounds.start()
         self.program, self.tap = program, tap
         self._copies = getattr(tap, "gives_copies", False)
@@ -82,7 +82,7 @@ class Run:
         tap, path = self.tap, owner.node.path
         assert tap is not None
         call = self._counts[path] = self._counts.get(path, 0) + 1
-        traced = self.program.traced(function.name) if isinstance(function, Compiled) else None
+        traced = self.program.traced(function.name) if isinstance(function, CompiledGraph) else None
         given, _ = tap.enter(path, call, tuple(args) if traced is None else traced.open(args), {})
         flat = given if traced is None else traced.close(given)
         pairs = zip(flat, args, written, strict=False)

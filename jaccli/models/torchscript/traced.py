@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jaccli.errors import UnsupportedError
-from jaccli.models.torchscript.compiler import Builder, Compiled
+from jaccli.models.torchscript.compiler import Builder, CompiledGraph
 
 if TYPE_CHECKING:
-    from jaccli.models.torchscript.program import Program
+    from jaccli.models.torchscript.program import ScriptProgram
 
 # A nested tuple of positions in a flat list; None is an element that the trace did not keep.
 Layout = Any
@@ -35,7 +35,7 @@ class Traced:
     ``function`` gives the list of the value's parts; ``returned`` are those that the trace returns.
     """
 
-    function: Compiled
+    function: CompiledGraph
     inputs: Layout | None
     outputs: Layout
     returned: list[int]
@@ -86,7 +86,7 @@ def _pairs(layout: Layout, value: Any) -> Iterator[tuple[int, Any]]:
         yield layout, value
 
 
-def restore(program: Program, name: str, graph: Any) -> Traced | None:
+def restore(program: ScriptProgram, name: str, graph: Any) -> Traced | None:
     """The structure of a traced method; None where it is not known, or the method's own already."""
     known = _KNOWN.fullmatch(name.rpartition(".")[0])
     find = _FINDERS.get(known[1]) if known else None
@@ -109,7 +109,7 @@ def restore(program: Program, name: str, graph: Any) -> Traced | None:
     )
 
 
-def _compile(program: Program, name: str, graph: Any, values: list[Any]) -> Compiled:
+def _compile(program: ScriptProgram, name: str, graph: Any, values: list[Any]) -> CompiledGraph:
     builder = Builder(program, name, graph)
     steps = builder.block(graph, release=True, keep=values)
     ins, out = builder.slots(values), len(builder.template)
@@ -118,7 +118,7 @@ def _compile(program: Program, name: str, graph: Any, values: list[Any]) -> Comp
     def gather(frame: list[Any]) -> None:
         frame[out] = [frame[i] for i in ins]
 
-    return Compiled(name, builder.template, [*steps, gather], out)
+    return CompiledGraph(name, builder.template, [*steps, gather], out)
 
 
 def _returned(graph: Any) -> list[Any] | None:

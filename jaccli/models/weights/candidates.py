@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaccli.pickles.stand_ins import ArrayShell, Inert, PackedSpec, SparseSpec, TensorSpec
+from jaccli.pickles.stand_ins import ArrayShell, PackedSpec, SparseSpec, StandIn, TensorSpec
 
 _MAX_DEPTH = 5
 # Words that say that the tensors below a key are not weights: how a word begins, and whole words.
@@ -132,7 +132,7 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]]:
         return
     own = value if isinstance(value, dict) else dict(value)
     yield from ((key, one) for key, one in dict.items(own) if isinstance(key, str) or type(key) is int)
-    if isinstance(value, Inert) and isinstance(value.state, dict):
+    if isinstance(value, StandIn) and isinstance(value.state, dict):
         yield from ((key, one) for key, one in value.state.items() if isinstance(key, str) and key not in own)
 
 
@@ -148,7 +148,7 @@ def is_tensor(value: Any) -> bool:
 
 
 def _is_packed(value: Any) -> bool:
-    if isinstance(value, Inert):  # a tensor of a class of its own, as those of torchao
+    if isinstance(value, StandIn):  # a tensor of a class of its own, as those of torchao
         kinds = [type(value), *(one for one in value.given if isinstance(one, type))]
         return any(_QUANTIZED.match(getattr(kind, "path", "")) for kind in kinds)
     return isinstance(value, PackedSpec) or getattr(value, "is_quantized", False) is True
@@ -156,6 +156,6 @@ def _is_packed(value: Any) -> bool:
 
 def is_module(value: Any) -> bool:
     """Whether this is, or stands for, an ``nn.Module``."""
-    if isinstance(value, Inert):
+    if isinstance(value, StandIn):
         return value.is_module()
     return hasattr(value, "named_parameters") and hasattr(value, "forward")

@@ -18,7 +18,7 @@ from jaccli.models.weights.checkpoint import no_weights, read_safetensors, read_
 from jaccli.models.weights.choice import choose
 from jaccli.networks.quantized import packed_file
 from jaccli.pickles.saved_object import read_pickled
-from jaccli.pickles.stand_ins import ArrayShell, Inert, SparseSpec, TensorSpec
+from jaccli.pickles.stand_ins import ArrayShell, SparseSpec, StandIn, TensorSpec
 from jaccli.pickles.storages import TensorMaker, torch_dtype
 from jaccli.text.escape import listed, quote
 from jaccli.text.wording import worded
@@ -86,7 +86,7 @@ class Contents:
         if key is not None and all(one.is_aside and not suits(one) for one in every):
             raise no_such_key(self.path, key, self._every)
         chosen, notes = choose(every, suits if fits is not None else None, self.path)
-        if isinstance(chosen.module, Inert):
+        if isinstance(chosen.module, StandIn):
             raise whole_module(self.path, type(chosen.module).path)
         return chosen, notes + self._notes(chosen)
 

@@ -17,7 +17,7 @@ from jaccli.models.weights.candidates import Candidate, candidates_in, is_tensor
 from jaccli.models.weights.contents import Contents, read_contents, without_data
 from jaccli.models.weights.load_state_dict import fits_into, has_shape
 from jaccli.models.weights.state_dict import match_names
-from jaccli.pickles.stand_ins import ArrayShell, DtypeName, Inert, SparseSpec, TensorSpec
+from jaccli.pickles.stand_ins import ArrayShell, DtypeName, SparseSpec, StandIn, TensorSpec
 from jaccli.pickles.storages import TensorMaker
 from jaccli.text.escape import quote
 
@@ -149,7 +149,7 @@ class _Plain:
         if isinstance(value, (TensorSpec, SparseSpec, ArrayShell)) and is_tensor(value):
             made = self._maker.make(where, value)
             return made.item() if isinstance(value, ArrayShell) and made.dim() == 0 else made
-        if isinstance(value, dict) and not (isinstance(value, Inert) and not value):
+        if isinstance(value, dict) and not (isinstance(value, StandIn) and not value):
             return self._mapping(value, where, depth)
         if type(value) in (list, tuple):
             items = [self.value(one, where, depth + 1) for one in value]

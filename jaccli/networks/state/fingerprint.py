@@ -16,7 +16,7 @@ _PEEK = 64
 _DEEPEST = 8
 
 
-class Stamp:
+class Fingerprint:
     """Tensors by identity, version and a look at their content, other things by value or identity.
 
     What it names it holds on to, so that no identity is used twice. Writes through ``.data`` move no
@@ -35,7 +35,7 @@ class Stamp:
         self.held: list[Any] = []
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Stamp) and self.key == other.key
+        return isinstance(other, Fingerprint) and self.key == other.key
 
     __hash__ = None  # type: ignore[assignment]
 

@@ -24,7 +24,7 @@ class ParameterWritten(BaseException):
         self.storage = storage
 
 
-class Watch(Mode):
+class WriteWatch(Mode):
     """Raises ``ParameterWritten`` in place of an operator that writes to one of the storages.
 
     Cost: some 4 µs an operator.

@@ -1,7 +1,7 @@
 """Random generators: where they stand, whether a pass has drawn from them, and how they are put back.
 
 A model may draw from torch's generators (one for each device), from NumPy's and Python's global ones, from
-generators of its own, and from such that it makes in a pass without a seed (``entropy``). All are ``Source``s: read
+generators of its own, and from those that it makes in a pass without a seed. All are ``GeneratorSource``s: read
 once, compared cheaply, and set only where they have moved.
 """
 
@@ -28,7 +28,7 @@ _MERSENNE_BYTES = 624 * 4 + 4  # its words and its position
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class GeneratorSource:
     """One generator.
 
     Args:
@@ -49,7 +49,7 @@ class Noise:
     Cost of ``now`` and of ``restore``, where nothing has been drawn: 3 µs, and 20 more for Python's and NumPy's.
     """
 
-    at: list[tuple[Source, Hashable, Any]]
+    at: list[tuple[GeneratorSource, Hashable, Any]]
 
     @classmethod
     def now(cls, held: Iterable[Any] = (), *, python: bool = True) -> Noise:
@@ -169,19 +169,19 @@ def _is_generator_type(kind: type) -> bool:
     return numpy is not None and issubclass(kind, numpy.Generator | numpy.RandomState | numpy.BitGenerator)
 
 
-def _global(python: bool) -> Iterator[Source]:
+def _global(python: bool) -> Iterator[GeneratorSource]:
     yield _torch_source(torch.default_generator, TORCH)
     yield from _accelerators()
     if not python:
         return
     yield _python_source(random._inst, "Python's generator")
-    yield Source(_FRESH, lambda: (STREAM.place, STREAM.place), STREAM.put)
+    yield GeneratorSource(_FRESH, lambda: (STREAM.place, STREAM.place), STREAM.put)
     mtrand = sys.modules.get("numpy.random.mtrand")
     if mtrand is not None:
         yield _legacy_source(mtrand._rand, "NumPy's generator")
 
 
-def _accelerators() -> Iterator[Source]:
+def _accelerators() -> Iterator[GeneratorSource]:
     """Every device of an accelerator that this process has begun to use."""
     kind = torch.accelerator.current_accelerator()
     if kind is None:
@@ -193,14 +193,14 @@ def _accelerators() -> Iterator[Source]:
     for index in range(count):
         where = (torch.device(kind.type, index),) if count > 1 else ()
         read = partial(_bytes_of, partial(backend.get_rng_state, *where))
-        yield Source(f"{TORCH} on {kind.type}:{index}", read, partial(_set, backend, where))
+        yield GeneratorSource(f"{TORCH} on {kind.type}:{index}", read, partial(_set, backend, where))
 
 
 def _set(backend: Any, where: tuple[torch.device, ...], state: torch.Tensor) -> None:
     backend.set_rng_state(state, *where)
 
 
-def _source(generator: Any) -> Source:
+def _source(generator: Any) -> GeneratorSource:
     name = f"a {type(generator).__module__.partition('.')[0]} generator of its own"
     if isinstance(generator, torch.Generator):
         return _torch_source(generator, name)
@@ -209,11 +209,11 @@ def _source(generator: Any) -> Source:
     if hasattr(generator, "get_state"):
         return _legacy_source(generator, name)
     bits = getattr(generator, "bit_generator", generator)
-    return Source(name, lambda: (repr(bits.state), bits.state), lambda state: setattr(bits, "state", state))
+    return GeneratorSource(name, lambda: (repr(bits.state), bits.state), lambda state: setattr(bits, "state", state))
 
 
-def _torch_source(generator: torch.Generator, name: str) -> Source:
-    return Source(name, partial(_bytes_of, generator.get_state), generator.set_state)
+def _torch_source(generator: torch.Generator, name: str) -> GeneratorSource:
+    return GeneratorSource(name, partial(_bytes_of, generator.get_state), generator.set_state)
 
 
 def _bytes_of(read: Callable[[], torch.Tensor]) -> tuple[Hashable, Any]:
@@ -221,21 +221,23 @@ def _bytes_of(read: Callable[[], torch.Tensor]) -> tuple[Hashable, Any]:
     return string_at(state.data_ptr(), state.numel()), state  # torch.equal takes ten times as long
 
 
-def _python_source(generator: random.Random, name: str) -> Source:
+def _python_source(generator: random.Random, name: str) -> GeneratorSource:
     def read() -> tuple[Hashable, Any]:
         state = generator.getstate()
         words = state[1]
         # Its position, and words that a new round and another seed change: the first is the same for every seed.
         return (words[-1], *words[:3], state[2]), state
 
-    return Source(name, read, generator.setstate)
+    return GeneratorSource(name, read, generator.setstate)
 
 
-def _legacy_source(generator: Any, name: str) -> Source:
+def _legacy_source(generator: Any, name: str) -> GeneratorSource:
     """NumPy's ``RandomState``, whose state takes 70 µs to read, and the memory that it stands in 1 µs."""
     bits = generator._bit_generator
     if type(bits).__name__ != "MT19937":
-        return Source(name, lambda: (repr(state := generator.get_state(legacy=False)), state), generator.set_state)
+        return GeneratorSource(
+            name, lambda: (repr(state := generator.get_state(legacy=False)), state), generator.set_state
+        )
     address = bits.ctypes.state_address
 
     def read() -> tuple[Hashable, Any]:
@@ -251,7 +253,7 @@ def _legacy_source(generator: Any, name: str) -> Source:
         generator.set_state(state)
         _read.pop(id(generator), None)
 
-    return Source(name, read, put)
+    return GeneratorSource(name, read, put)
 
 
 # Of NumPy's global generator: the memory that it stood in when it was read, and its state.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli.graph.elimination.bracketing import Bracket
+from jaccli.graph.elimination.bracketing import Bracketing
 from jaccli.run.planned import Plan
 from tests import nets
 from tests.oracle import error
@@ -228,38 +228,38 @@ def test_one_plan_in_many_threads() -> None:
     assert max(worst) < 1e-10
 
 
-def bracket_of(model: nn.Module, shape: tuple[int, ...], batch: int = 2) -> Bracket:
+def bracket_of(model: nn.Module, shape: tuple[int, ...], batch: int = 2) -> Bracketing:
     plan = structured(model.double().eval(), normal((batch, *shape), 1))
     assert replayed(plan)
-    assert plan.decision.bracket is not None
-    return plan.decision.bracket
+    assert plan.decision.bracketing is not None
+    return plan.decision.bracketing
 
 
 def test_an_autoencoder_multiplies_at_its_bottleneck() -> None:
     widths = [96, 64, 4, 64, 96]
     layers = [m for a, b in itertools.pairwise(widths) for m in (nn.Linear(a, b), nn.Tanh())]
-    bracket = bracket_of(nn.Sequential(*layers), (96,))
-    assert bracket.way == "product"
-    later, earlier = bracket.parts
+    bracketing = bracket_of(nn.Sequential(*layers), (96,))
+    assert bracketing.way == "product"
+    later, earlier = bracketing.parts
     assert (earlier.first, earlier.last, later.first, later.last) == (0, 2, 2, 4)
     assert max(later.peak, earlier.peak) <= 2 * 4 * 96  # rows and columns of the bottleneck
-    assert bracket.peak == 2 * 96 * 96
+    assert bracketing.peak == 2 * 96 * 96
 
 
 def test_a_layer_a_token_is_a_block_a_token() -> None:
-    bracket = bracket_of(nn.Sequential(nn.Linear(6, 12), nn.GELU(), nn.Linear(12, 6)), (20, 6))
-    assert bracket.peak <= 2 * 20 * 6 * 12
+    bracketing = bracket_of(nn.Sequential(nn.Linear(6, 12), nn.GELU(), nn.Linear(12, 6)), (20, 6))
+    assert bracketing.peak <= 2 * 20 * 6 * 12
 
 
 def test_a_local_convolutional_net_stays_local() -> None:
     layers = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()]
-    bracket = bracket_of(nn.Sequential(*layers, nn.Conv2d(4, 1, 3, padding=1)), (1, 20, 20), 1)
-    assert bracket.peak <= 400 * 4 * 7 * 7
+    bracketing = bracket_of(nn.Sequential(*layers, nn.Conv2d(4, 1, 3, padding=1)), (1, 20, 20), 1)
+    assert bracketing.peak <= 400 * 4 * 7 * 7
 
 
-def _ways(bracket: Bracket) -> set[str]:
+def _ways(bracketing: Bracketing) -> set[str]:
     """Of all steps but the first: from one matrix alone, rows and columns are the same."""
-    return {bracket.way}.union(*(_ways(part) for part in bracket.parts)) if bracket.parts else set()
+    return {bracketing.way}.union(*(_ways(part) for part in bracketing.parts)) if bracketing.parts else set()
 
 
 @pytest.mark.parametrize(("widths", "way"), [((96, 64, 64, 3), "pull"), ((3, 64, 64, 96), "push")])

@@ -15,10 +15,10 @@ from jaccli.activations.record import Inputs
 from jaccli.activations.resolve import resolve
 from jaccli.graph.elimination import accumulate as engines
 from jaccli.graph.elimination.accumulate import engine, jacobian
-from jaccli.graph.elimination.bracketing import Bracket
+from jaccli.graph.elimination.bracketing import Bracketing
 from jaccli.graph.trace.capture import capture
 from jaccli.models.adapt import as_network
-from jaccli.planning.linearize import computing, exact_attention, prepare
+from jaccli.planning.linearize import computing, exact_attention, linearize
 from tests.oracle import error
 
 SIZE = 48
@@ -42,24 +42,28 @@ UP: dict[str, Callable[[], nn.Module]] = {
 FULL = {"overlapping max"}
 
 
-def planned(model: nn.Module, x: Tensor) -> engines.Engine:
+def planned(model: nn.Module, x: Tensor) -> engines.EliminationPlan:
     net = as_network(model.double().eval())
     with computing(net), exact_attention(True):
-        (prepared,) = prepare(net, Inputs((x,)), [(resolve(net, "input"), resolve(net, "output"))])
-        return engine(capture(prepared.linear.f))
+        (linearization,) = linearize(net, Inputs((x,)), [(resolve(net, "input"), resolve(net, "output"))])
+        return engine(capture(linearization.linear.f))
 
 
-def sweeps(plan: engines.Engine) -> dict[str, engines.Engine]:
+def sweeps(plan: engines.EliminationPlan) -> dict[str, engines.EliminationPlan]:
     """All rows back, and all columns forward, whatever is quickest."""
-    assert plan.bracket is not None
-    found = [plan.bracket, *plan.chain.sweeps(float("inf"), plan.bracket)]
-    ways = {bracket.way: replace(plan, bracket=bracket) for bracket in found if set(ways_of(bracket)) == {bracket.way}}
+    assert plan.bracketing is not None
+    found = [plan.bracketing, *plan.chain.sweeps(float("inf"), plan.bracketing)]
+    ways = {
+        bracketing.way: replace(plan, bracketing=bracketing)
+        for bracketing in found
+        if set(ways_of(bracketing)) == {bracketing.way}
+    }
     assert {"pull", "push"} <= ways.keys()
     return ways
 
 
-def ways_of(bracket: Bracket) -> list[str]:
-    return [bracket.way, *(way for part in bracket.parts for way in ways_of(part))]
+def ways_of(bracketing: Bracketing) -> list[str]:
+    return [bracketing.way, *(way for part in bracketing.parts for way in ways_of(part))]
 
 
 @pytest.mark.parametrize("parts", [False, True], ids=["whole", "part by part"])
@@ -76,9 +80,9 @@ def test_rows_stay_windows(down: str, up: str, parts: bool, monkeypatch: pytest.
     truth = jaccli.jacobian(model, x, method="loop")
     for way, sweep in sweeps(plan).items():
         assert error(jacobian(sweep), truth) < 1e-12
-        assert sweep.bracket is not None
+        assert sweep.bracketing is not None
         if way == "pull" and down not in FULL:
-            assert sweep.bracket.peak < 0.75 * truth.numel()
+            assert sweep.bracketing.peak < 0.75 * truth.numel()
 
 
 class Skips(nn.Module):

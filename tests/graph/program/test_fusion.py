@@ -77,7 +77,7 @@ def opposite_of_what_changes(x: Tensor) -> Tensor:
     return y + a
 
 
-def side_by_side(x: Tensor) -> Tensor:
+def merge_products(x: Tensor) -> Tensor:
     return torch.cat([x.sin(), x * x, x.cos()], 1).exp()
 
 
@@ -127,7 +127,7 @@ CASES: list[tuple[Callable[[Tensor], Tensor], list[str]]] = [
     (opposite, ["add"]),
     (opposite_looked_at, ["mul", "add_", "add"]),
     (opposite_of_what_changes, ["mul", "mul_", "add_", "add"]),
-    (side_by_side, ["mul"]),
+    (merge_products, ["mul"]),
     (above_each_other, ["mul"]),
     (part_looked_at, ["cat", "mul"]),
     (part_twice, ["cat"]),

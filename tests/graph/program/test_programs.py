@@ -21,14 +21,14 @@ from jaccli.graph.maps import convolution
 from jaccli.graph.maps import matrix as mixing
 from jaccli.graph.program import codegen as emit
 from jaccli.graph.program import horizontal_fusion as batching
-from jaccli.graph.program import memory_plan as rooms
+from jaccli.graph.program import memory_plan as plan_memory
 from jaccli.graph.program import onednn
 from jaccli.graph.program import trace as program
-from jaccli.graph.program.memory_plan import Rooms
+from jaccli.graph.program.memory_plan import MemoryPlan
 from jaccli.graph.program.result_pool import Pool
-from jaccli.graph.trace.tracer import Memory, Slot, Step, name_of
+from jaccli.graph.trace.tracer import AliasSet, Instruction, Variable, name_of
 from jaccli.run import autotune as tuning
-from jaccli.run.program_runner import Recorded, groupings
+from jaccli.run.program_runner import ProgramRunner, groupings
 from tests.graph.elimination.test_structured import replayed
 from tests.graph.elimination.test_structured_plans import in_four_threads
 from tests.graph.layout.test_windows import planned
@@ -43,7 +43,7 @@ EVERYTHING: dict[str, dict[tuple[ModuleType, str], Any]] = {
         (batching, "FEWEST_ELEMENTWISE"): 2,
     },
     "no result in a room": {(emit, "_OUT"): frozenset()},
-    "in J's memory": {(rooms, "LENT_FROM"): 0},
+    "in J's memory": {(plan_memory, "LENT_FROM"): 0},
     "windows tap by tap": {(convolution, "NARROW"): 0, (convolution, "_TAPS"): 0},
     "products put off": {(mixing, "_OUTER"): 0},
 }
@@ -52,8 +52,8 @@ EVERYTHING: dict[str, dict[tuple[ModuleType, str], Any]] = {
 def later_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all programs the one tried last is taken."""
     clock = (2.0**-turn for turn in itertools.count())
-    monkeypatch.setattr(Recorded, "raced", lambda recorded, *_: replace(recorded, seconds=next(clock)))
-    monkeypatch.setattr(Recorded, "measured", lambda recorded, *_: recorded.seconds)
+    monkeypatch.setattr(ProgramRunner, "raced", lambda recorded, *_: replace(recorded, seconds=next(clock)))
+    monkeypatch.setattr(ProgramRunner, "measured", lambda recorded, *_: recorded.seconds)
 
 
 @pytest.mark.parametrize("settings", EVERYTHING.values(), ids=list(EVERYTHING))
@@ -199,14 +199,14 @@ def test_slices_are_moved(name: str) -> None:
 def test_a_plan_says_what_the_clock_chose(name: str, last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever of the bracketings is the fastest, it is the one that is told and run."""
     clock = itertools.count(9.0, -1e-3) if last else itertools.count(1.0)
-    monkeypatch.setattr(Recorded, "raced", lambda recorded, *_: replace(recorded, seconds=next(clock)))
-    monkeypatch.setattr(Recorded, "measured", lambda recorded, *_: recorded.seconds)
+    monkeypatch.setattr(ProgramRunner, "raced", lambda recorded, *_: replace(recorded, seconds=next(clock)))
+    monkeypatch.setattr(ProgramRunner, "measured", lambda recorded, *_: recorded.seconds)
     monkeypatch.setattr(engines, "NEAR", math.inf)
     s = BY_NAME[name]
     plan = jaccli.plan(s.model(), s.x(1), method="structured")
     assert plan.replay is not None
     assert "step" in str(plan)
-    assert plan.decision.bracket == plan.replay.decision.bracket
+    assert plan.decision.bracketing == plan.replay.decision.bracketing
     assert error(plan(s.x(2)), jaccli.jacobian(s.model(), s.x(2), method="loop")) < 1e-12
 
 
@@ -254,26 +254,28 @@ def test_a_recurrence_takes_fewer_steps(every: bool, monkeypatch: pytest.MonkeyP
     assert count[10**6] < count[0]
 
 
-def slot(*shape: int, tensor: Tensor | None = None) -> Slot:
+def variable(*shape: int, tensor: Tensor | None = None) -> Variable:
     strides = torch.empty(shape).stride()
-    return Slot(Memory(tensor is None), tensor, shape, strides, torch.float32)
+    return Variable(AliasSet(tensor is None), tensor, shape, strides, torch.float32)
 
 
 def test_steps_that_need_each_other_stay_apart() -> None:
     """x W W W, and a write between two products of one operand."""
     aten = torch.ops.aten
-    x, weight = slot(4, 4), slot(4, 4, tensor=torch.eye(4))
-    first, second, third, changed = (slot(4, 4) for _ in range(4))
+    x, weight = variable(4, 4), variable(4, 4, tensor=torch.eye(4))
+    first, second, third, changed = (variable(4, 4) for _ in range(4))
     chain = [
-        Step(aten.mm.default, (x, weight), {}, [first], False),
-        Step(aten.mm.default, (first, weight), {}, [second], False),
-        Step(aten.mm.default, (second, weight), {}, [third], False),
+        Instruction(aten.mm.default, (x, weight), {}, [first], False),
+        Instruction(aten.mm.default, (first, weight), {}, [second], False),
+        Instruction(aten.mm.default, (second, weight), {}, [third], False),
     ]
-    assert len(batching.batched([*chain, Step(aten.neg.default, (third,), {}, [changed], False)], [changed])) == 4
-    start = Step(aten.neg.default, (x,), {}, [first], False)
-    products = [Step(aten.mm.default, (first, weight), {}, [out], False) for out in (second, third)]
-    write = Step(aten.neg_.default, (first,), {}, [first], False, [first])
-    total = Step(aten.add.Tensor, (second, third), {}, [changed], False)
+    assert (
+        len(batching.batched([*chain, Instruction(aten.neg.default, (third,), {}, [changed], False)], [changed])) == 4
+    )
+    start = Instruction(aten.neg.default, (x,), {}, [first], False)
+    products = [Instruction(aten.mm.default, (first, weight), {}, [out], False) for out in (second, third)]
+    write = Instruction(aten.neg_.default, (first,), {}, [first], False, [first])
+    total = Instruction(aten.add.Tensor, (second, third), {}, [changed], False)
     assert sum(step.op is aten.mm.default for step in batching.batched([start, *products, total], [changed])) == 1
     apart = batching.batched([start, products[0], write, products[1], total], [changed])
     assert [step.op for step in apart] == [step.op for step in (start, products[0], write, products[1], total)]
@@ -290,13 +292,13 @@ def test_a_plan_says_what_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rooms_of_what_lives_together_are_apart() -> None:
     aten = torch.ops.aten
-    values = [slot(8) for _ in range(6)]
-    view = slot(2, 4)
-    steps = [Step(aten.neg.default, (a,), {}, [b], False) for a, b in itertools.pairwise(values)]
-    steps.insert(2, Step(aten.view.default, (values[1], [2, 4]), {}, [view], False))
-    end = slot(2, 4)
-    steps.append(Step(aten.neg.default, (view,), {}, [end], False))
-    found = rooms.rooms(steps, [end], lambda step: step.op is aten.neg.default)
+    values = [variable(8) for _ in range(6)]
+    view = variable(2, 4)
+    steps = [Instruction(aten.neg.default, (a,), {}, [b], False) for a, b in itertools.pairwise(values)]
+    steps.insert(2, Instruction(aten.view.default, (values[1], [2, 4]), {}, [view], False))
+    end = variable(2, 4)
+    steps.append(Instruction(aten.neg.default, (view,), {}, [end], False))
+    found = plan_memory.plan_memory(steps, [end], lambda step: step.op is aten.neg.default)
     places = {values.index(steps[n].outputs[0]): room.start for n, room in found.places.items()}  # type: ignore[arg-type]
     assert places.keys() == {1, 2, 3, 4, 5}
     assert all(places[1] != places[n] for n in (2, 3, 4, 5))  # seen through the view at the end
@@ -305,28 +307,28 @@ def test_rooms_of_what_lives_together_are_apart() -> None:
 
 
 def test_what_lies_in_the_memory_of_j_is_gone_when_j_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rooms, "LENT_FROM", 0)
+    monkeypatch.setattr(plan_memory, "LENT_FROM", 0)
     neg = torch.ops.aten.neg.default
-    values = [slot(8) for _ in range(5)]
-    end, whole = slot(32), slot(16)
-    steps = [Step(neg, (a,), {}, [b], False) for a, b in itertools.pairwise(values)]
-    steps.append(Step(torch.ops.aten.cat.default, ([values[3], values[4]],), {}, [end], False))
+    values = [variable(8) for _ in range(5)]
+    end, whole = variable(32), variable(16)
+    steps = [Instruction(neg, (a,), {}, [b], False) for a, b in itertools.pairwise(values)]
+    steps.append(Instruction(torch.ops.aten.cat.default, ([values[3], values[4]],), {}, [end], False))
     fits = lambda step: step.op is neg  # noqa: E731
-    found = rooms.rooms(steps, [end], fits, lending=True)
+    found = plan_memory.plan_memory(steps, [end], fits, lending=True)
     assert {n: room.start for n, room in found.lent.items()} == {0: 64, 1: 0}
     assert found.places.keys() == {2, 3}
-    assert rooms.rooms(steps, [end], fits).places.keys() == {0, 1, 2, 3}
-    steps[1:1] = [Step(torch.ops.aten.as_strided.default, (values[1], [16], [1], 0), {}, [whole], False)]
-    assert rooms.rooms(steps, [end], fits, lending=True).lent.keys() == {2}
+    assert plan_memory.plan_memory(steps, [end], fits).places.keys() == {0, 1, 2, 3}
+    steps[1:1] = [Instruction(torch.ops.aten.as_strided.default, (values[1], [16], [1], 0), {}, [whole], False)]
+    assert plan_memory.plan_memory(steps, [end], fits, lending=True).lent.keys() == {2}
 
 
 @pytest.mark.parametrize("name", ["residual", "LSTM", "attention heads"])
 def test_a_program_whose_rooms_overlap_is_not_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs is what was seen to give J."""
 
-    def heaped(*given: Any, **named: Any) -> Rooms:
-        found = rooms.rooms(*given, **named)
-        return Rooms({n: replace(room, start=0) for n, room in found.places.items()}, found.nbytes)
+    def heaped(*given: Any, **named: Any) -> MemoryPlan:
+        found = plan_memory.plan_memory(*given, **named)
+        return MemoryPlan({n: replace(room, start=0) for n, room in found.places.items()}, found.nbytes)
 
     monkeypatch.setattr(emit, "rooms", heaped)
     s = BY_NAME[name]
@@ -361,9 +363,9 @@ def test_equal_up_to_rounding_and_finite_in_the_same_places() -> None:
 
 
 def test_operators_of_others_are_not_taken_for_torchs() -> None:
-    assert name_of(Step(torch.ops.aten.tanh.default, (), {}, [], False)) == "tanh"
+    assert name_of(Instruction(torch.ops.aten.tanh.default, (), {}, [], False)) == "tanh"
     theirs = SimpleNamespace(_schema=SimpleNamespace(name="theirs::tanh"))
-    assert name_of(Step(theirs, (), {}, [], False)) == "theirs::tanh"
+    assert name_of(Instruction(theirs, (), {}, [], False)) == "theirs::tanh"
 
 
 class Given(nn.Module):
@@ -403,7 +405,7 @@ def test_no_two_callers_get_one_piece_of_memory() -> None:
 
 
 def test_a_quicker_program_that_is_not_the_same_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(steps: list[Step], kept: list[Slot]) -> list[Step]:
+    def wrong(steps: list[Instruction], kept: list[Variable]) -> list[Instruction]:
         return [step for step in batching.batched(steps, kept) if not step.written]
 
     monkeypatch.setattr(program, "batched", wrong)

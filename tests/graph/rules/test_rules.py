@@ -17,7 +17,7 @@ from jaccli.graph.program.trace import live_steps
 from jaccli.graph.trace.tracer import Tracer
 from jaccli.methods.base import MethodGap
 from jaccli.models.adapt import as_network
-from jaccli.planning.linearize import computing, exact_attention, prepare
+from jaccli.planning.linearize import computing, exact_attention, linearize
 from jaccli.run.execute import fill
 from tests.oracle import error
 from tests.structured_networks import Of, normal
@@ -34,10 +34,10 @@ def both(function: Function, x: Tensor) -> tuple[Tensor, Tensor]:
     model = Of(lambda self, x: function(x))
     with computing(network := as_network(model)), exact_attention(True):
         pair = (parse_address("input"), parse_address("output"))
-        (prepared,) = prepare(network, Inputs((x,)), [pair])
-        outcome = fill(prepared, "structured", 4)
+        (linearization,) = linearize(network, Inputs((x,)), [pair])
+        outcome = fill(linearization, "structured", 4)
         assert outcome.method == "structured"
-        return outcome.matrix, fill(prepared, "loop", 1).matrix
+        return outcome.matrix, fill(linearization, "loop", 1).matrix
 
 
 def vary(x: Tensor) -> Tensor:

@@ -21,18 +21,18 @@ from torch.nn import functional as F
 import jaccli
 from jaccli.activations.address import parse_address
 from jaccli.activations.record import Inputs
-from jaccli.graph.elimination.compressed import Coloured, coloured_plan
+from jaccli.graph.elimination.compressed import Compressed, compressed_plan
 from jaccli.graph.elimination.cuts import active_nodes
-from jaccli.graph.elimination.sweep import Stretch, derivatives
+from jaccli.graph.elimination.sweep import Segment, derivatives
 from jaccli.graph.program import trace as program
 from jaccli.graph.rules.registry import Map
 from jaccli.graph.sparsity.coloring import Coloring, coloring, fewest, greedy, largest_first, periodic
-from jaccli.graph.sparsity.index_sets import EVERYTHING, Sets, TooMuchWork
+from jaccli.graph.sparsity.index_sets import EVERYTHING, IndexSets, TooMuchWork
 from jaccli.graph.sparsity.pattern import Pattern, pattern
 from jaccli.graph.trace.capture import Graph, capture
 from jaccli.graph.trace.ir import CaptureGap, Node
 from jaccli.models.adapt import as_network
-from jaccli.planning.linearize import computing, exact_attention, prepare
+from jaccli.planning.linearize import computing, exact_attention, linearize
 from tests.random_networks import random_network
 
 Captured = tuple[Graph, list[Node], dict[Node, list[Map]]]
@@ -261,8 +261,8 @@ def captured(
     network = as_network(model)
     with computing(network), exact_attention(True):
         pair = (parse_address(source), parse_address(target))
-        (prepared,) = prepare(network, Inputs((x, *args)), [pair], graph=False, probe=False)
-        graph = capture(prepared.linear.f)
+        (linearization,) = linearize(network, Inputs((x, *args)), [pair], graph=False, probe=False)
+        graph = capture(linearization.linear.f)
         nodes = active_nodes(graph.nodes, graph.source, graph.target)
         yield graph, nodes, derivatives(nodes)
 
@@ -305,7 +305,7 @@ def test_coloured_passes_give_j(name: str, by: Any, monkeypatch: pytest.MonkeyPa
             colours = coloring(known, graph.target.shape[1:], graph.source.shape[1:], by)
             assert colours.fits(known)
             assert colours.by == by
-            plan = Coloured(Stretch(nodes, graph.source, graph.target, maps_of), known, colours, chunk)
+            plan = Compressed(Segment(nodes, graph.source, graph.target, maps_of), known, colours, chunk)
             (recorded, *_), here = program.trace(graph, plan)  # type: ignore[arg-type]
             assert (here - jaccli.jacobian(model, x, method="reverse")).abs().max() < 1e-12
             further = len(inspect.signature(recorded.call).parameters) - len(graph.inputs)
@@ -332,7 +332,7 @@ def test_random_networks(seed: int) -> None:
             assert known is not None
             colours = coloring(known, graph.target.shape[1:], graph.source.shape[1:])
             with torch.no_grad():
-                j = Coloured(Stretch(nodes, graph.source, graph.target, maps_of), known, colours, 7).run()
+                j = Compressed(Segment(nodes, graph.source, graph.target, maps_of), known, colours, 7).run()
     except CaptureGap:
         pytest.skip("not captured")
     expected = true(network.x)
@@ -382,7 +382,7 @@ def test_too_dense_or_too_much_work() -> None:
 
 
 def test_sets_are_united_and_named_once() -> None:
-    pool = Sets(5)
+    pool = IndexSets(5)
     a, b, c = pool.singles((5,))[:3]
     ab, abc, same, everything = pool.unite(
         np.array([a, b, a, b, c, b, 0, a, *pool.singles((5,))]), np.array([0, 2, 5, 8])
@@ -394,8 +394,8 @@ def test_sets_are_united_and_named_once() -> None:
     assert bounds.tolist() == [0, 3, 3, 8, 9]
     assert elements.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 1]
     with pytest.raises(TooMuchWork):
-        Sets(5, work=1).unite(np.array([2, 3, 4]), np.array([0]))
-    saturated = Sets(10, densest=0.3)
+        IndexSets(5, work=1).unite(np.array([2, 3, 4]), np.array([0]))
+    saturated = IndexSets(10, densest=0.3)
     assert saturated.unite(np.arange(2, 6), np.array([0]))[0] == EVERYTHING
 
 
@@ -499,7 +499,7 @@ def test_the_plan_says_what_it_saves_and_does_it() -> None:
     torch.manual_seed(0)
     model, x = field(3, 3).double(), torch.randn(3, 1, 16, 16).double()
     with captured(model, x) as (graph, nodes, maps_of):
-        plan = coloured_plan(graph.source, graph.target, nodes, maps_of)
+        plan = compressed_plan(graph.source, graph.target, nodes, maps_of)
         assert plan is not None
         assert plan.passes == 49
         assert plan.describe() in ("49 VJPs instead of 256", "49 JVPs instead of 256")
@@ -528,14 +528,14 @@ def test_no_plan_where_nothing_is_saved() -> None:
         (Conv(1, 1, 5, padding=2), (1, 4, 4)),
     ):
         with captured(model, torch.randn(2, *shape)) as (graph, nodes, maps_of):
-            assert coloured_plan(graph.source, graph.target, nodes, maps_of) is None
+            assert compressed_plan(graph.source, graph.target, nodes, maps_of) is None
 
 
 def test_chunks_keep_to_the_working_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaccli.graph.elimination.compressed.WORKING_SET", 2 * 256 * 3 * 8 * 10)
     model, x = field(3, 3).double(), torch.randn(2, 1, 16, 16).double()
     with captured(model, x) as (graph, nodes, maps_of):
-        plan = coloured_plan(graph.source, graph.target, nodes, maps_of)
+        plan = compressed_plan(graph.source, graph.target, nodes, maps_of)
         assert plan is not None
         assert 1 <= plan.chunk <= 10
         with torch.no_grad():
@@ -551,7 +551,7 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
         assert known is not None
         colours = coloring(known, (1, 10, 10), (1, 10, 10))
         with torch.no_grad():
-            j = Coloured(Stretch(nodes, graph.source, graph.target, maps_of), known, colours, 9).run()
+            j = Compressed(Segment(nodes, graph.source, graph.target, maps_of), known, colours, 9).run()
     expected = jaccli.jacobian(model, x, method="reverse")
     assert j.dtype == dtype
     assert (j - expected).abs().max() <= 4 * torch.finfo(dtype).eps * expected.abs().max()

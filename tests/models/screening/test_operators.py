@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from jaccli.models.torchscript.network import ScriptNetwork
 from torch import Tensor
 
 from jaccli.errors import RefusedError, ResourceError
@@ -17,6 +16,7 @@ from jaccli.models.screening.operator_lists import FUNCTIONS, INTERNALS, LIBRARI
 from jaccli.models.screening.operator_names import permitted
 from jaccli.models.torchscript import bounds, natives
 from jaccli.models.torchscript.natives import ALWAYS, CONTAINERS, SCALARS
+from jaccli.models.torchscript.network import ScriptNetwork
 from tests.models.expressions import scripted
 
 A = torch.ops.aten

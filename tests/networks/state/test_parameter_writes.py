@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 import jaccli
 from jaccli.models.adapt import as_network
 from jaccli.names import METHOD_NAMES
-from jaccli.networks.state.parameter_writes import Watch
+from jaccli.networks.state.parameter_writes import WriteWatch
 
 
 class Writes(nn.Module):
@@ -232,15 +232,15 @@ class Own(nn.Module):
 
 def test_an_interrupt_leaves_no_watch_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C may come when the watch is on, and the block that takes it off is not entered yet."""
-    enter = Watch.__enter__
+    enter = WriteWatch.__enter__
 
-    def interrupted(self: Watch) -> None:
+    def interrupted(self: WriteWatch) -> None:
         enter(self)
         raise KeyboardInterrupt
 
     model, x = Own(), torch.ones(2, 3)
     with monkeypatch.context() as patch:
-        patch.setattr(Watch, "__enter__", interrupted)
+        patch.setattr(WriteWatch, "__enter__", interrupted)
         with pytest.raises(KeyboardInterrupt):
             jaccli.jacobian(model, x)
     assert _get_current_dispatch_mode() is None
