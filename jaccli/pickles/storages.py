@@ -186,13 +186,13 @@ def checked_extent(
     """
     fits = len(size) == len(stride) and len(size) <= MAX_DIMENSIONS
     if not fits or min([*size, *stride, offset], default=0) < 0 or max(size, default=0) >= 1 << 63:
-        raise Damaged("the sizes of a tensor make no sense")
+        raise DamagedError("the sizes of a tensor make no sense")
     count = math.prod(size)
     needed = (offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1) * itemsize
     if count and needed > nbytes:
-        raise Damaged(f"a tensor needs {needed} bytes and its storage has {nbytes}")
+        raise DamagedError(f"a tensor needs {needed} bytes and its storage has {nbytes}")
     if count * itemsize > max(nbytes, most):
-        raise Damaged(f"a tensor claims {count} elements from {nbytes} bytes")
+        raise DamagedError(f"a tensor claims {count} elements from {nbytes} bytes")
     return count * itemsize
 
 
@@ -251,7 +251,7 @@ class TensorMaker:
         if nbytes > storage.nbytes():
             self._repeated += nbytes
             if self._repeated > _MAX_REPEATED_BYTES:
-                raise Damaged("tensors repeat their elements absurdly often")
+                raise DamagedError("tensors repeat their elements absurdly often")
         return torch.empty(0, dtype=dtype).set_(storage, offset, spec.size, spec.stride)
 
     def _bytes(self, ref: StorageRef) -> torch.UntypedStorage:

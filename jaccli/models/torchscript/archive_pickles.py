@@ -14,10 +14,10 @@ from typing import IO, Any, ClassVar
 from jaccli.errors import RefusedError
 from jaccli.pickles.nesting import check_depth
 from jaccli.pickles.reader import PickleReader
-from jaccli.pickles.stand_ins import REBUILD, STORAGES, Rebuild
+from jaccli.pickles.stand_ins import BUILDERS, STORAGES, Builder
 from jaccli.pickles.storages import checked_extent, itemsize
 from jaccli.safety.budget import Budget, BudgetError
-from jaccli.safety.reading import Damaged
+from jaccli.safety.reading import DamagedError
 from jaccli.text.escape import quote
 from jaccli.text.wording import worded
 
@@ -73,7 +73,7 @@ class Tensors:
         word, kind, key, _, numel = label
         each = itemsize(_STORAGES[kind])
         if word != "storage" or not 0 <= numel * each <= self._sizes[key]:
-            raise Damaged("a storage is larger than its record")
+            raise DamagedError("a storage is larger than its record")
         return _Storage(each, numel * each)
 
     def rebuild(self, storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> None:
@@ -104,13 +104,13 @@ class _Records(PickleReader):
         if module == "torch" and name in _STORAGES:
             return name
         if full == "torch._utils._rebuild_tensor_v2":
-            return Rebuild(full, self._tensors.rebuild)
+            return Builder(full, self._tensors.rebuild)
         if full == "collections.OrderedDict":
-            return REBUILD[full]
+            return BUILDERS[full]
         if full == "torch.device":
-            return Rebuild(full, _first)
+            return Builder(full, _first)
         if module == "torch.jit._pickle" and name.startswith(("build_", "restore_type_tag")):
-            return Rebuild(full, _tagged)
+            return Builder(full, _tagged)
         raise refuse(self._path, f"names {quote(full)} in a pickle")
 
     def persistent_load(self, pid: Any) -> Any:
@@ -122,14 +122,14 @@ class _Records(PickleReader):
     def _high_put(self) -> None:
         (index,) = struct.unpack("<I", self.read(4))
         if index > len(self.memo) + _MOST_UNUSED:  # torch makes room for all entries up to the highest
-            raise Damaged("a memo entry that is far too high")
+            raise DamagedError("a memo entry that is far too high")
         self.memo[index] = self.stack[-1]
 
     dispatch[pickle.LONG_BINPUT[0]] = _high_put
 
 
 def _never(_: Any) -> Any:
-    raise Damaged("a pickle in bytes")
+    raise DamagedError("a pickle in bytes")
 
 
 def _first(value: Any = None, *_: Any) -> Any:
@@ -139,7 +139,7 @@ def _first(value: Any = None, *_: Any) -> Any:
 def _tagged(value: Any = None, tag: Any = "", *_: Any) -> Any:
     """A list or dict with its type in words, which torch parses by calling itself once a bracket."""
     if isinstance(tag, str) and tag.count("[") > _MAX_TYPE_DEPTH:
-        raise Damaged("a type is nested absurdly deep")
+        raise DamagedError("a type is nested absurdly deep")
     return value
 
 
@@ -164,7 +164,7 @@ def inspect_pickle(data: bytes, tensors: Tensors, path: Path, budget: Budget) ->
         foreign = _foreign_opcode(error)
         if foreign:
             raise refuse(path, f"holds a pickle that torch did not write ({foreign})") from None
-        ours = isinstance(error, Damaged | BudgetError)
+        ours = isinstance(error, DamagedError | BudgetError)
         raise damaged(path, str(error) if ours else "its objects make no sense") from error
 
 
