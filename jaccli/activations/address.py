@@ -1,16 +1,16 @@
-"""The names of activations: ``PATH[#CALL][:PORT[.ELEMENT…]][@DIM][[INDEX]]``.
+"""The names of activations, ``PATH[#CALL][:PORT[.ELEMENT…]][@DIM][[INDEX]]``, and what they are read into.
 
-Nothing in here needs torch.
+Needs no torch.
 
     fc1            the output of module fc1             blocks.0:in     its input
     fc1#2          the output of its second call        lstm:out.1.0@1  element 1.0, samples in dimension 1
     fc1#*          the outputs of all its calls         blocks.*        a glob, see ``matches``
     fc1[:, 0]      an index into one sample's value
 
-PyTorch allows any character but a dot in a module's name, and no empty name. So names are read against those that the
-model has: the longest one that a text begins with, and that leaves an ending behind it, is meant. What another name
-hides is reached by dots that no path has: ``a..#2`` is a call of ``a`` where a module is named ``a#2``, and ``.input``
-is a module of that name, ``input`` being the model's own.
+PyTorch allows any character but a dot in a module's name, and no empty name. So names are read against the module
+paths of the model: the longest path that a text begins with, and that leaves a suffix of the grammar, is meant. A name
+that is hidden by another one is written with dots that no path has: ``a..#2`` is a call of ``a`` where a module is
+named ``a#2``, and ``.input`` is a module of that name, since ``input`` is the model's own input.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from jaccli.activations.ending import EVERY, GRAMMAR, Call, Ending, Port, ending_of, split_ending
 from jaccli.activations.glob import has_glob, matches, nearest
 from jaccli.activations.index import IndexItem
+from jaccli.activations.suffix import EVERY, GRAMMAR, AddressSuffix, Call, Port, parse_suffix, split_suffix
 from jaccli.errors import UsageError
 
-__all__ = ["EVERY", "INPUT", "OUTPUT", "Address", "Names", "matches", "nearest", "parse_address"]
+__all__ = ["EVERY", "INPUT", "OUTPUT", "Address", "LayerNames", "matches", "nearest", "parse_address"]
 
 INPUT, OUTPUT = "input", "output"
-# An ending begins with one of these.
+# A suffix begins with one of these.
 _ENDS = "#:@["
-# No path has it, since no module's name is empty: between a path and its ending, where they could be read otherwise.
+# Separates a path from its suffix where they could be read otherwise. No path has it, since no module's name is empty.
 _STOP = ".."
 
 
@@ -36,11 +36,18 @@ _STOP = ".."
 class Address:
     """One activation, or with a glob in ``path`` or all calls in ``call`` a family of them.
 
-    ``call`` None means the only call; ``port`` None means the output of a module, and what the word
-    says for ``input`` and ``output``; ``dim`` None means that the samples are in dimension 0;
-    ``is_module``: not the model's own, although it is named so; ``globbed``: a glob gave it, so it may be left
-    out where it does not fit; ``text`` is the whole name, and ``stem`` what stands before an ending, as they are read
-    back.
+    Attributes:
+        path: of the module, or a glob; ``input`` and ``output`` are the model's own.
+        call: number of the call, from 1, or ``*`` for all; None: the only call.
+        port: None: the output of a module; of the model's own, what the word says.
+        elements: keys and positions in the value, if it is nested.
+        dim: the dimension of the samples; None: 0.
+        index: into one sample's value.
+        suffix: the text behind the path.
+        is_module: whether it is a module, although it is called ``input`` or ``output``.
+        globbed: whether a glob gave it: then it is left out where it does not fit.
+        text: the whole name, as it is read back.
+        stem: the part of ``text`` before the suffix.
     """
 
     path: str
@@ -74,17 +81,17 @@ class Address:
         return self.path == OUTPUT and not self.is_module
 
     def at_call(self, number: int) -> Address:
-        """The same of one call."""
+        """The same activation at one call."""
         rest = self.suffix if self.call is None else self.suffix[1 + len(str(self.call)) :]
         suffix = f"#{number}{rest}"
         return replace(self, call=number, suffix=suffix, text=(self.stem or self.path) + suffix)
 
     def with_elements(self, elements: Iterable[str]) -> str:
-        """The name of an element."""
+        """The name of an element of the value."""
         return ".".join([f"{self._called}:{self.port or 'out'}", *elements])
 
     def with_dim(self, dim: int) -> str:
-        """The name of the same with its samples in another dimension."""
+        """The name of the same activation with its samples in another dimension."""
         return f"{self.with_elements(self.elements) if self.port else self._called}@{dim}"
 
     @property
@@ -92,7 +99,7 @@ class Address:
         return (self.stem or self.path) + ("" if self.call is None else f"#{self.call}")
 
 
-class Names:
+class LayerNames:
     """The module paths of a model, against which names are read."""
 
     def __init__(self, paths: Iterable[str]) -> None:
@@ -104,36 +111,37 @@ class Names:
         return path in self._all
 
     def at(self, path: str, suffix: str = "", *, globbed: bool = False) -> Address:
-        """The activation of a module, with the shortest name that is read back as it."""
+        """The address of the module ``path`` with a suffix, under the shortest name that is read back as it."""
         plain = self.read(path + suffix)
         hidden = plain is None or (plain.path, plain.suffix) != (path, suffix) or not _is_module(plain)
         stem = self._stem(path)
-        ending = ending_of(suffix) or Ending()
+        parts = parse_suffix(suffix) or AddressSuffix()
         own = path in (INPUT, OUTPUT)
         text = stem + suffix if hidden else path + suffix
-        return Address(path, **vars(ending), suffix=suffix, is_module=own, globbed=globbed, text=text, stem=stem)
+        return Address(path, **vars(parts), suffix=suffix, is_module=own, globbed=globbed, text=text, stem=stem)
 
     def read(self, text: str) -> Address | None:
-        """The activation of the longest path that a text begins with and that leaves an ending behind it.
+        """The address with the longest path that a text begins with and that leaves a suffix; None if there is none.
 
         Raises:
-            UsageError: the model's own input or output with an ending that it does not have.
+            UsageError: the model's own input or output with a suffix that it does not have.
         """
         for path, rest, is_module in self._readings(text):
             suffix = rest.removeprefix(_STOP)
-            ending = ending_of(suffix)
-            if ending is None:
+            parts = parse_suffix(suffix)
+            if parts is None:
                 continue
-            if path in (INPUT, OUTPUT) and not is_module and (wrong := _wrong_end(text, path, ending)) is not None:
+            if path in (INPUT, OUTPUT) and not is_module and (error := _misfit(text, path, parts)) is not None:
                 if path not in self._all:
-                    raise wrong
+                    raise error
                 is_module = True
             stem = self._stem(path) if path in self._all and (is_module or path not in (INPUT, OUTPUT)) else path
-            return Address(path, **vars(ending), suffix=suffix, is_module=is_module, text=text, stem=stem)
+            return Address(path, **vars(parts), suffix=suffix, is_module=is_module, text=text, stem=stem)
         return None
 
     def _readings(self, text: str) -> Iterator[tuple[str, str, bool]]:
-        """Paths that a text begins with, the longest first; what follows; whether the model's own is not meant."""
+        """The paths that a text begins with, the longest first; the rest of the text; whether a leading dot says that
+        a module is meant and not the model's own."""
         apart = text.startswith(".") and text not in self._all
         body = text.removeprefix(".") if apart else text
         for end in range(len(body), 0, -1):
@@ -145,47 +153,48 @@ class Names:
                 yield path, rest, own and apart
 
     def _stem(self, path: str) -> str:
-        """How a path is written before any ending."""
+        """How a path is written before a suffix."""
         longer = (odd[len(path)] for odd in self._odd if odd != path and odd.startswith(path))
         hidden = any(char in _ENDS for char in longer)
         return "." * (path in (INPUT, OUTPUT)) + path + _STOP * hidden
 
     def globbed(self, text: str) -> list[Address]:
-        """What a glob means: its longest ending that leaves a pattern for some of the paths."""
+        """The addresses that a glob means, with the longest suffix that leaves a pattern which matches some paths."""
         for end in range(1, len(text) + 1):
             pattern, rest = text[:end], text[end:]
             if not has_glob(pattern) or (rest and rest[0] not in _ENDS and not rest.startswith(_STOP)):
                 continue
             suffix = rest.removeprefix(_STOP)
-            if ending_of(suffix) is not None and (found := matches(pattern, self.paths)):
-                return [self.at(path, suffix, globbed=True) for path in found]
+            if parse_suffix(suffix) is not None and (paths := matches(pattern, self.paths)):
+                return [self.at(path, suffix, globbed=True) for path in paths]
         return []
 
 
-def parse_address(text: str, known: Iterable[str] | Names = ()) -> Address:
-    """Read a layer name against the paths that a model has; one that it has not is read by the grammar alone.
+def parse_address(text: str, known: Iterable[str] | LayerNames = ()) -> Address:
+    """Read a name against the paths of a model; the grammar alone decides on one that the model does not have.
 
     Raises:
-        UsageError: an ending that is not of the grammar.
+        UsageError: a suffix that is not of the grammar.
     """
-    names = known if isinstance(known, Names) else Names(known)
+    names = known if isinstance(known, LayerNames) else LayerNames(known)
     if (address := names.read(text)) is not None:
         return address
-    path, ending = split_ending(text)
+    path, parts = split_suffix(text)
     if not path:
         raise UsageError(f"layer {text!r}: no name before the ending", GRAMMAR)
     if any(char in path for char in "[]:#"):
         raise UsageError(f"layer {text!r}: not understood after {path.split('[')[0]!r}", GRAMMAR)
-    return Address(path, **vars(ending), suffix=text[len(path) :], text=text)
+    return Address(path, **vars(parts), suffix=text[len(path) :], text=text)
 
 
 def _is_module(address: Address) -> bool:
     return not (address.is_model_input or address.is_model_output)
 
 
-def _wrong_end(text: str, path: str, ending: Ending) -> UsageError | None:
-    if path == OUTPUT and ending.port == "in":
+def _misfit(text: str, path: str, suffix: AddressSuffix) -> UsageError | None:
+    """The error for a suffix that the model's own input or output cannot have."""
+    if path == OUTPUT and suffix.port == "in":
         return UsageError(f"layer {text!r}: the model's output has no :in", "expected output or output:out.ELEMENT")
-    if ending.call is not None:
+    if suffix.call is not None:
         return UsageError(f"layer {text!r}: {path} is there once", "expected it without '#'")
     return None

@@ -1,4 +1,4 @@
-"""Where in a run an activation is: a boundary of a module call, an element of its value, a slot."""
+"""Step 2, address → location: which module call, which tensor of its value, and which numbers of that tensor."""
 
 from __future__ import annotations
 
@@ -9,47 +9,62 @@ from typing import Any
 from torch import Tensor
 
 from jaccli.activations.address import Address
-from jaccli.activations.nested import Path, get, leaves, locate, put
-from jaccli.activations.sample_view import SampleView, slot_for
+from jaccli.activations.nested import Path, get, leaves, locate_tensor, put
+from jaccli.activations.sample_view import SampleView, view_for
 from jaccli.errors import UnsupportedError, UsageError
 
-Key = tuple[str, str, int]
+# One side of a module call: module path, "in" or "out", and the number of the call, from 1.
+Boundary = tuple[str, str, int]
 
-# Of the root module, whose calls no tap is told of.
-MODEL_INPUT: Key = ("", "in", 1)
-MODEL_OUTPUT: Key = ("", "out", 1)
+# Those of the root module, whose calls are not reported to taps.
+MODEL_INPUT: Boundary = ("", "in", 1)
+MODEL_OUTPUT: Boundary = ("", "out", 1)
 
 
-def module_paths(keys: Iterable[Key]) -> frozenset[str]:
+def module_paths(boundaries: Iterable[Boundary]) -> frozenset[str]:
     """The modules whose calls a tap has to see for these boundaries."""
-    return frozenset(path for path, _, _ in keys if path)
+    return frozenset(path for path, _, _ in boundaries if path)
 
 
 @dataclass(frozen=True)
-class Place:
-    """An address resolved against a run: the boundary ``key``, the element ``path``, the ``slot``."""
+class ActivationLocation:
+    """Where a run has an activation.
+
+    The value at a boundary is a tensor or nested containers of tensors; at the ``in`` of a layer it is the pair
+    ``(args, kwargs)``.
+
+    Attributes:
+        address: the name that was resolved.
+        boundary: the side of a module call.
+        path: the elements of the value that lead to the tensor.
+        view: how the activation lies in that tensor.
+    """
 
     address: Address
-    key: Key
+    boundary: Boundary
     path: Path
-    slot: SampleView
+    view: SampleView
 
     def tensor(self, value: Any) -> Tensor:
-        """The raw tensor that holds the activation, in a boundary's value."""
-        found: Tensor = get(value, self.path)
-        return found
+        """The whole tensor that holds the activation, of any shape, from the boundary's value."""
+        tensor: Tensor = get(value, self.path)
+        return tensor
 
     def get(self, value: Any) -> Tensor:
-        """The activation ``(batch, *shape)``."""
-        return self.slot.get(self.tensor(value))
+        """The activation ``(batch, *shape)`` from the boundary's value."""
+        return self.view.get(self.tensor(value))
 
     def put(self, value: Any, activation: Tensor) -> Any:
-        """The boundary's value with another activation in it."""
-        return put(value, self.path, self.slot.put(self.tensor(value), activation))
+        """The boundary's value with another activation ``(batch, *shape)`` in it; the value itself stays as it is."""
+        return put(value, self.path, self.view.put(self.tensor(value), activation))
 
 
-def key_of(address: Address) -> Key:
-    """The boundary an address means; without ``#`` it is the first call."""
+def boundary_of(address: Address) -> Boundary:
+    """The boundary that an address means; without ``#`` that of the first call.
+
+    Raises:
+        UsageError: the address means all calls.
+    """
     if address.is_model_input:
         return MODEL_INPUT
     if address.is_model_output:
@@ -62,20 +77,28 @@ def key_of(address: Address) -> Key:
     return (address.path, address.port or "out", address.call or 1)
 
 
-def place(address: Address, value: Any, batch: int, *, source: bool) -> Place:
-    """Resolve an address against the value that its boundary had.
+def locate_activation(address: Address, value: Any, batch: int, *, source: bool) -> ActivationLocation:
+    """Resolve an address against the value that its boundary had in a run of ``batch`` samples.
+
+    Args:
+        address: of one call.
+        value: at its boundary.
+        batch: number of samples.
+        source: whether the activation becomes a variable: then an index may not name an element twice.
 
     Raises:
         UsageError: several tensors or none to choose, samples elsewhere, an index that does not fit.
         UnsupportedError: no floating-point tensor there.
     """
-    read = as_key(address, value)
-    path = locate(value, elements_in(read, value), read)
-    return Place(address, key_of(address), path, slot_for(read, get(value, path), batch, distinct=source))
+    exact = as_key(address, value)
+    path = locate_tensor(value, elements_in(exact, value), exact)
+    view = view_for(exact, get(value, path), batch, distinct=source)
+    return ActivationLocation(address, boundary_of(address), path, view)
 
 
 def as_key(address: Address, value: Any) -> Address:
-    """An address of an element that is named ``x[0]`` or ``x@1``: no index, and no dimension."""
+    """The address with its index and dimension read as part of an element's name, if the value is a dict that has a
+    key such as ``x[0]`` or ``x@1``; else the address itself."""
     _, port, rest = address.suffix.partition(f":{address.port}.")
     bare = address.index is None and address.dim is None
     if bare or not port or address.port == "in" or rest not in _keys(value):
@@ -89,7 +112,14 @@ def _keys(value: Any) -> Collection[str]:
 
 
 def elements_in(address: Address, value: Any) -> Path:
-    """``PATH:in.1`` and ``PATH:in.name``: the value of an ``in`` boundary is ``(args, kwargs)``."""
+    """The elements that an address names, as a path in its boundary's value.
+
+    That of an ``in`` boundary is ``(args, kwargs)``: ``PATH:in.1`` is the second positional argument, and
+    ``PATH:in.name`` a named one.
+
+    Raises:
+        UnsupportedError: the call has no such argument.
+    """
     if address.port != "in" or address.is_model_input:
         return address.elements
     args, kwargs = value

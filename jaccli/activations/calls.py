@@ -1,4 +1,4 @@
-"""Which layers an input reaches, how often, and what shapes their outputs have."""
+"""Step 1b: which layers an input reaches and how often, so that ``#*`` becomes an address for each call."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ from jaccli.networks.tensor_kinds import shape_of
 
 @dataclass
 class LayerCalls:
-    """One layer in a run: its calls, and of the first the output's tensors: element → shape and dtype."""
+    """How often a layer was called in a run, and the tensors of its first output: element → shape and dtype."""
 
     calls: int = 0
     outputs: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
 
 
-class _Watcher:
+class _CallCounter:
+    """A tap that counts the calls of all layers and changes nothing."""
+
     def __init__(self) -> None:
         self.paths: frozenset[str] | None = None
-        self.seen: dict[str, LayerCalls] = {}
+        self.layers: dict[str, LayerCalls] = {}
 
     def enter(self, path: str, call: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        seen = self.seen.setdefault(path, LayerCalls())
-        seen.calls = max(seen.calls, call)
+        layer = self.layers.setdefault(path, LayerCalls())
+        layer.calls = max(layer.calls, call)
         return args, kwargs
 
     def leave(self, path: str, call: int, output: Any) -> Any:
         if call == 1:
-            self.seen[path].outputs = shapes(output)
+            self.layers[path].outputs = shapes(output)
         return output
 
 
@@ -50,25 +52,24 @@ def shapes(value: Any) -> dict[str, tuple[tuple[int, ...], str]]:
 def each_call(network: Network, inputs: Inputs, addresses: Sequence[Address]) -> list[Address]:
     """Addresses with ``#*`` replaced by those of each call, each address once.
 
-    A layer that is not called has its first call named, of which ``record`` says that it is not there.
+    A layer that is not called gets the address of its first call; ``record`` then reports that it is not reached.
 
-    Cost: where there is such an address, a forward pass without gradients.
+    Cost: a forward pass without gradients if there is such an address, else nothing.
     """
     if all(address.call != EVERY for address in addresses):
         return [*addresses]
-    seen, _ = watch(network, inputs)
-    found: dict[Address, None] = {}
+    layers, _ = watch(network, inputs)
+    result: dict[Address, None] = {}
     for address in addresses:
-        calls = seen[address.path].calls if address.path in seen else 1
+        calls = layers[address.path].calls if address.path in layers else 1
         each = [address.at_call(k) for k in range(1, calls + 1)] if address.call == EVERY else [address]
-        for one in each:
-            found.setdefault(one)
-    return list(found)
+        result.update(dict.fromkeys(each))
+    return list(result)
 
 
 def watch(network: Network, inputs: Inputs) -> tuple[dict[str, LayerCalls], Any]:
-    """Run once, without gradients, and see every module call; also the model's output."""
-    watcher = _Watcher()
+    """One forward pass without gradients: module path → its calls, for the layers reached; and the model's output."""
+    counter = _CallCounter()
     with torch.no_grad():
-        output = network.run(inputs.args, inputs.kwargs, watcher)
-    return watcher.seen, output
+        output = network.run(inputs.args, inputs.kwargs, counter)
+    return counter.layers, output

@@ -1,7 +1,8 @@
-"""Which dimension of an activation goes with a dimension of the model's input, entry by entry: told by values.
+"""Which dimension of an activation belongs to a dimension of the model's input, entry by entry.
 
-A network is run on some of the entries of a dimension alone. Those are samples where they have the values that they
-have among all, and where they lie in an activation is the dimension of its samples.
+It is found by values. The network runs on all entries of an input dimension, then on some of them alone. If an
+activation has the same values for those entries both times, along one of its dimensions, then the entries are samples
+and that is the activation's sample dimension.
 """
 
 from __future__ import annotations
@@ -13,29 +14,38 @@ import torch
 from torch import Tensor
 
 from jaccli.activations.address import Address
-from jaccli.activations.boundary import MODEL_INPUT, MODEL_OUTPUT, Key, as_key, elements_in, key_of, module_paths
-from jaccli.activations.nested import get, locate
+from jaccli.activations.boundary import (
+    MODEL_INPUT,
+    MODEL_OUTPUT,
+    Boundary,
+    as_key,
+    boundary_of,
+    elements_in,
+    module_paths,
+)
+from jaccli.activations.nested import get, locate_tensor
 from jaccli.activations.record import Inputs
 from jaccli.networks.network import Network
 
-# Neighbours part, and the first entry and the last: what looks back, or ahead, has other values then.
+# Every second entry, and the others: neighbours are separated, and so are the first entry and the last. A layer that
+# looks at earlier or later entries gives other values then.
 _PARTS = (slice(0, None, 2), slice(1, None, 2))
 
 
 def sample_dims(
     network: Network, inputs: Inputs, whole: dict[Address, Tensor], dim: int
 ) -> dict[Address, set[int]] | None:
-    """In which dimensions of activations the entries of a dimension of the input are; None where they are no samples.
+    """The dimensions of activations in which the entries of an input dimension lie; None if those are no samples.
 
     Args:
         network: the model, in a session.
         inputs: samples and further arguments.
-        whole: the tensors that hold the activations, from all of the inputs.
-        dim: of the input.
+        whole: the tensors that hold the activations, of any shapes, from a run on all of the inputs.
+        dim: of the samples' tensor.
 
     Cost: two forward passes without gradients.
     """
-    x, found = inputs.args[0], dict[Address, set[int]]()
+    x, dims = inputs.args[0], dict[Address, set[int]]()
     size = int(x.shape[dim])
     if size < 2:
         return None
@@ -46,12 +56,12 @@ def sample_dims(
             return None
         for address, tensor in whole.items():
             fitting = {d for d in range(tensor.dim()) if _is_part(tensor, some[address], d, picked)}
-            found[address] = found.get(address, fitting) & fitting
-    return found if all(found.values()) else None
+            dims[address] = dims.get(address, fitting) & fitting
+    return dims if all(dims.values()) else None
 
 
 def _picked(inputs: Inputs, dim: int, picked: Tensor) -> Inputs:
-    """Some of the entries; of further arguments with as many rows those that go with them."""
+    """The inputs with some of the entries of a dimension, and the same rows of further arguments with as many."""
     by_dim = Inputs(inputs.args, inputs.kwargs, dim)
     return by_dim.each(lambda tensor, d: tensor.index_select(d, picked.to(tensor.device)))
 
@@ -64,7 +74,10 @@ def _is_part(whole: Tensor, some: Tensor, dim: int, picked: Tensor) -> bool:
 
 
 def close(a: Tensor, b: Tensor, eps: float = 0.0) -> bool:
-    """Equal but for rounding, which may differ with the number of samples; ``eps`` of a coarser dtype met inside."""
+    """Whether two tensors of one shape are equal but for rounding, which depends on the number of samples.
+
+    ``eps`` is that of the coarsest dtype that the model computes in, if coarser than that of ``b``.
+    """
     tolerance = max(torch.finfo(b.dtype).eps, eps) ** 0.75
     finite = b[b.isfinite()].abs()
     scale = float(finite.max()) if finite.numel() else 0.0
@@ -72,31 +85,31 @@ def close(a: Tensor, b: Tensor, eps: float = 0.0) -> bool:
 
 
 def tensors_or_none(network: Network, inputs: Inputs, addresses: Sequence[Address]) -> dict[Address, Tensor] | None:
-    """As ``tensors_at``, of all of the addresses; None where the model does not take the inputs, or has them not."""
+    """As ``tensors_at``; None if the model refuses the inputs, or does not reach all of the addresses with them."""
     try:
-        found = tensors_at(network, inputs, addresses)
-    except Exception:  # what the model refuses is no answer
+        tensors = tensors_at(network, inputs, addresses)
+    except Exception:  # of any type: the model's own code raises it
         return None
-    return found if set(found) == set(addresses) else None
+    return tensors if set(tensors) == set(addresses) else None
 
 
 def tensors_at(network: Network, inputs: Inputs, addresses: Sequence[Address]) -> dict[Address, Tensor]:
-    """The tensors that hold activations, of those that the inputs reach. Cost: a forward pass without gradients."""
-    tap = _Tensors(addresses)
+    """The whole tensors that hold the activations which the inputs reach. Cost: a forward pass without gradients."""
+    tap = _TensorsAt(addresses)
     with torch.no_grad():
         tap.at(MODEL_INPUT, inputs.args[0])
         output = network.run(inputs.args, inputs.kwargs, tap if tap.paths else None)
     tap.at(MODEL_OUTPUT, output)
-    return tap.found
+    return tap.tensors
 
 
-class _Tensors:
-    """A tap that notes the tensors at some addresses."""
+class _TensorsAt:
+    """A tap that copies the tensors at some addresses."""
 
     def __init__(self, addresses: Sequence[Address]) -> None:
-        self.wanted = {address: key_of(address) for address in addresses}
-        self.paths: frozenset[str] | None = module_paths(self.wanted.values())
-        self.found: dict[Address, Tensor] = {}
+        self.boundaries = {address: boundary_of(address) for address in addresses}
+        self.paths: frozenset[str] | None = module_paths(self.boundaries.values())
+        self.tensors: dict[Address, Tensor] = {}
 
     def enter(self, path: str, call: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.at((path, "in", call), (args, kwargs))
@@ -106,10 +119,10 @@ class _Tensors:
         self.at((path, "out", call), output)
         return output
 
-    def at(self, key: Key, value: Any) -> None:
-        for address, wanted in self.wanted.items():
-            if key == wanted:
+    def at(self, boundary: Boundary, value: Any) -> None:
+        for address, where in self.boundaries.items():
+            if boundary == where:
                 if as_key(address, value) is not address:
                     continue  # an element whose own name looks like an index or a dimension
-                tensor = get(value, locate(value, elements_in(address, value), address))
-                self.found[address] = tensor.detach().clone()  # an in-place operator may follow
+                tensor = get(value, locate_tensor(value, elements_in(address, value), address))
+                self.tensors[address] = tensor.detach().clone()  # an in-place operator may follow

@@ -1,4 +1,8 @@
-"""The network between two of its activations, as a function. All the risk of cutting lives here."""
+"""Step 4, two locations → function: the part of a network between two of its activations.
+
+This is the only place where a network is cut: a run starts at its own beginning, has its value at the source replaced
+by ``h``, and is stopped at the target.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaccli.activations.boundary import MODEL_INPUT, MODEL_OUTPUT, Key, Place, module_paths
+from jaccli.activations.boundary import MODEL_INPUT, MODEL_OUTPUT, ActivationLocation, Boundary, module_paths
 from jaccli.activations.record import Inputs
 from jaccli.autograd.walk import mend_batch_norm
 from jaccli.errors import UnsupportedError
@@ -17,27 +21,35 @@ from jaccli.networks.network import Network, StopRun
 
 @dataclass(frozen=True)
 class LayerFunction:
-    """f: h_source ↦ h_target, both ``(batch, *shape)``, everything before the source held as it is.
+    """f: h_source ↦ h_target, with everything that does not depend on the source held constant.
 
-    A call is a forward pass that puts ``h`` in at the source and stops at the target.
+    ``h_source`` is ``(batch, *source.view.shape)`` and ``h_target`` ``(batch, *target.view.shape)``, in the dtypes
+    that the model has there.
+
+    Cost of a call: a forward pass up to the target.
     """
 
     network: Network
     inputs: Inputs
-    source: Place
-    target: Place
+    source: ActivationLocation
+    target: ActivationLocation
 
     @property
     def n_in(self) -> int:
         """Size of the source, of one sample."""
-        return self.source.slot.size
+        return self.source.view.size
 
     @property
     def n_out(self) -> int:
         """Size of the target, of one sample."""
-        return self.target.slot.size
+        return self.target.view.size
 
     def __call__(self, h: Tensor) -> Tensor:
+        """``h_target`` for ``h_source``.
+
+        Raises:
+            UnsupportedError: with this ``h`` the model does not reach the target.
+        """
         tap = _Substitute(self.source, self.target, h)
         try:
             args = (tap.at(MODEL_INPUT, self.inputs.args[0]), *self.inputs.args[1:])
@@ -64,15 +76,14 @@ class LayerFunction:
 
 
 class _Substitute:
-    """The tap of a ``LayerFunction`` call."""
+    """The tap of one call: puts ``h`` in at the source, keeps the target's activation and stops the run there."""
 
     gives_copies = True
 
-    def __init__(self, source: Place, target: Place, h: Tensor) -> None:
+    def __init__(self, source: ActivationLocation, target: ActivationLocation, h: Tensor) -> None:
         self.source, self.target, self.h = source, target, h
-        self.paths: frozenset[str] | None = module_paths((source.key, target.key))
+        self.paths: frozenset[str] | None = module_paths((source.boundary, target.boundary))
         self.reached: Tensor | None = None
-        self.replaced = False
 
     def enter(self, path: str, call: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.at((path, "in", call), (args, kwargs))
@@ -80,12 +91,11 @@ class _Substitute:
     def leave(self, path: str, call: int, output: Any) -> Any:
         return self.at((path, "out", call), output)
 
-    def at(self, key: Key, value: Any) -> Any:
-        if key == self.source.key:
-            self.replaced = True
+    def at(self, boundary: Boundary, value: Any) -> Any:
+        if boundary == self.source.boundary:
             # A copy: an in-place operator of the model must not change the caller's point.
             value = self.source.put(value, self.h.clone())
-        if key == self.target.key:
+        if boundary == self.target.boundary:
             self.reached = self.target.get(value)
             raise StopRun
         return value

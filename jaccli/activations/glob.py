@@ -1,4 +1,4 @@
-"""Globs over module paths, and the names nearest to a mistyped one."""
+"""Globs over module paths, and the names nearest to a mistyped one. Needs no torch."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 from collections.abc import Collection, Iterable
 
 from jaccli.errors import UsageError
-from jaccli.text import escape as quote
+from jaccli.text import escape
 
 _GLOB = re.compile(r"[*?{]")
 
 
 def has_glob(text: str) -> bool:
-    """Whether a text may be a glob."""
+    """Whether a text has a character of a glob."""
     return bool(_GLOB.search(text))
 
 
@@ -20,7 +20,7 @@ def matches(pattern: str, paths: Collection[str]) -> list[str]:
     """The paths that a glob means, in their order.
 
     ``*`` and ``?`` stay within one part of a dotted path, ``**`` crosses the dots, ``{a,b}`` are choices. A path that
-    is spelled just as the pattern is meant alone: ``{*}`` is a glob where a module is named ``*``.
+    is spelled exactly as the pattern is the only match: ``{*}`` is the glob where a module is named ``*``.
     """
     if pattern in paths:
         return [pattern]
@@ -54,4 +54,4 @@ def _translate(pattern: str) -> str:
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The names most like a mistyped one."""
-    return quote.nearest(name, known, count, cutoff=0.4)
+    return escape.nearest(name, known, count, cutoff=0.4)

@@ -1,4 +1,4 @@
-"""NumPy-style indices in the names of activations, read without evaluating anything."""
+"""NumPy-style indices in the names of activations, parsed and not evaluated. Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ IndexItem = int | slice | EllipsisType | None | tuple[int, ...]
 
 
 def opening(text: str) -> int:
-    """Where the ``[`` of a text's last ``]`` stands; -1 where there is none."""
+    """The position of the ``[`` that belongs to the ``]`` at the end of a text; -1 if there is none."""
     depth = 0
     for position in range(len(text) - 1, -1, -1):
         depth += {"]": 1, "[": -1}.get(text[position], 0)
@@ -22,7 +22,7 @@ def opening(text: str) -> int:
 
 
 def parse_index(name: str, inside: str) -> tuple[IndexItem, ...]:
-    """What stands in the brackets of a layer's name: ints, slices, lists of ints, ``...``, None.
+    """The index in the brackets of a layer's name: ints, slices, lists of ints, ``...``, None.
 
     Raises:
         UsageError: anything else.

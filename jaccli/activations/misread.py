@@ -1,5 +1,6 @@
-"""What a caller may have meant whose samples are not where they were looked for. Asked where something fails, or
-samples mix, never before.
+"""Advice for a caller whose samples may be in another dimension than the first, or who left the batch dimension out.
+
+It is computed only after an error, or when samples turn out to depend on each other.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ ONE_SAMPLE = "one sample has a dimension of 1 in front of it: x[None]"
 
 
 def misread(network: Network, inputs: Inputs, pair: tuple[Address, Address]) -> Worded | None:
-    """Where the samples are, as advice; None where they are where they were looked for, or nowhere else.
+    """Names that say where the samples are, as advice; None if they are where the names say, or if no dimension fits.
 
     To be called in a session. Cost: two forward passes without gradients for each dimension of the input, and two.
     """
@@ -40,9 +41,9 @@ def misread(network: Network, inputs: Inputs, pair: tuple[Address, Address]) -> 
 def _is_one_sample(
     network: Network, inputs: Inputs, pair: tuple[Address, Address], whole: dict[Address, Tensor] | None
 ) -> bool:
-    """Whether the model takes the input as a batch of one, to the same values if it takes it as it is.
+    """Whether the model takes the input as a batch of one; and gives the same values, if it takes the input as it is.
 
-    A single number for a table or more is rather a loss of a batch.
+    A model that gives a single number for a table or more is taken for a loss of a whole batch.
     """
     if whole is not None and not whole[pair[1]].dim() and inputs.args[0].dim() > 1:
         return False
@@ -52,21 +53,21 @@ def _is_one_sample(
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Equal but for dimensions of size 1."""
+    """Whether they are equal but for dimensions of size 1."""
     return a.numel() == b.numel() and close(a.reshape(b.shape), b)
 
 
 def _may_be_sequence(x: Tensor) -> bool:
-    """Steps, samples and features; or steps and samples of tokens. Of a table the columns are no samples."""
+    """Whether its dimensions can be steps and samples. The columns of a table cannot be samples."""
     return x.dim() > 2 or not x.is_floating_point()
 
 
-def _advice(pair: tuple[Address, Address], found: dict[Address, set[int]], dim: int) -> Worded:
-    """Names that say where the samples are: of the input by its own, or by that of another activation."""
+def _advice(pair: tuple[Address, Address], dims: dict[Address, set[int]], dim: int) -> Worded:
+    """The pair's names with ``@DIM``, for samples in dimension ``dim`` of the input and ``dims`` of the activations."""
     old = [address.dim or 0 for address in pair]
-    new = [was if was in found[address] else min(found[address]) for was, address in zip(old, pair, strict=True)]
+    new = [was if was in dims[address] else min(dims[address]) for was, address in zip(old, pair, strict=True)]
     names = [address.with_dim(d) for address, d in zip(pair, new, strict=True)]
-    said = [worded("{source:{name}}", name=names[0])] if new[0] != old[0] or new == old else []
-    said += [worded("{target:{name}}", name=names[1])] if new[1] != old[1] else []
-    text = "where the samples are in dimension {dim} of the input, say {first}" + " and {last}" * (len(said) - 1)
-    return worded(text, dim=dim, first=said[0], last=said[-1])
+    options = [worded("{source:{name}}", name=names[0])] if new[0] != old[0] or new == old else []
+    options += [worded("{target:{name}}", name=names[1])] if new[1] != old[1] else []
+    text = "where the samples are in dimension {dim} of the input, say {first}" + " and {last}" * (len(options) - 1)
+    return worded(text, dim=dim, first=options[0], last=options[-1])

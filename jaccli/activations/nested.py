@@ -1,4 +1,8 @@
-"""One tensor of a nested value (tuple, list, dict, named tuple, dataclass): find it, replace it."""
+"""Step 2a: one tensor of a nested value (tuple, list, mapping, named tuple, dataclass): find it, replace it.
+
+``torch.utils._pytree`` does not serve here: it goes into registered types only, so that the output classes of a model's
+own, which are mappings and dataclasses, would be leaves.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,12 @@ from jaccli.activations.address import Address
 from jaccli.errors import UnsupportedError, UsageError
 from jaccli.networks.tensor_kinds import obstacle
 
+# The elements that lead to a tensor: keys, positions and names of fields, as text.
 Path = tuple[str, ...]
 
 
 def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
-    """Every tensor in a nested value with the elements that lead to it."""
+    """Every tensor in a nested value, of any shape, with its path; ``path`` is that of ``value`` itself."""
     if isinstance(value, Tensor):
         yield path, value
         return
@@ -35,7 +40,7 @@ def _children(value: Any) -> list[tuple[str, Any]]:
     return []
 
 
-def locate(value: Any, elements: Path, address: Address) -> Path:
+def locate_tensor(value: Any, elements: Path, address: Address) -> Path:
     """The full path of the tensor that ``elements`` mean: itself, or the only floating-point one below.
 
     Raises:
@@ -45,7 +50,7 @@ def locate(value: Any, elements: Path, address: Address) -> Path:
     name, inside = str(address), value
     path: Path = ()
     if isinstance(value, Tensor) and elements == ("0",):
-        elements = ()  # the first of one: a trace returns a tuple's only used element bare
+        elements = ()  # a trace returns the only used element of a tuple without the tuple
     while elements:
         children = _named_children(inside)
         count = _longest(elements, children)
@@ -57,12 +62,12 @@ def locate(value: Any, elements: Path, address: Address) -> Path:
             )
         key = ".".join(elements[:count])
         path, inside, elements = (*path, key), children[key], elements[count:]
-    found = list(leaves(inside))
-    floating = [(path, tensor) for path, tensor in found if obstacle(tensor) is None]
+    tensors = list(leaves(inside))
+    floating = [(path, tensor) for path, tensor in tensors if obstacle(tensor) is None]
     if len(floating) == 1:
         return (*path, *floating[0][0])
     if floating:
-        first = int(address.port == "in" and not address.is_model_input)  # before: positional or by name
+        first = int(address.port == "in" and not address.is_model_input)  # names leave out "0" (args) or "1" (kwargs)
         shown = [((*path, *p)[first:], tensor) for p, tensor in floating]
         choices = ", ".join(f"{'.'.join(p)} {tuple(t.shape)}" for p, t in shown[:8])
         raise UsageError(
@@ -70,11 +75,11 @@ def locate(value: Any, elements: Path, address: Address) -> Path:
             f"expected one of the elements {choices}",
             f"name one, as {address.with_elements(shown[0][0])!r}",
         )
-    raise _no_derivative(found, inside, name)
+    raise _no_derivative(tensors, inside, name)
 
 
-def _no_derivative(found: list[tuple[Path, Tensor]], inside: Any, name: str) -> UnsupportedError:
-    reasons = [reason for _, tensor in found if (reason := obstacle(tensor)) is not None]
+def _no_derivative(tensors: list[tuple[Path, Tensor]], inside: Any, name: str) -> UnsupportedError:
+    reasons = [reason for _, tensor in tensors if (reason := obstacle(tensor)) is not None]
     if reasons:
         holds, expected, remedy = reasons[0]
         return UnsupportedError(f"layer {name!r} holds {holds}", expected, remedy)
@@ -82,13 +87,13 @@ def _no_derivative(found: list[tuple[Path, Tensor]], inside: Any, name: str) -> 
 
 
 def _longest(elements: Path, children: Mapping[str, Any]) -> int:
-    """How many of the elements make the name of a child: keys of dicts may have dots in them."""
+    """How many of the elements, joined by dots, are the name of a child: keys of dicts may have dots in them."""
     return next((n for n in range(len(elements), 0, -1) if ".".join(elements[:n]) in children), 0)
 
 
 def _named_children(value: Any) -> dict[str, Any]:
     children = dict(_children(value))
-    for name in getattr(value, "_fields", ()):  # a named tuple answers to its names too
+    for name in getattr(value, "_fields", ()):  # a field of a named tuple has a name and a position
         children[name] = getattr(value, name)
     return children
 
@@ -101,7 +106,7 @@ def get(value: Any, path: Path) -> Any:
 
 
 def put(value: Any, path: Path, new: Tensor) -> Any:
-    """A copy of the containers along a path, with another tensor at its end."""
+    """The value with the tensor ``new`` at a path. Containers along the path are copied, all else is shared."""
     if not path:
         return new
     element, rest = path[0], path[1:]

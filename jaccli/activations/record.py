@@ -1,9 +1,9 @@
-"""One forward pass that remembers the activations asked for, with or without their gradient graph."""
+"""Step 3, location → recorded activation: one forward pass that keeps activations, with or without their graph."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from jaccli.activations.address import Address
-from jaccli.activations.boundary import MODEL_INPUT, MODEL_OUTPUT, Key, Place, key_of, module_paths, place
+from jaccli.activations.boundary import (
+    MODEL_INPUT,
+    MODEL_OUTPUT,
+    ActivationLocation,
+    Boundary,
+    boundary_of,
+    locate_activation,
+    module_paths,
+)
 from jaccli.activations.nested import put
-from jaccli.activations.substituted import Imprint, Placed
+from jaccli.activations.substituted import SubstitutedSource, TensorMemory
 from jaccli.autograd.walk import mend_batch_norm
 from jaccli.errors import JaccliError, RefusedError, UnsupportedError, UsageError
 from jaccli.networks.dtypes import converted
@@ -26,7 +34,13 @@ from jaccli.text.wording import worded
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the model is called with. ``args[0]`` holds the samples, in its dimension ``dim``."""
+    """What the model is called with.
+
+    Attributes:
+        args: positional arguments; ``args[0]`` is the tensor of the samples, with any further shape.
+        kwargs: named arguments.
+        dim: the dimension of ``args[0]`` that counts the samples.
+    """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -34,15 +48,16 @@ class Inputs:
 
     @classmethod
     def of(cls, x: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, dim: int = 0) -> Inputs:
-        """The samples and further arguments of a call.
+        """The samples ``x`` and further arguments of a call.
 
         Raises:
-            UsageError: they are not what can be passed on.
+            UsageError: ``x`` is no tensor with samples in ``dim``, or ``args`` no tuple, or ``kwargs`` no dict.
+            RefusedError: ``x`` is nested or has no values.
         """
         if not isinstance(x, Tensor):
             expected = "expected a torch.Tensor whose first dimension is the samples"
             raise UsageError(f"x is a {type(x).__name__}", expected, "torch.as_tensor(x) makes one")
-        if (x.is_nested or x.is_meta) and (kind := not_dense(x)) is not None:  # others a first layer may take
+        if (x.is_nested or x.is_meta) and (kind := not_dense(x)) is not None:  # a first layer may take other kinds
             raise RefusedError(
                 f"x is {kind[0]}", "expected a dense tensor", "give x.to_padded_tensor(0.0), or with values"
             )
@@ -60,8 +75,9 @@ class Inputs:
         first = self.args[0]
         return int(first.shape[self.dim]) if isinstance(first, Tensor) and first.dim() > self.dim else 1
 
-    def each(self, change: Any) -> Inputs:
-        """With ``change(tensor, dim)`` applied to every tensor that has one row a sample."""
+    def each(self, change: Callable[[Tensor, int], Tensor]) -> Inputs:
+        """The inputs with ``change(tensor, dim)`` in place of every argument that has one entry per sample in ``dim``,
+        which is 0 of all but the samples."""
         batch = self.batch
 
         def apply(value: Any, dim: int = 0) -> Any:
@@ -73,60 +89,77 @@ class Inputs:
         return Inputs(args, {k: apply(v) for k, v in self.kwargs.items()}, self.dim)
 
     def copied(self) -> Inputs:
-        """With tensors of its own, which later writes to the caller's do not change."""
+        """The inputs with copies of all tensors, so that later writes to the caller's change nothing."""
         args, kwargs = tree_map_only(Tensor, lambda t: t.detach().clone(), (self.args, dict(self.kwargs)))
         return Inputs(args, kwargs, self.dim)
 
     def converted(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Inputs:
-        """With all tensors, those in containers too, as ``Network.cast`` converts the model's."""
+        """The inputs with all tensors, those in containers too, converted as ``Network.cast`` converts the model's."""
         args, kwargs = tree_map_only(Tensor, lambda t: converted(t, device, dtype), (self.args, dict(self.kwargs)))
         return Inputs(args, kwargs, self.dim)
 
 
 @dataclass
-class Held:
-    """An activation as the run had it: ``raw`` is the tensor it lies in, ``order`` its turn."""
+class RecordedActivation:
+    """An activation of one run.
 
-    place: Place
+    Attributes:
+        location: where the run has it.
+        raw: the whole tensor that it lies in; of a source the variable, of a target connected to it in a live run.
+        order: its position among all recorded activations, in the order of the run.
+    """
+
+    location: ActivationLocation
     raw: Tensor
     order: int
 
     @property
     def activation(self) -> Tensor:
         """``(batch, *shape)``, connected to the graph if there is one."""
-        return self.place.slot.get(self.raw)
+        return self.location.view.get(self.raw)
 
 
 @dataclass
-class Record:
-    """What one forward pass gave: activations by address, why a glob's layers were left out, and the pairs of which
-    source and target are the ``same`` activation."""
+class ForwardRecord:
+    """The result of one recorded forward pass.
+
+    Attributes:
+        inputs: what the model was called with.
+        sources: the activations that were made variables.
+        targets: copies of the activations at the targets.
+        left_out: addresses that a glob gave and that do not fit, with the reason.
+        same: pairs of a source and a target that are the same activation: J is the identity.
+    """
 
     inputs: Inputs
-    sources: dict[Address, Held]
-    targets: dict[Address, Held]
+    sources: dict[Address, RecordedActivation]
+    targets: dict[Address, RecordedActivation]
     left_out: dict[Address, str]
     same: set[tuple[Address, Address]]
 
 
 class ActivationRecorder:
-    """The tap of ``record``: cuts sources loose from what came before only where nothing needs it."""
+    """The tap of ``record``.
+
+    In a live run a source becomes a variable. It is detached from what came before only if that asks for no gradient:
+    an earlier source must stay connected to all that follows it.
+    """
 
     gives_copies = True
 
     def __init__(self, sources: Sequence[Address], targets: Sequence[Address], batch: int, live: bool) -> None:
         self.batch, self.live = batch, live
-        self.wanted: dict[Key, tuple[list[Address], list[Address]]] = {}
+        self.addresses: dict[Boundary, tuple[list[Address], list[Address]]] = {}  # its sources and its targets
         for position, addresses in enumerate((sources, targets)):
             for address in addresses:
-                self.wanted.setdefault(key_of(address), ([], []))[position].append(address)
-        self.paths: frozenset[str] | None = module_paths(self.wanted)
-        self.sources: dict[Address, Held] = {}
-        self.targets: dict[Address, Held] = {}
+                self.addresses.setdefault(boundary_of(address), ([], []))[position].append(address)
+        self.paths: frozenset[str] | None = module_paths(self.addresses)
+        self.sources: dict[Address, RecordedActivation] = {}
+        self.targets: dict[Address, RecordedActivation] = {}
         self.calls: Counter[str] = Counter()
         self.left_out: dict[Address, str] = {}
-        self.recomputed = False
-        self.placed: dict[Address, Placed] = {}
+        self.in_checkpoint = False
+        self.substituted: dict[Address, SubstitutedSource] = {}
         self.same: set[tuple[Address, Address]] = set()
 
     def enter(self, path: str, call: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -136,67 +169,74 @@ class ActivationRecorder:
     def leave(self, path: str, call: int, output: Any) -> Any:
         return self.at((path, "out", call), output)
 
-    def at(self, key: Key, value: Any) -> Any:
-        sources, targets = self.wanted.get(key, ((), ()))
+    def at(self, boundary: Boundary, value: Any) -> Any:
+        """Record what is wanted of a boundary's value; the value to go on with."""
+        sources, targets = self.addresses.get(boundary, ((), ()))
         if self.live and (sources or targets):
             self._check_graph((*sources, *targets)[0])
-            self.recomputed = self.recomputed or (bool(sources) and inside_a_checkpoint())
+            self.in_checkpoint = self.in_checkpoint or (bool(sources) and inside_a_checkpoint())
         for address in sources:
-            where = self._place(address, value, source=True)
-            if where is None:
-                continue
-            before = Imprint.of(where.tensor(value))
-            raw, value = self._variable(where, value)
-            self._place_source(where, before, Imprint.of(where.tensor(value)))
-            self.sources[address] = Held(where, raw, len(self.sources) + len(self.targets))
+            if (location := self._locate(address, value, source=True)) is not None:
+                value = self._substitute(location, value)
         for address in targets:
-            where = self._place(address, value, source=False)
-            if where is None:
-                continue
-            self.same |= {(s, address) for s, p in self.placed.items() if p.is_in(where.tensor(value), where.slot)}
-            # A copy: an in-place operator may follow, as the ReLU after a convolution.
-            raw = where.tensor(value).clone()
-            self.targets[address] = Held(where, raw, len(self.sources) + len(self.targets))
+            if (location := self._locate(address, value, source=False)) is not None:
+                self._keep(location, value)
         return value
 
     def _check_graph(self, address: Address) -> None:
-        """What a function of its own runs in its forward pass has no graph, and zeros would be no derivative."""
+        """Refuse what an ``autograd.Function`` runs in its forward pass: without a graph J would be zero."""
         if not torch.is_grad_enabled() and inside_a_function():
             raise RuntimeError(f"layer {str(address)!r} is called inside an autograd.Function, which leaves no graph")
 
-    def _place_source(self, where: Place, before: Imprint | None, after: Imprint | None) -> None:
-        for placed in self.placed.values():
-            placed.follow(before, after)
-        if after is not None:
-            self.placed[where.address] = Placed(where.slot, [after])
-
-    def _place(self, address: Address, value: Any, *, source: bool) -> Place | None:
-        """None for what a glob gave and does not fit."""
+    def _locate(self, address: Address, value: Any, *, source: bool) -> ActivationLocation | None:
+        """None if a glob gave the address and it does not fit."""
         try:
-            return place(address, value, self.batch, source=source)
+            return locate_activation(address, value, self.batch, source=source)
         except JaccliError as error:
             if not address.globbed:
                 raise
             self.left_out[address] = error.given
             return None
 
-    def _variable(self, where: Place, value: Any) -> tuple[Tensor, Any]:
-        shared = [h for h in self.sources.values() if (h.place.key, h.place.path) == (where.key, where.path)]
-        if shared:
-            return shared[0].raw, value
-        raw = where.tensor(value)
+    def _substitute(self, location: ActivationLocation, value: Any) -> Any:
+        """Record a source; the boundary's value with the variable in it."""
+        before = TensorMemory.of(location.tensor(value))
+        raw, value = self._variable(location, value)
+        after = TensorMemory.of(location.tensor(value))
+        for source in self.substituted.values():
+            source.follow(before, after)
+        if after is not None:
+            self.substituted[location.address] = SubstitutedSource(location.view, [after])
+        self.sources[location.address] = RecordedActivation(location, raw, len(self.sources) + len(self.targets))
+        return value
+
+    def _variable(self, location: ActivationLocation, value: Any) -> tuple[Tensor, Any]:
+        """The variable for a tensor, one for all sources that lie in it; and the value with a copy of it."""
+        for source in self.sources.values():
+            if (source.location.boundary, source.location.path) == (location.boundary, location.path):
+                return source.raw, value
+        raw = location.tensor(value)
         if not self.live or not raw.requires_grad:
             raw = raw.detach().clone().requires_grad_(self.live)
-        return raw, put(value, where.path, raw.clone())
+        return raw, put(value, location.path, raw.clone())
+
+    def _keep(self, location: ActivationLocation, value: Any) -> None:
+        """Record a target."""
+        tensor, target = location.tensor(value), location.address
+        self.same |= {(s, target) for s, source in self.substituted.items() if source.is_in(tensor, location.view)}
+        # A copy: an in-place operator may follow, as the ReLU after a convolution.
+        self.targets[target] = RecordedActivation(location, tensor.clone(), len(self.sources) + len(self.targets))
 
 
 def record(
     network: Network, inputs: Inputs, sources: Sequence[Address], targets: Sequence[Address], *, live: bool
-) -> Record:
-    """Run the network once, to its end, and hold the activations.
+) -> ForwardRecord:
+    """Run the network once, to its end, and keep the activations.
 
     With ``live`` the sources require gradients and the targets are connected to them, so that any
     number of Jacobian products of any pair costs no further forward pass.
+
+    Cost: one forward pass; two the first time that a source lies in a gradient checkpoint.
 
     Raises:
         UsageError: a layer called several times without ``#``, an ambiguous value.
@@ -207,8 +247,9 @@ def record(
         args = (tap.at(MODEL_INPUT, inputs.args[0]), *inputs.args[1:])
         output = network.run(args, inputs.kwargs, tap if tap.paths else None)
         tap.at(MODEL_OUTPUT, output)
-    if tap.recomputed and not network.uncut:  # what is run again would be run without what was put in
-        network.uncut = True
+    if tap.in_checkpoint and not network.bypasses_checkpoints:
+        # The backward pass would run the checkpoint again, without the variable.
+        network.bypasses_checkpoints = True
         return record(network, inputs, sources, targets, live=live)
     for address in (*sources, *targets):
         try:
@@ -219,22 +260,22 @@ def record(
             tap.left_out[address] = error.given
             tap.sources.pop(address, None)
     if live:
-        mend_batch_norm(*(held.raw for held in tap.targets.values()))
-    return Record(inputs, tap.sources, tap.targets, tap.left_out, tap.same)
+        mend_batch_norm(*(target.raw for target in tap.targets.values()))
+    return ForwardRecord(inputs, tap.sources, tap.targets, tap.left_out, tap.same)
 
 
 def values(
     network: Network, inputs: Inputs, sources: Sequence[Address], targets: Sequence[Address]
 ) -> dict[Address, Tensor]:
-    """The targets' activations ``(batch, …)`` from one pass without gradients; errors as of ``record``."""
-    found = record(network, inputs, sources, targets, live=False).targets
-    return {address: held.activation.detach() for address, held in found.items()}
+    """The targets' activations ``(batch, *shape)`` from one pass without gradients; errors as of ``record``."""
+    recorded = record(network, inputs, sources, targets, live=False).targets
+    return {address: target.activation.detach() for address, target in recorded.items()}
 
 
-def _check_called(address: Address, made: Counter[str]) -> None:
+def _check_called(address: Address, counts: Counter[str]) -> None:
     if address.is_model_input or address.is_model_output:
         return
-    calls = made[address.path]
+    calls = counts[address.path]
     if calls == 0:
         raise UnsupportedError(
             f"layer {str(address)!r} exists, and this input does not reach it: it is not called in the forward pass",

@@ -1,25 +1,25 @@
-"""From what the user typed to addresses that the network has."""
+"""Step 1a, names → addresses: what a user wrote, read against the layers that a network has."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaccli.activations.address import EVERY, INPUT, OUTPUT, Address, Names, nearest, parse_address
+from jaccli.activations.address import EVERY, INPUT, OUTPUT, Address, LayerNames, nearest, parse_address
 from jaccli.errors import UsageError
 from jaccli.networks.network import Network
 from jaccli.text.wording import worded
 
 
 def resolve(network: Network, name: str) -> Address:
-    """The address of one layer.
+    """The address of one activation.
 
     Raises:
-        UsageError: no such layer, and the answer names the nearest; or a glob, or all calls.
+        UsageError: no such layer, and the message names the nearest; or the name is a glob, or means all calls.
     """
     if not isinstance(name, str):
-        given = f"a layer is given as an object of type {type(name).__name__}"
-        raise UsageError(given, "expected its name, as 'fc1'", worded("{layer_names}"))
-    names = Names(network.layers())
+        what = f"a layer is given as an object of type {type(name).__name__}"
+        raise UsageError(what, "expected its name, as 'fc1'", worded("{layer_names}"))
+    names = LayerNames(network.layers())
     address = names.read(name)
     if address is None and names.globbed(name):
         raise UsageError(
@@ -38,8 +38,8 @@ def resolve(network: Network, name: str) -> Address:
     return address
 
 
-def _unknown(name: str, names: Names) -> UsageError:
-    """Of what is neither a name nor a glob that matches something."""
+def _unknown(name: str, names: LayerNames) -> UsageError:
+    """The error for a text that is neither a name of the network nor a glob that matches one."""
     near = nearest(name, names.paths)
     try:
         address = parse_address(name)
@@ -62,18 +62,17 @@ def _unknown(name: str, names: Names) -> UsageError:
 
 
 def expand(network: Network, texts: Sequence[str]) -> list[Address]:
-    """Addresses for names and globs, in order and each once; ``#*`` stays as it is, see ``calls.each_call``.
+    """The addresses that names and globs mean, in order and each once; ``#*`` stays, see ``calls.each_call``.
 
     Raises:
         UsageError: an unknown name, or a glob that matches nothing.
     """
-    names = Names(network.layers())
-    found: dict[Address, None] = {}
+    names = LayerNames(network.layers())
+    result: dict[Address, None] = {}
     for text in texts:
         address = names.read(text)
-        meant = [address] if address is not None else names.globbed(text)
-        if not meant:
+        addresses = [address] if address is not None else names.globbed(text)
+        if not addresses:
             raise _unknown(text, names)
-        for one in meant:
-            found.setdefault(one)
-    return list(found)
+        result.update(dict.fromkeys(addresses))
+    return list(result)

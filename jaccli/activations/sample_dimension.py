@@ -1,4 +1,4 @@
-"""Which dimension of the model's input counts the samples."""
+"""Step 1c: which dimension of the model's input counts the samples."""
 
 from __future__ import annotations
 
@@ -16,35 +16,39 @@ from jaccli.networks.network import Network
 
 
 def find_samples(network: Network, inputs: Inputs, addresses: Sequence[Address]) -> Inputs:
-    """The inputs with the dimension that holds the samples: the first, unless an ``@DIM`` says otherwise.
+    """The inputs with ``dim`` set to the dimension of the samples: the first, unless an ``@DIM`` says otherwise.
 
-    ``input@1`` says it of the input itself. ``lstm:out.1.0@1`` says it of another activation: then the
-    input's samples are in the dimension of that size; of several, in the one that values show to go with it. Cost: a
-    forward pass in that case only, and where several have that size two for each.
+    ``input@1`` says it of the input itself. ``lstm:out.1.0@1`` says it of another activation: then the input's samples
+    are in the dimension of the same size. If several have that size, values decide (``entry_dimension``).
+
+    Cost: a forward pass in the second case; two more for each dimension where several have that size.
     """
-    told = [a.dim for a in addresses if a.is_model_input and a.dim is not None]
-    if told:
-        return replace(inputs, dim=told[0])
+    dims = [a.dim for a in addresses if a.is_model_input and a.dim is not None]
+    if dims:
+        return replace(inputs, dim=dims[0])
     others = [a for a in addresses if a.dim is not None]
     first = inputs.args[0]
     if not others or not isinstance(first, Tensor):
         return inputs
-    found = tensors_at(network, inputs, others)
-    sizes = {int(t.shape[a.dim]) for a, t in found.items() if a.dim is not None and a.dim < t.dim()}
+    tensors = tensors_at(network, inputs, others)
+    sizes = {int(t.shape[a.dim]) for a, t in tensors.items() if a.dim is not None and a.dim < t.dim()}
     fitting = [d for d, size in enumerate(first.shape) if size in sizes]
     if len(fitting) > 1:
-        fitting = [d for d in fitting if _goes_with(network, inputs, found, d)] or fitting
+        fitting = [d for d in fitting if _belongs_to(network, inputs, tensors, d)] or fitting
     return replace(inputs, dim=fitting[0]) if fitting else inputs
 
 
-def _goes_with(network: Network, inputs: Inputs, found: dict[Address, Tensor], dim: int) -> bool:
-    """Whether the entries of a dimension of the input are in those that the addresses name."""
-    dims = sample_dims(network, inputs, found, dim)
-    return dims is not None and all(address.dim in dims[address] for address in found)
+def _belongs_to(network: Network, inputs: Inputs, tensors: dict[Address, Tensor], dim: int) -> bool:
+    """Whether the entries of an input dimension lie in the dimensions of the tensors that their addresses name."""
+    dims = sample_dims(network, inputs, tensors, dim)
+    return dims is not None and all(address.dim in dims[address] for address in tensors)
 
 
 def same_values(network: Network, every: Inputs, part: Inputs, numbers: Sequence[int]) -> bool:
-    """Whether the model gives the samples ``numbers`` in ``part`` the outputs that it gives them in ``every``."""
+    """Whether the samples ``numbers`` of ``every``, which alone are in ``part``, have the same outputs in both.
+
+    Cost: two forward passes without gradients.
+    """
     with torch.no_grad():
         whole = network.run(every.args, every.kwargs)
         try:

@@ -1,6 +1,6 @@
-"""A tensor of a run, seen as one activation a sample: sample dimension first, index applied.
+"""Step 2b: a tensor of a run as one activation per sample: sample dimension first, index applied.
 
-Everything here is out of place and made of operators that vmap and forward mode know.
+All functions of tensors here are out of place and use only operators that have rules for vmap and forward mode.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from jaccli.text.wording import worded
 class SampleView:
     """How an activation ``(batch, *shape)`` lies in a tensor of a run.
 
-    Args:
-        dim: the tensor's sample dimension; None when the whole tensor belongs to the one sample.
+    Attributes:
+        dim: the tensor's sample dimension; None if the whole tensor belongs to the only sample.
         full: one sample's shape before the index.
         shape: one sample's shape after the index, which is that of the activation.
-        positions: of the activation's elements in the flat sample; None without an index.
+        positions: int64 ``(size,)``, of the activation's elements in one flattened sample; None without an index.
     """
 
     dim: int | None
@@ -35,7 +35,7 @@ class SampleView:
 
     @property
     def size(self) -> int:
-        """Elements of one sample's activation."""
+        """Number of elements of one sample's activation."""
         return math.prod(self.shape)
 
     def samples(self, tensor: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class SampleView:
         return flat.index_select(1, self.positions.to(flat.device)).reshape(-1, *self.shape)
 
     def put(self, tensor: Tensor, activation: Tensor) -> Tensor:
-        """The tensor with this activation in it: gradients flow to the activation, and to the rest."""
+        """The tensor with this activation ``(batch, *shape)`` in it; gradients flow to the activation and the rest."""
         new = activation
         if self.positions is not None:
             flat = self.samples(tensor).reshape(activation.shape[0], -1)
@@ -62,16 +62,22 @@ class SampleView:
         return new.squeeze(0) if self.dim is None else new.movedim(0, self.dim)
 
     def columns(self, rows: Tensor) -> Tensor:
-        """Of derivatives by the whole tensor ``(k, *tensor.shape)``: those by the activation ``(k, batch, size)``."""
+        """Derivatives by the whole tensor ``(k, *tensor.shape)`` → those by the activation ``(k, batch, size)``."""
         moved = rows.unsqueeze(1) if self.dim is None else rows.movedim(self.dim + 1, 1)
         flat = moved.reshape(moved.shape[0], moved.shape[1], -1)
         return flat if self.positions is None else flat.index_select(2, self.positions.to(flat.device))
 
 
-def slot_for(address: Address, tensor: Tensor, batch: int, *, distinct: bool) -> SampleView:
-    """Find the samples in a tensor and apply the address's index.
+def view_for(address: Address, tensor: Tensor, batch: int, *, distinct: bool) -> SampleView:
+    """Find the sample dimension of a tensor of any shape, and resolve the address's index against one sample.
 
-    With one sample and no dimension of size 1 in front, the whole tensor belongs to that sample.
+    With one sample and a first dimension of another size, the whole tensor belongs to that sample.
+
+    Args:
+        address: gives the dimension, if not the first, and the index.
+        tensor: holds the activation.
+        batch: number of samples.
+        distinct: refuse an index that picks an element twice.
 
     Raises:
         UsageError: the samples are in another dimension, or the index does not fit.
@@ -98,11 +104,11 @@ def slot_for(address: Address, tensor: Tensor, batch: int, *, distinct: bool) ->
 
 
 class MisplacedError(UsageError):
-    """The samples of an activation are not in the dimension where they were looked for."""
+    """The samples of an activation are in another dimension than the address says."""
 
 
 class NowhereError(UnsupportedError):
-    """The samples of an activation are in no dimension."""
+    """No dimension of an activation has the size of the batch."""
 
 
 def _sample_dim(address: Address, shape: tuple[int, ...], batch: int) -> int | None:

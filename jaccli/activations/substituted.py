@@ -1,4 +1,8 @@
-"""Whether a tensor of a run holds an activation that was put in before, with no operator between."""
+"""Step 3a: whether a tensor of a run holds the activation that was put in at a source, with no operator between.
+
+Then source and target are the same activation, and J is the identity. It is decided by memory: both lie in the same
+bytes of the same storage, which was not written to in between.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,8 @@ from jaccli.activations.sample_view import SampleView
 
 
 @dataclass(frozen=True)
-class Imprint:
-    """Where in memory a tensor lay, and how often that had been written to. It keeps nothing alive."""
+class TensorMemory:
+    """Where a strided tensor lies: its storage, at which version, and its layout there. It keeps no tensor alive."""
 
     storage: StorageWeakRef
     version: int
@@ -23,53 +27,57 @@ class Imprint:
     offset: int
 
     @classmethod
-    def of(cls, tensor: Tensor) -> Imprint | None:
-        """None for tensors without such memory."""
+    def of(cls, tensor: Tensor) -> TensorMemory | None:
+        """That of a tensor of any shape; None where it has no strided memory or no version."""
         if tensor.layout != torch.strided or tensor.is_inference():
             return None
         storage = StorageWeakRef(tensor.untyped_storage())
         shape, strides, offset = tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
         return cls(storage, tensor._version, tensor.dtype, shape, strides, offset)
 
-    def overlaps(self, other: Imprint) -> bool:
-        """The same memory, not written to between."""
+    def shares_storage(self, other: TensorMemory) -> bool:
+        """Whether both lie in one storage that was not written to in between."""
         same = self.storage == other.storage and not self.storage.expired()
         return same and (self.version, self.dtype) == (other.version, other.dtype)
 
-    def is_laid_out_as(self, other: Imprint) -> bool:
-        """The same memory, seen in the same way."""
-        return self.overlaps(other) and self._layout == other._layout
+    def is_same(self, other: TensorMemory) -> bool:
+        """Whether both are the same bytes in the same layout."""
+        layouts = [(one.shape, one.strides, one.offset) for one in (self, other)]
+        return self.shares_storage(other) and layouts[0] == layouts[1]
 
-    @property
-    def _layout(self) -> tuple[object, ...]:
-        return self.shape, self.strides, self.offset
-
-    def addresses(self, slot: SampleView) -> Tensor:
-        """Where each element of the activations lies, ``(batch, size)``."""
-        places = torch.full((), self.offset)
+    def addresses(self, view: SampleView) -> Tensor:
+        """Positions in the storage of the elements of an activation, ``(batch, view.size)``, int64."""
+        positions = torch.full((), self.offset)
         for size, stride in zip(self.shape, self.strides, strict=True):
-            places = places.unsqueeze(-1) + stride * torch.arange(size, device=places.device)
-        found = slot.get(places)
-        return found.reshape(len(found), -1)
+            positions = positions.unsqueeze(-1) + stride * torch.arange(size, device=positions.device)
+        positions = view.get(positions)
+        return positions.reshape(len(positions), -1)
 
 
 @dataclass
-class Placed:
-    """A source's activation: the tensor put in, and copies of it that further sources put in its place."""
+class SubstitutedSource:
+    """The activation of a source, as a run goes on.
 
-    slot: SampleView
-    imprints: list[Imprint]
+    Attributes:
+        view: how it lies in the tensors that hold it.
+        memories: of the tensor that was put in, and of its copies that later sources put in its place.
+    """
 
-    def follow(self, before: Imprint | None, after: Imprint | None) -> None:
-        """Another source took the place of a tensor."""
-        if before is not None and after is not None and any(before.is_laid_out_as(one) for one in self.imprints):
-            self.imprints.append(after)
+    view: SampleView
+    memories: list[TensorMemory]
 
-    def is_in(self, tensor: Tensor, slot: SampleView) -> bool:
-        """Whether these are the activations in a tensor, in the same order: views and reshapes that only look at them
-        count as the same, as does what ``nn.Identity`` hands on."""
-        now = Imprint.of(tensor)
-        if now is None:
+    def follow(self, before: TensorMemory | None, after: TensorMemory | None) -> None:
+        """Another source has put a copy, in memory ``after``, in place of a tensor in memory ``before``."""
+        if before is not None and after is not None and any(before.is_same(one) for one in self.memories):
+            self.memories.append(after)
+
+    def is_in(self, tensor: Tensor, view: SampleView) -> bool:
+        """Whether a tensor holds this activation, its elements in the same order.
+
+        Views and reshapes of it count as the same, and so does the output of ``nn.Identity``.
+        """
+        memory = TensorMemory.of(tensor)
+        if memory is None:
             return False
-        alike = (one for one in self.imprints if one.overlaps(now))
-        return any(torch.equal(one.addresses(self.slot), now.addresses(slot)) for one in alike)
+        shared = (one for one in self.memories if one.shares_storage(memory))
+        return any(torch.equal(one.addresses(self.view), memory.addresses(view)) for one in shared)

@@ -42,10 +42,10 @@ def run(
 
 def _names(network: Any) -> list[tuple[str | None, str, str]]:
     """Path, name as ``--layer`` takes it, and type; the model's own have no path."""
-    from jaccli.activations.address import INPUT, OUTPUT, Names
+    from jaccli.activations.address import INPUT, OUTPUT, LayerNames
 
     layers = network.layers()
-    names = Names(layers)
+    names = LayerNames(layers)
     modules = [(path, str(names.at(path)), kind) for path, kind in layers.items()]
     return [(None, INPUT, "(model input)"), *modules, (None, OUTPUT, "(model output)")]
 

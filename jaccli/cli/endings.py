@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from jaccli.cli.messages import STARTED
 from jaccli.cli.request import RunRequest
 from jaccli.errors import ResourceError, TimeIsUp
-from jaccli.safety.memory import memory_allowed
+from jaccli.safety.memory import limited_memory
 
 # A step of a training may take so much longer, in seconds, once it is to end.
 STEP_GRACE_S = 3.0
@@ -50,7 +50,7 @@ def deadline(seconds: float | None) -> Iterator[None]:
 @contextlib.contextmanager
 def limits(how: RunRequest) -> Iterator[None]:
     """``--timeout``, and ``--max-memory`` for what files unfold to."""
-    with deadline(how.timeout), memory_allowed(how.max_memory):
+    with deadline(how.timeout), limited_memory(how.max_memory):
         yield
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from jaccli.cli.request import ModelRequest
 from jaccli.errors import UnsupportedError, note
 from jaccli.models.identify.import_spec import is_spec
-from jaccli.models.weights.rewrite import Template, template_of
+from jaccli.models.weights.rewrite import RewritableCheckpoint, rewritable_checkpoint
 from jaccli.sinks.atomic import open_output
 from jaccli.sinks.matrix_binary import write_safetensors
 from jaccli.text.escape import listed, quote
@@ -39,9 +39,9 @@ class Writer:
         self.model, self.path = model, path
         self._form = path.lower().rpartition(".")[2]
         self.is_script = self._form == "pt" and isinstance(model, torch.jit.ScriptModule)
-        self._template: Template | None = None
+        self._template: RewritableCheckpoint | None = None
         if not self.is_script and not is_spec(asked.path):
-            self._template = template_of(asked.path, model)
+            self._template = rewritable_checkpoint(asked.path, model)
         if self._form == "safetensors":
             self._check_dtypes()
 
@@ -91,7 +91,7 @@ class Writer:
         return buffer.getvalue()
 
     def _saved(self, state: Mapping[str, Tensor]) -> bytes:
-        whole = self._template.whole(self.model) if self._template is not None else dict(state)
+        whole = self._template.saved_object(self.model) if self._template is not None else dict(state)
         if self._template is not None and self._template.left_out:
             gone = list(dict.fromkeys(self._template.left_out))
             note(f"not written, being no numbers, text, lists and dicts by name: what is under {listed(gone, 6)}")

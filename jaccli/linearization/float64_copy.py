@@ -51,7 +51,7 @@ def twin(linear: LinearizedFunction) -> Twin:
     inside, _ = _met(linear.evaluate, linear.point, network)
     value = linear.value.reshape(linear.batch, -1).double()
     own = Twin(linear.evaluate, linear.point, value, inside, inside, torch.zeros_like(value[:, 0]))
-    if linear.point.dtype == torch.float64 or network.draws.seen:  # other numbers are drawn in another dtype
+    if linear.point.dtype == torch.float64 or network.draws.generators:  # other numbers are drawn in another dtype
         return own
     try:
         copy = network.cast(None, torch.float64)
@@ -82,6 +82,6 @@ class _Met(Mode):
 def _met(f: Callable[[Tensor], Tensor], point: Tensor, network: Network) -> tuple[float, Tensor]:
     """Eps of the shortest dtype that f meets, and its value."""
     met = _Met()
-    with torch.no_grad(), nullcontext() if network.unwatchable else met:
+    with torch.no_grad(), nullcontext() if network.refuses_modes else met:
         value = f(point)
     return max(met.eps, torch.finfo(value.dtype).eps), value

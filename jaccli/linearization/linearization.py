@@ -123,7 +123,7 @@ class LinearizedFunction:
             return None
         self.passes["vjp"] += 1
         row = gradient(live.target, live.source, u.reshape(live.target.shape))
-        return None if row is None else self.f.source.slot.columns(row[None])[0]
+        return None if row is None else self.f.source.view.columns(row[None])[0]
 
     def vjps(self, u: Tensor) -> Tensor:
         """k vjps in one batched backward pass: ``(k, batch, n_out)`` → ``(k, batch, n_in)``."""
@@ -134,7 +134,7 @@ class LinearizedFunction:
         rows = gradients(live.target, live.source, u.reshape(u.shape[0], *live.target.shape))
         if rows is None:
             return self.point.new_zeros(u.shape[0], self.batch, self.f.n_in)
-        return self.f.source.slot.columns(rows)
+        return self.f.source.view.columns(rows)
 
     def jvp(self, v: Tensor) -> Tensor:
         """Jv for each sample, by dual numbers: ``(batch, n_in)`` → ``(batch, n_out)``."""
@@ -194,7 +194,7 @@ class LinearizedFunction:
                 row = gradient(live.target, live.source, u, create_graph=True)
             if row is None or not row.requires_grad:
                 raise NotImplementedError(_NO_SECOND_GRAPH)
-            self._turned = self.f.source.slot.columns(row[None])[0], u
+            self._turned = self.f.source.view.columns(row[None])[0], u
         return self._turned
 
     def _graph(self) -> RecordedPass:

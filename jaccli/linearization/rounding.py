@@ -66,7 +66,7 @@ def rounding(linear: LinearizedFunction, u: Tensor) -> Rounding | None:
 
     Cost: three forward and five backward passes, each forward pass with a graph of its own.
     """
-    if linear.f.network.unwatchable:
+    if linear.f.network.refuses_modes:
         return None
     try:
         value0, row0 = _run(linear, u)
@@ -100,7 +100,7 @@ def value_rounding(linear: LinearizedFunction) -> Tensor:
     evaluations.
     """
     roughly = ALLOWED**2 * torch.finfo(linear.value.dtype).eps * norms(linear.value)
-    if linear.f.network.unwatchable:
+    if linear.f.network.refuses_modes:
         return roughly
     try:
         with torch.no_grad():

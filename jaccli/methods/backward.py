@@ -117,7 +117,7 @@ def check_tiling(task: MethodTask) -> None:
         MethodGap: the model is bound to its number of samples.
     """
     linear = task.linear
-    if linear.f.source.slot.dim is None or linear.f.target.slot.dim is None:
+    if linear.f.source.view.dim is None or linear.f.target.view.dim is None:
         raise MethodGap("the activation has no dimension for samples")
     other = perturbed(linear.point)
     try:

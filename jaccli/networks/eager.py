@@ -21,12 +21,12 @@ from jaccli.errors import RefusedError, UnsupportedError
 from jaccli.networks.dtypes import converted
 from jaccli.networks.network import Network, StopRun, Tap
 from jaccli.networks.quantized import packed_modules
-from jaccli.networks.state.checkpointing import plain_checkpoints
+from jaccli.networks.state.checkpointing import checkpoints_bypassed
 from jaccli.networks.state.custom_code import has_own_code, held_generators
 from jaccli.networks.state.fingerprint import PLAIN, Fingerprint
 from jaccli.networks.state.parameter_writes import ParameterWritten, WriteWatch
-from jaccli.networks.state.process_settings import same_settings
-from jaccli.networks.state.random_generators import Noise, use_numpy
+from jaccli.networks.state.process_settings import restored_settings
+from jaccli.networks.state.random_generators import GeneratorStates, use_numpy
 from jaccli.networks.state.snapshot import (
     ModuleState,
     attribute_tensors,
@@ -34,7 +34,7 @@ from jaccli.networks.state.snapshot import (
     map_attributes,
     without_parameter_gradients,
 )
-from jaccli.networks.state.unseeded_generators import held_seeds
+from jaccli.networks.state.unseeded_generators import fixed_seeds
 
 _TENSORS = frozenset(("_parameters", "_buffers"))
 # Most of what a module keeps are such containers, and empty.
@@ -73,7 +73,7 @@ class EagerNetwork(Network):
                 "model.to_empty(device='cpu') and load_state_dict give it some",
             )
         self._state: ModuleState | None = None
-        self._noise = Noise([])
+        self._noise = GeneratorStates([])
         self._watched = False
         self._lock = threading.RLock()
         self._shielded: set[int] = set()
@@ -88,7 +88,7 @@ class EagerNetwork(Network):
             stack.enter_context(self.session())
             stack.enter_context(optimized_execution(False))
             start, versions = _noted(tap), _versions(args, kwargs)
-            before = self.unwatchable
+            before = self.refuses_modes
             while True:
                 try:
                     return self._pass(args, kwargs, tap)
@@ -96,8 +96,8 @@ class EagerNetwork(Network):
                     # Operators that take functions are refused below a watch: the pass begins anew without.
                     if before:  # the pass had no watch to begin with
                         raise
-                    self._watch_no_more(self._watched and not self.unwatchable and _takes_functions(error))
-                    if not self.unwatchable:
+                    self._watch_no_more(self._watched and not self.refuses_modes and _takes_functions(error))
+                    if not self.refuses_modes:
                         raise
                     _put_back(tap, start)
                 except ParameterWritten as write:
@@ -111,16 +111,16 @@ class EagerNetwork(Network):
         state, noise = self._state, self._noise
         assert state is not None
         state.install()
-        watching = self._watched and not self.unwatchable
+        watching = self._watched and not self.refuses_modes
         watch = WriteWatch(state.storages if watching else ())
         output, stop = None, None
         try:
             with (
-                plain_checkpoints(self.uncut),
+                checkpoints_bypassed(self.bypasses_checkpoints),
                 _hooks(self.module, tap) if tap is not None else nullcontext(),
                 watch if watching else nullcontext(),
-                same_settings() if self._watched else nullcontext(),
-                held_seeds() if self._watched else nullcontext(),
+                restored_settings() if self._watched else nullcontext(),
+                fixed_seeds() if self._watched else nullcontext(),
             ):
                 output = self.module(*args, **kwargs)
         except StopRun as reached:
@@ -130,7 +130,7 @@ class EagerNetwork(Network):
                 raise
         finally:
             watch.leave()
-            self.draws.saw(noise.restore())
+            self.draws.add(noise.restore())
         if watch.found is not None:
             raise ParameterWritten(watch.found)
         if self._watched:
@@ -141,7 +141,7 @@ class EagerNetwork(Network):
 
     def _watch_no_more(self, wanted: bool) -> None:
         """Or again. Where nobody watches, every pass has copies of all parameters."""
-        self.unwatchable = wanted
+        self.refuses_modes = wanted
         self._shielded -= self._unwatched
         self._unwatched = set()
         if wanted and self._state is not None:
@@ -150,17 +150,17 @@ class EagerNetwork(Network):
             _forget_compiled()
 
     @property
-    def opaque(self) -> bool:
+    def runs_own_code(self) -> bool:
         return self._watched
 
-    def noise(self) -> Noise:
+    def generator_states(self) -> GeneratorStates:
         return self._noise_now(has_own_code(self.module))
 
-    def _noise_now(self, own_code: bool) -> Noise:
+    def _noise_now(self, own_code: bool) -> GeneratorStates:
         if not own_code:
-            return Noise.now(python=False)
+            return GeneratorStates.now(python=False)
         use_numpy()
-        return Noise.now(held_generators(self.module, attribute_values(self.module)))
+        return GeneratorStates.now(held_generators(self.module, attribute_values(self.module)))
 
     @contextmanager
     def session(self, *, frozen: bool = True) -> Iterator[None]:
@@ -186,7 +186,7 @@ class EagerNetwork(Network):
             torch.backends.mha.set_fastpath_enabled(fast)
             state.remove()
             self._state = None
-            self.draws.saw(self._noise.restore())  # a backward pass may draw too
+            self.draws.add(self._noise.restore())  # a backward pass may draw too
 
     def cast(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> EagerNetwork:
         memo: dict[int, Any] = {}
@@ -197,14 +197,14 @@ class EagerNetwork(Network):
         twin = copy.deepcopy(self.module, memo)
         cast_in_place(twin, device, dtype)
         network = EagerNetwork(twin)
-        network.uncut = self.uncut
+        network.bypasses_checkpoints = self.bypasses_checkpoints
         return network
 
     def tensors(self) -> Iterator[Tensor]:
         yield from self.module.parameters()
         yield from self.module.buffers()
 
-    def stamp(self, moving: Collection[int] = ()) -> Fingerprint:
+    def fingerprint(self, moving: Collection[int] = ()) -> Fingerprint:
         stamp = Fingerprint(moving)
         waiting: list[nn.Module] = [self.module]
         seen: set[int] = set()
@@ -232,7 +232,7 @@ class EagerNetwork(Network):
                 _stamp_script(stamp, module)
         return stamp
 
-    def doubtful(self) -> list[str]:
+    def warnings(self) -> list[str]:
         named = list(self.module.named_modules())
         mixing = [n for n, m in named if isinstance(m, _BATCH_NORMS) and (m.training or m.running_mean is None)]
         noisy = [n for n, m in named if _draws(m)]
@@ -248,7 +248,7 @@ class EagerNetwork(Network):
             found.append(f"Dropout is in training mode ({_some(noisy)}): J is that of one random mask")
         return found
 
-    def is_noisy(self) -> bool:
+    def draws_random_numbers(self) -> bool:
         return any(map(_draws, self.module.modules()))
 
 

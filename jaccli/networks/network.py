@@ -18,7 +18,7 @@ from torch import Tensor
 
 from jaccli.errors import warn
 from jaccli.networks.state.fingerprint import Fingerprint
-from jaccli.networks.state.random_generators import TORCH, Draws, Noise
+from jaccli.networks.state.random_generators import TORCH, GeneratorStates, RandomDraws
 from jaccli.runtime.kernels import unfused
 
 
@@ -55,35 +55,35 @@ class Network(ABC):
     # Whether recurrent layers may run as one kernel: no longer, once one has been seen whose backward pass refuses.
     fused = True
     # Whether gradient checkpoints run as they are, since a source was seen inside one.
-    uncut = False
+    bypasses_checkpoints = False
     # Whether it uses operators that take functions (``cond``, ``flex_attention``), which do not run below a mode.
-    unwatchable = False
+    refuses_modes = False
     # Paths of modules whose weights are packed into integers, and whose kernels have no derivative.
     packed: Sequence[str] = ()
 
     @cached_property
-    def draws(self) -> Draws:
+    def draws(self) -> RandomDraws:
         """What runs have drawn from so far."""
-        return Draws()
+        return RandomDraws()
 
     @property
-    def opaque(self) -> bool:
+    def runs_own_code(self) -> bool:
         """Whether, in a session, a pass may run code that nobody here sees, as Python's."""
         return False
 
-    def noise(self) -> Noise:
+    def generator_states(self) -> GeneratorStates:
         """Where all generators stand that a run may draw from."""
-        return Noise.now()
+        return GeneratorStates.now()
 
     def report_warnings(self) -> None:
-        """Warn of what ``doubtful`` finds; that the model draws is then told already."""
-        for doubt in self.doubtful():
+        """Warn of what ``warnings`` finds; that the model draws is then told already."""
+        for doubt in self.warnings():
             warn(doubt)
-        if self.is_noisy():
-            self.draws.told.add(TORCH)
+        if self.draws_random_numbers():
+            self.draws.warned.add(TORCH)
 
-    def is_noisy(self) -> bool:
-        """Whether ``doubtful`` says that the model draws from torch's generators."""
+    def draws_random_numbers(self) -> bool:
+        """Whether ``warnings`` says that the model draws from torch's generators."""
         return False
 
     def only_batch(self, dim: int = 0) -> int | None:
@@ -124,7 +124,7 @@ class Network(ABC):
     def tensors(self) -> Iterator[Tensor]:
         """Parameters and buffers: where the model lives and in which dtype."""
 
-    def stamp(self, moving: Collection[int] = ()) -> Fingerprint:
+    def fingerprint(self, moving: Collection[int] = ()) -> Fingerprint:
         """What a recorded program rests on; another stamp means that it has to be recorded again.
 
         Args:
@@ -135,6 +135,6 @@ class Network(ABC):
             stamp.tensor(tensor)
         return stamp
 
-    def doubtful(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Why numbers about this model may not mean what they seem (BatchNorm in training mode)."""
         return []

@@ -73,10 +73,10 @@ class Moved:
         the model cannot be copied or moved.
         """
         draws = self.network.draws
-        for dtype in (None,) if draws.seen else (torch.float64, None):  # other numbers are drawn in another dtype
+        for dtype in (None,) if draws.generators else (torch.float64, None):  # other numbers are drawn in another dtype
             try:
                 copy = self.network.cast(dtype=dtype)
-                copy.draws.told.update(draws.told)
+                copy.draws.warned.update(draws.warned)
                 return self._of_copy(copy, dtype or u.dtype, u, w)
             except (JaccliError, RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
                 if is_out_of_memory(error):

@@ -45,7 +45,7 @@ def training_pass(
         with readable(inputs):
             taken = record_backward(network, inputs, [source], [target], live=True)
         held = taken.sources[source]
-        yield Rows(taken.targets[target].activation, held.raw, held.place.slot.columns, mixes, wanted, single)
+        yield Rows(taken.targets[target].activation, held.raw, held.location.view.columns, mixes, wanted, single)
 
 
 @contextmanager

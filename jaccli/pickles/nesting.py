@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from jaccli.pickles.stand_ins import OpaqueKey, StandIn
-from jaccli.safety.reading import Damaged
+from jaccli.safety.reading import DamagedError
 
 MAX_DEPTH: Final = 2000
 
@@ -20,7 +20,7 @@ def check_depth(root: Any) -> None:
     An object within itself ends there: it is never destroyed.
 
     Raises:
-        Damaged: nested too deep.
+        DamagedError: nested too deep.
     """
     depths: dict[int, int] = {}
     stack: list[tuple[Any, bool]] = [(root, False)]
@@ -32,7 +32,7 @@ def check_depth(root: Any) -> None:
         if done:
             depth = 1 + max(depths.get(id(item), 0) for item in inner)
             if depth > MAX_DEPTH:
-                raise Damaged("objects nested absurdly deep")
+                raise DamagedError("objects nested absurdly deep")
             depths[id(value)] = depth
         elif id(value) not in depths:
             depths[id(value)] = 0

@@ -21,18 +21,18 @@ from typing import IO, Any, ClassVar, Final
 
 from jaccli.errors import RefusedError
 from jaccli.pickles.stand_ins import (
+    BUILDERS,
     DTYPES,
-    REBUILD,
     STORAGES,
-    ArrayShell,
-    DtypeName,
-    DtypeShell,
-    Rebuild,
+    ArraySpec,
+    Builder,
+    NumpyDtypeSpec,
     StandIn,
     StorageRef,
     StorageType,
-    inert_type,
+    TorchDtypeSpec,
     keyable,
+    stand_in_class,
 )
 from jaccli.safety.budget import Budget
 from jaccli.text.escape import quote
@@ -51,7 +51,7 @@ _HOSTILE_BUILTINS = frozenset(("eval", "exec", "execfile", "compile", "open", "i
 _parts: Any = pickle  # whose machine in Python is private, and the same since 3.8
 # Named as arguments of builders that are known: nothing of them is left out.
 _CLASSES_ALONE: Final = {
-    path: inert_type(path) for path in ("numpy.ndarray", "builtins.list", "builtins.dict", "builtins.set")
+    path: stand_in_class(path) for path in ("numpy.ndarray", "builtins.list", "builtins.dict", "builtins.set")
 }
 # Opcodes between two looks at the budget.
 _ROUND: Final = 1024
@@ -62,7 +62,7 @@ _MOST_BYTES_OF_AN_INTEGER: Final = 512
 class PickleReader(pickle._Unpickler):
     """Reads one pickle. ``load_storage`` turns a persistent id into a ``StorageRef``.
 
-    After ``load``, ``inert`` holds the names of the globals for which stand-ins were used. Sets are lists
+    After ``load``, ``stand_ins`` holds the names of the globals for which stand-ins were used. Sets are lists
     and tuples here, and a key of a dict that is no plain value is an ``OpaqueKey``: nothing is hashed or
     compared whose cost grows with what it holds.
 
@@ -96,10 +96,10 @@ class PickleReader(pickle._Unpickler):
         # latin1 reads every byte string that Python 2 wrote.
         super().__init__(file, encoding="latin1")
         self._load_storage = load_storage
-        self._load_bytes = Rebuild("torch.storage._load_from_bytes", load_bytes)
+        self._load_bytes = Builder("torch.storage._load_from_bytes", load_bytes)
         self._where = where
         self.budget = budget
-        self.inert: dict[str, type[StandIn]] = {}
+        self.stand_ins: dict[str, type[StandIn]] = {}
 
     def load(self) -> Any:
         """The object, in stand-ins. As ``pickle._Unpickler.load``, with the opcodes counted."""
@@ -134,20 +134,20 @@ class PickleReader(pickle._Unpickler):
                 "a file of weights runs nothing; this one looks like an attack",
                 "do not open it with anything; get the weights as safetensors from a source you trust",
             )
-        if path in REBUILD:
-            return REBUILD[path]
+        if path in BUILDERS:
+            return BUILDERS[path]
         if path == self._load_bytes.path:
             return self._load_bytes
         if root == "torch" and name in STORAGES:
             return StorageType(STORAGES[name])
         if module == "torch" and name in DTYPES:
-            return DtypeName(name)
+            return TorchDtypeSpec(name)
         if path in _CLASSES_ALONE:
             return _CLASSES_ALONE[path]
-        if path not in self.inert:
+        if path not in self.stand_ins:
             self.budget.name()
-            self.inert[path] = inert_type(path)
-        return self.inert[path]
+            self.stand_ins[path] = stand_in_class(path)
+        return self.stand_ins[path]
 
     def persistent_load(self, pid: Any) -> Any:
         """A storage in the file; a legacy file also names the source code of a module."""
@@ -179,7 +179,7 @@ class PickleReader(pickle._Unpickler):
             raise pickle.UnpicklingError("arguments are a tuple")
         # Arguments may be shared by any number of calls, each of which copies them.
         self.budget.copy(len(args) + (len(args[0]) if args and isinstance(args[0], _SIZED) else 0))
-        if isinstance(function, Rebuild):
+        if isinstance(function, Builder):
             return function.call(*args)
         if isinstance(function, type) and issubclass(function, StandIn):
             return function(*args)
@@ -194,9 +194,9 @@ class PickleReader(pickle._Unpickler):
         target = self.stack[-1]
         if isinstance(target, StandIn):
             target.state = state
-        elif isinstance(target, DtypeShell):
+        elif isinstance(target, NumpyDtypeSpec):
             target.order = state[1]
-        elif isinstance(target, ArrayShell):
+        elif isinstance(target, ArraySpec):
             _, target.shape, target.dtype, target.fortran, target.data = state[-5:]
         # Else an attribute of a dict or a tensor, such as a state dict's _metadata: not needed.
 

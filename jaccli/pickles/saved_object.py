@@ -12,7 +12,7 @@ from typing import IO, Any, cast
 from jaccli.errors import RefusedError
 from jaccli.pickles.reader import PickleReader
 from jaccli.pickles.stand_ins import StandIn, StorageRef, StorageType
-from jaccli.pickles.storages import Content, StorageSource, TailSource, ZipSource
+from jaccli.pickles.storages import FileBytes, StorageSource, StreamSource, ZipSource
 from jaccli.safety.budget import Budget, BudgetError
 from jaccli.safety.reading import reading
 from jaccli.text.wording import worded
@@ -38,7 +38,7 @@ def read_pickled(path: Path | None, name: str, data: bytes = b"") -> tuple[Any, 
         if head[:2] != b"PK" and head[:1] != b"\x80":
             raise _tar_format(name)
         try:
-            return _Pickles(file, Content(path, data), name).read(zipped=head == b"PK")
+            return _Pickles(file, FileBytes(path, data), name).read(zipped=head == b"PK")
         except BudgetError as error:
             raise RefusedError(
                 f"{name} holds a pickle that takes {error}",
@@ -60,7 +60,7 @@ def _opened(path: Path | None, data: bytes) -> Iterator[IO[bytes]]:
 class _Pickles:
     """The pickles of one file, and those that are nested in them, with one budget."""
 
-    def __init__(self, file: IO[bytes], content: Content, name: str) -> None:
+    def __init__(self, file: IO[bytes], content: FileBytes, name: str) -> None:
         self._file, self._content, self._name = file, content, name
         self._budget = Budget(content.size)
         self._inert: dict[str, type[StandIn]] = {}
@@ -79,9 +79,9 @@ class _Pickles:
         source.seek("data.pkl")
         return self._one(self._file, load_storage)
 
-    def _stream(self, file: IO[bytes], content: Content) -> Any:
+    def _stream(self, file: IO[bytes], content: FileBytes) -> Any:
         """A non-zip ``torch.save`` file (three header pickles, the object, the storages) or a plain pickle."""
-        source = TailSource(content)
+        source = StreamSource(content)
 
         def load_storage(data: tuple[Any, ...]) -> StorageRef:
             kind, key, _, numel, view = data
@@ -99,14 +99,14 @@ class _Pickles:
 
     def _one(self, file: IO[bytes], load_storage: Callable[[tuple[Any, ...]], StorageRef]) -> Any:
         reader = PickleReader(file, load_storage, self._nested, self._name, self._budget)
-        reader.inert = self._inert
+        reader.stand_ins = self._inert
         return reader.load()
 
     def _nested(self, data: Any) -> Any:
         """A storage that ``pickle.dump`` put into a plain pickle as bytes of ``torch.save``."""
         if not isinstance(data, bytes):
             raise TypeError("bytes expected")
-        return self._stream(io.BytesIO(data), Content(None, data))
+        return self._stream(io.BytesIO(data), FileBytes(None, data))
 
 
 def _ref(source: StorageSource, kind: Any, key: Any, numel: Any, first: Any = 0) -> StorageRef:

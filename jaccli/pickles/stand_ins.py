@@ -2,8 +2,8 @@
 
 A pickle names globals (classes and functions) and calls them. Here every name gives one of ours:
 
-* ``Rebuild``: torch's and NumPy's builders, which record what would be built (``TensorSpec``,
-  ``ArrayShell``) and build nothing;
+* ``Builder``: torch's and NumPy's builders, which record what would be built (``TensorSpec``,
+  ``ArraySpec``) and build nothing;
 * a few containers;
 * for everything else a subclass of ``StandIn``, which takes any arguments and state and keeps them.
 
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from jaccli.safety.reading import Damaged
+from jaccli.safety.reading import DamagedError
 
 
 class StandIn(dict[Any, Any]):
@@ -62,7 +62,7 @@ def keyable(value: Any) -> Any:
     share their parts never end. So do dicts whose keys were chosen to have one hash, as large integers can be.
 
     Raises:
-        Damaged: a key of more parts than any that means something, counted as often as they are met.
+        DamagedError: a key of more parts than any that means something, counted as often as they are met.
     """
     kind = type(value)
     if kind in (str, bytes, bool, float, type(None)) or (kind is int and -(2**63) <= value < 2**64):
@@ -73,12 +73,12 @@ def keyable(value: Any) -> Any:
         if isinstance(item, tuple):
             parts += len(item)
             if parts > _MOST_PARTS:
-                raise Damaged("a key of absurdly many parts")
+                raise DamagedError("a key of absurdly many parts")
             stack.extend(item)
     return OpaqueKey(value)
 
 
-def inert_type(path: str) -> type[StandIn]:
+def stand_in_class(path: str) -> type[StandIn]:
     """A class of stand-ins for the global ``path``."""
     return type("StandIn", (StandIn,), {"path": path, "__slots__": ()})
 
@@ -91,7 +91,7 @@ class StorageType:
 
 
 @dataclass(frozen=True, slots=True)
-class DtypeName:
+class TorchDtypeSpec:
     """``torch.float32`` in a pickle."""
 
     dtype: str
@@ -128,7 +128,7 @@ class SparseSpec:
 
 
 @dataclass(slots=True)
-class ArrayShell:
+class ArraySpec:
     """A NumPy array, as its pickle describes it."""
 
     shape: tuple[int, ...] = ()
@@ -138,7 +138,7 @@ class ArrayShell:
 
 
 @dataclass(slots=True)
-class DtypeShell:
+class NumpyDtypeSpec:
     """A NumPy dtype: kind and width such as ``f4``, and the byte order."""
 
     code: str
@@ -146,7 +146,7 @@ class DtypeShell:
 
 
 @dataclass(frozen=True, slots=True)
-class Rebuild:
+class Builder:
     """A builder that a pickle may call."""
 
     path: str
@@ -173,7 +173,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tenso
 def _tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> TensorSpec:
     plain = _tensor(storage, offset, size, stride)
     dtype = rest[2]
-    if not isinstance(dtype, DtypeName):
+    if not isinstance(dtype, TorchDtypeSpec):
         raise ValueError("a tensor needs a dtype")
     return TensorSpec(plain.storage, plain.offset, plain.size, plain.stride, dtype.dtype)
 
@@ -201,7 +201,7 @@ def _sparse(layout: Any, parts: Any) -> SparseSpec:
 
 def _from_type(function: Any, _: Any, args: Any, *__: Any) -> Any:
     # A tensor with attributes, or of a subclass: the plain tensor is what counts.
-    if not isinstance(function, Rebuild) or function.path.endswith("_from_type_v2"):
+    if not isinstance(function, Builder) or function.path.endswith("_from_type_v2"):
         return StandIn()
     return function.call(*args)
 
@@ -214,19 +214,19 @@ def _bytes(text: Any = b"", _encoding: Any = "latin1") -> bytes:
     return text.encode("latin1") if isinstance(text, str) else bytes(memoryview(text))
 
 
-def _array(*_: Any) -> ArrayShell:
-    return ArrayShell()
+def _array(*_: Any) -> ArraySpec:
+    return ArraySpec()
 
 
-def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any) -> ArrayShell:
-    return ArrayShell(_ints(shape), dtype, order == "F", _bytes(data))
+def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any) -> ArraySpec:
+    return ArraySpec(_ints(shape), dtype, order == "F", _bytes(data))
 
 
-def _dtype(code: Any, *_: Any) -> DtypeShell:
+def _dtype(code: Any, *_: Any) -> NumpyDtypeSpec:
     text = code.decode("ascii") if isinstance(code, bytes) else code
     if not isinstance(text, str):
         raise ValueError("a dtype has a name")
-    return DtypeShell(text)
+    return NumpyDtypeSpec(text)
 
 
 def _reconstructor(cls: Any, *_: Any) -> Any:
@@ -256,10 +256,10 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
 for _numpy in ("numpy.core", "numpy._core"):
     _BUILDERS[f"{_numpy}.multiarray._reconstruct"] = _array
     _BUILDERS[f"{_numpy}.numeric._frombuffer"] = _frombuffer
-    _BUILDERS[f"{_numpy}.multiarray.scalar"] = lambda dtype, data=b"", *_: ArrayShell((), dtype, False, data)
+    _BUILDERS[f"{_numpy}.multiarray.scalar"] = lambda dtype, data=b"", *_: ArraySpec((), dtype, False, data)
 _BUILDERS["numpy.dtype"] = _dtype
 
-REBUILD = {path: Rebuild(path, call) for path, call in _BUILDERS.items()}
+BUILDERS = {path: Builder(path, call) for path, call in _BUILDERS.items()}
 
 STORAGES = {
     "FloatStorage": "float32",

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import RefusedError
-from jaccli.pickles.stand_ins import MAX_DIMENSIONS, ArrayShell, DtypeShell, SparseSpec, StorageRef, TensorSpec
+from jaccli.pickles.stand_ins import MAX_DIMENSIONS, ArraySpec, NumpyDtypeSpec, SparseSpec, StorageRef, TensorSpec
 from jaccli.safety.archives import open_archive
-from jaccli.safety.reading import FORGED, Damaged
+from jaccli.safety.reading import DAMAGED_OR_FORGED, DamagedError
 from jaccli.text.escape import quote
 
 # A tensor may repeat its elements (stride 0), but not into more bytes than this.
@@ -35,7 +35,7 @@ class StorageSource(Protocol):
     big_endian: bool
 
 
-class Content:
+class FileBytes:
     """The bytes of a file, mapped copy on write so that only what is looked at is read, or bytes that are held."""
 
     def __init__(self, path: Path | None, data: bytes = b"") -> None:
@@ -49,7 +49,7 @@ class Content:
     def part(self, start: int, nbytes: int) -> torch.UntypedStorage:
         """``nbytes`` from ``start``, copied only if they begin at an odd address."""
         if start < 0 or nbytes < 0 or start + nbytes > self.size:
-            raise Damaged("a storage lies outside the file")
+            raise DamagedError("a storage lies outside the file")
         if nbytes == 0:
             return empty_storage(0)
         part: torch.UntypedStorage = self._bytes[start : start + nbytes]
@@ -68,7 +68,7 @@ class ZipSource:
         name: for messages.
     """
 
-    def __init__(self, file: IO[bytes], content: Content, name: str) -> None:
+    def __init__(self, file: IO[bytes], content: FileBytes, name: str) -> None:
         self._file, self._content, self._name = file, content, name
         with open_archive(file, name) as archive:
             infos = archive.infolist()
@@ -93,12 +93,12 @@ class ZipSource:
         """Check that a storage's record holds all the elements that the pickle says it has.
 
         Raises:
-            Damaged: it does not.
+            DamagedError: it does not.
         """
         if key not in self._places:
             self._places[key] = self._locate(f"{self._root}data/{key}")
         if not 0 <= numel * itemsize(dtype) <= self._places[key][1]:
-            raise Damaged("a storage is longer than its record")
+            raise DamagedError("a storage is longer than its record")
 
     def storage(self, key: str) -> torch.UntypedStorage:
         """The bytes of the storage ``key``, which was declared."""
@@ -107,7 +107,7 @@ class ZipSource:
     def _locate(self, name: str) -> tuple[int, int]:
         info = self._infos.get(name)
         if info is None:
-            raise Damaged("a record is missing")
+            raise DamagedError("a record is missing")
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
             raise RefusedError(
                 f"{self._name} holds compressed tensors; torch.save does not write such files",
@@ -119,18 +119,18 @@ class ZipSource:
         header = self._file.read(30)
         self._file.seek(before)
         if len(header) != 30 or header[:4] != b"PK\x03\x04":
-            raise Damaged("a record has no header")
+            raise DamagedError("a record has no header")
         name_length, extra_length = struct.unpack("<HH", header[26:30])
         start = info.header_offset + 30 + name_length + extra_length
         if start + info.file_size > self._content.size:
-            raise Damaged("a record lies outside the file")
+            raise DamagedError("a record lies outside the file")
         return start, info.file_size
 
 
-class TailSource:
+class StreamSource:
     """The storages behind the pickles of a non-zip file: for each its number of elements, then data."""
 
-    def __init__(self, content: Content) -> None:
+    def __init__(self, content: FileBytes) -> None:
         self._content = content
         self._dtypes: dict[str, str] = {}
         self._declared: dict[str, int] = {}
@@ -146,7 +146,7 @@ class TailSource:
         """Find every storage, in the order of ``keys``, from where ``file`` stands.
 
         Raises:
-            Damaged: one lies outside the file, or is shorter than the pickle says.
+            DamagedError: one lies outside the file, or is shorter than the pickle says.
         """
         position = file.tell()
         for key in keys:
@@ -155,9 +155,9 @@ class TailSource:
             nbytes = numel * itemsize(self._dtypes[key])
             position += 8
             if numel < 0 or position + nbytes > self._content.size:
-                raise Damaged("a storage lies outside the file")
+                raise DamagedError("a storage lies outside the file")
             if self._declared[key] > nbytes:
-                raise Damaged("a storage is longer than its bytes")
+                raise DamagedError("a storage is longer than its bytes")
             self._where[key] = (position, nbytes)
             position += nbytes
 
@@ -203,13 +203,13 @@ class TensorMaker:
                 return self._strided(spec)
             if isinstance(spec, SparseSpec):
                 return self._sparse(name, spec)
-            if isinstance(spec, ArrayShell):
+            if isinstance(spec, ArraySpec):
                 return _from_array(spec)
         except (ValueError, TypeError, KeyError, IndexError, RuntimeError, OverflowError, struct.error):
             raise RefusedError(
                 f"{self._where}: the tensor {quote(name)} does not fit the data in the file",
                 "expected sizes and strides within its storage",
-                FORGED,
+                DAMAGED_OR_FORGED,
             ) from None
         raise TypeError("not a tensor")
 
@@ -251,10 +251,10 @@ class TensorMaker:
         return torch.sparse_compressed_tensor(outer, inner, values, size, layout=layout, check_invariants=True)
 
 
-def _from_array(shell: ArrayShell) -> Tensor:
+def _from_array(shell: ArraySpec) -> Tensor:
     import numpy as np
 
-    if not isinstance(shell.dtype, DtypeShell) or shell.dtype.code[:1] not in "fiubc":
+    if not isinstance(shell.dtype, NumpyDtypeSpec) or shell.dtype.code[:1] not in "fiubc":
         raise ValueError("not an array of numbers")
     data = shell.data.encode("latin1") if isinstance(shell.data, str) else shell.data
     kind = "?" if shell.dtype.code == "b1" else shell.dtype.code

@@ -44,7 +44,7 @@ def influence(network: Network, inputs: Inputs, ready: Sequence[Linearization], 
         What differs and by how much; None also where the model does not take such numbers of samples, or draws
         or is not deterministic: another number of samples gets other numbers.
     """
-    if network.draws.seen or network.draws.unsteady:
+    if network.draws.generators or network.draws.nondeterminism:
         return None
     first, batch = ready[0].linear.batch, inputs.batch
     n = max(1, min(first // _SHARE, batch - first))

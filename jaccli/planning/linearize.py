@@ -12,7 +12,7 @@ from torch import Tensor
 from jaccli.activations.address import Address
 from jaccli.activations.function import LayerFunction
 from jaccli.activations.misread import misread
-from jaccli.activations.record import Held, Inputs, Record, record
+from jaccli.activations.record import ForwardRecord, Inputs, RecordedActivation, record
 from jaccli.activations.sample_view import MisplacedError, NowhereError
 from jaccli.errors import JaccliError, RefusedError, ResourceError, UnsupportedError, note
 from jaccli.graph.elimination.accumulate import EliminationPlan
@@ -142,7 +142,7 @@ def computing(network: Network, *, frozen: bool = True) -> Iterator[None]:
         stack.enter_context(full_precision())
         stack.enter_context(network.session(frozen=frozen))
         yield
-    network.draws.tell()
+    network.draws.warn()
 
 
 def linearize(
@@ -173,10 +173,10 @@ def linearize(
         if advice is None:
             raise
         raise type(error)(error.given, _SAMPLES_FIRST.format(_description(inputs.args[0])), advice) from error
-    if network.opaque and not network.draws.asked:
-        network.draws.ask()
-        network.draws.unsteady = unsteady(network, taken)
-    network.draws.tell()
+    if network.runs_own_code and not network.draws.compared:
+        network.draws.begin_comparison()
+        network.draws.nondeterminism = unsteady(network, taken)
+    network.draws.warn()
     if taken.left_out:
         reasons = _left_out(taken.left_out)
         told = "; ".join(reasons[:4]) + "; …" * (len(reasons) > 4)
@@ -217,7 +217,7 @@ def _left_out(found: Mapping[Address, str]) -> list[str]:
     return [why.replace("{}", ", ".join(names[:4]) + ", …" * (len(names) > 4)) for why, names in reasons.items()]
 
 
-def _recorded(network: Network, inputs: Inputs, pairs: Sequence[Pair], graph: bool) -> tuple[Record, str | None]:
+def _recorded(network: Network, inputs: Inputs, pairs: Sequence[Pair], graph: bool) -> tuple[ForwardRecord, str | None]:
     """The activations; without a gradient graph, and why, where the model runs without gradients alone."""
     sources, targets = [s for s, _ in pairs], [t for _, t in pairs]
     try:
@@ -239,7 +239,7 @@ def _recorded(network: Network, inputs: Inputs, pairs: Sequence[Pair], graph: bo
 
 def record_backward(
     network: Network, inputs: Inputs, sources: Sequence[Address], targets: Sequence[Address], *, live: bool
-) -> Record:
+) -> ForwardRecord:
     """``record``; once more, if the graph has kernels that refuse to go back, which are set aside for good."""
     taken = record(network, inputs, sources, targets, live=live)
     if set_aside(network, [held.activation for held in taken.targets.values()]):
@@ -299,10 +299,12 @@ def _description(value: object) -> str:
     return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
 
 
-def _prepared(network: Network, taken: Record, pair: Pair, graph: bool, probe: bool, gap: str | None) -> Linearization:
+def _prepared(
+    network: Network, taken: ForwardRecord, pair: Pair, graph: bool, probe: bool, gap: str | None
+) -> Linearization:
     source, target = taken.sources[pair[0]], taken.targets[pair[1]]
     graph = graph and gap is None
-    f = LayerFunction(network, taken.inputs, source.place, target.place)
+    f = LayerFunction(network, taken.inputs, source.location, target.location)
     value = target.activation
     live = RecordedPass(source.raw, value) if graph else None
     linear = LinearizedFunction(f, source.activation.detach(), value.detach(), live)
@@ -312,7 +314,7 @@ def _prepared(network: Network, taken: Record, pair: Pair, graph: bool, probe: b
         return linearization
     if graph:
         _probe(linearization)
-    if (not graph or linearization.probe.backward_gap) and not network.draws.unsteady:
+    if (not graph or linearization.probe.backward_gap) and not network.draws.nondeterminism:
         linearization.samples_mix = moves_others(linear)
     if not graph and gap is None:
         moved = value_at(linear, perturbed(linear.point))
@@ -360,9 +362,9 @@ def probe_first_sample(linearization: Linearization) -> None:
     linearization.probe = AdjointProbe(u, linearization.linear.vjp(u), samples=slice(0, 1))
 
 
-def _why_zero(linear: LinearizedFunction, source: Held, target: Held) -> str:
+def _why_zero(linear: LinearizedFunction, source: RecordedActivation, target: RecordedActivation) -> str:
     """No path: is it so, or does the graph hide one (detach, no_grad, integers between)?"""
-    if target.order < source.order and not source.place.address.is_model_input:
+    if target.order < source.order and not source.location.address.is_model_input:
         return _BEFORE
     moved = value_at(linear, perturbed(linear.point))
     if moved is None or torch.equal(moved, linear.value):

@@ -74,7 +74,7 @@ def _graph_sizes(value: Tensor) -> list[int]:
 
 
 def _run_sizes(linear: LinearizedFunction) -> list[int]:
-    if linear.f.network.unwatchable:
+    if linear.f.network.refuses_modes:
         return []
     sizes = _Sizes()
     with torch.no_grad(), sizes:

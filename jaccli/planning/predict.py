@@ -60,7 +60,7 @@ def roughly(linear: LinearizedFunction, sizes: ActivationMemory) -> float:
 
 def counted(linear: LinearizedFunction) -> Work:
     """The operators of f, none where they cannot be seen. Cost: one evaluation, and some 20 µs an operator."""
-    if linear.f.network.unwatchable:
+    if linear.f.network.refuses_modes:
         return Work([])
     counter = _Counter(1.0 if linear.value.device.type == "cpu" else defaults.ACCELERATOR_SPEED)
     with torch.no_grad(), counter:

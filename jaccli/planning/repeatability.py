@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from jaccli.activations.address import Address
-from jaccli.activations.record import Record, values
+from jaccli.activations.record import ForwardRecord, values
 from jaccli.linearization.rounding import VALUE_POWER, apart, norms
 from jaccli.networks.network import Network
 
 
-def unsteady(network: Network, taken: Record) -> float:
+def unsteady(network: Network, taken: ForwardRecord) -> float:
     """The largest relative difference of a sample's target between two further passes, where it is more than
     rounding; else 0.
 
@@ -28,7 +28,7 @@ def unsteady(network: Network, taken: Record) -> float:
     return 0.0 if third is None else _apart(second, third)
 
 
-def _values(network: Network, taken: Record) -> dict[Address, Tensor] | None:
+def _values(network: Network, taken: ForwardRecord) -> dict[Address, Tensor] | None:
     try:
         return values(network, taken.inputs, [*taken.sources], [*taken.targets])
     except Exception:  # what a later pass says is said of that pass

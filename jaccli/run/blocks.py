@@ -282,7 +282,7 @@ def _piece(
         start,
         decision,
         outcome,
-        f.source.slot.shape,
-        f.target.slot.shape,
+        f.source.view.shape,
+        f.target.view.shape,
         linearization.trivial,
     )

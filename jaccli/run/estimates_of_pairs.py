@@ -106,7 +106,7 @@ def stream_estimates(
             records = figures(a, vectors)
             watch.lap("compute_s")
             f = a.function
-            yield Estimates(pair, start, records, f.source.slot.shape, f.target.slot.shape, trivial)
+            yield Estimates(pair, start, records, f.source.view.shape, f.target.view.shape, trivial)
 
 
 def _sizes(

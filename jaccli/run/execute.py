@@ -158,7 +158,7 @@ def _verified(linearization: Linearization, outcome: Outcome) -> Outcome:
             "it was taken again row by row (loop)"
         )
     found = linearization.rounding()
-    if linearization.linear.f.network.draws.unsteady:  # told already
+    if linearization.linear.f.network.draws.nondeterminism:  # told already
         return again
     if found is not None and not found.steady:
         warn("two passes at one point disagree: the model is not deterministic, do not rely on J")
@@ -233,7 +233,7 @@ def _off(
 
 
 def _off_differences(linearization: Linearization, factors: Sequence[Tensor]) -> float | None:
-    if linearization.linear.f.network.draws.unsteady:  # told already
+    if linearization.linear.f.network.draws.nondeterminism:  # told already
         return None
     differences = linearization.differences()
     image = differences.z.unsqueeze(-1)
@@ -328,7 +328,7 @@ def _report_rounding(linearization: Linearization, name: str) -> None:
     """Say of how many samples J is no more than rounding, where a disagreement led to the question."""
     found, live = linearization.probe.rounding, linearization.linear.live
     drowned = int(found.drowned().sum()) if found is not None and found.steady and live is not None else 0
-    if not drowned or live is None or linearization.linear.f.network.draws.unsteady:
+    if not drowned or live is None or linearization.linear.f.network.draws.nondeterminism:
         return
     own = torch.finfo(linearization.linear.value.dtype).eps
     kind = _FORMATS.get(live.rounding, "")

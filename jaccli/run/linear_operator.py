@@ -17,7 +17,7 @@ from jaccli.graph.elimination.products import Products
 from jaccli.linear_maps.linear_map import LinearMap
 from jaccli.linearization.verify import is_odd
 from jaccli.networks.network import Network
-from jaccli.networks.state.random_generators import same_noise
+from jaccli.networks.state.random_generators import generators_starting_at
 from jaccli.planning.decide import captured, decide
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
 from jaccli.planning.mixing_message import mixing
@@ -125,7 +125,7 @@ def _by_graph(linearization: Linearization) -> tuple[Callable[[Tensor], Tensor],
 
 def _as_it_is(network: Network) -> Callable[[], AbstractContextManager[None]]:
     """Sessions in which the network is what it is now: the same noise, the same parameters."""
-    noise, stamp = network.noise(), _versions(network)
+    noise, stamp = network.generator_states(), _versions(network)
 
     @contextmanager
     def session() -> Iterator[None]:
@@ -135,7 +135,7 @@ def _as_it_is(network: Network) -> Callable[[], AbstractContextManager[None]]:
                 "expected the model as it was",
                 "make a new operator",
             )
-        with same_noise(noise), computing(network), exact_attention(True):
+        with generators_starting_at(noise), computing(network), exact_attention(True):
             yield
 
     return session

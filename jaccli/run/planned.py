@@ -58,7 +58,7 @@ class Plan:
         if isinstance(x, Tensor):
             self._check(x)
         inputs = Inputs.of(x, self.args if args is None else args, self.kwargs if kwargs is None else kwargs, self.dim)
-        self.network.draws.told.clear()  # each call is warned of
+        self.network.draws.warned.clear()  # each call is warned of
         self._check_rows(inputs, args is None, kwargs is None)
         if self.replay is not None and inputs.batch <= self.decision.block:
             return self.replay(inputs)

@@ -69,7 +69,7 @@ class ProgramCache:
         Raises:
             UsageError: the model takes another branch than it took when the plan was made.
         """
-        now = self.network.stamp()
+        now = self.network.fingerprint()
         if now != self.stamp:
             self.programs.clear()
             self.stamp = now
@@ -153,7 +153,7 @@ class ProgramCache:
 
     def linearize(self, inputs: Inputs, linearization: Linearization) -> float | None:
         """Record at the samples of the plan; seconds of a call, or None where it cannot be replayed."""
-        self.stamp = self.network.stamp()
+        self.stamp = self.network.fingerprint()
         bracketings = linearization.engine.bracketings() if linearization.engine is not None else []
         recorded = self.record(inputs, bracketings=bracketings)
         self.programs[signature(inputs)] = recorded

@@ -40,7 +40,7 @@ def reference(network: Network, inputs: Inputs, pair: Pair, samples_mix: bool = 
         wide = inputs.converted(dtype=torch.float64)
         with computing(double), exact_attention(True):
             (linearization,) = linearize(double, wide, [pair])
-            if linearization.linear.value.dtype == torch.float64 and not double.draws.seen:
+            if linearization.linear.value.dtype == torch.float64 and not double.draws.generators:
                 return Reference(_rows(replace(linearization, samples_mix=samples_mix)), "float64 reverse mode")
     except (JaccliError, MethodGap, RuntimeError, TypeError, NotImplementedError):
         pass  # an own dtype inside: there is no float64 form; one that draws has another draw there
@@ -51,7 +51,7 @@ def reference(network: Network, inputs: Inputs, pair: Pair, samples_mix: bool = 
             matrix = fill(replace(linearization, samples_mix=samples_mix), "loop", 1).matrix
     except (JaccliError, MethodGap):
         return Reference(None, "none: no backward pass works")
-    why = "other numbers are drawn in float64" if network.draws.seen else "the model has no float64 form"
+    why = "other numbers are drawn in float64" if network.draws.generators else "the model has no float64 form"
     return Reference(matrix, f"{dtype} row by row: {why}")
 
 

@@ -7,8 +7,8 @@ import zipfile
 from typing import IO, Final
 
 from jaccli.errors import RefusedError
-from jaccli.safety.memory import require_unfolded
-from jaccli.safety.reading import AGAIN, FORGED
+from jaccli.safety.memory import require_unpacked
+from jaccli.safety.reading import COPY_AGAIN, DAMAGED_OR_FORGED
 
 _MOST_ENTRIES: Final = 400_000
 _BYTES_OF_AN_ENTRY: Final = 1_500  # of Python objects, for each
@@ -28,16 +28,16 @@ def open_archive(handle: IO[bytes], name: str) -> zipfile.ZipFile:
         raise RefusedError(
             f"{name} is a zip archive of {count} entries",
             f"expected at most {_MOST_ENTRIES}",
-            FORGED,
+            DAMAGED_OR_FORGED,
         )
-    require_unfolded(count * _BYTES_OF_AN_ENTRY, count * 100, f"the directory of {name}")
+    require_unpacked(count * _BYTES_OF_AN_ENTRY, count * 100, f"the directory of {name}")
     try:
         return zipfile.ZipFile(handle)
     except Exception as error:  # the module raises nearly anything on forged directories
         raise RefusedError(
             f"{name} is a zip archive that is cut short or damaged",
             "expected the whole file, with the directory at its end",
-            AGAIN,
+            COPY_AGAIN,
         ) from error
 
 
@@ -48,7 +48,7 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> b
         RefusedError, ResourceError: it unfolds to too much.
         Exception: damage.
     """
-    require_unfolded(info.file_size, info.compress_size, name)
+    require_unpacked(info.file_size, info.compress_size, name)
     return archive.read(info)
 
 

@@ -6,7 +6,7 @@ import pickle
 from dataclasses import dataclass, field
 from typing import Final
 
-from jaccli.safety.memory import stated_memory
+from jaccli.safety.memory import memory_limit
 
 # Opcodes of a pickle without tensors, for each tensor beside, and in all: some seconds' work.
 _OPCODES: Final = 2_000_000
@@ -42,7 +42,7 @@ class Budget:
     def spend(self, opcodes: int) -> None:
         """Count opcodes that were run."""
         self.opcodes += opcodes
-        stated = stated_memory()
+        stated = memory_limit()
         base = _OPCODES if stated is None else min(_OPCODES, max(stated // _BYTES_OF_AN_OPCODE, 1 << 16))
         if self.opcodes > min(base + _FOR_EACH_STORAGE * len(self.storages), _MOST_OPCODES):
             raise BudgetError(f"more than {self.opcodes} operations for {len(self.storages)} tensors")

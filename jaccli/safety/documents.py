@@ -6,8 +6,8 @@ import json
 from typing import Any, Final
 
 from jaccli.errors import RefusedError
-from jaccli.safety.memory import require_unfolded
-from jaccli.safety.reading import FORGED
+from jaccli.safety.memory import require_unpacked
+from jaccli.safety.reading import DAMAGED_OR_FORGED
 
 # Bytes of Python objects, at most, for each of these characters: an element of a list, a list, a dict, text.
 _COSTS: Final = ((b",", 40), (b":", 120), (b"[", 64), (b"{", 72), (b'"', 32))
@@ -29,18 +29,18 @@ def parse_json(text: bytes, name: str) -> Any:
         ResourceError: it takes more memory than is allowed.
     """
     if len(text) > _LONG:
-        require_unfolded(2 * len(text) + sum(text.count(mark) * cost for mark, cost in _COSTS), len(text), name)
+        require_unpacked(2 * len(text) + sum(text.count(mark) * cost for mark, cost in _COSTS), len(text), name)
     try:
         return json.loads(text.decode("utf-8-sig", "replace"))
     except RecursionError:
         raise RefusedError(
             f"{name} holds JSON that is nested too deep",
             "expected some levels of objects and lists",
-            FORGED,
+            DAMAGED_OR_FORGED,
         ) from None
 
 
-def as_text(found: Any) -> dict[str, str]:
+def plain_values(found: Any) -> dict[str, str]:
     """The plain values of an object by name: what is nested in them is passed over."""
     if not isinstance(found, dict):
         return {}

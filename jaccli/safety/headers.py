@@ -6,8 +6,8 @@ import re
 from typing import IO, Final
 
 from jaccli.errors import RefusedError
-from jaccli.safety.memory import require_unfolded
-from jaccli.safety.reading import AGAIN, FORGED
+from jaccli.safety.memory import require_unpacked
+from jaccli.safety.reading import COPY_AGAIN, DAMAGED_OR_FORGED
 
 _LONGEST: Final = 100_000_000  # the format's own bound
 _MOST_TENSORS: Final = 400_000
@@ -29,18 +29,18 @@ def check_header(handle: IO[bytes], size: int, name: str) -> None:
     """
     handle.seek(0)
     length = int.from_bytes(handle.read(8), "little")
-    require_unfolded(length * _BYTES_OF_A_CHARACTER, length, f"the header of {name}")
+    require_unpacked(length * _BYTES_OF_A_CHARACTER, length, f"the header of {name}")
     ends = [int(end) for end in _END.findall(handle.read(length))]
     handle.seek(0)
     if 8 + length + max(ends, default=0) != size:
         raise RefusedError(
             f"{name} is a safetensors file that is cut short or damaged",
             f"its header describes other data than the {size} bytes that are there",
-            AGAIN,
+            COPY_AGAIN,
         )
     if len(ends) > _MOST_TENSORS:
         raise RefusedError(
             f"{name} is a safetensors file of {len(ends)} tensors",
             f"expected at most {_MOST_TENSORS}",
-            FORGED,
+            DAMAGED_OR_FORGED,
         )

@@ -15,11 +15,11 @@ _LITTLE: Final = 1 << 24
 _FREELY: Final = 1 << 30
 _MOST_FOLDED: Final = 200
 
-_limit: ContextVar[int | None] = ContextVar("memory_allowed", default=None)
+_limit: ContextVar[int | None] = ContextVar("limited_memory", default=None)
 
 
 @contextlib.contextmanager
-def memory_allowed(n_bytes: int | None) -> Iterator[None]:
+def limited_memory(n_bytes: int | None) -> Iterator[None]:
     """Inside, content that unfolds from a file may take so many bytes (``max_memory``); None: what is available."""
     token = _limit.set(n_bytes)
     try:
@@ -28,8 +28,8 @@ def memory_allowed(n_bytes: int | None) -> Iterator[None]:
         _limit.reset(token)
 
 
-def stated_memory() -> int | None:
-    """The limit of ``memory_allowed``, if there is one."""
+def memory_limit() -> int | None:
+    """The limit of ``limited_memory``, if there is one."""
     return _limit.get()
 
 
@@ -54,7 +54,7 @@ def require_memory(n_bytes: int, what: str) -> None:
         )
 
 
-def require_unfolded(n_bytes: int, stored: int, what: str, most: int = _MOST_FOLDED) -> None:
+def require_unpacked(n_bytes: int, stored: int, what: str, most: int = _MOST_FOLDED) -> None:
     """Refuse content that takes far more memory than its file has bytes: a few of those ask for any amount.
 
     Args:
@@ -64,7 +64,7 @@ def require_unfolded(n_bytes: int, stored: int, what: str, most: int = _MOST_FOL
         most: how many times the bytes in the file, beyond a GiB.
 
     Raises:
-        ResourceError: more than ``memory_allowed`` allows, or than is available.
+        ResourceError: more than ``limited_memory`` allows, or than is available.
         RefusedError: more than a GiB, and more than ``most`` times the bytes in the file.
     """
     stated = _limit.get()

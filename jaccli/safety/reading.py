@@ -10,18 +10,18 @@ from jaccli.errors import JaccliError, RefusedError, ResourceError, UnsupportedE
 from jaccli.text.wording import worded
 
 # What can be done with a file that is not what it was, and with one that nobody wrote so.
-AGAIN: Final = "copy or download it again"
-FORGED: Final = "the file is damaged or forged: get it again"
+COPY_AGAIN: Final = "copy or download it again"
+DAMAGED_OR_FORGED: Final = "the file is damaged or forged: get it again"
 # Names are shortened in their middle.
 _TAIL = 16
 
 
-class Damaged(ValueError):
+class DamagedError(ValueError):
     """What is wrong with a file, in words that a message can end with."""
 
 
 @contextlib.contextmanager
-def reading(name: str, expected: str = "", remedy: str = AGAIN) -> Iterator[None]:
+def reading(name: str, expected: str = "", remedy: str = COPY_AGAIN) -> Iterator[None]:
     """Inside, a stranger's bytes are read. Errors of our own pass, the file's name put before them where they lack
     it; the cause of others is kept beside them.
 
@@ -48,7 +48,7 @@ def reading(name: str, expected: str = "", remedy: str = AGAIN) -> Iterator[None
             raise ResourceError(
                 f"{name} does not fit into memory", "expected less", "free some, or use a larger machine"
             ) from error
-        why = str(error) if isinstance(error, Damaged) else f"it cannot be read ({type(error).__name__})"
+        why = str(error) if isinstance(error, DamagedError) else f"it cannot be read ({type(error).__name__})"
         raise RefusedError(f"{name} is damaged: {why}", expected, remedy) from error
 
 

@@ -13,8 +13,8 @@ from numpy.lib import format as npy_format
 from torch import Tensor
 
 from jaccli.errors import RefusedError
-from jaccli.safety.memory import require_unfolded
-from jaccli.safety.reading import AGAIN
+from jaccli.safety.memory import require_unpacked
+from jaccli.safety.reading import COPY_AGAIN
 from jaccli.samples.expected import WHOLE
 
 Rows = Callable[[int], Sequence[int]]
@@ -51,12 +51,12 @@ def read_npy(
         raise RefusedError(
             f"{name} is truncated: shape {header.shape} of {header.dtype} is {header.nbytes} bytes",
             f"the file has {there}",
-            AGAIN,
+            COPY_AGAIN,
         )
     stored = there if stored is None else stored
     if rows is not None and header.shape:
         return _read_rows(handle, header, rows(header.shape[0]), stored, name)
-    require_unfolded(header.nbytes, stored, name)
+    require_unpacked(header.nbytes, stored, name)
     flat = np.empty(header.count, header.dtype)
     _read_into(handle, flat, name)
     return flat.reshape(header.shape, order="F" if header.fortran else "C")
@@ -84,7 +84,7 @@ def _read_into(handle: IO[bytes], flat: np.ndarray[Any, Any], name: str) -> None
     for start in range(0, len(view), _BLOCK):
         piece = handle.read(min(_BLOCK, len(view) - start))
         if len(piece) < min(_BLOCK, len(view) - start):
-            raise RefusedError(f"{name} is a damaged or truncated npy file", "", AGAIN)
+            raise RefusedError(f"{name} is a damaged or truncated npy file", "", COPY_AGAIN)
         view[start : start + len(piece)] = piece
 
 
@@ -93,7 +93,7 @@ def _read_rows(
 ) -> np.ndarray[Any, Any]:
     """Rows of an array, in the order picked: row by row in C order, block by block of columns in Fortran's."""
     n, width = header.shape[0], math.prod(header.shape[1:])
-    require_unfolded(len(picked) * width * header.dtype.itemsize, stored, name)
+    require_unpacked(len(picked) * width * header.dtype.itemsize, stored, name)
     start = handle.tell()
     if not header.fortran:
         wanted, places = np.unique(np.asarray(picked, dtype=np.int64), return_inverse=True)
@@ -144,7 +144,7 @@ def _header(handle: IO[bytes], name: str) -> _Header:
         else:
             shape, fortran, dtype = npy_format.read_array_header_2_0(handle)
     except Exception:  # a header is text that NumPy evaluates as a literal: anything can go wrong
-        raise RefusedError(f"{name} is a damaged or truncated npy file", "", AGAIN) from None
+        raise RefusedError(f"{name} is a damaged or truncated npy file", "", COPY_AGAIN) from None
     if any(type(length) is not int or length < 0 for length in shape):
         raise RefusedError(f"{name} is a damaged npy file: shape {str(shape)[:80]}", WHOLE)
     return _Header(tuple(int(length) for length in shape), bool(fortran), dtype)

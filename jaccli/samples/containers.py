@@ -13,10 +13,10 @@ from torch import Tensor
 
 from jaccli.errors import JaccliError, RefusedError, UsageError
 from jaccli.pickles.saved_object import read_pickled
-from jaccli.pickles.stand_ins import ArrayShell, PackedSpec, SparseSpec, TensorSpec
+from jaccli.pickles.stand_ins import ArraySpec, PackedSpec, SparseSpec, TensorSpec
 from jaccli.pickles.storages import TensorMaker
 from jaccli.safety.archives import open_archive
-from jaccli.safety.documents import as_text, parse_json
+from jaccli.safety.documents import parse_json, plain_values
 from jaccli.safety.headers import check_header
 from jaccli.safety.reading import reading
 from jaccli.samples.arrays import Rows, as_tensor, read_npy
@@ -31,7 +31,7 @@ _OTHER_TENSORS = {
     "torch._utils._rebuild_meta_tensor_no_storage": "a tensor on the meta device, which has no values",
     "torch._utils._rebuild_nested_tensor": "a nested tensor, whose samples have shapes of their own",
 }
-_TENSORS = (TensorSpec, SparseSpec, ArrayShell, PackedSpec)
+_TENSORS = (TensorSpec, SparseSpec, ArraySpec, PackedSpec)
 
 
 class Container(ABC):
@@ -108,7 +108,7 @@ class _Npz(Container):
         if info is None or info.file_size > _LONGEST_METADATA:
             return {}
         with contextlib.suppress(JaccliError, ValueError):
-            return as_text(parse_json(str(self._array(PROVENANCE, PROVENANCE, text=True)).encode(), PROVENANCE))
+            return plain_values(parse_json(str(self._array(PROVENANCE, PROVENANCE, text=True)).encode(), PROVENANCE))
         return {}
 
 
@@ -147,7 +147,7 @@ class _TorchFile(Container):
                 "expected a tensor, or a dict or list of tensors, saved with torch.save",
                 "save the tensor itself, or use npy or safetensors",
             )
-        self.metadata = as_text(found.get(PROVENANCE)) if isinstance(found, dict) else {}
+        self.metadata = plain_values(found.get(PROVENANCE)) if isinstance(found, dict) else {}
         self._specs = {key: value for key, value in _named(found) if isinstance(value, _TENSORS)}
         self._maker = TensorMaker(source.name)
         self.keys = list(self._specs)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import RefusedError, UsageError, note
-from jaccli.safety.memory import require_memory, require_unfolded
-from jaccli.safety.reading import FORGED
+from jaccli.safety.memory import require_memory, require_unpacked
+from jaccli.safety.reading import DAMAGED_OR_FORGED
 from jaccli.samples.expected import ARRAYS, WHOLE
 
 # Pillow's other formats start programs (PostScript) or draw (WMF): not for files from strangers.
@@ -120,9 +120,9 @@ def _check_size(image: Any, path: str) -> None:
         raise RefusedError(
             f"{path!r} announces {image.width} x {image.height} pixels in {stored} bytes",
             f"expected at most {_MOST_PIXELS_OF_A_BYTE} pixels a byte",
-            FORGED,
+            DAMAGED_OR_FORGED,
         )
-    require_unfolded(_BYTES_OF_A_PIXEL * pixels, stored, repr(path), _BYTES_OF_A_PIXEL * _MOST_PIXELS_OF_A_BYTE)
+    require_unpacked(_BYTES_OF_A_PIXEL * pixels, stored, repr(path), _BYTES_OF_A_PIXEL * _MOST_PIXELS_OF_A_BYTE)
 
 
 def _gray(image: Any) -> Pixels:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import RefusedError, warn
-from jaccli.safety.memory import require_unfolded
+from jaccli.safety.memory import require_unpacked
 
 _BYTES_OF_A_FIELD = 66  # as text in a list, and as a number
 _LONG_LINE = 1 << 14  # of a shorter one the fields take no MiB, and asking the system for every line takes longer
@@ -60,7 +60,7 @@ def _body(handle: BinaryIO, name: str) -> Iterator[tuple[int, list[str]]]:
     first = True
     for line, text in _lines(handle, name):
         if len(text) > _LONG_LINE:
-            require_unfolded(_BYTES_OF_A_FIELD * sum(map(text.count, "\t;, ")), len(text), name)
+            require_unpacked(_BYTES_OF_A_FIELD * sum(map(text.count, "\t;, ")), len(text), name)
         if first:
             delimiter = next((mark for mark in "\t;," if mark in text), None)
         fields = [field.strip().strip('"') for field in text.split(delimiter)]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jaccli.errors import RefusedError, UsageError, warn
 from jaccli.names import UNKNOWN
-from jaccli.safety.documents import as_text
+from jaccli.safety.documents import plain_values
 from jaccli.safety.reading import reading
 from jaccli.samples.arrays import as_tensor, read_npy
 from jaccli.samples.containers import Container, list_keys, open_container, pick_key
@@ -135,7 +135,7 @@ def _read_zarr(path: str) -> list[SavedJacobian]:
         store: Any = zarr.open(path, mode="r")
         arrays: list[Any] = [store] if isinstance(store, zarr.Array) else [array for _, array in store.arrays()]
         arrays.sort(key=lambda array: int(str(array.attrs.get("index", 0))))
-        metadata = as_text(store.attrs.get("provenance"))
+        metadata = plain_values(store.attrs.get("provenance"))
         return [
             SavedJacobian(
                 str(array.attrs.get("source", UNKNOWN)),

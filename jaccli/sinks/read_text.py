@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import RefusedError
-from jaccli.safety.documents import as_text, parse_json
+from jaccli.safety.documents import parse_json, plain_values
 from jaccli.samples.expected import SAVED_J, WHOLE
 from jaccli.samples.table import read_table
 
@@ -38,7 +38,7 @@ def read_json(handle: BinaryIO, name: str) -> list[Parts]:
     for line, document in _documents(handle, name):
         if isinstance(document.get("jacobians"), list):
             records += [record for record in document["jacobians"] if isinstance(record, dict)]
-            provenance |= as_text(document.get("provenance"))
+            provenance |= plain_values(document.get("provenance"))
         elif "jacobian" in document:
             records.append(document)
         else:

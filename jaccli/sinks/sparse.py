@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import InternalError, RefusedError
-from jaccli.safety.memory import require_memory, require_unfolded
+from jaccli.safety.memory import require_memory, require_unpacked
 from jaccli.samples.expected import WHOLE
 from jaccli.sinks.choose import Format
 from jaccli.sinks.matrix import MatrixSink, PairMeta, Target
@@ -182,5 +182,5 @@ def read_sparse(read: Callable[[str], Tensor], key: str, name: str) -> SparseSam
         raise RefusedError(f"{name} is damaged: an entry is given twice", WHOLE)
     data = data if data.is_floating_point() else data.double()
     # Figures are made of one sample's J in float64 and a copy.
-    require_unfolded(2 * n_out * n_in * 8, 8 * data.numel(), f"one sample's J of {name}", most=_MOST_ELEMENTS)
+    require_unpacked(2 * n_out * n_in * 8, 8 * data.numel(), f"one sample's J of {name}", most=_MOST_ELEMENTS)
     return SparseSamples(data, places, (n_out, n_in))

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from jaccli.errors import RefusedError
 from jaccli.safety.documents import parse_json
-from jaccli.safety.memory import require_unfolded
+from jaccli.safety.memory import require_unpacked
 from jaccli.samples.expected import WHOLE
 
 # Those that only unpack numbers. Others, such as "pickle", run code.
@@ -102,7 +102,7 @@ def _screen(found: Any, name: str, there: _Folder, depth: int = 0) -> None:
     inner = grid.get("configuration") if isinstance(grid, dict) else None
     for shape in (found.get("shape"), found.get("chunks"), (inner or {}).get("chunk_shape"), found.get("chunk_shape")):
         if isinstance(shape, list) and all(type(size) is int for size in shape):
-            require_unfolded(_WIDEST * math.prod(shape), there.stored, name)
+            require_unpacked(_WIDEST * math.prod(shape), there.stored, name)
     _check_chunks(found.get("shape"), found.get("chunks") or (inner or {}).get("chunk_shape"), name, there)
     for key, value in found.items():
         if key not in ("attributes", "provenance"):

@@ -91,7 +91,7 @@ def goal_of(
     sizes = tuple(min(f.n_out, f.n_in) for f in functions)
     largest = max(max(f.n_out, f.n_in) for f in functions)
     chosen: Estimator = ("exact" if largest <= EXACT_UP_TO else "hutchinson") if estimator == "auto" else estimator
-    shapes = tuple((f.source.slot.shape, f.target.slot.shape) for f in functions)
+    shapes = tuple((f.source.view.shape, f.target.view.shape) for f in functions)
     return Goal(tuple(one.pair for one in kept), sizes, shapes, towards, weight, chosen, probes)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaccli.activations.address import Address, Names, matches, nearest, parse_address
+from jaccli.activations.address import Address, LayerNames, matches, nearest, parse_address
 from jaccli.errors import UsageError
 
 
@@ -134,7 +134,7 @@ def test_names_of_a_model_that_has_the_grammar_in_its_own(text: str, want: Addre
 @given(st.lists(st.text(alphabet="ab0#:@[]*?{},inout ", min_size=1, max_size=8), min_size=1, max_size=6))
 def test_every_name_is_read_back(paths: list[str]) -> None:
     """Whatever modules are called: the spelling that is given for one means it, with any ending."""
-    names = Names(paths)
+    names = LayerNames(paths)
     for path in paths:
         for suffix in ("", "#1", "#*", ":in", ":out.1.x", "@1", "[0]", "#2:in.k@1[-1]"):
             address = names.at(path, suffix)
@@ -159,7 +159,7 @@ def test_every_name_is_read_back(paths: list[str]) -> None:
     ],
 )
 def test_globs_of_such_a_model(text: str, want: list[str]) -> None:
-    assert [str(address) for address in Names(KNOWN).globbed(text)] == want
+    assert [str(address) for address in LayerNames(KNOWN).globbed(text)] == want
 
 
 def test_each_call_has_the_ending_of_all() -> None:

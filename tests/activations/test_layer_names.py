@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli.activations.address import Names
+from jaccli.activations.address import LayerNames
 from jaccli.activations.calls import each_call, watch
 from jaccli.activations.record import Inputs
 from jaccli.activations.resolve import expand
@@ -80,7 +80,7 @@ def after(names: list[str], first: int) -> Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_layer_is_listed_and_can_be_named(kind: str, folder: Path) -> None:
     model, names = model_of(kind, folder)
-    listed = Names(as_network(model).layers())
+    listed = LayerNames(as_network(model).layers())
     assert {f"the chain.{name}" for name in names} <= {*listed.paths}
     x = torch.ones(1, 2, dtype=torch.float64)
     for i, name in enumerate(names):

@@ -36,7 +36,7 @@ def take(s: Scenario, dtype: torch.dtype, method: str, chunk: int | None = None)
     torch.manual_seed(0)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        for doubt in network.doubtful():
+        for doubt in network.warnings():
             jaccli.errors.warn(doubt)
         pieces = list(stream(network, inputs, [pair], choice, keep=True))
     assert len(pieces) == 1

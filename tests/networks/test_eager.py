@@ -103,7 +103,7 @@ def test_cast_is_an_independent_copy(build: Any) -> None:
     ],
 )
 def test_doubts(build: Any, train: bool, word: str) -> None:
-    doubts = EagerNetwork(build().train(train)).doubtful()
+    doubts = EagerNetwork(build().train(train)).warnings()
     assert [word in d for d in doubts] == ([True] if word else [])
 
 

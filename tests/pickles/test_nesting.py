@@ -17,7 +17,7 @@ from jaccli.models.torchscript.memory_limit import rationed
 from jaccli.models.torchscript.nesting import too_nested
 from jaccli.models.weights.contents import read_state_dict
 from jaccli.pickles.nesting import check_depth
-from jaccli.safety.reading import Damaged
+from jaccli.safety.reading import DamagedError
 from tests.models.exported.test_archive import Made, meta, node, tensor
 from tests.models.torchscript.test_security import Clean, rewritten, saved
 
@@ -39,7 +39,7 @@ def test_depth_of_objects() -> None:
         deep: object = None
         for _ in range(3000):
             deep = wrap(deep)
-        with pytest.raises(Damaged, match="deep"):
+        with pytest.raises(DamagedError, match="deep"):
             check_depth([deep])
 
 

@@ -17,9 +17,9 @@ from jaccli.errors import InternalError, RefusedError, ResourceError, Unsupporte
 from jaccli.safety import archives
 from jaccli.safety.archives import open_archive
 from jaccli.safety.budget import Budget, BudgetError
-from jaccli.safety.documents import as_text, parse_json
-from jaccli.safety.memory import memory_allowed, require_unfolded
-from jaccli.safety.reading import Damaged, reading
+from jaccli.safety.documents import parse_json, plain_values
+from jaccli.safety.memory import limited_memory, require_unpacked
+from jaccli.safety.reading import DamagedError, reading
 from jaccli.samples import load_samples, parse_input, parse_samples
 from jaccli.sinks.read import read_jacobian
 from jaccli.text.escape import nearest
@@ -71,7 +71,7 @@ def test_rows_alone_are_those_of_the_whole(form: str, text: str, tmp_path: Path,
 def test_of_a_large_file_the_rows_wanted_are_read(tmp_path: Path) -> None:
     unfolding(tmp_path / "large.npz", 1 << 24)
     spec = parse_input(str(tmp_path / "large.npz"))
-    with memory_allowed(50_000_000):
+    with limited_memory(50_000_000):
         assert load_samples(spec, rows=parse_samples("0:2").indices).shape == (2, 3)
         with pytest.raises(ResourceError, match=r"unfolds to 192\.0 MiB"):
             load_samples(spec)
@@ -81,15 +81,15 @@ def test_of_a_large_file_the_rows_wanted_are_read(tmp_path: Path) -> None:
 
 def test_content_may_unfold_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaccli.safety.memory.available_memory", lambda: 1 << 40)
-    require_unfolded(10**9, 10, "x")
-    require_unfolded(10**10, 10**8, "x")
+    require_unpacked(10**9, 10, "x")
+    require_unpacked(10**10, 10**8, "x")
     with pytest.raises(RefusedError, match="200 times"):
-        require_unfolded(10**10, 10**7, "x")
-    with memory_allowed(10**8):
-        require_unfolded(10**8, 10, "x")
-        require_unfolded(10**9, 10**9, "a file of that size")
+        require_unpacked(10**10, 10**7, "x")
+    with limited_memory(10**8):
+        require_unpacked(10**8, 10, "x")
+        require_unpacked(10**9, 10**9, "a file of that size")
         with pytest.raises(ResourceError, match="allowed"):
-            require_unfolded(10**8 + 1, 10, "x")
+            require_unpacked(10**8 + 1, 10, "x")
 
 
 def test_a_budget_grows_with_the_tensors() -> None:
@@ -99,7 +99,7 @@ def test_a_budget_grows_with_the_tensors() -> None:
         budget.spend(1)
     budget = Budget(1000, storages={str(i) for i in range(10_000)})
     budget.spend(3_000_000)
-    with memory_allowed(10_000_000), pytest.raises(BudgetError):
+    with limited_memory(10_000_000), pytest.raises(BudgetError):
         Budget(1000).spend(300_000)
     with pytest.raises(BudgetError, match="more than the file holds"):
         Budget(1000).copy(2_000_000)
@@ -123,7 +123,7 @@ def test_directories_are_measured_first(monkeypatch: pytest.MonkeyPatch) -> None
     [
         (ValueError("x"), RefusedError, r"'f' is damaged: it cannot be read \(ValueError\)"),
         (RecursionError(), RefusedError, "RecursionError"),
-        (Damaged("cut"), RefusedError, "'f' is damaged: cut"),
+        (DamagedError("cut"), RefusedError, "'f' is damaged: cut"),
         (MemoryError(), ResourceError, "does not fit into memory"),
         (RuntimeError("DefaultCPUAllocator: no"), ResourceError, "does not fit into memory"),
         (RefusedError("no tensors"), RefusedError, "'f': no tensors"),
@@ -144,10 +144,10 @@ def test_documents() -> None:
     assert parse_json(b'\xef\xbb\xbf{"a": 1}', "x") == {"a": 1}
     with pytest.raises(RefusedError, match="nested too deep"):
         parse_json(b"[" * 100_000 + b"]" * 100_000, "x")
-    with memory_allowed(20_000_000), pytest.raises(ResourceError):
+    with limited_memory(20_000_000), pytest.raises(ResourceError):
         parse_json(b"[" + b"[]," * 1_000_000 + b"[]]", "x")
-    assert as_text({"a": 1, "b": [1], "c": None, 3: "x"}) == {"a": "1", "c": "None", "3": "x"}
-    assert as_text([1]) == {}
+    assert plain_values({"a": 1, "b": [1], "c": None, 3: "x"}) == {"a": "1", "c": "None", "3": "x"}
+    assert plain_values([1]) == {}
 
 
 def test_memory_is_not_asked_for_at_each_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

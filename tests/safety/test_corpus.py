@@ -9,7 +9,7 @@ import pytest
 
 from jaccli.errors import JaccliError
 from jaccli.models.load import load_model
-from jaccli.safety.memory import memory_allowed
+from jaccli.safety.memory import limited_memory
 from jaccli.samples import load_samples, parse_input
 from jaccli.sinks.read import read_jacobian
 from tests.corpus import arrays, pickles, programs, saved
@@ -40,7 +40,7 @@ def test_bad_files_are_refused(bad: Bad, limit: int | None, tmp_path: Path) -> N
     path = tmp_path / "bad"
     bad.write(path)
     code, message = 0, ""
-    with warnings.catch_warnings(), memory_allowed(limit):
+    with warnings.catch_warnings(), limited_memory(limit):
         warnings.simplefilter("ignore")
         try:
             read(bad, path)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaccli.activations.boundary import MODEL_INPUT, MODEL_OUTPUT, Key, Place, module_paths
+from jaccli.activations.boundary import MODEL_INPUT, MODEL_OUTPUT, ActivationLocation, Boundary, module_paths
 from jaccli.activations.function import LayerFunction
 from jaccli.graph.trace.ir import CaptureGap, Node, Value, gap_where_it_fails, tensors_in
 from jaccli.graph.trace.recorder import Recorder
@@ -70,7 +70,7 @@ def capture(f: LayerFunction, also: Sequence[Tensor] = ()) -> Graph:
 
 
 def _captured(f: LayerFunction, also: Sequence[Tensor]) -> Graph:
-    if f.network.unwatchable:
+    if f.network.refuses_modes:
         raise CaptureGap("the model uses an operator that takes functions")
     recorder, drawn = Recorder(whole=bool(also)), f.network.draws.passes
     args, kwargs = f.inputs.args, dict(f.inputs.kwargs)
@@ -121,9 +121,9 @@ class _Mark:
 
     gives_copies = True
 
-    def __init__(self, recorder: Recorder, source: Place, target: Place) -> None:
+    def __init__(self, recorder: Recorder, source: ActivationLocation, target: ActivationLocation) -> None:
         self.recorder, self.place, self.target = recorder, source, target
-        self.paths: frozenset[str] | None = module_paths((source.key, target.key))
+        self.paths: frozenset[str] | None = module_paths((source.boundary, target.boundary))
         self.source: Value | None = None
         self.reached: Tensor | None = None
 
@@ -133,14 +133,14 @@ class _Mark:
     def leave(self, path: str, call: int, output: Any) -> Any:
         return self.at((path, "out", call), output)
 
-    def at(self, key: Key, value: Any) -> Any:
-        if key == self.place.key and self.source is None:
+    def at(self, key: Boundary, value: Any) -> Any:
+        if key == self.place.boundary and self.source is None:
             # A copy: what else the model holds of this activation is not the variable.
             h = self.place.get(value).clone()
             self.source = self.recorder.value_of(h)
             self.source.active = True
             value = self.place.put(value, h)
-        if key == self.target.key and self.source is not None:
+        if key == self.target.boundary and self.source is not None:
             self.reached = self.target.get(value)
             raise StopRun
         return value

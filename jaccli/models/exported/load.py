@@ -27,7 +27,7 @@ from jaccli.models.exported.from_fx import (
 from jaccli.models.exported.model import ExportedModel
 from jaccli.models.exported.parse import parse_program
 from jaccli.networks.network import Network, Tap
-from jaccli.networks.state.random_generators import Noise
+from jaccli.networks.state.random_generators import GeneratorStates
 from jaccli.networks.state.snapshot import without_parameter_gradients
 from jaccli.text.escape import quote
 
@@ -94,11 +94,11 @@ class ExportedNetwork(Network):
             UsageError: the arguments are not those of the model.
             RefusedError: a shape that the export does not allow.
         """
-        noise = Noise.now(python=False) if self._random else Noise([])
+        noise = GeneratorStates.now(python=False) if self._random else GeneratorStates([])
         try:
             return self.model.execute(args, kwargs, tap)[0]
         finally:
-            self.draws.saw(noise.restore())
+            self.draws.add(noise.restore())
 
     def session(self, *, frozen: bool = True) -> AbstractContextManager[None]:
         """Held while a Jacobian is computed: frozen parameters do not ask for gradients inside."""
@@ -117,14 +117,14 @@ class ExportedNetwork(Network):
         yield from self.model.parameters()
         yield from self.model.buffers()
 
-    def doubtful(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Operators that were exported in training mode."""
         return doubts(self.model.program.graph)
 
-    def noise(self) -> Noise:
-        return Noise.now(python=False)
+    def generator_states(self) -> GeneratorStates:
+        return GeneratorStates.now(python=False)
 
-    def is_noisy(self) -> bool:
+    def draws_random_numbers(self) -> bool:
         return draws_by_mode(self.model.program.graph)
 
     def signature(self) -> list[tuple[str, bool]]:

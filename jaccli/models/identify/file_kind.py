@@ -12,7 +12,7 @@ from jaccli.models.identify.import_spec import is_spec
 from jaccli.models.identify.not_models import foreign_magic, foreign_text, is_onnx
 from jaccli.safety.archives import open_archive
 from jaccli.safety.headers import check_header, is_safetensors
-from jaccli.safety.reading import AGAIN
+from jaccli.safety.reading import COPY_AGAIN
 from jaccli.text.escape import listed, nearest, quote
 from jaccli.text.wording import worded
 
@@ -177,7 +177,7 @@ def _sniff_tar(path: Path) -> Kind:
     raise RefusedError(
         f"{quote(path)} is a tar archive, not a model file",
         EXPECTED,
-        f"unpack it and give a file of it: {listed(names)}" if names else AGAIN,
+        f"unpack it and give a file of it: {listed(names)}" if names else COPY_AGAIN,
     )
 
 
@@ -192,5 +192,5 @@ def _check_pickle_end(path: Path, head: bytes) -> None:
     raise RefusedError(
         f"{quote(path)} is a Python pickle that is cut short or damaged",
         EXPECTED,
-        AGAIN,
+        COPY_AGAIN,
     )

@@ -19,7 +19,7 @@ from jaccli.networks.dtypes import converted, renamed
 from jaccli.networks.network import Network, Tap
 from jaccli.networks.quantized import no_derivative, packed_modules
 from jaccli.networks.state.fingerprint import Fingerprint
-from jaccli.networks.state.random_generators import Noise
+from jaccli.networks.state.random_generators import GeneratorStates
 from jaccli.networks.state.snapshot import without_parameter_gradients
 
 _DRAWS_WHEN_TRAINING = ("Dropout", "RReLU")
@@ -91,7 +91,7 @@ class ScriptNetwork(Network):
         try:
             return forward(run, [run.module(self._root), *bound])
         finally:
-            self.draws.saw(run.finish())
+            self.draws.add(run.finish())
             if torch.is_grad_enabled() != grad_enabled:  # left inside a no_grad block of the model's
                 torch._C._set_grad_enabled(grad_enabled)
 
@@ -129,7 +129,7 @@ class ScriptNetwork(Network):
                     seen.add(id(tensor))
                     yield tensor
 
-    def stamp(self, moving: Collection[int] = ()) -> Fingerprint:
+    def fingerprint(self, moving: Collection[int] = ()) -> Fingerprint:
         """Parameters, buffers, and every attribute that the code can read."""
         stamp = Fingerprint(moving)
         for node in self._root.walk():
@@ -143,13 +143,13 @@ class ScriptNetwork(Network):
                 _add(stamp, value)
         return stamp
 
-    def noise(self) -> Noise:
-        return Noise.now(python=False)
+    def generator_states(self) -> GeneratorStates:
+        return GeneratorStates.now(python=False)
 
-    def is_noisy(self) -> bool:
+    def draws_random_numbers(self) -> bool:
         return any(map(_draws, self._root.walk()))
 
-    def doubtful(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Layers whose training mode makes samples mix or results vary."""
         found = []
         for node in self._root.walk():

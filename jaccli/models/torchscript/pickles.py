@@ -16,9 +16,9 @@ from jaccli.errors import RefusedError
 from jaccli.models.torchscript.values import printable
 from jaccli.pickles.nesting import check_depth
 from jaccli.pickles.reader import PickleReader
-from jaccli.pickles.stand_ins import MAX_DIMENSIONS, REBUILD, Rebuild
+from jaccli.pickles.stand_ins import BUILDERS, MAX_DIMENSIONS, Builder
 from jaccli.safety.budget import Budget, BudgetError
-from jaccli.safety.reading import Damaged
+from jaccli.safety.reading import DamagedError
 from jaccli.text.escape import quote
 from jaccli.text.wording import worded
 
@@ -76,20 +76,20 @@ class Tensors:
         word, kind, key, _, numel = label
         itemsize = _ITEMSIZES[kind]
         if word != "storage" or not 0 <= numel * itemsize <= self._sizes[key]:
-            raise Damaged("a storage is larger than its record")
+            raise DamagedError("a storage is larger than its record")
         return _Storage(numel)
 
     def rebuild(self, storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> None:
         """Check that a tensor stays within its storage."""
         fits = len(size) == len(stride) <= MAX_DIMENSIONS
         if not fits or offset < 0 or any(n < 0 for n in [*size, *stride]):
-            raise Damaged("a tensor has impossible sizes")
+            raise DamagedError("a tensor has impossible sizes")
         count = math.prod(size)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if count and last >= storage.numel:
-            raise Damaged("a tensor is larger than its storage")
+            raise DamagedError("a tensor is larger than its storage")
         if count > max(_MAX_EXPANDED, storage.numel):
-            raise Damaged("a tensor has an absurd size")
+            raise DamagedError("a tensor has an absurd size")
 
 
 _NAMES: dict[int, str] = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
@@ -114,13 +114,13 @@ class _Records(PickleReader):
         if module == "torch" and name in _ITEMSIZES:
             return name
         if full == "torch._utils._rebuild_tensor_v2":
-            return Rebuild(full, self._tensors.rebuild)
+            return Builder(full, self._tensors.rebuild)
         if full == "collections.OrderedDict":
-            return REBUILD[full]
+            return BUILDERS[full]
         if full == "torch.device":
-            return Rebuild(full, _first)
+            return Builder(full, _first)
         if module == "torch.jit._pickle" and name.startswith(("build_", "restore_type_tag")):
-            return Rebuild(full, _tagged)
+            return Builder(full, _tagged)
         raise refuse(self._path, f"names {printable(full, 80)!r} in a pickle")
 
     def persistent_load(self, pid: Any) -> Any:
@@ -132,14 +132,14 @@ class _Records(PickleReader):
     def _high_put(self) -> None:
         (index,) = struct.unpack("<I", self.read(4))
         if index > len(self.memo) + _MOST_UNUSED:  # torch makes room for all entries up to the highest
-            raise Damaged("a memo entry that is far too high")
+            raise DamagedError("a memo entry that is far too high")
         self.memo[index] = self.stack[-1]
 
     dispatch[pickle.LONG_BINPUT[0]] = _high_put
 
 
 def _never(_: Any) -> Any:
-    raise Damaged("a pickle in bytes")
+    raise DamagedError("a pickle in bytes")
 
 
 def _first(value: Any = None, *_: Any) -> Any:
@@ -149,7 +149,7 @@ def _first(value: Any = None, *_: Any) -> Any:
 def _tagged(value: Any = None, tag: Any = "", *_: Any) -> Any:
     """A list or dict with its type in words, which torch parses by calling itself once a bracket."""
     if isinstance(tag, str) and tag.count("[") > _MAX_TYPE_DEPTH:
-        raise Damaged("a type is nested absurdly deep")
+        raise DamagedError("a type is nested absurdly deep")
     return value
 
 
@@ -174,7 +174,7 @@ def inspect_pickle(data: bytes, tensors: Tensors, path: Path, budget: Budget) ->
         foreign = _foreign_opcode(error)
         if foreign:
             raise refuse(path, f"holds a pickle that torch did not write ({foreign})") from None
-        ours = isinstance(error, Damaged | BudgetError)
+        ours = isinstance(error, DamagedError | BudgetError)
         raise damaged(path, printable(str(error)) if ours else "its objects make no sense") from error
 
 

@@ -13,7 +13,7 @@ from jaccli.models.torchscript.state import ModuleNode, adopt
 from jaccli.models.torchscript.traced import arrange
 from jaccli.models.torchscript.values import Instance, map_tensors, protect
 from jaccli.networks.network import Tap
-from jaccli.networks.state.random_generators import Noise
+from jaccli.networks.state.random_generators import GeneratorStates
 
 if TYPE_CHECKING:
     from jaccli.models.torchscript.program import ScriptProgram
@@ -33,7 +33,7 @@ class Run:
         self._counts: dict[str, int] = {}
         self._forward: list[bool] = []
         self._clones: dict[int, tuple[Any, Any]] = {}
-        self._noise: Noise | None = None
+        self._noise: GeneratorStates | None = None
 
     def module(self, node: ModuleNode) -> Instance:
         """The module of a node, one and the same for the whole run."""
@@ -99,7 +99,7 @@ class Run:
     def remember_random(self) -> None:
         """Before the first random number: keep the generators' states, to put them back at the end."""
         if self._noise is None:
-            self._noise = Noise.now(python=False)
+            self._noise = GeneratorStates.now(python=False)
 
     def enter_forward_mode(self, enabled: bool) -> None:
         """``no_grad`` and ``enable_grad`` of the model's: forward mode would not heed them by itself."""

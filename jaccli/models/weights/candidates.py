@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaccli.pickles.stand_ins import ArrayShell, PackedSpec, SparseSpec, StandIn, TensorSpec
+from jaccli.pickles.stand_ins import ArraySpec, PackedSpec, SparseSpec, StandIn, TensorSpec
 
 _MAX_DEPTH = 5
 # Words that say that the tensors below a key are not weights: how a word begins, and whole words.
@@ -138,7 +138,7 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]]:
 
 def is_tensor(value: Any) -> bool:
     """Whether this is, or stands for, a tensor or an array of numbers."""
-    if isinstance(value, ArrayShell):
+    if isinstance(value, ArraySpec):
         return value.data is not None and getattr(value.dtype, "code", "O")[:1] in "fiubc"
     if isinstance(value, (TensorSpec, SparseSpec)):
         return True

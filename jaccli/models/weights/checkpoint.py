@@ -13,7 +13,7 @@ from torch import Tensor
 from jaccli.errors import RefusedError
 from jaccli.models.weights.candidates import is_tensor
 from jaccli.runtime.printing import chatter
-from jaccli.safety.reading import AGAIN
+from jaccli.safety.reading import COPY_AGAIN
 from jaccli.text.escape import listed, quote, shortened
 from jaccli.text.wording import worded
 
@@ -35,7 +35,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise RefusedError(
             f"{quote(path)} is a safetensors file that is damaged",
             "expected a header that describes the data",
-            AGAIN,
+            COPY_AGAIN,
         ) from None
 
 
@@ -62,7 +62,7 @@ def whole_module(path: Path, name: str) -> RefusedError:
     )
 
 
-def no_weights(path: Path, found: object, inert: Mapping[str, object]) -> RefusedError:
+def no_weights(path: Path, found: object, stand_ins: Mapping[str, object]) -> RefusedError:
     """The error for a file without names and tensors."""
     if is_tensor(found):
         return RefusedError(
@@ -70,9 +70,9 @@ def no_weights(path: Path, found: object, inert: Mapping[str, object]) -> Refuse
             "expected a dict of names and tensors",
             worded("give it as {x}, and a model file first"),
         )
-    if inert:
+    if stand_ins:
         return RefusedError(
-            f"{quote(path)} holds no state dict; it needs the code of {listed(sorted(inert))}",
+            f"{quote(path)} holds no state dict; it needs the code of {listed(sorted(stand_ins))}",
             "expected names and tensors, which need no code to load",
             worded("save model.state_dict(); or {trust:True}, if you trust the file to run code"),
         )

@@ -18,26 +18,26 @@ from jaccli.models.weights.checkpoint import no_weights, read_safetensors, read_
 from jaccli.models.weights.choice import choose
 from jaccli.networks.quantized import packed_file
 from jaccli.pickles.saved_object import read_pickled
-from jaccli.pickles.stand_ins import ArrayShell, SparseSpec, StandIn, TensorSpec
+from jaccli.pickles.stand_ins import ArraySpec, SparseSpec, StandIn, TensorSpec
 from jaccli.pickles.storages import TensorMaker, torch_dtype
 from jaccli.text.escape import listed, quote
 from jaccli.text.wording import worded
 
 
 @dataclass
-class Contents:
+class CheckpointContents:
     """What is in a file of weights.
 
     Args:
         path: of the file.
         found: the object in it, with stand-ins; the state dict itself of safetensors.
-        inert: names of the types for whose objects there are stand-ins.
+        stand_ins: names of the types for whose objects there are stand-ins.
         is_trusted: the file's code was executed, and modules in it are real.
     """
 
     path: Path
     found: Any
-    inert: Mapping[str, object] = field(default_factory=dict)
+    stand_ins: Mapping[str, object] = field(default_factory=dict)
     is_trusted: bool = False
 
     @cached_property
@@ -52,10 +52,10 @@ class Contents:
             RefusedError: there is no state dict at all.
         """
         every = self._every
-        if not every and any(name.startswith("torch.per_") for name in self.inert):  # how a tensor is quantized
+        if not every and any(name.startswith("torch.per_") for name in self.stand_ins):  # how a tensor is quantized
             raise packed_file(self.path, "quantized modules")
         if not every:
-            raise no_weights(self.path, self.found, self.inert)
+            raise no_weights(self.path, self.found, self.stand_ins)
         if key is None:
             return every
         chosen = candidates_at(self.found, key)
@@ -102,22 +102,22 @@ class Contents:
         if chosen.module is not None:
             text = "{file}: a whole pickled module was loaded, its code executed ({trust:True})"
             return [worded(text, file=self.path.name)]
-        if not self.inert:
+        if not self.stand_ins:
             return []
-        return [f"{self.path.name}: objects of these types were not loaded: {listed(sorted(self.inert), 6)}"]
+        return [f"{self.path.name}: objects of these types were not loaded: {listed(sorted(self.stand_ins), 6)}"]
 
 
-def read_contents(path: Path, kind: Literal["safetensors", "checkpoint"], *, trust: bool = False) -> Contents:
+def read_contents(path: Path, kind: Literal["safetensors", "checkpoint"], *, trust: bool = False) -> CheckpointContents:
     """What is in ``path``; only with ``trust`` is a pickle executed.
 
     Raises:
         RefusedError: damaged, or wants to run code.
     """
     if kind == "safetensors":
-        return Contents(path, read_safetensors(path))
+        return CheckpointContents(path, read_safetensors(path))
     if trust:
-        return Contents(path, read_trusted(path), is_trusted=True)
-    return Contents(path, *read_pickled(path, quote(path)))
+        return CheckpointContents(path, read_trusted(path), is_trusted=True)
+    return CheckpointContents(path, *read_pickled(path, quote(path)))
 
 
 def read_state_dict(
@@ -178,11 +178,11 @@ def _without_data(spec: Any) -> Tensor:
         return torch.empty(size, dtype=torch_dtype(values[-1].dtype), device="meta")
     if isinstance(spec, Tensor):
         return spec
-    code = spec.dtype.code if isinstance(spec, ArrayShell) else spec.dtype.str[1:]
+    code = spec.dtype.code if isinstance(spec, ArraySpec) else spec.dtype.str[1:]
     return torch.empty(spec.shape, dtype=_ARRAYS.get(code, torch.int64), device="meta")
 
 
 def _made(maker: TensorMaker, name: str, spec: Any) -> Tensor:
-    if isinstance(spec, (TensorSpec, SparseSpec, ArrayShell)):
+    if isinstance(spec, (TensorSpec, SparseSpec, ArraySpec)):
         return maker.make(name, spec)
     return torch.as_tensor(spec)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from jaccli.errors import JaccliError
 from jaccli.models.identify.file_kind import kind_of
 from jaccli.models.weights.candidates import Candidate, candidates_in, is_tensor
-from jaccli.models.weights.contents import Contents, read_contents, without_data
+from jaccli.models.weights.contents import CheckpointContents, read_contents, without_data
 from jaccli.models.weights.load_state_dict import fits_into, has_shape
 from jaccli.models.weights.state_dict import match_names
-from jaccli.pickles.stand_ins import ArrayShell, DtypeName, SparseSpec, StandIn, TensorSpec
+from jaccli.pickles.stand_ins import ArraySpec, SparseSpec, StandIn, TensorSpec, TorchDtypeSpec
 from jaccli.pickles.storages import TensorMaker
 from jaccli.text.escape import quote
 
@@ -27,18 +27,18 @@ _GONE = object()
 
 
 @dataclass
-class Template:
+class RewritableCheckpoint:
     """The file that a model was read from, ready to be written with other values.
 
     Args:
         contents: what is in it.
         chosen: the state dict that was loaded.
         names: name in ``chosen`` → name in the model.
-        left_out: keys of entries that cannot be written as plain data; filled by ``whole``.
+        left_out: keys of entries that cannot be written as plain data; filled by ``saved_object``.
         metadata: of safetensors.
     """
 
-    contents: Contents
+    contents: CheckpointContents
     chosen: Candidate
     names: Mapping[str, str]
     metadata: Mapping[str, str]
@@ -56,10 +56,10 @@ class Template:
         others = {self.chosen.prefix + name: v for name, v in self.contents.state(self.chosen).items()}
         return others | trained
 
-    def whole(self, model: nn.Module) -> Any:
+    def saved_object(self, model: nn.Module) -> Any:
         """The object to be saved: as in the file, and of types that load without running code."""
         self.left_out.clear()
-        maker = _Plain(self, self._trained(model))
+        maker = _PlainBuilder(self, self._trained(model))
         found = maker.value(self.contents.found, "")
         # An object that only code can make is not written; weights within one stand alone.
         return found if maker.placed else self.state(model)
@@ -83,7 +83,7 @@ class Template:
         return _tied(found, self.names, state, self.chosen.prefix)
 
 
-def template_of(model: str, loaded: nn.Module) -> Template | None:
+def rewritable_checkpoint(model: str, loaded: nn.Module) -> RewritableCheckpoint | None:
     """The file of a MODEL that ``loaded`` was read from; None where it is no state dict in a file.
 
     Reads it once more, and runs nothing that is in it.
@@ -100,7 +100,7 @@ def template_of(model: str, loaded: nn.Module) -> Template | None:
     named = {name: (name, value) for name, value in without_data(chosen.entries).items()}
     matched, _ = match_names(named, target, path, lambda value, name: has_shape(value[1], target[name]))
     names = {name: model_name for model_name, (name, _) in matched.items() if model_name in target}
-    return Template(contents, chosen, names, _metadata(path) if kind == "safetensors" else {})
+    return RewritableCheckpoint(contents, chosen, names, _metadata(path) if kind == "safetensors" else {})
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -123,10 +123,10 @@ def _tied(
     return found
 
 
-class _Plain:
+class _PlainBuilder:
     """Makes what torch loads with ``weights_only=True`` out of what a pickle described."""
 
-    def __init__(self, template: Template, trained: Mapping[str, Tensor]) -> None:
+    def __init__(self, template: RewritableCheckpoint, trained: Mapping[str, Tensor]) -> None:
         self._template, self._trained = template, trained
         self._maker = TensorMaker(quote(template.contents.path))
         self._made: dict[int, Any] = {}
@@ -136,7 +136,7 @@ class _Plain:
         """The value, or ``_GONE`` where it is not plain."""
         if type(value) in _PLAIN or isinstance(value, Tensor):
             return value
-        if isinstance(value, DtypeName):
+        if isinstance(value, TorchDtypeSpec):
             return getattr(torch, value.dtype)
         if depth > _MAX_DEPTH:
             return self._left_out(where)
@@ -146,9 +146,9 @@ class _Plain:
         return self._made[id(value)]
 
     def _new(self, value: Any, where: str, depth: int) -> Any:
-        if isinstance(value, (TensorSpec, SparseSpec, ArrayShell)) and is_tensor(value):
+        if isinstance(value, (TensorSpec, SparseSpec, ArraySpec)) and is_tensor(value):
             made = self._maker.make(where, value)
-            return made.item() if isinstance(value, ArrayShell) and made.dim() == 0 else made
+            return made.item() if isinstance(value, ArraySpec) and made.dim() == 0 else made
         if isinstance(value, dict) and not (isinstance(value, StandIn) and not value):
             return self._mapping(value, where, depth)
         if type(value) in (list, tuple):

@@ -28,7 +28,7 @@ _count = 0
 
 
 @contextmanager
-def plain_checkpoints(every: bool) -> Iterator[None]:
+def checkpoints_bypassed(every: bool) -> Iterator[None]:
     """In here, and in this thread alone, reentrant checkpoints are what they compute; ``every``: the others too.
 
     A checkpoint that is not reentrant saves memory, and is right where the source lies outside.

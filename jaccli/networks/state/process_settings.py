@@ -17,7 +17,7 @@ _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], object]]] = [
 
 
 @contextmanager
-def same_settings() -> Iterator[None]:
+def restored_settings() -> Iterator[None]:
     """Default dtype, threads, precision of float32 products and determinism. Cost: some microseconds."""
     before = [read() for read, _ in _SETTINGS]
     try:

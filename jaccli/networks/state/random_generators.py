@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from jaccli.errors import warn
-from jaccli.networks.state.unseeded_generators import STREAM, held_seeds
+from jaccli.networks.state.unseeded_generators import SEEDS, fixed_seeds
 
 TORCH = "torch's generator"
 _LARGEST_NUMPY_SEED = 2**32
-_FRESH, _UNSTEADY = "a generator without a seed", "unsteady"
+_UNSEEDED, _NONDETERMINISTIC = "a generator without a seed", "not deterministic"
 _MERSENNE_BYTES = 624 * 4 + 4  # its words and its position
 
 
@@ -43,27 +43,30 @@ class GeneratorSource:
 
 
 @dataclass(frozen=True)
-class Noise:
-    """Where generators stand.
+class GeneratorStates:
+    """The states of some random generators at one moment.
 
     Cost of ``now`` and of ``restore``, where nothing has been drawn: 3 µs, and 20 more for Python's and NumPy's.
+
+    Attributes:
+        states: generator, key and state of each, as ``GeneratorSource.read`` gives them.
     """
 
-    at: list[tuple[GeneratorSource, Hashable, Any]]
+    states: list[tuple[GeneratorSource, Hashable, Any]]
 
     @classmethod
-    def now(cls, held: Iterable[Any] = (), *, python: bool = True) -> Noise:
-        """The global generators, those of ``python`` code among them, and those that a model holds."""
-        return cls([(source, *source.read()) for source in (*_global(python), *map(_source, held))])
+    def now(cls, own: Iterable[Any] = (), *, python: bool = True) -> GeneratorStates:
+        """The states of the global generators and of a model's ``own``; ``python``: Python's and NumPy's too."""
+        return cls([(source, *source.read()) for source in (*_global(python), *map(_source, own))])
 
-    def again(self) -> Noise:
-        """Where the same generators stand now."""
-        return Noise([(source, *source.read()) for source, _, _ in self.at])
+    def current(self) -> GeneratorStates:
+        """The states that the same generators have now."""
+        return GeneratorStates([(source, *source.read()) for source, _, _ in self.states])
 
     def restore(self) -> list[str]:
-        """Put the generators there; the names of those that had moved."""
+        """Set the generators to these states; returns the names of those that had drawn since."""
         moved = []
-        for source, key, state in self.at:
+        for source, key, state in self.states:
             if source.read()[0] != key:
                 source.put(state)
                 moved.append(source.name)
@@ -71,10 +74,10 @@ class Noise:
 
 
 @contextmanager
-def same_noise(start: Noise) -> Iterator[None]:
-    """Generators begin at ``start``, and are put back afterwards to where they were before."""
-    before = start.again()
-    for (source, key, state), (_, now, _) in zip(start.at, before.at, strict=True):
+def generators_starting_at(start: GeneratorStates) -> Iterator[None]:
+    """Inside, the generators begin in the states ``start``; afterwards they have the states of before."""
+    before = start.current()
+    for (source, key, state), (_, now, _) in zip(start.states, before.states, strict=True):
         if key != now:
             source.put(state)
     try:
@@ -86,10 +89,10 @@ def same_noise(start: Noise) -> Iterator[None]:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """All global generators begin at a seed, new ones without a seed too, and are put back afterwards."""
-    before = Noise.now()
+    before = GeneratorStates.now()
     seed_all(seed)
     try:
-        with held_seeds():
+        with fixed_seeds():
             yield
     finally:
         before.restore()
@@ -97,7 +100,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 def seed_all(seed: int) -> None:
     """Seed torch on every device, Python's generator, NumPy's where NumPy is in use, and those that models make."""
-    STREAM.begin(seed)
+    SEEDS.begin(seed)
     torch.manual_seed(seed)
     random.seed(seed)
     if "numpy" in sys.modules:
@@ -107,41 +110,46 @@ def seed_all(seed: int) -> None:
 
 
 @dataclass
-class Draws:
-    """What the passes of a network drew from: names of generators in ``seen``; ``told`` were warned of.
+class RandomDraws:
+    """Which random generators the passes of a network have drawn from, and which the user was warned of.
 
-    ``passes`` counts those that drew. ``asked``: whether two passes at one point were compared; ``unsteady``: by how
-    much they differed, of themselves.
+    Attributes:
+        generators: names of those drawn from, in order of the first draw.
+        warned: names of those that a warning has named.
+        passes: how many passes drew.
+        compared: whether two passes at one point were compared.
+        nondeterminism: by how much those differed, relative to the values; 0 where they were equal.
     """
 
-    seen: dict[str, None] = field(default_factory=dict)
-    told: set[str] = field(default_factory=set)
+    generators: dict[str, None] = field(default_factory=dict)
+    warned: set[str] = field(default_factory=set)
     passes: int = 0
-    asked: bool = False
-    unsteady: float = 0.0
+    compared: bool = False
+    nondeterminism: float = 0.0
 
-    def saw(self, names: list[str]) -> None:
-        """A pass moved these."""
+    def add(self, names: list[str]) -> None:
+        """Count a pass that drew from the generators of these names, if there are any."""
         self.passes += bool(names)
-        self.seen.update(dict.fromkeys(names))
+        self.generators.update(dict.fromkeys(names))
 
-    def ask(self) -> None:
-        """A second pass is about to tell which generators are made in each: an import makes some in the first alone."""
-        self.asked = True
-        self.seen.pop(_FRESH, None)
+    def begin_comparison(self) -> None:
+        """A second pass follows, to be compared with the first. Generators without a seed count from here on only: an
+        import makes some in the first pass alone."""
+        self.compared = True
+        self.generators.pop(_UNSEEDED, None)
 
-    def tell(self) -> None:
-        """Warn, once, that J is of one draw, or of one pass."""
-        if self.unsteady and _UNSTEADY not in self.told:
-            self.told.add(_UNSTEADY)
+    def warn(self) -> None:
+        """Warn, once for each generator, that J is of one draw; or that the model is not deterministic."""
+        if self.nondeterminism and _NONDETERMINISTIC not in self.warned:
+            self.warned.add(_NONDETERMINISTIC)
             warn(
-                f"two passes at one point differ by {self.unsteady:.2g} of themselves: the model is not deterministic "
-                "(it asks the system for random numbers, a clock or a counter?), do not rely on J"
+                f"two passes at one point differ by {self.nondeterminism:.2g} of themselves: the model is not "
+                "deterministic (it asks the system for random numbers, a clock or a counter?), do not rely on J"
             )
-            self.told.update(self.seen)  # no seed makes that draw again
-        new = [name for name in self.seen if not {name, name.partition(" on ")[0]} & self.told]
+            self.warned.update(self.generators)  # no seed makes that draw again
+        new = [name for name in self.generators if not {name, name.partition(" on ")[0]} & self.warned]
         if new:
-            self.told.update(new)
+            self.warned.update(new)
             warn(f"the model draws random numbers ({', '.join(new)}): J is of one draw, the same for the same seed")
 
 
@@ -175,7 +183,7 @@ def _global(python: bool) -> Iterator[GeneratorSource]:
     if not python:
         return
     yield _python_source(random._inst, "Python's generator")
-    yield GeneratorSource(_FRESH, lambda: (STREAM.place, STREAM.place), STREAM.put)
+    yield GeneratorSource(_UNSEEDED, lambda: (SEEDS.place, SEEDS.place), SEEDS.put)
     mtrand = sys.modules.get("numpy.random.mtrand")
     if mtrand is not None:
         yield _legacy_source(mtrand._rand, "NumPy's generator")

@@ -20,7 +20,7 @@ _IMPORT = "importlib._bootstrap"
 _SYSTEM = random.SystemRandom()
 
 
-class Stream(threading.local):
+class SeedStream(threading.local):
     """Seeds, each a hash of where the stream begins and of how many were given; each thread has its own place.
 
     What a module seeds while it is imported leaves the place as it was, since that happens in the first pass alone: it
@@ -77,11 +77,11 @@ def _imported_now() -> str | None:
     return None
 
 
-STREAM = Stream(_SYSTEM.getrandbits(_PYTHON_BITS))
+SEEDS = SeedStream(_SYSTEM.getrandbits(_PYTHON_BITS))
 
 
 def _python_seed(generator: random.Random, a: Any = None, version: int = 2) -> None:
-    _seed(generator, STREAM.bits(_PYTHON_BITS) if a is None and STREAM.holders else a, version)
+    _seed(generator, SEEDS.bits(_PYTHON_BITS) if a is None and SEEDS.holders else a, version)
 
 
 _seed = random.Random.seed
@@ -91,8 +91,8 @@ _sessions = 0
 
 
 @contextmanager
-def held_seeds() -> Iterator[None]:
-    """Within, in this thread, generators without a seed are seeded by ``STREAM``. Cost: some microseconds."""
+def fixed_seeds() -> Iterator[None]:
+    """Within, in this thread, generators without a seed are seeded by ``SEEDS``. Cost: some microseconds."""
     global _sessions
     with _lock:
         _sessions += 1
@@ -100,14 +100,14 @@ def held_seeds() -> Iterator[None]:
             _replace(random.Random, "seed", _python_seed)
             numpy = sys.modules.get("numpy.random.bit_generator")
             if hasattr(numpy, "randbits"):  # what ``SeedSequence`` asks
-                _replace(numpy, "randbits", STREAM.bits)
-    if not STREAM.holders:
-        STREAM.imports.clear()
-    STREAM.holders += 1
+                _replace(numpy, "randbits", SEEDS.bits)
+    if not SEEDS.holders:
+        SEEDS.imports.clear()
+    SEEDS.holders += 1
     try:
         yield
     finally:
-        STREAM.holders -= 1
+        SEEDS.holders -= 1
         with _lock:
             _sessions -= 1
             while not _sessions and _replaced:

@@ -400,7 +400,7 @@ def test_random_numbers_are_the_same_in_every_run() -> None:
     x, generator = torch.randn(3, 4), torch.get_rng_state()
     torch.testing.assert_close(network.run((x,), {}), network.run((x,), {}), rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), generator)
-    assert [message.split()[0] for message in network.doubtful()] == ["dropout", "BatchNorm"]
+    assert [message.split()[0] for message in network.warnings()] == ["dropout", "BatchNorm"]
     assert torch.equal(program.state_dict["1.running_mean"], torch.zeros(4))
 
 

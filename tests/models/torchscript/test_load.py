@@ -29,7 +29,7 @@ def test_a_model_saved_in_training_mode_is_loaded_in_eval_mode(tmp_path: Path) -
     torch.jit.save(torch.jit.script(nn.Sequential(nn.Dropout(0.9))), str(tmp_path / "m.pt"))
     network = ScriptNetwork(load_torchscript(tmp_path / "m.pt", trust=False))
     assert torch.equal(network.run((torch.ones(50),), {}), torch.ones(50))
-    assert network.doubtful() == []
+    assert network.warnings() == []
 
 
 def test_a_frozen_file_loads(tmp_path: Path) -> None:

@@ -110,11 +110,11 @@ def test_batch_norm_in_training_mode_changes_no_statistics() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     same(first, module(*args))
     assert not torch.equal(module.state_dict()["body.1.running_mean"], before["body.1.running_mean"])
-    doubts = network.doubtful()
+    doubts = network.warnings()
     assert any("body.1" in d and "BatchNorm2d" in d for d in doubts)
     assert any("body.3" in d for d in doubts)
     module.eval()
-    assert network.doubtful() == []
+    assert network.warnings() == []
 
 
 def test_session_turns_parameters_off_and_on_again() -> None:

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 import jaccli
 from jaccli.models.identify.import_spec import build
 from jaccli.names import METHOD_NAMES
-from jaccli.networks.state.random_generators import Noise, seeded
-from jaccli.networks.state.unseeded_generators import held_seeds
+from jaccli.networks.state.random_generators import GeneratorStates, seeded
+from jaccli.networks.state.unseeded_generators import fixed_seeds
 
 GLOBAL = np.random.default_rng(5)
 
@@ -122,15 +122,15 @@ def said() -> Iterator[list[str]]:
     texts += [str(w.message) for w in caught if w.category is jaccli.JaccliWarning]
 
 
-def standing(model: Any) -> Noise:
+def standing(model: Any) -> GeneratorStates:
     own = getattr(model, "own", None)
-    return Noise.now([GLOBAL, *(own if isinstance(own, list) else [own] if own is not None else [])])
+    return GeneratorStates.now([GLOBAL, *(own if isinstance(own, list) else [own] if own is not None else [])])
 
 
-def truth(model: Any, x: Tensor, noise: Noise) -> Tensor:
+def truth(model: Any, x: Tensor, noise: GeneratorStates) -> Tensor:
     """J of the draw that the generators stand at; they are put back."""
     call = model.module() if isinstance(model, torch.export.ExportedProgram) else model
-    with torch.jit.optimized_execution(False), held_seeds():
+    with torch.jit.optimized_execution(False), fixed_seeds():
         j = torch.autograd.functional.jacobian(call, x)
     noise.restore()
     return torch.stack([j[b, :, b] for b in range(len(x))])
@@ -265,8 +265,8 @@ def test_seeds_are_held_in_one_thread_and_put_back() -> None:
     methods = random.Random.seed, np.random.bit_generator.randbits
     for draw in fresh:
         found: list[int] = []
-        noise = Noise.now()
-        with held_seeds(), held_seeds():
+        noise = GeneratorStates.now()
+        with fixed_seeds(), fixed_seeds():
             found.append(draw())
             noise.restore()
             assert draw() == found[0]
@@ -334,7 +334,7 @@ def test_a_plan_of_a_mode_that_changes() -> None:
     model.train()
     with said() as texts:
         found = plan(x)
-    torch.testing.assert_close(found, truth(model, x, Noise.now()), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, truth(model, x, GeneratorStates.now()), rtol=1e-5, atol=1e-5)
     assert any("draws random numbers" in text or "Dropout" in text for text in texts)
 
 
@@ -356,7 +356,7 @@ def test_fresh_weights_are_seeded() -> None:
         fc.weight.data += np.random.default_rng().random() + random.Random().random()
         return fc
 
-    noise = Noise.now()
+    noise = GeneratorStates.now()
     first, again, other = (build(make, None, seed) for seed in (1, 1, 2))
     assert torch.equal(first.weight, again.weight)
     assert not torch.equal(first.weight, other.weight)

@@ -1,4 +1,4 @@
-"""What follows a path in the name of an activation: ``[#CALL][:PORT[.ELEMENT…]][@DIM][[INDEX]]``."""
+"""The part of an activation's name behind the path: ``[#CALL][:PORT[.ELEMENT…]][@DIM][[INDEX]]``. Needs no torch."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _DIM = re.compile(r"^(?P<path>.*)@(?P<dim>\d+)$", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Ending:
-    """See ``Address``, which has the same fields."""
+class AddressSuffix:
+    """The fields of an ``Address`` that its suffix gives."""
 
     call: Call | None = None
     port: Port | None = None
@@ -32,11 +32,11 @@ class Ending:
     index: tuple[IndexItem, ...] | None = None
 
 
-def split_ending(name: str) -> tuple[str, Ending]:
-    """The path before the longest ending that a name has, and the ending.
+def split_suffix(name: str) -> tuple[str, AddressSuffix]:
+    """A name → the path before its longest suffix, and the suffix.
 
     Raises:
-        UsageError: what stands in brackets is no index.
+        UsageError: the text in brackets is no index.
     """
     rest, dim, index = _tail(name)
     port: Port | None = None
@@ -47,16 +47,16 @@ def split_ending(name: str) -> tuple[str, Ending]:
     call: Call | None = None
     if match := _CALL.match(rest):
         rest, call = match["path"], EVERY if match["call"] == EVERY else _number(name, match["call"])
-    return rest, Ending(call, port, elements, dim, index)
+    return rest, AddressSuffix(call, port, elements, dim, index)
 
 
-def ending_of(text: str) -> Ending | None:
-    """The ending that a text is; None where it is none."""
+def parse_suffix(text: str) -> AddressSuffix | None:
+    """The suffix that a text is as a whole; None if it is none."""
     try:
-        rest, ending = split_ending(text)
+        rest, suffix = split_suffix(text)
     except UsageError:
         return None
-    return None if rest else ending
+    return None if rest else suffix
 
 
 def _tail(name: str) -> tuple[str, int | None, tuple[IndexItem, ...] | None]:
