@@ -1,4 +1,11 @@
-"""What this machine's operators cost: measured once, kept in the user's cache folder."""
+"""How fast this machine runs torch's operators: measured once, and kept in the user's cache folder.
+
+    measure ─→ timing ─→ figures.Calibration ─→ cache ─→ seconds of an operator, predicted
+    (operators) (seconds)  (rates by size)      (a JSON file per machine)
+
+In: a device, with torch's present number of threads. Out: a ``Calibration``, which predicts the seconds of products,
+convolutions and elementwise operators. Where nothing was measured, ``TYPICAL`` has the figures of a common machine.
+"""
 
 from jaccli.calibration.cache import calibrate, known, load
 from jaccli.calibration.figures import Calibration

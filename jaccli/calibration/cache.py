@@ -1,4 +1,4 @@
-"""A calibration belongs to one machine, device, number of threads and torch: found again by a hash of them."""
+"""Calibrations as files, one for each machine, device, number of threads and version of torch."""
 
 from __future__ import annotations
 
@@ -24,70 +24,73 @@ from jaccli.calibration.timing import Busy
 from jaccli.calibration.typical import TYPICAL
 from jaccli.errors import note
 
-# Raised whenever the figures or the way they are measured change: older files are then foreign.
+# To be raised when the figures, or the way to measure them, change: older files are then ignored.
 _VERSION = 1
 _LARGEST_FILE = 2**20
-# What no figure in SI units can be below or above.
+# No figure in SI units is below or above these.
 _LEAST, _MOST = 1e-15, 1e21
 
-# Calibrations of this process that could not be kept, by key: no second measurement in the same process.
-_unkept: dict[str, Calibration] = {}
+# Calibrations that could not be written to a file, by key, so that this process does not measure twice.
+_unsaved: dict[str, Calibration] = {}
 
 
 def load(device: torch.device | str = "cpu") -> Calibration | None:
-    """The calibration kept for a device and torch's present number of threads; None if there is none.
+    """The stored calibration for a device and torch's present number of threads; None if there is none.
 
-    Measures nothing: one look at a file, some 30 µs when it was read before. A file that is damaged, or of
-    another machine, is none.
+    A file that is damaged, or of another machine, does not count. Measures nothing.
+
+    Cost: some 30 µs if the file was read before.
     """
     machine = _machine(torch.device(device))
     path = _path(machine)
     if path is not None:
         with contextlib.suppress(OSError):
             status = path.stat()
-            found = _read(path, (status.st_mtime_ns, status.st_size, status.st_ino), json.dumps(machine))
-            if found is not None:
-                return found
-    return _unkept.get(_key(machine))
+            stored = _read(path, (status.st_mtime_ns, status.st_size, status.st_ino), json.dumps(machine))
+            if stored is not None:
+                return stored
+    return _unsaved.get(_key(machine))
 
 
 def calibrate(device: torch.device | str = "cpu") -> Calibration:
-    """Measure a device with torch's present number of threads, and keep the figures for later processes.
+    """Measure a device with torch's present number of threads, and store the figures for later processes.
 
-    Takes about half a second and 150 MiB. Where the cache folder cannot be written, the figures last as long
-    as the process. Where other work gets in the way or the device cannot be measured, the answer is what
-    was known before, for the rest of the process, and a note says so.
+    If the cache folder cannot be written, they are stored for this process only. If other work disturbs the
+    measurement or the device cannot be measured, the result is the calibration of before, or typical figures, and a
+    note says so.
+
+    Cost: about half a second and 150 MiB.
     """
     device = torch.device(device)
     machine = _machine(device)
     try:
-        made = measure(device)
+        calibration = measure(device)
     except Busy:
         return _as_before(device, machine, "the machine is busy with other work")
     except (RuntimeError, AssertionError) as error:
         return _as_before(device, machine, f"it failed ({type(error).__name__})")
-    if not _write(_path(machine), machine, made):
-        _unkept[_key(machine)] = made
-    return made
+    if not _write(_path(machine), machine, calibration):
+        _unsaved[_key(machine)] = calibration
+    return calibration
 
 
 def _as_before(device: torch.device, machine: dict[str, Any], reason: str) -> Calibration:
     before = load(device)
     figures = "those of before" if before is not None and before.made else "typical ones"
     note(f"no calibration of {device}: {reason}; its figures are {figures}")
-    return before or _unkept.setdefault(_key(machine), TYPICAL)
+    return before or _unsaved.setdefault(_key(machine), TYPICAL)
 
 
 def known(device: torch.device | str = "cpu") -> Calibration:
-    """What is kept for a device, else typical figures. Measures nothing."""
+    """The stored calibration for a device, or else typical figures. Measures nothing."""
     return load(device) or TYPICAL
 
 
 def folder() -> Path | None:
-    """Where calibrations are kept: ``JACCLI_CACHE_DIR``, or the user's cache folder; None without a home."""
+    """The folder of calibrations: ``JACCLI_CACHE_DIR``, or the user's cache folder; None without a home folder."""
     if named := os.environ.get("JACCLI_CACHE_DIR"):
         return Path(named)
-    # A relative path is to be ignored, says the XDG specification.
+    # The XDG specification says that a relative path has to be ignored.
     if (base := os.environ.get("XDG_CACHE_HOME")) and os.path.isabs(base):
         return Path(base) / "jaccli"
     try:
@@ -102,7 +105,7 @@ def folder() -> Path | None:
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
-    """What a calibration holds for."""
+    """The properties of machine and process that a calibration is valid for."""
     return {
         "schema_version": _VERSION,
         "device": device.type,
@@ -113,24 +116,24 @@ def _machine(device: torch.device) -> dict[str, Any]:
 
 
 def _device_name(device: torch.device) -> str:
-    """What a device is called, and the CPU that feeds it: the overhead of a call is its."""
+    """The names of a device and of its CPU, on which the overhead of a call depends."""
     cpu = f"{_cpu()}, {torch.backends.cpu.get_cpu_capability()}"
-    with contextlib.suppress(RuntimeError, AssertionError, AttributeError):  # it is not there, or has no name
+    with contextlib.suppress(RuntimeError, AssertionError, AttributeError):  # no such device, or no name
         return f"{torch.get_device_module(device).get_device_name(device)}, {cpu}"
     return cpu
 
 
 @lru_cache(maxsize=1)
 def _cpu() -> str:
-    """The processor; on Linux with its family and stepping, since virtual ones share names."""
-    wanted = ("model name", "cpu family", "model", "stepping", "CPU implementer", "CPU part")
-    found: dict[str, str] = {}
+    """The processor; on Linux with family and stepping, since different virtual processors share a name."""
+    names = ("model name", "cpu family", "model", "stepping", "CPU implementer", "CPU part")
+    values: dict[str, str] = {}
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
         for line in lines:
             name, _, value = line.partition(":")
-            if name.strip() in wanted:
-                found.setdefault(name.strip(), value.strip())
-    return ", ".join(found.values()) or platform.processor() or platform.machine()
+            if name.strip() in names:
+                values.setdefault(name.strip(), value.strip())
+    return ", ".join(values.values()) or platform.processor() or platform.machine()
 
 
 def _key(machine: dict[str, Any]) -> str:
@@ -138,14 +141,14 @@ def _key(machine: dict[str, Any]) -> str:
 
 
 def _path(machine: dict[str, Any]) -> Path | None:
-    place = folder()
-    return place / f"calibration-{_key(machine)}.json" if place is not None else None
+    parent = folder()
+    return parent / f"calibration-{_key(machine)}.json" if parent is not None else None
 
 
 @lru_cache(maxsize=8)
-def _read(path: Path, stamp: tuple[int, int, int], machine: str) -> Calibration | None:
-    """A file as it was at its stamp."""
-    if not path.is_file() or stamp[1] > _LARGEST_FILE:
+def _read(path: Path, status: tuple[int, int, int], machine: str) -> Calibration | None:
+    """The calibration in a file with this time of change, size and inode: a changed file is read again."""
+    if not path.is_file() or status[1] > _LARGEST_FILE:
         return None
     try:
         content = json.loads(path.read_bytes())
@@ -157,10 +160,10 @@ def _read(path: Path, stamp: tuple[int, int, int], machine: str) -> Calibration 
 
 
 def _decode(content: dict[str, Any]) -> Calibration:
-    """Figures from JSON, refused unless they have the form of a calibration, finite and positive.
+    """The calibration in a JSON object.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError: it is none.
+        ValueError, KeyError, TypeError, AttributeError: a figure is missing, of another form or not positive.
     """
     pattern = TYPICAL
     values: dict[str, Any] = {}
@@ -194,11 +197,11 @@ def _positive(value: float) -> float:
     return number
 
 
-def _write(path: Path | None, machine: dict[str, Any], made: Calibration) -> bool:
-    """Put a file in place whole; False where that is not possible."""
+def _write(path: Path | None, machine: dict[str, Any], calibration: Calibration) -> bool:
+    """Write a file in one step, so that no process reads a part of it; False if that is not possible."""
     if path is None:
         return False
-    text = json.dumps({"machine": machine, "figures": asdict(made)}, indent=1) + "\n"
+    text = json.dumps({"machine": machine, "figures": asdict(calibration)}, indent=1) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         number, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".partial", dir=path.parent)

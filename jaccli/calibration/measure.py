@@ -1,4 +1,4 @@
-"""The operators that a calibration times, and the figures their times give."""
+"""The operators that a calibration times, and the figures computed from their times."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _BATCHES = ((4096, 4), (512, 16), (32, 64), (2, 176))  # (batch, dimension): 5e5
 _THIN = (1, 4, 16)
 # The other two dimensions of a thin product, and its batch.
 _THIN_SINGLE, _THIN_BATCHED = (256, 1), (64, 32)
-# Channels in and out → (height and width, samples), with a 3 x 3 kernel: 5e3, 3e5 and 9e6 to 4e7 FLOP. One to
-# one is slow, and no larger in practice.
+# Channels in and out → (height and width, samples), with a 3 x 3 kernel: 5e3, 3e5 and 9e6 to 4e7 FLOP. One channel
+# to one is slow, and large ones do not occur in practice.
 _CONVS = {
     (FEW, FEW): ((16, 1), (16, 64)),
     (FEW, MANY): ((4, 1), (16, 4), (16, 128)),
@@ -41,12 +41,14 @@ _PERMUTED = (16, 96, 300)  # no power of two: strides of one fall on the same ca
 
 
 def measure(device: torch.device) -> Calibration:
-    """Time the operators of a device with the threads torch has now; about half a second.
+    """Time the operators of a device with torch's present number of threads.
 
-    Allocates some 150 MiB. Modes, threads, random generators and defaults of torch stay as they are.
+    Modes, threads, random generators and defaults of torch stay as they are.
+
+    Cost: about half a second and 150 MiB.
 
     Raises:
-        Busy: other work on this machine got in the way.
+        Busy: other work on this machine disturbed the measurement.
         RuntimeError: from torch, where the device lacks an operator or memory.
     """
     wait = None if device.type == "cpu" else lambda: torch.get_device_module(device).synchronize(device)
@@ -122,7 +124,7 @@ def _filled(device: torch.device, shape: tuple[int, ...], layout: torch.memory_f
 
 
 def _memory(device: torch.device) -> Iterator[TimedOperator]:
-    """The two halves of one buffer as operands; the same buffer anew, and in use."""
+    """From one half of a buffer to the other; and to the whole of a buffer, used before and newly mapped."""
     count = _BUFFER // 4
     buffer = torch.zeros(count, dtype=torch.float32, device=device)
     for moved in _MOVED:
@@ -145,7 +147,7 @@ def _figures(probes: list[TimedOperator], seconds: dict[Key, float]) -> Calibrat
         field, row, size = probe.key
         if probe.key in seconds:
             took = seconds[probe.key]
-            # What is left may be noise where the overhead is nearly all of it.
+            # The difference may be noise if nearly all of the time is overhead.
             rate = probe.work / max(took - overhead, 0.1 * took)
             rows = rates.setdefault(field, {})
             rows[row] = (*rows.get(row, ()), (size, rate))
@@ -156,7 +158,7 @@ def _figures(probes: list[TimedOperator], seconds: dict[Key, float]) -> Calibrat
         batched=rates["batched"],
         narrow=_shares(rates),
         memory=rates["memory"][""],
-        # A caching allocator maps nothing: then the difference is noise, and no cost is told.
+        # A caching allocator maps nothing: then the difference is noise, and the rate becomes very high.
         fresh=_BUFFER / max(unmapped, 1e-3 * seconds["written", "", _BUFFER]),
         conv=rates["conv"],
         functions=rates["functions"],
@@ -175,7 +177,7 @@ def _shares(rates: dict[str, dict[str, Table]]) -> dict[str, Table]:
         table: Table = ((WIDE, 1.0),)
         for size, rate in reversed(points):
             operations = wide * wide * size
-            # A square one of few operations is thin itself, and has its share of the rate already.
+            # The measured rate of a small square product includes that its sides are short.
             share = rate / at(square, 2 * operations) * at(table, operations ** (1 / 3))
             table = ((size, min(1.0, share)), *table)
         shares[row] = table

@@ -1,4 +1,4 @@
-"""Time a list of operators, each a few times, and keep the least."""
+"""Time a list of operators, each several times, and keep the shortest time of each."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-# Tries are spread over rounds: a burst of other work hits one try of many operators, not all of one.
+# In a round each operator is tried once, so that a burst of other work hits one try of many operators, not all of one.
 ROUNDS = 6
 # The first call of an operator compiles and allocates, so one round alone says nothing.
 LEAST_ROUNDS = 2
-# So many more rounds for what was interrupted each time.
+# Additional rounds, for operators that were interrupted in each try.
 MORE_ROUNDS = 6
-# Seconds: of all rounds together, and of one operator, both looked at between tries.
+# The most seconds of all rounds together, and of one operator; both are checked between tries.
 BUDGET_S = 0.6
 ALLOWANCE_S = 0.03
-# The machine is busy when more than this share was interrupted: of the tries, once there were this many
-# interruptions, or of the operators that no try got through.
+# The machine is busy if more than this share of the tries was interrupted (checked from this many interruptions on), or
+# if more than this share of the operators was interrupted in each try.
 BUSY = 0.2
 INTERRUPTIONS = 15
 
@@ -39,7 +39,7 @@ class TimedOperator:
         work: operations, bytes or elements of one call.
         call: the operator.
         repeats: calls of one try.
-        ladder: left out when the probe before it in the list says that it would take too long.
+        ladder: to be left out if the time of the operator before it in the list shows that it would take too long.
     """
 
     key: Key
@@ -51,32 +51,39 @@ class TimedOperator:
 
 @dataclass
 class Tries:
-    """What the tries of one probe came to: seconds a call at best, seconds spent, tries interrupted."""
+    """The tries of one operator.
+
+    Attributes:
+        best: seconds of a call in the fastest try.
+        spent: seconds of all tries.
+        count: number of tries.
+        interrupted: how many of them were interrupted by other work.
+    """
 
     best: float = float("inf")
     spent: float = 0.0
-    made: int = 0
+    count: int = 0
     interrupted: int = 0
 
     @property
     def quiet(self) -> bool:
-        """Whether one try went through without other work in between."""
-        return self.made > self.interrupted
+        """Whether a try was not interrupted."""
+        return self.count > self.interrupted
 
 
 class Busy(RuntimeError):
-    """Other work interrupted so many tries that nothing can be said."""
+    """Other work interrupted too many tries for a measurement."""
 
 
 def least_seconds(probes: list[TimedOperator], wait: Callable[[], None] | None) -> dict[Key, float]:
-    """Seconds a call of each probe, the least of its tries; without those that promise to take too long.
+    """Seconds of a call of each operator, from its fastest try; without operators that would take too long.
 
     Args:
-        probes: in the order of the rounds.
-        wait: until an asynchronous device has done what it was given; None for the CPU.
+        probes: in the order in which a round tries them.
+        wait: waits until an asynchronous device has finished; None for the CPU.
 
     Raises:
-        Busy: other work on this machine got in the way.
+        Busy: other work on this machine disturbed the measurement.
     """
     start = clock()
     tries = {probe.key: Tries() for probe in probes}
@@ -92,16 +99,16 @@ def least_seconds(probes: list[TimedOperator], wait: Callable[[], None] | None) 
         pending = [probe for probe in pending if tries[probe.key].spent < ALLOWANCE_S]
         if number + 1 >= ROUNDS:
             pending = [probe for probe in pending if not tries[probe.key].quiet]
-    done = {key: made for key, made in tries.items() if made.made}
-    if sum(not made.quiet for made in done.values()) > BUSY * len(done):
+    done = {key: own for key, own in tries.items() if own.count}
+    if sum(not own.quiet for own in done.values()) > BUSY * len(done):
         raise Busy
-    return {key: made.best for key, made in done.items()}
+    return {key: own.best for key, own in done.items()}
 
 
 def _first_round(
     probes: list[TimedOperator], tries: dict[Key, Tries], wait: Callable[[], None] | None
 ) -> list[TimedOperator]:
-    """Try each but those whose smaller relative says that they take too long; the ones tried."""
+    """Try each operator, except for those that a smaller one shows to take too long; returns those tried."""
     tried: list[TimedOperator] = []
     for probe in probes:
         if probe.ladder and _too_long(probe, tried[-1], tries, wait):
@@ -114,19 +121,19 @@ def _first_round(
 def _too_long(
     probe: TimedOperator, smaller: TimedOperator, tries: dict[Key, Tries], wait: Callable[[], None] | None
 ) -> bool:
-    """Whether a probe would take more than its allowance, at the rate of a smaller one."""
+    """Whether an operator would take more than ``ALLOWANCE_S``, at the rate of a smaller one."""
 
-    def promised() -> float:
+    def predicted() -> float:
         return tries[smaller.key].best * probe.work / smaller.work
 
-    if promised() > ALLOWANCE_S:
-        _try(smaller, tries, wait)  # the first may have been slow by what only a first call does
-    return promised() > ALLOWANCE_S
+    if predicted() > ALLOWANCE_S:
+        _try(smaller, tries, wait)  # a first call may be slow
+    return predicted() > ALLOWANCE_S
 
 
 def _try(probe: TimedOperator, tries: dict[Key, Tries], wait: Callable[[], None] | None) -> None:
-    made = tries[probe.key]
-    # An asynchronous device is given all calls at once, as it is in real work.
+    own = tries[probe.key]
+    # An asynchronous device gets all calls at once, as in real use.
     calls = probe.repeats if wait is not None else 1
     before = _preemptions()
     for _ in range(probe.repeats // calls):
@@ -136,20 +143,20 @@ def _try(probe: TimedOperator, tries: dict[Key, Tries], wait: Callable[[], None]
         if wait is not None:
             wait()
         seconds = clock() - start
-        made.best = min(made.best, seconds / calls)
-        made.spent += seconds
+        own.best = min(own.best, seconds / calls)
+        own.spent += seconds
         if _preemptions() != before:
             break
-    made.made += 1
+    own.count += 1
     if _preemptions() != before:
-        made.interrupted += 1
+        own.interrupted += 1
         _refuse_busy(tries)
 
 
 def _refuse_busy(tries: dict[Key, Tries]) -> None:
-    """Give up early: on a busy machine each try may wait for the scheduler, a hundred times its own time."""
-    interrupted = sum(made.interrupted for made in tries.values())
-    if interrupted >= INTERRUPTIONS and interrupted > BUSY * sum(made.made for made in tries.values()):
+    """Give up early: on a busy machine a try may wait for the scheduler a hundred times longer than it runs."""
+    interrupted = sum(own.interrupted for own in tries.values())
+    if interrupted >= INTERRUPTIONS and interrupted > BUSY * sum(own.count for own in tries.values()):
         raise Busy
 
 

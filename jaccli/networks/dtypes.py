@@ -1,4 +1,4 @@
-"""What a floating-point dtype means for other tensors: complex numbers stay complex, integers what they are."""
+"""A model cast to a floating-point dtype: complex numbers stay complex, and integers keep their dtype."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def counterpart(kind: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
 def converted(
     tensor: Tensor, device: torch.device | None = None, dtype: torch.dtype | None = None, *, copy: bool = False
 ) -> Tensor:
-    """A tensor of any shape on ``device`` and in the ``counterpart`` of its dtype; itself if it is so already.
+    """A tensor of any shape on ``device`` and in the ``counterpart`` of its dtype; the tensor itself if both are so.
 
     Differentiable as ``Tensor.to``, unlike which it never drops an imaginary part.
 
@@ -49,9 +49,9 @@ def converted(
 
 
 def floating_dtype(tensors: Iterable[Tensor]) -> torch.dtype | None:
-    """The dtype that a model of these tensors computes in: of the first floating-point or complex one; None if none is.
+    """The dtype that a model with these tensors computes in; None if all hold integers.
 
-    A complex one stands for the dtype of its parts, unless there are real ones.
+    It is that of the first floating-point one; if there is none, that of the parts of the first complex one.
     """
     kinds = [t.dtype for t in tensors]
     real = next((kind for kind in kinds if kind.is_floating_point), None)
@@ -61,12 +61,12 @@ def floating_dtype(tensors: Iterable[Tensor]) -> torch.dtype | None:
 def renamed(
     before: Mapping[torch.dtype, torch.dtype], tensors: Iterable[Tensor], dtype: torch.dtype | None
 ) -> dict[torch.dtype, torch.dtype]:
-    """Dtypes that the code of a model spells out → what they become where the model is cast.
+    """Dtypes that the code of a model names → the dtypes that they become if the model is cast.
 
     Args:
-        before: the same of the model that is cast, which may have been cast already.
+        before: the result for the model that is cast, which may have been cast already.
         tensors: of that model.
-        dtype: what it is cast to; nothing changes if None.
+        dtype: the new one; nothing changes if None.
     """
     if dtype is None:
         return dict(before)
@@ -77,18 +77,18 @@ def renamed(
 
 
 def follows(operator: str, named: torch.dtype, into: torch.dtype, *, constant: bool = False) -> bool:
-    """Whether a dtype that code spells out for an operator of that name (``to``) is cast with the model.
+    """Whether a dtype that code names for an operator (``to``) becomes another one when the model is cast.
 
-    A real one may be meant as it stands: a norm that is taken in float32. Of a tensor that is made of nothing it was
-    the dtype of an activation, in a trace or an export: the first state of a recurrent layer. Numbers that are
-    counted are not rounded for it. A complex one tells real from complex, and its precision is that of its
-    surroundings; ``view`` reads the same bytes as other numbers.
+    A real one is kept if it may be meant as it stands: a norm that is taken in float32. It is cast for tensors that an
+    operator creates: in a trace or an export, that was the dtype of an activation (the first state of a recurrent
+    layer). ``arange`` is not cast to a less precise dtype, which would round its numbers. A complex dtype is always
+    cast, since it only says that the numbers are complex, and so is that of ``view``, which only reads bytes anew.
 
     Args:
         operator: its name, without namespace and overload.
-        named: the dtype that is spelled out.
-        into: what that becomes in the model that is cast.
-        constant: whether the operator is given a constant and no activation.
+        named: the dtype in the code.
+        into: the dtype that it becomes if it is cast.
+        constant: whether the operator is applied to a constant and not to an activation.
     """
     if named.is_complex or operator == "view":
         return True
@@ -98,5 +98,5 @@ def follows(operator: str, named: torch.dtype, into: torch.dtype, *, constant: b
 
 
 def is_whole(tensor: Tensor) -> bool:
-    """Whether it holds integers or booleans."""
+    """Whether a tensor holds integers or booleans."""
     return not (tensor.is_floating_point() or tensor.is_complex())

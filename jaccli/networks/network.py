@@ -1,8 +1,8 @@
-"""What jaccli needs of a model: run it, see and replace activations at module boundaries.
+"""The interface of a model: run it, and see and replace its activations at module boundaries.
 
-Every model format becomes a ``Network``. A run reports the boundaries of module calls to a ``Tap``,
-which may hand back another value (this is how an activation becomes a variable) or raise ``StopRun``
-(nothing after the target needs to be computed).
+Every model format becomes a ``Network``. A run reports the boundaries of module calls to a ``Tap``, which may return
+another value (this is how an activation becomes a variable) or raise ``StopRun`` (nothing after the target has to be
+computed).
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from jaccli.runtime.kernels import unfused
 
 
 class StopRun(BaseException):
-    """Raised by a tap that has seen all it wants; ``Network.run`` lets it through.
+    """Raised by a tap to end the run; ``Network.run`` lets it through.
 
     Not an ``Exception``: a model's own ``except Exception`` must not swallow it.
     """
 
 
 class Tap(Protocol):
-    """Sees module calls. ``call`` counts the calls of one path within a run, from 1.
+    """An observer of module calls. ``call`` counts the calls of one path within a run, from 1.
 
-    ``paths`` are the module paths whose boundaries are to be reported; None means all of them.
-    The root module is never reported: its input and output are the run's own. A tap with a true ``gives_copies`` puts
-    in tensors that nobody else holds, which the model may write to.
+    ``paths`` are the module paths whose boundaries are to be reported; None means all of them. The root module is never
+    reported: its input and output are those of the run. A tap with a true attribute ``gives_copies`` returns tensors
+    that are used nowhere else, which the model may write to.
     """
 
     paths: frozenset[str] | None
@@ -42,52 +42,52 @@ class Tap(Protocol):
     def enter(
         self, path: str, call: int, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Before the call: the arguments to call with."""
+        """Before a call: returns the arguments to call with."""
 
     def leave(self, path: str, call: int, output: Any) -> Any:
-        """After the call: the output to go on with."""
+        """After a call: returns the output to go on with."""
 
 
 class Network(ABC):
-    """A model that can be run with its layers in sight. Running changes nothing of the model."""
+    """A model whose runs report its module calls, and leave it as it was."""
 
     kind: str
-    # Whether recurrent layers may run as one kernel: no longer, once one has been seen whose backward pass refuses.
+    # Whether recurrent layers may run as one kernel. Set to False after one whose backward pass raised.
     fused = True
-    # Whether gradient checkpoints run as they are, since a source was seen inside one.
+    # Whether all gradient checkpoints run their function directly. Set to True after a source was found inside one.
     bypasses_checkpoints = False
-    # Whether it uses operators that take functions (``cond``, ``flex_attention``), which do not run below a mode.
+    # Whether it has operators that raise under a dispatch mode (``cond``, ``flex_attention``). Set when one did.
     refuses_modes = False
-    # Paths of modules whose weights are packed into integers, and whose kernels have no derivative.
+    # Paths of the modules with weights packed into integers, whose kernels have no derivative.
     packed: Sequence[str] = ()
 
     @cached_property
     def draws(self) -> RandomDraws:
-        """What runs have drawn from so far."""
+        """The random generators that runs have drawn from so far."""
         return RandomDraws()
 
     @property
     def runs_own_code(self) -> bool:
-        """Whether, in a session, a pass may run code that nobody here sees, as Python's."""
+        """Whether, in the present session, a pass may run code that is not torch's own."""
         return False
 
     def generator_states(self) -> GeneratorStates:
-        """Where all generators stand that a run may draw from."""
+        """The present states of all generators that a run may draw from."""
         return GeneratorStates.now()
 
     def report_warnings(self) -> None:
-        """Warn of what ``warnings`` finds; that the model draws is then told already."""
-        for doubt in self.warnings():
-            warn(doubt)
+        """Give the user all ``warnings``. If they say that the model draws random numbers, it is not said again."""
+        for text in self.warnings():
+            warn(text)
         if self.draws_random_numbers():
             self.draws.warned.add(TORCH)
 
     def draws_random_numbers(self) -> bool:
-        """Whether ``warnings`` says that the model draws from torch's generators."""
+        """Whether ``warnings`` says that the model draws from torch's generator."""
         return False
 
     def only_batch(self, dim: int = 0) -> int | None:
-        """The number of samples, in dimension ``dim`` of the first input, that the model is bound to; None if free."""
+        """The only number of samples, in dimension ``dim`` of the first input, that it takes; None: it takes any."""
         del dim
         return None
 
@@ -96,11 +96,10 @@ class Network(ABC):
         """Module path → type name, for every module but the root, in ``named_modules()`` order."""
 
     def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None = None) -> Any:
-        """One forward pass from the state the model was handed over with.
+        """One forward pass, from the state that the model was handed over with; returns the model's output.
 
-        State that the pass leaves behind (buffers, attributes, random generators) is put back.
-        Gradients flow from the output to ``args`` and to whatever the tap put in; nothing in here
-        enters or leaves a gradient mode.
+        State that the pass changes (buffers, attributes, random generators) is put back. Gradients flow from the output
+        to ``args`` and to the values that the tap returned. Gradient modes are those of the caller.
         """
         with nullcontext() if self.fused else unfused():
             return self._run(args, kwargs, tap)
@@ -111,30 +110,30 @@ class Network(ABC):
 
     @abstractmethod
     def session(self, *, frozen: bool = True) -> AbstractContextManager[None]:
-        """Held while a Jacobian is computed: ``frozen`` parameters do not ask for gradients inside."""
+        """The context of the runs for one Jacobian; inside, ``frozen`` parameters require no gradients."""
 
     @abstractmethod
     def cast(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Network:
-        """An independent copy with floating-point and complex parameters, buffers and constants converted.
+        """A copy that shares nothing, with floating-point and complex parameters, buffers and constants converted.
 
         Complex ones stay complex: see ``dtypes.counterpart``.
         """
 
     @abstractmethod
     def tensors(self) -> Iterator[Tensor]:
-        """Parameters and buffers: where the model lives and in which dtype."""
+        """Parameters and buffers, of any shapes."""
 
     def fingerprint(self, moving: Collection[int] = ()) -> Fingerprint:
-        """What a recorded program rests on; another stamp means that it has to be recorded again.
+        """The state that a recorded program depends on; if it differs, the program has to be recorded again.
 
         Args:
-            moving: identities of tensors whose content it does not rest on.
+            moving: identities of tensors whose content the program does not depend on.
         """
-        stamp = Fingerprint(moving)
+        result = Fingerprint(moving)
         for tensor in self.tensors():
-            stamp.tensor(tensor)
-        return stamp
+            result.tensor(tensor)
+        return result
 
     def warnings(self) -> list[str]:
-        """Why numbers about this model may not mean what they seem (BatchNorm in training mode)."""
+        """Reasons why J may not be what a user expects, such as BatchNorm in training mode."""
         return []

@@ -1,4 +1,4 @@
-"""Weights packed into integers: what they are called, and the errors that say that their kernels have no derivative.
+"""Weights packed into integers: how they are named in files, and the errors that say that they have no derivative.
 
 Imports no torch.
 """
@@ -13,7 +13,7 @@ from typing import Any
 from jaccli.errors import RefusedError, UnsupportedError
 from jaccli.text.escape import listed, quote
 
-# Names that only packed weights have, by who writes them.
+# Names that only packed weights have, by the library that writes them.
 _NAMES = {
     "int8 of torch.ao": re.compile(r"(.*\.)?(_packed_params|_all_weight_values)(\..*)?"),
     "int8 of bitsandbytes": re.compile(r".*\.(SCB|CB|weight_format)"),
@@ -29,12 +29,12 @@ _REMEDY = "give the float checkpoint that it was made from, or dequantize the we
 
 
 def is_packed_name(name: str) -> bool:
-    """Whether only packed weights are called so."""
+    """Whether only packed weights have such a name."""
     return any(pattern.fullmatch(name) for pattern in _NAMES.values())
 
 
 def refuse_packed(path: Path | str, names: Iterable[str], known: Iterable[str] = ()) -> None:
-    """Refuse names of packed weights, but those that the network has itself.
+    """Refuse names of packed weights that the network does not have itself.
 
     Args:
         path: of the file.
@@ -42,7 +42,7 @@ def refuse_packed(path: Path | str, names: Iterable[str], known: Iterable[str] =
         known: names that the network has.
 
     Raises:
-        RefusedError: there are some.
+        RefusedError: there is one.
     """
     own = {name.rpartition(".")[2] for name in known}
     for name in names:
@@ -52,23 +52,23 @@ def refuse_packed(path: Path | str, names: Iterable[str], known: Iterable[str] =
 
 
 def packed_file(path: Path | str, what: str) -> RefusedError:
-    """The error for a file with such weights."""
+    """The error for a file with packed weights."""
     return RefusedError(f"{quote(path)} holds {what}", _NO_DERIVATIVE, _REMEDY)
 
 
 def packed_modules(named: Iterable[tuple[str, Any]]) -> list[str]:
     """Paths of the modules whose weights are packed: those of ``torch.ao.nn.quantized``, and their scripts."""
-    found = [name for name, module in named if any(_keeps(module, kept) for kept in _OBJECTS)]
-    return [name or "(model)" for name in found if name.rpartition(".")[2] not in _OBJECTS]
+    names = [name for name, module in named if any(_has_attribute(module, packed) for packed in _OBJECTS)]
+    return [name or "(model)" for name in names if name.rpartition(".")[2] not in _OBJECTS]
 
 
-def _keeps(module: Any, name: str) -> bool:
+def _has_attribute(module: Any, name: str) -> bool:
     script = getattr(module, "_c", None)
     return name in vars(module) or name in module._modules or (script is not None and script.hasattr(name))
 
 
 def no_derivative(modules: Iterable[str]) -> UnsupportedError:
-    """The error for a J that would lead through such modules."""
+    """The error for a J that would go through such modules."""
     return UnsupportedError(
         f"the model has weights packed into int8: {listed(modules)}",
         "int8 kernels have no derivative",

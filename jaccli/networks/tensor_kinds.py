@@ -1,18 +1,19 @@
-"""Tensors that no Jacobian is taken of, and why: J is of the numbers of a dense tensor, sample by sample."""
+"""The tensors that have no Jacobian, and why: J takes dense tensors of floating-point numbers, sample by sample."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-Kind = tuple[str, str, str]
+# For an error message: what the tensor is, what was expected, and what to do.
+Reason = tuple[str, str, str]
 
 _COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _BEFORE = "choose a layer before or after it"
 
 
-def not_dense(tensor: Tensor) -> Kind | None:
-    """What a tensor is, what was expected, and what to do; None of a dense one with values."""
+def not_dense(tensor: Tensor) -> Reason | None:
+    """Why a tensor of any shape is not dense, or has no values; None if it is dense and has values."""
     if tensor.is_nested:
         return "a nested tensor, whose samples have shapes of their own", "expected a dense tensor", _BEFORE
     if tensor.is_meta:
@@ -32,8 +33,8 @@ def not_dense(tensor: Tensor) -> Kind | None:
     return None
 
 
-def obstacle(tensor: Tensor) -> Kind | None:
-    """What an activation holds, what was expected, and what to do; None where it can be an end of J."""
+def obstacle(tensor: Tensor) -> Reason | None:
+    """Why a tensor of any shape cannot be source or target of J; None if it can."""
     if (reason := not_dense(tensor)) is not None:
         return reason
     kind = str(tensor.dtype).removeprefix("torch.")
@@ -55,5 +56,5 @@ def obstacle(tensor: Tensor) -> Kind | None:
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
-    """Of a nested tensor only how many it holds."""
+    """A tensor's shape; of a nested one the number of tensors in it, as ``(n,)``."""
     return (int(tensor.size(0)),) if tensor.is_nested else tuple(tensor.shape)

@@ -96,7 +96,7 @@ class CallSite:
             if shapes == key and then == stamp:
                 return seen
         seen = self._first(network, inputs, live, wish)
-        stamp.held = [held for held in stamp.held if isinstance(held, Tensor)]
+        stamp.references = [item for item in stamp.references if isinstance(item, Tensor)]
         self.known = [*self.known[1 - defaults.REPLAY_KEPT :], (key, stamp, seen)]
         return seen
 

@@ -1,7 +1,7 @@
-"""How deep objects are nested. Imports no torch.
+"""A limit on the depth of nested objects. Imports no torch.
 
-The destructors of C++ containers call themselves once a level, with no limit: a few megabytes of nested
-tuples overflow the stack and end the process. Nothing real is nested so.
+The destructors of C++ containers call themselves once for each level, without a limit: a few megabytes of nested tuples
+overflow the stack and end the process. No real file is nested so deep.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ MAX_DEPTH: Final = 2000
 
 
 def check_depth(root: Any) -> None:
-    """Refuse objects that hold each other more than 2,000 levels deep. Linear; an object met again costs nothing.
+    """Refuse objects that hold each other more than ``MAX_DEPTH`` levels deep.
 
-    An object within itself ends there: it is never destroyed.
+    An object that holds itself counts as one level, since it is never destroyed.
+
+    Cost: linear in the number of distinct objects.
 
     Raises:
         DamagedError: nested too deep.
@@ -41,11 +43,11 @@ def check_depth(root: Any) -> None:
 
 
 def _inner(value: Any) -> list[Any]:
-    """What an object of the pickle machine holds."""
+    """The objects in a container or stand-in."""
     if isinstance(value, StandIn):
-        return [*value.keys(), *value.values(), *value.given, *value.items_added, value.state]
+        return [*value.keys(), *value.values(), *value.args, *value.appended, value.state]
     if isinstance(value, dict):
         return [*value.keys(), *value.values()]
     if isinstance(value, OpaqueKey):
-        return [value.held]
+        return [value.value]
     return list(value) if isinstance(value, list | tuple) else []

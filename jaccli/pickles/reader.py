@@ -1,12 +1,11 @@
 """A pickle machine that can build data and call nothing. Imports no torch.
 
-Why not ``torch.load(weights_only=True)``: it stops at the first hyper-parameter object, at protocol 4,
-and it reads a storage without asking whether the file holds that many bytes. Here each opcode that
-calls, sets or appends is let through only on the stand-ins of ``jaccli.pickles.stand_ins``, and what a file
-may take is counted by a ``Budget``.
+Why not ``torch.load(weights_only=True)``: it stops at the first hyper-parameter object and at protocol 4, and it reads
+a storage without checking that the file has that many bytes. Here an opcode that calls, sets or appends works only on
+the stand-ins of ``jaccli.pickles.stand_ins`` and on plain containers, and a ``Budget`` counts operations and copies.
 
-Every pickle that jaccli reads without ``trust`` goes through this machine: checkpoints, inputs and saved
-Jacobians of ``torch.save``, and the pickles within TorchScript and older export archives.
+Every pickle that jaccli reads without ``trust`` goes through this machine: checkpoints, inputs and saved Jacobians of
+``torch.save``, and the pickles within TorchScript and older export archives.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from jaccli.pickles.stand_ins import (
 from jaccli.safety.budget import Budget
 from jaccli.text.escape import quote
 
-# A file that names these means to act; nothing in a checkpoint needs them.
+# A file that names one of these is an attack: no checkpoint needs them.
 _HOSTILE_MODULES = frozenset(
     (
         *("os", "posix", "nt", "sys", "subprocess", "pty", "shutil", "socket", "importlib", "runpy", "code"),
@@ -48,34 +47,36 @@ _FILE_OPENERS = frozenset(("io.open", "_io.open", "io.FileIO", "_io.FileIO", "io
 _HOSTILE_BUILTINS = frozenset(("eval", "exec", "execfile", "compile", "open", "input", "__import__", "breakpoint"))
 
 
-_parts: Any = pickle  # whose machine in Python is private, and the same since 3.8
-# Named as arguments of builders that are known: nothing of them is left out.
+_parts: Any = pickle  # its Python machine is private, and has been the same since 3.8
+# Classes that occur as arguments of known builders: they are not reported as left out.
 _CLASSES_ALONE: Final = {
     path: stand_in_class(path) for path in ("numpy.ndarray", "builtins.list", "builtins.dict", "builtins.set")
 }
-# Opcodes between two looks at the budget.
+# Opcodes between two checks of the budget.
 _ROUND: Final = 1024
-# Of an integer; generators of random numbers keep 128 bits and more.
+# The states of random generators have integers of 128 bits and more.
 _MOST_BYTES_OF_AN_INTEGER: Final = 512
 
 
 class PickleReader(pickle._Unpickler):
-    """Reads one pickle. ``load_storage`` turns a persistent id into a ``StorageRef``.
+    """Reads one pickle.
 
-    After ``load``, ``stand_ins`` holds the names of the globals for which stand-ins were used. Sets are lists
-    and tuples here, and a key of a dict that is no plain value is an ``OpaqueKey``: nothing is hashed or
-    compared whose cost grows with what it holds.
+    Sets become lists and tuples, and a dict's key that is no plain value becomes an ``OpaqueKey``: only values whose
+    size is bounded are hashed and compared.
 
     Args:
         file: stands at the pickle's beginning. ``read(n)`` takes no more memory than there are bytes left.
-        load_storage: what a persistent id stands for.
+        load_storage: turns the persistent id of a storage into a ``StorageRef``.
         load_bytes: reads a pickle that is nested in bytes.
         where: the file, for messages.
         budget: shared by all pickles of a file.
 
+    Attributes:
+        stand_ins: after ``load``, path → class, of the globals that no builder or description stands for.
+
     Raises:
         RefusedError: the pickle names a function that acts (``os.system``).
-        BudgetError: it takes more than any file of weights does.
+        BudgetError: it exceeds a limit that no file of weights comes near.
         Exception: the pickle is damaged; any type.
     """
 
@@ -102,7 +103,7 @@ class PickleReader(pickle._Unpickler):
         self.stand_ins: dict[str, type[StandIn]] = {}
 
     def load(self) -> Any:
-        """The object, in stand-ins. As ``pickle._Unpickler.load``, with the opcodes counted."""
+        """The object, made of containers and stand-ins. As ``pickle._Unpickler.load``, with opcodes counted."""
         private: Any = self
         private._unframer = _parts._Unframer(private._file_read, private._file_readline)
         self.read, private.readinto = private._unframer.read, private._unframer.readinto
@@ -120,7 +121,11 @@ class PickleReader(pickle._Unpickler):
                 return stop.value
 
     def find_class(self, module: str, name: str) -> Any:
-        """Our stand-in for a global; never an import."""
+        """The stand-in for a global; nothing is imported.
+
+        Raises:
+            RefusedError: a global that no file of weights needs and that can do harm.
+        """
         if getattr(self, "proto", 0) < 3:
             from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 
@@ -150,16 +155,16 @@ class PickleReader(pickle._Unpickler):
         return self.stand_ins[path]
 
     def persistent_load(self, pid: Any) -> Any:
-        """A storage in the file; a legacy file also names the source code of a module."""
+        """The reference to a storage in the file. A file of the older format also names the source code of modules."""
         if isinstance(pid, tuple) and pid and pid[0] == "module":
             return pid[1]
         if not isinstance(pid, tuple) or not pid or pid[0] != "storage":
             raise pickle.UnpicklingError("a persistent id names a storage")
-        found = self._load_storage(pid[1:])
-        self.budget.storages.add(found.key)
-        return found
+        storage = self._load_storage(pid[1:])
+        self.budget.storages.add(storage.key)
+        return storage
 
-    # ---- the opcodes that act, each with a guard on what it may act upon
+    # ---- the opcodes that call, set or append: each checks the type of its target
 
     def _pop_mark(self) -> list[Any]:
         values = self.stack
@@ -177,7 +182,7 @@ class PickleReader(pickle._Unpickler):
     def _call(self, function: Any, args: Any) -> Any:
         if type(args) is not tuple:
             raise pickle.UnpicklingError("arguments are a tuple")
-        # Arguments may be shared by any number of calls, each of which copies them.
+        # One tuple of arguments may be used in any number of calls, and each call copies it.
         self.budget.copy(len(args) + (len(args[0]) if args and isinstance(args[0], _SIZED) else 0))
         if isinstance(function, Builder):
             return function.call(*args)
@@ -198,7 +203,7 @@ class PickleReader(pickle._Unpickler):
             target.order = state[1]
         elif isinstance(target, ArraySpec):
             _, target.shape, target.dtype, target.fortran, target.data = state[-5:]
-        # Else an attribute of a dict or a tensor, such as a state dict's _metadata: not needed.
+        # Otherwise an attribute of a dict or a tensor, such as the _metadata of a state dict: not needed.
 
     def _append(self) -> None:
         value = self.stack.pop()
@@ -232,7 +237,7 @@ class PickleReader(pickle._Unpickler):
         self.append({keyable(values[i]): values[i + 1] for i in range(0, len(values), 2)})
 
     def _bytearray(self) -> None:
-        # The machine itself would take all the memory that the file asks for before it reads a byte.
+        # The inherited one allocates the size that the file states before it reads a byte.
         (size,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(size)))
 
@@ -243,7 +248,7 @@ class PickleReader(pickle._Unpickler):
         self.append(pickle.decode_long(self.read(size)))
 
     def _text(self, size: int) -> None:
-        # What is no UTF-8 is shown as such: lone surrogates can be neither printed nor written.
+        # Invalid UTF-8 is escaped: lone surrogates can be neither printed nor written.
         self.append(str(self.read(size), "utf-8", "backslashreplace"))
 
     def _unicode(self) -> None:
@@ -282,8 +287,7 @@ class PickleReader(pickle._Unpickler):
             pickle.SHORT_BINUNICODE[0]: _short_binunicode,
         }
     )
-    # Not written by torch or by pickle's newer protocols: instances by name, registered extensions,
-    # buffers outside the file.
+    # Opcodes that torch does not write are removed: instances by name, registered extensions, buffers outside the file.
     for _code in (
         pickle.INST,
         pickle.OBJ,
@@ -301,7 +305,7 @@ _SIZED: Final = (str, bytes, bytearray, list, tuple)
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Millions of live objects are looked through again and again otherwise."""
+    """Inside, the garbage collector is off: it would go through millions of live objects again and again."""
     before = gc.isenabled()
     gc.disable()
     try:
@@ -315,7 +319,7 @@ def _extend(target: Any, values: list[Any]) -> None:
     if type(target) is list:
         target.extend(values)
     elif isinstance(target, StandIn):
-        target.items_added.extend(values)
+        target.appended.extend(values)
     else:
         raise pickle.UnpicklingError("can only append to lists")
 

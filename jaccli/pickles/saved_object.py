@@ -1,4 +1,4 @@
-"""The object in a file of ``torch.save``, in stand-ins: nothing of it is run, and what it may take is counted."""
+"""The object in a file of ``torch.save``: finds the pickles in the file and has them read into stand-ins."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 
 
 def read_pickled(path: Path | None, name: str, data: bytes = b"") -> tuple[Any, dict[str, type[StandIn]]]:
-    """The object in a file of ``torch.save``, in stand-ins, and the names of those.
+    """The object in a file of ``torch.save``, made of containers and stand-ins; and path → class of the stand-ins.
 
     Args:
         path: the file; None for ``data``.
@@ -29,8 +29,8 @@ def read_pickled(path: Path | None, name: str, data: bytes = b"") -> tuple[Any, 
         data: the file's bytes.
 
     Raises:
-        RefusedError: damaged, of a form that needs code, or more than a file of weights takes.
-        ResourceError: more than there is memory for.
+        RefusedError: the file is damaged, of a format that needs code, or exceeds a ``Budget``.
+        ResourceError: it takes more memory than there is.
     """
     with reading(name), _opened(path, data) as file:
         head = file.read(2)
@@ -49,7 +49,7 @@ def read_pickled(path: Path | None, name: str, data: bytes = b"") -> tuple[Any, 
 
 @contextlib.contextmanager
 def _opened(path: Path | None, data: bytes) -> Iterator[IO[bytes]]:
-    """A file whose ``read`` takes no more memory than there are bytes, whatever it is asked for."""
+    """A file whose ``read(n)`` allocates no more than the bytes that are left, for any ``n``."""
     if path is None:
         yield io.BytesIO(data)
         return
@@ -58,16 +58,16 @@ def _opened(path: Path | None, data: bytes) -> Iterator[IO[bytes]]:
 
 
 class _Pickles:
-    """The pickles of one file, and those that are nested in them, with one budget."""
+    """Reads the pickles of one file, and those that are nested in them, with one budget."""
 
     def __init__(self, file: IO[bytes], content: FileBytes, name: str) -> None:
         self._file, self._content, self._name = file, content, name
         self._budget = Budget(content.size)
-        self._inert: dict[str, type[StandIn]] = {}
+        self._stand_ins: dict[str, type[StandIn]] = {}
 
     def read(self, *, zipped: bool) -> tuple[Any, dict[str, type[StandIn]]]:
-        found = self._zip() if zipped else self._stream(self._file, self._content)
-        return found, self._inert
+        saved = self._zip() if zipped else self._stream(self._file, self._content)
+        return saved, self._stand_ins
 
     def _zip(self) -> Any:
         source = ZipSource(self._file, self._content, self._name)
@@ -87,23 +87,23 @@ class _Pickles:
             kind, key, _, numel, view = data
             return _ref(source, kind, key, numel, view[1] if view else 0)
 
-        found = self._one(file, load_storage)
-        if found != _MAGIC:
-            return found
+        first = self._one(file, load_storage)
+        if first != _MAGIC:
+            return first
         self._one(file, load_storage)
         system = self._one(file, load_storage)
         source.big_endian = isinstance(system, dict) and system.get("little_endian") is False
-        found = self._one(file, load_storage)
+        saved = self._one(file, load_storage)
         source.index(file, self._one(file, load_storage))
-        return found
+        return saved
 
     def _one(self, file: IO[bytes], load_storage: Callable[[tuple[Any, ...]], StorageRef]) -> Any:
         reader = PickleReader(file, load_storage, self._nested, self._name, self._budget)
-        reader.stand_ins = self._inert
+        reader.stand_ins = self._stand_ins
         return reader.load()
 
     def _nested(self, data: Any) -> Any:
-        """A storage that ``pickle.dump`` put into a plain pickle as bytes of ``torch.save``."""
+        """Reads bytes of ``torch.save`` in a pickle: ``pickle.dump`` of a tensor writes its storage so."""
         if not isinstance(data, bytes):
             raise TypeError("bytes expected")
         return self._stream(io.BytesIO(data), FileBytes(None, data))

@@ -1,10 +1,10 @@
-"""What a pickle may ask for: stand-ins that hold data and do nothing.
+"""Stand-ins for the classes and functions that a pickle names: they hold data and do nothing. Imports no torch.
 
-A pickle names globals (classes and functions) and calls them. Here every name gives one of ours:
+A pickle names globals (classes and functions) and calls them. Here every name gives one of these:
 
-* ``Builder``: torch's and NumPy's builders, which record what would be built (``TensorSpec``,
-  ``ArraySpec``) and build nothing;
-* a few containers;
+* ``Builder``, for the functions of torch and NumPy that build tensors, arrays and dictionaries: it returns a
+  description (``TensorSpec``, ``ArraySpec``, …) or a plain container;
+* a description of a dtype or of a type of storage;
 * for everything else a subclass of ``StandIn``, which takes any arguments and state and keeps them.
 
 So hyper-parameter objects of any library load, and no foreign code is imported or called.
@@ -21,16 +21,23 @@ from jaccli.safety.reading import DamagedError
 
 
 class StandIn(dict[Any, Any]):
-    """Stands in for an object whose class is not loaded; holds what was stored in it."""
+    """An object whose class is not loaded; its items are those that the pickle set.
+
+    Attributes:
+        path: of the class.
+        args: that it was made with.
+        state: that was set on it.
+        appended: items that were appended to it.
+    """
 
     path: ClassVar[str] = ""
-    __slots__ = ("given", "items_added", "state")
+    __slots__ = ("appended", "args", "state")
 
     def __init__(self, *args: Any) -> None:
         super().__init__()
-        self.given = args
+        self.args = args
         self.state: Any = None
-        self.items_added: list[Any] = []
+        self.appended: list[Any] = []
 
     __hash__ = object.__hash__  # type: ignore[assignment]
 
@@ -44,9 +51,9 @@ class StandIn(dict[Any, Any]):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class OpaqueKey:
-    """A key that is no plain value: a tuple, say. By identity, as nobody looks it up."""
+    """Stands for a key that is no plain value, such as a tuple. Compared by identity: no lookup needs it."""
 
-    held: Any
+    value: Any
 
     def __repr__(self) -> str:
         return "<a compound key>"
@@ -56,13 +63,13 @@ _MOST_PARTS = 1000  # of a key
 
 
 def keyable(value: Any) -> Any:
-    """What stands for ``value`` as a key.
+    """The key to use for ``value``: itself if it is plain, else an ``OpaqueKey``.
 
-    ``hash`` and ``==`` of tuples call themselves for all that they hold: nested ones overflow the stack, and ones that
-    share their parts never end. So do dicts whose keys were chosen to have one hash, as large integers can be.
+    ``hash`` and ``==`` of a tuple call those of its items: deep nesting overflows the stack, and items that share their
+    parts take exponential time. Large integers can be chosen to have one hash, so that a dict takes quadratic time.
 
     Raises:
-        DamagedError: a key of more parts than any that means something, counted as often as they are met.
+        DamagedError: a tuple with more than ``_MOST_PARTS`` parts, counted as often as they occur.
     """
     kind = type(value)
     if kind in (str, bytes, bool, float, type(None)) or (kind is int and -(2**63) <= value < 2**64):
@@ -79,13 +86,13 @@ def keyable(value: Any) -> Any:
 
 
 def stand_in_class(path: str) -> type[StandIn]:
-    """A class of stand-ins for the global ``path``."""
+    """A new class of stand-ins, for the global ``path``."""
     return type("StandIn", (StandIn,), {"path": path, "__slots__": ()})
 
 
 @dataclass(frozen=True, slots=True)
 class StorageType:
-    """``torch.FloatStorage`` and its like: only the dtype counts, here torch's name for it."""
+    """``torch.FloatStorage`` and the like; ``dtype`` is torch's name for the dtype of its elements."""
 
     dtype: str
 
@@ -99,7 +106,7 @@ class TorchDtypeSpec:
 
 @dataclass(frozen=True, slots=True)
 class StorageRef:
-    """A storage in the file: ``numel`` elements, read from ``source`` under ``key``."""
+    """A storage in the file: ``numel`` elements from ``source`` under ``key``, used from element ``first`` on."""
 
     source: Any
     key: str
@@ -110,7 +117,7 @@ class StorageRef:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A strided tensor over a storage; sizes, strides and offset in elements, not yet checked."""
+    """A strided tensor on a storage. Sizes, strides and offset are in elements, and not checked yet."""
 
     storage: StorageRef
     offset: int
@@ -121,7 +128,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class SparseSpec:
-    """A sparse tensor, in its parts."""
+    """A sparse tensor: its layout, then the arguments of torch's constructor for it (indices, values, size)."""
 
     layout: str
     parts: tuple[Any, ...]
@@ -147,13 +154,13 @@ class NumpyDtypeSpec:
 
 @dataclass(frozen=True, slots=True)
 class Builder:
-    """A builder that a pickle may call."""
+    """A function that a pickle may call; ``path`` is the name of the function that it replaces."""
 
     path: str
     call: Callable[..., Any] = field(compare=False)
 
 
-MAX_DIMENSIONS = 64  # of a tensor, as torch has it
+MAX_DIMENSIONS = 64  # of a tensor; torch's own limit
 
 
 def _ints(values: Any) -> tuple[int, ...]:
@@ -180,7 +187,7 @@ def _tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) ->
 
 @dataclass(frozen=True, slots=True)
 class PackedSpec:
-    """A tensor of integers with a scale, as ``torch.ao`` quantizes weights."""
+    """A tensor of integers with a scale, as ``torch.ao`` quantizes weights; ``name`` is the dtype."""
 
     name: str
 
@@ -200,7 +207,7 @@ def _sparse(layout: Any, parts: Any) -> SparseSpec:
 
 
 def _from_type(function: Any, _: Any, args: Any, *__: Any) -> Any:
-    # A tensor with attributes, or of a subclass: the plain tensor is what counts.
+    # A tensor with attributes, or of a subclass: only the plain tensor is used.
     if not isinstance(function, Builder) or function.path.endswith("_from_type_v2"):
         return StandIn()
     return function.call(*args)

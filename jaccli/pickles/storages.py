@@ -1,4 +1,4 @@
-"""Storages and tensors out of a checkpoint, each checked against the bytes that are there."""
+"""Tensors from the descriptions in a pickle, each checked against the bytes in the file."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from jaccli.safety.archives import open_archive
 from jaccli.safety.reading import DAMAGED_OR_FORGED, DamagedError
 from jaccli.text.escape import quote
 
-# A tensor may repeat its elements (stride 0), but not into more bytes than this.
+# The most bytes that all tensors with repeated elements (stride 0) of a file may have.
 _MAX_REPEATED_BYTES = 1 << 28
 
 
 class StorageSource(Protocol):
-    """Where storages are: by key, as raw bytes."""
+    """Gives the raw bytes of storages by key; ``big_endian`` is the byte order of their elements."""
 
     def declare(self, key: str, dtype: str, numel: int) -> None:
-        """Hold what a pickle says of a storage against what is there."""
+        """Check what a pickle states about a storage against the file, now or later."""
 
     def storage(self, key: str) -> torch.UntypedStorage:
         """The bytes of one storage."""
@@ -36,7 +36,10 @@ class StorageSource(Protocol):
 
 
 class FileBytes:
-    """The bytes of a file, mapped copy on write so that only what is looked at is read, or bytes that are held."""
+    """The bytes of a file, or ``data``.
+
+    A file is mapped copy on write: only the parts in use are read, and writes to the memory do not reach the file.
+    """
 
     def __init__(self, path: Path | None, data: bytes = b"") -> None:
         self.size = os.path.getsize(path) if path else len(data)
@@ -47,7 +50,7 @@ class FileBytes:
             self._bytes = torch.frombuffer(bytearray(data), dtype=torch.uint8).untyped_storage()
 
     def part(self, start: int, nbytes: int) -> torch.UntypedStorage:
-        """``nbytes`` from ``start``, copied only if they begin at an odd address."""
+        """``nbytes`` from ``start``; a copy only if ``start`` is not aligned to 16 bytes."""
         if start < 0 or nbytes < 0 or start + nbytes > self.size:
             raise DamagedError("a storage lies outside the file")
         if nbytes == 0:
@@ -60,7 +63,7 @@ class FileBytes:
 
 
 class ZipSource:
-    """The records of a ``torch.save`` archive. Nothing is unpacked: a compressed record is refused.
+    """The storages of a ``torch.save`` archive. A compressed record is refused, so that nothing has to be unpacked.
 
     Args:
         file: the archive.
@@ -75,12 +78,12 @@ class ZipSource:
         pickles = [info.filename for info in infos if info.filename.split("/", 1)[-1] == "data.pkl"]
         self._root = pickles[0][: -len("data.pkl")]
         self._infos = {info.filename: info for info in infos}
-        self._places: dict[str, tuple[int, int]] = {}
+        self._ranges: dict[str, tuple[int, int]] = {}  # start and bytes of each storage
         order = self.record("byteorder", 16) if self._root + "byteorder" in self._infos else b"little"
         self.big_endian = order == b"big"
 
     def seek(self, name: str) -> None:
-        """Put the file at the beginning of a record."""
+        """Move the file's position to the beginning of a record."""
         self._file.seek(self._locate(self._root + name)[0])
 
     def record(self, name: str, most: int) -> bytes:
@@ -90,19 +93,19 @@ class ZipSource:
         return self._file.read(min(nbytes, most))
 
     def declare(self, key: str, dtype: str, numel: int) -> None:
-        """Check that a storage's record holds all the elements that the pickle says it has.
+        """Check that the record of a storage has all the elements that the pickle states.
 
         Raises:
-            DamagedError: it does not.
+            DamagedError: it has fewer.
         """
-        if key not in self._places:
-            self._places[key] = self._locate(f"{self._root}data/{key}")
-        if not 0 <= numel * itemsize(dtype) <= self._places[key][1]:
+        if key not in self._ranges:
+            self._ranges[key] = self._locate(f"{self._root}data/{key}")
+        if not 0 <= numel * itemsize(dtype) <= self._ranges[key][1]:
             raise DamagedError("a storage is longer than its record")
 
     def storage(self, key: str) -> torch.UntypedStorage:
         """The bytes of the storage ``key``, which was declared."""
-        return self._content.part(*self._places[key])
+        return self._content.part(*self._ranges[key])
 
     def _locate(self, name: str) -> tuple[int, int]:
         info = self._infos.get(name)
@@ -114,7 +117,7 @@ class ZipSource:
                 "expected plain records",
                 "save the state_dict again with torch.save, or as safetensors",
             )
-        before = self._file.tell()  # a pickle may be read from there
+        before = self._file.tell()  # a pickle may be read from here
         self._file.seek(info.header_offset)
         header = self._file.read(30)
         self._file.seek(before)
@@ -128,22 +131,22 @@ class ZipSource:
 
 
 class StreamSource:
-    """The storages behind the pickles of a non-zip file: for each its number of elements, then data."""
+    """The storages behind the pickles of a non-zip file; each is its number of elements in 8 bytes, then its data."""
 
     def __init__(self, content: FileBytes) -> None:
         self._content = content
         self._dtypes: dict[str, str] = {}
         self._declared: dict[str, int] = {}
-        self._where: dict[str, tuple[int, int]] = {}
+        self._ranges: dict[str, tuple[int, int]] = {}
         self.big_endian = False
 
     def declare(self, key: str, dtype: str, numel: int) -> None:
-        """Note what the pickle says of a storage; ``index`` compares."""
+        """Remember what the pickle states about a storage; ``index`` checks it."""
         self._dtypes.setdefault(key, dtype)
         self._declared[key] = max(numel * itemsize(dtype), self._declared.get(key, 0))
 
     def index(self, file: IO[bytes], keys: list[Any]) -> None:
-        """Find every storage, in the order of ``keys``, from where ``file`` stands.
+        """Find every storage, in the order of ``keys``, from the position of ``file`` on.
 
         Raises:
             DamagedError: one lies outside the file, or is shorter than the pickle says.
@@ -158,16 +161,16 @@ class StreamSource:
                 raise DamagedError("a storage lies outside the file")
             if self._declared[key] > nbytes:
                 raise DamagedError("a storage is longer than its bytes")
-            self._where[key] = (position, nbytes)
+            self._ranges[key] = (position, nbytes)
             position += nbytes
 
     def storage(self, key: str) -> torch.UntypedStorage:
         """The bytes of the storage ``key``."""
-        return self._content.part(*self._where[key])
+        return self._content.part(*self._ranges[key])
 
 
 def empty_storage(nbytes: int) -> torch.UntypedStorage:
-    """Memory that holds nothing yet."""
+    """Memory of ``nbytes``, uninitialised."""
     return torch.empty(nbytes, dtype=torch.uint8).untyped_storage()
 
 
@@ -185,10 +188,10 @@ def itemsize(name: str) -> int:
 
 
 class TensorMaker:
-    """Makes tensors of what the pickle described; each storage is looked up once, so views stay views.
+    """Makes tensors from descriptions; each storage is made once, so that views of one storage stay so.
 
     Raises:
-        RefusedError: a tensor reaches beyond its storage, or its elements are repeated absurdly often.
+        RefusedError: a tensor reaches beyond its storage, or repeats its elements into too many bytes.
     """
 
     def __init__(self, where: str) -> None:
@@ -197,7 +200,7 @@ class TensorMaker:
         self._repeated = 0
 
     def make(self, name: str, spec: Any) -> Tensor:
-        """The tensor for one entry of a state dict; ``name`` is for the message."""
+        """The tensor that a ``TensorSpec``, ``SparseSpec`` or ``ArraySpec`` describes; ``name`` is for the message."""
         try:
             if isinstance(spec, TensorSpec):
                 return self._strided(spec)

@@ -1,4 +1,4 @@
-"""Zip files from strangers: how long their directory is, and what a member unfolds to, before either is read."""
+"""Untrusted zip files: the sizes of the directory and of unpacked members are checked before they are read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from jaccli.safety.memory import require_unpacked
 from jaccli.safety.reading import COPY_AGAIN, DAMAGED_OR_FORGED
 
 _MOST_ENTRIES: Final = 400_000
-_BYTES_OF_AN_ENTRY: Final = 1_500  # of Python objects, for each
+_BYTES_OF_AN_ENTRY: Final = 1_500  # as Python objects
+# Bytes at the end of a file that can hold the end record, its comment and the zip64 locator.
 _TAIL: Final = 22 + 0xFFFF + 20
 _END, _LOCATOR, _END64 = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
 
@@ -20,8 +21,8 @@ def open_archive(handle: IO[bytes], name: str) -> zipfile.ZipFile:
     """The zip file in ``handle``, its directory read.
 
     Raises:
-        RefusedError: no zip file, cut short, or with more entries than any network has tensors.
-        ResourceError: a directory that takes more memory than is allowed.
+        RefusedError: it is no zip file, cut short, or has more entries than any network has tensors.
+        ResourceError: its directory takes more memory than is allowed.
     """
     count = _entries(handle)
     if count > _MOST_ENTRIES:
@@ -45,15 +46,15 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> b
     """All bytes of a member, unpacked.
 
     Raises:
-        RefusedError, ResourceError: it unfolds to too much.
-        Exception: damage.
+        RefusedError, ResourceError: it is too large unpacked.
+        Exception: it is damaged; of any type.
     """
     require_unpacked(info.file_size, info.compress_size, name)
     return archive.read(info)
 
 
 def _entries(handle: IO[bytes]) -> int:
-    """How many entries the end of the file announces: what is longer announces more bytes, and counts as those."""
+    """The number of directory entries: the stated one, or as many as fit the stated length, if more."""
     handle.seek(0, 2)
     size = handle.tell()
     start = max(size - _TAIL, 0)
@@ -73,5 +74,5 @@ def _entries(handle: IO[bytes]) -> int:
             handle.seek(0)
             if end[:4] == _END64:
                 count, length = struct.unpack("<QQ", end[32:48])
-    # A directory entry has 46 bytes and a name: a count that was forged small is not believed.
+    # An entry has 46 bytes and a name, so that a small forged count does not help.
     return max(count, min(length, size) // 64)

@@ -1,4 +1,4 @@
-"""What the pickles of one file may take: opcodes, copies and names, counted while they are read."""
+"""Limits on the pickles of one file: opcodes, copies and names are counted while they are read."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from typing import Final
 
 from jaccli.safety.memory import memory_limit
 
-# Opcodes of a pickle without tensors, for each tensor beside, and in all: some seconds' work.
+# The most opcodes: of a pickle without tensors, more for each storage, and in all (some seconds' work).
 _OPCODES: Final = 2_000_000
 _FOR_EACH_STORAGE: Final = 100
 _MOST_OPCODES: Final = 12_000_000
-# Bytes of Python objects that an opcode makes, about.
+# Bytes of Python objects that an opcode makes, roughly.
 _BYTES_OF_AN_OPCODE: Final = 48
-_COPIED_FREELY: Final = 1 << 20
+# Bytes or elements that may be copied whatever the size of the file.
+_FREE_COPIES: Final = 1 << 20
 _MOST_NAMES: Final = 10_000
 
 
 class BudgetError(pickle.UnpicklingError):
-    """A pickle takes more than any file of weights does."""
+    """A pickle exceeds a limit that no file of weights comes near."""
 
 
 @dataclass
 class Budget:
-    """Counts what the pickles of a file of ``size`` bytes take, nested ones included.
+    """Counts the work of the pickles in a file of ``size`` bytes, nested ones included.
 
-    A file with more tensors may have more opcodes; what builders copy is at most what the file holds. With a
-    limit of memory, fewer opcodes are allowed.
+    A file with more tensors may have more opcodes. Builders may copy about as much as the file holds. With a limit of
+    memory, fewer opcodes are allowed.
 
     Raises:
-        BudgetError: from each method, once a bound is passed.
+        BudgetError: from each method, once its limit is exceeded.
     """
 
     size: int
@@ -42,19 +43,19 @@ class Budget:
     def spend(self, opcodes: int) -> None:
         """Count opcodes that were run."""
         self.opcodes += opcodes
-        stated = memory_limit()
-        base = _OPCODES if stated is None else min(_OPCODES, max(stated // _BYTES_OF_AN_OPCODE, 1 << 16))
+        limit = memory_limit()
+        base = _OPCODES if limit is None else min(_OPCODES, max(limit // _BYTES_OF_AN_OPCODE, 1 << 16))
         if self.opcodes > min(base + _FOR_EACH_STORAGE * len(self.storages), _MOST_OPCODES):
             raise BudgetError(f"more than {self.opcodes} operations for {len(self.storages)} tensors")
 
     def copy(self, items: int) -> None:
         """Count bytes, or elements, that a builder copies."""
         self.copied += items
-        if self.copied > self.size + _COPIED_FREELY:
+        if self.copied > self.size + _FREE_COPIES:
             raise BudgetError("copies of more than the file holds")
 
     def name(self) -> None:
-        """Count a name of a class or function that was not met before."""
+        """Count the name of one more class or function."""
         self.names += 1
         if self.names > _MOST_NAMES:
             raise BudgetError(f"more than {_MOST_NAMES} classes and functions")

@@ -1,4 +1,4 @@
-"""JSON from strangers: what it takes in memory is estimated before it is parsed."""
+"""Untrusted JSON: the memory that it takes is estimated before it is parsed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from jaccli.errors import RefusedError
 from jaccli.safety.memory import require_unpacked
 from jaccli.safety.reading import DAMAGED_OR_FORGED
 
-# Bytes of Python objects, at most, for each of these characters: an element of a list, a list, a dict, text.
+# The most bytes of Python objects for each of these characters: an element, an item of a dict, a list, a dict, text.
 _COSTS: Final = ((b",", 40), (b":", 120), (b"[", 64), (b"{", 72), (b'"', 32))
 
-# A shorter text takes no MiB or two, and asking the system for every line of a file takes longer than to parse it.
+# A shorter text takes at most a MiB or two, and asking the system for its free memory takes longer than to parse it.
 _LONG: Final = 1 << 14
 
 
 def parse_json(text: bytes, name: str) -> Any:
-    """What a JSON text holds.
+    """The value of a JSON text.
 
     Args:
         text: UTF-8, with or without a byte order mark; other bytes are replaced.
@@ -25,7 +25,7 @@ def parse_json(text: bytes, name: str) -> Any:
 
     Raises:
         ValueError: not JSON.
-        RefusedError: nested too deep to be read.
+        RefusedError: nested too deep.
         ResourceError: it takes more memory than is allowed.
     """
     if len(text) > _LONG:
@@ -40,9 +40,9 @@ def parse_json(text: bytes, name: str) -> Any:
         ) from None
 
 
-def plain_values(found: Any) -> dict[str, str]:
-    """The plain values of an object by name: what is nested in them is passed over."""
-    if not isinstance(found, dict):
+def plain_values(document: Any) -> dict[str, str]:
+    """The items of a dict whose values are text, numbers, booleans or None, as text; empty for anything else."""
+    if not isinstance(document, dict):
         return {}
     plain = (str, int, float, bool, type(None))
-    return {str(key): str(value) for key, value in found.items() if isinstance(value, plain)}
+    return {str(key): str(value) for key, value in document.items() if isinstance(value, plain)}

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: how long it is and how many tensors it names, before it is parsed."""
+"""Untrusted safetensors files: the length and the entries of the header are checked before it is parsed."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from jaccli.errors import RefusedError
 from jaccli.safety.memory import require_unpacked
 from jaccli.safety.reading import COPY_AGAIN, DAMAGED_OR_FORGED
 
-_LONGEST: Final = 100_000_000  # the format's own bound
+_LONGEST: Final = 100_000_000  # the limit of the format
 _MOST_TENSORS: Final = 400_000
-_BYTES_OF_A_CHARACTER: Final = 12  # of objects, of a header as it is parsed
+_BYTES_OF_A_CHARACTER: Final = 12  # of Python objects, while a header is parsed
 _END: Final = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d{1,20}\s*,\s*(\d{1,20})\s*\]')
 
 
 def is_safetensors(head: bytes) -> bool:
-    """Whether a file that begins so is one: the length of a header in 8 bytes, and JSON."""
+    """Whether these first bytes are those of a safetensors file: the length of a header in 8 bytes, then JSON."""
     return len(head) >= 9 and head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= _LONGEST
 
 
 def check_header(handle: IO[bytes], size: int, name: str) -> None:
-    """Refuse a header that is cut short or names more tensors than any network has. Leaves the position at 0.
+    """Check the header of a file of ``size`` bytes. Leaves the position at 0.
 
     Raises:
-        RefusedError: it is.
-        ResourceError: it takes more memory than is allowed.
+        RefusedError: the file is cut short, or names more tensors than any network has.
+        ResourceError: the header takes more memory than is allowed.
     """
     handle.seek(0)
     length = int.from_bytes(handle.read(8), "little")

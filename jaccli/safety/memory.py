@@ -1,4 +1,4 @@
-"""How much memory there is, so that a small file cannot ask for all of it."""
+"""Limits on memory: what is available, what the user allows, and how much larger content may be than its file."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Final
 
 from jaccli.errors import RefusedError, ResourceError
 
-# So much is read whatever is allowed: the limit is about results, and a reader needs some room.
-_LITTLE: Final = 1 << 24
-# Content may unfold to so many bytes whatever its file's size, and further by this factor.
-_FREELY: Final = 1 << 30
-_MOST_FOLDED: Final = 200
+# Content of this size is read with any limit: the limit is meant for results, and a reader needs some memory.
+_ALWAYS_ALLOWED: Final = 1 << 24
+# Content of at most this size may be in a file of any size; larger content may be larger by this factor.
+_ANY_RATIO: Final = 1 << 30
+_MOST_RATIO: Final = 200
 
-_limit: ContextVar[int | None] = ContextVar("limited_memory", default=None)
+_limit: ContextVar[int | None] = ContextVar("memory_limit", default=None)
 
 
 @contextlib.contextmanager
 def limited_memory(n_bytes: int | None) -> Iterator[None]:
-    """Inside, content that unfolds from a file may take so many bytes (``max_memory``); None: what is available."""
+    """Inside, unpacked content of a file may take ``n_bytes`` (the option ``max_memory``); None: what is available."""
     token = _limit.set(n_bytes)
     try:
         yield
@@ -29,18 +29,18 @@ def limited_memory(n_bytes: int | None) -> Iterator[None]:
 
 
 def memory_limit() -> int | None:
-    """The limit of ``limited_memory``, if there is one."""
+    """The limit in bytes that ``limited_memory`` has set, if any."""
     return _limit.get()
 
 
 def available_memory() -> int | None:
-    """Bytes that can be taken without swapping; the control group's where that is less. None: unknown."""
-    found = [size for size in (_machine(), _control_group()) if size is not None]
-    return min(found) if found else None
+    """Bytes that can be allocated without swapping, on the machine and in its control group; None: unknown."""
+    sizes = [size for size in (_machine(), _control_group()) if size is not None]
+    return min(sizes) if sizes else None
 
 
 def require_memory(n_bytes: int, what: str) -> None:
-    """Refuse what cannot fit.
+    """Refuse to allocate ``n_bytes`` for ``what`` if they are not available.
 
     Raises:
         ResourceError: ``what`` needs more than is available.
@@ -54,28 +54,28 @@ def require_memory(n_bytes: int, what: str) -> None:
         )
 
 
-def require_unpacked(n_bytes: int, stored: int, what: str, most: int = _MOST_FOLDED) -> None:
-    """Refuse content that takes far more memory than its file has bytes: a few of those ask for any amount.
+def require_unpacked(n_bytes: int, stored: int, what: str, most: int = _MOST_RATIO) -> None:
+    """Refuse content that is too large unpacked, or far larger than in its file: a small file may unpack to any size.
 
     Args:
-        n_bytes: what the content takes in memory.
-        stored: bytes of it in the file.
-        what: for the message.
-        most: how many times the bytes in the file, beyond a GiB.
+        n_bytes: size of the content in memory.
+        stored: its size in the file.
+        what: the content, for the message.
+        most: the largest ratio of the two, beyond a GiB.
 
     Raises:
-        ResourceError: more than ``limited_memory`` allows, or than is available.
-        RefusedError: more than a GiB, and more than ``most`` times the bytes in the file.
+        ResourceError: it is more than ``limited_memory`` allows, or than is available.
+        RefusedError: it is more than a GiB, and more than ``most`` times its size in the file.
     """
-    stated = _limit.get()
-    if stated is not None and n_bytes > max(stated, stored, _LITTLE):
+    limit = _limit.get()
+    if limit is not None and n_bytes > max(limit, stored, _ALWAYS_ALLOWED):
         raise ResourceError(
             f"{what} unfolds to {format_bytes(n_bytes)} from {format_bytes(stored)}",
-            f"allowed: {format_bytes(stated)}",
+            f"allowed: {format_bytes(limit)}",
             "allow more memory, or take fewer samples",
         )
     require_memory(n_bytes, what)
-    if n_bytes > _FREELY and n_bytes > most * stored:
+    if n_bytes > _ANY_RATIO and n_bytes > most * stored:
         raise RefusedError(
             f"{what} unfolds to {format_bytes(n_bytes)} from {format_bytes(stored)}",
             f"expected at most {most} times its size in the file",
@@ -84,7 +84,7 @@ def require_unpacked(n_bytes: int, stored: int, what: str, most: int = _MOST_FOL
 
 
 def format_bytes(n_bytes: float) -> str:
-    """Bytes for people: ``1.5 GiB``."""
+    """A size as text: ``1.5 GiB``."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if n_bytes < 1024:
             return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
@@ -104,14 +104,14 @@ def _machine() -> int | None:
 
 
 def _control_group() -> int | None:
-    """Limit less use of cgroup v2, at the root that a container sees; file pages that can go are no use."""
+    """Limit minus use of cgroup v2, at the root that a container sees; file pages that can be dropped do not count."""
     try:
         with open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit:
             most = int(limit.read())
         with open("/sys/fs/cgroup/memory.current", encoding="ascii") as current:
             used = int(current.read())
         with open("/sys/fs/cgroup/memory.stat", encoding="ascii") as lines:
-            found = dict(line.split() for line in lines)
-        return max(most - used + int(found.get("inactive_file", 0)), 0)
-    except (OSError, ValueError):  # "max" is no number: no limit
+            counts = dict(line.split() for line in lines)
+        return max(most - used + int(counts.get("inactive_file", 0)), 0)
+    except (OSError, ValueError):  # "max", which is no number, stands for no limit
         return None

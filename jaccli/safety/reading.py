@@ -1,4 +1,4 @@
-"""The one boundary around all reading of files: whatever a reader raises there is the file's fault."""
+"""The context around all reading of untrusted files: an exception in it becomes an error about the file."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from typing import Final
 from jaccli.errors import JaccliError, RefusedError, ResourceError, UnsupportedError
 from jaccli.text.wording import worded
 
-# What can be done with a file that is not what it was, and with one that nobody wrote so.
+# Remedies: for a file that was damaged on its way, and for one that no program writes.
 COPY_AGAIN: Final = "copy or download it again"
 DAMAGED_OR_FORGED: Final = "the file is damaged or forged: get it again"
-# Names are shortened in their middle.
+# Characters at the end of a name that show whether a message has it: names are shortened in their middle.
 _TAIL = 16
 
 
 class DamagedError(ValueError):
-    """What is wrong with a file, in words that a message can end with."""
+    """A file is damaged; the text says in which way and becomes the end of a message."""
 
 
 @contextlib.contextmanager
 def reading(name: str, expected: str = "", remedy: str = COPY_AGAIN) -> Iterator[None]:
-    """Inside, a stranger's bytes are read. Errors of our own pass, the file's name put before them where they lack
-    it; the cause of others is kept beside them.
+    """Inside, an untrusted file is read.
+
+    Errors of jaccli pass; if they do not name the file, its name is put before the message. Other exceptions become the
+    cause of an error of jaccli.
 
     Args:
         name: of the file, quoted for messages.
-        expected: what would have been right.
-        remedy: what to do.
+        expected: second part of the message.
+        remedy: third part of the message.
 
     Raises:
         RefusedError: for any other exception, a bug in a parser (ours or a library's) included.
@@ -48,8 +50,8 @@ def reading(name: str, expected: str = "", remedy: str = COPY_AGAIN) -> Iterator
             raise ResourceError(
                 f"{name} does not fit into memory", "expected less", "free some, or use a larger machine"
             ) from error
-        why = str(error) if isinstance(error, DamagedError) else f"it cannot be read ({type(error).__name__})"
-        raise RefusedError(f"{name} is damaged: {why}", expected, remedy) from error
+        reason = str(error) if isinstance(error, DamagedError) else f"it cannot be read ({type(error).__name__})"
+        raise RefusedError(f"{name} is damaged: {reason}", expected, remedy) from error
 
 
 def _is_lack_of_memory(error: Exception) -> bool:

@@ -34,9 +34,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     place = tmp_path / "cache"
     monkeypatch.setenv("JACCLI_CACHE_DIR", str(place))
     monkeypatch.setattr(timing, "_preemptions", lambda: 0)
-    cache._unkept.clear()
+    cache._unsaved.clear()
     yield place
-    cache._unkept.clear()
+    cache._unsaved.clear()
 
 
 # --- timing, on a clock that the operators turn ---
@@ -510,7 +510,7 @@ def test_what_cannot_be_measured_is_as_before(error: Exception, folder: Path, mo
     assert not folder.exists()
     # The process asks no second time; another one does.
     assert load() is TYPICAL
-    cache._unkept.clear()
+    cache._unsaved.clear()
     assert load() is None
     keep()
     with pytest.warns(jaccli.JaccliNote, match="those of before"):

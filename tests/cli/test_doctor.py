@@ -24,7 +24,7 @@ DEVICES = 1 + torch.accelerator.is_available()
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("JACCLI_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "measure", lambda device: MADE)
-    monkeypatch.setattr(cache, "_unkept", {})
+    monkeypatch.setattr(cache, "_unsaved", {})
     return tmp_path / "cache"
 
 

@@ -1,4 +1,4 @@
-"""``FILE[KEY]``: a file, and the name of one of several things in it. Needs no torch."""
+"""``FILE[KEY]``: a file, and a key in it. Needs no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 
 def split_key(text: str) -> tuple[str, str | None]:
-    """``file[key]`` → the two; an existing file whose name really ends in ``]`` wins."""
+    """``file[key]`` → file and key. A text that is the name of an existing file has no key."""
     if not text.endswith("]") or os.path.lexists(text):
         return text, None
     cuts = [match.start() for match in re.finditer(r"\[", text)]
@@ -20,5 +20,5 @@ def split_key(text: str) -> tuple[str, str | None]:
 
 
 def path_of(text: str | os.PathLike[str]) -> str:
-    """The file alone of ``FILE[KEY]``."""
+    """The file of ``FILE[KEY]``, without the key."""
     return split_key(os.fspath(text))[0]

@@ -1,4 +1,4 @@
-"""What kind of model a file holds, told by its content and never by its name. Imports no torch."""
+"""The kind of a model file, by its content and never by its name. Imports no torch."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def sniff(path: Path) -> Kind:
     """The kind of model file at ``path``. Reads a few kilobytes and, of a zip, its directory.
 
     Raises:
-        RefusedError: there is no such file, it cannot be read, or it is something else; the
-            message says what it is and what to give instead.
+        RefusedError: there is no such file, it cannot be read, or it is no model; the message says what it is and what
+            to give instead.
     """
     head, size = _read_head(path)
     if head.startswith(b"PK"):
@@ -43,9 +43,9 @@ def sniff(path: Path) -> Kind:
         return "checkpoint"
     if head[257:262] == b"ustar":
         return _sniff_tar(path)
-    found = foreign_magic(head) or (is_onnx(head, size) and _ONNX) or foreign_text(head)
-    if found:
-        what, remedy = found
+    foreign = foreign_magic(head) or (is_onnx(head, size) and _ONNX) or foreign_text(head)
+    if foreign:
+        what, remedy = foreign
         raise RefusedError(f"{quote(path)} is {what}", EXPECTED, remedy)
     raise RefusedError(
         f"{quote(path)} is not a model file: its content is of no known format",
@@ -55,10 +55,10 @@ def sniff(path: Path) -> Kind:
 
 
 def kind_of(model: str) -> tuple[Path, Kind, str | None]:
-    """A MODEL that is no SPEC: ``FILE`` or ``FILE[KEY]`` → the file, its kind, and the key.
+    """A MODEL that is ``FILE`` or ``FILE[KEY]`` → the file, its kind, and the key.
 
     Raises:
-        UsageError: there is a key, and nothing to choose from.
+        UsageError: there is a key, and the file is one model.
         RefusedError: as ``sniff``.
     """
     file, key = split_key(model)
@@ -131,7 +131,7 @@ def _inside(path: Path) -> str:
 def _sniff_zip(path: Path) -> Kind:
     with path.open("rb") as file, open_archive(file, quote(path)) as archive:
         names = archive.namelist()
-    # torch puts everything below one folder, whose name is the file's first name.
+    # torch puts everything below one folder, which has the name that the file had first.
     inner = {name.partition("/")[2] for name in names} | set(names)
     if "archive_format" in inner or any(name.startswith("models/") for name in inner):
         return "exported"
@@ -182,7 +182,7 @@ def _sniff_tar(path: Path) -> Kind:
 
 
 def _check_pickle_end(path: Path, head: bytes) -> None:
-    """A pickle that is all there ends in a stop opcode; a non-zip torch.save file ends in raw numbers."""
+    """Refuse a pickle without its stop opcode at the end. A non-zip file of torch.save ends in raw numbers instead."""
     if head[2:].startswith(_LEGACY_MAGIC):
         return
     with path.open("rb") as file:

@@ -1,6 +1,6 @@
-"""SPEC: ``package.module:callable`` or ``path/file.py:callable``, the user's own code that makes a network.
+"""SPEC, ``package.module:callable`` or ``path/file.py:callable``: the user's own code, which makes a network.
 
-Nothing here imports torch before a SPEC is built.
+Imports torch only to build one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _FORM = "expected package.module:callable or path/file.py:callable"
 
 
 def is_spec(text: str | os.PathLike[str]) -> bool:
-    """Whether a MODEL is meant as a SPEC. A file of that name wins."""
+    """Whether a MODEL is a SPEC. If a file has that name, it is the file."""
     if not isinstance(text, str) or os.path.exists(text):
         return False
     return bool(_MODULE_SPEC.fullmatch(text) or _FILE_SPEC.fullmatch(text))
@@ -49,16 +49,16 @@ def parse_arch_args(pairs: Sequence[str]) -> dict[str, Any]:
     Raises:
         UsageError: not ``name=value``, a name that is no identifier, or one given twice.
     """
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
-            given = worded("{arch_args} {pair} is not name=value", pair=quote(pair))
-            raise UsageError(given, "expected a name, = and a value, as width=64")
-        if name in found:
+            text = worded("{arch_args} {pair} is not name=value", pair=quote(pair))
+            raise UsageError(text, "expected a name, = and a value, as width=64")
+        if name in arguments:
             raise UsageError(worded("{arch_args:{name}} is given twice", name=name), "", "give it once")
-        found[name] = _parse_value(value)
-    return found
+        arguments[name] = _parse_value(value)
+    return arguments
 
 
 def _parse_value(text: str) -> Any:
@@ -81,27 +81,27 @@ def resolve(spec: str) -> Any:
     place, _, attribute = spec.rpartition(":")
     with _users_code(place):
         module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
-    found: Any = module
+    value: Any = module
     for name in attribute.split("."):
         try:
-            found = getattr(found, name)
+            value = getattr(value, name)
         except AttributeError:
-            near = nearest(name, _public(found), cutoff=0.4) or _public(found)
-            owner = place if found is module else getattr(found, "__name__", type(found).__name__)
+            near = nearest(name, _public(value), cutoff=0.4) or _public(value)
+            owner = place if value is module else getattr(value, "__name__", type(value).__name__)
             raise UsageError(
                 f"{quote(owner)} has no {quote(name)}",
                 f"it has {listed(near, 5)}" if near else "it defines nothing",
                 "name a class or function that makes the network",
             ) from None
-    return found
+    return value
 
 
-def _public(found: Any) -> list[str]:
-    """Names that can be meant: those defined there first, imported modules left out."""
-    names = [name for name in dir(found) if not name.startswith("_")]
-    own = getattr(found, "__name__", None)
-    names = [name for name in names if not isinstance(getattr(found, name, None), ModuleType)]
-    return sorted(names, key=lambda name: getattr(getattr(found, name, None), "__module__", None) != own)
+def _public(owner: Any) -> list[str]:
+    """Public attributes that are no modules; those that the owner defines itself come first."""
+    names = [name for name in dir(owner) if not name.startswith("_")]
+    own = getattr(owner, "__name__", None)
+    names = [name for name in names if not isinstance(getattr(owner, name, None), ModuleType)]
+    return sorted(names, key=lambda name: getattr(getattr(owner, name, None), "__module__", None) != own)
 
 
 def _import_module(name: str) -> ModuleType:
@@ -123,14 +123,14 @@ def _import_file(path: Path) -> ModuleType:
         raise UsageError(f"no such file: {quote(path)}", _FORM, "check the path")
     full = path.resolve()
     name = f"jaccli_spec_{hashlib.sha1(os.fsencode(full)).hexdigest()[:12]}_{full.stem}"
-    found = importlib.util.spec_from_file_location(name, full)
-    if found is None or found.loader is None:
+    spec = importlib.util.spec_from_file_location(name, full)
+    if spec is None or spec.loader is None:
         raise UsageError(f"{quote(path)} cannot be imported", _FORM)
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module  # dataclasses and pickling look it up there
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look it up
     try:
         with _on_path(full.parent):
-            found.loader.exec_module(module)
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
@@ -150,14 +150,14 @@ def _on_path(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _users_code(what: str) -> Iterator[None]:
-    """Prints go to standard error, where they cannot spoil data; what it raises is told in one line."""
+    """Inside, the user's code runs: prints go to standard error, exceptions become a ``RefusedError`` of one line."""
     try:
         with contextlib.redirect_stdout(chatter()):
             yield
     except (JaccliError, KeyboardInterrupt, TimeIsUp):
         raise
     except BaseException as error:
-        # SystemExit too: a script without a main guard parses jaccli's own arguments.
+        # SystemExit too: a script without a main guard parses the arguments of jaccli.
         raise RefusedError(
             f"{quote(what)} raised {shortened(error)}{_line_of(error)}",
             "expected code that makes a network",
@@ -179,7 +179,7 @@ def build(
     arch_args: Mapping[str, Any] | None = None,
     seed: int | None = None,
 ) -> nn.Module:
-    """The network that ``arch`` makes with ``arch_args``; all random generators are seeded and put back.
+    """The network that ``arch`` makes with ``arch_args``. All random generators are seeded, and put back afterwards.
 
     Raises:
         UsageError: it does not take these arguments, or does not make an ``nn.Module``.
@@ -190,33 +190,33 @@ def build(
     from jaccli.networks.state.random_generators import seeded
 
     arguments = dict(arch_args or {})
-    found = resolve(arch) if isinstance(arch, str) else arch
+    maker = resolve(arch) if isinstance(arch, str) else arch
     name = arch if isinstance(arch, str) else getattr(arch, "__name__", type(arch).__name__)
-    if isinstance(found, torch.nn.Module):
+    if isinstance(maker, torch.nn.Module):
         if arguments:
-            given = worded("{name} is a network already and takes no {arch_args}", name=quote(name))
-            raise UsageError(given, "expected a class or function")
-        return found
-    if not callable(found):
+            text = worded("{name} is a network already and takes no {arch_args}", name=quote(name))
+            raise UsageError(text, "expected a class or function")
+        return maker
+    if not callable(maker):
         raise UsageError(
-            f"{quote(name)} is of type {type(found).__name__}",
+            f"{quote(name)} is of type {type(maker).__name__}",
             "expected a class or function that makes an nn.Module",
         )
-    _check_arguments(found, arguments, name)
+    _check_arguments(maker, arguments, name)
     with _users_code(name), seeded(seed or 0):
-        made = found(**arguments)
-    if not isinstance(made, torch.nn.Module):
+        model = maker(**arguments)
+    if not isinstance(model, torch.nn.Module):
         raise UsageError(
-            f"{quote(name)} gave an object of type {type(made).__name__}",
+            f"{quote(name)} gave an object of type {type(model).__name__}",
             "expected an nn.Module",
             "name the class, or a function that returns the network",
         )
-    return made
+    return model
 
 
-def _check_arguments(found: Callable[..., Any], arguments: Mapping[str, Any], name: str) -> None:
+def _check_arguments(maker: Callable[..., Any], arguments: Mapping[str, Any], name: str) -> None:
     try:
-        signature = inspect.signature(found)
+        signature = inspect.signature(maker)
     except (ValueError, TypeError):
         return
     try:

@@ -1,4 +1,4 @@
-"""Files that are given as a model and are none: what they are and what to give instead."""
+"""Other files that users give as a model: what they are, and what to give instead. Imports no torch."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def foreign_text(head: bytes) -> tuple[str, str] | None:
 
 def _is_text(head: bytes) -> bool:
     try:
-        # The cut may go through a character: up to three bytes of it are left at the end.
+        # ``head`` may end within a character, and then has up to three bytes of it.
         decoded = head.decode("utf-8")
     except UnicodeDecodeError as error:
         if error.start < len(head) - 3:

@@ -1,4 +1,4 @@
-"""The network that weights are for: code that makes it, or a chain of linear layers that they show by themselves."""
+"""Step 4, weights → network: made by the user's code, or a chain of linear layers rebuilt from the weights alone."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from jaccli.text.wording import worded
 
 @dataclass(frozen=True)
 class Architecture:
-    """What ``load_model`` was told about the network of a state dict.
+    """The arguments of ``load_model`` that say which network a state dict belongs to.
 
-    Args:
+    Attributes:
         arch: a SPEC, a callable, a module, or None.
         arch_args: keyword arguments for it.
         activation: that between the layers of a chain, or None.
-        seed: of the fresh weights.
-        ordered: whether the file keeps the order in which the layers were made.
+        seed: of the random weights that ``arch`` makes before the file's are loaded.
+        ordered: whether the file's entries are in the order in which the layers were made.
     """
 
     arch: str | Callable[..., Any] | nn.Module | None
@@ -45,12 +45,16 @@ class Architecture:
 
     @property
     def is_known(self) -> bool:
-        """Whether there is any."""
+        """Whether a network was given."""
         return self.arch is not None or self.activation is not None
 
     @cached_property
     def network(self) -> nn.Module:
-        """The network to load into; one that was handed over is copied, so that it stays as it is."""
+        """The network to load into; a module given by the user is copied, so that it stays as it is.
+
+        Raises:
+            UsageError, RefusedError: it cannot be made or copied.
+        """
         assert self.arch is not None
         model = build(self.arch, self.arch_args, self.seed)
         if not isinstance(self.arch, nn.Module):
@@ -67,7 +71,7 @@ class Architecture:
             ) from None
 
     def fits(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether names and tensors, which may be without data, are its weights."""
+        """Whether a state dict, with tensors of any shape that may be on ``meta``, holds its weights."""
         if self.activation is not None:
             from jaccli.models.weights.linear_chain import is_chain
 
@@ -77,7 +81,7 @@ class Architecture:
         return fits_into(self.network, state)
 
     def check_floats(self, path: Path, chosen: Candidate) -> None:
-        """Whether the weights are numbers that gradients go through.
+        """Check that the weights are floating-point numbers.
 
         Raises:
             RefusedError: they are packed into integers, and the network has no such names itself.
@@ -93,7 +97,7 @@ class Architecture:
         """The network with these weights; ``path`` is for messages.
 
         Raises:
-            UsageError: no architecture was given, or it could be put together in several ways.
+            UsageError: no architecture was given, or the layers fit together in several ways.
             RefusedError: the weights are not those of this architecture.
         """
         if self.activation is not None:
@@ -108,7 +112,7 @@ class Architecture:
 
 
 def without_network(path: str | Path) -> UsageError:
-    """The error for weights alone."""
+    """The error for weights without an architecture."""
     return UsageError(
         f"{quote(path)} holds weights without a network",
         worded("expected {arch:package.module:callable} or {arch:file.py:callable}"),

@@ -1,4 +1,7 @@
-"""The state dicts and modules in a checkpoint, and the keys that lead to them. Needs no torch."""
+"""Step 2, object → candidates: all state dicts and modules in a checkpoint, with the keys that lead to them.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ from typing import Any
 from jaccli.pickles.stand_ins import ArraySpec, PackedSpec, SparseSpec, StandIn, TensorSpec
 
 _MAX_DEPTH = 5
-# Words that say that the tensors below a key are not weights: how a word begins, and whole words.
+# Words in a key which say that the tensors below it are not weights: beginnings of words, and whole words.
 _NOT_WEIGHTS = re.compile(
     r"(optim|sched|hyper|hparam|callback|criterion)\w*|(scaler|rng|loops?|amp|args|config|cfg)", re.ASCII
 )
-# Keys of an optimizer that keeps its state under the names of the weights.
+# Keys in the state of an optimizer, for optimizers that use the names of the weights.
 _MOMENTS = re.compile(r"(exp_avg(_sq)?|momentum(_buffers?)?|velocity|grad(ient)?s?)")
 _QUANTIZED = re.compile(r"(torchao|optimum\.quanto|quanto|bitsandbytes)\.")
 
@@ -23,14 +26,14 @@ _QUANTIZED = re.compile(r"(torchao|optimum\.quanto|quanto|bitsandbytes)\.")
 class Candidate:
     """One state dict, or one whole module, in a file.
 
-    Args:
+    Attributes:
         path: the keys that lead to it.
-        entries: names and tensors (or what stands for them), in the file's order.
+        entries: name → tensor (or the description of one), in the file's order.
         module: the pickled module, or its stand-in.
         rest: keys beside the tensors, whose values are no tensors.
         packed: those of them whose values are tensors of packed integers.
-        prefix: what was cut off the names, because the user asked for those that begin so.
-        holder: the dict (or what stands for an object) whose entries these are.
+        prefix: was removed from the names: the user gave it as key, to select the names that begin with it.
+        holder: the dict or stand-in that has these entries.
     """
 
     path: tuple[str, ...]
@@ -48,12 +51,12 @@ class Candidate:
 
     @property
     def is_aside(self) -> bool:
-        """Whether it is the state of an optimizer or the like."""
+        """Whether a key says that it is the state of an optimizer or the like."""
         return any(map(is_no_weights, self.path))
 
 
 def words_of(key: str) -> list[str]:
-    """``netG_ema`` → net, g, ema."""
+    """The words of a key in lower case: ``netG_ema`` → net, g, ema."""
     apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key)
     return [word.lower() for word in re.split(r"[\W_]+", apart) if word]
 
@@ -63,8 +66,8 @@ def is_no_weights(key: str) -> bool:
     return bool(_MOMENTS.fullmatch(key)) or any(_NOT_WEIGHTS.fullmatch(word) for word in words_of(key))
 
 
-def candidates_in(found: Any, path: tuple[str, ...] = ()) -> list[Candidate]:
-    """All state dicts and modules in ``found``, outer ones first; each object once, however often it is held."""
+def candidates_in(root: Any, path: tuple[str, ...] = ()) -> list[Candidate]:
+    """All state dicts and modules in an object, outer ones first; each once, even if it is there under several keys."""
     result: list[Candidate] = []
     seen: set[int] = set()
 
@@ -85,16 +88,16 @@ def candidates_in(found: Any, path: tuple[str, ...] = ()) -> list[Candidate]:
             if not is_tensor(one) and not is_no_weights(str(key)):
                 visit(one, (*path, str(key)), depth - 1)
 
-    visit(found, path, _MAX_DEPTH)
+    visit(root, path, _MAX_DEPTH)
     return result
 
 
-def candidates_at(found: Any, key: str) -> list[Candidate]:
-    """Those that ``KEY`` of ``FILE[KEY]`` can mean: below a key, or of the names that begin with it and a dot."""
-    below = [one for value, path in _descend(found, key) for one in candidates_in(value, path)]
+def candidates_at(root: Any, key: str) -> list[Candidate]:
+    """The candidates that ``KEY`` of ``FILE[KEY]`` can mean: those below a key; else the names that begin with it."""
+    below = [one for value, path in _descend(root, key) for one in candidates_in(value, path)]
     if below:
         return below
-    return [one for whole in candidates_in(found) if (one := _part(whole, key)) is not None]
+    return [one for whole in candidates_in(root) if (one := _part(whole, key)) is not None]
 
 
 def _descend(value: Any, key: str, path: tuple[str, ...] = ()) -> Iterator[tuple[Any, tuple[str, ...]]]:
@@ -125,9 +128,9 @@ def _is_container(value: Any) -> bool:
 
 
 def _items(value: Any) -> Iterable[tuple[Any, Any]]:
-    """Keys that can be named in ``FILE[KEY]``, and what is under them; an object's attributes count."""
+    """The keys that ``FILE[KEY]`` can name, with their values; attributes of an object count as keys."""
     if not isinstance(value, Mapping):
-        # A list may hold millions of numbers, none of which can be named.
+        # Numbers are left out: a list may hold millions, and none can be named.
         yield from ((at, one) for at, one in enumerate(value) if _is_container(one) or is_module(one))
         return
     own = value if isinstance(value, dict) else dict(value)
@@ -149,7 +152,7 @@ def is_tensor(value: Any) -> bool:
 
 def _is_packed(value: Any) -> bool:
     if isinstance(value, StandIn):  # a tensor of a class of its own, as those of torchao
-        kinds = [type(value), *(one for one in value.given if isinstance(one, type))]
+        kinds = [type(value), *(one for one in value.args if isinstance(one, type))]
         return any(_QUANTIZED.match(getattr(kind, "path", "")) for kind in kinds)
     return isinstance(value, PackedSpec) or getattr(value, "is_quantized", False) is True
 

@@ -1,4 +1,7 @@
-"""Weights out of safetensors and ``torch.save`` files, without running anything that is in them."""
+"""Step 1, file → object: safetensors, and ``torch.save`` files that the user trusts; and the errors for other content.
+
+Files that are not trusted are read by ``jaccli.pickles``.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ _SAVE_AGAIN = "save model.state_dict() again with torch.save, or as safetensors"
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name.
+    """Name → tensor, of any shapes and dtypes, on the CPU.
 
     Raises:
         RefusedError: the file is damaged.
@@ -40,9 +43,13 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_trusted(path: Path) -> Any:
-    """The object in the file, with its code executed, as the user asked."""
+    """The object in the file, read by executing its code: only if the user trusts it.
+
+    Raises:
+        RefusedError: the code raised, or cannot be imported.
+    """
     try:
-        # An open file, because torch goes by the name of a path.
+        # An open file, because torch interprets the name of a path.
         with path.open("rb") as file, contextlib.redirect_stdout(chatter()):
             return torch.load(file, map_location="cpu", weights_only=False)
     except (Exception, SystemExit) as error:
@@ -54,7 +61,7 @@ def read_trusted(path: Path) -> Any:
 
 
 def whole_module(path: Path, name: str) -> RefusedError:
-    """The error for a module that only its own code can make."""
+    """The error for a pickled module, which only its own code can make."""
     return RefusedError(
         f"{quote(path)} is a whole pickled module: it needs the code of {quote(name)}",
         "expected a state dict, which needs no code to load",
@@ -62,9 +69,9 @@ def whole_module(path: Path, name: str) -> RefusedError:
     )
 
 
-def no_weights(path: Path, found: object, stand_ins: Mapping[str, object]) -> RefusedError:
-    """The error for a file without names and tensors."""
-    if is_tensor(found):
+def no_weights(path: Path, root: object, stand_ins: Mapping[str, object]) -> RefusedError:
+    """The error for a file whose object ``root`` has no state dict in it."""
+    if is_tensor(root):
         return RefusedError(
             f"{quote(path)} holds one tensor without a name: an input, not a model",
             "expected a dict of names and tensors",

@@ -1,7 +1,8 @@
-"""Which of several state dicts in a file is meant. Needs no torch.
+"""Step 3, candidates → choice: which of several state dicts in a file is meant. Needs no torch.
 
-One that fits the architecture is taken before one that does not, and the weights themselves before a moving average
-of them. Two that are left are for the user to choose between, by ``FILE[KEY]``.
+In this order: one that fits the architecture before one that does not; outer ones before those within them; weights
+before a moving average of them; then by the names of keys (``WRAPPERS``). If several are left, the user has to choose,
+by ``FILE[KEY]``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from jaccli.models.weights.candidates import Candidate, words_of
 from jaccli.pickles.stand_ins import TensorSpec
 from jaccli.text.escape import listed, quote
 
-# In order of preference where no architecture is known, or none of them fits it.
+# Keys in order of preference, if no architecture is known or none of the candidates fits it.
 WRAPPERS = (
     "state_dict",
     "model_state_dict",
@@ -38,37 +39,37 @@ WRAPPERS = (
     "g_ema",
 )
 _AVERAGED = {"ema", "emas", "swa", "avg", "average", "averaged", "shadow", "polyak"}
-# These words do not say whose weights they are.
-_ANYBODYS = {"model", "models", "net", "network", "params", "parameters", "weights", "module", "state", "dict"}
+# Words of keys that do not tell one network from another.
+_GENERIC = {"model", "models", "net", "network", "params", "parameters", "weights", "module", "state", "dict"}
 
 
 def choose(
     candidates: Sequence[Candidate], fits: Callable[[Candidate], bool] | None, path: Path
 ) -> tuple[Candidate, list[str]]:
-    """The one that is meant, and what is to be said of the others.
+    """The candidate that is meant, and notes on what was chosen and skipped.
 
     Args:
         candidates: at least one.
-        fits: whether one holds the weights of the architecture; None where that is not known.
+        fits: whether a candidate holds the weights of the architecture; None if that is not known.
         path: of the file.
 
     Raises:
         UsageError: several could be meant.
     """
-    every = _once(candidates)
+    every = _distinct(candidates)
     if len(every) == 1:
-        return every[0], _said(every[0], [], [], path)
+        return every[0], _notes(every[0], [], [], path)
     fitting = [one for one in every if fits(one)] if fits is not None else []
     left = _plain_outermost(fitting) if fitting else _preferred(every)
     if len(left) > 1:
-        raise several(path, [one.key for one in left])
+        raise several_fit(path, [one.key for one in left])
     others = [one.key for one in every if one is not left[0] and one.module is None and one.key]
     also = [one.key for one in fitting if one is not left[0]]
-    return left[0], _said(left[0], others, also, path)
+    return left[0], _notes(left[0], others, also, path)
 
 
-def several(path: Path | str, keys: Sequence[str]) -> UsageError:
-    """The error that lists the choices; ``path`` may be ``FILE[KEY]``, below which they are."""
+def several_fit(path: Path | str, keys: Sequence[str]) -> UsageError:
+    """The error that lists the keys to choose from; ``path`` may be ``FILE[KEY]``, and then they are below that key."""
     file, above = split_key(str(path))
     keys = [key if above is None else f"{above}.{key}" for key in keys if key]
     return UsageError(
@@ -78,8 +79,8 @@ def several(path: Path | str, keys: Sequence[str]) -> UsageError:
     )
 
 
-def plain_of(keys: Sequence[tuple[str, ...]]) -> list[int]:
-    """Positions of the keys that are no moving average of what is under another one."""
+def not_averaged(keys: Sequence[tuple[str, ...]]) -> list[int]:
+    """Positions of the keys that are not named as a moving average of the weights under another key."""
     words = [{word for part in key for word in words_of(part)} for key in keys]
     plain = [at for at, some in enumerate(words) if not some & _AVERAGED]
     alone = [at for at, some in enumerate(words) if some & _AVERAGED and not _companions(some, plain, words)]
@@ -87,14 +88,14 @@ def plain_of(keys: Sequence[tuple[str, ...]]) -> list[int]:
 
 
 def _companions(averaged: set[str], plain: Sequence[int], words: Sequence[set[str]]) -> list[int]:
-    """Those that it can be the average of: ``g_ema`` is that of ``g``, ``ema`` that of anything."""
-    owner = averaged - _AVERAGED - _ANYBODYS
+    """The keys that it can be the average of: ``g_ema`` that of ``g``, ``ema`` that of any."""
+    owner = averaged - _AVERAGED - _GENERIC
     return [at for at in plain if owner <= words[at]]
 
 
 def _plain_outermost(fitting: Sequence[Candidate]) -> list[Candidate]:
     outer = [one for one in fitting if not any(_within(one, other) for other in fitting)]
-    return [outer[at] for at in plain_of([(*one.path, one.prefix) for one in outer])]
+    return [outer[at] for at in not_averaged([(*one.path, one.prefix) for one in outer])]
 
 
 def _within(inner: Candidate, outer: Candidate) -> bool:
@@ -102,7 +103,7 @@ def _within(inner: Candidate, outer: Candidate) -> bool:
 
 
 def _preferred(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """By the names of the keys alone, from the outermost on; the tensors of a level before unusual keys in it."""
+    """The best by the names of keys, from the outermost key on; tensors at a level come before unusual keys in it."""
 
     def rank(one: Candidate) -> list[int]:
         inner = [WRAPPERS.index(key) if key in WRAPPERS else len(WRAPPERS) + 1 for key in one.path]
@@ -112,8 +113,8 @@ def _preferred(candidates: Sequence[Candidate]) -> list[Candidate]:
     return [one for one in candidates if rank(one) == best]
 
 
-def _once(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Without those whose tensors are the very ones of another: two names of one thing."""
+def _distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Without those that have the same tensors under the same names as an earlier one."""
     result: dict[Any, Candidate] = {}
     for one in candidates:
         same = ("module", id(one.module)) if one.module is not None else tuple(map(_identity, one.entries.items()))
@@ -128,7 +129,7 @@ def _identity(entry: tuple[str, Any]) -> tuple[Any, ...]:
     return name, id(value)
 
 
-def _said(chosen: Candidate, others: Sequence[str], also: Sequence[str], path: Path) -> list[str]:
+def _notes(chosen: Candidate, others: Sequence[str], also: Sequence[str], path: Path) -> list[str]:
     notes = []
     if chosen.path or chosen.prefix:
         notes.append(f"{path.name}: the weights are under {quote(chosen.key)}" + _of_others(others, also))
@@ -141,7 +142,7 @@ def _said(chosen: Candidate, others: Sequence[str], also: Sequence[str], path: P
 
 
 def _of_others(others: Sequence[str], also: Sequence[str]) -> str:
-    """In brackets; ``also`` are those that would have fitted as well."""
+    """The other candidates, in brackets; ``also`` are those that fit the architecture too."""
     if not others:
         return ""
     named = ", ".join(quote(key, 60)[1:-1] for key in (also or others)[:3])

@@ -1,4 +1,4 @@
-"""What a file of weights holds, and which of it is meant."""
+"""The object in a file of weights, and the state dict in it that is meant: ties the steps 1 to 3 together."""
 
 from __future__ import annotations
 
@@ -26,55 +26,55 @@ from jaccli.text.wording import worded
 
 @dataclass
 class CheckpointContents:
-    """What is in a file of weights.
+    """The content of a file of weights, read once.
 
-    Args:
+    Attributes:
         path: of the file.
-        found: the object in it, with stand-ins; the state dict itself of safetensors.
-        stand_ins: names of the types for whose objects there are stand-ins.
-        is_trusted: the file's code was executed, and modules in it are real.
+        root: the object in it, with stand-ins; of safetensors, the state dict.
+        stand_ins: path → class, of the objects that were not loaded.
+        is_trusted: whether the file's code was executed, so that modules in it are real.
     """
 
     path: Path
-    found: Any
+    root: Any
     stand_ins: Mapping[str, object] = field(default_factory=dict)
     is_trusted: bool = False
 
     @cached_property
     def _every(self) -> list[Candidate]:
-        return candidates_in(self.found)
+        return candidates_in(self.root)
 
     def candidates(self, key: str | None) -> list[Candidate]:
-        """The state dicts, and modules, that can be meant; with ``key``, of ``FILE[KEY]``.
+        """The state dicts and modules that can be meant, those under ``key`` if it is given.
 
         Raises:
-            UsageError: there is nothing under ``key``.
-            RefusedError: there is no state dict at all.
+            UsageError: there is none under ``key``.
+            RefusedError: there is none at all.
         """
         every = self._every
-        if not every and any(name.startswith("torch.per_") for name in self.stand_ins):  # how a tensor is quantized
+        if not every and any(name.startswith("torch.per_") for name in self.stand_ins):  # a way to quantize tensors
             raise packed_file(self.path, "quantized modules")
         if not every:
-            raise no_weights(self.path, self.found, self.stand_ins)
+            raise no_weights(self.path, self.root, self.stand_ins)
         if key is None:
             return every
-        chosen = candidates_at(self.found, key)
-        if not chosen:
+        under = candidates_at(self.root, key)
+        if not under:
             raise no_such_key(self.path, key, every)
-        return chosen
+        return under
 
     def select(
         self, key: str | None, fits: Callable[[Mapping[str, Tensor]], bool] | None
     ) -> tuple[Candidate, list[str]]:
-        """The one that is meant, and what is to be said of it.
+        """The candidate that is meant, and notes on what was chosen, skipped and executed.
 
         Args:
             key: of ``FILE[KEY]``.
-            fits: whether names and tensors without data are those of the architecture; None where it is not known.
+            fits: whether a state dict, with tensors on ``meta``, is that of the architecture; None if it is not known.
 
         Raises:
-            UsageError: there is nothing under ``key``, or several could be meant.
-            RefusedError: there is no state dict, or it is a pickled module and the file is not trusted.
+            UsageError: there is none under ``key``, or several could be meant.
+            RefusedError: there is none, or it is a pickled module and the file is not trusted.
         """
         every = self.candidates(key)
 
@@ -91,12 +91,12 @@ class CheckpointContents:
         return chosen, notes + self._notes(chosen)
 
     def state(self, chosen: Candidate) -> dict[str, Tensor]:
-        """Its tensors, on the CPU and in the file's dtypes.
+        """Name → tensor of a candidate, on the CPU and in the file's dtypes.
 
         They may be mapped from the file: copy before writing.
         """
         maker = TensorMaker(quote(self.path))
-        return {name: _made(maker, name, spec) for name, spec in chosen.entries.items()}
+        return {name: _tensor(maker, name, spec) for name, spec in chosen.entries.items()}
 
     def _notes(self, chosen: Candidate) -> list[str]:
         if chosen.module is not None:
@@ -108,10 +108,10 @@ class CheckpointContents:
 
 
 def read_contents(path: Path, kind: Literal["safetensors", "checkpoint"], *, trust: bool = False) -> CheckpointContents:
-    """What is in ``path``; only with ``trust`` is a pickle executed.
+    """Read a file; only with ``trust`` is a pickle executed.
 
     Raises:
-        RefusedError: damaged, or wants to run code.
+        RefusedError: the file is damaged, or needs code.
     """
     if kind == "safetensors":
         return CheckpointContents(path, read_safetensors(path))
@@ -123,11 +123,11 @@ def read_contents(path: Path, kind: Literal["safetensors", "checkpoint"], *, tru
 def read_state_dict(
     path: Path, kind: Literal["safetensors", "checkpoint"], *, trust: bool = False, key: str | None = None
 ) -> tuple[dict[str, Tensor] | nn.Module, list[str]]:
-    """The weights in ``path``, chosen by the names of keys alone, and what was done to get at them.
+    """The weights in a file, chosen by the names of keys alone, and notes on what was done.
 
     Raises:
         UsageError: no such key, or several state dicts.
-        RefusedError: damaged, wants code, or holds no weights.
+        RefusedError: the file is damaged, needs code, or holds no weights.
     """
     contents = read_contents(path, kind, trust=trust)
     chosen, notes = contents.select(key, None)
@@ -135,7 +135,7 @@ def read_state_dict(
 
 
 def no_such_key(path: Path, key: str, candidates: Sequence[Candidate]) -> UsageError:
-    """The error that lists the keys that there are."""
+    """The error for a key that is not in the file; it lists those that are."""
     keys = [one.key for one in candidates if one.key and not one.is_aside]
     keys = keys or [one.key for one in candidates if one.key]
     if not keys:
@@ -151,7 +151,7 @@ def no_such_key(path: Path, key: str, candidates: Sequence[Candidate]) -> UsageE
 
 
 def without_data(entries: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Shapes and dtypes of entries as tensors on ``meta``; those that no tensor can have are left out."""
+    """Entries as tensors on ``meta``, with their shapes and dtypes; entries with impossible ones are left out."""
     result = {}
     for name, spec in entries.items():
         with contextlib.suppress(ValueError, TypeError, RuntimeError, OverflowError, IndexError):
@@ -182,7 +182,7 @@ def _without_data(spec: Any) -> Tensor:
     return torch.empty(spec.shape, dtype=_ARRAYS.get(code, torch.int64), device="meta")
 
 
-def _made(maker: TensorMaker, name: str, spec: Any) -> Tensor:
+def _tensor(maker: TensorMaker, name: str, spec: Any) -> Tensor:
     if isinstance(spec, (TensorSpec, SparseSpec, ArraySpec)):
         return maker.make(name, spec)
     return torch.as_tensor(spec)

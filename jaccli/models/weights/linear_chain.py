@@ -1,7 +1,7 @@
 """A plain chain of linear layers, rebuilt from the names and shapes in its state dict.
 
-The layers keep the names of the file. The activation between ``0`` and ``2`` is the layer ``1``, as in an
-``nn.Sequential``; where the names leave no such gap, that after ``fc1`` is ``fc1_act``.
+The layers keep their names. An activation is named by the number that is free, as in an ``nn.Sequential`` (``1``
+between ``0`` and ``2``), or after the layer before it (``fc1_act`` after ``fc1``).
 """
 
 from __future__ import annotations
@@ -44,11 +44,18 @@ ACTIVATIONS: dict[str, str] = {
     "tanhshrink": "Tanhshrink",
 }
 _NOT_A_CHAIN = worded("{activation} rebuilds a chain of linear layers only; give {arch} for this network")
-_MAX_SEARCHED = 64
+# Orders are searched for at most so many layers, in at most so many steps.
+_MOST_LAYERS, _MOST_STEPS = 64, 20_000
 
 
 class LinearChain(nn.Module):
-    """``x ↦ Wₖ φ(… φ(W₁ x + b₁) …) + bₖ``: φ between the layers and not after the last."""
+    """``x ↦ Wₖ φ(… φ(W₁ x + b₁) …) + bₖ``: φ between the layers and not after the last.
+
+    Args:
+        shapes: path of a layer → (n_out, n_in), in the order of the chain.
+        biased: paths of the layers that have a bias.
+        activation: a key of ``ACTIVATIONS``.
+    """
 
     def __init__(self, shapes: Mapping[str, tuple[int, int]], biased: set[str], activation: str) -> None:
         super().__init__()
@@ -71,15 +78,15 @@ class LinearChain(nn.Module):
 
 
 def check_activation(name: str) -> str:
-    """The name in lower case.
+    """The name as a key of ``ACTIVATIONS``.
 
     Raises:
         UsageError: there is no such activation.
     """
-    found = name.strip().lower().replace("-", "_")
-    if found in ACTIVATIONS:
-        return found
-    near = nearest(found, ACTIVATIONS)
+    plain = name.strip().lower().replace("-", "_")
+    if plain in ACTIVATIONS:
+        return plain
+    near = nearest(plain, ACTIVATIONS)
     raise UsageError(
         f"there is no activation {quote(name, 40)}",
         f"nearest: {listed(near)}" if near else f"there are {', '.join(ACTIVATIONS)}",
@@ -89,11 +96,11 @@ def check_activation(name: str) -> str:
 def rebuild_chain(state: Mapping[str, Tensor], activation: str, path: Path | str, *, ordered: bool = True) -> nn.Module:
     """The chain of linear layers whose state dict this is, with ``activation`` between them.
 
-    The order is that of the file (``ordered``) if the shapes chain in it, else that of the numbers in the
-    names, else the only one in which the shapes chain.
+    Consecutive layers must fit: the n_out of one is the n_in of the next. The order is that of the file (if
+    ``ordered``), that of the numbers in the names, or the only possible one: the first of these in which layers fit.
 
     Raises:
-        UsageError: the tensors are no such chain, or it could be put together in several ways.
+        UsageError: the tensors are no such chain, or the layers fit in several orders.
     """
     activation = check_activation(activation)
     state = _without_wrapper(without_infixes(state)[0])
@@ -111,7 +118,7 @@ def rebuild_chain(state: Mapping[str, Tensor], activation: str, path: Path | str
 
 
 def is_chain(state: Mapping[str, Tensor], *, ordered: bool = True) -> bool:
-    """Whether ``rebuild_chain`` would take ``state``, whose tensors may be without data (``meta``)."""
+    """Whether ``rebuild_chain`` would accept ``state``, whose tensors may be on ``meta``."""
     try:
         shapes, _ = _layers(_without_wrapper(without_infixes(state)[0]), "")
         return bool(shapes and _order(shapes, "", ordered))
@@ -127,7 +134,11 @@ def _without_wrapper(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _layers(state: Mapping[str, Tensor], path: Path | str) -> tuple[dict[str, tuple[int, int]], set[str]]:
-    """Layer path → (n_out, n_in), in the file's order, and the layers that have a bias."""
+    """Layer path → (n_out, n_in), in the file's order; and the layers that have a bias.
+
+    Raises:
+        UsageError: a tensor is neither the weight ``(n_out, n_in)`` nor the bias ``(n_out,)`` of a layer.
+    """
     shapes: dict[str, tuple[int, int]] = {}
     biased: set[str] = set()
     for name, value in state.items():
@@ -157,21 +168,21 @@ def _order(shapes: Mapping[str, tuple[int, int]], path: Path | str, ordered: boo
     numbered = sorted(stored, key=_natural)
     if ordered and _chains(stored, shapes):
         return stored
-    # Alphabetical order says nothing about layers; the numbers in otherwise equal names do.
+    # Alphabetical order says nothing about the order of layers; numbers in otherwise equal names do.
     if len({re.sub(r"\d+", "#", name) for name in stored}) == 1 and _chains(numbered, shapes):
         return numbered
-    found = _all_chains(shapes)
-    if len(found) == 1:
-        return found[0]
-    given = f"{quote(path)}: the layers {listed(numbered)} "
-    if not found:
+    orders = _all_chains(shapes)
+    if len(orders) == 1:
+        return orders[0]
+    layers = f"{quote(path)}: the layers {listed(numbered)} "
+    if not orders:
         raise UsageError(
-            given + "do not fit one behind the other",
+            layers + "do not fit one behind the other",
             f"their shapes (n_out, n_in) are {', '.join(str(shapes[name]) for name in numbered[:6])}",
             _NOT_A_CHAIN,
         )
     raise UsageError(
-        given + "fit one behind the other in several orders",
+        layers + "fit one behind the other in several orders",
         "expected names that differ in a number, or shapes that leave one order",
         worded("give {arch} for this network"),
     )
@@ -187,33 +198,34 @@ def _chains(order: list[str], shapes: Mapping[str, tuple[int, int]]) -> bool:
 
 def _all_chains(shapes: Mapping[str, tuple[int, int]]) -> list[list[str]]:
     """At most two orders of all layers in which the shapes chain."""
-    if len(shapes) > _MAX_SEARCHED:
+    if len(shapes) > _MOST_LAYERS:
         return []
-    found: list[list[str]] = []
-    budget = 20_000
+    orders: list[list[str]] = []
+    steps = 0
 
     def extend(order: list[str]) -> None:
-        nonlocal budget
-        budget -= 1
-        if budget < 0 or len(found) > 1:
+        nonlocal steps
+        steps += 1
+        if steps > _MOST_STEPS or len(orders) > 1:
             return
         if len(order) == len(shapes):
-            found.append(list(order))
+            orders.append(order)
             return
         for name in shapes:
             if name not in order and (not order or shapes[order[-1]][0] == shapes[name][1]):
                 extend([*order, name])
 
     extend([])
-    # Not searched to the end: whether there is another order is not known.
-    return found if budget >= 0 else found * 2
+    # If the search was not finished, there may be another order.
+    return orders if steps <= _MOST_STEPS else orders * 2
 
 
-def _between(path: str, taken: set[str]) -> str:
+def _between(path: str, layers: set[str]) -> str:
+    """The path of the activation after a layer."""
     parent, dot, last = path.rpartition(".")
     if last.isdecimal():
         following = f"{parent}{dot}{int(last) + 1}"
-        if following not in taken:
+        if following not in layers:
             return following
     return f"{path}_act"
 

@@ -1,4 +1,4 @@
-"""A state dict into a module: what is missing is refused, what is left over is loaded past."""
+"""Step 5, state dict → module: missing names are refused, additional ones are skipped with a note."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.nn.parameter import is_lazy
 
 from jaccli.errors import RefusedError, UsageError, note, warn
 from jaccli.models.weights.state_dict import match_names
+from jaccli.networks.cast import cast_in_place
 from jaccli.networks.dtypes import floating_dtype, is_whole
-from jaccli.networks.eager import cast_in_place
 from jaccli.networks.tensor_kinds import not_dense
 from jaccli.text.escape import listed, nearest, quote, shortened
 from jaccli.text.wording import worded
@@ -25,7 +25,7 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path | str =
     """``module`` with the values of ``state`` copied in, converted to the file's floating dtype.
 
     The dtype follows the file where all of its floating tensors, and the parts of its complex ones, agree on float16,
-    bfloat16, float32 or float64. What was done (prefixes, extra names, dtype) is told in notes.
+    bfloat16, float32 or float64. Notes report what was done about prefixes, additional names and the dtype.
 
     Raises:
         RefusedError: names are missing, shapes differ, integers stand where numbers are needed, or complex numbers
@@ -58,14 +58,14 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path | str =
 
 
 def fits_into(module: nn.Module, state: Mapping[str, Tensor]) -> bool:
-    """Whether ``load_into`` would take ``state``, whose tensors may be without data (``meta``)."""
+    """Whether ``load_into`` would accept ``state``, whose tensors may be on ``meta``."""
     target = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
-    distinct = {_place(value) for name, value in target.items() if not _is_counter(name)}
+    distinct = {_identity(value) for name, value in target.items() if not _is_counter(name)}
     if len(state) < len(distinct):
         return False
     try:
         matched, _ = match_names(state, target, "", lambda value, name: has_shape(value, target[name]))
-    except UsageError:  # it fits more than once
+    except UsageError:  # it fits under several prefixes
         return True
     if _missing(matched, target):
         return False
@@ -99,10 +99,10 @@ def _check_shapes(state: Mapping[str, Tensor], target: Mapping[str, Tensor], pat
 
 
 def has_shape(value: Tensor, target: Tensor) -> bool:
-    """Whether an entry can be loaded into the model's tensor."""
+    """Whether an entry has the shape of the model's tensor, or both are a single number."""
     if is_lazy(target) or value.shape == target.shape:
         return True
-    # A single number was of one dimension before PyTorch 0.4.
+    # Before PyTorch 0.4 a single number had one dimension.
     return value.numel() == target.numel() == 1 and value.dim() + target.dim() == 1
 
 
@@ -137,20 +137,20 @@ def _take_dtype(
     return [f"the weights are {_short(dtype)}, and so the model computes in {_short(dtype)}"]
 
 
-def _check_kind(name: str, value: Tensor, wanted: torch.dtype, path: Path | str) -> None:
+def _check_kind(name: str, value: Tensor, dtype: torch.dtype, path: Path | str) -> None:
     if is_whole(value):
         raise RefusedError(
             f"{quote(path)} holds {_short(value.dtype)} under {quote(name, 60)}: a quantised model?",
-            f"expected {_short(wanted)}: int8 kernels have no derivative",
+            f"expected {_short(dtype)}: int8 kernels have no derivative",
             "give the float checkpoint that it was made from, or dequantize the weights",
         )
-    if value.is_complex() and not wanted.is_complex:
+    if value.is_complex() and not dtype.is_complex:
         raise RefusedError(
             f"{quote(path)} holds {_short(value.dtype)} under {quote(name, 60)}",
-            f"expected real numbers: {_short(wanted)}",
+            f"expected real numbers: {_short(dtype)}",
             _RIGHT_ARCH,
         )
-    if wanted.is_complex and not value.is_complex():
+    if dtype.is_complex and not value.is_complex():
         warn(f"{quote(path)} holds real numbers under {quote(name, 60)}, which are complex: imaginary parts are zero")
 
 
@@ -159,10 +159,10 @@ def _short(dtype: torch.dtype | None) -> str:
 
 
 def _missing(state: Collection[str], target: Mapping[str, Tensor]) -> list[str]:
-    """Names that the model needs and ``state`` lacks: no counters, and no other name of a tensor that is there."""
-    loaded = {_place(target[name]) for name in state if name in target}
+    """Names that the model needs and ``state`` lacks: no counters, and no second names of a tied tensor."""
+    loaded = {_identity(target[name]) for name in state if name in target}
     lacking = [name for name in target if name not in state and not _is_counter(name)]
-    return [name for name in lacking if is_lazy(target[name]) or _place(target[name]) not in loaded]
+    return [name for name in lacking if is_lazy(target[name]) or _identity(target[name]) not in loaded]
 
 
 def _check_missing(state: Mapping[str, Tensor], target: Mapping[str, Tensor], path: Path | str) -> None:
@@ -180,7 +180,7 @@ def _is_counter(name: str) -> bool:
     return name.rpartition(".")[2] == "num_batches_tracked"
 
 
-def _place(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    # Tied weights are one tensor under two names; an empty one is not tied to anything.
+def _identity(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """What tied weights, which are one tensor under two names, have in common. An empty tensor is tied to none."""
     pointer = tensor.data_ptr() if tensor.numel() else id(tensor)
     return pointer, tuple(tensor.shape), tuple(tensor.stride())

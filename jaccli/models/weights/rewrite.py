@@ -1,4 +1,7 @@
-"""A file of weights once more, with the values of a trained model: wrapper keys, prefixes and plain entries kept."""
+"""The file of weights that a model was read from, written again with the values of the trained model.
+
+Wrapper keys, prefixes and plain entries stay. What is written loads without running code.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +26,16 @@ from jaccli.text.escape import quote
 
 _PLAIN = (str, int, float, bool, type(None))
 _MAX_DEPTH = 50
-_GONE = object()
+_LEFT_OUT = object()
 
 
 @dataclass
 class RewritableCheckpoint:
-    """The file that a model was read from, ready to be written with other values.
+    """The content of the file that a model was read from, to be saved with other values.
 
-    Args:
-        contents: what is in it.
-        chosen: the state dict that was loaded.
+    Attributes:
+        contents: of the file.
+        chosen: the state dict in it that was loaded.
         names: name in ``chosen`` → name in the model.
         left_out: keys of entries that cannot be written as plain data; filled by ``saved_object``.
         metadata: of safetensors.
@@ -45,48 +48,48 @@ class RewritableCheckpoint:
     left_out: list[str] = field(default_factory=list)
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
-        """The state dict under the file's names, with the model's values; entries that the model lacks as they were.
+        """The state dict under the file's names, with the model's values; entries that it lacks stay as they were.
 
-        Of safetensors all of the file: there is nothing around it.
+        Of a file that is one state dict, such as safetensors, all entries.
         """
         trained = self._trained(model)
-        if isinstance(self.contents.found, dict) and self.chosen.holder is self.contents.found:
-            whole = Candidate((), {n: v for n, v in self.contents.found.items() if is_tensor(v)})
+        if isinstance(self.contents.root, dict) and self.chosen.holder is self.contents.root:
+            whole = Candidate((), {n: v for n, v in self.contents.root.items() if is_tensor(v)})
             return self.contents.state(whole) | trained
         others = {self.chosen.prefix + name: v for name, v in self.contents.state(self.chosen).items()}
         return others | trained
 
     def saved_object(self, model: nn.Module) -> Any:
-        """The object to be saved: as in the file, and of types that load without running code."""
+        """The object to be saved: that of the file, made of types that load without running code."""
         self.left_out.clear()
-        maker = _PlainBuilder(self, self._trained(model))
-        found = maker.value(self.contents.found, "")
-        # An object that only code can make is not written; weights within one stand alone.
-        return found if maker.placed else self.state(model)
+        builder = _PlainBuilder(self, self._trained(model))
+        plain = builder.value(self.contents.root, "")
+        # Weights within an object that only code can make are written alone.
+        return plain if builder.placed else self.state(model)
 
     @property
     def untouched(self) -> list[str]:
-        """Keys of other weights, and of optimizers, in the file: those of before."""
-        found = self.contents.found
-        others = [one.key for one in candidates_in(found) if one.holder is not self.chosen.holder and one.key]
-        states = [key for key in found if isinstance(key, str) and "optim" in key.lower()] if found else []
-        return others + [key for key in states if key not in others and isinstance(found[key], (dict, list))]
+        """Keys of other weights, and of optimizers, in the file: their values stay as they were."""
+        root = self.contents.root
+        others = [one.key for one in candidates_in(root) if one.holder is not self.chosen.holder and one.key]
+        states = [key for key in root if isinstance(key, str) and "optim" in key.lower()] if root else []
+        return others + [key for key in states if key not in others and isinstance(root[key], (dict, list))]
 
     def _trained(self, model: nn.Module) -> dict[str, Tensor]:
         state = model.state_dict()
         shapes = without_data({name: self.chosen.entries[name] for name in self.names})
-        found = {}
+        values = {}
         for name, model_name in self.names.items():
             value = state[model_name].detach().cpu()
-            # Kept in the dtype of the file; a single number may have had no dimension there.
-            found[self.chosen.prefix + name] = value.to(shapes[name].dtype).reshape(shapes[name].shape).clone()
-        return _tied(found, self.names, state, self.chosen.prefix)
+            # In the dtype and shape of the file: a single number may have one dimension more or less.
+            values[self.chosen.prefix + name] = value.to(shapes[name].dtype).reshape(shapes[name].shape).clone()
+        return _tied(values, self.names, state, self.chosen.prefix)
 
 
 def rewritable_checkpoint(model: str, loaded: nn.Module) -> RewritableCheckpoint | None:
-    """The file of a MODEL that ``loaded`` was read from; None where it is no state dict in a file.
+    """The content of the file that ``loaded`` was read from; None if MODEL is no state dict in a file.
 
-    Reads it once more, and runs nothing that is in it.
+    Reads the file again, and runs nothing that is in it.
     """
     path, kind, key = kind_of(model)
     if kind not in ("safetensors", "checkpoint"):
@@ -94,7 +97,7 @@ def rewritable_checkpoint(model: str, loaded: nn.Module) -> RewritableCheckpoint
     try:
         contents = read_contents(path, kind)
         chosen, _ = contents.select(key, lambda state: fits_into(loaded, state))
-    except JaccliError:  # only its own code can read it, as it was trusted to
+    except JaccliError:  # the user trusted it, and only its own code can read it
         return None
     target = {name: value for name, value in loaded.state_dict().items() if isinstance(value, Tensor)}
     named = {name: (name, value) for name, value in without_data(chosen.entries).items()}
@@ -112,63 +115,63 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _tied(
-    found: dict[str, Tensor], names: Mapping[str, str], state: Mapping[str, Tensor], prefix: str
+    values: dict[str, Tensor], names: Mapping[str, str], state: Mapping[str, Tensor], prefix: str
 ) -> dict[str, Tensor]:
-    """Names of one tensor of the model get one tensor, so that a file holds it once."""
+    """One value for all names of one tensor of the model, so that the file holds it once."""
     first: dict[tuple[Any, ...], Tensor] = {}
     for name, model_name in names.items():
-        value = found[prefix + name]
-        place = (state[model_name].data_ptr(), value.shape, value.dtype)
-        found[prefix + name] = first.setdefault(place, value) if value.numel() else value
-    return found
+        value = values[prefix + name]
+        memory = (state[model_name].data_ptr(), value.shape, value.dtype)
+        values[prefix + name] = first.setdefault(memory, value) if value.numel() else value
+    return values
 
 
 class _PlainBuilder:
-    """Makes what torch loads with ``weights_only=True`` out of what a pickle described."""
+    """Turns stand-ins and descriptions into objects that torch loads with ``weights_only=True``."""
 
     def __init__(self, template: RewritableCheckpoint, trained: Mapping[str, Tensor]) -> None:
         self._template, self._trained = template, trained
         self._maker = TensorMaker(quote(template.contents.path))
-        self._made: dict[int, Any] = {}
+        self._built: dict[int, Any] = {}
         self.placed = False
 
     def value(self, value: Any, where: str, depth: int = 0) -> Any:
-        """The value, or ``_GONE`` where it is not plain."""
+        """The plain value, or ``_LEFT_OUT``; ``where`` is the dotted key of the value in the file."""
         if type(value) in _PLAIN or isinstance(value, Tensor):
             return value
         if isinstance(value, TorchDtypeSpec):
             return getattr(torch, value.dtype)
         if depth > _MAX_DEPTH:
             return self._left_out(where)
-        if id(value) not in self._made:
-            self._made[id(value)] = _GONE  # what holds itself is not plain
-            self._made[id(value)] = self._new(value, where, depth)
-        return self._made[id(value)]
+        if id(value) not in self._built:
+            self._built[id(value)] = _LEFT_OUT  # for a value that holds itself
+            self._built[id(value)] = self._new(value, where, depth)
+        return self._built[id(value)]
 
     def _new(self, value: Any, where: str, depth: int) -> Any:
         if isinstance(value, (TensorSpec, SparseSpec, ArraySpec)) and is_tensor(value):
-            made = self._maker.make(where, value)
-            return made.item() if isinstance(value, ArraySpec) and made.dim() == 0 else made
+            tensor = self._maker.make(where, value)
+            return tensor.item() if isinstance(value, ArraySpec) and tensor.dim() == 0 else tensor
         if isinstance(value, dict) and not (isinstance(value, StandIn) and not value):
             return self._mapping(value, where, depth)
         if type(value) in (list, tuple):
             items = [self.value(one, where, depth + 1) for one in value]
-            return self._left_out(where) if any(one is _GONE for one in items) else type(value)(items)
+            return self._left_out(where) if any(one is _LEFT_OUT for one in items) else type(value)(items)
         return self._left_out(where)
 
     def _mapping(self, value: dict[Any, Any], where: str, depth: int) -> Any:
-        made: dict[Any, Any] = OrderedDict() if isinstance(value, OrderedDict) else {}
+        plain: dict[Any, Any] = OrderedDict() if isinstance(value, OrderedDict) else {}
         trained = self._trained if value is self._template.chosen.holder else {}
         for key, one in dict.items(value):
             if type(key) not in _PLAIN:
                 self._left_out(where)
                 continue
             new = trained[key] if key in trained else self.value(one, f"{where}.{key}".lstrip("."), depth + 1)
-            if new is not _GONE:
-                made[key] = new
-        self.placed = self.placed or (bool(trained) and trained.keys() <= made.keys())
-        return made
+            if new is not _LEFT_OUT:
+                plain[key] = new
+        self.placed = self.placed or (bool(trained) and trained.keys() <= plain.keys())
+        return plain
 
     def _left_out(self, where: str) -> Any:
         self._template.left_out.append(where.partition(".")[0] or "(all)")
-        return _GONE
+        return _LEFT_OUT

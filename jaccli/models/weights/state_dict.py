@@ -1,4 +1,4 @@
-"""Making the names in a state dict those of the model. Needs no torch."""
+"""The names in a state dict turned into those of the model. Needs no torch."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from jaccli.models.weights.choice import plain_of, several
+from jaccli.models.weights.choice import not_averaged, several_fit
 from jaccli.text.escape import quote
 
 T = TypeVar("T")
 
-# Parts of a path that wrappers put anywhere into it.
+# Parts that wrappers insert anywhere in a path.
 _INFIXES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-# Usual prefixes, taken where putting one on would do as well.
+# Usual prefixes, preferred if several would do.
 _KNOWN_PREFIXES = ("module.", "model.", "net.", "network.")
 _MAX_PREFIX_PARTS = 3
 
 
-def without_infixes(state: Mapping[str, T], wanted: Iterable[str] = ()) -> tuple[dict[str, T], list[str]]:
-    """``_orig_mod.`` and the like taken out of every name, unless the model itself has them."""
-    wanted = list(wanted)
+def without_infixes(state: Mapping[str, T], model_names: Iterable[str] = ()) -> tuple[dict[str, T], list[str]]:
+    """Every name without ``_orig_mod.`` and the like, unless the model has them; and notes on what was removed."""
+    model_names = list(model_names)
     notes = []
     result = dict(state)
     for infix in _INFIXES:
-        if any(infix in name for name in wanted):
+        if any(infix in name for name in model_names):
             continue
         renamed = {name.replace(infix, ""): value for name, value in result.items()}
         if renamed.keys() != result.keys() and len(renamed) == len(result):
@@ -35,22 +35,22 @@ def without_infixes(state: Mapping[str, T], wanted: Iterable[str] = ()) -> tuple
 
 def match_names(
     state: Mapping[str, T],
-    wanted: Iterable[str],
+    model_names: Iterable[str],
     path: Path | str,
     fits: Callable[[T, str], bool] = lambda value, model_name: True,
 ) -> tuple[dict[str, T], list[str]]:
-    """``state`` under the names that the model uses: a prefix taken off or put on, parametrizations renamed.
+    """``state`` under the names of the model: a prefix removed or added, parametrizations renamed; and notes on it.
 
     Args:
-        state: names and anything.
-        wanted: the names that the model uses.
+        state: name → entry of any type.
+        model_names: the names in the model's own state dict.
         path: of the file, for messages.
         fits: whether an entry has the shape of the model's tensor of that name.
 
     Raises:
-        UsageError: the model is there under two prefixes, and neither is a moving average of the other.
+        UsageError: it fits under two prefixes, and neither is a moving average of the other.
     """
-    names = list(wanted)
+    names = list(model_names)
     state, notes = without_infixes(state, names)
     best, others = _best_prefix(state, names, path, fits)
     if best.startswith("-"):
@@ -65,12 +65,12 @@ def match_names(
 
 
 def _last(state: Mapping[str, T], prefix: str) -> list[tuple[str, T]]:
-    # Entries with the prefix come last, so that they win where another has the bare name.
+    """The entries with the prefix last, so that they win over one that has the bare name."""
     return sorted(state.items(), key=lambda entry: entry[0].startswith(prefix))
 
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:
-    """``a.b.c`` → (``a.``, ``b.c``), (``a.b.``, ``c``): the prefixes that may be cut off, and what is left."""
+    """``a.b.c`` → (``a.``, ``b.c``), (``a.b.``, ``c``): prefix and rest, for each prefix that may be removed."""
     cut = -1
     for _ in range(_MAX_PREFIX_PARTS):
         cut = name.find(".", cut + 1)
@@ -80,7 +80,10 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _scores(state: Mapping[str, T], names: list[str], fits: Callable[[T, str], bool]) -> dict[str, tuple[int, int]]:
-    """How many names each prefix makes the model's, and how many of those have its shapes."""
+    """For each prefix: how many names become names of the model, and how many of those have its shapes.
+
+    ``-p`` removes ``p``, ``p`` adds it.
+    """
     wanted, scores = set(names), {"": [0, 0]}  # one pass over the names: a file may hold 100,000
 
     def count(prefix: str, name: str, model_name: str) -> None:
@@ -106,7 +109,7 @@ def _scores(state: Mapping[str, T], names: list[str], fits: Callable[[T, str], b
 def _best_prefix(
     state: Mapping[str, T], names: list[str], path: Path | str, fits: Callable[[T, str], bool]
 ) -> tuple[str, list[str]]:
-    """``-p`` to take ``p`` off, ``p`` to put it on, empty to leave the names; and the other prefixes that fit."""
+    """The prefix with the highest score (``-p`` removes ``p``, empty changes nothing), and others that fit as well."""
     scores = _scores(state, names, fits)
     top = max(scores.values())
     best = [prefix for prefix, score in scores.items() if score == top]
@@ -116,9 +119,9 @@ def _best_prefix(
     if len(off) < len(best) or len(off) == 1:
         known = [sign + prefix for prefix in _KNOWN_PREFIXES for sign in ("-", "") if sign + prefix in best]
         return (known or best)[0], []
-    plain = [off[at] for at in plain_of([(prefix,) for prefix in off])]
+    plain = [off[at] for at in not_averaged([(prefix,) for prefix in off])]
     if len(plain) > 1 and 2 * top[0] >= len(names):
-        raise several(path, [prefix.rstrip(".") for prefix in plain])
+        raise several_fit(path, [prefix.rstrip(".") for prefix in plain])
     return "-" + plain[0], [prefix for prefix in off if prefix != plain[0]]
 
 

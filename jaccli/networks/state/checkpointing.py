@@ -1,9 +1,9 @@
-"""Gradient checkpoints in a pass of jaccli: they run their function as it is, where its activations are looked at.
+"""Gradient checkpoints are bypassed in a pass of jaccli: the function in them runs directly.
 
-``torch.utils.checkpoint(…, use_reentrant=True)`` runs a function without a graph, and once more in the backward pass;
-with False it runs it once more for the tensors that the backward pass needs. What was put in, or looked at, in the
-first run is not part of the second, and of the reentrant kind only ``backward()`` is served. The result is that of the
-function, so that the function alone has every derivative.
+``torch.utils.checkpoint(…, use_reentrant=True)`` runs a function without a graph, and again in the backward pass; with
+False it runs it again for the tensors that the backward pass needs. An activation that was replaced or recorded in the
+first run is not part of the second run, and the reentrant kind supports ``backward()`` only. A checkpoint has the
+result of its function, so that calling the function directly gives the same values with all derivatives.
 """
 
 from __future__ import annotations
@@ -20,34 +20,40 @@ from torch.utils import checkpoint as module
 from torch.utils.checkpoint import CheckpointFunction
 
 _APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
-# What a checkpoint that is not reentrant does around its function: a generator of one step.
+# The name of what a non-reentrant checkpoint runs around its function: a generator of one step.
 _AROUND = "_checkpoint_without_reentrant_generator"
 _lock = threading.Lock()
-_here = threading.local()
+_thread = threading.local()
 _count = 0
 
 
 @contextmanager
 def checkpoints_bypassed(every: bool) -> Iterator[None]:
-    """In here, and in this thread alone, reentrant checkpoints are what they compute; ``every``: the others too.
+    """Inside, and in this thread only, reentrant checkpoints run their function directly; with ``every``, all do.
 
-    A checkpoint that is not reentrant saves memory, and is right where the source lies outside.
+    A non-reentrant checkpoint saves memory, and is right as long as no source lies within it.
     """
     global _count
     with _lock:
         _count += 1
         if _count == 1:
             _install()
-    before = getattr(_here, "kinds", (False, False))
-    _here.kinds = (True, every)
+    before = _bypassed()
+    _thread.bypassed = (True, every)
     try:
         yield
     finally:
-        _here.kinds = before
+        _thread.bypassed = before
         with _lock:
             _count -= 1
             if _count == 0:
                 _remove()
+
+
+def _bypassed() -> tuple[bool, bool]:
+    """Whether this thread bypasses reentrant checkpoints, and the others."""
+    kinds: tuple[bool, bool] = getattr(_thread, "bypassed", (False, False))
+    return kinds
 
 
 def _install() -> None:
@@ -55,12 +61,12 @@ def _install() -> None:
     around: Any = getattr(module, _AROUND, None)
 
     def apply(function: Any, preserve_rng_state: bool, *args: Any) -> Any:
-        if getattr(_here, "kinds", (False,))[0]:
+        if _bypassed()[0]:
             return function(*args)
         return inherited(function, preserve_rng_state, *args)
 
     def nothing_around(*args: Any, **kwargs: Any) -> Any:
-        if getattr(_here, "kinds", (False, False))[1]:
+        if _bypassed()[1]:
             return _one_step()
         return around(*args, **kwargs)
 
@@ -75,17 +81,17 @@ def _one_step() -> Iterator[None]:
 
 
 def _remove() -> None:
-    del CheckpointFunction.apply  # what it inherits is seen again
+    del CheckpointFunction.apply  # the inherited function is visible again
     ours: Any = getattr(module, _AROUND, None)
     if hasattr(ours, "original"):
         setattr(module, _AROUND, ours.original)
 
 
 def _frames() -> Iterator[FrameType]:
-    at: FrameType | None = sys._getframe(1)
-    while at is not None:
-        yield at
-        at = at.f_back
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def inside_a_function() -> bool:

@@ -1,8 +1,12 @@
-"""Whether a module tree holds code that is not torch's own, which alone draws from Python's generators."""
+"""Whether a module tree has code that is not torch's own, and which generators that code can draw from.
+
+Layers of torch alone draw only from torch's generators, change no settings, and write to no parameter.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,9 +18,9 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 def has_own_code(module: nn.Module) -> bool:
-    """Whether a forward pass may do more than torch's layers do by themselves.
+    """Whether a forward pass may run other code than that of torch's layers, or write to a parameter.
 
-    Cost: about a microsecond a module. ``max_norm`` counts: with it torch rewrites an embedding's weight.
+    Cost: about a microsecond a module. ``max_norm`` counts: with it torch writes to an embedding's weight.
     """
     if nn.modules.module._has_any_global_hook():
         return True
@@ -24,12 +28,12 @@ def has_own_code(module: nn.Module) -> bool:
 
 
 def _is_own(module: nn.Module) -> bool:
-    held = vars(module)
-    if not _is_torch(type(module)) or any(held.get(name) for name in _HOOKS):
+    attributes = vars(module)
+    if not _is_torch(type(module)) or any(attributes.get(name) for name in _HOOKS):
         return True
-    if held.get("max_norm") is not None:
+    if attributes.get("max_norm") is not None:
         return True
-    return any(callable(v) and not isinstance(v, nn.Module | type) and not _is_torch(v) for v in held.values())
+    return any(callable(v) and not isinstance(v, nn.Module | type) and not _is_torch(v) for v in attributes.values())
 
 
 def _is_torch(thing: Any) -> bool:
@@ -37,23 +41,19 @@ def _is_torch(thing: Any) -> bool:
     return name.startswith(("torch.nn.", "torch.ao.nn.")) or isinstance(thing, torch.dtype | torch.device)
 
 
-def held_generators(module: nn.Module, values: Iterable[Any]) -> list[Any]:
-    """Generators that a module tree draws from: in attributes, of its classes, and beside its forward functions.
+def own_generators(module: nn.Module, values: Iterable[Any]) -> list[Any]:
+    """The generators that a module tree can draw from: in attributes, in its classes, in globals and closures.
 
     Args:
         module: the tree.
-        values: what its attributes and the containers in them hold.
+        values: those of its attributes and of the containers in them.
     """
-    found = {id(v): v for v in values if is_generator(v)}
-    own = {type(m): m for m in module.modules() if not _is_torch(type(m))}
-    for value in _around(own):
-        if is_generator(value):
-            found[id(value)] = value
-    return list(found.values())
+    kinds = dict.fromkeys(type(m) for m in module.modules() if not _is_torch(type(m)))
+    return list({id(v): v for v in chain(values, _reachable(kinds)) if is_generator(v)}.values())
 
 
-def _around(kinds: Mapping[type, nn.Module]) -> Iterator[Any]:
-    """Class attributes, and the globals and closures of ``forward``."""
+def _reachable(kinds: Iterable[type]) -> Iterator[Any]:
+    """The attributes of classes, and the globals and closures of their ``forward``."""
     seen: set[int] = set()
     for kind in kinds:
         for base in kind.__mro__:

@@ -1,4 +1,4 @@
-"""What a recorded program rests on, held against what is there now."""
+"""The state of a model that a recorded program depends on, in a form that is quickly compared with the present one."""
 
 from __future__ import annotations
 
@@ -12,27 +12,34 @@ import torch
 from torch import Tensor
 
 PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
-_PEEK = 64
+# Bytes of a tensor that are compared.
+_SAMPLED_BYTES = 64
+# How deep containers are followed within containers.
 _DEEPEST = 8
 
 
 class Fingerprint:
-    """Tensors by identity, version and a look at their content, other things by value or identity.
+    """Tensors by identity, version and some of their bytes; other objects by value or identity.
 
-    What it names it holds on to, so that no identity is used twice. Writes through ``.data`` move no
-    version; they are seen where they change one of the few bytes that are looked at, on the CPU only.
+    Two fingerprints are equal if a program that was recorded at the first is valid at the second. Limit: a write
+    through ``.data`` counts no version up; it is seen only if it changes a byte that is compared, on the CPU.
+
     Cost: about a microsecond a tensor.
 
     Args:
-        moving: identities of tensors whose content may change.
+        moving: identities of tensors whose content the program does not depend on.
+
+    Attributes:
+        key: what is compared.
+        references: everything that ``key`` has by identity, kept alive so that no identity is used twice.
     """
 
-    __slots__ = ("held", "key", "moving")
+    __slots__ = ("key", "moving", "references")
 
     def __init__(self, moving: Collection[int] = ()) -> None:
         self.moving = moving
         self.key: list[Any] = []
-        self.held: list[Any] = []
+        self.references: list[Any] = []
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Fingerprint) and self.key == other.key
@@ -40,13 +47,13 @@ class Fingerprint:
     __hash__ = None  # type: ignore[assignment]
 
     def name(self, value: Any) -> None:
-        """By identity."""
+        """Add an object by identity."""
         self.key.append(id(value))
-        self.held.append(value)
+        self.references.append(value)
 
     def tensor(self, tensor: Tensor) -> None:
-        """By identity, version and some of its bytes."""
-        self.held.append(tensor)
+        """Add a tensor of any shape, by identity, version and some of its bytes."""
+        self.references.append(tensor)
         if id(tensor) in self.moving:
             self.key += (id(tensor), tuple(tensor.shape), tensor.dtype, tensor.requires_grad)
             return
@@ -54,20 +61,20 @@ class Fingerprint:
         if tensor.layout is not torch.strided or not tensor.is_contiguous():
             return
         try:
-            place = tensor.data_ptr()
+            address = tensor.data_ptr()
         except RuntimeError:  # a tensor subclass without memory of its own
             return
-        self.key.append(place)
-        if place and tensor.is_cpu:
+        self.key.append(address)
+        if address and tensor.is_cpu:
             size = tensor.numel() * tensor.element_size()
             middle = size // 2
-            self.key.append(string_at(place + middle, min(size - middle, _PEEK)))
+            self.key.append(string_at(address + middle, min(size - middle, _SAMPLED_BYTES)))
 
     def value(self, value: Any, depth: int = 0) -> list[torch.nn.Module]:
-        """An attribute: plain values and what containers hold by value, the rest by identity.
+        """Add an attribute: plain values, and the items of containers, by value; the rest by identity.
 
         Returns:
-            Modules that were found in containers; the caller goes on with them.
+            The modules in it, which are not added: the caller adds their attributes.
         """
         if isinstance(value, Tensor):
             self.tensor(value)
@@ -87,7 +94,7 @@ class Fingerprint:
 
 
 def _items(value: Any) -> list[Any] | None:
-    """What a container holds; keys too."""
+    """The items of a container, keys included; None if it is none."""
     if isinstance(value, Mapping):
         return [*value.keys(), *value.values()]
     if isinstance(value, list | tuple):

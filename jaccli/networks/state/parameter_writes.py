@@ -1,4 +1,4 @@
-"""Parameters that a forward pass rewrites: noticed before the first write, so that nothing has to be undone."""
+"""Parameters that a forward pass writes to: a write is stopped before it happens, and nothing has to be undone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaccli.runtime.dispatch import Mode, passed
 
 
 class ParameterWritten(BaseException):
-    """The pass was about to write to this storage, or has put another in place of a parameter's.
+    """A pass was about to write to a parameter's storage, or has given the parameter another one.
 
     Not an ``Exception``: a model's own ``except Exception`` must not swallow it.
     """
@@ -25,51 +25,49 @@ class ParameterWritten(BaseException):
 
 
 class WriteWatch(Mode):
-    """Raises ``ParameterWritten`` in place of an operator that writes to one of the storages.
+    """A dispatch mode that raises ``ParameterWritten`` in place of an operator that writes to one of the storages.
 
     Cost: some 4 µs an operator.
 
     Attributes:
-        found: the first storage that was to be written to, whatever became of the exception.
+        written: the first storage that was to be written to; set even if the model swallowed the exception.
     """
 
     def __init__(self, storages: Iterable[int]) -> None:
         super().__init__()
         self.storages = frozenset(storages)
-        self.found: int | None = None
+        self.written: int | None = None
 
     def leave(self) -> None:
-        """The pass is over: nothing is watched, though an interrupt came while the mode was entered or left."""
+        """Stop watching, also if an interrupt came while the mode was entered or left."""
         self.storages = frozenset()
         if _get_current_dispatch_mode() is self:
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def see(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        for written in _written(op):
-            for tensor in _tensors(written(args, kwargs)):
+        for argument in _written_arguments(op):
+            for tensor in _tensors(argument(args, kwargs)):
                 if (storage := storage_of(tensor)) in self.storages:
-                    self.found = storage
+                    self.written = storage
                     raise ParameterWritten(storage)
         return passed(op, args, kwargs)
 
 
-Pick = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+# Picks one argument of a call.
+Argument = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
 
 @cache
-def _written(op: Any) -> tuple[Pick, ...]:
-    """What an operator writes to, each as a function of its arguments."""
+def _written_arguments(op: Any) -> tuple[Argument, ...]:
+    """The arguments that an operator writes to, by its schema."""
     if not isinstance(op, torch._ops.OpOverload):
         return ()
-    found: list[Pick] = []
-    for place, argument in enumerate(op._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            found.append(_picked(place, argument.name))
-    return tuple(found)
+    arguments = enumerate(op._schema.arguments)
+    return tuple(_argument(i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write)
 
 
-def _picked(place: int, name: str) -> Pick:
-    return lambda args, kwargs: args[place] if place < len(args) else kwargs.get(name)
+def _argument(position: int, name: str) -> Argument:
+    return lambda args, kwargs: args[position] if position < len(args) else kwargs.get(name)
 
 
 def _tensors(value: Any) -> Iterable[Tensor]:
@@ -79,7 +77,7 @@ def _tensors(value: Any) -> Iterable[Tensor]:
 
 
 def storage_of(tensor: Tensor) -> int:
-    """The same for tensors that share memory; 0 where there is none of its own."""
+    """A number that tensors of one storage share; 0 of a tensor without memory of its own."""
     try:
         return int(tensor.untyped_storage()._cdata)
     except (RuntimeError, NotImplementedError):  # a sparse tensor, or a subclass without memory of its own

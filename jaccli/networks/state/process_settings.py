@@ -18,7 +18,7 @@ _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], object]]] = [
 
 @contextmanager
 def restored_settings() -> Iterator[None]:
-    """Default dtype, threads, precision of float32 products and determinism. Cost: some microseconds."""
+    """Put back default dtype, threads, precision of float32 products and determinism. Cost: some microseconds."""
     before = [read() for read, _ in _SETTINGS]
     try:
         yield

@@ -1,8 +1,8 @@
-"""Random generators: where they stand, whether a pass has drawn from them, and how they are put back.
+"""Random generators: their states before a pass, whether the pass drew from them, and how the states are put back.
 
 A model may draw from torch's generators (one for each device), from NumPy's and Python's global ones, from
-generators of its own, and from those that it makes in a pass without a seed. All are ``GeneratorSource``s: read
-once, compared cheaply, and set only where they have moved.
+generators of its own, and from those that it makes in a pass without a seed. Each is a ``GeneratorSource``: its state
+is read once, compared by a short key, and set only if the generator has drawn since.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _MERSENNE_BYTES = 624 * 4 + 4  # its words and its position
 
 @dataclass(frozen=True, slots=True)
 class GeneratorSource:
-    """One generator.
+    """How one generator is read and set.
 
-    Args:
-        name: for people.
-        read: a key that is another once it has drawn, quickly compared, and its state.
-        put: sets its state.
+    Attributes:
+        name: for messages.
+        read: gives a key, which differs once the generator has drawn and is quickly compared, and the state.
+        put: sets the state.
     """
 
     name: str
@@ -88,7 +88,7 @@ def generators_starting_at(start: GeneratorStates) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """All global generators begin at a seed, new ones without a seed too, and are put back afterwards."""
+    """Inside, all global generators, and new ones without a seed, start at a seed; afterwards they are put back."""
     before = GeneratorStates.now()
     seed_all(seed)
     try:
@@ -99,7 +99,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def seed_all(seed: int) -> None:
-    """Seed torch on every device, Python's generator, NumPy's where NumPy is in use, and those that models make."""
+    """Seed torch on every device, Python's generator, NumPy's if NumPy is imported, and those that models make."""
     SEEDS.begin(seed)
     torch.manual_seed(seed)
     random.seed(seed)
@@ -154,7 +154,7 @@ class RandomDraws:
 
 
 def use_numpy() -> None:
-    """NumPy imports its generators when they are first used: then they are seeded by the system, in mid-pass."""
+    """Import NumPy's generators, if NumPy is in use, before a pass does: their import seeds them from the system."""
     if "numpy" in sys.modules:
         import numpy.random  # noqa: F401
 
@@ -162,7 +162,7 @@ def use_numpy() -> None:
 def is_generator(value: Any) -> bool:
     """Whether it is a generator whose state can be read and set."""
     kind = type(value)
-    if kind not in _kinds:  # torch's own answer to isinstance takes a while
+    if kind not in _kinds:  # isinstance of a torch type is slow
         _kinds[kind] = _is_generator_type(kind)
     return _kinds[kind]
 
@@ -183,14 +183,14 @@ def _global(python: bool) -> Iterator[GeneratorSource]:
     if not python:
         return
     yield _python_source(random._inst, "Python's generator")
-    yield GeneratorSource(_UNSEEDED, lambda: (SEEDS.place, SEEDS.place), SEEDS.put)
+    yield GeneratorSource(_UNSEEDED, lambda: (SEEDS.position, SEEDS.position), SEEDS.put)
     mtrand = sys.modules.get("numpy.random.mtrand")
     if mtrand is not None:
         yield _legacy_source(mtrand._rand, "NumPy's generator")
 
 
 def _accelerators() -> Iterator[GeneratorSource]:
-    """Every device of an accelerator that this process has begun to use."""
+    """One for every device of an accelerator, if this process has begun to use it."""
     kind = torch.accelerator.current_accelerator()
     if kind is None:
         return
@@ -233,14 +233,14 @@ def _python_source(generator: random.Random, name: str) -> GeneratorSource:
     def read() -> tuple[Hashable, Any]:
         state = generator.getstate()
         words = state[1]
-        # Its position, and words that a new round and another seed change: the first is the same for every seed.
+        # The position, and words that change in a new round and with another seed: the first does not.
         return (words[-1], *words[:3], state[2]), state
 
     return GeneratorSource(name, read, generator.setstate)
 
 
 def _legacy_source(generator: Any, name: str) -> GeneratorSource:
-    """NumPy's ``RandomState``, whose state takes 70 µs to read, and the memory that it stands in 1 µs."""
+    """NumPy's ``RandomState``: reading its state takes 70 µs, reading the memory that holds it 1 µs."""
     bits = generator._bit_generator
     if type(bits).__name__ != "MT19937":
         return GeneratorSource(
@@ -249,20 +249,20 @@ def _legacy_source(generator: Any, name: str) -> GeneratorSource:
     address = bits.ctypes.state_address
 
     def read() -> tuple[Hashable, Any]:
-        memory, (known, state) = string_at(address, _MERSENNE_BYTES), _read.get(id(generator), (b"", {}))
-        # A normal number that was kept back is given out without a trace in that memory.
-        if known != memory or state["has_gauss"]:
+        memory, (last, state) = string_at(address, _MERSENNE_BYTES), _last_read.get(id(generator), (b"", {}))
+        # Drawing the second of two normal numbers leaves no trace in that memory.
+        if last != memory or state["has_gauss"]:
             state = generator.get_state(legacy=False)
             if generator is sys.modules["numpy.random.mtrand"]._rand:
-                _read[id(generator)] = memory, state
+                _last_read[id(generator)] = memory, state
         return (memory, state["has_gauss"]), state
 
     def put(state: Any) -> None:
         generator.set_state(state)
-        _read.pop(id(generator), None)
+        _last_read.pop(id(generator), None)
 
     return GeneratorSource(name, read, put)
 
 
-# Of NumPy's global generator: the memory that it stood in when it was read, and its state.
-_read: dict[int, tuple[bytes, Any]] = {}
+# NumPy's global generator when it was last read: its memory, and its state.
+_last_read: dict[int, tuple[bytes, Any]] = {}

@@ -1,66 +1,76 @@
-"""Putting an ``nn.Module`` back as it was: parameters, buffers, submodules, hooks, and what attributes hold."""
+"""The state of an ``nn.Module`` before a pass, put back after it: tensors, submodules, hooks and attributes.
+
+Invariants, while a ``ModuleState`` is installed:
+
+* no tensor or array that the model was handed over with can be written to: copies stand in for buffers and for what
+  attributes hold, and parameters are watched (``parameter_writes``) or copied;
+* a copy that a pass has written to is replaced by another copy and never overwritten, since a recorded graph may need
+  its values;
+* one original has one copy, so that what is shared stays shared.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from jaccli.networks.state.attributes import containers, is_array
+from jaccli.networks.state.attributes import Containers, is_array
 from jaccli.networks.state.parameter_writes import ParameterWritten, storage_of
 
+# Attributes of every module that hold no state of the model.
 _MACHINERY = frozenset(vars(nn.Module())) - {"training", "_is_full_backward_hook"} | {
     "_parameters",
     "_buffers",
     "_modules",
 }
-# Of the machinery what a pass may add to or replace, as a layer that is built when it is first called.
-_REGISTERED = (
+# Those of them that a pass may add to or replace, as a layer does that builds itself when it is first called.
+_REGISTRATIONS = (
     "_modules",
     *(f"_{way}{when}_hooks" for way in ("forward", "backward") for when in ("", "_pre")),
     *(f"_forward{when}_hooks_with_kwargs" for when in ("", "_pre")),
     "_forward_hooks_always_called",
 )
+_Kind = Literal["_buffers", "_parameters"]
+# Copies of at most so many elements are compared by content too.
+_SMALL = 4096
 
 
 class ModuleState:
-    """Lets a module tree run without touching what it keeps.
+    """The state of a module tree, and copies of it for passes.
 
-    While installed, copies stand in for buffers and for tensors and arrays in plain attributes, so that the
-    originals are never written. A copy that a pass has written to is replaced, not overwritten: a
-    recorded graph may still need it. Cost: one copy of these tensors, and a look at each a pass.
-    Parameters are not copied, save for those in ``shielded``, which passes rewrite: each pass gets one anew,
-    through which gradients flow where parameters are not ``frozen``.
+    Cost: one copy of the buffers and of tensors and arrays in attributes; for each pass a look at each of them. A
+    parameter in ``copied`` is copied for each pass, in such a way that gradients reach it unless ``frozen``.
 
     Args:
         module: the tree.
-        shielded: storages of parameters that passes are known to write to; more may be added.
-        frozen: no gradients are wanted by parameters.
-        writes: passes may write to parameters; else they are left alone.
+        copied: storages of parameters that passes write to; the caller may add some later.
+        frozen: no gradients of parameters are wanted.
+        guarded: passes may write to parameters and change registrations; else those are not looked at.
     """
 
-    def __init__(self, module: nn.Module, shielded: Collection[int] = (), frozen: bool = True, writes: bool = False):
-        self._shielded, self._frozen, self._writes = shielded, frozen, writes
+    def __init__(self, module: nn.Module, copied: Collection[int] = (), frozen: bool = True, guarded: bool = False):
+        self._copied, self._frozen, self._guarded = copied, frozen, guarded
         self._modules = list(module.modules())
-        held = [vars(m).get(name) for m in self._modules for name in _REGISTERED] if writes else []
-        self._registered = [(now, dict(now)) for now in held if isinstance(now, dict)]
+        tables = [vars(m).get(name) for m in self._modules for name in _REGISTRATIONS] if guarded else []
+        self._registrations = [(table, dict(table)) for table in tables if isinstance(table, dict)]
         self._attributes = [_attributes(m) for m in self._modules]
-        self._buffers = [_buffers(m) for m in self._modules]
-        self._parameters = [_parameters(m) if writes else {} for m in self._modules]
-        self._containers = [(c, _items(c)) for c in containers(self._attributes)]
-        self._copies: dict[int, _Copy | _ArrayCopy] = {}
-        every = {id(p): p for held in self._parameters for p in held.values() if p is not None}
-        # Of each the memory that it stands in: a pass may put other memory in its place (``p.data = …``).
+        self._buffers = [_tensors(m, "_buffers") for m in self._modules]
+        self._parameters = [_tensors(m, "_parameters") if guarded else {} for m in self._modules]
+        self._containers = Containers(self._attributes)
+        self._copies: dict[int, _TensorCopy | _ArrayCopy] = {}
+        every = {id(p): p for parameters in self._parameters for p in parameters.values() if p is not None}
+        # A pass may give a parameter other memory (``p.data = …``); the detached tensor keeps that of before alive.
         self._memory = [(p, storage_of(p), p.detach()) for p in every.values()]
-        self._fresh: dict[int, Tensor] = {}
+        self._pass_parameters: dict[int, Tensor] = {}
 
     def install(self) -> None:
-        """Start a pass: the state the model was handed over with, in copies."""
-        self._fresh.clear()
-        self._put(self._stand_in)
+        """Begin a pass: the module holds its original state, in copies."""
+        self._pass_parameters.clear()
+        self._put(self._copy)
 
     def remove(self) -> None:
         """Put the originals back."""
@@ -68,18 +78,18 @@ class ModuleState:
         for parameter, storage, memory in self._memory:
             if storage_of(parameter) != storage:
                 parameter.data = memory
-        self._fresh.clear()
+        self._pass_parameters.clear()
 
     @property
-    def storages(self) -> list[int]:
-        """Of the parameters that are not copied."""
-        return [storage for _, storage, _ in self._memory if storage and storage not in self._shielded]
+    def watched_storages(self) -> list[int]:
+        """The storages of parameters that passes use without a copy."""
+        return [storage for _, storage, _ in self._memory if storage and storage not in self._copied]
 
-    def check(self) -> None:
-        """After a pass.
+    def check_parameters(self) -> None:
+        """To be called after a pass.
 
         Raises:
-            ParameterWritten: it put other memory in a parameter's place.
+            ParameterWritten: it gave a parameter other memory.
         """
         for parameter, storage, memory in self._memory:
             if storage_of(parameter) != storage:
@@ -87,91 +97,85 @@ class ModuleState:
                 raise ParameterWritten(storage)
 
     def _put(self, change: Callable[[Any], Any]) -> None:
-        """Everything that modules hold, each value changed."""
-        for now, before in self._registered:
-            if now != before:
-                now.clear()
-                now.update(before)
-        together = zip(self._modules, self._attributes, self._buffers, self._parameters, strict=True)
-        for module, attributes, buffers, parameters in together:
-            _restore_attributes(module, {name: change(value) for name, value in attributes.items()})
-            _restore_tensors(module, "_buffers", {name: change(value) for name, value in buffers.items()})
-            if self._writes:
-                _restore_tensors(module, "_parameters", {name: change(value) for name, value in parameters.items()})
-        for container, items in self._containers:
-            if isinstance(items, dict):
-                _refill(container, {key: change(value) for key, value in items.items()})
-            else:
-                _refill(container, [change(value) for value in items])
-
-    def _stand_in(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return self._copy(value) if is_array(value) else value
-        if isinstance(value, nn.Parameter):
-            return self._anew(value) if self._shielded and storage_of(value) in self._shielded else value
-        return self._copy(value)
+        """Give the modules the state of the snapshot, with ``change`` of each value."""
+        for table, entries in self._registrations:
+            if table != entries:
+                table.clear()
+                table.update(entries)
+        states = zip(self._modules, self._attributes, self._buffers, self._parameters, strict=True)
+        for module, attributes, buffers, parameters in states:
+            _set_attributes(module, {name: change(value) for name, value in attributes.items()})
+            _set_tensors(module, "_buffers", {name: change(value) for name, value in buffers.items()})
+            if self._guarded:
+                _set_tensors(module, "_parameters", {name: change(value) for name, value in parameters.items()})
+        self._containers.put(change)
 
     def _copy(self, value: Any) -> Any:
+        """What a pass gets in place of a value."""
+        if isinstance(value, nn.Parameter):
+            return self._pass_parameter(value) if self._copied and storage_of(value) in self._copied else value
+        if not isinstance(value, Tensor) and not is_array(value):
+            return value
         copy = self._copies.get(id(value))
-        if copy is None or copy.written():
-            copy = self._copies[id(value)] = _Copy(value) if isinstance(value, Tensor) else _ArrayCopy(value)
-        return copy.stand_in
+        if copy is None or copy.was_written():
+            copy = self._copies[id(value)] = _TensorCopy(value) if isinstance(value, Tensor) else _ArrayCopy(value)
+        return copy.copy
 
-    def _anew(self, parameter: nn.Parameter) -> Tensor:
-        if id(parameter) not in self._fresh:
+    def _pass_parameter(self, parameter: nn.Parameter) -> Tensor:
+        if id(parameter) not in self._pass_parameters:
             copy = parameter.detach().clone() if self._frozen else parameter.clone()
-            self._fresh[id(parameter)] = copy
-        return self._fresh[id(parameter)]
+            self._pass_parameters[id(parameter)] = copy
+        return self._pass_parameters[id(parameter)]
 
 
 class _ArrayCopy:
-    """Of a NumPy array: no counter tells of a write."""
+    """The copy of a NumPy array, which has no version counter."""
 
     def __init__(self, original: Any) -> None:
-        self.original, self.stand_in = original, original.copy()
+        self.original, self.copy = original, original.copy()
 
-    def written(self) -> bool:
-        return bool(self.stand_in.tobytes() != self.original.tobytes())
+    def was_written(self) -> bool:
+        return bool(self.copy.tobytes() != self.original.tobytes())
 
 
-class _Copy:
+class _TensorCopy:
+    """The copy of a tensor."""
+
     def __init__(self, original: Tensor) -> None:
         self.original = original
-        self.stand_in = original.detach().clone()
-        self.version = _version(self.stand_in)
-        self.small = original.numel() <= _SMALL
+        self.copy = original.detach().clone()
+        self.version = _version(self.copy)
+        self.is_small = original.numel() <= _SMALL
 
-    def written(self) -> bool:
-        """By its version counter; small ones also by content, which sees writes through ``.data``."""
-        version = _version(self.stand_in)
+    def was_written(self) -> bool:
+        """By its version counter; of a small one by content too, which shows writes through ``.data``."""
+        version = _version(self.copy)
         if version is None or version != self.version:
             return True
-        return self.small and not _same(self.stand_in, self.original)
-
-
-_SMALL = 4096
+        return self.is_small and not _equal(self.copy, self.original)
 
 
 def _version(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
-def _buffers(module: nn.Module) -> dict[str, Any]:
+def _equal(a: Tensor, b: Tensor) -> bool:
+    if a.layout is not torch.strided or b.layout is not torch.strided:  # sparse tensors are not compared by torch
+        return True
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _tensors(module: nn.Module, kind: _Kind) -> dict[str, Any]:
+    """Name → tensor, of the module itself."""
     if isinstance(module, torch.jit.ScriptModule):
-        return dict(module.named_buffers(recurse=False))
-    return dict(module._buffers)
+        named = module.named_buffers if kind == "_buffers" else module.named_parameters
+        return dict(named(recurse=False))
+    return dict(vars(module)[kind])
 
 
-def _parameters(module: nn.Module) -> dict[str, Any]:
+def _set_tensors(module: nn.Module, kind: _Kind, tensors: dict[str, Any]) -> None:
     if isinstance(module, torch.jit.ScriptModule):
-        return dict(module.named_parameters(recurse=False))
-    return dict(module._parameters)
-
-
-def _restore_tensors(module: nn.Module, kind: str, tensors: dict[str, Any]) -> None:
-    """``kind`` is ``_buffers`` or ``_parameters``."""
-    if isinstance(module, torch.jit.ScriptModule):
-        # What a script holds is on the other side of a binding: its slots are set one by one.
+        # The tensors of a script are on the C++ side, and are set one by one.
         for name, tensor in tensors.items():
             if kind == "_buffers" or module._c.getattr(name) is not tensor:
                 module._c.setattr(name, tensor)
@@ -182,19 +186,14 @@ def _restore_tensors(module: nn.Module, kind: str, tensors: dict[str, Any]) -> N
         now.update(tensors)
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    if a.layout is not torch.strided or b.layout is not torch.strided:  # sparse tensors are not compared by torch
-        return True
-    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
-
-
 def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Name → value of the plain attributes."""
     if isinstance(module, torch.jit.ScriptModule):
         return {}
     return {name: value for name, value in vars(module).items() if name not in _MACHINERY}
 
 
-def _restore_attributes(module: nn.Module, attributes: dict[str, Any]) -> None:
+def _set_attributes(module: nn.Module, attributes: dict[str, Any]) -> None:
     if isinstance(module, torch.jit.ScriptModule):
         return
     now = vars(module)
@@ -206,71 +205,38 @@ def _restore_attributes(module: nn.Module, attributes: dict[str, Any]) -> None:
 
 
 def attribute_values(module: nn.Module) -> Iterator[Any]:
-    """What the plain attributes of all modules hold, and the containers in them."""
-    held = [_attributes(m) for m in module.modules()]
-    for values in [*(list(h.values()) for h in held), *(_values(c) for c in containers(held))]:
+    """The values of the plain attributes of all modules, of the containers in them, and of tuples in either."""
+    attributes = [_attributes(m) for m in module.modules()]
+    for values in [*(list(a.values()) for a in attributes), *Containers(attributes).values()]:
         for value in values:
             yield from value if isinstance(value, tuple) else (value,)
 
 
-def attribute_tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Tensors among them."""
-    yield from (value for value in attribute_values(module) if isinstance(value, Tensor))
-
-
 def map_attributes(module: nn.Module, change: Callable[[Any], Any]) -> None:
-    """Replace what the plain attributes of all modules hold, and mutable containers in them, by ``change`` of it."""
+    """Put ``change`` of each value in its place, in the plain attributes of all modules and the containers in them."""
     modules = list(module.modules())
-    held = [_attributes(m) for m in modules]
-    for owner, attributes in zip(modules, held, strict=True):
-        _restore_attributes(owner, {name: change(value) for name, value in attributes.items()})
-    for container in containers(held):
-        items = _items(container)
-        if isinstance(items, dict):
-            _refill(container, {key: change(value) for key, value in items.items()})
-        else:
-            _refill(container, [change(value) for value in items])
-
-
-def _values(container: Any) -> list[Any]:
-    return list(container.values() if isinstance(container, dict) else container)
-
-
-def _items(container: Any) -> Any:
-    return dict(container) if isinstance(container, dict) else list(container)
-
-
-def _refill(container: Any, items: Any) -> None:
-    if isinstance(container, dict):
-        same = len(container) == len(items) and all(container.get(k, _ABSENT) is v for k, v in items.items())
-        if not same:
-            container.clear()
-            container.update(items)
-        return
-    if len(container) == len(items) and all(a is b for a, b in zip(container, items, strict=True)):
-        return
-    container.clear()
-    container.update(items) if isinstance(container, set) else container.extend(items)
-
-
-_ABSENT = object()
+    attributes = [_attributes(m) for m in modules]
+    containers = Containers(attributes)
+    for owner, own in zip(modules, attributes, strict=True):
+        _set_attributes(owner, {name: change(value) for name, value in own.items()})
+    containers.put(change)
 
 
 @contextmanager
 def without_parameter_gradients(tensors: Iterator[Tensor], frozen: bool = True) -> Iterator[None]:
-    """Switch ``requires_grad`` of leaves off, if ``frozen``.
+    """Inside, the leaves among the tensors require no gradients, if ``frozen``.
 
-    Afterwards it is what it was, and so is ``grad``, whatever a pass has made of them.
+    Afterwards ``requires_grad`` and ``grad`` are as before, even if a pass has changed them.
     """
     leaves = [(t, t.requires_grad, t.grad) for t in tensors if t.is_leaf and not t.is_inference()]
-    for tensor, asks, _ in leaves:
-        if asks and frozen:
+    for tensor, requires, _ in leaves:
+        if requires and frozen:
             tensor.requires_grad_(False)
     try:
         yield
     finally:
-        for tensor, asks, grad in leaves:
-            if tensor.requires_grad != asks:
-                tensor.requires_grad_(asks)
+        for tensor, requires, grad in leaves:
+            if tensor.requires_grad != requires:
+                tensor.requires_grad_(requires)
             if tensor.grad is not grad:
                 tensor.grad = grad

@@ -1,7 +1,8 @@
-"""Generators that a pass makes for itself without a seed: the system would seed them otherwise in every pass.
+"""Generators that a pass makes without a seed get seeds from a stream that can be put back, so that passes repeat.
 
-Within a pass, and in its thread alone, such generators of NumPy and Python get their seeds from one stream, which
-stands where it is put. What asks the system itself (``os.urandom``, ``secrets``) is never touched: keys are made of it.
+Without this the system would seed them anew in every pass. It holds for generators of NumPy and Python, within a pass
+and in its thread only. Code that asks the system directly (``os.urandom``, ``secrets``) is left alone, as it may make
+keys.
 """
 
 from __future__ import annotations
@@ -21,51 +22,51 @@ _SYSTEM = random.SystemRandom()
 
 
 class SeedStream(threading.local):
-    """Seeds, each a hash of where the stream begins and of how many were given; each thread has its own place.
+    """Seeds, each a hash of the stream's start and of the number of seeds before; each thread has its own count.
 
-    What a module seeds while it is imported leaves the place as it was, since that happens in the first pass alone: it
-    is counted by module, and from the beginning in each pass.
+    A module that makes a generator while it is imported does not move the count, since it does so in the first pass
+    only: its seeds are counted by module, from the beginning in each pass.
 
     Args:
         start: the same in all threads until ``begin`` is called.
     """
 
-    given = 0
-    holders = 0
+    count = 0
+    depth = 0  # of ``fixed_seeds`` in this thread
 
     def __init__(self, start: int) -> None:
         self.start = start
         self.imports: Counter[str] = Counter()
 
     def begin(self, seed: int) -> None:
-        """Give the seeds of this seed from now on."""
-        self.start, self.given = seed, 0
+        """Start again, at this seed."""
+        self.start, self.count = seed, 0
 
     @property
-    def place(self) -> tuple[int, int]:
-        """Where it stands."""
-        return self.start, self.given
+    def position(self) -> tuple[int, int]:
+        """Start and count."""
+        return self.start, self.count
 
-    def put(self, place: tuple[int, int]) -> None:
-        """Stand there."""
-        self.start, self.given = place
+    def put(self, position: tuple[int, int]) -> None:
+        """Go on from this position."""
+        self.start, self.count = position
 
-    def bits(self, count: int) -> int:
-        """So many random bits: the next seed, or the system's where this thread is in no pass."""
-        if not self.holders:
-            return _SYSTEM.getrandbits(count)
-        if module := _imported_now():
+    def bits(self, size: int) -> int:
+        """The next seed, of ``size`` bits; from the system if this thread is in no pass."""
+        if not self.depth:
+            return _SYSTEM.getrandbits(size)
+        if module := _importing_module():
             self.imports[module] += 1
             number = f"{module} {self.imports[module]}"
         else:
-            self.given += 1
-            number = f"{self.given}"
-        digest = hashlib.shake_256(f"{self.start}:{number}".encode()).digest((count + 7) // 8)
-        return int.from_bytes(digest, "little") % (1 << count)
+            self.count += 1
+            number = f"{self.count}"
+        digest = hashlib.shake_256(f"{self.start}:{number}".encode()).digest((size + 7) // 8)
+        return int.from_bytes(digest, "little") % (1 << size)
 
 
-def _imported_now() -> str | None:
-    """The module that this thread imports within its pass."""
+def _importing_module() -> str | None:
+    """The module that this thread is importing within its pass, if any."""
     frame, inner = sys._getframe(1).f_back, ""
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
@@ -81,7 +82,7 @@ SEEDS = SeedStream(_SYSTEM.getrandbits(_PYTHON_BITS))
 
 
 def _python_seed(generator: random.Random, a: Any = None, version: int = 2) -> None:
-    _seed(generator, SEEDS.bits(_PYTHON_BITS) if a is None and SEEDS.holders else a, version)
+    _seed(generator, SEEDS.bits(_PYTHON_BITS) if a is None and SEEDS.depth else a, version)
 
 
 _seed = random.Random.seed
@@ -92,22 +93,22 @@ _sessions = 0
 
 @contextmanager
 def fixed_seeds() -> Iterator[None]:
-    """Within, in this thread, generators without a seed are seeded by ``SEEDS``. Cost: some microseconds."""
+    """Inside, in this thread, generators without a seed are seeded by ``SEEDS``. Cost: some microseconds."""
     global _sessions
     with _lock:
         _sessions += 1
         if _sessions == 1:
             _replace(random.Random, "seed", _python_seed)
             numpy = sys.modules.get("numpy.random.bit_generator")
-            if hasattr(numpy, "randbits"):  # what ``SeedSequence`` asks
+            if hasattr(numpy, "randbits"):  # ``SeedSequence`` calls it
                 _replace(numpy, "randbits", SEEDS.bits)
-    if not SEEDS.holders:
+    if not SEEDS.depth:
         SEEDS.imports.clear()
-    SEEDS.holders += 1
+    SEEDS.depth += 1
     try:
         yield
     finally:
-        SEEDS.holders -= 1
+        SEEDS.depth -= 1
         with _lock:
             _sessions -= 1
             while not _sessions and _replaced:
