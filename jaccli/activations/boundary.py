@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,7 @@ from jaccli.activations.address import Address
 from jaccli.activations.nested import Path, get, leaves, locate_tensor, put
 from jaccli.activations.sample_view import SampleView, view_for
 from jaccli.errors import UnsupportedError, UsageError
+from jaccli.networks.network import Network
 
 # One side of a module call: module path, "in" or "out", and the number of the call, from 1.
 Boundary = tuple[str, str, int]
@@ -24,6 +26,27 @@ MODEL_OUTPUT: Boundary = ("", "out", 1)
 def module_paths(boundaries: Iterable[Boundary]) -> frozenset[str]:
     """The modules whose calls a tap has to see for these boundaries."""
     return frozenset(path for path, _, _ in boundaries if path)
+
+
+class BoundaryTap(ABC):
+    """A tap that treats both sides of a call in one function, ``at``. See ``networks.network.Tap``."""
+
+    paths: frozenset[str] | None
+
+    def enter(self, path: str, call: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.at((path, "in", call), (args, kwargs))
+
+    def leave(self, path: str, call: int, output: Any) -> Any:
+        return self.at((path, "out", call), output)
+
+    @abstractmethod
+    def at(self, boundary: Boundary, value: Any) -> Any:
+        """The value to go on with, for the value at a boundary."""
+
+    def run(self, network: Network, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """One forward pass with this tap, which gets the model's own input and output too."""
+        args = (self.at(MODEL_INPUT, args[0]), *args[1:])
+        self.at(MODEL_OUTPUT, network.run(args, kwargs, self if self.paths else None))
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,7 @@ import torch
 from torch import Tensor
 
 from jaccli.activations.address import Address
-from jaccli.activations.boundary import (
-    MODEL_INPUT,
-    MODEL_OUTPUT,
-    Boundary,
-    as_key,
-    boundary_of,
-    elements_in,
-    module_paths,
-)
+from jaccli.activations.boundary import Boundary, BoundaryTap, as_key, boundary_of, elements_in, module_paths
 from jaccli.activations.nested import get, locate_tensor
 from jaccli.activations.record import Inputs
 from jaccli.networks.network import Network
@@ -97,32 +89,23 @@ def tensors_at(network: Network, inputs: Inputs, addresses: Sequence[Address]) -
     """The whole tensors that hold the activations which the inputs reach. Cost: a forward pass without gradients."""
     tap = _TensorsAt(addresses)
     with torch.no_grad():
-        tap.at(MODEL_INPUT, inputs.args[0])
-        output = network.run(inputs.args, inputs.kwargs, tap if tap.paths else None)
-    tap.at(MODEL_OUTPUT, output)
+        tap.run(network, inputs.args, inputs.kwargs)
     return tap.tensors
 
 
-class _TensorsAt:
+class _TensorsAt(BoundaryTap):
     """A tap that copies the tensors at some addresses."""
 
     def __init__(self, addresses: Sequence[Address]) -> None:
         self.boundaries = {address: boundary_of(address) for address in addresses}
-        self.paths: frozenset[str] | None = module_paths(self.boundaries.values())
+        self.paths = module_paths(self.boundaries.values())
         self.tensors: dict[Address, Tensor] = {}
 
-    def enter(self, path: str, call: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.at((path, "in", call), (args, kwargs))
-        return args, kwargs
-
-    def leave(self, path: str, call: int, output: Any) -> Any:
-        self.at((path, "out", call), output)
-        return output
-
-    def at(self, boundary: Boundary, value: Any) -> None:
+    def at(self, boundary: Boundary, value: Any) -> Any:
         for address, where in self.boundaries.items():
             if boundary == where:
                 if as_key(address, value) is not address:
                     continue  # an element whose own name looks like an index or a dimension
                 tensor = get(value, locate_tensor(value, elements_in(address, value), address))
                 self.tensors[address] = tensor.detach().clone()  # an in-place operator may follow
+        return value

@@ -6,13 +6,14 @@ by ``h``, and is stopped at the target.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jaccli.activations.boundary import MODEL_INPUT, MODEL_OUTPUT, ActivationLocation, Boundary, module_paths
+from jaccli.activations.boundary import ActivationLocation, Boundary, BoundaryTap, module_paths
 from jaccli.activations.record import Inputs
 from jaccli.autograd.walk import mend_batch_norm
 from jaccli.errors import UnsupportedError
@@ -51,12 +52,8 @@ class LayerFunction:
             UnsupportedError: with this ``h`` the model does not reach the target.
         """
         tap = _Substitute(self.source, self.target, h)
-        try:
-            args = (tap.at(MODEL_INPUT, self.inputs.args[0]), *self.inputs.args[1:])
-            output = self.network.run(args, self.inputs.kwargs, tap if tap.paths else None)
-            tap.at(MODEL_OUTPUT, output)
-        except StopRun:
-            pass
+        with suppress(StopRun):
+            tap.run(self.network, self.inputs.args, self.inputs.kwargs)
         if tap.reached is None:
             raise UnsupportedError(
                 f"layer {str(self.target.address)!r} was reached at the sample and is not near it",
@@ -75,21 +72,15 @@ class LayerFunction:
         return replace(self, inputs=self.inputs.each(repeat))
 
 
-class _Substitute:
+class _Substitute(BoundaryTap):
     """The tap of one call: puts ``h`` in at the source, keeps the target's activation and stops the run there."""
 
     gives_copies = True
 
     def __init__(self, source: ActivationLocation, target: ActivationLocation, h: Tensor) -> None:
         self.source, self.target, self.h = source, target, h
-        self.paths: frozenset[str] | None = module_paths((source.boundary, target.boundary))
+        self.paths = module_paths((source.boundary, target.boundary))
         self.reached: Tensor | None = None
-
-    def enter(self, path: str, call: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self.at((path, "in", call), (args, kwargs))
-
-    def leave(self, path: str, call: int, output: Any) -> Any:
-        return self.at((path, "out", call), output)
 
     def at(self, boundary: Boundary, value: Any) -> Any:
         if boundary == self.source.boundary:

@@ -13,10 +13,9 @@ from torch.utils._pytree import tree_map_only
 
 from jaccli.activations.address import Address
 from jaccli.activations.boundary import (
-    MODEL_INPUT,
-    MODEL_OUTPUT,
     ActivationLocation,
     Boundary,
+    BoundaryTap,
     boundary_of,
     locate_activation,
     module_paths,
@@ -138,7 +137,7 @@ class ForwardRecord:
     same: set[tuple[Address, Address]]
 
 
-class ActivationRecorder:
+class ActivationRecorder(BoundaryTap):
     """The tap of ``record``.
 
     In a live run a source becomes a variable. It is detached from what came before only if that asks for no gradient:
@@ -153,7 +152,7 @@ class ActivationRecorder:
         for position, addresses in enumerate((sources, targets)):
             for address in addresses:
                 self.addresses.setdefault(boundary_of(address), ([], []))[position].append(address)
-        self.paths: frozenset[str] | None = module_paths(self.addresses)
+        self.paths = module_paths(self.addresses)
         self.sources: dict[Address, RecordedActivation] = {}
         self.targets: dict[Address, RecordedActivation] = {}
         self.calls: Counter[str] = Counter()
@@ -164,13 +163,9 @@ class ActivationRecorder:
 
     def enter(self, path: str, call: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.calls[path] = max(self.calls[path], call)
-        return self.at((path, "in", call), (args, kwargs))
-
-    def leave(self, path: str, call: int, output: Any) -> Any:
-        return self.at((path, "out", call), output)
+        return super().enter(path, call, args, kwargs)
 
     def at(self, boundary: Boundary, value: Any) -> Any:
-        """Record what is wanted of a boundary's value; the value to go on with."""
         sources, targets = self.addresses.get(boundary, ((), ()))
         if self.live and (sources or targets):
             self._check_graph((*sources, *targets)[0])
@@ -244,9 +239,7 @@ def record(
     """
     tap = ActivationRecorder(sources, targets, inputs.batch, live)
     with torch.set_grad_enabled(live):
-        args = (tap.at(MODEL_INPUT, inputs.args[0]), *inputs.args[1:])
-        output = network.run(args, inputs.kwargs, tap if tap.paths else None)
-        tap.at(MODEL_OUTPUT, output)
+        tap.run(network, inputs.args, inputs.kwargs)
     if tap.in_checkpoint and not network.bypasses_checkpoints:
         # The backward pass would run the checkpoint again, without the variable.
         network.bypasses_checkpoints = True

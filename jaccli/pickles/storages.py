@@ -182,7 +182,7 @@ def checked_extent(
         most: bytes that a tensor may claim which repeats the elements of its storage (a stride of 0).
 
     Raises:
-        Damaged: sizes that make no sense, an element beyond the storage, or absurdly many of them.
+        DamagedError: sizes that make no sense, an element beyond the storage, or absurdly many of them.
     """
     fits = len(size) == len(stride) and len(size) <= MAX_DIMENSIONS
     if not fits or min([*size, *stride, offset], default=0) < 0 or max(size, default=0) >= 1 << 63:
