@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, fx
 
 from jaccli.models.exported.from_fx import program_from_export
-from jaccli.models.exported.interpreter import Execution
+from jaccli.models.exported.interpreter import ProgramRun
 from jaccli.models.exported.model import ExportedModel
 from jaccli.models.torchscript.binding import bind
-from jaccli.models.torchscript.program import Code, ScriptProgram
-from jaccli.models.torchscript.run import Run
+from jaccli.models.torchscript.program import FunctionTable, ScriptProgram
+from jaccli.models.torchscript.run import ScriptRun
+from jaccli.models.torchscript.script_values import map_tensors
 from jaccli.models.torchscript.state import live_tree
-from jaccli.models.torchscript.values import map_tensors
 
 _SHOWN = {"TensorType", "IntType", "FloatType", "BoolType", "ComplexType"}
 
@@ -57,7 +57,7 @@ def of_script(module: torch.jit.ScriptModule, args: tuple[Any, ...], runs: int =
     code = _OneGraph(module, graph)
     root = live_tree(module, code.shape)
     program = ScriptProgram(code, root)
-    run = Run(program, None)
+    run = ScriptRun(program, None)
     ours = program.method(root.cls, "forward")(run, [run.module(root), *map_tensors(args, Tensor.clone)])
     run.finish()
     names = [f"{value.node().kind()} %{value.debugName()}" for value in _given(graph)]
@@ -93,7 +93,7 @@ def _given(graph: Any) -> list[Any]:
     return list(output.node().inputs())
 
 
-class _OneGraph(Code):
+class _OneGraph(FunctionTable):
     """The code of a module whose forward is one graph."""
 
     def __init__(self, module: Any, graph: Any) -> None:
@@ -129,11 +129,11 @@ def of_export(exported: Any, args: tuple[Any, ...]) -> list[Value]:
     program, tensors = program_from_export(exported)
     model = ExportedModel(program, tensors)
     kept: dict[str, Any] = {}
-    plan = program.graph.plan
-    for names in plan.expiring:
+    analysis = program.graph.analysis
+    for names in analysis.expiring:
         names.clear()
     values = dict(zip((n for n in program.graph.inputs if n is not None), inputs, strict=True))
-    kept = Execution(torch.device("cpu"), model._dtypes).run(program.graph, values)._values
+    kept = ProgramRun(torch.device("cpu"), model._dtypes).run(program.graph, values)._values
     return [
         Value(f"{node.target} %{name}", recorder.kept[name], kept[name])
         for node in exported.graph_module.graph.nodes

@@ -13,8 +13,8 @@ import torch
 from jaccli.errors import RefusedError
 from jaccli.models.exported.load import load_exported
 from jaccli.models.torchscript.load import load_torchscript
-from jaccli.models.torchscript.memory_limit import rationed
-from jaccli.models.torchscript.nesting import too_nested
+from jaccli.models.torchscript.memory_limit import limited_memory
+from jaccli.models.torchscript.source_nesting import too_nested
 from jaccli.models.weights.contents import read_state_dict
 from jaccli.pickles.nesting import check_depth
 from jaccli.safety.reading import Damaged
@@ -138,6 +138,6 @@ def _program(path: Path) -> str:
 def test_loading_has_a_ration_of_memory() -> None:
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    with rationed(1000), pytest.raises(RuntimeError, match="allocate"):
+    with limited_memory(1000), pytest.raises(RuntimeError, match="allocate"):
         torch.empty(1 << 33, dtype=torch.uint8)
     assert resource.getrlimit(resource.RLIMIT_DATA) == before

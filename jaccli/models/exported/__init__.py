@@ -1,6 +1,6 @@
 """``torch.export`` archives without ``torch.export``: read, checked and run operator by operator.
 
-    archive ─→ parse ─→ Program ─→ prepare (module calls, in-place operators) ─→ Execution
+    archive ─→ parse ─→ Program ─→ analyse (module calls, in-place operators) ─→ ProgramRun
                           ↑
                        from_fx (an ``ExportedProgram`` or the module made of one)
 

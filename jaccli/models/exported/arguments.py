@@ -8,9 +8,9 @@ from typing import Any, Final
 import torch
 
 from jaccli.errors import UnsupportedError
+from jaccli.models.exported.code import MODEL_DEVICE, ExportedGraph, Ref
 from jaccli.models.exported.operators import resolve
 from jaccli.models.exported.payload import dtype_of
-from jaccli.models.exported.program import HERE, ExportedGraph, Ref
 from jaccli.models.screening.enumerations import check_enumeration, enumerations
 
 ParseGraph = Callable[[Mapping[str, Any]], ExportedGraph]
@@ -64,7 +64,7 @@ def _optional(raw: Mapping[str, Any]) -> Ref | None:
 
 
 def _device(raw: Mapping[str, Any]) -> Any:
-    return torch.device("meta") if raw["type"] == "meta" else HERE
+    return torch.device("meta") if raw["type"] == "meta" else MODEL_DEVICE
 
 
 def _layout(raw: int) -> torch.layout:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from jaccli.errors import RefusedError, UsageError
-from jaccli.models.exported.program import ExportedCode, Extent, Leaf
+from jaccli.models.exported.code import ExportedCode, Extent, InputLeaf
 from jaccli.text.escape import listed, quote
 from jaccli.text.wording import worded
 
@@ -41,7 +41,7 @@ def bind(program: ExportedCode, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     return values
 
 
-def _arguments(program: ExportedCode) -> list[tuple[str, list[Leaf]]]:
+def _arguments(program: ExportedCode) -> list[tuple[str, list[InputLeaf]]]:
     """Each argument with its leaves."""
     positional, keyword = program.in_tree.children
     names = program.argument_names or ()
@@ -57,7 +57,7 @@ def _arguments(program: ExportedCode) -> list[tuple[str, list[Leaf]]]:
     return found
 
 
-def _fixed(leaves: list[Leaf]) -> bool:
+def _fixed(leaves: list[InputLeaf]) -> bool:
     return all(leaf.name is None for leaf in leaves)
 
 
@@ -87,7 +87,7 @@ def _arrange(
     return ordered, {key: given[str(key)] for key in keys}
 
 
-def _check_constant(leaf: Leaf, value: Any) -> None:
+def _check_constant(leaf: InputLeaf, value: Any) -> None:
     wanted = leaf.constant
     same = value is wanted if wanted is None else not isinstance(value, Tensor) and value == wanted
     if not same:
@@ -99,7 +99,7 @@ def _check_constant(leaf: Leaf, value: Any) -> None:
         )
 
 
-def _check_shape(leaf: Leaf, value: Any, sizes: dict[str, tuple[int, str]]) -> None:
+def _check_shape(leaf: InputLeaf, value: Any, sizes: dict[str, tuple[int, str]]) -> None:
     """Fixed sizes, bounds, and free sizes that must agree between inputs."""
     assert leaf.shape is not None
     if not isinstance(value, Tensor):
@@ -123,7 +123,7 @@ def _check_shape(leaf: Leaf, value: Any, sizes: dict[str, tuple[int, str]]) -> N
                 raise _misfit(leaf, given, f"{quote(other)} has {first} there; they must be equal")
 
 
-def _misfit(leaf: Leaf, given: list[int], remedy: str) -> RefusedError:
+def _misfit(leaf: InputLeaf, given: list[int], remedy: str) -> RefusedError:
     shape = ", ".join(map(_shown, leaf.shape or ()))
     return RefusedError(
         f"the input {quote(leaf.name)} has shape {given}",

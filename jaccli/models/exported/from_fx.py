@@ -13,23 +13,23 @@ import torch
 from torch import Tensor, fx
 
 from jaccli.errors import UnsupportedError
-from jaccli.models.exported.control import CONTROL
-from jaccli.models.exported.operators import plain_functions, skipped, unsupported
-from jaccli.models.exported.parse import module_types
-from jaccli.models.exported.program import (
-    HERE,
+from jaccli.models.exported.code import (
+    MODEL_DEVICE,
     ExportedCode,
     ExportedGraph,
     ExportedNode,
     Extent,
-    Frame,
-    Leaf,
+    InputLeaf,
     Output,
     Ref,
+    StackEntry,
     StateKind,
 )
-from jaccli.models.exported.stacks import clean_stack
-from jaccli.models.exported.trees import LiveTree
+from jaccli.models.exported.container_trees import LiveTree
+from jaccli.models.exported.control import CONTROL
+from jaccli.models.exported.module_stacks import clean_stack
+from jaccli.models.exported.operators import plain_functions, skipped, unsupported
+from jaccli.models.exported.parse import module_types
 from jaccli.text.escape import quote
 
 _GUARDS: Final = "_guards_fn"
@@ -56,7 +56,7 @@ def program_from_export(exported: Any) -> tuple[ExportedCode, dict[str, Tensor]]
     """The program of an ``ExportedProgram`` and its tensors by qualified name, shared with it."""
     signature, module = exported.graph_signature, exported.graph_module
     state: dict[str, tuple[StateKind, str]] = {}
-    leaves: list[Leaf] = []
+    leaves: list[InputLeaf] = []
     placeholders = {node.name: node for node in module.graph.nodes if node.op == "placeholder"}
     ranges = getattr(exported, "range_constraints", {})
     for spec in signature.input_specs:
@@ -144,13 +144,13 @@ def _attribute(module: torch.nn.Module, target: str) -> Any:
     return value
 
 
-def _leaf(node: fx.Node, ranges: Mapping[Any, Any]) -> Leaf:
+def _leaf(node: fx.Node, ranges: Mapping[Any, Any]) -> InputLeaf:
     value = node.meta.get("val")
     if isinstance(value, Tensor):
-        return Leaf(node.name, None, tuple(_extent(size, ranges) for size in value.shape))
+        return InputLeaf(node.name, None, tuple(_extent(size, ranges) for size in value.shape))
     if isinstance(value, (int, float, bool, str)) or (value is None and "val" in node.meta):
-        return Leaf(None, value)
-    return Leaf(node.name)
+        return InputLeaf(None, value)
+    return InputLeaf(node.name)
 
 
 def _extent(size: Any, ranges: Mapping[Any, Any]) -> Extent:
@@ -195,7 +195,7 @@ class _Converter:
         args = tuple(self._value(item) for item in node.args)
         kwargs = {key: self._value(item) for key, item in node.kwargs.items()}
         stack = node.meta.get("nn_module_stack")
-        frames = [Frame(str(key), path, _type_name(kind)) for key, (path, kind) in (stack or {}).items()]
+        frames = [StackEntry(str(key), path, _type_name(kind)) for key, (path, kind) in (stack or {}).items()]
         return ExportedNode(
             _target(node.target),
             op,
@@ -232,7 +232,7 @@ class _Converter:
                 return self._inner(value.target)
             return Ref(value.name)
         if isinstance(value, torch.device):
-            return value if value.type == "meta" else HERE
+            return value if value.type == "meta" else MODEL_DEVICE
         if isinstance(value, (list, tuple)):
             items = [self._value(item) for item in value]
             return tuple(items) if isinstance(value, tuple) else items

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import InternalError, RefusedError
-from jaccli.models.exported.calls import Chain, ModuleCall, find_calls, state_names
+from jaccli.models.exported.code import MODEL_DEVICE, ExportedGraph, ExportedNode, Ref, graphs, refs
 from jaccli.models.exported.control import CONTROL
 from jaccli.models.exported.direct import DIRECT, VIEWS
-from jaccli.models.exported.inplace import Rewrites, find_rewrites
-from jaccli.models.exported.program import HERE, ExportedGraph, ExportedNode, Ref, graphs, refs
+from jaccli.models.exported.inplace_writes import Rewrites, find_rewrites
+from jaccli.models.exported.module_calls import Chain, ModuleCall, find_calls, state_names
 from jaccli.models.screening.argument_checks import guarded
 from jaccli.networks.dtypes import follows
 from jaccli.networks.network import Tap
@@ -32,7 +32,7 @@ def _checked(op: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @dataclass(frozen=True)
-class GraphPlan:
+class GraphAnalysis:
     """What is known about a graph before it runs."""
 
     calls: list[ModuleCall]
@@ -42,11 +42,11 @@ class GraphPlan:
     expiring: list[list[str]]
 
 
-def prepare(graph: ExportedGraph, state: frozenset[str], outer: Chain = (), *, inner: bool = False) -> None:
+def analyse(graph: ExportedGraph, state: frozenset[str], outer: Chain = (), *, inner: bool = False) -> None:
     """Work out, once, the module calls, in-place writes and lifetimes of a graph and those inside it.
 
     Args:
-        graph: gets its ``plan``.
+        graph: gets its ``analysis``.
         state: inputs that hold parameters, buffers and constants.
         outer: the module calls that the graph is inside of.
         inner: whether it is a graph inside another.
@@ -55,7 +55,7 @@ def prepare(graph: ExportedGraph, state: frozenset[str], outer: Chain = (), *, i
     for node in graph.nodes:
         for part in graphs(node):
             operands = _operands(node, part)
-            prepare(
+            analyse(
                 part,
                 frozenset(name for name, source in operands if source in names),
                 (*outer, *(node.stack or ())),
@@ -68,7 +68,7 @@ def prepare(graph: ExportedGraph, state: frozenset[str], outer: Chain = (), *, i
         entering.setdefault(call.first, []).append(call)
         leaving.setdefault(call.last, []).insert(0, call)
     rewrites = find_rewrites(graph, state, inner=inner)
-    graph.plan = GraphPlan(calls, rewrites, entering, leaving, _expiring(graph, calls, state))
+    graph.analysis = GraphAnalysis(calls, rewrites, entering, leaving, _expiring(graph, calls, state))
 
 
 def _operands(node: ExportedNode, part: ExportedGraph) -> list[tuple[str, str]]:
@@ -95,7 +95,7 @@ def _expiring(graph: ExportedGraph, calls: list[ModuleCall], state: frozenset[st
     return expiring
 
 
-class Execution:
+class ProgramRun:
     """One run of a program.
 
     Args:
@@ -108,9 +108,9 @@ class Execution:
         self.device, self.dtypes, self.tap = device, dtypes, tap
         self.counts: Counter[str] = Counter()
 
-    def run(self, graph: ExportedGraph, values: dict[str, Any]) -> _Scope:
+    def run(self, graph: ExportedGraph, values: dict[str, Any]) -> _GraphRun:
         """Run a graph on named inputs; the scope returned still holds its results."""
-        scope = _Scope(self, graph, values)
+        scope = _GraphRun(self, graph, values)
         scope.run()
         return scope
 
@@ -127,31 +127,31 @@ class Execution:
         return self.tap is not None and (self.tap.paths is None or path in self.tap.paths)
 
 
-class _Scope:
+class _GraphRun:
     """The values of one graph while it runs."""
 
-    def __init__(self, execution: Execution, graph: ExportedGraph, values: dict[str, Any]) -> None:
+    def __init__(self, execution: ProgramRun, graph: ExportedGraph, values: dict[str, Any]) -> None:
         self._execution, self._graph, self._values = execution, graph, values
-        self._plan: GraphPlan = graph.plan
+        self._analysis: GraphAnalysis = graph.analysis
         self._replaced: list[tuple[ModuleCall, dict[str, Any]]] = []
         self._numbers: dict[ModuleCall, int] = {}
 
     def run(self) -> None:
-        plan = self._plan
+        analysis = self._analysis
         for index, node in enumerate(self._graph.nodes):
-            for call in plan.entering.get(index, ()):
+            for call in analysis.entering.get(index, ()):
                 self._enter(call)
             self._step(index, node)
-            for call in plan.leaving.get(index, ()):
+            for call in analysis.leaving.get(index, ()):
                 self._leave(call)
-            for name in plan.expiring[index]:
+            for name in analysis.expiring[index]:
                 self._values.pop(name, None)
 
     def value(self, arg: Any) -> Any:
         """An argument with references replaced by what they refer to."""
         if isinstance(arg, Ref):
             return self._lookup(arg.name)
-        if arg is HERE:
+        if arg is MODEL_DEVICE:
             return self._execution.device
         if isinstance(arg, (list, tuple)):
             return type(arg)(self.value(item) for item in arg)
@@ -167,7 +167,7 @@ class _Scope:
 
     def _step(self, index: int, node: ExportedNode) -> None:
         args, kwargs = self.value(node.args), self.value(node.kwargs)
-        rewrite = self._plan.rewrites.functions.get(index)
+        rewrite = self._analysis.rewrites.functions.get(index)
         if node.op in _CONTROL:
             result = node.op(self._execution.run_inner, *args, **kwargs)
         elif rewrite is not None:
@@ -191,7 +191,7 @@ class _Scope:
 
     def _function(self, node: ExportedNode) -> Callable[..., Any]:
         """What runs for a node; a view of what is written to in place must stay one."""
-        if node.op in VIEWS and self._plan.rewrites.copied.isdisjoint(node.made()):
+        if node.op in VIEWS and self._analysis.rewrites.copied.isdisjoint(node.made()):
             return VIEWS[node.op]
         return DIRECT.get(node.op) or _checked(node.op)
 
@@ -272,5 +272,5 @@ class _Scope:
 
     def _own(self, name: str, value: Any) -> Any:
         """A value that may be written to, if the graph will."""
-        copied = name in self._plan.rewrites.copied and isinstance(value, Tensor)
+        copied = name in self._analysis.rewrites.copied and isinstance(value, Tensor)
         return value.clone() if copied else value

@@ -17,7 +17,6 @@ from torch import Tensor
 from jaccli.errors import RefusedError
 from jaccli.models.exported.archive import read_archive
 from jaccli.models.exported.binding import signature
-from jaccli.models.exported.doubts import doubts, draws_by_mode, draws_random_numbers
 from jaccli.models.exported.from_fx import (
     is_exported_module,
     is_exported_program,
@@ -26,6 +25,7 @@ from jaccli.models.exported.from_fx import (
 )
 from jaccli.models.exported.model import ExportedModel
 from jaccli.models.exported.parse import parse_program
+from jaccli.models.exported.training_mode import draws_by_mode, draws_random_numbers, training_mode_warnings
 from jaccli.networks.network import Network, Tap
 from jaccli.networks.state.random_generators import Noise
 from jaccli.networks.state.snapshot import without_parameter_gradients
@@ -119,7 +119,7 @@ class ExportedNetwork(Network):
 
     def doubtful(self) -> list[str]:
         """Operators that were exported in training mode."""
-        return doubts(self.model.program.graph)
+        return training_mode_warnings(self.model.program.graph)
 
     def noise(self) -> Noise:
         return Noise.now(python=False)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from jaccli.errors import RefusedError
 from jaccli.models.exported.binding import bind
-from jaccli.models.exported.interpreter import Execution, prepare
-from jaccli.models.exported.program import ExportedCode
+from jaccli.models.exported.code import ExportedCode
+from jaccli.models.exported.interpreter import ProgramRun, analyse
 from jaccli.networks.dtypes import converted, is_whole, renamed
 from jaccli.networks.network import Tap
 from jaccli.text.escape import quote
@@ -40,8 +40,8 @@ class ExportedModel(nn.Module):
         for value_name, (kind, name) in program.state.items():
             self._inputs[value_name] = name
             _register(self, name, tensors[name], kind)
-        if program.graph.plan is None:
-            prepare(program.graph, frozenset(program.state))
+        if program.graph.analysis is None:
+            analyse(program.graph, frozenset(program.state))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program. Buffers that it updates are written back."""
@@ -58,14 +58,14 @@ class ExportedModel(nn.Module):
     ) -> tuple[Any, dict[str, Tensor]]:
         """Run the program without writing anything: its result, and buffer name → value it would leave."""
         program = self.program
-        plan = program.graph.plan
+        analysis = program.graph.analysis
         values = bind(program, args, kwargs)
         for value_name, name in self._inputs.items():
             values[value_name] = _get(self, name)
-        for name in plan.rewrites.written:
+        for name in analysis.rewrites.written:
             if isinstance(values[name], Tensor):
                 values[name] = values[name].clone()
-        scope = Execution(self._device(values), self._dtypes, tap).run(program.graph, values)
+        scope = ProgramRun(self._device(values), self._dtypes, tap).run(program.graph, values)
         results = program.out_tree.unflatten(scope.value(item) for item in program.results)
         buffers = {name: scope.value(item) for name, item in program.mutations.items()}
         for value_name, (kind, name) in program.state.items():

@@ -8,21 +8,21 @@ from typing import Any, Final
 
 from jaccli.errors import RefusedError, UnsupportedError
 from jaccli.models.exported.arguments import node_arguments, value_of
-from jaccli.models.exported.operators import resolve, skipped
-from jaccli.models.exported.program import (
+from jaccli.models.exported.code import (
     ExportedCode,
     ExportedGraph,
     ExportedNode,
     Extent,
-    Leaf,
+    InputLeaf,
     Output,
     StateKind,
     graphs,
     refs,
     walk,
 )
-from jaccli.models.exported.stacks import parse_stack
-from jaccli.models.exported.trees import Spec, parse_spec
+from jaccli.models.exported.container_trees import ArchivedTree, parse_spec
+from jaccli.models.exported.module_stacks import parse_stack
+from jaccli.models.exported.operators import resolve, skipped
 from jaccli.text.escape import quote
 
 _SYMBOL: Final = re.compile(r"(?:Symbol\('(\w+)'[^()]*\)|([A-Za-z_]\w*))", re.ASCII)
@@ -102,9 +102,9 @@ class _Parser:
 
     def inputs(
         self, specs: list[Mapping[str, Any]], values: Mapping[str, Any]
-    ) -> tuple[dict[str, tuple[StateKind, str]], list[Leaf]]:
+    ) -> tuple[dict[str, tuple[StateKind, str]], list[InputLeaf]]:
         state: dict[str, tuple[StateKind, str]] = {}
-        leaves: list[Leaf] = []
+        leaves: list[InputLeaf] = []
         for item in specs:
             kind, spec = next((key, value) for key, value in item.items() if value is not None)
             if kind in _STATE_FIELDS:
@@ -113,18 +113,18 @@ class _Parser:
             elif kind == "user_input":
                 leaves.append(self.leaf(spec["arg"], values))
             elif kind == "constant_input":
-                leaves.append(Leaf(None, value_of(spec["value"], self.graph)))
+                leaves.append(InputLeaf(None, value_of(spec["value"], self.graph)))
             else:
                 raise UnsupportedError(f"the exported model takes a {kind.replace('_', ' ')[:40]!r} as an input")
         return state, leaves
 
-    def leaf(self, arg: Mapping[str, Any], values: Mapping[str, Any]) -> Leaf:
+    def leaf(self, arg: Mapping[str, Any], values: Mapping[str, Any]) -> InputLeaf:
         name = _input_name(arg)
         if name is None:
-            return Leaf(None, value_of(arg, self.graph))
+            return InputLeaf(None, value_of(arg, self.graph))
         if "as_tensor" not in arg:
-            return Leaf(name)
-        return Leaf(name, None, tuple(self.extent(size) for size in values[name]["sizes"]))
+            return InputLeaf(name)
+        return InputLeaf(name, None, tuple(self.extent(size) for size in values[name]["sizes"]))
 
     def extent(self, raw: Mapping[str, Any]) -> Extent:
         if raw.get("as_int") is not None:
@@ -195,7 +195,7 @@ def _check_names(graph: ExportedGraph, given: set[str]) -> None:
         raise ValueError("an output that is not there")
 
 
-def _rooted(tree: Spec) -> Spec:
+def _rooted(tree: ArchivedTree) -> ArchivedTree:
     """The tree of (args, kwargs); nothing else can be called."""
     if tree.kind != "tuple" or len(tree.children) != 2 or tree.children[1].kind != "dict":
         raise ValueError("inputs that are not args and kwargs")

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 
 from jaccli.errors import UsageError
-from jaccli.models.torchscript.values import map_tensors, printable
+from jaccli.models.torchscript.script_values import map_tensors, printable
 from jaccli.text.wording import worded
 
 

@@ -1,7 +1,7 @@
 """Graphs into lists of steps.
 
 A compiled function is a frame of slots, filled with the constants, and steps that read some slots and
-write others. Slot 0 is the ``Run``, the next ones are the arguments. Nested blocks share the frame.
+write others. Slot 0 is the ``ScriptRun``, the next ones are the arguments. Nested blocks share the frame.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from jaccli.models.torchscript import control
 from jaccli.models.torchscript.operators import draws, resolve, schema_of, takes_number, unknown
-from jaccli.models.torchscript.values import DTYPES, NUMBERS, carries_tensors
+from jaccli.models.torchscript.script_values import DTYPES, NUMBERS, carries_tensors
 from jaccli.networks.dtypes import follows
 
 if TYPE_CHECKING:
     from jaccli.models.torchscript.program import ScriptProgram
-    from jaccli.models.torchscript.run import Run
+    from jaccli.models.torchscript.run import ScriptRun
 
-Frame = list[Any]
-Step = Callable[[Frame], None]
+CallFrame = list[Any]
+Instruction = Callable[[CallFrame], None]
 
 
 class CompiledGraph:
@@ -27,11 +27,11 @@ class CompiledGraph:
 
     __slots__ = ("name", "output", "steps", "template")
 
-    def __init__(self, name: str, template: Frame, steps: list[Step], output: int) -> None:
+    def __init__(self, name: str, template: CallFrame, steps: list[Instruction], output: int) -> None:
         self.name, self.template, self.steps, self.output = name, template, steps, output
 
-    def __call__(self, run: Run, args: list[Any]) -> Any:
-        """Run the function on its arguments, for a method the object first."""
+    def __call__(self, run: ScriptRun, args: list[Any]) -> Any:
+        """ScriptRun the function on its arguments, for a method the object first."""
         frame = self.template.copy()
         frame[0] = run
         frame[1 : len(args) + 1] = args
@@ -40,12 +40,12 @@ class CompiledGraph:
         return frame[self.output]
 
 
-class Builder:
+class GraphCompiler:
     """Compiles one graph; the emitters in ``control`` use it to place values and nested blocks."""
 
     def __init__(self, program: ScriptProgram, name: str, graph: Any) -> None:
         self.program, self.name = program, name
-        self.template: Frame = [None]
+        self.template: CallFrame = [None]
         self.constants: dict[int, Any] = {}
         self._numbers: dict[int, Any] = {}
         self._slots: dict[int, int] = {}
@@ -82,11 +82,11 @@ class Builder:
         """The function that a ``prim::fork`` node carries with it."""
         return compile_graph(self.program, f"{self.name}/{node.output().unique()}", node.g("Subgraph"))
 
-    def block(self, block: Any, release: bool = False, keep: Iterable[Any] = ()) -> list[Step]:
+    def block(self, block: Any, release: bool = False, keep: Iterable[Any] = ()) -> list[Instruction]:
         """The steps of a block; with ``release`` values but ``keep`` are let go after their last use."""
         nodes = list(block.nodes())
         dead = _last_uses([*block.outputs(), *keep], nodes) if release else {}
-        steps: list[Step] = []
+        steps: list[Instruction] = []
         for index, node in enumerate(nodes):
             step = self._emit(node)
             if step is not None:
@@ -95,7 +95,7 @@ class Builder:
                 steps.append(_release([self.slot(value) for value in dead[index]]))
         return steps
 
-    def _emit(self, node: Any) -> Step | None:
+    def _emit(self, node: Any) -> Instruction | None:
         emitter = control.EMITTERS.get(node.kind())
         if emitter is not None:
             return emitter(self, node)
@@ -133,20 +133,20 @@ class Builder:
 
 def compile_graph(program: ScriptProgram, name: str, graph: Any) -> CompiledGraph:
     """Compile one function's graph."""
-    builder = Builder(program, name, graph)
-    steps = builder.block(graph, release=True)
-    outputs = builder.slots(graph.outputs())
+    compiler = GraphCompiler(program, name, graph)
+    steps = compiler.block(graph, release=True)
+    outputs = compiler.slots(graph.outputs())
     if len(outputs) != 1:
         raise unknown(f"a function with {len(outputs)} outputs")
-    return CompiledGraph(name, builder.template, steps, outputs[0])
+    return CompiledGraph(name, compiler.template, steps, outputs[0])
 
 
-def apply(fn: Callable[..., Any], ins: list[int], outs: list[int]) -> Step:
+def apply(fn: Callable[..., Any], ins: list[int], outs: list[int]) -> Instruction:
     """The step that calls ``fn`` on some slots and puts what it returns into others."""
     if len(outs) == 1:
         return _single(fn, ins, outs[0])
 
-    def many(frame: Frame) -> None:
+    def many(frame: CallFrame) -> None:
         results = fn(*[frame[i] for i in ins])
         for out, result in zip(outs, results if outs else (), strict=True):
             frame[out] = result
@@ -154,30 +154,30 @@ def apply(fn: Callable[..., Any], ins: list[int], outs: list[int]) -> Step:
     return many
 
 
-def _single(fn: Callable[..., Any], ins: list[int], out: int) -> Step:
+def _single(fn: Callable[..., Any], ins: list[int], out: int) -> Instruction:
     if len(ins) == 1:
         (a,) = ins
 
-        def one(frame: Frame) -> None:
+        def one(frame: CallFrame) -> None:
             frame[out] = fn(frame[a])
 
         return one
     if len(ins) == 2:
         a, b = ins
 
-        def two(frame: Frame) -> None:
+        def two(frame: CallFrame) -> None:
             frame[out] = fn(frame[a], frame[b])
 
         return two
 
-    def some(frame: Frame) -> None:
+    def some(frame: CallFrame) -> None:
         frame[out] = fn(*[frame[i] for i in ins])
 
     return some
 
 
-def _drawing(step: Step, switch: int | None) -> Step:
-    def draw(frame: Frame) -> None:
+def _drawing(step: Instruction, switch: int | None) -> Instruction:
+    def draw(frame: CallFrame) -> None:
         if switch is None or frame[switch]:
             frame[0].remember_random()
         step(frame)
@@ -185,8 +185,8 @@ def _drawing(step: Step, switch: int | None) -> Step:
     return draw
 
 
-def _release(slots: list[int]) -> Step:
-    def release(frame: Frame) -> None:
+def _release(slots: list[int]) -> Instruction:
+    def release(frame: CallFrame) -> None:
         for slot in slots:
             frame[slot] = None
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jaccli.errors import UnsupportedError
-from jaccli.models.torchscript.values import Instance, map_tensors, matches, printable, tuple_type
+from jaccli.models.torchscript.script_values import ScriptInstance, map_tensors, matches, printable, tuple_type
 
 if TYPE_CHECKING:
-    from jaccli.models.torchscript.compiler import Builder, Frame, Step
+    from jaccli.models.torchscript.compiler import CallFrame, GraphCompiler, Instruction
 
 # Overloads are numbered forward__0, and a trace names the further calls of a module forward1, forward2.
 _FORWARD = re.compile(r"forward(\d*|__\d+)")
@@ -20,7 +20,7 @@ _GRAD_MODES = {f"__torch__.torch.autograd.grad_mode.{name}" for name in ("no_gra
 _SEQUENTIAL = re.compile(r"__torch__\.torch\.nn\.modules\.container\.(___torch_mangle_\d+\.)?Sequential")
 
 
-def _constant(builder: Builder, node: Any) -> Step | None:
+def _constant(compiler: GraphCompiler, node: Any) -> Instruction | None:
     output = node.output()
     if output.type().kind() == "FunctionType":
         return None  # read off its type by the call
@@ -32,20 +32,20 @@ def _constant(builder: Builder, node: Any) -> Step | None:
             "",
             "use a model without it",
         ) from None
-    program = builder.program
+    program = compiler.program
     if (number := _number(value)) is not None:
-        builder.number(output, number)  # as written, before a cast
+        compiler.number(output, number)  # as written, before a cast
     value = map_tensors(value, lambda t: t.to_dense() if t.layout is not torch.strided else t)
     if program.convert is not None:
         value = map_tensors(value, program.convert)
     if program.device is not None and isinstance(value, torch.device):
         value = program.device
-    if not builder.written(output):
-        builder.constant(output, value)
+    if not compiler.written(output):
+        compiler.constant(output, value)
         return None
-    slot = builder.slot(output)
+    slot = compiler.slot(output)
 
-    def fresh(frame: Frame) -> None:
+    def fresh(frame: CallFrame) -> None:
         frame[slot] = map_tensors(value, torch.Tensor.clone)
 
     return fresh
@@ -57,10 +57,10 @@ def _number(value: Any) -> Any:
     return value.item() if dense and value.dim() == 0 else None
 
 
-def _get_attribute(builder: Builder, node: Any) -> Step:
-    owner, out, name = builder.slot(node.inputsAt(0)), builder.slot(node.output()), node.s("name")
+def _get_attribute(compiler: GraphCompiler, node: Any) -> Instruction:
+    owner, out, name = compiler.slot(node.inputsAt(0)), compiler.slot(node.output()), node.s("name")
 
-    def get(frame: Frame) -> None:
+    def get(frame: CallFrame) -> None:
         instance = frame[owner]
         try:
             frame[out] = instance.attrs[name]
@@ -70,40 +70,40 @@ def _get_attribute(builder: Builder, node: Any) -> Step:
     return get
 
 
-def _set_attribute(builder: Builder, node: Any) -> Step:
-    owner, value = builder.slots(node.inputs())
+def _set_attribute(compiler: GraphCompiler, node: Any) -> Instruction:
+    owner, value = compiler.slots(node.inputs())
     name = node.s("name")
 
-    def set_(frame: Frame) -> None:
+    def set_(frame: CallFrame) -> None:
         frame[owner].attrs[name] = frame[value]
 
     return set_
 
 
-def _create_object(builder: Builder, node: Any) -> Step:
-    cls, out = node.output().type().qualified_name(), builder.slot(node.output())
+def _create_object(compiler: GraphCompiler, node: Any) -> Instruction:
+    cls, out = node.output().type().qualified_name(), compiler.slot(node.output())
 
-    def create(frame: Frame) -> None:
-        frame[out] = Instance(cls, {})
+    def create(frame: CallFrame) -> None:
+        frame[out] = ScriptInstance(cls, {})
 
     return create
 
 
-def _call_method(builder: Builder, node: Any) -> Step:
+def _call_method(compiler: GraphCompiler, node: Any) -> Instruction:
     name, values = node.s("name"), list(node.inputs())
-    ins, out = builder.slots(values), builder.slot(node.output())
-    owner, method = ins[0], builder.program.method
-    if not _FORWARD.fullmatch(name) or owner == builder.own:
+    ins, out = compiler.slots(values), compiler.slot(node.output())
+    owner, method = ins[0], compiler.program.method
+    if not _FORWARD.fullmatch(name) or owner == compiler.own:
 
-        def call(frame: Frame) -> None:
+        def call(frame: CallFrame) -> None:
             frame[out] = method(frame[owner].cls, name)(frame[0], [frame[i] for i in ins])
 
         return call
     if len(values) == 1 and values[0].type().qualified_name().endswith(".Identity"):
-        return _lost_identity(builder, node)
-    written = [builder.written(value) for value in [*values[1:], node.output()]]
+        return _lost_identity(compiler, node)
+    written = [compiler.written(value) for value in [*values[1:], node.output()]]
 
-    def call_layer(frame: Frame) -> None:
+    def call_layer(frame: CallFrame) -> None:
         run, instance = frame[0], frame[owner]
         function, args = method(instance.cls, name), [frame[i] for i in ins]
         if run.wants(instance):
@@ -114,17 +114,17 @@ def _call_method(builder: Builder, node: Any) -> Step:
     return call_layer
 
 
-def _lost_identity(builder: Builder, node: Any) -> Step:
+def _lost_identity(compiler: GraphCompiler, node: Any) -> Instruction:
     """An ``Identity`` in a trace, called without the value that passes through it.
 
     In a ``Sequential`` that value is known to be the one made just before; elsewhere it is anyone's guess.
     """
-    owner = builder.slot(node.inputsAt(0))
-    through = _value_before(builder, node)
-    slot = None if through is None else builder.slot(through)
-    written = [through is not None and builder.written(through)] * 2
+    owner = compiler.slot(node.inputsAt(0))
+    through = _value_before(compiler, node)
+    slot = None if through is None else compiler.slot(through)
+    written = [through is not None and compiler.written(through)] * 2
 
-    def call(frame: Frame) -> None:
+    def call(frame: CallFrame) -> None:
         run, instance = frame[0], frame[owner]
         if not run.wants(instance):
             return
@@ -140,8 +140,8 @@ def _lost_identity(builder: Builder, node: Any) -> Step:
     return call
 
 
-def _value_before(builder: Builder, node: Any) -> Any:
-    if not _SEQUENTIAL.fullmatch(builder.name.rpartition(".")[0]):
+def _value_before(compiler: GraphCompiler, node: Any) -> Any:
+    if not _SEQUENTIAL.fullmatch(compiler.name.rpartition(".")[0]):
         return None
     graph = node.owningBlock()
     before = list(graph.inputs())[1:2]
@@ -154,32 +154,34 @@ def _value_before(builder: Builder, node: Any) -> Any:
     return before[0] if before else None
 
 
-def _call_function(builder: Builder, node: Any) -> Step:
+def _call_function(compiler: GraphCompiler, node: Any) -> Instruction:
     values = list(node.inputs())
-    name, program = values[0].type().annotation_str, builder.program
-    ins, out = builder.slots(values[1:]), builder.slot(node.output())
+    name, program = values[0].type().annotation_str, compiler.program
+    ins, out = compiler.slots(values[1:]), compiler.slot(node.output())
 
-    def call(frame: Frame) -> None:
+    def call(frame: CallFrame) -> None:
         frame[out] = program.function(name)(frame[0], [frame[i] for i in ins])
 
     return call
 
 
-def _fork(builder: Builder, node: Any) -> Step:
-    compiled = builder.subgraph(node)
-    ins, out = builder.slots(node.inputs()), builder.slot(node.output())
+def _fork(compiler: GraphCompiler, node: Any) -> Instruction:
+    compiled = compiler.subgraph(node)
+    ins, out = compiler.slots(node.inputs()), compiler.slot(node.output())
 
-    def fork(frame: Frame) -> None:
+    def fork(frame: CallFrame) -> None:
         frame[out] = compiled(frame[0], [frame[i] for i in ins])
 
     return fork
 
 
-def _if(builder: Builder, node: Any) -> Step:
-    condition, outs = builder.slot(node.inputsAt(0)), builder.slots(node.outputs())
-    (yes, yes_ends), (no, no_ends) = ((builder.block(block), builder.slots(block.outputs())) for block in node.blocks())
+def _if(compiler: GraphCompiler, node: Any) -> Instruction:
+    condition, outs = compiler.slot(node.inputsAt(0)), compiler.slots(node.outputs())
+    (yes, yes_ends), (no, no_ends) = (
+        (compiler.block(block), compiler.slots(block.outputs())) for block in node.blocks()
+    )
 
-    def branch(frame: Frame) -> None:
+    def branch(frame: CallFrame) -> None:
         steps, ends = (yes, yes_ends) if frame[condition] else (no, no_ends)
         for step in steps:
             step(frame)
@@ -189,15 +191,15 @@ def _if(builder: Builder, node: Any) -> Step:
     return branch
 
 
-def _loop(builder: Builder, node: Any) -> Step:
+def _loop(compiler: GraphCompiler, node: Any) -> Instruction:
     (block,) = node.blocks()
-    trips, start, *firsts = builder.slots(node.inputs())
-    index, *carried = builder.slots(block.inputs())
-    body = builder.block(block)
-    again, *ends = builder.slots(block.outputs())
-    outs = builder.slots(node.outputs())
+    trips, start, *firsts = compiler.slots(node.inputs())
+    index, *carried = compiler.slots(block.inputs())
+    body = compiler.block(block)
+    again, *ends = compiler.slots(block.outputs())
+    outs = compiler.slots(node.outputs())
 
-    def loop(frame: Frame) -> None:
+    def loop(frame: CallFrame) -> None:
         state, go, count, limit = [frame[i] for i in firsts], frame[start], 0, frame[trips]
         while go and count < limit:
             frame[index] = count
@@ -213,14 +215,14 @@ def _loop(builder: Builder, node: Any) -> Step:
     return loop
 
 
-def _context(builder: Builder, node: Any) -> Step:
+def _context(compiler: GraphCompiler, node: Any) -> Instruction:
     entering = node.kind() == "prim::Enter"
     name = "__enter__" if entering else "__exit__"
-    owner, out, method = builder.slot(node.inputsAt(0)), builder.slot(node.output()), builder.program.method
+    owner, out, method = compiler.slot(node.inputsAt(0)), compiler.slot(node.output()), compiler.program.method
     extra = [] if entering else [None, None, None]
     silences = node.inputsAt(0).type().qualified_name() in _GRAD_MODES
 
-    def cross(frame: Frame) -> None:
+    def cross(frame: CallFrame) -> None:
         instance = frame[owner]
         frame[out] = method(instance.cls, name)(frame[0], [instance, *extra])
         if silences and entering:
@@ -231,20 +233,20 @@ def _context(builder: Builder, node: Any) -> Step:
     return cross
 
 
-def _isinstance(builder: Builder, node: Any) -> Step:
-    value, out, kinds = builder.slot(node.inputsAt(0)), builder.slot(node.output()), list(node.tys("types"))
+def _isinstance(compiler: GraphCompiler, node: Any) -> Instruction:
+    value, out, kinds = compiler.slot(node.inputsAt(0)), compiler.slot(node.output()), list(node.tys("types"))
 
-    def check(frame: Frame) -> None:
+    def check(frame: CallFrame) -> None:
         frame[out] = any(matches(frame[value], kind) for kind in kinds)
 
     return check
 
 
-def _container(make: Callable[[list[Any]], Any]) -> Callable[[Builder, Any], Step]:
-    def emit(builder: Builder, node: Any) -> Step:
-        ins, out = builder.slots(node.inputs()), builder.slot(node.output())
+def _container(make: Callable[[list[Any]], Any]) -> Callable[[GraphCompiler, Any], Instruction]:
+    def emit(compiler: GraphCompiler, node: Any) -> Instruction:
+        ins, out = compiler.slots(node.inputs()), compiler.slot(node.output())
 
-        def construct(frame: Frame) -> None:
+        def construct(frame: CallFrame) -> None:
             frame[out] = make([frame[i] for i in ins])
 
         return construct
@@ -252,51 +254,51 @@ def _container(make: Callable[[list[Any]], Any]) -> Callable[[Builder, Any], Ste
     return emit
 
 
-def _tuple(builder: Builder, node: Any) -> Step:
+def _tuple(compiler: GraphCompiler, node: Any) -> Instruction:
     kind = node.output().type()
     named = tuple_type(str(kind.annotation_str), kind.str())
-    return _container(tuple if named is None else lambda items: named(*items))(builder, node)
+    return _container(tuple if named is None else lambda items: named(*items))(compiler, node)
 
 
-def _unpack(builder: Builder, node: Any) -> Step:
-    source, outs = builder.slot(node.inputsAt(0)), builder.slots(node.outputs())
+def _unpack(compiler: GraphCompiler, node: Any) -> Instruction:
+    source, outs = compiler.slot(node.inputsAt(0)), compiler.slots(node.outputs())
 
-    def unpack(frame: Frame) -> None:
+    def unpack(frame: CallFrame) -> None:
         for out, item in zip(outs, frame[source], strict=True):
             frame[out] = item
 
     return unpack
 
 
-def _tuple_slice(builder: Builder, node: Any) -> Step:
+def _tuple_slice(compiler: GraphCompiler, node: Any) -> Instruction:
     source, out, part = (
-        builder.slot(node.inputsAt(0)),
-        builder.slot(node.output()),
+        compiler.slot(node.inputsAt(0)),
+        compiler.slot(node.output()),
         slice(node.i("beg"), node.i("end")),
     )
 
-    def cut(frame: Frame) -> None:
+    def cut(frame: CallFrame) -> None:
         frame[out] = tuple(frame[source])[part]
 
     return cut
 
 
-def _chunk(builder: Builder, node: Any) -> Step:
-    source, outs = builder.slot(node.inputsAt(0)), builder.slots(node.outputs())
+def _chunk(compiler: GraphCompiler, node: Any) -> Instruction:
+    source, outs = compiler.slot(node.inputsAt(0)), compiler.slots(node.outputs())
     chunks, dim = node.i("chunks"), node.i("dim")
 
-    def chunk(frame: Frame) -> None:
+    def chunk(frame: CallFrame) -> None:
         for out, item in zip(outs, frame[source].chunk(chunks, dim), strict=True):
             frame[out] = item
 
     return chunk
 
 
-def _module_index(builder: Builder, node: Any) -> Step:
-    owner, key = builder.slots(node.inputs())
-    out = builder.slot(node.output())
+def _module_index(compiler: GraphCompiler, node: Any) -> Instruction:
+    owner, key = compiler.slots(node.inputs())
+    out = compiler.slot(node.output())
 
-    def pick(frame: Frame) -> None:
+    def pick(frame: CallFrame) -> None:
         instance, index = frame[owner], frame[key]
         names = list(instance.node.children)
         frame[out] = frame[0].fetch(instance, index if isinstance(index, str) else names[index])
@@ -304,7 +306,7 @@ def _module_index(builder: Builder, node: Any) -> Step:
     return pick
 
 
-EMITTERS: dict[str, Callable[[Builder, Any], Step | None]] = {
+EMITTERS: dict[str, Callable[[GraphCompiler, Any], Instruction | None]] = {
     "prim::Constant": _constant,
     "prim::ConstantMKLDNNTensor": _constant,
     "prim::GetAttr": _get_attribute,

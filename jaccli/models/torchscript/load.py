@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from jaccli.errors import RefusedError, ResourceError
-from jaccli.models.torchscript.archive import screen_archive
-from jaccli.models.torchscript.memory_limit import rationed
+from jaccli.models.torchscript.memory_limit import limited_memory
 from jaccli.models.torchscript.program import remember_unit
-from jaccli.models.torchscript.screen import screen_graphs
-from jaccli.models.torchscript.values import printable
+from jaccli.models.torchscript.screen_archive import screen_archive
+from jaccli.models.torchscript.screen_graphs import screen_graphs
+from jaccli.models.torchscript.script_values import printable
 
 
 def load_torchscript(path: Path, *, trust: bool) -> torch.jit.ScriptModule:
@@ -38,7 +38,7 @@ def load_torchscript(path: Path, *, trust: bool) -> torch.jit.ScriptModule:
     """
     if not trust:
         screen_archive(path)
-    with contextlib.nullcontext() if trust else rationed(path.stat().st_size):
+    with contextlib.nullcontext() if trust else limited_memory(path.stat().st_size):
         module, unit = _load(path)
     if not trust:
         screen_graphs(unit, path)

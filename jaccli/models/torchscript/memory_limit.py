@@ -10,7 +10,7 @@ _COPIES = 4  # of the file's bytes
 
 
 @contextlib.contextmanager
-def rationed(size: int) -> Iterator[None]:
+def limited_memory(size: int) -> Iterator[None]:
     """Inside, the process may take some copies of a file of ``size`` bytes, and 2 GiB, more than it has.
 
     For torch's compiler, which computes constants while it loads source: a few lines that double a text

@@ -17,58 +17,58 @@ import torch
 
 from jaccli.errors import RefusedError
 from jaccli.models.screening.enumerations import check_enumeration
-from jaccli.models.torchscript.bounds import bounded, walked
-from jaccli.models.torchscript.values import DTYPES, printable
+from jaccli.models.torchscript.item_limits import count_items, count_nested
+from jaccli.models.torchscript.script_values import DTYPES, printable
 
 
 def _multiply(a: Any, b: Any) -> Any:
     """Numbers as in TorchScript, which has 64 bits; text and lists not beyond all memory."""
     if isinstance(a, (str, list, tuple)) or isinstance(b, (str, list, tuple)):
         items, times = (b, a) if isinstance(a, int) else (a, b)
-        bounded(len(items) * times)
+        count_items(len(items) * times)
     return _whole(a * b)
 
 
 def _repeat(items: Any, times: int) -> Any:
-    bounded(len(items) * times)
+    count_items(len(items) * times)
     items *= times
     return items
 
 
 def _join(a: Any, b: Any) -> Any:
     if isinstance(a, (str, list)):
-        bounded(len(a) + len(b))
+        count_items(len(a) + len(b))
         return a + b
     return _whole(a + b)
 
 
 def _join_in_place(a: Any, b: Any) -> Any:
     if isinstance(a, (str, list)):
-        bounded(len(a) + len(b))
+        count_items(len(a) + len(b))
     a += b
     return a
 
 
 def _padded(how: Callable[..., str]) -> Callable[..., str]:
     def pad(text: str, width: int, *fill: str) -> str:
-        bounded(width)
+        count_items(width)
         return how(text, width, *fill)
 
     return pad
 
 
 def _expand_tabs(text: str, width: int = 8) -> str:
-    bounded(text.count("\t") * width)
+    count_items(text.count("\t") * width)
     return text.expandtabs(width)
 
 
 def _replace(text: str, old: str, new: str, most: int = -1) -> str:
-    bounded(text.count(old) * len(new))
+    count_items(text.count(old) * len(new))
     return text.replace(old, new, most)
 
 
 def _join_texts(between: str, texts: list[str]) -> str:
-    bounded(len(between) * len(texts) + sum(map(len, texts)))
+    count_items(len(between) * len(texts) + sum(map(len, texts)))
     return between.join(texts)
 
 
@@ -85,7 +85,7 @@ def _walking(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def guarded(*args: Any, **kwargs: Any) -> Any:
         if any(isinstance(value, list | tuple | dict) for value in args):
-            walked(*args)
+            count_nested(*args)
         return function(*args, **kwargs)
 
     return guarded
@@ -110,13 +110,13 @@ def _append(items: list[Any], item: Any) -> list[Any]:
 
 
 def _extend(items: list[Any], more: Any) -> None:
-    bounded(len(more))
+    count_items(len(more))
     items.extend(more)
 
 
 def _copied(function: Callable[..., Any]) -> Callable[..., Any]:
     def copied(items: Any) -> Any:
-        bounded(len(items))
+        count_items(len(items))
         return function(items)
 
     return copied
@@ -129,7 +129,7 @@ def _set_item(items: Any, key: Any, value: Any) -> Any:
 
 def _slice(items: Any, start: int | None, end: int | None, step: int) -> Any:
     found = items[start:end:step]
-    bounded(len(found))
+    count_items(len(found))
     return found
 
 
@@ -149,7 +149,7 @@ def _format(template: str, *values: Any) -> str:
     # Not str.format: a template out of a file could reach into objects with "{0.attribute}".
     parts = template.split("{}")
     texts = [str(v) for v in values] + [""] * len(parts)
-    bounded(len(template) + sum(map(len, texts)))
+    count_items(len(template) + sum(map(len, texts)))
     return "".join(part + text for part, text in zip(parts[:-1], texts, strict=False)) + parts[-1]
 
 

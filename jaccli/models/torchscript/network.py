@@ -11,10 +11,10 @@ from torch import Tensor
 
 from jaccli.errors import UnsupportedError
 from jaccli.models.torchscript import binding
-from jaccli.models.torchscript.program import Code, ScriptProgram
-from jaccli.models.torchscript.run import Run
+from jaccli.models.torchscript.program import FunctionTable, ScriptProgram
+from jaccli.models.torchscript.run import ScriptRun
+from jaccli.models.torchscript.script_values import ScriptInstance, map_tensors, printable
 from jaccli.models.torchscript.state import ModuleNode, adopt, live_tree, snapshot
-from jaccli.models.torchscript.values import Instance, map_tensors, printable
 from jaccli.networks.dtypes import converted, renamed
 from jaccli.networks.network import Network, Tap
 from jaccli.networks.quantized import no_derivative, packed_modules
@@ -44,7 +44,7 @@ class ScriptNetwork(Network):
     kind = "torchscript"
 
     def __init__(self, module: torch.jit.ScriptModule) -> None:
-        code = Code(module)
+        code = FunctionTable(module)
         root = live_tree(module, code.shape)
         self.packed = packed_modules(module.named_modules())
         self._setup(ScriptProgram(code, root))
@@ -87,7 +87,7 @@ class ScriptNetwork(Network):
             if dirty:
                 bound[i] = map_tensors(bound[i], torch.Tensor.clone)
         forward = self._program.method(self._root.cls, "forward")
-        run, grad_enabled = Run(self._program, tap), torch.is_grad_enabled()
+        run, grad_enabled = ScriptRun(self._program, tap), torch.is_grad_enabled()
         try:
             return forward(run, [run.module(self._root), *bound])
         finally:
@@ -173,7 +173,7 @@ def _add(stamp: Fingerprint, value: Any) -> None:
     """Objects of a script's own classes come in a new wrapper at each reading: what they hold counts."""
     if isinstance(getattr(value, "_c", value), torch._C.ScriptObject):
         value = adopt(value)
-    if isinstance(value, Instance):
+    if isinstance(value, ScriptInstance):
         stamp.value(value.cls)
         for attribute in value.attrs.values():
             _add(stamp, attribute)

@@ -12,7 +12,7 @@ from jaccli.errors import UnsupportedError
 from jaccli.models.screening.argument_checks import guarded
 from jaccli.models.screening.enumerations import check_enumeration, enumerations
 from jaccli.models.torchscript import fused, natives
-from jaccli.models.torchscript.values import printable
+from jaccli.models.torchscript.script_values import printable
 
 # Operators that draw random numbers without being tagged so, each with the argument that turns it off.
 _SWITCHES = ("train", "training", "dropout_p")

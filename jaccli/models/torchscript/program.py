@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import UnsupportedError
-from jaccli.models.torchscript.aliases import Aliases
 from jaccli.models.torchscript.compiler import CompiledGraph, compile_graph
 from jaccli.models.torchscript.fused import SWITCHED_OFF
+from jaccli.models.torchscript.inplace_writes import WriteAnalysis
+from jaccli.models.torchscript.script_values import printable
 from jaccli.models.torchscript.state import ModuleNode
 from jaccli.models.torchscript.traced import Traced, restore
-from jaccli.models.torchscript.values import printable
 
 # Where the functions of a loaded module are; torch.jit.load itself forgets it.
 _units: WeakKeyDictionary[torch.jit.ScriptModule, Any] = WeakKeyDictionary()
@@ -27,7 +27,7 @@ def remember_unit(module: torch.jit.ScriptModule, unit: Any) -> None:
     _units[module] = unit
 
 
-class Code:
+class FunctionTable:
     """The functions of one model by qualified name."""
 
     def __init__(self, module: torch.jit.ScriptModule) -> None:
@@ -58,13 +58,13 @@ class ScriptProgram:
     """The functions of a model, compiled on first use."""
 
     def __init__(
-        self, code: Code, root: ModuleNode, convert: Callable[[Tensor], Tensor] | None = None,
+        self, code: FunctionTable, root: ModuleNode, convert: Callable[[Tensor], Tensor] | None = None,
         device: torch.device | None = None, dtypes: Mapping[torch.dtype, torch.dtype] | None = None,
     ) -> None:  # fmt: skip
         """Args: the code, the modules; for a converted copy how constants change, their device, dtypes that change."""
         self.code, self.root = code, root
         self.convert, self.device, self.dtypes = convert, device, dtypes or {}
-        self.aliases = Aliases(code, f"{root.cls}.forward")
+        self.aliases = WriteAnalysis(code, f"{root.cls}.forward")
         self._compiled: dict[str, CompiledGraph] = {}
         self._methods: dict[tuple[str, str], CompiledGraph] = {}
         self._traced: dict[str, Traced | None] = {}

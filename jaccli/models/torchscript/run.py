@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from jaccli.models.torchscript import bounds
+from jaccli.models.torchscript import item_limits
 from jaccli.models.torchscript.compiler import CompiledGraph
+from jaccli.models.torchscript.script_values import ScriptInstance, map_tensors, protect
 from jaccli.models.torchscript.state import ModuleNode, adopt
 from jaccli.models.torchscript.traced import arrange
-from jaccli.models.torchscript.values import Instance, map_tensors, protect
 from jaccli.networks.network import Tap
 from jaccli.networks.state.random_generators import Noise
 
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
     from jaccli.models.torchscript.program import ScriptProgram
 
 
-class Run:
+class ScriptRun:
     """What lasts for one forward pass. Attributes are read from the model and written only here."""
 
     __slots__ = ("_clones", "_copies", "_counts", "_forward", "_modules", "_noise", "program", "tap", "wanted")
 
     def __init__(self, program: ScriptProgram, tap: Tap | None) -> None:
-        bounds.start()
+        item_limits.start()
         self.program, self.tap = program, tap
         self._copies = getattr(tap, "gives_copies", False)
         self.wanted = tap.paths if tap is not None else frozenset[str]()
-        self._modules: dict[int, Instance] = {}
+        self._modules: dict[int, ScriptInstance] = {}
         self._counts: dict[str, int] = {}
         self._forward: list[bool] = []
         self._clones: dict[int, tuple[Any, Any]] = {}
         self._noise: Noise | None = None
 
-    def module(self, node: ModuleNode) -> Instance:
+    def module(self, node: ModuleNode) -> ScriptInstance:
         """The module of a node, one and the same for the whole run."""
         found = self._modules.get(id(node))
         if found is None:
-            found = self._modules[id(node)] = Instance(node.cls, {}, node)
+            found = self._modules[id(node)] = ScriptInstance(node.cls, {}, node)
         return found
 
-    def fetch(self, owner: Instance, name: str) -> Any:
+    def fetch(self, owner: ScriptInstance, name: str) -> Any:
         """An attribute that this run has not read yet."""
         node: ModuleNode = owner.node
         if name in node.children:
@@ -60,13 +60,15 @@ class Run:
         copy: torch.Tensor = self._clones[id(tensor)][1]
         return copy
 
-    def wants(self, owner: Instance) -> bool:
+    def wants(self, owner: ScriptInstance) -> bool:
         """Whether the tap is to see calls of this module."""
         if self.tap is None or owner.node is None or not owner.node.path:
             return False
         return self.wanted is None or owner.node.path in self.wanted
 
-    def call_layer(self, owner: Instance, function: Callable[..., Any], args: list[Any], written: list[bool]) -> Any:
+    def call_layer(
+        self, owner: ScriptInstance, function: Callable[..., Any], args: list[Any], written: list[bool]
+    ) -> Any:
         """Call a module's forward under the eyes of the tap.
 
         Args:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaccli.models.torchscript.values import Instance, map_tensors
+from jaccli.models.torchscript.script_values import ScriptInstance, map_tensors
 
 Convert = Callable[[Tensor], Tensor]
 
@@ -104,7 +104,7 @@ def adopt(value: Any) -> Any:
     return value
 
 
-def _instance(handle: Any) -> Instance:
+def _instance(handle: Any) -> ScriptInstance:
     kind = handle._type()
     names = [n for n in dir(handle) if not n.startswith("__") and handle.hasattr(n)]
-    return Instance(kind.qualified_name(), {name: adopt(handle.getattr(name)) for name in names})
+    return ScriptInstance(kind.qualified_name(), {name: adopt(handle.getattr(name)) for name in names})

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jaccli.errors import UnsupportedError
-from jaccli.models.torchscript.compiler import Builder, CompiledGraph
+from jaccli.models.torchscript.compiler import CompiledGraph, GraphCompiler
 
 if TYPE_CHECKING:
     from jaccli.models.torchscript.program import ScriptProgram
@@ -110,15 +110,15 @@ def restore(program: ScriptProgram, name: str, graph: Any) -> Traced | None:
 
 
 def _compile(program: ScriptProgram, name: str, graph: Any, values: list[Any]) -> CompiledGraph:
-    builder = Builder(program, name, graph)
-    steps = builder.block(graph, release=True, keep=values)
-    ins, out = builder.slots(values), len(builder.template)
-    builder.template.append(None)
+    compiler = GraphCompiler(program, name, graph)
+    steps = compiler.block(graph, release=True, keep=values)
+    ins, out = compiler.slots(values), len(compiler.template)
+    compiler.template.append(None)
 
     def gather(frame: list[Any]) -> None:
         frame[out] = [frame[i] for i in ins]
 
-    return CompiledGraph(name, builder.template, [*steps, gather], out)
+    return CompiledGraph(name, compiler.template, [*steps, gather], out)
 
 
 def _returned(graph: Any) -> list[Any] | None:

@@ -14,7 +14,7 @@ from jaccli.models.exported.operators import resolve
 from jaccli.models.screening.argument_checks import guarded
 from jaccli.models.screening.operator_lists import FUNCTIONS, INTERNALS, LIBRARIES, PRIMS, SCRIPT
 from jaccli.models.screening.operator_names import permitted
-from jaccli.models.torchscript import bounds, natives
+from jaccli.models.torchscript import item_limits, natives
 from jaccli.models.torchscript.natives import ALWAYS, CONTAINERS, SCALARS
 from jaccli.models.torchscript.network import ScriptNetwork
 from tests.models.expressions import scripted
@@ -172,12 +172,12 @@ def test_text_and_lists_do_not_fill_the_memory(function: Callable[..., Any], arg
 
 
 def test_a_run_makes_so_much_in_all() -> None:
-    bounds.start()
+    item_limits.start()
     for _ in range(26):
         CONTAINERS["aten::mul"]([0], 10**7)
     with pytest.raises(ResourceError, match="makes a list or text"):
         CONTAINERS["aten::mul"]([0], 10**7)
-    bounds.start()
+    item_limits.start()
     assert ALWAYS["aten::str"]([[1], [1]]) == "[[1], [1]]"
 
 

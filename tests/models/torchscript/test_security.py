@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from jaccli.errors import RefusedError
 from jaccli.models.torchscript import ScriptNetwork
 from jaccli.models.torchscript.load import load_torchscript
-from jaccli.models.torchscript.screen import screen_graphs
+from jaccli.models.torchscript.screen_graphs import screen_graphs
 
 MARK = "/tmp/jaccli-test-must-not-exist"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from jaccli.models.exported.trees import Tree
+from jaccli.models.exported.container_trees import ContainerTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,17 +16,17 @@ class Ref:
     name: str
 
 
-class _Here:
+class _ModelDevice:
     """Stands for the device that the model is on, whatever device it was exported on."""
 
     __slots__ = ()
 
 
-HERE: Final = _Here()
+MODEL_DEVICE: Final = _ModelDevice()
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class StackEntry:
     """One module call that a node is inside of: ``key`` is unique to the call, ``path`` to the module."""
 
     key: str
@@ -42,8 +42,8 @@ Output = str | None | tuple[str | None, ...]
 class ExportedNode:
     """One operator.
 
-    ``args`` and ``kwargs`` hold constants, ``Ref``, ``HERE``, ``ExportedGraph`` and containers of them. ``stack``
-    is None where the export recorded nothing; the root module is not in it.
+    ``args`` and ``kwargs`` hold constants, ``Ref``, ``MODEL_DEVICE``, ``ExportedGraph`` and containers of them.
+    ``stack`` is None where the export recorded nothing; the root module is not in it.
     """
 
     target: str
@@ -51,7 +51,7 @@ class ExportedNode:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: tuple[Output, ...]
-    stack: tuple[Frame, ...] | None
+    stack: tuple[StackEntry, ...] | None
 
     def made(self) -> Iterator[str]:
         """Names of the values that the node makes."""
@@ -74,8 +74,8 @@ class ExportedGraph:
     inputs: tuple[str | None, ...]
     nodes: list[ExportedNode]
     outputs: tuple[Any, ...]
-    plan: Any = None
-    """What ``prepare`` found out about the graph; set once."""
+    analysis: Any = None
+    """The result of ``analyse``; set once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Extent:
 
 
 @dataclass(frozen=True, slots=True)
-class Leaf:
+class InputLeaf:
     """One leaf of the user's arguments: a tensor or number by ``name``, or a constant fixed by the export."""
 
     name: str | None
@@ -115,9 +115,9 @@ class ExportedCode:
 
     graph: ExportedGraph
     state: dict[str, tuple[StateKind, str]]
-    leaves: tuple[Leaf, ...]
-    in_tree: Tree
-    out_tree: Tree
+    leaves: tuple[InputLeaf, ...]
+    in_tree: ContainerTree
+    out_tree: ContainerTree
     results: tuple[Any, ...]
     mutations: dict[str, Any]
     modules: dict[str, str]

@@ -38,7 +38,7 @@ NUMBERS = {kind: number for number, kind in DTYPES.items()}
 _CARRIERS = {"TensorType", "ListType", "DictType", "TupleType", "OptionalType", "UnionType", "AnyType"}
 
 
-class Instance:
+class ScriptInstance:
     """An object of a TorchScript class, or a module, as one run sees it.
 
     ``attrs`` holds what the run has read or written; the model itself is never written to.
@@ -74,8 +74,8 @@ def map_tensors(value: Any, fn: Callable[[torch.Tensor], torch.Tensor]) -> Any:
         return [map_tensors(item, fn) for item in value]
     if isinstance(value, dict):
         return {key: map_tensors(item, fn) for key, item in value.items()}
-    if isinstance(value, Instance) and value.node is None:
-        return Instance(value.cls, {key: map_tensors(item, fn) for key, item in value.attrs.items()})
+    if isinstance(value, ScriptInstance) and value.node is None:
+        return ScriptInstance(value.cls, {key: map_tensors(item, fn) for key, item in value.attrs.items()})
     return value
 
 
@@ -134,7 +134,7 @@ def matches(value: Any, kind: Any) -> bool:
             and all(matches(v, k) for v, k in zip(value, inner, strict=True))
         )
     if name == "ClassType":
-        return isinstance(value, Instance) and value.cls == kind.qualified_name()
+        return isinstance(value, ScriptInstance) and value.cls == kind.qualified_name()
     return False
 
 

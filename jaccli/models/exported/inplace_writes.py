@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import torch
 
+from jaccli.models.exported.code import ExportedGraph, ExportedNode, graphs, refs
 from jaccli.models.exported.control import INLINE
 from jaccli.models.exported.operators import qualified
-from jaccli.models.exported.program import ExportedGraph, ExportedNode, graphs, refs
 
 _FRESH: Final = frozenset(
     [
@@ -79,7 +79,7 @@ def find_rewrites(graph: ExportedGraph, kept: frozenset[str], *, inner: bool = F
     """How to run a graph without writing into what it was given.
 
     Args:
-        graph: one whose inner graphs have their ``plan`` already.
+        graph: one whose inner graphs have their ``analysis`` already.
         kept: inputs whose memory matters after the run (parameters, buffers).
         inner: whether an outer graph may see what is written to the inputs.
     """
@@ -144,7 +144,7 @@ def _written(node: ExportedNode) -> list[str]:
         operands = list(refs(node.args))
         given = [name for name in inner[0].inputs if name is not None]
         pairs = zip(given, operands, strict=False)
-        return [outer for name, outer in pairs if inner[0].plan and name in inner[0].plan.rewrites.written]
+        return [outer for name, outer in pairs if inner[0].analysis and name in inner[0].analysis.rewrites.written]
     if not isinstance(node.op, torch._ops.OpOverload):
         return []
     given_by_name = named_arguments(node)

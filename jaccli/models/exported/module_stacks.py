@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection
 from typing import Final
 
-from jaccli.models.exported.program import Frame
+from jaccli.models.exported.code import StackEntry
 
 _NO_STACK: Final = "_empty_nn_module_stack_from_metadata_hook"
 _EXPORT_ROOT: Final = "_export_root"
@@ -21,7 +21,7 @@ _CHILD: Final = re.compile(r"""\._modules\[((?:'(?:[^'\\]|\\.)*')|(?:"(?:[^"\\]|
 _MOST: Final = 4096
 
 
-def parse_stack(text: str | None, listed: Collection[str]) -> tuple[Frame, ...] | None:
+def parse_stack(text: str | None, listed: Collection[str]) -> tuple[StackEntry, ...] | None:
     """``key,path,type;…`` as frames, the root left out; None if nothing was recorded.
 
     Args:
@@ -34,7 +34,7 @@ def parse_stack(text: str | None, listed: Collection[str]) -> tuple[Frame, ...] 
     if not text:
         return None
     try:
-        frames = [Frame(*_split(item)) for item in text.split(";")]
+        frames = [StackEntry(*_split(item)) for item in text.split(";")]
     except ValueError:
         frames = _by_keys(text)
     return clean_stack(frames, listed)
@@ -52,7 +52,7 @@ def _split(item: str) -> tuple[str, str, str]:
     return key, path, kind
 
 
-def _by_keys(text: str) -> list[Frame]:
+def _by_keys(text: str) -> list[StackEntry]:
     """Where names have the separators in them: a key ends with the path that follows it."""
     frames, at = [], 0
     while at < len(text):
@@ -60,12 +60,12 @@ def _by_keys(text: str) -> list[Frame]:
         match = next((match for match in found if match is not None), None)
         if match is None:
             raise ValueError("a stack of modules that is not understood")
-        frames.append(Frame(match["key"], match["path"], match["type"]))
+        frames.append(StackEntry(match["key"], match["path"], match["type"]))
         at = match.end()
     return frames
 
 
-def clean_stack(frames: list[Frame], listed: Collection[str]) -> tuple[Frame, ...] | None:
+def clean_stack(frames: list[StackEntry], listed: Collection[str]) -> tuple[StackEntry, ...] | None:
     """Frames of real modules: without the root, and without the wrapper that ``strict=True`` adds."""
     if any(frame.path == _NO_STACK for frame in frames):
         return None
@@ -73,7 +73,7 @@ def clean_stack(frames: list[Frame], listed: Collection[str]) -> tuple[Frame, ..
     for frame in frames:
         path = frame.path.removeprefix(f"{_EXPORT_ROOT}.")
         if path not in ("", _EXPORT_ROOT):
-            kept.append(Frame(frame.key, path if path in listed else _real_path(path, listed), frame.type))
+            kept.append(StackEntry(frame.key, path if path in listed else _real_path(path, listed), frame.type))
     return tuple(kept)
 
 

@@ -18,11 +18,11 @@ _DICTS = {"builtins.dict", "collections.OrderedDict", "torch.fx.immutable_collec
 _MAX_LEAVES = 100_000
 
 
-class Tree(Protocol):
+class ContainerTree(Protocol):
     """How leaves are arranged."""
 
     @property
-    def children(self) -> tuple[Tree, ...]:
+    def children(self) -> tuple[ContainerTree, ...]:
         """The parts of the outermost container; empty for a leaf."""
 
     @property
@@ -40,7 +40,7 @@ class Tree(Protocol):
 
 
 @dataclass(frozen=True)
-class Spec:
+class ArchivedTree:
     """A tree read from an archive.
 
     Containers of a class that is not here (a dataclass, a library's output type) become a dict if
@@ -48,7 +48,7 @@ class Spec:
     """
 
     kind: Literal["leaf", "tuple", "list", "dict", "named"]
-    children: tuple[Spec, ...] = ()
+    children: tuple[ArchivedTree, ...] = ()
     keys: tuple[Any, ...] = ()
     name: str = ""
 
@@ -89,7 +89,7 @@ class Spec:
         return tuple(parts)
 
 
-def parse_spec(text: str, fields: Mapping[str, Any]) -> Spec:
+def parse_spec(text: str, fields: Mapping[str, Any]) -> ArchivedTree:
     """The tree that an archive describes.
 
     Args:
@@ -108,28 +108,28 @@ def parse_spec(text: str, fields: Mapping[str, Any]) -> Spec:
     return spec
 
 
-def _node(raw: Mapping[str, Any], fields: Mapping[str, Any], depth: int) -> Spec:
+def _node(raw: Mapping[str, Any], fields: Mapping[str, Any], depth: int) -> ArchivedTree:
     if depth > 64:
         raise ValueError("nested too deep")
     kind, children = raw["type"], raw["children_spec"]
     if kind is None:
-        return Spec("leaf")
+        return ArchivedTree("leaf")
     parts = tuple(_node(child, fields, depth + 1) for child in children)
     context = _context(raw["context"])
     if kind in _LISTS:
-        return Spec("list", parts)
+        return ArchivedTree("list", parts)
     if kind in _TUPLES:
-        return Spec("tuple", parts)
+        return ArchivedTree("tuple", parts)
     if kind == "collections.namedtuple":
         return _named(context, parts, fields)
     if kind == "collections.defaultdict" and isinstance(context, Mapping):
         context = context.get("dict_context")
     keys = _keys(context, len(parts))
     if keys is not None:
-        return Spec("dict", parts, keys)
+        return ArchivedTree("dict", parts, keys)
     if kind in _DICTS:
         raise ValueError("a dict without keys")
-    return Spec("tuple", parts)
+    return ArchivedTree("tuple", parts)
 
 
 def _context(text: Any) -> Any:
@@ -152,14 +152,14 @@ def _keys(context: Any, count: int) -> tuple[Any, ...] | None:
     return None
 
 
-def _named(context: Any, parts: tuple[Spec, ...], fields: Mapping[str, Any]) -> Spec:
+def _named(context: Any, parts: tuple[ArchivedTree, ...], fields: Mapping[str, Any]) -> ArchivedTree:
     known = fields.get(context) if isinstance(context, str) else None
     names = known["field_names"] if known else None
     if not (isinstance(names, list) and len(names) == len(parts)):
-        return Spec("tuple", parts)
+        return ArchivedTree("tuple", parts)
     name = str(context).rsplit(".", 1)[-1]
     valid = re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) is not None and not iskeyword(name)
-    return Spec("named", parts, tuple(str(item) for item in names), name if valid else "Result")
+    return ArchivedTree("named", parts, tuple(str(item) for item in names), name if valid else "Result")
 
 
 class LiveTree:
@@ -169,7 +169,7 @@ class LiveTree:
         self._spec = spec
 
     @property
-    def children(self) -> tuple[Tree, ...]:
+    def children(self) -> tuple[ContainerTree, ...]:
         """The parts of the outermost container; empty for a leaf."""
         spec = self._spec
         parts = spec.children() if callable(getattr(spec, "children", None)) else spec.children_specs

@@ -12,10 +12,10 @@ from collections.abc import Hashable, Iterator
 from typing import Any, Protocol
 
 from jaccli.models.torchscript.operators import schema_of
-from jaccli.models.torchscript.values import carries_tensors
+from jaccli.models.torchscript.script_values import carries_tensors
 
 
-class Functions(Protocol):
+class FunctionLookup(Protocol):
     """Where functions are looked up by qualified name."""
 
     def graph(self, name: str) -> Any:
@@ -25,10 +25,10 @@ class Functions(Protocol):
         """All methods of that name, for a call through an interface."""
 
 
-class Aliases:
+class WriteAnalysis:
     """Classes of values that may share memory, over everything reachable from ``root``."""
 
-    def __init__(self, functions: Functions, root: str) -> None:
+    def __init__(self, functions: FunctionLookup, root: str) -> None:
         self.functions = functions
         self.fields: set[tuple[str, str]] = set()
         self._parent: dict[Hashable, Hashable] = {}

@@ -6,8 +6,8 @@ from typing import Final
 
 import torch
 
-from jaccli.models.exported.inplace import named_arguments
-from jaccli.models.exported.program import ExportedGraph, ExportedNode, walk
+from jaccli.models.exported.code import ExportedGraph, ExportedNode, walk
+from jaccli.models.exported.inplace_writes import named_arguments
 from jaccli.text.escape import quote
 
 _TRAINING_FLAGS: Final = {
@@ -31,14 +31,14 @@ _TRAINING_FLAGS: Final = {
 _RECURRENT: Final = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
-def doubts(graph: ExportedGraph) -> list[str]:
+def training_mode_warnings(graph: ExportedGraph) -> list[str]:
     """Short messages, one for each operator that was exported in training mode."""
     found = [_message(node) for node in walk(graph) if _in_training(node)]
     return list(dict.fromkeys(found))
 
 
 def draws_by_mode(graph: ExportedGraph) -> bool:
-    """Whether an operator draws that was exported in training mode, which ``doubts`` tells of."""
+    """Whether an operator draws that was exported in training mode, which ``training_mode_warnings`` tells of."""
     return any(_in_training(node) and "batch_norm" not in _name(node) for node in walk(graph))
 
 

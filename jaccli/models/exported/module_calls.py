@@ -13,13 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from jaccli.models.exported.program import ExportedGraph, ExportedNode, Frame, graphs, refs
+from jaccli.models.exported.code import ExportedGraph, ExportedNode, StackEntry, graphs, refs
 
 _RECURRENT: Final = ("torch.nn.modules.rnn.LSTM", "torch.nn.modules.rnn.GRU", "torch.nn.modules.rnn.RNN")
 _RECURRENT_OPERATORS: Final = (["lstm"], ["gru"], ["rnn_tanh"], ["rnn_relu"])
 _ATTENTION: Final = "torch.nn.modules.activation.MultiheadAttention"
 
-Chain = tuple[Frame, ...]
+Chain = tuple[StackEntry, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,7 +117,7 @@ def _readers(graph: ExportedGraph) -> dict[str, list[int]]:
 
 def _call(
     nodes: list[ExportedNode],
-    frame: Frame,
+    frame: StackEntry,
     first: int,
     last: int,
     depth: int,

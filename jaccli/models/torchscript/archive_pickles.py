@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from jaccli.errors import RefusedError
-from jaccli.models.torchscript.values import printable
+from jaccli.models.torchscript.script_values import printable
 from jaccli.pickles.nesting import check_depth
 from jaccli.pickles.reader import PickleReader
 from jaccli.pickles.stand_ins import MAX_DIMENSIONS, REBUILD, Rebuild

@@ -24,7 +24,7 @@ def start() -> None:
     _run.made = 0
 
 
-def bounded(length: int) -> None:
+def count_items(length: int) -> None:
     """Count items or characters that an operator is about to make.
 
     Raises:
@@ -39,7 +39,7 @@ def bounded(length: int) -> None:
         )
 
 
-def walked(*values: Any) -> None:
+def count_nested(*values: Any) -> None:
     """Count what is met in a walk through values, as often as it is met: what shares its parts is met again.
 
     Raises:
@@ -56,7 +56,7 @@ def walked(*values: Any) -> None:
             sizes[id(value)] = 1
             stack += [(value, True), *((item, False) for item in inner)]
     for value in values:
-        bounded(sizes.get(id(value), len(value) if isinstance(value, str) else 1))
+        count_items(sizes.get(id(value), len(value) if isinstance(value, str) else 1))
 
 
 def _items(value: Any) -> list[Any]:

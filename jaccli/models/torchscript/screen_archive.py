@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from jaccli.models.torchscript.literals import without_literals
-from jaccli.models.torchscript.nesting import size_of, too_nested
-from jaccli.models.torchscript.pickles import Tensors, damaged, inspect_pickle, refuse
-from jaccli.models.torchscript.values import printable
+from jaccli.models.torchscript.archive_pickles import Tensors, damaged, inspect_pickle, refuse
+from jaccli.models.torchscript.script_values import printable
+from jaccli.models.torchscript.source_literals import without_literals
+from jaccli.models.torchscript.source_nesting import size_of, too_nested
 from jaccli.networks.quantized import packed_file
 from jaccli.safety.archives import open_archive
 from jaccli.safety.budget import Budget

@@ -11,7 +11,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from jaccli.errors import RefusedError, UsageError
-from jaccli.models.exported.trees import parse_spec
+from jaccli.models.exported.container_trees import parse_spec
 
 Pair = namedtuple("Pair", ["first", "second"])
 pytree._register_namedtuple(Pair, serialized_type_name="tests.Pair")

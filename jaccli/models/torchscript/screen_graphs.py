@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from jaccli.models.screening.operator_names import not_permitted, permitted, writes_out
 from jaccli.models.torchscript import control, fused, natives
-from jaccli.models.torchscript.aliases import walk
+from jaccli.models.torchscript.archive_pickles import refuse
+from jaccli.models.torchscript.inplace_writes import walk
 from jaccli.models.torchscript.operators import schema_of
-from jaccli.models.torchscript.pickles import refuse
-from jaccli.models.torchscript.values import printable
+from jaccli.models.torchscript.script_values import printable
 
 # Done by this package itself.
 _OURS: Final = frozenset(
