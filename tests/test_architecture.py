@@ -19,6 +19,7 @@ FLOORS = [
     "text runtime autograd calibration",
     "names safety networks.state",
     "networks pickles linear_maps models.screening models.identify",
+    "models.interpretation",
     "activations statistics samples models.weights models.torchscript models.exported",
     "models linearization graph.layout sinks",
     "graph.trace graph.maps",

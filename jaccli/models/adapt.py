@@ -26,11 +26,11 @@ def as_network(model: Any) -> Network:
         return model
     model = _unwrapped(model)
     if isinstance(model, torch.jit.ScriptModule):
-        from jaccli.models.torchscript import ScriptNetwork
+        from jaccli.models.torchscript.network import ScriptNetwork
 
         return ScriptNetwork(model)
     if _may_be_exported(model):
-        from jaccli.models.exported.load import ExportedNetwork, is_exported
+        from jaccli.models.exported.network import ExportedNetwork, is_exported
 
         if is_exported(model):
             return ExportedNetwork(model)

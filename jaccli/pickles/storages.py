@@ -7,6 +7,7 @@ import os
 import struct
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -166,6 +167,32 @@ class TailSource:
         return self._content.part(*self._where[key])
 
 
+def checked_extent(
+    size: Sequence[int], stride: Sequence[int], offset: int, itemsize: int, nbytes: int, most: int = _MAX_REPEATED_BYTES
+) -> int:
+    """How many bytes the elements of a strided tensor take, after a check that they lie in its storage.
+
+    Args:
+        size: elements in each dimension; ``stride`` and ``offset`` in elements too.
+        itemsize: bytes of one element.
+        nbytes: bytes of the storage.
+        most: bytes that a tensor may claim which repeats the elements of its storage (a stride of 0).
+
+    Raises:
+        Damaged: sizes that make no sense, an element beyond the storage, or absurdly many of them.
+    """
+    fits = len(size) == len(stride) and len(size) <= MAX_DIMENSIONS
+    if not fits or min([*size, *stride, offset], default=0) < 0 or max(size, default=0) >= 1 << 63:
+        raise Damaged("the sizes of a tensor make no sense")
+    count = math.prod(size)
+    needed = (offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1) * itemsize
+    if count and needed > nbytes:
+        raise Damaged(f"a tensor needs {needed} bytes and its storage has {nbytes}")
+    if count * itemsize > max(nbytes, most):
+        raise Damaged(f"a tensor claims {count} elements from {nbytes} bytes")
+    return count * itemsize
+
+
 def empty_storage(nbytes: int) -> torch.UntypedStorage:
     """Memory that holds nothing yet."""
     return torch.empty(nbytes, dtype=torch.uint8).untyped_storage()
@@ -216,18 +243,12 @@ class TensorMaker:
     def _strided(self, spec: TensorSpec) -> Tensor:
         dtype = torch_dtype(spec.dtype)
         storage = self._bytes(spec.storage)
-        if len(spec.size) != len(spec.stride) or len(spec.size) > MAX_DIMENSIONS:
-            raise ValueError("sizes and strides differ in number")
         offset = spec.offset + spec.storage.first
-        numel = math.prod(spec.size)
-        reach = offset + sum((n - 1) * step for n, step in zip(spec.size, spec.stride, strict=True)) + 1
-        held = storage.nbytes() // dtype.itemsize
-        if numel and reach > held:
-            raise ValueError("beyond the storage")
-        if numel > held:
-            self._repeated += numel * dtype.itemsize
+        nbytes = checked_extent(spec.size, spec.stride, offset, dtype.itemsize, storage.nbytes())
+        if nbytes > storage.nbytes():
+            self._repeated += nbytes
             if self._repeated > _MAX_REPEATED_BYTES:
-                raise ValueError("absurdly many elements")
+                raise Damaged("tensors repeat their elements absurdly often")
         return torch.empty(0, dtype=dtype).set_(storage, offset, spec.size, spec.stride)
 
     def _bytes(self, ref: StorageRef) -> torch.UntypedStorage:

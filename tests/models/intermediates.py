@@ -15,7 +15,7 @@ from jaccli.models.exported.model import ExportedModel
 from jaccli.models.torchscript.binding import bind
 from jaccli.models.torchscript.program import FunctionTable, ScriptProgram
 from jaccli.models.torchscript.run import ScriptRun
-from jaccli.models.torchscript.script_values import map_tensors
+from jaccli.models.torchscript.script_objects import map_tensors
 from jaccli.models.torchscript.state import live_tree
 
 _SHOWN = {"TensorType", "IntType", "FloatType", "BoolType", "ComplexType"}
@@ -130,8 +130,7 @@ def of_export(exported: Any, args: tuple[Any, ...]) -> list[Value]:
     model = ExportedModel(program, tensors)
     kept: dict[str, Any] = {}
     analysis = program.graph.analysis
-    for names in analysis.expiring:
-        names.clear()
+    analysis.expiring.clear()
     values = dict(zip((n for n in program.graph.inputs if n is not None), inputs, strict=True))
     kept = ProgramRun(torch.device("cpu"), model._dtypes).run(program.graph, values)._values
     return [

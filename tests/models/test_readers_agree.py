@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jaccli.models.torchscript import ScriptNetwork
+from jaccli.models.torchscript.network import ScriptNetwork
 from tests.models.expressions import EXPRESSIONS, NUMBERS, Evaluated, lines, runs, scripted
 from tests.models.intermediates import of_export, of_script
 from tests.models.script_nets import SCENARIOS, scenario

@@ -16,11 +16,6 @@ _SPECIALISED: Final = 2
 """Export gives every free dimension this lower bound, because it treats sizes 0 and 1 apart; not checked."""
 
 
-def signature(program: ExportedCode) -> list[tuple[str, bool]]:
-    """Names of the arguments, positional ones first, and whether each must be given."""
-    return [(name, not _fixed(leaves)) for name, leaves in _arguments(program)]
-
-
 def bind(program: ExportedCode, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Graph input → value.
 

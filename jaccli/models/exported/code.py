@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from jaccli.models.exported.container_trees import ContainerTree
+from jaccli.models.interpretation.last_use import last_uses
+from jaccli.models.interpretation.nested import leaves
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +71,19 @@ class ExportedNode:
 
 @dataclass(slots=True)
 class ExportedGraph:
-    """Operators in order of execution. ``inputs`` are names, None where an input is a constant."""
+    """Operators in order of execution.
+
+    Attributes:
+        inputs: names, None where an input is a constant.
+        nodes: the operators.
+        outputs: what the graph returns, as arguments of a node.
+        analysis: the ``GraphAnalysis`` of ``interpreter.analyse``; set once.
+    """
 
     inputs: tuple[str | None, ...]
     nodes: list[ExportedNode]
     outputs: tuple[Any, ...]
     analysis: Any = None
-    """The result of ``analyse``; set once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,19 +130,16 @@ class ExportedCode:
     mutations: dict[str, Any]
     modules: dict[str, str]
     argument_names: tuple[str, ...] | None = None
-    doubts: list[str] = field(default_factory=list)
 
 
 def refs(value: Any) -> Iterator[str]:
     """Names of all values that an argument refers to, in order."""
-    if isinstance(value, Ref):
-        yield value.name
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from refs(item)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from refs(item)
+    return (leaf.name for leaf in leaves(value) if isinstance(leaf, Ref))
+
+
+def last_reads(graph: ExportedGraph) -> dict[str, int]:
+    """Value → the last node that reads it; what the graph returns is read after its last node."""
+    return last_uses([*(node.used() for node in graph.nodes), refs(graph.outputs)])
 
 
 def graphs(node: ExportedNode) -> list[ExportedGraph]:

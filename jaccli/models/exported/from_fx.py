@@ -30,6 +30,7 @@ from jaccli.models.exported.control import CONTROL
 from jaccli.models.exported.module_stacks import clean_stack
 from jaccli.models.exported.operators import plain_functions, skipped, unsupported
 from jaccli.models.exported.parse import module_types
+from jaccli.models.interpretation.nested import map_leaves
 from jaccli.text.escape import quote
 
 _GUARDS: Final = "_guards_fn"
@@ -186,21 +187,19 @@ class _Converter:
             elif node.op == "call_function" and node not in self._folded and not skipped(node.target):
                 nodes.append(self._node(node))
             elif node.op == "output":
-                given = node.args[0]
-                outputs = tuple(self._value(item) for item in (given if isinstance(given, (tuple, list)) else (given,)))
+                results = node.args[0]
+                outputs = tuple(self._value(results if isinstance(results, (tuple, list)) else (results,)))
         return ExportedGraph(tuple(inputs), nodes, outputs)
 
     def _node(self, node: fx.Node) -> ExportedNode:
         op = _operator(node.target)
-        args = tuple(self._value(item) for item in node.args)
-        kwargs = {key: self._value(item) for key, item in node.kwargs.items()}
         stack = node.meta.get("nn_module_stack")
         frames = [StackEntry(str(key), path, _type_name(kind)) for key, (path, kind) in (stack or {}).items()]
         return ExportedNode(
             _target(node.target),
             op,
-            args,
-            kwargs,
+            self._value(node.args),
+            self._value(node.kwargs),
             self._outputs(node),
             clean_stack(frames, self._listed) if stack else None,
         )
@@ -227,23 +226,22 @@ class _Converter:
         return (tuple(names),) if listed else (*names,)
 
     def _value(self, value: Any) -> Any:
+        """An argument of a ``torch.fx`` node as an argument of an ``ExportedNode``."""
+        return map_leaves(value, self._leaf)
+
+    def _leaf(self, value: Any) -> Any:
         if isinstance(value, fx.Node):
             if value.op == "get_attr" and value.name not in self._state:
                 return self._inner(value.target)
             return Ref(value.name)
         if isinstance(value, torch.device):
             return value if value.type == "meta" else MODEL_DEVICE
-        if isinstance(value, (list, tuple)):
-            items = [self._value(item) for item in value]
-            return tuple(items) if isinstance(value, tuple) else items
-        if isinstance(value, Mapping):
-            return {key: self._value(item) for key, item in value.items()}
         return value
 
     def _inner(self, target: Any) -> Any:
-        found = _attribute(self._module, str(target))
-        if isinstance(found, fx.GraphModule):
-            return _Converter(found, {}, self._listed).graph()
+        part = _attribute(self._module, str(target))
+        if isinstance(part, fx.GraphModule):
+            return _Converter(part, {}, self._listed).graph()
         raise UnsupportedError(f"the exported model refers to {quote(target)}, which is not a tensor")
 
 
@@ -259,8 +257,8 @@ def _operator(target: Any) -> Callable[..., Any]:
         return CONTROL[name]
     if not callable(target):
         raise unsupported(str(target))
-    found: Callable[..., Any] = target
-    return found
+    operator: Callable[..., Any] = target
+    return operator
 
 
 def _target(target: Any) -> str:

@@ -14,47 +14,23 @@ from typing import Any, Final
 
 import torch
 
-from jaccli.models.exported.code import ExportedGraph, ExportedNode, graphs, refs
+from jaccli.models.exported.code import ExportedGraph, ExportedNode, graphs, last_reads, refs
 from jaccli.models.exported.control import INLINE
 from jaccli.models.exported.operators import qualified
+from jaccli.models.interpretation.alias_sets import AliasSets
+from jaccli.models.interpretation.overloads import draws_numbers, find_packet
 
 _FRESH: Final = frozenset(
-    [
-        "linear",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
-        "matmul",
-        "layer_norm",
-        "group_norm",
-        "batch_norm",
-        "instance_norm",
-        "max_pool1d",
-        "max_pool2d",
-        "max_pool3d",
-        "adaptive_avg_pool1d",
-        "softmax",
-        "log_softmax",
-        "lstm",
-        "gru",
-        "rnn_tanh",
-        "rnn_relu",
-        "scaled_dot_product_attention",
-        "silu",
-        "rms_norm",
-        "embedding_bag",
-        "cross_entropy_loss",
-    ]
+    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul layer_norm group_norm "  # noqa: SIM905
+    "batch_norm instance_norm max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d softmax log_softmax lstm gru "
+    "rnn_tanh rnn_relu scaled_dot_product_attention silu rms_norm embedding_bag cross_entropy_loss".split()
 )
 """Composite operators whose result never shares memory with an argument."""
 
 _SILENT: Final = {
-    "batch_norm": ("running_mean", "running_var", "training"),
-    "native_batch_norm": ("running_mean", "running_var", "training"),
-    "cudnn_batch_norm": ("running_mean", "running_var", "training"),
+    **dict.fromkeys(
+        ("batch_norm", "native_batch_norm", "cudnn_batch_norm"), ("running_mean", "running_var", "training")
+    ),
     "instance_norm": ("running_mean", "running_var", "use_input_stats"),
 }
 """Operators that write to arguments without saying so in their schema, if the last one named is true."""
@@ -83,28 +59,27 @@ def find_rewrites(graph: ExportedGraph, kept: frozenset[str], *, inner: bool = F
         kept: inputs whose memory matters after the run (parameters, buffers).
         inner: whether an outer graph may see what is written to the inputs.
     """
-    writes = {index: found for index, node in enumerate(graph.nodes) if (found := _written(node))}
+    writes = {index: names for index, node in enumerate(graph.nodes) if (names := _written(node))}
     if not writes:
         return Rewrites()
-    family = _families(graph)
-    last_use = _last_use(graph)
+    sets, last = _alias_sets(graph), last_reads(graph)
     born = {name: index for index, node in enumerate(graph.nodes) for name in node.made()}
-    given = {name for name in graph.inputs if name is not None}
-    lasting = kept | (given if inner else frozenset())
+    inputs = {name for name in graph.inputs if name is not None}
+    lasting = kept | (inputs if inner else frozenset())
     functions: dict[int, tuple[Callable[..., Any], str]] = {}
     copied: set[str] = set()
     for index, names in writes.items():
-        node, name = graph.nodes[index], names[0]
-        others = [other for other in family[name] - {name} if born.get(other, -1) < index]
-        shared = any(last_use.get(other, -1) > index or other in lasting for other in others)
-        function = functional(node.op)
-        if function is None or shared or len(names) > 1 or (inner and name in given):
-            copied |= set().union(*(family[item] for item in names))
+        name = names[0]
+        others = [other for other in sets.members(name) - {name} if born.get(other, -1) < index]
+        shared = any(last.get(other, -1) > index or other in lasting for other in others)
+        function = functional(graph.nodes[index].op)
+        if function is None or shared or len(names) > 1 or (inner and name in inputs):
+            copied |= set().union(*(sets.members(item) for item in names))
         else:
             functions[index] = (function, name)
     # A value that one node writes in place must not be rewritten by another.
     functions = {index: item for index, item in functions.items() if item[1] not in copied}
-    return Rewrites(functions, frozenset(copied), frozenset(copied & given))
+    return Rewrites(functions, frozenset(copied), frozenset(copied & inputs))
 
 
 @cache
@@ -112,15 +87,12 @@ def functional(op: Callable[..., Any]) -> Callable[..., Any] | None:
     """``aten.relu.default`` for ``aten.relu_.default``; None if there is none or it draws random numbers."""
     if not isinstance(op, torch._ops.OpOverload) or not op._schema.name.endswith("_"):
         return None
-    if torch.Tag.nondeterministic_seeded in op.tags:
-        return None
-    namespace, name = op._schema.name.split("::")
-    packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
-    if not isinstance(packet, torch._ops.OpOverloadPacket):
+    packet = None if draws_numbers(op) else find_packet(*op._schema.name[:-1].split("::"))
+    if packet is None:
         return None
     # By its arguments: pow_.Scalar is pow.Tensor_Scalar, and pow.Scalar has a number for the base.
     overloads = (getattr(packet, overload) for overload in packet.overloads())
-    same = (found for found in overloads if not found._schema.is_mutable and _formal(found) == _formal(op))
+    same = (one for one in overloads if not one._schema.is_mutable and _formal(one) == _formal(op))
     return next(same, None)
 
 
@@ -139,39 +111,27 @@ def named_arguments(node: ExportedNode) -> dict[str, Any]:
 def _written(node: ExportedNode) -> list[str]:
     """Names of the values that a node writes to, the one that it returns first."""
     if inner := graphs(node):
-        if node.op not in INLINE:
+        if node.op not in INLINE or inner[0].analysis is None:
             return []
-        operands = list(refs(node.args))
-        given = [name for name in inner[0].inputs if name is not None]
-        pairs = zip(given, operands, strict=False)
-        return [outer for name, outer in pairs if inner[0].analysis and name in inner[0].analysis.rewrites.written]
+        inputs = [name for name in inner[0].inputs if name is not None]
+        pairs = zip(inputs, refs(node.args), strict=False)
+        return [outer for name, outer in pairs if name in inner[0].analysis.rewrites.written]
     if not isinstance(node.op, torch._ops.OpOverload):
         return []
-    given_by_name = named_arguments(node)
+    args = named_arguments(node)
     silent = _SILENT.get(node.op._schema.name.split("::")[1])
-    if silent is not None and given_by_name.get(silent[2]):
-        return list(refs([given_by_name.get(name) for name in silent[:2]]))
-    written = [
-        given_by_name.get(argument.name)
-        for argument in node.op._schema.arguments
-        if argument.alias_info is not None and argument.alias_info.is_write
-    ]
-    return list(refs(written))
+    if silent is not None and args.get(silent[2]):
+        return list(refs([args.get(name) for name in silent[:2]]))
+    formal = node.op._schema.arguments
+    return list(refs([args.get(one.name) for one in formal if one.alias_info is not None and one.alias_info.is_write]))
 
 
-def _families(graph: ExportedGraph) -> dict[str, set[str]]:
-    """Value → all values that may share its memory."""
-    family: dict[str, set[str]] = {name: {name} for name in graph.inputs if name is not None}
+def _alias_sets(graph: ExportedGraph) -> AliasSets[str]:
+    sets = AliasSets[str]()
     for node in graph.nodes:
-        for name in (*node.used(), *node.made()):
-            family.setdefault(name, {name})
         for name in node.made():
-            for source in _sources(node):
-                if family[source] is not family[name]:
-                    merged = family[source] | family[name]
-                    for member in merged:
-                        family[member] = merged
-    return family
+            sets.unite((name, *_sources(node)))
+    return sets
 
 
 def _sources(node: ExportedNode) -> list[str]:
@@ -183,9 +143,8 @@ def _sources(node: ExportedNode) -> list[str]:
         return []
     if _composite(op):
         return list(node.used())
-    given = named_arguments(node)
-    aliased = [argument.name for argument in op._schema.arguments if argument.alias_info is not None]
-    return list(refs([given.get(name) for name in aliased]))
+    args = named_arguments(node)
+    return list(refs([args.get(one.name) for one in op._schema.arguments if one.alias_info is not None]))
 
 
 @cache
@@ -194,11 +153,3 @@ def _composite(op: torch._ops.OpOverload) -> bool:
     if op._schema.name.split("::")[1] in _FRESH:
         return False
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(qualified(op), "CompositeImplicitAutograd"))
-
-
-def _last_use(graph: ExportedGraph) -> dict[str, int]:
-    last: dict[str, int] = {}
-    for index, node in enumerate(graph.nodes):
-        last.update(dict.fromkeys(node.used(), index))
-    last.update(dict.fromkeys(refs(graph.outputs), len(graph.nodes)))
-    return last

@@ -1,8 +1,7 @@
-"""Runs a prepared graph, operator by operator, with module calls in sight of a tap."""
+"""Runs a graph, operator by operator, and reports its module calls to a tap."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,16 +10,18 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from jaccli.errors import InternalError, RefusedError
+from jaccli.errors import RefusedError
 from jaccli.models.exported.code import MODEL_DEVICE, ExportedGraph, ExportedNode, Ref, graphs, refs
 from jaccli.models.exported.control import CONTROL
-from jaccli.models.exported.direct import DIRECT, VIEWS
 from jaccli.models.exported.inplace_writes import Rewrites, find_rewrites
 from jaccli.models.exported.module_calls import Chain, ModuleCall, find_calls, state_names
+from jaccli.models.interpretation.last_use import expiring
+from jaccli.models.interpretation.module_calls import CallReports
+from jaccli.models.interpretation.nested import Layout, arrange, map_leaves, pairs
+from jaccli.models.interpretation.replaced_operators import IN_EXPORTS, VIEWS
 from jaccli.models.screening.argument_checks import guarded
 from jaccli.networks.dtypes import follows
 from jaccli.networks.network import Tap
-from jaccli.text.escape import quote
 
 _CONTROL: Final = frozenset(CONTROL.values())
 
@@ -33,17 +34,23 @@ def _checked(op: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class GraphAnalysis:
-    """What is known about a graph before it runs."""
+    """What is known about a graph before it runs.
 
-    calls: list[ModuleCall]
+    Attributes:
+        rewrites: how operators run that write in place.
+        entering: node → the module calls that begin before it, outer ones first.
+        leaving: node → the module calls that end after it, inner ones first.
+        expiring: node → the values that nobody reads after it.
+    """
+
     rewrites: Rewrites
     entering: dict[int, list[ModuleCall]]
     leaving: dict[int, list[ModuleCall]]
-    expiring: list[list[str]]
+    expiring: dict[int, list[str]]
 
 
 def analyse(graph: ExportedGraph, state: frozenset[str], outer: Chain = (), *, inner: bool = False) -> None:
-    """Work out, once, the module calls, in-place writes and lifetimes of a graph and those inside it.
+    """Find, once, the module calls, in-place writes and lifetimes of a graph and of those inside it.
 
     Args:
         graph: gets its ``analysis``.
@@ -54,45 +61,25 @@ def analyse(graph: ExportedGraph, state: frozenset[str], outer: Chain = (), *, i
     names = state_names(graph, state)
     for node in graph.nodes:
         for part in graphs(node):
-            operands = _operands(node, part)
-            analyse(
-                part,
-                frozenset(name for name, source in operands if source in names),
-                (*outer, *(node.stack or ())),
-                inner=True,
-            )
-    calls = find_calls(graph, outer, names)
+            constant = frozenset(name for name, source in _operands(node, part) if source in names)
+            analyse(part, constant, (*outer, *(node.stack or ())), inner=True)
     entering: dict[int, list[ModuleCall]] = {}
     leaving: dict[int, list[ModuleCall]] = {}
-    for call in calls:
+    for call in find_calls(graph, outer, names):
         entering.setdefault(call.first, []).append(call)
         leaving.setdefault(call.last, []).insert(0, call)
-    rewrites = find_rewrites(graph, state, inner=inner)
-    graph.analysis = GraphAnalysis(calls, rewrites, entering, leaving, _expiring(graph, calls, state))
+    reported = {last: [name for call in calls for name in call.outputs] for last, calls in leaving.items()}
+    uses = [[*node.made(), *node.used(), *reported.get(index, ())] for index, node in enumerate(graph.nodes)]
+    expired = expiring(uses, {*refs(graph.outputs), *state})
+    graph.analysis = GraphAnalysis(find_rewrites(graph, state, inner=inner), entering, leaving, expired)
 
 
 def _operands(node: ExportedNode, part: ExportedGraph) -> list[tuple[str, str]]:
     """Inputs of an inner graph with the outer values that go in there, where that is plain to see."""
-    given = list(refs(node.args))[-len(part.inputs) :] if part.inputs else []
-    if len(given) != len(part.inputs):
+    operands = list(refs(node.args))[-len(part.inputs) :] if part.inputs else []
+    if len(operands) != len(part.inputs):
         return []
-    return [(name, outer) for name, outer in zip(part.inputs, given, strict=True) if name is not None]
-
-
-def _expiring(graph: ExportedGraph, calls: list[ModuleCall], state: frozenset[str]) -> list[list[str]]:
-    """For each node, the values that nobody asks for after it: what frees activations during a run."""
-    last: dict[str, int] = {}
-    for index, node in enumerate(graph.nodes):
-        last.update(dict.fromkeys((*node.made(), *node.used()), index))
-    for call in calls:
-        for name in call.outputs:
-            last[name] = max(last[name], call.last)
-    lasting = {*refs(graph.outputs), *state}
-    expiring: list[list[str]] = [[] for _ in graph.nodes]
-    for name, index in last.items():
-        if name not in lasting:
-            expiring[index].append(name)
-    return expiring
+    return [(name, outer) for name, outer in zip(part.inputs, operands, strict=True) if name is not None]
 
 
 class ProgramRun:
@@ -105,8 +92,7 @@ class ProgramRun:
     """
 
     def __init__(self, device: torch.device, dtypes: Mapping[torch.dtype, torch.dtype], tap: Tap | None = None) -> None:
-        self.device, self.dtypes, self.tap = device, dtypes, tap
-        self.counts: Counter[str] = Counter()
+        self.device, self.dtypes, self.reports = device, dtypes, CallReports(tap)
 
     def run(self, graph: ExportedGraph, values: dict[str, Any]) -> _GraphRun:
         """Run a graph on named inputs; the scope returned still holds its results."""
@@ -122,16 +108,12 @@ class ProgramRun:
         scope = self.run(graph, values)
         return tuple(scope.value(item) for item in graph.outputs)
 
-    def watches(self, path: str) -> bool:
-        """Whether the tap wants to see a module."""
-        return self.tap is not None and (self.tap.paths is None or path in self.tap.paths)
-
 
 class _GraphRun:
     """The values of one graph while it runs."""
 
-    def __init__(self, execution: ProgramRun, graph: ExportedGraph, values: dict[str, Any]) -> None:
-        self._execution, self._graph, self._values = execution, graph, values
+    def __init__(self, program_run: ProgramRun, graph: ExportedGraph, values: dict[str, Any]) -> None:
+        self._program_run, self._graph, self._values = program_run, graph, values
         self._analysis: GraphAnalysis = graph.analysis
         self._replaced: list[tuple[ModuleCall, dict[str, Any]]] = []
         self._numbers: dict[ModuleCall, int] = {}
@@ -144,20 +126,17 @@ class _GraphRun:
             self._step(index, node)
             for call in analysis.leaving.get(index, ()):
                 self._leave(call)
-            for name in analysis.expiring[index]:
+            for name in analysis.expiring.get(index, ()):
                 self._values.pop(name, None)
 
     def value(self, arg: Any) -> Any:
         """An argument with references replaced by what they refer to."""
-        if isinstance(arg, Ref):
-            return self._lookup(arg.name)
-        if arg is MODEL_DEVICE:
-            return self._execution.device
-        if isinstance(arg, (list, tuple)):
-            return type(arg)(self.value(item) for item in arg)
-        if isinstance(arg, dict):
-            return {key: self.value(item) for key, item in arg.items()}
-        return arg
+        return map_leaves(arg, self._resolve)
+
+    def _resolve(self, leaf: Any) -> Any:
+        if isinstance(leaf, Ref):
+            return self._lookup(leaf.name)
+        return self._program_run.device if leaf is MODEL_DEVICE else leaf
 
     def _lookup(self, name: str) -> Any:
         for _, replaced in reversed(self._replaced):
@@ -169,19 +148,19 @@ class _GraphRun:
         args, kwargs = self.value(node.args), self.value(node.kwargs)
         rewrite = self._analysis.rewrites.functions.get(index)
         if node.op in _CONTROL:
-            result = node.op(self._execution.run_inner, *args, **kwargs)
+            result = node.op(self._program_run.run_inner, *args, **kwargs)
         elif rewrite is not None:
-            result = (DIRECT.get(rewrite[0]) or _checked(rewrite[0]))(*args, **kwargs)
+            result = (IN_EXPORTS.get(rewrite[0]) or _checked(rewrite[0]))(*args, **kwargs)
             result = self._overwrite(rewrite[1], result)
         else:
-            if self._execution.dtypes:
+            if self._program_run.dtypes:
                 args, kwargs = self._cast(node.target.split(".")[1], args, kwargs)
             result = self._function(node)(*args, **kwargs)
         self._store(node, result)
 
     def _cast(self, operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Arguments of an operator in a cast model: dtypes as cast, where they follow (see ``dtypes.follows``)."""
-        dtypes = self._execution.dtypes
+        dtypes = self._program_run.dtypes
 
         def cast(value: Any) -> Any:
             known = isinstance(value, torch.dtype) and value in dtypes and follows(operator, value, dtypes[value])
@@ -193,7 +172,7 @@ class _GraphRun:
         """What runs for a node; a view of what is written to in place must stay one."""
         if node.op in VIEWS and self._analysis.rewrites.copied.isdisjoint(node.made()):
             return VIEWS[node.op]
-        return DIRECT.get(node.op) or _checked(node.op)
+        return IN_EXPORTS.get(node.op) or _checked(node.op)
 
     def _overwrite(self, name: str, result: Any) -> Any:
         """The value that a write in place would have left under ``name``."""
@@ -221,54 +200,34 @@ class _GraphRun:
                 self._values[output] = item
 
     def _enter(self, call: ModuleCall) -> None:
-        if not self._execution.watches(call.path):
+        reports = self._program_run.reports
+        if not reports.wants(call.path):
             return
-        tap = self._execution.tap
-        assert tap is not None
-        self._execution.counts[call.path] += 1
-        number = self._numbers[call] = self._execution.counts[call.path]
         names = [name for name in call.inputs if isinstance(self._lookup(name), Tensor)]
-        given = tuple(self._lookup(name) for name in names)
-        args, _ = tap.enter(call.path, number, given, {})
-        if len(args) != len(given):
-            raise InternalError(f"a tap changed the number of inputs of {quote(call.path)}")
-        changed = {name: new for name, new, old in zip(names, args, given, strict=True) if new is not old}
-        if changed:
-            self._replaced.append((call, {name: self._own(name, new) for name, new in changed.items()}))
+        args = tuple(map(self._lookup, names))
+        self._numbers[call], changed = reports.enter(call.path, args)
+        replaced = {name: new for name, new, old in zip(names, changed, args, strict=True) if new is not old}
+        if replaced:
+            self._replaced.append((call, {name: self._own(name, new) for name, new in replaced.items()}))
 
     def _leave(self, call: ModuleCall) -> None:
-        if not self._execution.watches(call.path):
+        reports = self._program_run.reports
+        if not reports.wants(call.path):
             return
-        tap = self._execution.tap
-        assert tap is not None
-        shape = call.shape or self._shape(call)
-        output = self._filled(shape)
-        changed = tap.leave(call.path, self._numbers[call], output)
+        layout = call.layout or self._layout(call)
+        output = arrange(layout, self._values)
+        changed = reports.leave(call.path, self._numbers[call], output)
         if self._replaced and self._replaced[-1][0] is call:
             self._replaced.pop()
         if changed is not output:
-            self._replace(shape, changed, call.path)
+            for name, value in pairs(layout, changed):  # what comes after the call reads the changed values
+                if value is not self._values[name]:
+                    self._values[name] = self._own(name, value)
 
-    def _shape(self, call: ModuleCall) -> Any:
+    def _layout(self, call: ModuleCall) -> Layout:
         """Names of the output, in a tuple if there are several."""
         names = tuple(name for name in call.outputs if isinstance(self._values[name], Tensor))
         return names[0] if len(names) == 1 else names or None
-
-    def _filled(self, shape: Any) -> Any:
-        if isinstance(shape, tuple):
-            return tuple(self._filled(item) for item in shape)
-        return None if shape is None else self._values[shape]
-
-    def _replace(self, shape: Any, value: Any, path: str) -> None:
-        """What comes after the call sees ``value`` under the names in ``shape``."""
-        if isinstance(shape, str):
-            if value is not self._values[shape]:
-                self._values[shape] = self._own(shape, value)
-        elif isinstance(shape, tuple):
-            if not isinstance(value, (tuple, list)) or len(value) != len(shape):
-                raise InternalError(f"a tap changed the number of outputs of {quote(path)}")
-            for item, part in zip(shape, value, strict=True):
-                self._replace(item, part, path)
 
     def _own(self, name: str, value: Any) -> Any:
         """A value that may be written to, if the graph will."""

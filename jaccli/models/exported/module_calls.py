@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from jaccli.models.exported.code import ExportedGraph, ExportedNode, StackEntry, graphs, refs
+from jaccli.models.exported.code import ExportedGraph, ExportedNode, StackEntry, graphs, last_reads
+from jaccli.models.interpretation.nested import Layout, leaves
 
 _RECURRENT: Final = ("torch.nn.modules.rnn.LSTM", "torch.nn.modules.rnn.GRU", "torch.nn.modules.rnn.RNN")
 _RECURRENT_OPERATORS: Final = (["lstm"], ["gru"], ["rnn_tanh"], ["rnn_relu"])
@@ -29,11 +30,10 @@ class ModuleCall:
     path: str
     first: int
     last: int
-    depth: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    shape: Any = None
-    """For modules whose output is known to be nested, how: names and None in tuples; otherwise None."""
+    layout: Layout = None
+    """Of the output, for modules whose output is known to be nested; otherwise None."""
 
 
 def find_calls(graph: ExportedGraph, outer: Chain, state: frozenset[str]) -> list[ModuleCall]:
@@ -45,14 +45,13 @@ def find_calls(graph: ExportedGraph, outer: Chain, state: frozenset[str]) -> lis
         state: names that hold parameters, buffers, constants, or values made of nothing else.
     """
     chains = [_strip(chain, outer) for chain in _chains(graph.nodes)]
-    readers = _readers(graph)
-    found: list[ModuleCall] = []
+    last_read = last_reads(graph)
     deepest = max((len(chain) for chain in chains), default=0)
-    for depth in range(1, deepest + 1):
-        for first, last in _runs(chains, depth):
-            frame = chains[first][depth - 1]
-            found.append(_call(graph.nodes, frame, first, last, depth, readers, state))
-    return found
+    return [
+        _call(graph.nodes, chains[run[0]][depth - 1], run, last_read, state)
+        for depth in range(1, deepest + 1)
+        for run in _runs(chains, depth)
+    ]
 
 
 def _chains(nodes: list[ExportedNode]) -> list[Chain]:
@@ -101,42 +100,28 @@ def _keys(chain: Chain, depth: int) -> tuple[str, ...]:
     return tuple(frame.key for frame in chain[:depth])
 
 
-_END = 1 << 60
-
-
-def _readers(graph: ExportedGraph) -> dict[str, list[int]]:
-    """Value → the nodes that read it; the graph's own output counts as a late reader."""
-    readers: dict[str, list[int]] = {}
-    for index, node in enumerate(graph.nodes):
-        for name in node.used():
-            readers.setdefault(name, []).append(index)
-    for name in refs(graph.outputs):
-        readers.setdefault(name, []).append(_END)
-    return readers
-
-
 def _call(
     nodes: list[ExportedNode],
-    frame: StackEntry,
-    first: int,
-    last: int,
-    depth: int,
-    readers: dict[str, list[int]],
+    entry: StackEntry,
+    run: tuple[int, int],
+    last_read: dict[str, int],
     state: frozenset[str],
 ) -> ModuleCall:
+    first, last = run
     inside = nodes[first : last + 1]
     made = list(dict.fromkeys(name for node in inside for name in node.made()))
     inner = set(made)
     used = dict.fromkeys(name for node in inside for name in node.used())
     inputs = tuple(name for name in used if name not in inner and name not in state)
-    outputs = tuple(name for name in made if any(index > last for index in readers.get(name, ())))
-    shape = _known_shape(frame.type, inside, outputs)
-    if shape is not None:
-        outputs = tuple(dict.fromkeys((*(name for name in outputs if name not in _flat(shape)), *_flat(shape))))
-    return ModuleCall(frame.path, first, last, depth, inputs, outputs or tuple(inside[-1].made()), shape)
+    outputs = tuple(name for name in made if last_read.get(name, -1) > last)
+    layout = _known_layout(entry.type, inside, outputs)
+    if layout is not None:
+        known = [name for name in leaves(layout) if name is not None]
+        outputs = (*(name for name in outputs if name not in known), *dict.fromkeys(known))
+    return ModuleCall(entry.path, first, last, inputs, outputs or tuple(inside[-1].made()), layout)
 
 
-def _known_shape(kind: str, inside: list[ExportedNode], outputs: tuple[str, ...]) -> Any:
+def _known_layout(kind: str, inside: list[ExportedNode], outputs: tuple[str, ...]) -> Any:
     """What ``nn.LSTM``, ``nn.GRU``, ``nn.RNN`` and attention return: an export drops what nobody uses."""
     if kind in _RECURRENT and (made := _recurrent(inside)) is not None and set(outputs) <= set(made):
         return (made[0], tuple(made[1:])) if kind.endswith("LSTM") else made
@@ -147,21 +132,17 @@ def _known_shape(kind: str, inside: list[ExportedNode], outputs: tuple[str, ...]
 
 def _recurrent(inside: list[ExportedNode]) -> tuple[str, ...] | None:
     """The results of the one recurrent operator in a module, if they leave the module as they are."""
-    found = [node for node in inside if node.target.split(".")[1:2] in _RECURRENT_OPERATORS]
-    made = tuple(found[0].made()) if len(found) == 1 else ()
+    operators = [node for node in inside if node.target.split(".")[1:2] in _RECURRENT_OPERATORS]
+    if len(operators) != 1:
+        return None
+    made = tuple(operators[0].made())
     read = {name for node in inside for name in node.used()}
-    return made if len(made) == len(found[0].outputs if found else ()) > 1 and not read & set(made) else None
+    return made if len(made) == len(operators[0].outputs) > 1 and not read & set(made) else None
 
 
-def _flat(shape: Any) -> tuple[str, ...]:
-    if isinstance(shape, tuple):
-        return tuple(name for item in shape for name in _flat(item))
-    return () if shape is None else (shape,)
-
-
-def state_names(graph: ExportedGraph, given: frozenset[str]) -> frozenset[str]:
-    """``given`` and every value that is made of nothing else."""
-    names = set(given)
+def state_names(graph: ExportedGraph, state: frozenset[str]) -> frozenset[str]:
+    """``state`` and every value that is made of nothing else."""
+    names = set(state)
     for node in graph.nodes:
         used = list(node.used())
         if used and all(name in names for name in used) and not graphs(node):

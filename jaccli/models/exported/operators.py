@@ -18,81 +18,21 @@ import torch
 
 from jaccli.errors import RefusedError, UnsupportedError
 from jaccli.models.exported.control import CONTROL
+from jaccli.models.interpretation.overloads import find_overload
 from jaccli.models.screening.operator_names import not_permitted, permitted
 from jaccli.text.escape import quote
 
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
-_NUMBER_OPERATORS: Final = [
-    "eq",
-    "ne",
-    "le",
-    "ge",
-    "lt",
-    "gt",
-    "neg",
-    "pos",
-    "abs",
-    "add",
-    "sub",
-    "mul",
-    "floordiv",
-    "truediv",
-    "mod",
-    "and_",
-    "or_",
-    "xor",
-    "not_",
-    "invert",
-    "rshift",
-    "getitem",
-    "index",
-    "is_",
-    "is_not",
-]
-_SYMBOLIC: Final = [
-    "sym_not",
-    "sym_int",
-    "sym_float",
-    "sym_ite",
-    "sym_max",
-    "sym_min",
-    "sym_sum",
-    "sym_sqrt",
-    "sym_fresh_size",
-    "_sym_sqrt",
-    "_sym_cos",
-    "_sym_cosh",
-    "_sym_sin",
-    "_sym_sinh",
-    "_sym_tan",
-    "_sym_tanh",
-    "_sym_asin",
-    "_sym_acos",
-    "_sym_atan",
-    "_sym_exp",
-    "_sym_log2",
-]
-_MATH: Final = [
-    "trunc",
-    "ceil",
-    "floor",
-    "sqrt",
-    "exp",
-    "log",
-    "log2",
-    "sin",
-    "cos",
-    "tan",
-    "sinh",
-    "cosh",
-    "tanh",
-    "asin",
-    "acos",
-    "atan",
-]
-
-
+# ruff: noqa: SIM905  tables of words
+_NUMBER_OPERATORS: Final = (
+    "le ge lt gt neg pos abs add sub mul floordiv truediv mod and_ or_ xor not_ invert rshift index".split()
+)
+_SYMBOLIC: Final = (
+    "sym_not sym_int sym_float sym_ite sym_max sym_min sym_sum sym_sqrt sym_fresh_size _sym_sqrt _sym_cos _sym_cosh "
+    "_sym_sin _sym_sinh _sym_tan _sym_tanh _sym_asin _sym_acos _sym_atan _sym_exp _sym_log2".split()
+)
+_MATH: Final = "trunc ceil floor sqrt exp log log2 sin cos tan sinh cosh tanh asin acos atan".split()
 _NUMBERS: Final = (bool, int, float, torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
 _MAX_BITS: Final = 128
 
@@ -125,13 +65,13 @@ def _bounded(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 @cache
 def plain_functions() -> dict[str, Callable[..., Any]]:
     """Target → function, for arithmetic on numbers."""
-    found: dict[str, Callable[..., Any]] = {}
-    found |= {f"_operator.{name}": _arithmetic(getattr(operator, name)) for name in _NUMBER_OPERATORS}
-    found |= {f"_operator.{name}": getattr(operator, name) for name in ("getitem", "is_", "is_not", "eq", "ne")}
-    found |= {f"_operator.{name}": _arithmetic(_bounded(getattr(operator, name))) for name in ("pow", "lshift")}
-    found |= {f"math.{name}": getattr(math, name) for name in _MATH}
-    found |= {f"torch.{name}": getattr(torch, name) for name in _SYMBOLIC if hasattr(torch, name)}
-    return found
+    functions: dict[str, Callable[..., Any]] = {}
+    functions |= {f"_operator.{name}": _arithmetic(getattr(operator, name)) for name in _NUMBER_OPERATORS}
+    functions |= {f"_operator.{name}": getattr(operator, name) for name in ("getitem", "is_", "is_not", "eq", "ne")}
+    functions |= {f"_operator.{name}": _arithmetic(_bounded(getattr(operator, name))) for name in ("pow", "lshift")}
+    functions |= {f"math.{name}": getattr(math, name) for name in _MATH}
+    functions |= {f"torch.{name}": getattr(torch, name) for name in _SYMBOLIC if hasattr(torch, name)}
+    return functions
 
 
 def resolve(target: str, *, trust: bool = False) -> Callable[..., Any]:
@@ -152,11 +92,11 @@ def resolve(target: str, *, trust: bool = False) -> Callable[..., Any]:
         if len(parts) == 4 and parts[2] == "higher_order" and parts[3] in CONTROL:
             return CONTROL[parts[3]]
         if len(parts) == 5:
-            found = _overload(parts[2], parts[3], parts[4])
-            if found is not None:
-                if not trust and not (permitted(found._schema) and torch._C._dispatch_has_kernel(qualified(found))):
+            op = find_overload(*parts[2:])
+            if op is not None:
+                if not trust and not (permitted(op._schema) and torch._C._dispatch_has_kernel(qualified(op))):
                     raise not_permitted("the exported model", quote(target))
-                return found
+                return op
     if parts[:3] == ["torch", "ops", "higher_order"]:
         raise unsupported(target)
     raise RefusedError(
@@ -175,12 +115,6 @@ def unsupported(target: str) -> UnsupportedError:
     )
 
 
-def _overload(namespace: str, name: str, overload: str) -> torch._ops.OpOverload | None:
-    packet = getattr(getattr(torch.ops, namespace), name, None)
-    found = getattr(packet, overload, None) if isinstance(packet, torch._ops.OpOverloadPacket) else None
-    return found if isinstance(found, torch._ops.OpOverload) else None
-
-
 def qualified(op: torch._ops.OpOverload) -> str:
     """``aten::add.Tensor``, as the dispatcher calls it."""
     overload = op._schema.overload_name
@@ -188,15 +122,8 @@ def qualified(op: torch._ops.OpOverload) -> str:
 
 
 _SKIPPED: Final = frozenset(
-    {
-        "_assert_tensor_metadata",
-        "_assert_async",
-        "_functional_assert_async",
-        "sym_constrain_range",
-        "sym_constrain_range_for_size",
-        "_functional_sym_constrain_range",
-        "_functional_sym_constrain_range_for_size",
-    }
+    "_assert_tensor_metadata _assert_async _functional_assert_async sym_constrain_range sym_constrain_range_for_size "
+    "_functional_sym_constrain_range _functional_sym_constrain_range_for_size".split()
 )
 
 

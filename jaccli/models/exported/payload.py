@@ -10,12 +10,10 @@ from torch import Tensor
 
 from jaccli.errors import RefusedError
 from jaccli.pickles.saved_object import read_pickled
-from jaccli.pickles.stand_ins import MAX_DIMENSIONS, TensorSpec
-from jaccli.pickles.storages import TensorMaker
+from jaccli.pickles.stand_ins import TensorSpec
+from jaccli.pickles.storages import TensorMaker, checked_extent, torch_dtype
+from jaccli.safety.reading import Damaged
 from jaccli.text.escape import listed, quote
-
-_FREE_EXPANSION: Final = 256 << 20
-"""A tensor may claim to be larger than its storage (a stride of 0) up to this many bytes."""
 
 _DTYPES: Final[dict[int, str]] = {
     1: "uint8",
@@ -45,10 +43,7 @@ _STRIDED: Final = 7
 
 def dtype_of(code: Any) -> torch.dtype:
     """The dtype with this number in the archive format."""
-    found = getattr(torch, _DTYPES[int(code)], None)
-    if not isinstance(found, torch.dtype):
-        raise ValueError("a dtype that this torch does not have")
-    return found
+    return torch_dtype(_DTYPES[int(code)])
 
 
 def load_raw(data: bytearray, meta: Mapping[str, Any], name: str) -> Tensor:
@@ -63,14 +58,10 @@ def load_raw(data: bytearray, meta: Mapping[str, Any], name: str) -> Tensor:
     offset = _number(meta["storage_offset"])
     if int(meta["layout"]) != _STRIDED:
         raise _unfit(name, "its layout is not strided")
-    if (
-        len(sizes) != len(strides)
-        or len(sizes) > MAX_DIMENSIONS
-        or max(sizes, default=0) >= 1 << 63
-        or min([*sizes, *strides, offset], default=0) < 0
-    ):
-        raise _unfit(name, "its sizes make no sense")
-    _check_extent(name, sizes, strides, offset, dtype.itemsize, len(data))
+    try:
+        checked_extent(sizes, strides, offset, dtype.itemsize, len(data))
+    except Damaged as error:
+        raise _unfit(name, str(error)) from None
     if not data:
         return torch.empty(sizes, dtype=dtype)
     whole = len(data) // dtype.itemsize
@@ -82,19 +73,6 @@ def _number(raw: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError("a size that is not a number")
     return value
-
-
-def _check_extent(name: str, sizes: list[int], strides: list[int], offset: int, itemsize: int, stored: int) -> None:
-    count = 1
-    for size in sizes:
-        count *= size
-    if count == 0:
-        return
-    last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
-    if (last + 1) * itemsize > stored:
-        raise _unfit(name, f"it needs {(last + 1) * itemsize} bytes and has {stored}")
-    if count * itemsize > max(stored, _FREE_EXPANSION):
-        raise _unfit(name, f"it claims {count} elements from {stored} bytes")
 
 
 def _unfit(name: str, why: str) -> RefusedError:

@@ -1,4 +1,4 @@
-"""What in an exported graph makes its derivatives doubtful: training mode, fixed at export."""
+"""Operators that were exported in training mode: they mix samples or draw random numbers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 
 from jaccli.models.exported.code import ExportedGraph, ExportedNode, walk
 from jaccli.models.exported.inplace_writes import named_arguments
+from jaccli.models.interpretation.overloads import draws_numbers
 from jaccli.text.escape import quote
 
 _TRAINING_FLAGS: Final = {
@@ -33,22 +34,17 @@ _RECURRENT: Final = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 def training_mode_warnings(graph: ExportedGraph) -> list[str]:
     """Short messages, one for each operator that was exported in training mode."""
-    found = [_message(node) for node in walk(graph) if _in_training(node)]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(_message(node) for node in walk(graph) if _in_training(node)))
 
 
 def draws_by_mode(graph: ExportedGraph) -> bool:
-    """Whether an operator draws that was exported in training mode, which ``training_mode_warnings`` tells of."""
+    """Whether an operator draws that was exported in training mode; ``training_mode_warnings`` names it."""
     return any(_in_training(node) and "batch_norm" not in _name(node) for node in walk(graph))
 
 
 def draws_random_numbers(graph: ExportedGraph) -> bool:
     """Whether a run moves a random generator."""
-    return any(_in_training(node) or _seeded(node) for node in walk(graph))
-
-
-def _seeded(node: ExportedNode) -> bool:
-    return isinstance(node.op, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.op.tags
+    return any(_in_training(node) or draws_numbers(node.op) for node in walk(graph))
 
 
 def _name(node: ExportedNode) -> str:
@@ -60,10 +56,10 @@ def _in_training(node: ExportedNode) -> bool:
     flag = _TRAINING_FLAGS.get(name)
     if flag is None:
         return False
-    given = named_arguments(node)
-    if given.get("p") == 0 or (name in _RECURRENT and not given.get("dropout")):
+    args = named_arguments(node)
+    if args.get("p") == 0 or (name in _RECURRENT and not args.get("dropout")):
         return False
-    return bool(given.get(flag))
+    return bool(args.get(flag))
 
 
 def _message(node: ExportedNode) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import pickle
 import pickletools
 import struct
@@ -13,20 +12,17 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from jaccli.errors import RefusedError
-from jaccli.models.torchscript.script_values import printable
 from jaccli.pickles.nesting import check_depth
 from jaccli.pickles.reader import PickleReader
-from jaccli.pickles.stand_ins import MAX_DIMENSIONS, REBUILD, Rebuild
+from jaccli.pickles.stand_ins import REBUILD, STORAGES, Rebuild
+from jaccli.pickles.storages import checked_extent, itemsize
 from jaccli.safety.budget import Budget, BudgetError
 from jaccli.safety.reading import Damaged
 from jaccli.text.escape import quote
 from jaccli.text.wording import worded
 
-_ITEMSIZES = {
-    "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2,
-    "LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1,
-    "BoolStorage": 1, "ComplexDoubleStorage": 16, "ComplexFloatStorage": 8,
-}  # fmt: skip
+# Class → dtype of the storages that an archive may name.
+_STORAGES = {name: dtype for name, dtype in STORAGES.items() if not name.startswith(("Q", "Untyped"))}
 
 # What torch's own unpickler understands, less what it never writes.
 _OPCODES = {
@@ -45,7 +41,7 @@ _MAX_EXPANDED = 1 << 31  # elements of a tensor that repeats its storage
 def refuse(path: Path, what: str) -> RefusedError:
     """The error for an archive that could do harm."""
     return RefusedError(
-        f"{printable(str(path), 200)!r} {what}",
+        f"{quote(path, 200)} {what}",
         "a model that only computes",
         worded("if you trust where it comes from, pass {trust:True}"),
     )
@@ -54,7 +50,7 @@ def refuse(path: Path, what: str) -> RefusedError:
 def damaged(path: Path, what: str) -> RefusedError:
     """The error for an archive that cannot be read."""
     return RefusedError(
-        f"{printable(str(path), 200)!r} is no readable TorchScript archive: {what}",
+        f"{quote(path, 200)} is no readable TorchScript archive: {what}",
         "a file written by torch.jit.save",
         "save or download it again",
     )
@@ -62,7 +58,8 @@ def damaged(path: Path, what: str) -> RefusedError:
 
 @dataclass(frozen=True)
 class _Storage:
-    numel: int
+    itemsize: int
+    nbytes: int
 
 
 class Tensors:
@@ -74,22 +71,15 @@ class Tensors:
     def storage(self, label: Any) -> _Storage:
         """The storage of a persistent id ``("storage", type, key, device, numel)``."""
         word, kind, key, _, numel = label
-        itemsize = _ITEMSIZES[kind]
-        if word != "storage" or not 0 <= numel * itemsize <= self._sizes[key]:
+        each = itemsize(_STORAGES[kind])
+        if word != "storage" or not 0 <= numel * each <= self._sizes[key]:
             raise Damaged("a storage is larger than its record")
-        return _Storage(numel)
+        return _Storage(each, numel * each)
 
     def rebuild(self, storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> None:
         """Check that a tensor stays within its storage."""
-        fits = len(size) == len(stride) <= MAX_DIMENSIONS
-        if not fits or offset < 0 or any(n < 0 for n in [*size, *stride]):
-            raise Damaged("a tensor has impossible sizes")
-        count = math.prod(size)
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if count and last >= storage.numel:
-            raise Damaged("a tensor is larger than its storage")
-        if count > max(_MAX_EXPANDED, storage.numel):
-            raise Damaged("a tensor has an absurd size")
+        most = _MAX_EXPANDED * storage.itemsize
+        checked_extent(size, stride, offset, storage.itemsize, storage.nbytes, most)
 
 
 _NAMES: dict[int, str] = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
@@ -111,7 +101,7 @@ class _Records(PickleReader):
         full = f"{module}.{name}"
         if module.split(".")[0] == "__torch__" and not f"{full}.".startswith("__torch__.torch.classes."):
             return super().find_class("__torch__", name)
-        if module == "torch" and name in _ITEMSIZES:
+        if module == "torch" and name in _STORAGES:
             return name
         if full == "torch._utils._rebuild_tensor_v2":
             return Rebuild(full, self._tensors.rebuild)
@@ -121,13 +111,13 @@ class _Records(PickleReader):
             return Rebuild(full, _first)
         if module == "torch.jit._pickle" and name.startswith(("build_", "restore_type_tag")):
             return Rebuild(full, _tagged)
-        raise refuse(self._path, f"names {printable(full, 80)!r} in a pickle")
+        raise refuse(self._path, f"names {quote(full)} in a pickle")
 
     def persistent_load(self, pid: Any) -> Any:
         """The size of a storage, which its record has."""
-        found = self._tensors.storage(pid)
+        storage = self._tensors.storage(pid)
         self.budget.storages.add(str(pid[2]))
-        return found
+        return storage
 
     def _high_put(self) -> None:
         (index,) = struct.unpack("<I", self.read(4))
@@ -175,7 +165,7 @@ def inspect_pickle(data: bytes, tensors: Tensors, path: Path, budget: Budget) ->
         if foreign:
             raise refuse(path, f"holds a pickle that torch did not write ({foreign})") from None
         ours = isinstance(error, Damaged | BudgetError)
-        raise damaged(path, printable(str(error)) if ours else "its objects make no sense") from error
+        raise damaged(path, str(error) if ours else "its objects make no sense") from error
 
 
 def _foreign_opcode(error: Exception) -> str:

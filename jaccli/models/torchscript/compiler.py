@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from jaccli.models.interpretation.last_use import expiring
+from jaccli.models.screening.enumerations import DTYPE_NUMBERS, DTYPES
 from jaccli.models.torchscript import control
 from jaccli.models.torchscript.operators import draws, resolve, schema_of, takes_number, unknown
-from jaccli.models.torchscript.script_values import DTYPES, NUMBERS, carries_tensors
+from jaccli.models.torchscript.script_types import carries_tensors
 from jaccli.networks.dtypes import follows
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ class GraphCompiler:
 
     def written(self, value: Any) -> bool:
         """Whether the code may write to this value in place."""
-        return self.program.aliases.value_is_written(self.name, value)
+        return self.program.writes.value_is_written(self.name, value)
 
     def subgraph(self, node: Any) -> CompiledGraph:
         """The function that a ``prim::fork`` node carries with it."""
@@ -85,14 +87,14 @@ class GraphCompiler:
     def block(self, block: Any, release: bool = False, keep: Iterable[Any] = ()) -> list[Instruction]:
         """The steps of a block; with ``release`` values but ``keep`` are let go after their last use."""
         nodes = list(block.nodes())
-        dead = _last_uses([*block.outputs(), *keep], nodes) if release else {}
+        expired = _expiring(nodes, [*block.outputs(), *keep]) if release else {}
         steps: list[Instruction] = []
         for index, node in enumerate(nodes):
             step = self._emit(node)
             if step is not None:
                 steps.append(step)
-            if index in dead:
-                steps.append(_release([self.slot(value) for value in dead[index]]))
+            if index in expired:
+                steps.append(_release(self.slots(expired[index])))
         return steps
 
     def _emit(self, node: Any) -> Instruction | None:
@@ -120,15 +122,15 @@ class GraphCompiler:
 
     def _cast(self, node: Any, inputs: list[Any]) -> dict[int, int]:
         """Constant dtypes among the inputs of a node that follow the model's own, as they are where it is cast."""
-        schema, found = schema_of(node), dict[int, int]()
+        schema, changed = schema_of(node), dict[int, int]()
         operator, dtypes = node.kind().partition("::")[2], self.program.dtypes
         constant = bool(inputs) and inputs[0].node().kind() == "prim::Constant"
         for argument, value in zip(schema.arguments if schema is not None else (), inputs, strict=False):
-            given = self.constants.get(value.unique())
-            kind = DTYPES.get(given) if argument.name == "dtype" and type(given) is int else None
+            number = self.constants.get(value.unique())
+            kind = DTYPES.get(number) if argument.name == "dtype" and type(number) is int else None
             if kind is not None and kind in dtypes and follows(operator, kind, dtypes[kind], constant=constant):
-                found[value.unique()] = NUMBERS[dtypes[kind]]
-        return found
+                changed[value.unique()] = DTYPE_NUMBERS[dtypes[kind]]
+        return changed
 
 
 def compile_graph(program: ScriptProgram, name: str, graph: Any) -> CompiledGraph:
@@ -193,25 +195,18 @@ def _release(slots: list[int]) -> Instruction:
     return release
 
 
-def _last_uses(keep: list[Any], nodes: list[Any]) -> dict[int, list[Any]]:
-    """For each node of a block the values made in it that nobody needs afterwards; never those to keep."""
-    kept = {value.unique() for value in keep}
+def _expiring(nodes: list[Any], lasting: Iterable[Any]) -> dict[int, list[Any]]:
+    """Index of a node → the tensors made in its block that nobody reads after it; never the ``lasting`` ones."""
     own = {
         value.unique(): value
         for node in nodes
         if node.kind() != "prim::Constant"
         for value in node.outputs()
-        if carries_tensors(value) and value.unique() not in kept
+        if carries_tensors(value)
     }
-    last: dict[int, int] = {}
-    for index, node in enumerate(nodes):
-        for key in _used(node) | {value.unique() for value in node.outputs()}:
-            if key in own:
-                last[key] = index
-    dead: dict[int, list[Any]] = {}
-    for key, index in last.items():
-        dead.setdefault(index, []).append(own[key])
-    return dead
+    uses = (own.keys() & (_used(node) | {value.unique() for value in node.outputs()}) for node in nodes)
+    expired = expiring(uses, {value.unique() for value in lasting})
+    return {index: [own[key] for key in keys] for index, keys in expired.items()}
 
 
 def _used(node: Any) -> set[int]:

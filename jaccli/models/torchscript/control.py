@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jaccli.errors import UnsupportedError
-from jaccli.models.torchscript.script_values import ScriptInstance, map_tensors, matches, printable, tuple_type
+from jaccli.models.torchscript.script_objects import ScriptInstance, map_tensors
+from jaccli.models.torchscript.script_types import matches, tuple_type
+from jaccli.text.escape import quote
 
 if TYPE_CHECKING:
     from jaccli.models.torchscript.compiler import CallFrame, GraphCompiler, Instruction
@@ -28,7 +30,7 @@ def _constant(compiler: GraphCompiler, node: Any) -> Instruction | None:
         value = output.toIValue() if node.kind() == "prim::Constant" else node.t("value")
     except RuntimeError:
         raise UnsupportedError(
-            f"the model holds a constant of type {printable(str(output.type()))!r}",
+            f"the model holds a constant of type {quote(output.type(), 120)}",
             "",
             "use a model without it",
         ) from None
@@ -130,9 +132,9 @@ def _lost_identity(compiler: GraphCompiler, node: Any) -> Instruction:
             return
         if slot is not None:
             frame[slot] = run.call_layer(instance, lambda _, args: args[1], [frame[slot]], written)
-        elif run.wanted is not None:
+        elif not run.reports.all_of_them:
             raise UnsupportedError(
-                f"layer {printable(instance.node.path)!r} is an Identity that the trace left out",
+                f"layer {quote(instance.node.path, 120)} is an Identity that the trace left out",
                 "a layer that the trace recorded",
                 "name the layer before it, or use torch.jit.script",
             )

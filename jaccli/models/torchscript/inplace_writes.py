@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from typing import Any, Protocol
 
+from jaccli.models.interpretation.alias_sets import AliasSets
 from jaccli.models.torchscript.operators import schema_of
-from jaccli.models.torchscript.script_values import carries_tensors
+from jaccli.models.torchscript.script_types import carries_tensors
 
 
 class FunctionLookup(Protocol):
@@ -31,7 +32,7 @@ class WriteAnalysis:
     def __init__(self, functions: FunctionLookup, root: str) -> None:
         self.functions = functions
         self.fields: set[tuple[str, str]] = set()
-        self._parent: dict[Hashable, Hashable] = {}
+        self._sets = AliasSets[Hashable]()
         self._written: list[Hashable] = []
         self._seen: set[str] = set()
         pending = [root]
@@ -41,28 +42,15 @@ class WriteAnalysis:
             if name not in self._seen and graph is not None:
                 self._seen.add(name)
                 pending += [callee for node in walk(graph) for callee in self._visit(name, node)]
-        self._dirty = {self._find(key) for key in self._written}
+        self._dirty = {member for key in self._written for member in self._sets.members(key)}
 
     def field_is_written(self, cls: str, name: str) -> bool:
         """Whether an attribute of a class may be written to in place."""
-        return self._find((cls, name)) in self._dirty
+        return (cls, name) in self._dirty
 
     def value_is_written(self, function: str, value: Any) -> bool:
         """Whether a value of a function's graph may be written to in place."""
-        return self._find((function, value.unique())) in self._dirty
-
-    def _find(self, key: Hashable) -> Hashable:
-        parent = self._parent
-        while (up := parent.get(key, key)) != key:
-            parent[key] = parent.get(up, up)
-            key = up
-        return key
-
-    def _unite(self, keys: list[Hashable]) -> None:
-        for other in keys[1:]:
-            a, b = self._find(keys[0]), self._find(other)
-            if a != b:
-                self._parent[a] = b
+        return (function, value.unique()) in self._dirty
 
     def _visit(self, function: str, node: Any) -> list[str]:
         kind = node.kind()
@@ -89,7 +77,7 @@ class WriteAnalysis:
         key = (owner.qualified_name(), node.s("name"))
         self.fields.add(key)
         value = node.output() if node.kind() == "prim::GetAttr" else node.inputsAt(1)
-        self._unite([key, *self._keys(function, [value])])
+        self._sets.unite([key, *self._keys(function, [value])])
 
     def _call(self, function: str, node: Any) -> list[str]:
         inputs = list(node.inputs())
@@ -116,7 +104,7 @@ class WriteAnalysis:
     def _pair(self, function: str, values: Any, callee: str, others: Any) -> None:
         for value, other in zip(values, others, strict=False):
             if carries_tensors(value) or carries_tensors(other):
-                self._unite([(function, value.unique()), (callee, other.unique())])
+                self._sets.unite([(function, value.unique()), (callee, other.unique())])
 
     def _blocks(self, function: str, node: Any) -> None:
         outputs = list(node.outputs())
@@ -133,7 +121,7 @@ class WriteAnalysis:
         inputs, outputs = list(node.inputs()), list(node.outputs())
         schema = schema_of(node)
         if schema is None or node.kind().startswith("prim::"):
-            self._unite(self._keys(function, inputs + outputs))
+            self._sets.unite(self._keys(function, inputs + outputs))
             return
         aliased = []
         for value, argument in zip(inputs, schema.arguments, strict=False):
@@ -146,7 +134,7 @@ class WriteAnalysis:
                 self._written += self._keys(function, [value]) if _is_tensor(value) else []
         generic = any("Tensor" not in str(r.type) for r in schema.returns)
         aliased += [v for v, r in zip(outputs, schema.returns, strict=False) if r.alias_info is not None]
-        self._unite(self._keys(function, inputs + outputs if generic else aliased))
+        self._sets.unite(self._keys(function, inputs + outputs if generic else aliased))
 
 
 def walk(graph: Any) -> Iterator[Any]:

@@ -19,7 +19,7 @@ from jaccli.models.torchscript.memory_limit import limited_memory
 from jaccli.models.torchscript.program import remember_unit
 from jaccli.models.torchscript.screen_archive import screen_archive
 from jaccli.models.torchscript.screen_graphs import screen_graphs
-from jaccli.models.torchscript.script_values import printable
+from jaccli.text.escape import quote
 
 
 def load_torchscript(path: Path, *, trust: bool) -> torch.jit.ScriptModule:
@@ -59,13 +59,13 @@ def _load(path: Path) -> tuple[torch.jit.ScriptModule, object]:
 
 def _explain(message: str, path: Path) -> RefusedError | ResourceError:
     """An error of our own: torch's text is long, and holds source code out of the file."""
-    name = repr(printable(str(path), 200))
+    name = quote(path, 200)
     if "DefaultCPUAllocator" in message or "bad_alloc" in message:
         return ResourceError(f"not enough memory to load {name}", "", "free some, or use a larger machine")
     unknown = re.search(r"Unknown builtin op: ([\w:]+)", message)
     if unknown:
         return RefusedError(
-            f"{name} uses the operator {printable(unknown[1])!r}, which this PyTorch does not have",
+            f"{name} uses the operator {quote(unknown[1], 120)}, which this PyTorch does not have",
             "operators of PyTorch itself",
             "export the model without it",
         )

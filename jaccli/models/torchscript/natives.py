@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from jaccli.errors import RefusedError
-from jaccli.models.screening.enumerations import check_enumeration
+from jaccli.models.screening.enumerations import DTYPES, check_enumeration
 from jaccli.models.torchscript.item_limits import count_items, count_nested
-from jaccli.models.torchscript.script_values import DTYPES, printable
+from jaccli.text.escape import quote
 
 
 def _multiply(a: Any, b: Any) -> Any:
@@ -128,9 +128,9 @@ def _set_item(items: Any, key: Any, value: Any) -> Any:
 
 
 def _slice(items: Any, start: int | None, end: int | None, step: int) -> Any:
-    found = items[start:end:step]
-    count_items(len(found))
-    return found
+    part = items[start:end:step]
+    count_items(len(part))
+    return part
 
 
 def _sort(items: list[Any], reverse: bool = False) -> None:
@@ -155,7 +155,7 @@ def _format(template: str, *values: Any) -> str:
 
 def _raise(message: str, *_: Any) -> None:
     raise RefusedError(
-        f"the model itself refused the input: {printable(str(message))!r}",
+        f"the model itself refused the input: {quote(message, 120)}",
         "an input that the model accepts",
     )
 

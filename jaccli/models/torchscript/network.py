@@ -13,14 +13,15 @@ from jaccli.errors import UnsupportedError
 from jaccli.models.torchscript import binding
 from jaccli.models.torchscript.program import FunctionTable, ScriptProgram
 from jaccli.models.torchscript.run import ScriptRun
-from jaccli.models.torchscript.script_values import ScriptInstance, map_tensors, printable
-from jaccli.models.torchscript.state import ModuleNode, adopt, live_tree, snapshot
+from jaccli.models.torchscript.script_objects import ScriptInstance, adopt, map_tensors
+from jaccli.models.torchscript.state import ModuleNode, live_tree, snapshot
 from jaccli.networks.dtypes import converted, renamed
 from jaccli.networks.network import Network, Tap
 from jaccli.networks.quantized import no_derivative, packed_modules
 from jaccli.networks.state.fingerprint import Fingerprint
 from jaccli.networks.state.random_generators import Noise
 from jaccli.networks.state.snapshot import without_parameter_gradients
+from jaccli.text.escape import quote
 
 _DRAWS_WHEN_TRAINING = ("Dropout", "RReLU")
 _NORMALISES_WHEN_TRAINING = ("BatchNorm", "InstanceNorm", "SyncBatchNorm")
@@ -58,17 +59,13 @@ class ScriptNetwork(Network):
         inputs = list(forward.graph.inputs())[1:]
         name = f"{self._root.cls}.forward"
         self._read_by: dict[str, list[str]] = {}
-        for cls, attribute in sorted(program.aliases.fields):
+        for cls, attribute in sorted(program.writes.fields):
             self._read_by.setdefault(cls, []).append(attribute)
-        self._written = [program.aliases.value_is_written(name, value) for value in inputs]
+        self._written = [program.writes.value_is_written(name, value) for value in inputs]
 
     def layers(self) -> Mapping[str, str]:
         """Module path → type name such as ``Linear``, for every module but the root."""
         return {node.path: node.type_name for node in self._root.walk() if node.path}
-
-    def signature(self) -> list[tuple[str, Any]]:
-        """``(name, default)`` of the forward's arguments; ``binding.REQUIRED`` where there is no default."""
-        return binding.signature(self._schema)
 
     def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None) -> Any:
         """One forward pass; see ``Network.run``.
@@ -112,7 +109,7 @@ class ScriptNetwork(Network):
             return copy.requires_grad_(tensor.requires_grad and tensor.is_leaf)
 
         program = self._program
-        root = snapshot(self._root, program.aliases.fields, convert)
+        root = snapshot(self._root, program.writes.fields, convert)
         other = ScriptNetwork.__new__(ScriptNetwork)
         chained = convert if program.convert is None else _after(program.convert, convert)
         dtypes = renamed(program.dtypes, self.tensors(), dtype)
@@ -151,17 +148,17 @@ class ScriptNetwork(Network):
 
     def doubtful(self) -> list[str]:
         """Layers whose training mode makes samples mix or results vary."""
-        found = []
+        warnings = []
         for node in self._root.walk():
             kind = node.type_name
             if not _reads_true(node, "training"):
                 continue
-            name = printable(node.path or kind, 60)
+            name = quote(node.path or kind, 60)[1:-1]
             if kind.startswith(_NORMALISES_WHEN_TRAINING):
-                found.append(f"{name} ({printable(kind, 40)}) is in training mode: samples of a batch mix")
+                warnings.append(f"{name} ({quote(kind, 40)[1:-1]}) is in training mode: samples of a batch mix")
             elif _draws(node):
-                found.append(f"{name} ({printable(kind, 40)}) is in training mode: results are random")
-        return found
+                warnings.append(f"{name} ({quote(kind, 40)[1:-1]}) is in training mode: results are random")
+        return warnings
 
 
 def _draws(node: ModuleNode) -> bool:

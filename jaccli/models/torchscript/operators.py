@@ -7,12 +7,15 @@ from functools import lru_cache, partial
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 
 from jaccli.errors import UnsupportedError
+from jaccli.models.interpretation.overloads import draws_numbers, find_overload
+from jaccli.models.interpretation.replaced_operators import IN_SCRIPTS
 from jaccli.models.screening.argument_checks import guarded
 from jaccli.models.screening.enumerations import check_enumeration, enumerations
-from jaccli.models.torchscript import fused, natives
-from jaccli.models.torchscript.script_values import printable
+from jaccli.models.torchscript import natives
+from jaccli.text.escape import quote
 
 # Operators that draw random numbers without being tagged so, each with the argument that turns it off.
 _SWITCHES = ("train", "training", "dropout_p")
@@ -53,7 +56,7 @@ def resolve(node: Any, constants: dict[int, Any]) -> tuple[Callable[..., Any], i
     schema = schema_of(node)
     if schema is None:
         raise unknown(node.kind())
-    op = _with_valid_numbers(_overload(node.kind(), schema), schema, inputs, constants)
+    op = _with_valid_numbers(_checked(node.kind(), schema), schema, inputs, constants)
     return _bind(op, schema, inputs, constants)
 
 
@@ -91,7 +94,7 @@ def _with_valid_numbers(
 def unknown(kind: str) -> UnsupportedError:
     """The error for an operator that cannot be run here."""
     return UnsupportedError(
-        f"the model uses the operator {printable(kind)!r}, which jaccli cannot run",
+        f"the model uses the operator {quote(kind, 120)}, which jaccli cannot run",
         "operators of PyTorch itself",
     )
 
@@ -106,27 +109,19 @@ def draws(node: Any, inputs: list[Any]) -> tuple[bool, int | None]:
     switch = next((i for i, n in enumerate(names[: len(inputs)]) if n in _SWITCHES), None)
     if name in _DRAWING or "dropout" in name:
         return True, switch
-    tagged = torch.Tag.nondeterministic_seeded in _tags(node.kind(), schema)
-    return tagged, switch
-
-
-def _tags(kind: str, schema: Any) -> list[Any]:
-    try:
-        return list(_lookup(kind, schema).tags)
-    except AttributeError:
-        return []
+    return draws_numbers(_overload(node.kind(), schema)), switch
 
 
 def _native(node: Any, inputs: list[Any]) -> Callable[..., Any] | None:
     kind = node.kind()
-    if kind in fused.REPLACED:
-        return fused.REPLACED[kind]
+    if kind in IN_SCRIPTS:
+        return IN_SCRIPTS[kind]
     if kind in natives.ALWAYS:
         return natives.ALWAYS[kind]
-    text = node.schema()
-    named = text.partition("(")[0]
-    if named + ("" if "." in named else ".") in natives.ALWAYS:
-        return natives.ALWAYS[named + ("" if "." in named else ".")]
+    named = node.schema().partition("(")[0]
+    named += "" if "." in named else "."
+    if named in natives.ALWAYS:
+        return natives.ALWAYS[named]
     types = [value.type() for value in inputs]
     kinds = [t.kind() for t in types]
     if not kinds:
@@ -141,17 +136,15 @@ def _native(node: Any, inputs: list[Any]) -> Callable[..., Any] | None:
     return natives.SCALARS.get(kind) if plain and not holds_objects else None
 
 
-def _lookup(kind: str, schema: Any) -> Any:
+def _overload(kind: str, schema: Any) -> OpOverload | None:
     namespace, _, name = kind.partition("::")
-    packet = getattr(getattr(torch.ops, namespace), name)
-    return getattr(packet, schema.overload_name or "default")
+    return find_overload(namespace, name, schema.overload_name)
 
 
-def _overload(kind: str, schema: Any) -> Callable[..., Any]:
-    try:
-        overload = _lookup(kind, schema)
-    except (AttributeError, RuntimeError):
-        raise unknown(kind) from None
+def _checked(kind: str, schema: Any) -> Callable[..., Any]:
+    overload = _overload(kind, schema)
+    if overload is None:
+        raise unknown(kind)
     checked = guarded(overload)
     op: Callable[..., Any] = getattr(checked, "_op", checked)  # saves a Python frame a call
     return op
@@ -184,8 +177,8 @@ def _bind(
 def _is_default(argument: Any, value: Any, constants: dict[int, Any]) -> bool:
     if value.unique() not in constants or not argument.has_default_value():
         return False
-    given, default = constants[value.unique()], argument.default_value
-    if given is None or default is None:
-        return given is default
+    content, default = constants[value.unique()], argument.default_value
+    if content is None or default is None:
+        return content is default
     simple = (bool, int, float, str)
-    return type(given) is type(default) and isinstance(given, simple) and given == default
+    return type(content) is type(default) and isinstance(content, simple) and content == default

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import UnsupportedError
+from jaccli.models.interpretation.replaced_operators import SWITCHED_OFF
 from jaccli.models.torchscript.compiler import CompiledGraph, compile_graph
-from jaccli.models.torchscript.fused import SWITCHED_OFF
 from jaccli.models.torchscript.inplace_writes import WriteAnalysis
-from jaccli.models.torchscript.script_values import printable
 from jaccli.models.torchscript.state import ModuleNode
 from jaccli.models.torchscript.traced import Traced, restore
+from jaccli.text.escape import quote
 
 # Where the functions of a loaded module are; torch.jit.load itself forgets it.
 _units: WeakKeyDictionary[torch.jit.ScriptModule, Any] = WeakKeyDictionary()
@@ -64,7 +64,7 @@ class ScriptProgram:
         """Args: the code, the modules; for a converted copy how constants change, their device, dtypes that change."""
         self.code, self.root = code, root
         self.convert, self.device, self.dtypes = convert, device, dtypes or {}
-        self.aliases = WriteAnalysis(code, f"{root.cls}.forward")
+        self.writes = WriteAnalysis(code, f"{root.cls}.forward")
         self._compiled: dict[str, CompiledGraph] = {}
         self._methods: dict[tuple[str, str], CompiledGraph] = {}
         self._traced: dict[str, Traced | None] = {}
@@ -92,7 +92,7 @@ class ScriptProgram:
         if name not in self._compiled:
             graph = self.code.graph(name)
             if graph is None:
-                raise UnsupportedError(f"the model calls {printable(name)!r}, of which it holds no code")
+                raise UnsupportedError(f"the model calls {quote(name, 120)}, of which it holds no code")
             self._compiled[name] = compile_graph(self, name, graph)
             if name.removeprefix("__torch__.") in SWITCHED_OFF:
                 self._compiled[name] = CompiledGraph(name, [None, False], [], 1)

@@ -1,4 +1,4 @@
-"""One forward pass: the state it sees, the taps it reports to, the random numbers it draws."""
+"""One forward pass: the state that it reads, the calls that it reports, the random numbers that it draws."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from jaccli.models.interpretation.module_calls import CallReports
+from jaccli.models.interpretation.nested import arrange
 from jaccli.models.torchscript import item_limits
 from jaccli.models.torchscript.compiler import CompiledGraph
-from jaccli.models.torchscript.script_values import ScriptInstance, map_tensors, protect
-from jaccli.models.torchscript.state import ModuleNode, adopt
-from jaccli.models.torchscript.traced import arrange
+from jaccli.models.torchscript.script_objects import ScriptInstance, adopt, map_tensors, protect
+from jaccli.models.torchscript.state import ModuleNode
 from jaccli.networks.network import Tap
 from jaccli.networks.state.random_generators import Noise
 
@@ -20,27 +21,28 @@ if TYPE_CHECKING:
 
 
 class ScriptRun:
-    """What lasts for one forward pass. Attributes are read from the model and written only here."""
+    """What lasts for one forward pass.
 
-    __slots__ = ("_clones", "_copies", "_counts", "_forward", "_modules", "_noise", "program", "tap", "wanted")
+    Invariant: attributes are read from the model and written only here, so a run changes nothing of the model.
+    """
+
+    __slots__ = ("_clones", "_copies", "_forward", "_modules", "_noise", "program", "reports")
 
     def __init__(self, program: ScriptProgram, tap: Tap | None) -> None:
         item_limits.start()
-        self.program, self.tap = program, tap
+        self.program, self.reports = program, CallReports(tap)
         self._copies = getattr(tap, "gives_copies", False)
-        self.wanted = tap.paths if tap is not None else frozenset[str]()
         self._modules: dict[int, ScriptInstance] = {}
-        self._counts: dict[str, int] = {}
         self._forward: list[bool] = []
         self._clones: dict[int, tuple[Any, Any]] = {}
         self._noise: Noise | None = None
 
     def module(self, node: ModuleNode) -> ScriptInstance:
         """The module of a node, one and the same for the whole run."""
-        found = self._modules.get(id(node))
-        if found is None:
-            found = self._modules[id(node)] = ScriptInstance(node.cls, {}, node)
-        return found
+        module = self._modules.get(id(node))
+        if module is None:
+            module = self._modules[id(node)] = ScriptInstance(node.cls, {}, node)
+        return module
 
     def fetch(self, owner: ScriptInstance, name: str) -> Any:
         """An attribute that this run has not read yet."""
@@ -49,7 +51,7 @@ class ScriptRun:
             value: Any = self.module(node.children[name])
         else:
             value = adopt(node.read(name))
-            if self.program.aliases.field_is_written(owner.cls, name):
+            if self.program.writes.field_is_written(owner.cls, name):
                 value = map_tensors(value, self._clone)
         owner.attrs[name] = value
         return value
@@ -62,14 +64,12 @@ class ScriptRun:
 
     def wants(self, owner: ScriptInstance) -> bool:
         """Whether the tap is to see calls of this module."""
-        if self.tap is None or owner.node is None or not owner.node.path:
-            return False
-        return self.wanted is None or owner.node.path in self.wanted
+        return owner.node is not None and bool(owner.node.path) and self.reports.wants(owner.node.path)
 
     def call_layer(
         self, owner: ScriptInstance, function: Callable[..., Any], args: list[Any], written: list[bool]
     ) -> Any:
-        """Call a module's forward under the eyes of the tap.
+        """Call a module's forward and report it to the tap.
 
         Args:
             owner: the module.
@@ -81,21 +81,18 @@ class ScriptRun:
         """
         if self._copies:
             written = [False] * len(written)
-        tap, path = self.tap, owner.node.path
-        assert tap is not None
-        call = self._counts[path] = self._counts.get(path, 0) + 1
+        path = owner.node.path
         traced = self.program.traced(function.name) if isinstance(function, CompiledGraph) else None
-        given, _ = tap.enter(path, call, tuple(args) if traced is None else traced.open(args), {})
-        flat = given if traced is None else traced.close(given)
-        pairs = zip(flat, args, written, strict=False)
-        taken = [protect(new, old) if dirty else new for new, old, dirty in pairs]
+        call, changed = self.reports.enter(path, tuple(args) if traced is None else traced.open(args))
+        flat = changed if traced is None else traced.close(changed)
+        values = [protect(new, old) if dirty else new for new, old, dirty in zip(flat, args, written, strict=False)]
         if traced is None:
-            result = function(self, [owner, *taken])
-            output = tap.leave(path, call, result)
+            result = function(self, [owner, *values])
+            output = self.reports.leave(path, call, result)
             return protect(output, result) if written[-1] else output
-        parts = traced.function(self, [owner, *taken])
+        parts = traced.function(self, [owner, *values])
         result = arrange(traced.outputs, parts)
-        output = tap.leave(path, call, result)
+        output = self.reports.leave(path, call, result)
         return traced.result(parts, protect(output, result) if written[-1] else output)
 
     def remember_random(self) -> None:
@@ -104,12 +101,12 @@ class ScriptRun:
             self._noise = Noise.now(python=False)
 
     def enter_forward_mode(self, enabled: bool) -> None:
-        """``no_grad`` and ``enable_grad`` of the model's: forward mode would not heed them by itself."""
+        """Begin a ``no_grad`` or ``enable_grad`` block of the model: forward mode does not heed them by itself."""
         self._forward.append(torch._C._is_fwd_grad_enabled())
         torch._C._set_fwd_grad_enabled(enabled)
 
     def leave_forward_mode(self) -> None:
-        """At the end of such a block."""
+        """End such a block."""
         torch._C._set_fwd_grad_enabled(self._forward.pop())
 
     def finish(self) -> list[str]:

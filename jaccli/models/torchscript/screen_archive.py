@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from jaccli.models.torchscript.archive_pickles import Tensors, damaged, inspect_pickle, refuse
-from jaccli.models.torchscript.script_values import printable
 from jaccli.models.torchscript.source_literals import without_literals
 from jaccli.models.torchscript.source_nesting import size_of, too_nested
 from jaccli.networks.quantized import packed_file
@@ -101,7 +100,7 @@ def _check_sizes(path: Path, infos: list[zipfile.ZipInfo], top: str) -> None:
         name = info.filename[len(top) :]
         packed += info.file_size
         if not (name.startswith("code/") or name.endswith(".pkl")):
-            raise refuse(path, f"has compressed tensors ({printable(name, 60)!r}), which torch never writes")
+            raise refuse(path, f"has compressed tensors ({quote(name, 60)}), which torch never writes")
         if info.file_size > _MAX_PACKED or packed > _MAX_PACKED_TOTAL:
             raise refuse(path, "unpacks to an absurd size")
 
@@ -124,5 +123,5 @@ def _screen_source(source: bytes, path: Path) -> int:
             raise refuse(path, what)
     for namespace in re.findall(r"\bops\.(\w+)\.", code):
         if namespace not in _NAMESPACES:
-            raise refuse(path, f"uses operators that are not PyTorch's own ({printable(namespace, 60)!r})")
+            raise refuse(path, f"uses operators that are not PyTorch's own ({quote(namespace, 60)})")
     return size_of(text)

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from jaccli.models.interpretation.replaced_operators import IN_SCRIPTS
 from jaccli.models.screening.operator_names import not_permitted, permitted, writes_out
-from jaccli.models.torchscript import control, fused, natives
+from jaccli.models.torchscript import control, natives
 from jaccli.models.torchscript.archive_pickles import refuse
 from jaccli.models.torchscript.inplace_writes import walk
 from jaccli.models.torchscript.operators import schema_of
-from jaccli.models.torchscript.script_values import printable
+from jaccli.text.escape import quote
 
 # Done by this package itself.
 _OURS: Final = frozenset(
@@ -21,7 +22,7 @@ _OURS: Final = frozenset(
         *natives.SCALARS,
         *natives.CONTAINERS,
         *natives.PLAIN_CONTAINERS,
-        *fused.REPLACED,
+        *IN_SCRIPTS,
     }
 )
 
@@ -50,9 +51,9 @@ def screen_graphs(unit: Any, path: Path) -> None:
             raise refuse(path, f"runs code of its own when it is loaded or saved ({function.name})")
         for node in _everything(function.graph):
             if not _known(node):
-                raise not_permitted(repr(printable(str(path), 200)), repr(printable(node.kind(), 60)))
+                raise not_permitted(quote(path, 200), quote(node.kind(), 60))
             if any(str(value.type()).startswith("__torch__.torch.classes") for value in node.outputs()):
-                raise refuse(path, f"holds native objects ({printable(node.kind(), 60)})")
+                raise refuse(path, f"holds native objects ({quote(node.kind(), 60)[1:-1]})")
 
 
 def _everything(graph: Any) -> Iterator[Any]:

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from jaccli.models.torchscript.script_values import ScriptInstance, map_tensors
+from jaccli.models.torchscript.script_objects import adopt, map_tensors
 
 Convert = Callable[[Tensor], Tensor]
 
@@ -82,29 +81,3 @@ def snapshot(root: ModuleNode, fields: set[tuple[str, str]], convert: Convert) -
         return ModuleNode(node.path, node.cls, values.__getitem__, children, tensors)
 
     return copy(root)
-
-
-def adopt(value: Any) -> Any:
-    """An attribute's value as a run may hold it: TorchScript objects as instances of our own.
-
-    Containers come as copies already. A tensor that a graph of an earlier run still hangs on is cut off.
-    """
-    if isinstance(value, Tensor):
-        return value.detach() if value.grad_fn is not None else value
-    if isinstance(value, list):
-        return [adopt(item) for item in value]
-    if isinstance(value, dict):
-        return {key: adopt(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        items = [adopt(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    handle = getattr(value, "_c", value)
-    if isinstance(handle, torch._C.ScriptObject):
-        return _instance(handle)
-    return value
-
-
-def _instance(handle: Any) -> ScriptInstance:
-    kind = handle._type()
-    names = [n for n in dir(handle) if not n.startswith("__") and handle.hasattr(n)]
-    return ScriptInstance(kind.qualified_name(), {name: adopt(handle.getattr(name)) for name in names})

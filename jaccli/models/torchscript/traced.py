@@ -8,18 +8,17 @@ other tensors than in the module. For the modules below the graph tells which is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jaccli.errors import UnsupportedError
+from jaccli.models.interpretation.nested import Layout, arrange, map_leaves, pairs
 from jaccli.models.torchscript.compiler import CompiledGraph, GraphCompiler
 
 if TYPE_CHECKING:
     from jaccli.models.torchscript.program import ScriptProgram
 
-# A nested tuple of positions in a flat list; None is an element that the trace did not keep.
-Layout = Any
 Parts = list[Any]
 
 _KNOWN = re.compile(r"__torch__\.torch\.nn\.modules\.(?:rnn|activation)\.(?:___torch_mangle_\d+\.)?(\w+)")
@@ -53,7 +52,7 @@ class Traced:
         if self.inputs is None:
             return list(given)
         flat: dict[int, Any] = {}
-        for position, value in _pairs(self.inputs, given):
+        for position, value in pairs(self.inputs, given):
             if flat.setdefault(position, value) is not value:
                 raise UnsupportedError(
                     "a traced layer takes one tensor for several of its arguments",
@@ -65,25 +64,10 @@ class Traced:
     def result(self, parts: list[Any], value: Any) -> Any:
         """What the trace returns, of the module's value."""
         parts = list(parts)
-        for position, part in _pairs(self.outputs, value):
+        for position, part in pairs(self.outputs, value):
             parts[position] = part
         picked = [parts[position] for position in self.returned]
         return picked[0] if len(picked) == 1 else tuple(picked)
-
-
-def arrange(layout: Layout, flat: list[Any]) -> Any:
-    """The nested tuple of a layout, filled from a flat list."""
-    if isinstance(layout, tuple):
-        return tuple(arrange(inner, flat) for inner in layout)
-    return None if layout is None else flat[layout]
-
-
-def _pairs(layout: Layout, value: Any) -> Iterator[tuple[int, Any]]:
-    if isinstance(layout, tuple):
-        for inner, item in zip(layout, value, strict=True):
-            yield from _pairs(inner, item)
-    elif layout is not None:
-        yield layout, value
 
 
 def restore(program: ScriptProgram, name: str, graph: Any) -> Traced | None:
@@ -100,11 +84,11 @@ def restore(program: ScriptProgram, name: str, graph: Any) -> Traced | None:
     parts, layout, arguments = found
     flat = {value.unique(): value for value in [*parts, *returned] if value is not None}
     order = list(flat)
-    names = [None if part is None else order.index(part.unique()) for part in parts]
+    positions = [None if part is None else order.index(part.unique()) for part in parts]
     return Traced(
         _compile(program, name, graph, list(flat.values())),
         _arguments(graph, arguments),
-        _renumber(layout, names),
+        map_leaves(layout, positions.__getitem__),
         [order.index(value.unique()) for value in returned],
     )
 
@@ -128,26 +112,18 @@ def _returned(graph: Any) -> list[Any] | None:
     return outputs if all(value.type().kind() == "TensorType" for value in outputs) else None
 
 
-def _renumber(layout: Layout, numbers: list[int | None]) -> Layout:
-    if isinstance(layout, tuple):
-        return tuple(_renumber(inner, numbers) for inner in layout)
-    return numbers[layout]
-
-
 def _arguments(graph: Any, arguments: Layout | None) -> Layout | None:
     """The layout of the arguments in the graph's inputs, one of which may stand for several arguments."""
     own = {value.unique(): i for i, value in enumerate(list(graph.inputs())[1:])}
     used: list[int | None] = []
 
-    def number(layout: Any) -> Any:
-        if isinstance(layout, tuple):
-            return tuple(number(inner) for inner in layout)
-        used.append(own.get(_through(layout, {"aten::unsqueeze"}).unique()))
+    def number(value: Any) -> int | None:
+        used.append(own.get(_through(value, {"aten::unsqueeze"}).unique()))
         return used[-1]
 
     if arguments is None:
         return None
-    numbered = number(arguments)
+    numbered = map_leaves(arguments, number)
     if set(used[1:]) == {None}:  # initial states of zeros, made inside
         numbered, used = numbered[:1], used[:1]
     if None in used:

@@ -229,8 +229,8 @@ def test_operators_off_the_list(path: Path, target: str) -> None:
 @pytest.mark.parametrize(
     ("described", "why"),
     [
-        (meta([2, 3], [3, 1]), "needs 24 bytes and has 16"),
-        (meta([2, 2], [2, 1], offset=1), "needs 20 bytes and has 16"),
+        (meta([2, 3], [3, 1]), "needs 24 bytes and its storage has 16"),
+        (meta([2, 2], [2, 1], offset=1), "needs 20 bytes and its storage has 16"),
         (meta([10**6, 10**6], [0, 0]), "claims 1000000000000 elements"),
         (meta([2, 2], [-2, 1]), "no sense"),
         (meta([-1, 2], [2, 1]), "no sense"),

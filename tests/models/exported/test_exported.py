@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from jaccli.errors import RefusedError, UsageError
-from jaccli.models.exported.load import ExportedModel, ExportedNetwork, is_exported, load_exported
+from jaccli.models.exported.load import load_exported
+from jaccli.models.exported.model import ExportedModel
+from jaccli.models.exported.network import ExportedNetwork, is_exported
 from jaccli.networks.network import StopRun
 
 
@@ -427,7 +429,6 @@ def test_binding_by_name(exported: Callable[[str], Exported]) -> None:
     made = exported("keywords")
     (x,), kwargs = inputs(made)
     network = ExportedNetwork(load_exported(made.path))
-    assert network.signature() == [("x", True), ("power", False), ("other", True)]
     wanted = network.run((x,), kwargs)["mixed"]
     for given in (
         ((), {"x": x, **kwargs}),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from jaccli.models.exported.load import ExportedNetwork
+from jaccli.models.exported.network import ExportedNetwork
 
 
 class AliasLivesOn(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from jaccli.models.torchscript import ScriptNetwork
+from jaccli.models.torchscript.network import ScriptNetwork
 from tests.models.script_nets import scenario
 
 # Networks of one differentiable input whose output is, or starts with, a tensor.

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from jaccli.errors import RefusedError
-from jaccli.models.torchscript import ScriptNetwork
 from jaccli.models.torchscript.load import load_torchscript
+from jaccli.models.torchscript.network import ScriptNetwork
 from tests.models.script_nets import SCENARIOS, scenario
 
 

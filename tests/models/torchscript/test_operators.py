@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jaccli.models.torchscript import ScriptNetwork
+from jaccli.models.torchscript.network import ScriptNetwork
 from tests.models.torchscript.test_networks import reloaded
 
 

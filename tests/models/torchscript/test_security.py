@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from jaccli.errors import RefusedError
-from jaccli.models.torchscript import ScriptNetwork
 from jaccli.models.torchscript.load import load_torchscript
+from jaccli.models.torchscript.network import ScriptNetwork
 from jaccli.models.torchscript.screen_graphs import screen_graphs
 
 MARK = "/tmp/jaccli-test-must-not-exist"
@@ -191,7 +191,7 @@ def test_tensors_beyond_their_storage_are_refused(tmp_path: Path) -> None:
     def wider(name: str, data: bytes) -> bytes:  # the weight's size (4, 4) becomes (4, 200)
         return data.replace(b"(K\x04K\x04t(", b"(K\x04K\xc8t(", 1) if name.endswith("/data.pkl") else data
 
-    refused(rewritten(saved(Clean(), tmp_path / "m.pt"), wider), "larger than its storage")
+    refused(rewritten(saved(Clean(), tmp_path / "m.pt"), wider), "its storage has 64")
 
 
 def test_zip_bombs_are_refused(tmp_path: Path) -> None:
@@ -278,4 +278,4 @@ def test_a_tensor_of_absurd_size_is_refused(tmp_path: Path) -> None:
             return data
         return data.replace(b"(K\x03K\x04t(K\x04K\x00t", b"(\x8a\x06\x00\x00\x00\x00\x00\x01K\x04t(K\x00K\x00t")
 
-    refused(rewritten(saved(Clean(), tmp_path / "m.pt"), huge), "absurd size")
+    refused(rewritten(saved(Clean(), tmp_path / "m.pt"), huge), "claims .* elements")

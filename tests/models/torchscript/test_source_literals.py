@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from jaccli.errors import RefusedError
-from jaccli.models.torchscript import ScriptNetwork
 from jaccli.models.torchscript.load import load_torchscript
+from jaccli.models.torchscript.network import ScriptNetwork
 from jaccli.models.torchscript.source_literals import without_literals
 from tests.models.torchscript.test_security import MARK, Prints, rewritten, saved
 

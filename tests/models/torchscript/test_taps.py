@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jaccli.errors import UnsupportedError
-from jaccli.models.torchscript import ScriptNetwork
+from jaccli.models.torchscript.network import ScriptNetwork
 from jaccli.networks.network import StopRun
 from tests.models.script_nets import Inplace, Twice, make, scenario
 from tests.models.torchscript.test_networks import reloaded, same

@@ -1,9 +1,14 @@
-"""Operators that PyTorch fuses for speed and that have no derivatives, done in differentiable steps."""
+"""Operators that run another way than the file says, because the ones in the file cannot be differentiated.
+
+PyTorch fuses operators for speed (attention, oneDNN's layouts): those have no derivatives, no forward mode or no
+batching rule for ``vmap``. Each function here takes the arguments of the operator that it replaces and gives the same
+values. Shapes of attention: ``query`` ``(batch, n_q, embed_dim)``, ``key`` and ``value`` ``(batch, n_k, embed_dim)``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +17,7 @@ from torch import Tensor
 from jaccli.errors import UnsupportedError
 
 
-def _attention(
+def _multi_head_attention(
     query: Tensor, key: Tensor, value: Tensor, embed_dim: int, heads: int,
     qkv_weight: Tensor, qkv_bias: Tensor, proj_weight: Tensor, proj_bias: Tensor,
     mask: Tensor | None = None, need_weights: bool = True, average: bool = True, mask_type: int | None = None,
@@ -43,7 +48,7 @@ def _encoder_layer(
 ) -> Tensor:  # fmt: skip
     def attend(x: Tensor) -> Tensor:
         parts = (qkv_weight, qkv_bias, proj_weight, proj_bias)
-        return _attention(x, x, x, embed_dim, heads, *parts, mask, False, True, mask_type)[0]
+        return _multi_head_attention(x, x, x, embed_dim, heads, *parts, mask, False, True, mask_type)[0]
 
     def feed(x: Tensor) -> Tensor:
         hidden = F.linear(x, ffn1_weight, ffn1_bias)
@@ -80,8 +85,39 @@ def _nested(*_: Any) -> Tensor:
     )
 
 
-REPLACED: dict[str, Callable[..., Any]] = {
-    "aten::_native_multi_head_attention": _attention,
+def _size(tensor: Tensor, dim: int | None = None) -> Any:
+    return tensor.size() if dim is None else tensor.size(dim)
+
+
+def _stride(tensor: Tensor, dim: int | None = None) -> Any:
+    return tensor.stride() if dim is None else tensor.stride(dim)
+
+
+def _flash_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, None]:
+    """The fused kernel that decompositions leave has no forward mode and no batching rule.
+
+    Its second result is for a backward pass, which is not in an exported graph.
+    """
+    return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale), None
+
+
+def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """``copy_`` without the write; the operator of that name has no derivative."""
+    moved = source.to(device=target.device, dtype=target.dtype, non_blocking=non_blocking)
+    return moved.expand_as(target).clone()
+
+
+IN_SCRIPTS: Final[dict[str, Callable[..., Any]]] = {
+    "aten::_native_multi_head_attention": _multi_head_attention,
     "aten::_transformer_encoder_layer_fwd": _encoder_layer,
     # In a branch of nn.TransformerEncoder that SWITCHED_OFF keeps from running.
     "aten::_nested_tensor_from_mask": _nested,
@@ -101,3 +137,22 @@ REPLACED: dict[str, Callable[..., Any]] = {
 
 # Functions of PyTorch that choose a fused path; they answer as if it was switched off.
 SWITCHED_OFF = ("torch.backends.mha.get_fastpath_enabled",)
+
+_aten: Final = torch.ops.aten
+# A view that the export found possible may not be one here: strides are those of the kernel that ran, and
+# another dtype or a gradient calls another kernel. The values are the same; memory is shared where it can be.
+VIEWS: Final[dict[Any, Callable[..., Any]]] = {
+    _aten.view.default: Tensor.reshape,
+    _aten._unsafe_view.default: Tensor.reshape,
+}
+IN_EXPORTS: Final[dict[Any, Callable[..., Any]]] = {
+    # These have no batching rule.
+    _aten.sym_size.int: _size,
+    _aten.sym_size.default: _size,
+    _aten.sym_stride.int: _stride,
+    _aten.sym_stride.default: _stride,
+    _aten.sym_numel.default: Tensor.numel,
+    _aten.sym_storage_offset.default: Tensor.storage_offset,
+    _aten.copy.default: _copy,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default: _flash_attention,
+}

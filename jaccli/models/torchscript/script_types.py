@@ -1,4 +1,4 @@
-"""Values inside a TorchScript run: instances of its classes, types, dtypes, text fit to be shown."""
+"""Types in TorchScript graphs: which can hold tensors, which values are of a type."""
 
 from __future__ import annotations
 
@@ -10,85 +10,14 @@ from typing import Any
 
 import torch
 
-# TorchScript passes dtypes as the integers of c10::ScalarType.
-DTYPES: dict[int, torch.dtype] = {
-    0: torch.uint8,
-    1: torch.int8,
-    2: torch.int16,
-    3: torch.int32,
-    4: torch.int64,
-    5: torch.float16,
-    6: torch.float32,
-    7: torch.float64,
-    8: torch.complex32,
-    9: torch.complex64,
-    10: torch.complex128,
-    11: torch.bool,
-    15: torch.bfloat16,
-    23: torch.float8_e5m2,
-    24: torch.float8_e4m3fn,
-    25: torch.float8_e5m2fnuz,
-    26: torch.float8_e4m3fnuz,
-    27: torch.uint16,
-    28: torch.uint32,
-    29: torch.uint64,
-}
-NUMBERS = {kind: number for number, kind in DTYPES.items()}
+from jaccli.models.torchscript.script_objects import ScriptInstance
 
 _CARRIERS = {"TensorType", "ListType", "DictType", "TupleType", "OptionalType", "UnionType", "AnyType"}
-
-
-class ScriptInstance:
-    """An object of a TorchScript class, or a module, as one run sees it.
-
-    ``attrs`` holds what the run has read or written; the model itself is never written to.
-    ``node`` is where a module's attributes are read from, None for plain classes.
-    """
-
-    __slots__ = ("attrs", "cls", "node")
-
-    def __init__(self, cls: str, attrs: dict[str, Any], node: Any = None) -> None:
-        self.cls, self.attrs, self.node = cls, attrs, node
-
-
-def printable(text: str, limit: int = 120) -> str:
-    """One short line without control characters, for text that comes out of a model file."""
-    line = "".join(c if c.isprintable() else " " for c in text)
-    line = " ".join(line.split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def carries_tensors(value: Any) -> bool:
     """Whether a graph value can be or hold a tensor."""
     return value.type().kind() in _CARRIERS or value.type().kind() in {"FutureType", "AwaitType"}
-
-
-def map_tensors(value: Any, fn: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """The same structure of lists, tuples, dicts and instances, rebuilt, with ``fn`` of every tensor."""
-    if isinstance(value, torch.Tensor):
-        return fn(value)
-    if isinstance(value, tuple):
-        items = [map_tensors(item, fn) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if isinstance(value, list):
-        return [map_tensors(item, fn) for item in value]
-    if isinstance(value, dict):
-        return {key: map_tensors(item, fn) for key, item in value.items()}
-    if isinstance(value, ScriptInstance) and value.node is None:
-        return ScriptInstance(value.cls, {key: map_tensors(item, fn) for key, item in value.attrs.items()})
-    return value
-
-
-def protect(new: Any, old: Any) -> Any:
-    """``new`` with every tensor that is not already in ``old`` cloned, safe to be written to."""
-    if new is old:
-        return new
-    if isinstance(new, tuple | list) and isinstance(old, tuple | list) and len(new) == len(old):
-        items = [protect(n, o) for n, o in zip(new, old, strict=True)]
-        if isinstance(new, list):
-            return items
-        return type(new)(*items) if hasattr(new, "_fields") else tuple(items)
-    return map_tensors(new, torch.Tensor.clone)
 
 
 @lru_cache(maxsize=256)

@@ -1,0 +1,55 @@
+"""Values nested in lists, tuples and dicts, and the layouts that say what stands where in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from jaccli.errors import InternalError
+
+Layout = Any
+"""A nested tuple of keys: positions in a flat list of values, or names of values. None: a value that nobody kept."""
+
+
+def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
+    """The same structure of lists, tuples (named ones too) and dicts, rebuilt, with ``function`` of what is inside."""
+    if isinstance(value, tuple):
+        items = [map_leaves(item, function) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, list):
+        return [map_leaves(item, function) for item in value]
+    if isinstance(value, Mapping):
+        return {key: map_leaves(item, function) for key, item in value.items()}
+    return function(value)
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """What is inside of lists, tuples and dicts, in order."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from leaves(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from leaves(item)
+    else:
+        yield value
+
+
+def arrange(layout: Layout, values: Any) -> Any:
+    """The nested tuple that a layout describes, filled with ``values[key]``."""
+    return map_leaves(layout, lambda key: None if key is None else values[key])
+
+
+def pairs(layout: Layout, value: Any) -> Iterator[tuple[Any, Any]]:
+    """Each key of a layout with what stands there in ``value``: the inverse of ``arrange``.
+
+    Raises:
+        InternalError: ``value`` has another structure.
+    """
+    if isinstance(layout, tuple):
+        if not isinstance(value, (tuple, list)) or len(value) != len(layout):
+            raise InternalError("a tap changed how many values a module takes or returns")
+        for inner, item in zip(layout, value, strict=True):
+            yield from pairs(inner, item)
+    elif layout is not None:
+        yield layout, value
