@@ -1,4 +1,4 @@
-"""Whatever a user calls a model → ``Network``."""
+"""Any model that a user passes → ``Network``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaccli.text.escape import quote
 
 
 def as_network(model: Any) -> Network:
-    """``model`` as a network; one that is a network already is handed through. Nothing is copied.
+    """``model`` as a network; a network is returned as it is. Nothing is copied.
 
     Args:
         model: an ``nn.Module``, ``ScriptModule``, ``ExportedProgram`` or module of one, or ``Network``.
@@ -45,7 +45,7 @@ def as_network(model: Any) -> Network:
 
 
 def _unwrapped(model: Any) -> Any:
-    """The module inside ``DataParallel`` and ``torch.compile``: with those, layers cannot be seen."""
+    """The module inside ``DataParallel`` or ``torch.compile``: those hide its layers."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             inner = model.module

@@ -1,4 +1,4 @@
-"""MODEL → module: a file told by its content, or a SPEC. Imports no torch before it is needed."""
+"""MODEL → module: a file, whose content shows its kind, or a SPEC. Imports torch only when it is needed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def load_model(
 
     Raises:
         RefusedError: unreadable, unsafe, of another format, or not of this architecture.
-        UsageError: ``arch`` is missing or no use, or a name in it does not exist.
+        UsageError: ``arch`` is missing or of no use, or a name in it does not exist.
     """
     text = os.fspath(path_or_spec)
     if is_spec(text):

@@ -1,4 +1,4 @@
-"""Arguments of the archive's operators: a union of some thirty kinds, turned into Python values."""
+"""Arguments of operators in an archive, a union of some thirty kinds, as Python values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def value_of(raw: Mapping[str, Any], parse_graph: ParseGraph) -> Any:
         UnsupportedError: a custom object.
         KeyError, TypeError, ValueError: damage.
     """
-    kind, value = _member(raw)
+    kind, value = member(raw)
     if kind == "as_graph":
         return parse_graph(value["graph"])
     if kind == "as_string_to_argument":
@@ -41,7 +41,7 @@ def value_of(raw: Mapping[str, Any], parse_graph: ParseGraph) -> Any:
     return _READERS[kind](value)
 
 
-def _member(raw: Mapping[str, Any]) -> tuple[str, Any]:
+def member(raw: Mapping[str, Any]) -> tuple[str, Any]:
     """The one member of a union that is set."""
     if not raw:
         raise ValueError("an empty union")
@@ -127,12 +127,12 @@ def node_arguments(
     """Positional and keyword arguments of one operator, in the order of its schema."""
     if not isinstance(op, torch._ops.OpOverload):
         return _loose_arguments(raw, parse_graph)
-    given = {str(item["name"]): item for item in raw}
+    by_name = {str(item["name"]): item for item in raw}
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     numbered = enumerations(op._schema)
     for position, expected in enumerate(op._schema.arguments):
-        item = given.pop(expected.name, None)
+        item = by_name.pop(expected.name, None)
         if item is None:
             if not expected.has_default_value():
                 raise KeyError(expected.name)
@@ -148,7 +148,7 @@ def node_arguments(
             kwargs[expected.name] = value
         else:
             args.append(value)
-    if given:
+    if by_name:
         raise KeyError("an argument that the operator does not take")
     return tuple(args), kwargs
 

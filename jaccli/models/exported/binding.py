@@ -41,15 +41,15 @@ def _arguments(program: ExportedCode) -> list[tuple[str, list[InputLeaf]]]:
     positional, keyword = program.in_tree.children
     names = program.argument_names or ()
     labels = [names[i] if i < len(names) else f"arg{i}" for i in range(len(positional.children))]
-    found, start = [], 0
+    arguments, start = [], 0
     children = (*positional.children, *keyword.children)
     for label, child in zip((*labels, *map(str, keyword.keys)), children, strict=True):
         stop = start + child.size()
         leaves = list(program.leaves[start:stop])
         plain = label.startswith("arg") and len(leaves) == 1 and not names and leaves[0].name
-        found.append((str(plain or label), leaves))
+        arguments.append((str(plain or label), leaves))
         start = stop
-    return found
+    return arguments
 
 
 def _fixed(leaves: list[InputLeaf]) -> bool:
@@ -62,34 +62,34 @@ def _arrange(
     """Arguments by position and by name, as they were when the model was exported."""
     arguments = _arguments(program)
     names = [name for name, _ in arguments]
-    unknown = [str(name) for name in kwargs if name not in names[: len(names)] or name in names[: len(args)]]
+    unknown = [str(name) for name in kwargs if name not in names or name in names[: len(args)]]
     if len(args) > len(names) or unknown:
         what = f"no argument {unknown[0]!r} to give" if unknown else f"{len(args)} arguments given"
-        raise UsageError(f"{what}", f"the exported model takes {listed(names, 6) or 'none'}")
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
+        raise UsageError(what, f"the exported model takes {listed(names, 6) or 'none'}")
+    by_name = {**dict(zip(names, args, strict=False)), **kwargs}
     for name, leaves in arguments:
-        if name not in given:
+        if name not in by_name:
             if not _fixed(leaves) or len(leaves) != 1:
                 raise UsageError(
                     f"the argument {quote(name)} is missing",
                     f"the exported model takes {listed(names, 6)}",
                     worded("give it as {arguments:{name}}", name=quote(name)[1:-1]),
                 )
-            given[name] = leaves[0].constant
+            by_name[name] = leaves[0].constant
     count = len(program.in_tree.children[0].children)
     keys = program.in_tree.children[1].keys
-    ordered = tuple(given[name] for name in names[:count])
-    return ordered, {key: given[str(key)] for key in keys}
+    ordered = tuple(by_name[name] for name in names[:count])
+    return ordered, {key: by_name[str(key)] for key in keys}
 
 
 def _check_constant(leaf: InputLeaf, value: Any) -> None:
-    wanted = leaf.constant
-    same = value is wanted if wanted is None else not isinstance(value, Tensor) and value == wanted
+    constant = leaf.constant
+    same = value is constant if constant is None else not isinstance(value, Tensor) and value == constant
     if not same:
         shown = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else quote(value)
         raise RefusedError(
             f"an argument is {shown}",
-            f"the model was exported with {quote(wanted)} there, which fixed it",
+            f"the model was exported with {quote(constant)} there, which fixed it",
             "leave the argument out, or export the model again with the other value",
         )
 
@@ -99,30 +99,30 @@ def _check_shape(leaf: InputLeaf, value: Any, sizes: dict[str, tuple[int, str]])
     assert leaf.shape is not None
     if not isinstance(value, Tensor):
         raise UsageError(f"the argument {quote(leaf.name)} is {type(value).__name__!r}", "expected a tensor")
-    given, wanted = list(value.shape), leaf.shape
-    if len(given) != len(wanted):
-        raise _misfit(leaf, given, "give an input with as many dimensions")
-    for dimension, (size, extent) in enumerate(zip(given, wanted, strict=True)):
+    shape, extents = list(value.shape), leaf.shape
+    if len(shape) != len(extents):
+        raise _misfit(leaf, shape, "give an input with as many dimensions")
+    for dimension, (size, extent) in enumerate(zip(shape, extents, strict=True)):
         if extent.size is not None and size != extent.size:
             batch = dimension == 0 and extent.size > 0
             remedy = (
                 f"export with dynamic_shapes, or give {extent.size} samples" if batch else "export with dynamic_shapes"
             )
-            raise _misfit(leaf, given, remedy)
+            raise _misfit(leaf, shape, remedy)
         low = extent.low if extent.low > _SPECIALISED else 0
         if extent.size is None and (size < low or (extent.high is not None and size > extent.high)):
-            raise _misfit(leaf, given, "export with wider bounds in dynamic_shapes")
+            raise _misfit(leaf, shape, "export with wider bounds in dynamic_shapes")
         if extent.symbol is not None:
             first, other = sizes.setdefault(extent.symbol, (size, str(leaf.name)))
             if first != size:
-                raise _misfit(leaf, given, f"{quote(other)} has {first} there; they must be equal")
+                raise _misfit(leaf, shape, f"{quote(other)} has {first} there; they must be equal")
 
 
-def _misfit(leaf: InputLeaf, given: list[int], remedy: str) -> RefusedError:
-    shape = ", ".join(map(_shown, leaf.shape or ()))
+def _misfit(leaf: InputLeaf, shape: list[int], remedy: str) -> RefusedError:
+    expected = ", ".join(map(_shown, leaf.shape or ()))
     return RefusedError(
-        f"the input {quote(leaf.name)} has shape {given}",
-        f"the model was exported for [{shape}]",
+        f"the input {quote(leaf.name)} has shape {shape}",
+        f"the model was exported for [{expected}]",
         remedy,
     )
 

@@ -69,10 +69,10 @@ class ArchivedTree:
                 return [value[key] for key in self.keys]
         elif isinstance(value, (tuple, list)) and len(value) == len(self.children):
             return list(value)
-        wanted = f"a {self.kind} of {len(self.children)}"
+        expected = f"a {self.kind} of {len(self.children)}"
         raise UsageError(
             f"an argument of the exported model is {type(value).__name__!r}",
-            f"expected {wanted}, as given when the model was exported",
+            f"expected {expected}, as given when the model was exported",
         )
 
     def unflatten(self, leaves: Iterator[Any]) -> Any:

@@ -1,7 +1,7 @@
 """An ``ExportedProgram``, or the module that its ``module()`` makes, as a ``ExportedCode``.
 
 The live objects hold what an archive holds, as a ``torch.fx`` graph. Operators are the user's own, in
-their own process, so any operator is taken; ``_guards_fn``, which runs generated code, is left out.
+their own process, so any operator is elements; ``_guards_fn``, which runs generated code, is left out.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def program_from_export(exported: Any) -> tuple[ExportedCode, dict[str, Tensor]]
         modules=module_types(listed, graph),
         argument_names=_argument_names(exported),
     )
-    held = {**exported.state_dict, **exported.constants}
-    return program, {name: held[name] for _, name in state.values()}
+    tensors = {**exported.state_dict, **exported.constants}
+    return program, {name: tensors[name] for _, name in state.values()}
 
 
 def _argument_names(exported: Any) -> tuple[str, ...] | None:
@@ -194,34 +194,34 @@ class _Converter:
     def _node(self, node: fx.Node) -> ExportedNode:
         op = _operator(node.target)
         stack = node.meta.get("nn_module_stack")
-        frames = [StackEntry(str(key), path, _type_name(kind)) for key, (path, kind) in (stack or {}).items()]
+        entries = [StackEntry(str(key), path, _type_name(kind)) for key, (path, kind) in (stack or {}).items()]
         return ExportedNode(
             _target(node.target),
             op,
             self._value(node.args),
             self._value(node.kwargs),
             self._outputs(node),
-            clean_stack(frames, self._listed) if stack else None,
+            clean_stack(entries, self._listed) if stack else None,
         )
 
     def _outputs(self, node: fx.Node) -> tuple[Output, ...]:
         """Names of the elements if the result is only ever taken apart, as an archive writes it."""
         value = node.meta.get("val")
-        taken = {
+        elements = {
             user: user.args[1]
             for user in node.users
             if user.target is plain_functions()["_operator.getitem"] and isinstance(user.args[1], int)
         }
         control = node.target not in plain_functions().values() and _is_control(node.target)
-        if not (isinstance(value, (tuple, list)) or control) or len(taken) != len(node.users) or not taken:
+        if not (isinstance(value, (tuple, list)) or control) or len(elements) != len(node.users) or not elements:
             return (node.name,)
-        count = len(value) if isinstance(value, (tuple, list)) else max(taken.values()) + 1
+        count = len(value) if isinstance(value, (tuple, list)) else max(elements.values()) + 1
         names: list[str | None] = [None] * count
-        for user, index in taken.items():
+        for user, index in elements.items():
             if names[index] is not None:
                 return (node.name,)
             names[index] = user.name
-        self._folded.update(taken)
+        self._folded.update(elements)
         listed = isinstance(value, list) and len(getattr(getattr(node.target, "_schema", None), "returns", ())) == 1
         return (tuple(names),) if listed else (*names,)
 

@@ -1,8 +1,8 @@
-"""Operators that write into their arguments, turned into ones that do not wherever that is the same.
+"""Operators that write into their arguments, replaced by ones that do not where the result is the same.
 
-A run must not change the model or its input, an activation that was made a variable must not be
-written to, and vmap has no in-place form for much. ``relu_`` is ``relu`` if nothing else that shares
-the memory is read later. Where something is, the write stays, into a private copy of what came in.
+A run must not change the model or its input, an activation that became a variable must not be
+written to, and ``vmap`` has no in-place form of many operators. ``relu_`` runs as ``relu`` if no other value that
+shares the memory is read later. If one is, the write stays, into a private copy of the graph's input.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SILENT: Final = {
 
 @dataclass(frozen=True)
 class Rewrites:
-    """What ``find_rewrites`` found for one graph.
+    """How the operators of one graph run that write in place.
 
     Attributes:
         functions: node index → (operator without a write, name of the value that it replaces).
@@ -51,12 +51,12 @@ class Rewrites:
     written: frozenset[str] = frozenset()
 
 
-def find_rewrites(graph: ExportedGraph, kept: frozenset[str], *, inner: bool = False) -> Rewrites:
-    """How to run a graph without writing into what it was given.
+def find_rewrites(graph: ExportedGraph, state: frozenset[str], *, inner: bool = False) -> Rewrites:
+    """How to run a graph without writing into its inputs.
 
     Args:
         graph: one whose inner graphs have their ``analysis`` already.
-        kept: inputs whose memory matters after the run (parameters, buffers).
+        state: inputs whose memory matters after the run (parameters, buffers).
         inner: whether an outer graph may see what is written to the inputs.
     """
     writes = {index: names for index, node in enumerate(graph.nodes) if (names := _written(node))}
@@ -65,7 +65,7 @@ def find_rewrites(graph: ExportedGraph, kept: frozenset[str], *, inner: bool = F
     sets, last = _alias_sets(graph), last_reads(graph)
     born = {name: index for index, node in enumerate(graph.nodes) for name in node.made()}
     inputs = {name for name in graph.inputs if name is not None}
-    lasting = kept | (inputs if inner else frozenset())
+    lasting = state | (inputs if inner else frozenset())
     functions: dict[int, tuple[Callable[..., Any], str]] = {}
     copied: set[str] = set()
     for index, names in writes.items():

@@ -48,9 +48,9 @@ class ExportedModel(nn.Module):
         results, buffers = self.execute(args, kwargs, None)
         with torch.no_grad():
             for name, value in buffers.items():
-                held = _get(self, name)
-                if value is not held:
-                    held.copy_(value.detach())
+                tensor = _get(self, name)
+                if value is not tensor:
+                    tensor.copy_(value.detach())
         return results
 
     def execute(
@@ -83,12 +83,12 @@ class ExportedModel(nn.Module):
         memo: dict[int, Tensor] = {}
         tensors: dict[str, Tensor] = {}
         for name in self._inputs.values():
-            held = _get(self, name)
-            if id(held) not in memo:
-                copied = converted(held.detach(), device, dtype, copy=True)
-                is_parameter = isinstance(held, nn.Parameter)
-                memo[id(held)] = nn.Parameter(copied, held.requires_grad) if is_parameter else copied
-            tensors[name] = memo[id(held)]
+            tensor = _get(self, name)
+            if id(tensor) not in memo:
+                copied = converted(tensor.detach(), device, dtype, copy=True)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                memo[id(tensor)] = nn.Parameter(copied, tensor.requires_grad) if is_parameter else copied
+            tensors[name] = memo[id(tensor)]
         model = ExportedModel(self.program, tensors)
         model._dtypes = renamed(self._dtypes, (_get(self, name) for name in self._inputs.values()), dtype)
         return model
@@ -119,13 +119,14 @@ def _register(root: nn.Module, name: str, tensor: Tensor, kind: str) -> None:
 
 
 def _get(root: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer with a dotted name. Not ``getattr``: a name may be that of a method."""
     *path, leaf = name.split(".")
     owner = root
     for part in path:
         child = owner._modules[part]
         assert child is not None
         owner = child
-    found = owner._parameters.get(leaf)
-    held = owner._buffers[leaf] if found is None else found
-    assert held is not None
-    return held
+    parameter = owner._parameters.get(leaf)
+    tensor = owner._buffers[leaf] if parameter is None else parameter
+    assert tensor is not None
+    return tensor

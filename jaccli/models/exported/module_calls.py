@@ -1,9 +1,9 @@
-"""Module calls in a graph, found again from the module stack that the export left on every node.
+"""Module calls in a graph, restored from the module stack that the export left on every node.
 
 An export keeps operators, not calls. A call is a run of consecutive nodes that were traced inside it.
 Its input are the tensors that come from outside, in order of first use, without the model's own
 parameters, buffers and constants; its output are the tensors made inside and used outside, in the order
-in which they are made. So an argument that a module does not use is not there, one used twice is there
+in which they are made. So an argument that a module does not use is missing, one used twice occurs
 once, and a module that left no node (``Identity``) is never called. Recurrent and attention modules of
 torch are known, and give the tuples that they give outside of an export.
 """
@@ -79,8 +79,8 @@ def _common(left: Chain, right: Chain) -> Chain:
 
 def _strip(chain: Chain, outer: Chain) -> Chain:
     """The part of a stack that lies inside this graph."""
-    keys = {frame.key for frame in outer}
-    return tuple(frame for frame in chain if frame.key not in keys)
+    keys = {entry.key for entry in outer}
+    return tuple(entry for entry in chain if entry.key not in keys)
 
 
 def _runs(chains: list[Chain], depth: int) -> list[tuple[int, int]]:
@@ -97,7 +97,7 @@ def _runs(chains: list[Chain], depth: int) -> list[tuple[int, int]]:
 
 
 def _keys(chain: Chain, depth: int) -> tuple[str, ...]:
-    return tuple(frame.key for frame in chain[:depth])
+    return tuple(entry.key for entry in chain[:depth])
 
 
 def _call(

@@ -12,7 +12,7 @@ from jaccli.models.exported.code import StackEntry
 _NO_STACK: Final = "_empty_nn_module_stack_from_metadata_hook"
 _EXPORT_ROOT: Final = "_export_root"
 # A key is the root's name and the path, or a number; and from a second call on that of the call.
-_FRAMES: Final = (
+_ENTRIES: Final = (
     re.compile(r"(?P<key>L__self__(?P<path>.*?)(?:@\d+)?),(?P=path),(?P<type>[^,;]*)(?:;|$)", re.DOTALL),
     re.compile(r"(?P<key>\d+(?:@\d+)?),(?P<path>.*?),(?P<type>[^,;]*)(?:;(?=\d)|$)", re.DOTALL),
 )
@@ -22,7 +22,7 @@ _MOST: Final = 4096
 
 
 def parse_stack(text: str | None, listed: Collection[str]) -> tuple[StackEntry, ...] | None:
-    """``key,path,type;…`` as frames, the root left out; None if nothing was recorded.
+    """``key,path,type;…`` as entries, the root left out; None if nothing was recorded.
 
     Args:
         text: as it stands in an archive.
@@ -34,10 +34,10 @@ def parse_stack(text: str | None, listed: Collection[str]) -> tuple[StackEntry, 
     if not text:
         return None
     try:
-        frames = [StackEntry(*_split(item)) for item in text.split(";")]
+        entries = [StackEntry(*_split(item)) for item in text.split(";")]
     except ValueError:
-        frames = _by_keys(text)
-    return clean_stack(frames, listed)
+        entries = _by_keys(text)
+    return clean_stack(entries, listed)
 
 
 def _split(item: str) -> tuple[str, str, str]:
@@ -54,27 +54,27 @@ def _split(item: str) -> tuple[str, str, str]:
 
 def _by_keys(text: str) -> list[StackEntry]:
     """Where names have the separators in them: a key ends with the path that follows it."""
-    frames, at = [], 0
+    entries, at = [], 0
     while at < len(text):
-        found = (form.match(text, at) for form in _FRAMES if len(text) <= _MOST)
-        match = next((match for match in found if match is not None), None)
+        matches = (form.match(text, at) for form in _ENTRIES if len(text) <= _MOST)
+        match = next((match for match in matches if match is not None), None)
         if match is None:
             raise ValueError("a stack of modules that is not understood")
-        frames.append(StackEntry(match["key"], match["path"], match["type"]))
+        entries.append(StackEntry(match["key"], match["path"], match["type"]))
         at = match.end()
-    return frames
+    return entries
 
 
-def clean_stack(frames: list[StackEntry], listed: Collection[str]) -> tuple[StackEntry, ...] | None:
-    """Frames of real modules: without the root, and without the wrapper that ``strict=True`` adds."""
-    if any(frame.path == _NO_STACK for frame in frames):
+def clean_stack(entries: list[StackEntry], listed: Collection[str]) -> tuple[StackEntry, ...] | None:
+    """Entries of real modules: without the root, and without the wrapper that ``strict=True`` adds."""
+    if any(entry.path == _NO_STACK for entry in entries):
         return None
-    kept = []
-    for frame in frames:
-        path = frame.path.removeprefix(f"{_EXPORT_ROOT}.")
+    modules = []
+    for entry in entries:
+        path = entry.path.removeprefix(f"{_EXPORT_ROOT}.")
         if path not in ("", _EXPORT_ROOT):
-            kept.append(StackEntry(frame.key, path if path in listed else _real_path(path, listed), frame.type))
-    return tuple(kept)
+            modules.append(StackEntry(entry.key, path if path in listed else _real_path(path, listed), entry.type))
+    return tuple(modules)
 
 
 def _real_path(path: str, listed: Collection[str]) -> str:

@@ -1,4 +1,4 @@
-"""Which operators a file may name. Everything else is refused by name.
+"""Operators that an archive names → functions. What is on no list is refused by name.
 
 An archive is data from a stranger: a graph node may name any attribute of torch. Only dispatcher
 operators of ``aten`` and ``prims`` and arithmetic on numbers are looked up, and of the former those

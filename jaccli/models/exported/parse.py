@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from jaccli.errors import RefusedError, UnsupportedError
-from jaccli.models.exported.arguments import node_arguments, value_of
+from jaccli.models.exported.arguments import member, node_arguments, value_of
 from jaccli.models.exported.code import (
     ExportedCode,
     ExportedGraph,
@@ -68,8 +68,8 @@ class _Parser:
         results, mutations = self.outputs(signature["output_specs"])
         if in_tree.size() != len(leaves) or out_tree.size() != len(results):
             raise ValueError("the number of inputs or outputs")
-        given = {*state, *(leaf.name for leaf in leaves if leaf.name is not None)}
-        _check_names(graph, given)
+        inputs = {*state, *(leaf.name for leaf in leaves if leaf.name is not None)}
+        _check_names(graph, inputs)
         if not {*refs(results), *refs(mutations)} <= set(refs(graph.outputs)):
             raise ValueError("a result that is not an output")
         names = call.get("forward_arg_names")
@@ -81,7 +81,7 @@ class _Parser:
             out_tree=out_tree,
             results=tuple(results),
             mutations=mutations,
-            modules=self.modules(graph),
+            modules=module_types(self._listed, graph),
             argument_names=tuple(str(name) for name in names) if names else None,
         )
 
@@ -106,7 +106,7 @@ class _Parser:
         state: dict[str, tuple[StateKind, str]] = {}
         leaves: list[InputLeaf] = []
         for item in specs:
-            kind, spec = next((key, value) for key, value in item.items() if value is not None)
+            kind, spec = member(item)
             if kind in _STATE_FIELDS:
                 label, field = _STATE_FIELDS[kind]
                 state[spec["arg"]["name"]] = (label, str(spec[field]))
@@ -141,7 +141,7 @@ class _Parser:
         results: list[Any] = []
         mutations: dict[str, Any] = {}
         for item in specs:
-            kind, spec = next((key, value) for key, value in item.items() if value is not None)
+            kind, spec = member(item)
             if kind == "user_output":
                 results.append(value_of(spec["arg"], self.graph))
             elif kind == "loss_output":
@@ -151,9 +151,6 @@ class _Parser:
             elif kind != "user_input_mutation":
                 raise UnsupportedError(f"the exported program returns a {kind.replace('_', ' ')[:40]!r}")
         return results, mutations
-
-    def modules(self, graph: ExportedGraph) -> dict[str, str]:
-        return module_types(self._listed, graph)
 
 
 def module_types(listed: Mapping[str, str], graph: ExportedGraph) -> dict[str, str]:
@@ -177,11 +174,11 @@ def module_types(listed: Mapping[str, str], graph: ExportedGraph) -> dict[str, s
     return ordered
 
 
-def _check_names(graph: ExportedGraph, given: set[str]) -> None:
+def _check_names(graph: ExportedGraph, inputs: set[str]) -> None:
     """Every value is made once, before it is read."""
-    if {name for name in graph.inputs if name is not None} != given:
+    if {name for name in graph.inputs if name is not None} != inputs:
         raise ValueError("inputs that the graph does not have")
-    known = set(given)
+    known = set(inputs)
     for node in graph.nodes:
         if not known.issuperset(node.used()):
             raise ValueError("a value that is not there yet")

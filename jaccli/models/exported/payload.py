@@ -88,16 +88,16 @@ def load_pickled(data: bytes, name: str) -> dict[str, Tensor] | Tensor | None:
     Raises:
         RefusedError: it would run code, is damaged, or holds tensors that do not fit their storage.
     """
-    found, inert = read_pickled(None, f"the pickle {quote(name)} in the archive", data)
-    if inert:
+    saved, foreign = read_pickled(None, f"the pickle {quote(name)} in the archive", data)
+    if foreign:
         raise RefusedError(
-            f"the pickle {quote(name)} in the archive holds more than tensors: {listed(sorted(inert))}",
+            f"the pickle {quote(name)} in the archive holds more than tensors: {listed(sorted(foreign))}",
             "expected plain tensors; a pickle is never executed",
             "save the model again with torch.export.save of a current torch",
         )
     maker = TensorMaker("the archive")
-    if isinstance(found, TensorSpec):
-        return maker.make(name, found)
-    if isinstance(found, dict) and all(isinstance(value, TensorSpec) for value in found.values()):
-        return {str(key): maker.make(str(key), value) for key, value in found.items()}
+    if isinstance(saved, TensorSpec):
+        return maker.make(name, saved)
+    if isinstance(saved, dict) and all(isinstance(value, TensorSpec) for value in saved.values()):
+        return {str(key): maker.make(str(key), value) for key, value in saved.items()}
     return None

@@ -1,7 +1,9 @@
-"""Checks of arguments that PyTorch's kernels take on trust, made before they run.
+"""Checks of arguments that PyTorch's kernels do not make themselves, before the kernels run.
 
 Some operators that real networks use crash the process, or read memory that is not theirs, on arguments
 that no real network gives them. A model file is a stranger's: each of these operators is checked first.
+A check gets the operator's name and its arguments by name; it refuses them, or gives None and the operator
+runs, or (division) gives the result itself.
 """
 
 from __future__ import annotations
@@ -33,11 +35,11 @@ def guarded(op: Any) -> Callable[..., Any]:
     names = [argument.name for argument in schema.arguments]
 
     def checked(*args: Any, **kwargs: Any) -> Any:
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        replaced = check(name, given)
-        if replaced is None:
+        by_name = {**dict(zip(names, args, strict=False)), **kwargs}
+        result = check(name, by_name)
+        if result is None:
             return call(*args, **kwargs)
-        return given["self"].copy_(replaced) if name.endswith("_") else replaced
+        return by_name["self"].copy_(result) if name.endswith("_") else result
 
     return checked
 
@@ -50,29 +52,34 @@ def _refuse(name: str, why: str) -> RefusedError:
     )
 
 
-def _batch_norm(name: str, given: dict[str, Any]) -> None:
-    """Sizes: the kernels behind ``batch_norm`` read one number a channel without asking."""
-    x = given["input"]
+def _batch_norm(name: str, args: dict[str, Any]) -> None:
+    """The kernels read one number for each channel of ``input`` ``(batch, channels, …)``, unchecked."""
+    x = args["input"]
     channels = x.shape[1] if x.dim() > 1 else 1
     for key in ("weight", "bias", "running_mean", "running_var"):
-        held = given.get(key)
-        if isinstance(held, Tensor) and held.numel() != channels:
-            raise _refuse(name, f"{key} has {held.numel()} numbers for {channels} channels")
+        vector = args.get(key)
+        if isinstance(vector, Tensor) and vector.numel() != channels:
+            raise _refuse(name, f"{key} has {vector.numel()} numbers for {channels} channels")
 
 
-def _weight_norm(name: str, given: dict[str, Any]) -> None:
-    v, g, dim = given["v"], given["g"], given.get("dim", 0)
+def _weight_norm(name: str, args: dict[str, Any]) -> None:
+    """``g`` has one number for each slice of ``v`` along ``dim``."""
+    v, g, dim = args["v"], args["g"], args.get("dim", 0)
     if not v.numel():
         raise _refuse(name, "v is empty")
     if v.dim() and dim in (0, v.dim() - 1) and g.numel() != v.shape[dim]:
         raise _refuse(name, f"g has {g.numel()} numbers for {v.shape[dim]}")
 
 
-def _attention(name: str, given: dict[str, Any]) -> None:
-    q, k, v = given["query"], given["key"], given["value"]
+def _attention(name: str, args: dict[str, Any]) -> None:
+    """``query`` ``(…, n_q, d)``, ``key`` ``(…, n_k, d)``, ``value`` ``(…, n_k, d_v)``.
+
+    The kernels themselves take four dimensions: ``(batch, heads, n, d)``.
+    """
+    q, k, v = args["query"], args["key"], args["value"]
     if min(q.dim(), k.dim(), v.dim()) < 2 or k.shape[-2] != v.shape[-2] or q.shape[-1] != k.shape[-1]:
         raise _refuse(name, "query, key and value do not fit")
-    if given.get("enable_gqa") and _uneven(q, k, v):
+    if args.get("enable_gqa") and _uneven(q, k, v):
         raise _refuse(name, "heads of query, key and value do not fit")
     kernel = name.startswith("_") and not name.endswith("_math")
     if kernel and (q.dim() != 4 or k.shape[:2] != v.shape[:2] or q.shape[0] != k.shape[0] or q.shape[1] % k.shape[1]):
@@ -80,31 +87,31 @@ def _attention(name: str, given: dict[str, Any]) -> None:
 
 
 def _uneven(q: Tensor, *others: Tensor) -> bool:
-    """Whether heads cannot be shared out: a division by their number, which nobody looks at."""
+    """Whether the heads of ``q`` cannot be shared out among those of the others: the kernel divides by their number."""
     if min(q.dim(), *(other.dim() for other in others)) < 3:
         return True
     return any(not other.shape[-3] or q.shape[-3] % other.shape[-3] for other in others)
 
 
-def _transform(name: str, given: dict[str, Any]) -> None:
-    """A Fourier transform behind its checks: dimensions and sizes are taken on trust."""
-    x, dims = given["self"], list(given["dim"])
-    wanted = (torch.float32, torch.float64) if name.endswith("r2c") else (torch.complex64, torch.complex128)
-    if x.dtype not in wanted:
+def _transform(name: str, args: dict[str, Any]) -> None:
+    """A Fourier transform below torch.fft, which does not check dimensions and sizes."""
+    x, dims = args["self"], list(args["dim"])
+    dtypes = (torch.float32, torch.float64) if name.endswith("r2c") else (torch.complex64, torch.complex128)
+    if x.dtype not in dtypes:
         raise _refuse(name, f"numbers of {x.dtype}")
     if not dims or not all(0 <= dim < x.dim() for dim in dims):
         raise _refuse(name, "a dimension that is not there")
-    if len(set(dims)) < len(dims) or not 0 <= int(given.get("normalization", 0)) <= 2:
+    if len(set(dims)) < len(dims) or not 0 <= int(args.get("normalization", 0)) <= 2:
         raise _refuse(name, "a dimension that is named twice, or a scale that does not exist")
-    length = given.get("last_dim_size")
+    length = args.get("last_dim_size")
     if min(x.shape[dim] for dim in dims) < 1 or (length is not None and x.shape[dims[-1]] != length // 2 + 1):
         raise _refuse(name, "a size that does not fit")
 
 
-def _pivots(name: str, given: dict[str, Any]) -> None:
+def _pivots(name: str, args: dict[str, Any]) -> None:
     """LAPACK swaps the rows that pivots name, counted from 1 (and negative for blocks of two)."""
-    pivots = given.get("pivots", given.get("LU_pivots"))
-    matrix = given.get("LU", given.get("LD", given.get("LU_data")))
+    pivots = args.get("pivots", args.get("LU_pivots"))
+    matrix = args.get("LU", args.get("LD", args.get("LU_data")))
     if pivots is None or matrix is None or matrix.dim() < 2:
         raise _refuse(name, "no matrix, or no pivots")
     if _hidden(pivots) or not pivots.numel():
@@ -114,41 +121,47 @@ def _pivots(name: str, given: dict[str, Any]) -> None:
         raise _refuse(name, "a pivot that is no row")
 
 
-def _distances(name: str, given: dict[str, Any]) -> None:
-    if given["self"].dim() != 2 or not given["self"].shape[0]:
+def _distances(name: str, args: dict[str, Any]) -> None:
+    """``self`` is ``(points, coordinates)``, and not empty."""
+    if args["self"].dim() != 2 or not args["self"].shape[0]:
         raise _refuse(name, "no points")
 
 
-def _power(name: str, given: dict[str, Any]) -> None:
+def _power(name: str, args: dict[str, Any]) -> None:
     """The smallest integer has no opposite: the loop over the bits of its size does not end."""
-    if given["n"] == -(1 << 63):
+    if args["n"] == -(1 << 63):
         raise _refuse(name, "an exponent of -2^63")
 
 
-def _some(name: str, given: dict[str, Any]) -> None:
-    if not given.get("tensors"):
+def _some(name: str, args: dict[str, Any]) -> None:
+    """A list of tensors that is not empty."""
+    if not args.get("tensors"):
         raise _refuse(name, "no tensors")
 
 
 _GATES: Final = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
-def _recurrent(name: str, given: dict[str, Any]) -> None:
-    """Weights against state and input: oneDNN takes their sizes on trust."""
-    states = given["hx"] if isinstance(given["hx"], (list, tuple)) else [given["hx"]]
-    params: Sequence[Tensor] = given["params"]
-    data = given.get("input", given.get("data"))
+def _recurrent(name: str, args: dict[str, Any]) -> None:
+    """Weights, state and input fit: oneDNN does not check their sizes.
+
+    ``input`` is ``(time, batch, width)``, or ``(rows, width)`` packed; each state is
+    ``(layers * directions, batch, hidden)``.
+    """
+    states = args["hx"] if isinstance(args["hx"], (list, tuple)) else [args["hx"]]
+    params: Sequence[Tensor] = args["params"]
+    data = args.get("input", args.get("data"))
     assert isinstance(data, Tensor)
-    directions, layers, biases = 1 + bool(given["bidirectional"]), int(given["num_layers"]), bool(given["has_biases"])
+    directions, layers, biases = 1 + bool(args["bidirectional"]), int(args["num_layers"]), bool(args["has_biases"])
     hidden, width = states[0].shape[-1], data.shape[-1]
     step = 2 * (1 + biases)
     projected = len(states) > 1 and states[1].shape[-1] != hidden
     cell = states[1].shape[-1] if projected else hidden
     step += projected
-    if "batch_sizes" in given:
-        _batch_sizes(name, given["batch_sizes"], data.shape[0])
+    if "batch_sizes" in args:
+        _batch_sizes(name, args["batch_sizes"], data.shape[0])
     elif data.dim() == 3:
-        batch = data.shape[0 if given.get("batch_first") else 1]
+        batch = data.shape[0 if args.get("batch_first") else 1]
         if any(state.dim() != 3 or state.shape[:2] != (layers * directions, batch) for state in states):
             raise _refuse(name, "the state does not fit the input")
     if len(params) != layers * directions * step:
@@ -156,12 +169,13 @@ def _recurrent(name: str, given: dict[str, Any]) -> None:
     for index in range(0, len(params), step):
         before = width if index // step < directions else hidden * directions
         gates = _GATES[name] * cell
-        wanted = [(gates, before), (gates, hidden), *([(gates,)] * (2 * biases)), *([(hidden, cell)] * projected)]
-        if [tuple(p.shape) for p in params[index : index + step]] != wanted:
+        shapes = [(gates, before), (gates, hidden), *([(gates,)] * (2 * biases)), *([(hidden, cell)] * projected)]
+        if [tuple(p.shape) for p in params[index : index + step]] != shapes:
             raise _refuse(name, "a weight does not fit the state and the input")
 
 
 def _batch_sizes(name: str, sizes: Tensor, rows: int) -> None:
+    """Sizes of a packed batch at each time: they fall, and add up to the rows of the data."""
     if _hidden(sizes):
         return
     listed = sizes.flatten().tolist()
@@ -170,54 +184,56 @@ def _batch_sizes(name: str, sizes: Tensor, rows: int) -> None:
         raise _refuse(name, "the batch sizes do not fit the data")
 
 
-def _unpacking(name: str, given: dict[str, Any]) -> None:
-    _batch_sizes(name, given["batch_sizes"], given["data"].shape[0])
+def _unpacking(name: str, args: dict[str, Any]) -> None:
+    _batch_sizes(name, args["batch_sizes"], args["data"].shape[0])
 
 
-def _packing(name: str, given: dict[str, Any]) -> None:
-    x, lengths = given["input"], given["lengths"]
-    longest = x.shape[1 if given.get("batch_first") else 0]
+def _packing(name: str, args: dict[str, Any]) -> None:
+    """Lengths of sequences are at most that of ``input``."""
+    x, lengths = args["input"], args["lengths"]
+    longest = x.shape[1 if args.get("batch_first") else 0]
     if not _hidden(lengths) and lengths.numel() and not 0 < int(lengths.min()) <= int(lengths.max()) <= longest:
         raise _refuse(name, "lengths beyond the input")
 
 
-def _ctc(name: str, given: dict[str, Any]) -> None:
-    """Labels index the classes, unchecked."""
-    targets, classes = given["targets"], given["log_probs"].shape[-1]
-    if not 0 <= int(given.get("blank", 0)) < classes:
+def _ctc(name: str, args: dict[str, Any]) -> None:
+    """Labels index the classes of ``log_probs`` ``(time, batch, classes)``, unchecked."""
+    targets, classes = args["targets"], args["log_probs"].shape[-1]
+    if not 0 <= int(args.get("blank", 0)) < classes:
         raise _refuse(name, "the blank is no class")
     if not _hidden(targets) and targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
         raise _refuse(name, "a target is no class")
 
 
-def _fractional(name: str, given: dict[str, Any]) -> None:
-    samples = given["random_samples"]
+def _fractional(name: str, args: dict[str, Any]) -> None:
+    """Random samples choose the windows: from 0 to below 1."""
+    samples = args["random_samples"]
     if not _hidden(samples) and not bool(((samples >= 0) & (samples < 1)).all()):
         raise _refuse(name, "random samples outside of [0, 1)")
 
 
-def _finite(name: str, given: dict[str, Any]) -> None:
-    """LAPACK crashes on what is not a number, or prints about it."""
-    first = given.get("self", given.get("A", given.get("input")))
+def _finite(name: str, args: dict[str, Any]) -> None:
+    """LAPACK crashes on infinity and NaN, or prints about them."""
+    first = args.get("self", args.get("A", args.get("input")))
     if isinstance(first, Tensor) and not _hidden(first) and not bool(first.isfinite().all()):
         raise _refuse(name, "a matrix with infinite or undefined entries")
 
 
-def _division(_: str, given: dict[str, Any]) -> Tensor | None:
+def _division(_: str, args: dict[str, Any]) -> Tensor | None:
     """The smallest integer divided by -1 is a trap of the processor."""
-    a, b = given["self"], given["other"]
+    a, b = args["self"], args["other"]
     whole = not (isinstance(a, Tensor) and (a.is_floating_point() or a.is_complex()))
     whole &= isinstance(b, int) or (isinstance(b, Tensor) and not (b.is_floating_point() or b.is_complex()))
-    if not whole or given.get("rounding_mode") != "trunc":
+    if not whole or args.get("rounding_mode") != "trunc":
         return None
     b = b if isinstance(b, Tensor) else torch.tensor(b)
     minus = b == -1
     return torch.where(minus, -a, torch.div(a, torch.where(minus, 1, b), rounding_mode="trunc"))
 
 
-def _sparse(name: str, given: dict[str, Any]) -> None:
-    """Indices, to which kernels write without a look."""
-    indices, size = given.get("indices"), given.get("size")
+def _sparse(name: str, args: dict[str, Any]) -> None:
+    """Indices ``(dimensions, entries)``: kernels write there unchecked."""
+    indices, size = args.get("indices"), args.get("size")
     if not isinstance(indices, Tensor):
         raise _refuse(name, "a compressed sparse tensor, whose indices nobody checks")
     if _hidden(indices) or not indices.numel():

@@ -42,12 +42,12 @@ _VALID: Final[dict[str, frozenset[int]]] = {
 
 def enumerations(schema: Any) -> dict[str, Collection[int]]:
     """Argument → the numbers that it may be, of an operator's arguments that stand for something."""
-    found: dict[str, Collection[int]] = {}
+    valid: dict[str, Collection[int]] = {}
     for argument in schema.arguments:
         kind = str(argument.real_type).removeprefix("Optional[").removesuffix("]")
         if kind in _VALID:
-            found[argument.name] = _VALID[kind]
-    return found
+            valid[argument.name] = _VALID[kind]
+    return valid
 
 
 def check_enumeration(operator: str, name: str, value: Any, valid: Collection[int]) -> None:

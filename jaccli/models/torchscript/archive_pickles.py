@@ -1,4 +1,4 @@
-"""Read a pickle of a TorchScript archive with stand-ins for everything: nothing of it is built or run."""
+"""Screen a pickle of a TorchScript archive: read with stand-ins for all objects, so that none is built or run."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def inspect_pickle(data: bytes, tensors: Tensors, path: Path, budget: Budget) ->
         budget: of all pickles in it.
 
     Raises:
-        RefusedError: says what was found.
+        RefusedError: names what is wrong with it.
     """
     reader = _Records(io.BytesIO(data), tensors, path, budget)
     try:

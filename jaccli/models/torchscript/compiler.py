@@ -1,17 +1,18 @@
-"""Graphs into lists of steps.
+"""Graphs of TorchScript → lists of instructions.
 
-A compiled function is a frame of slots, filled with the constants, and steps that read some slots and
-write others. Slot 0 is the ``ScriptRun``, the next ones are the arguments. Nested blocks share the frame.
+A compiled function is a template of a frame (its slots, filled with the constants) and a list of instructions. Each
+value of the graph has a slot; the slots of nested blocks are in the frame of their function.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from jaccli.models.interpretation.last_use import expiring
 from jaccli.models.screening.enumerations import DTYPE_NUMBERS, DTYPES
 from jaccli.models.torchscript import control
+from jaccli.models.torchscript.instructions import CallFrame, Instruction, apply, drawing, release
 from jaccli.models.torchscript.operators import draws, resolve, schema_of, takes_number, unknown
 from jaccli.models.torchscript.script_types import carries_tensors
 from jaccli.networks.dtypes import follows
@@ -19,9 +20,6 @@ from jaccli.networks.dtypes import follows
 if TYPE_CHECKING:
     from jaccli.models.torchscript.program import ScriptProgram
     from jaccli.models.torchscript.run import ScriptRun
-
-CallFrame = list[Any]
-Instruction = Callable[[CallFrame], None]
 
 
 class CompiledGraph:
@@ -43,7 +41,7 @@ class CompiledGraph:
 
 
 class GraphCompiler:
-    """Compiles one graph; the emitters in ``control`` use it to place values and nested blocks."""
+    """Compiles one graph; the emitters in ``control`` and ``emit_values`` use it to place values and nested blocks."""
 
     def __init__(self, program: ScriptProgram, name: str, graph: Any) -> None:
         self.program, self.name = program, name
@@ -56,7 +54,7 @@ class GraphCompiler:
         self.own = inputs[0] if inputs and "/" not in name else None
 
     def slot(self, value: Any) -> int:
-        """Where a value of the graph is kept."""
+        """The slot of a value of the graph."""
         key = value.unique()
         if key not in self._slots:
             self._slots[key] = len(self.template)
@@ -64,7 +62,7 @@ class GraphCompiler:
         return self._slots[key]
 
     def slots(self, values: Any) -> list[int]:
-        """Where several values are kept."""
+        """The slots of several values."""
         return [self.slot(value) for value in values]
 
     def constant(self, value: Any, content: Any) -> None:
@@ -84,17 +82,17 @@ class GraphCompiler:
         """The function that a ``prim::fork`` node carries with it."""
         return compile_graph(self.program, f"{self.name}/{node.output().unique()}", node.g("Subgraph"))
 
-    def block(self, block: Any, release: bool = False, keep: Iterable[Any] = ()) -> list[Instruction]:
-        """The steps of a block; with ``release`` values but ``keep`` are let go after their last use."""
+    def block(self, block: Any, release_values: bool = False, keep: Iterable[Any] = ()) -> list[Instruction]:
+        """The steps of a block; with ``release_values`` all but ``keep`` are let go after their last use."""
         nodes = list(block.nodes())
-        expired = _expiring(nodes, [*block.outputs(), *keep]) if release else {}
+        expired = _expiring(nodes, [*block.outputs(), *keep]) if release_values else {}
         steps: list[Instruction] = []
         for index, node in enumerate(nodes):
             step = self._emit(node)
             if step is not None:
                 steps.append(step)
             if index in expired:
-                steps.append(_release(self.slots(expired[index])))
+                steps.append(release(self.slots(expired[index])))
         return steps
 
     def _emit(self, node: Any) -> Instruction | None:
@@ -113,8 +111,8 @@ class GraphCompiler:
         if takes_number(node) and inputs[1].unique() in self._numbers:
             slots[1] = self._fixed(self._numbers[inputs[1].unique()])
         step = apply(fn, slots, self.slots(node.outputs()))
-        drawing, switch = draws(node, inputs)
-        return _drawing(step, None if switch is None else self.slot(inputs[switch])) if drawing else step
+        random, switch = draws(node, inputs)
+        return drawing(step, None if switch is None else self.slot(inputs[switch])) if random else step
 
     def _fixed(self, content: Any) -> int:
         self.template.append(content)
@@ -136,63 +134,11 @@ class GraphCompiler:
 def compile_graph(program: ScriptProgram, name: str, graph: Any) -> CompiledGraph:
     """Compile one function's graph."""
     compiler = GraphCompiler(program, name, graph)
-    steps = compiler.block(graph, release=True)
+    steps = compiler.block(graph, release_values=True)
     outputs = compiler.slots(graph.outputs())
     if len(outputs) != 1:
         raise unknown(f"a function with {len(outputs)} outputs")
     return CompiledGraph(name, compiler.template, steps, outputs[0])
-
-
-def apply(fn: Callable[..., Any], ins: list[int], outs: list[int]) -> Instruction:
-    """The step that calls ``fn`` on some slots and puts what it returns into others."""
-    if len(outs) == 1:
-        return _single(fn, ins, outs[0])
-
-    def many(frame: CallFrame) -> None:
-        results = fn(*[frame[i] for i in ins])
-        for out, result in zip(outs, results if outs else (), strict=True):
-            frame[out] = result
-
-    return many
-
-
-def _single(fn: Callable[..., Any], ins: list[int], out: int) -> Instruction:
-    if len(ins) == 1:
-        (a,) = ins
-
-        def one(frame: CallFrame) -> None:
-            frame[out] = fn(frame[a])
-
-        return one
-    if len(ins) == 2:
-        a, b = ins
-
-        def two(frame: CallFrame) -> None:
-            frame[out] = fn(frame[a], frame[b])
-
-        return two
-
-    def some(frame: CallFrame) -> None:
-        frame[out] = fn(*[frame[i] for i in ins])
-
-    return some
-
-
-def _drawing(step: Instruction, switch: int | None) -> Instruction:
-    def draw(frame: CallFrame) -> None:
-        if switch is None or frame[switch]:
-            frame[0].remember_random()
-        step(frame)
-
-    return draw
-
-
-def _release(slots: list[int]) -> Instruction:
-    def release(frame: CallFrame) -> None:
-        for slot in slots:
-            frame[slot] = None
-
-    return release
 
 
 def _expiring(nodes: list[Any], lasting: Iterable[Any]) -> dict[int, list[Any]]:

@@ -1,4 +1,4 @@
-"""Nodes that are no operators: constants, attributes, calls, branches, loops, and building of containers."""
+"""Nodes that call, branch or loop; and the table of all nodes that are no operators."""
 
 from __future__ import annotations
 
@@ -9,86 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jaccli.errors import UnsupportedError
-from jaccli.models.torchscript.script_objects import ScriptInstance, map_tensors
-from jaccli.models.torchscript.script_types import matches, tuple_type
+from jaccli.models.torchscript import emit_values
+from jaccli.models.torchscript.instructions import CallFrame, Instruction
 from jaccli.text.escape import quote
 
 if TYPE_CHECKING:
-    from jaccli.models.torchscript.compiler import CallFrame, GraphCompiler, Instruction
+    from jaccli.models.torchscript.compiler import GraphCompiler
 
 # Overloads are numbered forward__0, and a trace names the further calls of a module forward1, forward2.
 _FORWARD = re.compile(r"forward(\d*|__\d+)")
 _GRAD_MODES = {f"__torch__.torch.autograd.grad_mode.{name}" for name in ("no_grad", "enable_grad")}
 _SEQUENTIAL = re.compile(r"__torch__\.torch\.nn\.modules\.container\.(___torch_mangle_\d+\.)?Sequential")
-
-
-def _constant(compiler: GraphCompiler, node: Any) -> Instruction | None:
-    output = node.output()
-    if output.type().kind() == "FunctionType":
-        return None  # read off its type by the call
-    try:
-        value = output.toIValue() if node.kind() == "prim::Constant" else node.t("value")
-    except RuntimeError:
-        raise UnsupportedError(
-            f"the model holds a constant of type {quote(output.type(), 120)}",
-            "",
-            "use a model without it",
-        ) from None
-    program = compiler.program
-    if (number := _number(value)) is not None:
-        compiler.number(output, number)  # as written, before a cast
-    value = map_tensors(value, lambda t: t.to_dense() if t.layout is not torch.strided else t)
-    if program.convert is not None:
-        value = map_tensors(value, program.convert)
-    if program.device is not None and isinstance(value, torch.device):
-        value = program.device
-    if not compiler.written(output):
-        compiler.constant(output, value)
-        return None
-    slot = compiler.slot(output)
-
-    def fresh(frame: CallFrame) -> None:
-        frame[slot] = map_tensors(value, torch.Tensor.clone)
-
-    return fresh
-
-
-def _number(value: Any) -> Any:
-    """What a tensor without dimensions holds."""
-    dense = isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_quantized
-    return value.item() if dense and value.dim() == 0 else None
-
-
-def _get_attribute(compiler: GraphCompiler, node: Any) -> Instruction:
-    owner, out, name = compiler.slot(node.inputsAt(0)), compiler.slot(node.output()), node.s("name")
-
-    def get(frame: CallFrame) -> None:
-        instance = frame[owner]
-        try:
-            frame[out] = instance.attrs[name]
-        except KeyError:
-            frame[out] = frame[0].fetch(instance, name)
-
-    return get
-
-
-def _set_attribute(compiler: GraphCompiler, node: Any) -> Instruction:
-    owner, value = compiler.slots(node.inputs())
-    name = node.s("name")
-
-    def set_(frame: CallFrame) -> None:
-        frame[owner].attrs[name] = frame[value]
-
-    return set_
-
-
-def _create_object(compiler: GraphCompiler, node: Any) -> Instruction:
-    cls, out = node.output().type().qualified_name(), compiler.slot(node.output())
-
-    def create(frame: CallFrame) -> None:
-        frame[out] = ScriptInstance(cls, {})
-
-    return create
 
 
 def _call_method(compiler: GraphCompiler, node: Any) -> Instruction:
@@ -119,7 +50,7 @@ def _call_method(compiler: GraphCompiler, node: Any) -> Instruction:
 def _lost_identity(compiler: GraphCompiler, node: Any) -> Instruction:
     """An ``Identity`` in a trace, called without the value that passes through it.
 
-    In a ``Sequential`` that value is known to be the one made just before; elsewhere it is anyone's guess.
+    In a ``Sequential`` that value is the one made just before; elsewhere nobody knows it.
     """
     owner = compiler.slot(node.inputsAt(0))
     through = _value_before(compiler, node)
@@ -235,85 +166,8 @@ def _context(compiler: GraphCompiler, node: Any) -> Instruction:
     return cross
 
 
-def _isinstance(compiler: GraphCompiler, node: Any) -> Instruction:
-    value, out, kinds = compiler.slot(node.inputsAt(0)), compiler.slot(node.output()), list(node.tys("types"))
-
-    def check(frame: CallFrame) -> None:
-        frame[out] = any(matches(frame[value], kind) for kind in kinds)
-
-    return check
-
-
-def _container(make: Callable[[list[Any]], Any]) -> Callable[[GraphCompiler, Any], Instruction]:
-    def emit(compiler: GraphCompiler, node: Any) -> Instruction:
-        ins, out = compiler.slots(node.inputs()), compiler.slot(node.output())
-
-        def construct(frame: CallFrame) -> None:
-            frame[out] = make([frame[i] for i in ins])
-
-        return construct
-
-    return emit
-
-
-def _tuple(compiler: GraphCompiler, node: Any) -> Instruction:
-    kind = node.output().type()
-    named = tuple_type(str(kind.annotation_str), kind.str())
-    return _container(tuple if named is None else lambda items: named(*items))(compiler, node)
-
-
-def _unpack(compiler: GraphCompiler, node: Any) -> Instruction:
-    source, outs = compiler.slot(node.inputsAt(0)), compiler.slots(node.outputs())
-
-    def unpack(frame: CallFrame) -> None:
-        for out, item in zip(outs, frame[source], strict=True):
-            frame[out] = item
-
-    return unpack
-
-
-def _tuple_slice(compiler: GraphCompiler, node: Any) -> Instruction:
-    source, out, part = (
-        compiler.slot(node.inputsAt(0)),
-        compiler.slot(node.output()),
-        slice(node.i("beg"), node.i("end")),
-    )
-
-    def cut(frame: CallFrame) -> None:
-        frame[out] = tuple(frame[source])[part]
-
-    return cut
-
-
-def _chunk(compiler: GraphCompiler, node: Any) -> Instruction:
-    source, outs = compiler.slot(node.inputsAt(0)), compiler.slots(node.outputs())
-    chunks, dim = node.i("chunks"), node.i("dim")
-
-    def chunk(frame: CallFrame) -> None:
-        for out, item in zip(outs, frame[source].chunk(chunks, dim), strict=True):
-            frame[out] = item
-
-    return chunk
-
-
-def _module_index(compiler: GraphCompiler, node: Any) -> Instruction:
-    owner, key = compiler.slots(node.inputs())
-    out = compiler.slot(node.output())
-
-    def pick(frame: CallFrame) -> None:
-        instance, index = frame[owner], frame[key]
-        names = list(instance.node.children)
-        frame[out] = frame[0].fetch(instance, index if isinstance(index, str) else names[index])
-
-    return pick
-
-
 EMITTERS: dict[str, Callable[[GraphCompiler, Any], Instruction | None]] = {
-    "prim::Constant": _constant,
-    "prim::ConstantMKLDNNTensor": _constant,
-    "prim::GetAttr": _get_attribute,
-    "prim::SetAttr": _set_attribute,
-    "prim::CreateObject": _create_object,
+    **emit_values.EMITTERS,
     "prim::CallMethod": _call_method,
     "prim::CallFunction": _call_function,
     "prim::fork": _fork,
@@ -321,13 +175,4 @@ EMITTERS: dict[str, Callable[[GraphCompiler, Any], Instruction | None]] = {
     "prim::Loop": _loop,
     "prim::Enter": _context,
     "prim::Exit": _context,
-    "prim::isinstance": _isinstance,
-    "prim::ListConstruct": _container(list),
-    "prim::TupleConstruct": _tuple,
-    "prim::DictConstruct": _container(lambda items: dict(zip(items[::2], items[1::2], strict=True))),
-    "prim::TupleUnpack": _unpack,
-    "prim::ListUnpack": _unpack,
-    "prim::TupleSlice": _tuple_slice,
-    "prim::ConstantChunk": _chunk,
-    "prim::ModuleContainerIndex": _module_index,
 }

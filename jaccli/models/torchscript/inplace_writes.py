@@ -1,9 +1,9 @@
-"""What a model writes to in place, found without running it.
+"""What a model may write to in place, from its graphs alone.
 
-Every run starts from the state the model was handed over with, so a tensor attribute that the code
-may write to is cloned when it is read. Which ones: values that may share memory are put into one
-class (union-find over all functions that the forward pass can reach, regardless of order), and an
-operator that writes marks its class. The answer errs on the side of cloning too much.
+Every run starts from the state that the model had when it was handed over, so a tensor attribute that the code
+may write to is cloned when it is read. Values that may share memory are put into one set (over all functions that
+the forward pass can reach, in any order), and an operator that writes marks the whole set. Where the analysis is
+unsure it clones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ class FunctionLookup(Protocol):
 
 
 class WriteAnalysis:
-    """Classes of values that may share memory, over everything reachable from ``root``."""
+    """Values and attributes that may be written to, over all functions that can be reached from ``root``.
+
+    Keys: ``(function, number of a value)`` and ``(class, name of an attribute)``.
+    """
 
     def __init__(self, functions: FunctionLookup, root: str) -> None:
         self.functions = functions

@@ -1,4 +1,7 @@
-"""How much text, and how many items of lists, one run of a script may make: code of a few lines doubles them."""
+"""Limits on the text and the list items that one run of a script makes.
+
+A few lines of code that double a text or list in a loop would fill the memory. The count is of one run, on one thread.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ _CONTAINERS: Final = (list, tuple, dict)
 
 
 class _Run(threading.local):
-    made = 0
+    items = 0
 
 
 _run = _Run()
@@ -21,7 +24,7 @@ _run = _Run()
 
 def start() -> None:
     """A run of a script begins, on this thread."""
-    _run.made = 0
+    _run.items = 0
 
 
 def count_items(length: int) -> None:
@@ -30,8 +33,8 @@ def count_items(length: int) -> None:
     Raises:
         ResourceError: more than any network makes at once, or in a run.
     """
-    _run.made += max(length, 0)
-    if length > _MOST_AT_ONCE or _run.made > _MOST_IN_A_RUN:
+    _run.items += max(length, 0)
+    if length > _MOST_AT_ONCE or _run.items > _MOST_IN_A_RUN:
         raise ResourceError(
             f"the model makes a list or text of {length} items",
             "expected a network that computes with tensors",
@@ -40,7 +43,9 @@ def count_items(length: int) -> None:
 
 
 def count_nested(*values: Any) -> None:
-    """Count what is met in a walk through values, as often as it is met: what shares its parts is met again.
+    """Count the items of nested values, before an operator walks through all of them.
+
+    A part that stands in several places counts in each.
 
     Raises:
         ResourceError: more than any network holds.

@@ -1,8 +1,8 @@
-"""TorchScript archives: looked through first, then loaded.
+"""The module in a TorchScript archive: screened, then loaded by torch, then screened again.
 
-Without trust an archive must not run code while it loads, and must not be able to touch files or to
-print when it runs. What it holds is screened before torch sees it (``script.archive``), and the
-graphs that torch made of it afterwards (``script.screen``): source can hide things, graphs cannot.
+Without trust an archive must not run code while it loads, and must not touch files or print when it
+runs. ``screen_archive`` looks at source and pickles before torch sees them, ``screen_graphs`` at the
+graphs that torch made of them: source can hide what it does, graphs cannot.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def load_torchscript(path: Path, *, trust: bool) -> torch.jit.ScriptModule:
 
     Args:
         path: the archive.
-        trust: load it unseen, whatever it does.
+        trust: load it without looking, whatever it does.
 
     Returns:
         The module; ``ScriptNetwork`` runs it.

@@ -21,16 +21,16 @@ def limited_memory(size: int) -> Iterator[None]:
         import resource
 
         with open("/proc/self/status", encoding="ascii") as status:
-            held = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
+            used = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
         before = soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     except (ImportError, OSError, ValueError, StopIteration):
         yield
         return
-    wanted = held + _COPIES * size + _SPARE
-    if soft != resource.RLIM_INFINITY and soft <= wanted:
+    limit = used + _COPIES * size + _SPARE
+    if soft != resource.RLIM_INFINITY and soft <= limit:
         yield
         return
-    resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
     try:
         yield
     finally:

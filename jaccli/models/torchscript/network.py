@@ -36,7 +36,7 @@ class ScriptNetwork(Network):
     copied once through memory to get at its functions.
 
     Args:
-        module: what ``torch.jit`` made or loaded. It is used in the mode it is in and never changed.
+        module: from ``torch.jit.script``, ``trace``, ``freeze`` or ``load``. It is never changed.
 
     Raises:
         UnsupportedError: the module has no ``forward``.

@@ -45,8 +45,8 @@ class FunctionTable:
 
     def graph(self, name: str) -> Any:
         """The graph of a function or method, None if there is no such."""
-        found = self.function(name)
-        return None if found is None else found.graph
+        function = self.function(name)
+        return None if function is None else function.graph
 
     def implementations(self, method: str) -> list[str]:
         """All methods of that name among the model's modules."""
@@ -71,10 +71,10 @@ class ScriptProgram:
 
     def method(self, cls: str, name: str) -> CompiledGraph:
         """A method, by the class of the object it is called on."""
-        found = self._methods.get((cls, name))
-        if found is None:
-            found = self._methods[cls, name] = self.function(f"{cls}.{name}")
-        return found
+        method = self._methods.get((cls, name))
+        if method is None:
+            method = self._methods[cls, name] = self.function(f"{cls}.{name}")
+        return method
 
     def traced(self, name: str) -> Traced | None:
         """A method whose trace lost the structure of the module's value, with that structure."""
@@ -100,8 +100,8 @@ class ScriptProgram:
 
     def devices(self) -> set[torch.device]:
         """The accelerators that the model's tensors are on."""
-        found = {t.device for node in self.root.walk() for t in node.tensors.values()}
-        return {device for device in found if device.type not in {"cpu", "meta"}}
+        devices = {t.device for node in self.root.walk() for t in node.tensors.values()}
+        return {device for device in devices if device.type not in {"cpu", "meta"}}
 
 
 def _unit_of(module: torch.jit.ScriptModule) -> tuple[Any, Any]:
@@ -131,8 +131,8 @@ def _modules(handle: Any) -> list[Any]:
 
 
 def _own_methods(shape: Any) -> dict[str, Any]:
-    found = {}
+    methods = {}
     for handle in _modules(shape):
         cls = handle._type().qualified_name()
-        found.update({f"{cls}.{name}": handle._get_method(name) for name in handle._method_names()})
-    return found
+        methods.update({f"{cls}.{name}": handle._get_method(name) for name in handle._method_names()})
+    return methods

@@ -1,4 +1,4 @@
-"""What is inside a TorchScript archive, looked at without running or building any of it."""
+"""Screen a TorchScript archive before torch loads it: entries, pickles and source. Nothing is built or run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def screen_archive(path: Path) -> None:
     """Refuse an archive that is damaged or that could do more than compute. Loads nothing.
 
     Raises:
-        RefusedError: says what was found.
+        RefusedError: names what is wrong with it.
     """
     sizes = _entries(path)
     try:

@@ -1,4 +1,4 @@
-"""The graphs of a loaded archive: which operators they use."""
+"""Screen the graphs of a loaded archive: every operator in them is on a list, or the archive is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaccli.models.torchscript.inplace_writes import walk
 from jaccli.models.torchscript.operators import schema_of
 from jaccli.text.escape import quote
 
-# Done by this package itself.
+# Nodes and operators that this package runs itself.
 _OURS: Final = frozenset(
     {
         *control.EMITTERS,
@@ -26,7 +26,7 @@ _OURS: Final = frozenset(
     }
 )
 
-# Computes, and is run through PyTorch's own operator table.
+# These only compute; PyTorch's own operators run for them.
 _PRIM: Final = {
     "prim::NumToTensor", "prim::data", "prim::device", "prim::dtype", "prim::grad", "prim::index",
     "prim::is_cpu", "prim::is_cuda", "prim::is_ipu", "prim::is_meta", "prim::is_mkldnn", "prim::is_mps",

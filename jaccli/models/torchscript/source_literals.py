@@ -26,14 +26,14 @@ _STANDS_FOR: Final = {"text": '""', "comment": "", "joined": " "}
 
 def without_literals(source: str) -> str | None:
     """The code of a source on one line: texts empty, comments gone; None where a text or a line does not end."""
-    found: list[str] = []
+    parts: list[str] = []
     start = 0
     for match in _PARTS.finditer(source):
         kind = str(match.lastgroup)
         if kind == "odd":
             return None
-        found += (source[start : match.start()], _STANDS_FOR[kind])
+        parts += (source[start : match.start()], _STANDS_FOR[kind])
         start = match.end()
-    found.append(source[start:])
-    text = re.sub(r"\s+", " ", "".join(found))  # first, or the next line takes quadratic time on a run of spaces
+    parts.append(source[start:])
+    text = re.sub(r"\s+", " ", "".join(parts))  # first, or the next line takes quadratic time on a run of spaces
     return re.sub(r" ?\. ?", ".", text)

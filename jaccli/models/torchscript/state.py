@@ -59,7 +59,7 @@ def snapshot(root: ModuleNode, fields: set[tuple[str, str]], convert: Convert) -
     Args:
         root: the tree to copy.
         fields: ``(class, attribute)`` of everything that the code can read.
-        convert: makes a new tensor of one; called once for each, so that tied weights stay tied.
+        convert: makes a new tensor of one; called once for each tensor, so that tied weights stay tied.
     """
     done: dict[int, tuple[Tensor, Tensor]] = {}  # the original is kept, or its id could be given away
 

@@ -1,8 +1,8 @@
-"""Calls inside a trace, seen in the structure that the module itself has.
+"""Calls inside a trace, in the structure that the module itself has.
 
 A trace keeps of a module's arguments and results the tensors that are used, flat, in the order of their
-use: ``forward`` of an ``nn.LSTM`` returns ``h_n`` alone where the model needs no more. Elements would mean
-other tensors than in the module. For the modules below the graph tells which is which.
+use: ``forward`` of an ``nn.LSTM`` returns ``h_n`` alone where the model needs no more. So element 0 of
+its output would be another tensor than in the module. For the modules in ``_FINDERS`` the graph shows which is which.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ class Traced:
         """The arguments as the module has them."""
         return tuple(args) if self.inputs is None else arrange(self.inputs, args)
 
-    def close(self, given: tuple[Any, ...]) -> list[Any]:
+    def close(self, args: tuple[Any, ...]) -> list[Any]:
         """The arguments as the trace has them.
 
         Raises:
             UnsupportedError: arguments that are one tensor in the trace are no longer the same.
         """
         if self.inputs is None:
-            return list(given)
+            return list(args)
         flat: dict[int, Any] = {}
-        for position, value in pairs(self.inputs, given):
+        for position, value in pairs(self.inputs, args):
             if flat.setdefault(position, value) is not value:
                 raise UnsupportedError(
                     "a traced layer takes one tensor for several of its arguments",
@@ -78,10 +78,10 @@ def restore(program: ScriptProgram, name: str, graph: Any) -> Traced | None:
     if find is None or known is None or any(next(iter(node.blocks()), None) is not None for node in nodes):
         return None  # scripted code branches, traces do not
     returned = _returned(graph)
-    found = None if returned is None else find(known[1], nodes, returned)
-    if found is None or returned is None:
+    elements = None if returned is None else find(known[1], nodes, returned)
+    if elements is None or returned is None:
         return None
-    parts, layout, arguments = found
+    parts, layout, arguments = elements
     flat = {value.unique(): value for value in [*parts, *returned] if value is not None}
     order = list(flat)
     positions = [None if part is None else order.index(part.unique()) for part in parts]
@@ -95,7 +95,7 @@ def restore(program: ScriptProgram, name: str, graph: Any) -> Traced | None:
 
 def _compile(program: ScriptProgram, name: str, graph: Any, values: list[Any]) -> CompiledGraph:
     compiler = GraphCompiler(program, name, graph)
-    steps = compiler.block(graph, release=True, keep=values)
+    steps = compiler.block(graph, release_values=True, keep=values)
     ins, out = compiler.slots(values), len(compiler.template)
     compiler.template.append(None)
 
@@ -210,17 +210,17 @@ def _attention(_kind: str, nodes: list[Any], returned: list[Any]) -> Any:
 
 def _attention_arguments(nodes: list[Any], complete: bool) -> Layout | None:
     """Query, key and value, from the projections: tensors that are one in the model have one in common."""
-    given = []
+    sources = []
     for node in nodes:
         if node.kind() == _FUSED_ATTENTION:
-            given = list(node.inputs())[:3]
+            sources = list(node.inputs())[:3]
         elif node.kind() == "aten::linear" and not _is_projected(node.inputsAt(1)):
-            given.append(_through(node.inputsAt(0), {"aten::transpose", "aten::unsqueeze"}))
-    if len(given) == 1:
-        return (given[0], given[0], given[0])
-    if len(given) == 2 and complete:
-        return (given[0], given[1], given[1])
-    return tuple(given) if len(given) == 3 else None
+            sources.append(_through(node.inputsAt(0), {"aten::transpose", "aten::unsqueeze"}))
+    if len(sources) == 1:
+        return (sources[0], sources[0], sources[0])
+    if len(sources) == 2 and complete:
+        return (sources[0], sources[1], sources[1])
+    return tuple(sources) if len(sources) == 3 else None
 
 
 def _is_projected(value: Any) -> bool:

@@ -310,7 +310,7 @@ def test_damaged_files(path: Path, tmp_path: Path) -> None:
     whole = Made().write(path).read_bytes()
     for size in (0, 10, len(whole) // 2, len(whole) - 3):
         path.write_bytes(whole[:size])
-        refused(path, "not a whole|cut short")
+        refused(path, "damaged|cut short")
     spoilt = whole.replace(struct.pack("<4f", 1, 2, 3, 4), struct.pack("<4f", 1, 2, 3, 5))
     path.write_bytes(spoilt)
     refused(path, "BadZipFile")
@@ -320,7 +320,6 @@ def test_damaged_files(path: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("m/data/aotinductor/model/a.so", b"\x7fELF")
     refused(path, "AOTInductor")
-    refused(tmp_path / "absent.pt2", "no such file")
 
 
 def test_the_layout_before_torch_2_8(path: Path, tmp_path: Path) -> None:
