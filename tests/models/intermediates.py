@@ -55,7 +55,7 @@ def of_script(module: torch.jit.ScriptModule, args: tuple[Any, ...], runs: int =
         theirs = function(module._c, *map_tensors(args, Tensor.clone))
     module = torch.jit.load(io.BytesIO(buffer.getvalue()))
     code = _OneGraph(module, graph)
-    root = live_tree(module, code.shape)
+    root = live_tree(module, code.module_in_unit)
     program = ScriptProgram(code, root)
     run = ScriptRun(program, None)
     ours = program.method(root.cls, "forward")(run, [run.module(root), *map_tensors(args, Tensor.clone)])
@@ -98,7 +98,7 @@ class _OneGraph(FunctionTable):
 
     def __init__(self, module: Any, graph: Any) -> None:
         super().__init__(module)
-        self._forward, self._graph = f"{self.shape._type().qualified_name()}.forward", graph
+        self._forward, self._graph = f"{self.module_in_unit._type().qualified_name()}.forward", graph
 
     def graph(self, name: str) -> Any:
         return self._graph if name == self._forward else super().graph(name)

@@ -34,6 +34,11 @@ from jaccli.models.interpretation.nested import map_leaves
 from jaccli.text.escape import quote
 
 _GUARDS: Final = "_guards_fn"
+_STATE_KINDS: Final[dict[str, StateKind]] = {
+    "PARAMETER": "parameter",
+    "BUFFER": "buffer",
+    "CONSTANT_TENSOR": "constant",
+}
 
 
 def is_exported_program(model: object) -> bool:
@@ -55,38 +60,39 @@ def is_exported_module(model: object) -> bool:
 
 def program_from_export(exported: Any) -> tuple[ExportedCode, dict[str, Tensor]]:
     """The program of an ``ExportedProgram`` and its tensors by qualified name, shared with it."""
-    signature, module = exported.graph_signature, exported.graph_module
-    state: dict[str, tuple[StateKind, str]] = {}
-    leaves: list[InputLeaf] = []
-    placeholders = {node.name: node for node in module.graph.nodes if node.op == "placeholder"}
-    ranges = getattr(exported, "range_constraints", {})
-    for spec in signature.input_specs:
-        kind = spec.kind.name
-        if kind in ("PARAMETER", "BUFFER", "CONSTANT_TENSOR"):
-            labels: dict[str, StateKind] = {"PARAMETER": "parameter", "BUFFER": "buffer"}
-            state[spec.arg.name] = (labels.get(kind, "constant"), spec.target)
-        elif kind == "USER_INPUT":
-            leaves.append(_leaf(placeholders[spec.arg.name], ranges))
-        else:
-            raise UnsupportedError(f"the exported model takes a {kind.lower()} as an input")
+    state, leaves = _inputs(exported)
     listed = {entry.fqn: "" for entry in exported.module_call_graph}
-    graph = _Converter(module, {}, listed).graph()
-    pairs = list(zip(signature.output_specs, graph.outputs, strict=True))
-    mutations = {spec.target: value for spec, value in pairs if spec.kind.name == "BUFFER_MUTATION"}
-    results = tuple(value for spec, value in pairs if spec.kind.name in ("USER_OUTPUT", "LOSS_OUTPUT"))
+    graph = _Converter(exported.graph_module, {}, listed).graph()
+    outputs = list(zip(exported.graph_signature.output_specs, graph.outputs, strict=True))
     program = ExportedCode(
         graph=graph,
         state=state,
-        leaves=tuple(leaves),
+        leaves=leaves,
         in_tree=LiveTree(exported.call_spec.in_spec),
         out_tree=LiveTree(exported.call_spec.out_spec),
-        results=results,
-        mutations=mutations,
+        results=tuple(value for spec, value in outputs if spec.kind.name in ("USER_OUTPUT", "LOSS_OUTPUT")),
+        mutations={spec.target: value for spec, value in outputs if spec.kind.name == "BUFFER_MUTATION"},
         modules=module_types(listed, graph),
         argument_names=_argument_names(exported),
     )
     tensors = {**exported.state_dict, **exported.constants}
     return program, {name: tensors[name] for _, name in state.values()}
+
+
+def _inputs(exported: Any) -> tuple[dict[str, tuple[StateKind, str]], tuple[InputLeaf, ...]]:
+    """Graph inputs that hold the program's own tensors, and those that hold the user's arguments."""
+    state: dict[str, tuple[StateKind, str]] = {}
+    leaves: list[InputLeaf] = []
+    placeholders = {node.name: node for node in exported.graph_module.graph.nodes if node.op == "placeholder"}
+    for spec in exported.graph_signature.input_specs:
+        kind = spec.kind.name
+        if kind in _STATE_KINDS:
+            state[spec.arg.name] = (_STATE_KINDS[kind], spec.target)
+        elif kind == "USER_INPUT":
+            leaves.append(_leaf(placeholders[spec.arg.name], getattr(exported, "range_constraints", {})))
+        else:
+            raise UnsupportedError(f"the exported model takes a {kind.lower()} as an input")
+    return state, tuple(leaves)
 
 
 def _argument_names(exported: Any) -> tuple[str, ...] | None:
@@ -109,25 +115,20 @@ def program_from_module(module: fx.GraphModule) -> tuple[ExportedCode, dict[str,
             state[node.name] = ("buffer" if node.target in buffers else kind, node.target)
             tensors[node.target] = value
     listed = _module_paths(module)
-    converter = _Converter(module, state, listed)
-    graph = converter.graph()
+    graph = _Converter(module, state, listed).graph()
     info: Any = module.graph._codegen.pytree_info  # type: ignore[attr-defined]
-    leaves = tuple(_leaf(node, {}) for node in module.graph.nodes if node.op == "placeholder")
-    results = graph.outputs
-    return (
-        ExportedCode(
-            graph=graph,
-            state=state,
-            leaves=leaves,
-            in_tree=LiveTree(info.in_spec),
-            out_tree=LiveTree(info.out_spec),
-            results=results,
-            mutations={},
-            modules=module_types(listed, graph),
-            argument_names=tuple(info.orig_args) or None,
-        ),
-        tensors,
+    program = ExportedCode(
+        graph=graph,
+        state=state,
+        leaves=tuple(_leaf(node, {}) for node in module.graph.nodes if node.op == "placeholder"),
+        in_tree=LiveTree(info.in_spec),
+        out_tree=LiveTree(info.out_spec),
+        results=graph.outputs,
+        mutations={},
+        modules=module_types(listed, graph),
+        argument_names=tuple(info.orig_args) or None,
     )
+    return program, tensors
 
 
 def _module_paths(module: fx.GraphModule) -> dict[str, str]:

@@ -71,7 +71,7 @@ class ExportedNetwork(Network):
             self.draws.saw(noise.restore())
 
     def session(self, *, frozen: bool = True) -> AbstractContextManager[None]:
-        """Held while a Jacobian is computed: frozen parameters do not ask for gradients inside."""
+        """See ``Network``."""
         return without_parameter_gradients(self.tensors() if frozen else iter(()))
 
     def cast(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> ExportedNetwork:

@@ -158,8 +158,8 @@ def module_types(listed: Mapping[str, str], graph: ExportedGraph) -> dict[str, s
     # ``b@1`` is the second call of ``b``, unless a module is named so.
     types = {path: "" for path in listed if path and (path.rpartition("@")[0] or path) not in {*listed} - {path}}
     for node in walk(graph):
-        for frame in node.stack or ():
-            types[frame.path] = types.get(frame.path) or frame.type.rsplit(".", 1)[-1]
+        for entry in node.stack or ():
+            types[entry.path] = types.get(entry.path) or entry.type.rsplit(".", 1)[-1]
     children: dict[str, list[str]] = {}
     for path in types:
         children.setdefault(path.rpartition(".")[0], []).append(path)

@@ -11,23 +11,23 @@ from jaccli.models.exported.inplace_writes import named_arguments
 from jaccli.models.interpretation.overloads import draws_numbers
 from jaccli.text.escape import quote
 
+_BATCH_NORMS: Final = (
+    *("batch_norm", "native_batch_norm", "cudnn_batch_norm"),
+    *("_native_batch_norm_legit", "_native_batch_norm_legit_functional"),
+)
+_DROPOUTS: Final = (
+    "dropout",
+    "dropout_",
+    "native_dropout",
+    "alpha_dropout",
+    "feature_dropout",
+    "feature_alpha_dropout",
+)
+# Operator → the argument that says whether it runs in training mode.
 _TRAINING_FLAGS: Final = {
-    "batch_norm": "training",
-    "native_batch_norm": "training",
-    "cudnn_batch_norm": "training",
-    "_native_batch_norm_legit": "training",
-    "_native_batch_norm_legit_functional": "training",
-    "dropout": "train",
-    "dropout_": "train",
-    "native_dropout": "train",
-    "alpha_dropout": "train",
-    "feature_dropout": "train",
-    "feature_alpha_dropout": "train",
-    "rrelu": "training",
-    "rrelu_with_noise": "training",
+    **dict.fromkeys((*_BATCH_NORMS, "rrelu", "rrelu_with_noise"), "training"),
+    **dict.fromkeys((*_DROPOUTS, "lstm", "gru"), "train"),
     "scaled_dot_product_attention": "dropout_p",
-    "lstm": "train",
-    "gru": "train",
 }
 _RECURRENT: Final = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 

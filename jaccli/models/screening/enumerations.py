@@ -10,27 +10,12 @@ import torch
 from jaccli.errors import RefusedError
 
 # Numbers of c10::ScalarType, without those of quantized numbers, bits and numbers shorter than a byte.
+_FIRST = "uint8 int8 int16 int32 int64 float16 float32 float64 complex32 complex64 complex128 bool"
+_FLOAT8 = "float8_e5m2 float8_e4m3fn float8_e5m2fnuz float8_e4m3fnuz"
 DTYPES: Final[dict[int, torch.dtype]] = {
-    0: torch.uint8,
-    1: torch.int8,
-    2: torch.int16,
-    3: torch.int32,
-    4: torch.int64,
-    5: torch.float16,
-    6: torch.float32,
-    7: torch.float64,
-    8: torch.complex32,
-    9: torch.complex64,
-    10: torch.complex128,
-    11: torch.bool,
+    **{number: getattr(torch, name) for number, name in enumerate(_FIRST.split())},
     15: torch.bfloat16,
-    23: torch.float8_e5m2,
-    24: torch.float8_e4m3fn,
-    25: torch.float8_e5m2fnuz,
-    26: torch.float8_e4m3fnuz,
-    27: torch.uint16,
-    28: torch.uint32,
-    29: torch.uint64,
+    **{number: getattr(torch, name) for number, name in enumerate(f"{_FLOAT8} uint16 uint32 uint64".split(), 23)},
 }
 DTYPE_NUMBERS: Final = {kind: number for number, kind in DTYPES.items()}
 _VALID: Final[dict[str, frozenset[int]]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -45,14 +45,14 @@ class ScriptNetwork(Network):
     kind = "torchscript"
 
     def __init__(self, module: torch.jit.ScriptModule) -> None:
-        code = FunctionTable(module)
-        root = live_tree(module, code.shape)
+        functions = FunctionTable(module)
+        root = live_tree(module, functions.module_in_unit)
         self.packed = packed_modules(module.named_modules())
-        self._setup(ScriptProgram(code, root))
+        self._setup(ScriptProgram(functions, root))
 
     def _setup(self, program: ScriptProgram) -> None:
         self._program, self._root = program, program.root
-        forward = program.code.function(f"{self._root.cls}.forward")
+        forward = program.functions.function(f"{self._root.cls}.forward")
         if forward is None:
             raise UnsupportedError("the TorchScript model has no forward method", "a model that can be called")
         self._schema = forward.schema
@@ -92,11 +92,9 @@ class ScriptNetwork(Network):
             if torch.is_grad_enabled() != grad_enabled:  # left inside a no_grad block of the model's
                 torch._C._set_grad_enabled(grad_enabled)
 
-    @contextmanager
-    def session(self, *, frozen: bool = True) -> Iterator[None]:
-        """Frozen parameters do not ask for gradients inside."""
-        with without_parameter_gradients(self.tensors() if frozen else iter(())):
-            yield
+    def session(self, *, frozen: bool = True) -> AbstractContextManager[None]:
+        """See ``Network``."""
+        return without_parameter_gradients(self.tensors() if frozen else iter(()))
 
     def cast(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> ScriptNetwork:
         """An independent copy; casts to real dtypes that the code spells out stay as they are.
@@ -114,7 +112,7 @@ class ScriptNetwork(Network):
         chained = convert if program.convert is None else _after(program.convert, convert)
         dtypes = renamed(program.dtypes, self.tensors(), dtype)
         other.packed = self.packed
-        other._setup(ScriptProgram(program.code, root, chained, device or program.device, dtypes))
+        other._setup(ScriptProgram(program.functions, root, chained, device or program.device, dtypes))
         return other
 
     def tensors(self) -> Iterator[Tensor]:

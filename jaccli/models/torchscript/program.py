@@ -31,11 +31,11 @@ class FunctionTable:
     """The functions of one model by qualified name."""
 
     def __init__(self, module: torch.jit.ScriptModule) -> None:
-        self._unit, self.shape = _unit_of(module)
+        self._unit, self.module_in_unit = _unit_of(module)
         self._methods: dict[str, Any] = {}
-        self._classes = sorted({c._type().qualified_name() for c in _modules(self.shape)})
+        self._classes = sorted({c._type().qualified_name() for c in _modules(self.module_in_unit)})
         if self._unit is None:
-            self._methods = _own_methods(self.shape)
+            self._methods = _own_methods(self.module_in_unit)
 
     def function(self, name: str) -> Any:
         """A function or method with ``.graph`` and ``.schema``, None if there is no such."""
@@ -55,16 +55,23 @@ class FunctionTable:
 
 
 class ScriptProgram:
-    """The functions of a model, compiled on first use."""
+    """The functions of a model, compiled on first use.
+
+    Args:
+        functions: the functions, as graphs.
+        root: the modules, to read attributes from.
+        convert: for a converted copy, how constant tensors change.
+        device: for a converted copy, where its constants are.
+        dtypes: for a converted copy, the dtypes that changed: old → new.
+    """
 
     def __init__(
-        self, code: FunctionTable, root: ModuleNode, convert: Callable[[Tensor], Tensor] | None = None,
+        self, functions: FunctionTable, root: ModuleNode, convert: Callable[[Tensor], Tensor] | None = None,
         device: torch.device | None = None, dtypes: Mapping[torch.dtype, torch.dtype] | None = None,
     ) -> None:  # fmt: skip
-        """Args: the code, the modules; for a converted copy how constants change, their device, dtypes that change."""
-        self.code, self.root = code, root
+        self.functions, self.root = functions, root
         self.convert, self.device, self.dtypes = convert, device, dtypes or {}
-        self.writes = WriteAnalysis(code, f"{root.cls}.forward")
+        self.writes = WriteAnalysis(functions, f"{root.cls}.forward")
         self._compiled: dict[str, CompiledGraph] = {}
         self._methods: dict[tuple[str, str], CompiledGraph] = {}
         self._traced: dict[str, Traced | None] = {}
@@ -79,7 +86,7 @@ class ScriptProgram:
     def traced(self, name: str) -> Traced | None:
         """A method whose trace lost the structure of the module's value, with that structure."""
         if name not in self._traced:
-            graph = self.code.graph(name)
+            graph = self.functions.graph(name)
             self._traced[name] = None if graph is None else restore(self, name, graph)
         return self._traced[name]
 
@@ -90,7 +97,7 @@ class ScriptProgram:
             UnsupportedError: the model holds no code for it.
         """
         if name not in self._compiled:
-            graph = self.code.graph(name)
+            graph = self.functions.graph(name)
             if graph is None:
                 raise UnsupportedError(f"the model calls {quote(name, 120)}, of which it holds no code")
             self._compiled[name] = compile_graph(self, name, graph)
@@ -130,9 +137,9 @@ def _modules(handle: Any) -> list[Any]:
     return [handle, *(inner for child in children for inner in _modules(child))]
 
 
-def _own_methods(shape: Any) -> dict[str, Any]:
+def _own_methods(module: Any) -> dict[str, Any]:
     methods = {}
-    for handle in _modules(shape):
+    for handle in _modules(module):
         cls = handle._type().qualified_name()
         methods.update({f"{cls}.{name}": handle._get_method(name) for name in handle._method_names()})
     return methods

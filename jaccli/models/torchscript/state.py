@@ -35,21 +35,21 @@ class ModuleNode:
             yield from child.walk()
 
 
-def live_tree(module: Any, shape: Any, path: str = "") -> ModuleNode:
+def live_tree(module: Any, in_unit: Any, path: str = "") -> ModuleNode:
     """The tree of a module; attributes are those the module has when they are read.
 
     Args:
         module: the model, a ``ScriptModule``, or one of its submodules.
-        shape: the same module in the compilation unit whose graphs are run.
+        in_unit: the same module in the compilation unit whose graphs are run.
         path: its dotted path.
     """
-    node = ModuleNode(path, shape._type().qualified_name(), module._c.getattr)
+    node = ModuleNode(path, in_unit._type().qualified_name(), module._c.getattr)
     node.tensors.update(module.named_parameters(recurse=False))
     node.tensors.update(module.named_buffers(recurse=False))
     for name, child in module._modules.items():
         if child is not None:
             below = f"{path}.{name}" if path else name
-            node.children[name] = live_tree(child, shape.getattr(name), below)
+            node.children[name] = live_tree(child, in_unit.getattr(name), below)
     return node
 
 
