@@ -17,7 +17,7 @@ from jaccli.models.exported.inplace_writes import Rewrites, find_rewrites
 from jaccli.models.exported.module_calls import Chain, ModuleCall, find_calls, state_names
 from jaccli.models.interpretation.last_use import expiring
 from jaccli.models.interpretation.module_calls import CallReports
-from jaccli.models.interpretation.nested import Layout, arrange, map_leaves, pairs
+from jaccli.models.interpretation.nested import Layout, arrange, pairs
 from jaccli.models.interpretation.replaced_operators import IN_EXPORTS, VIEWS
 from jaccli.models.screening.argument_checks import guarded
 from jaccli.networks.dtypes import follows
@@ -131,12 +131,16 @@ class _GraphRun:
 
     def value(self, arg: Any) -> Any:
         """An argument with references replaced by what they refer to."""
-        return map_leaves(arg, self._resolve)
-
-    def _resolve(self, leaf: Any) -> Any:
-        if isinstance(leaf, Ref):
-            return self._lookup(leaf.name)
-        return self._program_run.device if leaf is MODEL_DEVICE else leaf
+        # As ``map_leaves``, with the usual case first: this runs for every argument of every operator.
+        if isinstance(arg, Ref):
+            return self._lookup(arg.name)
+        if arg is MODEL_DEVICE:
+            return self._program_run.device
+        if isinstance(arg, (list, tuple)):
+            return type(arg)(self.value(item) for item in arg)
+        if isinstance(arg, dict):
+            return {key: self.value(item) for key, item in arg.items()}
+        return arg
 
     def _lookup(self, name: str) -> Any:
         for _, replaced in reversed(self._replaced):
