@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from jaccli.cli.messages import STARTED
-from jaccli.cli.request import RunRequest
+from jaccli.cli.run_request import BlocksRequest
 from jaccli.errors import ResourceError, TimeIsUp
 from jaccli.safety.memory import memory_allowed
 
@@ -48,7 +48,7 @@ def deadline(seconds: float | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def limits(how: RunRequest) -> Iterator[None]:
+def limits(how: BlocksRequest) -> Iterator[None]:
     """``--timeout``, and ``--max-memory`` for what files unfold to."""
     with deadline(how.timeout), memory_allowed(how.max_memory):
         yield
@@ -65,16 +65,16 @@ def between_steps() -> Iterator[Callable[[], None]]:
     if threading.current_thread() is not threading.main_thread():
         numbers = []
     before = {number: signal.getsignal(number) for number in numbers}
-    asked: list[int] = []
+    pending: list[int] = []
 
     def ask(number: int, _: object) -> None:
-        asked.append(number)
+        pending.append(number)
         signal.signal(number, before[signal.Signals(number)])
         if number != signal.SIGINT:
             signal.setitimer(signal.ITIMER_REAL, STEP_GRACE_S)
 
     def stop_if_asked() -> None:
-        for number in asked[:1]:
+        for number in pending[:1]:
             raise KeyboardInterrupt if number == signal.SIGINT else TimeIsUp
 
     heard = [number for number, handler in before.items() if callable(handler)]  # neither ignored nor the system's

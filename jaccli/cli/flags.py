@@ -34,7 +34,7 @@ def flag(word: Term) -> str:
 
 def in_flags(text: str) -> str:
     """A message with its parameters as flags; what is no term stays as it is."""
-    return text.told(flag) if isinstance(text, Worded) else str(text)
+    return text.rendered(flag) if isinstance(text, Worded) else str(text)
 
 
 def error_in_flags(error: JaccliError) -> str:

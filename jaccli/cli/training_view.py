@@ -10,7 +10,7 @@ from typing import Any
 
 from jaccli.cli.console import live_console
 from jaccli.cli.messages import say
-from jaccli.sinks.text import inert
+from jaccli.text.escape import inert
 from jaccli.training.loop import Look, TrainingStep
 
 _ROWS = 10

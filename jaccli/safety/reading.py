@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from jaccli.errors import JaccliError, RefusedError, ResourceError, UnsupportedError
+from jaccli.runtime.torch_errors import is_out_of_memory
 from jaccli.text.wording import worded
 
 # What can be done with a file that is not what it was, and with one that nobody wrote so.
@@ -44,15 +45,9 @@ def reading(name: str, expected: str = "", remedy: str = AGAIN) -> Iterator[None
     except JaccliError:
         raise
     except Exception as error:
-        if _is_lack_of_memory(error):
+        if is_out_of_memory(error):
             raise ResourceError(
                 f"{name} does not fit into memory", "expected less", "free some, or use a larger machine"
             ) from error
         why = str(error) if isinstance(error, Damaged) else f"it cannot be read ({type(error).__name__})"
         raise RefusedError(f"{name} is damaged: {why}", expected, remedy) from error
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or any(
-        word in str(error) for word in ("DefaultCPUAllocator", "bad_alloc", "Cannot allocate memory")
-    )

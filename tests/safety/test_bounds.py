@@ -20,7 +20,8 @@ from jaccli.safety.budget import Budget, BudgetError
 from jaccli.safety.documents import as_text, parse_json
 from jaccli.safety.memory import memory_allowed, require_unfolded
 from jaccli.safety.reading import Damaged, reading
-from jaccli.samples import load_samples, parse_input, parse_samples
+from jaccli.samples.load import load_samples
+from jaccli.samples.spec import parse_input, parse_samples
 from jaccli.sinks.read import read_jacobian
 from jaccli.text.escape import nearest
 from tests.corpus.arrays import unfolding

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from jaccli.text.escape import printable as printable
+
 # TorchScript passes dtypes as the integers of c10::ScalarType.
 DTYPES: dict[int, torch.dtype] = {
     0: torch.uint8,
@@ -49,13 +51,6 @@ class Instance:
 
     def __init__(self, cls: str, attrs: dict[str, Any], node: Any = None) -> None:
         self.cls, self.attrs, self.node = cls, attrs, node
-
-
-def printable(text: str, limit: int = 120) -> str:
-    """One short line without control characters, for text that comes out of a model file."""
-    line = "".join(c if c.isprintable() else " " for c in text)
-    line = " ".join(line.split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def carries_tensors(value: Any) -> bool:
