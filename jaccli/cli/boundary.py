@@ -1,4 +1,4 @@
-"""Where exceptions become exit codes, warnings become lines on standard error, and nothing else happens."""
+"""Runs a command line: exceptions become exit codes and messages, warnings become lines on standard error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a command ends before its end: ``--timeout``, and Ctrl-C where what is there so far is kept."""
+"""Commands that are stopped early: by ``--timeout``, and a training by Ctrl-C, which keeps the best parameters."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from jaccli.cli.run_request import BlocksRequest
 from jaccli.errors import ResourceError, TimeIsUp
 from jaccli.safety.memory import memory_allowed
 
-# A step of a training may take so much longer, in seconds, once it is to end.
+# Seconds that a step of a training may still take after the alarm.
 STEP_GRACE_S = 3.0
 
 
 @contextlib.contextmanager
 def deadline(seconds: float | None) -> Iterator[None]:
-    """``--timeout``: leave the block when the time, counted from the start of the process, is over.
+    """``--timeout``: leave the block when the time is over, counted from the start of the process.
 
     Python sees the alarm between two torch operators: one that is running ends first. Passes are cut
     into chunks of some ten MiB, so that is a matter of milliseconds, save for a model's own huge operator.
@@ -56,10 +56,10 @@ def limits(how: BlocksRequest) -> Iterator[None]:
 
 @contextlib.contextmanager
 def between_steps() -> Iterator[Callable[[], None]]:
-    """Ctrl-C and the alarm of ``deadline`` wait for the end of a step, which calls what is given.
+    """Ctrl-C and the alarm of ``deadline`` wait for the end of a step. The function yielded is called there.
 
-    An exception in the midst of a pass could leave a network half put back, and work goes on with it. A second Ctrl-C,
-    or a step that takes ``STEP_GRACE_S`` longer, is not waited for.
+    An exception within a pass could leave the network in a mixed state, and work goes on with it. A second Ctrl-C, or a
+    step that takes ``STEP_GRACE_S`` longer, ends the step at once.
     """
     numbers = [signal.SIGINT, *([signal.SIGALRM] if hasattr(signal, "setitimer") else [])]
     if threading.current_thread() is not threading.main_thread():

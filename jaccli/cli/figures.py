@@ -51,7 +51,7 @@ def of_model(
     """One record a pair, exact where J fits.
 
     Raises:
-        UsageError: no pair has a square J, where it must.
+        UsageError: no pair has a square J, where one is needed.
     """
     from jaccli.planning.decide import TooLarge
 

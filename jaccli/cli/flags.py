@@ -1,4 +1,4 @@
-"""What the library calls parameters, as flags: the terms of ``wording`` for who types commands."""
+"""Messages of the library with its parameters as flags: ``max_memory=`` becomes ``--max-memory``."""
 
 from __future__ import annotations
 

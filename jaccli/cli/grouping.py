@@ -1,4 +1,4 @@
-"""Messages that differ only in the layer pair that they are about, or in a number, as one."""
+"""Groups messages that differ only in their layer pair or in a number into one message."""
 
 from __future__ import annotations
 

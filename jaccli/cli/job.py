@@ -1,4 +1,4 @@
-"""What ``jaccli regularize`` is to do, made ready: model, samples, targets, goal."""
+"""Makes a run of ``jaccli regularize`` ready: loads model, samples and targets, and checks that they can be trained."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from jaccli.training.loop import Recipe, Training
 from jaccli.training.samples import Samples, has_rows_of_arguments
 from jaccli.training.task import Original, TrainingTask, task_of
 
-# Of the samples one in so many is held out; below that many none can be spared.
+# One sample in so many is held out. Of fewer samples none is.
 ONE_IN = 5
 BATCH = 256
-# The report is made of so many samples of each kind, evenly over them.
+# The report uses at most so many samples of each kind, evenly spaced.
 REPORTED = 1024
 _HALVES = ("float16", "bfloat16")
 
@@ -170,7 +170,7 @@ def _shares(every: Samples, loaded: Loaded, train: TrainRequest) -> tuple[Share,
 
 
 def _ready(tensor: Tensor, loaded: Loaded) -> Tensor:
-    """On the device and in the dtype of the samples that are there."""
+    """On the device and in the dtype of the samples that are trained on."""
     x = loaded.inputs.args[0]
     return converted(tensor, x.device, x.dtype if x.is_floating_point() else None)
 
@@ -192,7 +192,7 @@ def _targets(train: TrainRequest, loaded: Loaded, flag: str = "--targets") -> Te
 
 
 def _chosen(parameters: list[Parameter], globs: Sequence[str]) -> list[Parameter]:
-    """Those that ``--train`` names; the others stand still."""
+    """The parameters that ``--train`` names; the others get no gradients."""
     if not globs:
         return parameters
     names = [one.name for one in parameters]

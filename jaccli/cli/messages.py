@@ -1,4 +1,4 @@
-"""What a command says on standard error beside its errors, and what command it is."""
+"""Notes and warnings of a command, on standard error, and the command line that is running."""
 
 from __future__ import annotations
 

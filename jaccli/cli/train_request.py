@@ -103,12 +103,6 @@ class TrainRequest:
             raise UsageError("--probes is given with --estimator exact", "expected it with hutchinson", "leave one out")
         if self.jitter is not None and self.targets is not None:
             raise UsageError("--jitter and --targets are both given", "noisy copies have no targets", "leave one out")
-        if self.validate is not None and (self.targets is None) != (self.validate_targets is None):
-            raise UsageError(
-                "--validate: targets are given for one half only", "expected --targets and --validate-targets"
-            )
-        if self.validate_targets is not None and self.validate is None:
-            raise UsageError("--validate-targets is given without --validate", "expected the samples that they are for")
         if self.output is not None and not self.output.lower().endswith(_WRITTEN):
             raise UsageError(
                 f"--output {self.output!r}: weights are written as .safetensors or .pth, "
@@ -118,26 +112,40 @@ class TrainRequest:
         check_output(self.output, self.force)
 
     def check(self, model: ModelRequest, inputs: InputRequest) -> None:
-        """Whether the files exist, standard input is read once, and MODEL can be written in the form of the output.
+        """Whether the files exist and go together, and MODEL can be written in the form of the output.
 
         Raises:
-            UsageError: two inputs are standard input; ``.pt`` of a MODEL that is neither TorchScript nor a file of
-                ``torch.save``.
+            UsageError: two inputs are standard input; targets of one kind of samples only; ``.pt`` of a MODEL that is
+                neither TorchScript nor a file of ``torch.save``.
             RefusedError: no such file.
         """
-        from jaccli.models.identify.file_kind import kind_of
-        from jaccli.models.identify.import_spec import is_spec
+        self._check_arrays(inputs)
+        self._check_form(model)
+
+    def _check_arrays(self, inputs: InputRequest) -> None:
         from jaccli.samples.spec import StdinInput, check_input
-        from jaccli.text.escape import quote
 
         arrays = {"--targets": self.targets, "--validate": self.validate, "--validate-targets": self.validate_targets}
         sources = {"--input": inputs.source} | arrays
         piped = [flag for flag, spec in sources.items() if isinstance(spec, StdinInput)]
         if len(piped) > 1:
             raise UsageError(f"{' and '.join(piped)} are both standard input", "expected one of them")
+        if self.validate is not None and (self.targets is None) != (self.validate_targets is None):
+            raise UsageError(
+                "--validate: targets are given for one half only", "expected --targets and --validate-targets"
+            )
+        if self.validate_targets is not None and self.validate is None:
+            raise UsageError("--validate-targets is given without --validate", "expected the samples that they are for")
         for spec in arrays.values():
             if spec is not None:
                 check_input(spec)
+
+    def _check_form(self, model: ModelRequest) -> None:
+        """``.pt`` is for what can be written as a TorchScript archive, or was a file of ``torch.save``."""
+        from jaccli.models.identify.file_kind import kind_of
+        from jaccli.models.identify.import_spec import is_spec
+        from jaccli.text.escape import quote
+
         if self.output is None or not self.output.lower().endswith(".pt"):
             return
         if is_spec(model.path) or kind_of(model.path)[1] not in ("torchscript", "checkpoint"):

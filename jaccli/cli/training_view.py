@@ -1,4 +1,4 @@
-"""How a training run is watched: a live table on a terminal, a line now and then elsewhere."""
+"""Shows a training run as it goes: a live table on a terminal, elsewhere a line now and then."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Seen:
 
 @dataclass
 class View:
-    """What the steps showed, as a table.
+    """The steps so far, as a table.
 
     Args:
         title: above it.

@@ -145,18 +145,9 @@ def load(model: ModelRequest, request: InputRequest, names: PairRequest | None =
     """
     timing = Timing()
     start = time.perf_counter()
-    picked = request.samples if _can_be_picked(request, names) else None
-    numbers, total = list[int](), 0
-
-    def rows(count: int) -> list[int]:
-        nonlocal total
-        assert picked is not None
-        numbers[:], total = picked.indices(count), count
-        return numbers
-
-    samples = load_samples(request.spec, rows=rows if picked is not None else None)
+    samples, numbers, total = _read_samples(request, names)
     network = load_network(model)
-    if picked is not None:
+    if numbers is not None:
         _check_whole(network, 0, len(numbers), total)
     pairs = _pairs(network, names) if names is not None else []
     expect_pairs([f"{source!s} -> {target!s}" for source, target in pairs])
@@ -167,14 +158,30 @@ def load(model: ModelRequest, request: InputRequest, names: PairRequest | None =
     with computing(network), readable(inputs):
         pairs = _each_call(network, inputs, pairs)
         inputs = find_samples(network, inputs, [address for pair in pairs for address in pair])
-    if picked is None:
-        numbers = request.samples.indices(inputs.batch) if request.samples else list(range(inputs.batch))
-    if request.samples and picked is None:
-        _check_whole(network, inputs.dim, len(numbers), inputs.batch)
-        with readable(inputs):
-            inputs = pick(network, inputs, numbers)
+    if numbers is None:
+        numbers = list(range(inputs.batch))
+        if request.samples is not None:
+            numbers = request.samples.indices(inputs.batch)
+            _check_whole(network, inputs.dim, len(numbers), inputs.batch)
+            with readable(inputs):
+                inputs = pick(network, inputs, numbers)
     timing.load_s = time.perf_counter() - start
     return Loaded(network, inputs, numbers, timing, pairs)
+
+
+def _read_samples(request: InputRequest, names: PairRequest | None) -> tuple[Tensor, list[int] | None, int]:
+    """INPUT ``(batch, …)``. Where ``--samples`` was applied as it was read also which they are, and of how many."""
+    selection = request.samples
+    if selection is None or not _can_be_picked(request, names):
+        return load_samples(request.spec), None, 0
+    numbers, total = list[int](), 0
+
+    def rows(count: int) -> list[int]:
+        nonlocal total
+        numbers[:], total = selection.indices(count), count
+        return numbers
+
+    return load_samples(request.spec, rows=rows), numbers, total
 
 
 def _can_be_picked(request: InputRequest, names: PairRequest | None) -> bool:

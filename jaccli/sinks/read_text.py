@@ -52,12 +52,11 @@ def read_json(handle: BinaryIO, name: str) -> list[Parts]:
         numbers.setdefault(key, []).append(str(record.get("sample", "")))
         methods.setdefault(key, []).append(str(record.get("method", "")))
     return [
-        (*key, _joined(parts, name), _numbers_and_methods(numbers[key], methods[key]) | provenance)
-        for key, parts in pairs.items()
+        (*key, _joined(parts, name), _origins(numbers[key], methods[key]) | provenance) for key, parts in pairs.items()
     ]
 
 
-def _numbers_and_methods(samples: Iterable[str], methods: Iterable[str]) -> dict[str, str]:
+def _origins(samples: Iterable[str], methods: Iterable[str]) -> dict[str, str]:
     """The samples' numbers as provenance, where every record tells one, and the methods."""
     numbers, names = list(samples), [name for name in dict.fromkeys(methods) if name]
     provenance = {"samples": ",".join(numbers)} if all(number.isdecimal() for number in numbers) else {}
@@ -96,7 +95,7 @@ def read_csv(handle: BinaryIO, name: str) -> list[Parts]:
         (
             *key,
             _joined([_array(matrix, name)[None] for matrix in samples.values()], name),
-            _numbers_and_methods(samples, methods[key]),
+            _origins(samples, methods[key]),
         )
         for key, samples in pairs.items()
     ]

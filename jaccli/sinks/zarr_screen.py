@@ -88,12 +88,7 @@ def _screen(fields: Any, name: str, folder: _Folder, depth: int = 0) -> None:
             _screen(item, name, folder, depth + 1)
     if not isinstance(fields, dict) or depth > 32:
         return
-    codecs = [
-        *_listed(fields.get("codecs")),
-        *_listed(fields.get("index_codecs")),
-        *_listed(fields.get("filters")),
-    ]
-    codecs += _listed(fields.get("compressor"))
+    codecs = [c for key in ("codecs", "index_codecs", "filters", "compressor") for c in _listed(fields.get(key))]
     for codec in codecs:
         kind = codec.get("id", codec.get("name")) if isinstance(codec, dict) else codec
         if kind not in _CODECS:
@@ -104,12 +99,8 @@ def _screen(fields: Any, name: str, folder: _Folder, depth: int = 0) -> None:
             )
     grid = fields.get("chunk_grid")
     inner = grid.get("configuration") if isinstance(grid, dict) else None
-    for shape in (
-        fields.get("shape"),
-        fields.get("chunks"),
-        (inner or {}).get("chunk_shape"),
-        fields.get("chunk_shape"),
-    ):
+    shapes = [fields.get("shape"), fields.get("chunks"), (inner or {}).get("chunk_shape"), fields.get("chunk_shape")]
+    for shape in shapes:
         if isinstance(shape, list) and all(type(size) is int for size in shape):
             require_unfolded(_WIDEST * math.prod(shape), folder.stored, name)
     _check_chunks(fields.get("shape"), fields.get("chunks") or (inner or {}).get("chunk_shape"), name, folder)

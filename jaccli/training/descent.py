@@ -1,4 +1,4 @@
-"""Parameters, and the steps that they take."""
+"""The parameters that are trained, and the steps of Adam that change them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where J is to come, and how far it is from there."""
+"""The end that J is trained towards, and how far J is from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the network is to do besides: fit targets, or stay the function that it was."""
+"""The task loss of a training: fit targets, or keep the outputs of the original network."""
 
 from __future__ import annotations
 
