@@ -25,7 +25,7 @@ Distribution: TypeAlias = Literal["normal", "uniform"]
 
 @dataclass(frozen=True)
 class FileInput:
-    """A file, told by its content; ``key`` names one array of an npz, safetensors or pt file."""
+    """A file, whose content shows its format; ``key`` names one array of an npz, safetensors or pt file."""
 
     path: str
     key: str | None = None

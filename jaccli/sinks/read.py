@@ -51,7 +51,7 @@ class SavedJacobian:
 def read_jacobian(path: str, stdin: BinaryIO | None = None) -> list[SavedJacobian]:
     """What ``compute`` saved, or any array of two (one sample) or three dimensions.
 
-    The format is told by the content. ``FILE[KEY]`` takes one array of several; ``-`` is standard input.
+    The content shows the format. ``FILE[KEY]`` takes one array of several; ``-`` is standard input.
 
     Args:
         path: npy, npz, safetensors, pt, jsonl, json, csv, or a zarr store.

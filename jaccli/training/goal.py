@@ -78,7 +78,7 @@ def goal_of(
     """The goal for pairs that can have it. Cost: a forward pass of two samples, and a backward pass for each pair.
 
     Raises:
-        UsageError: J is not square, and is to be held against the identity.
+        UsageError: J is not square, and the end is a multiple of the identity.
         UnsupportedError: no path leads from source to target.
     """
     some = samples.few(2).inputs
