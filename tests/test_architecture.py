@@ -121,6 +121,8 @@ def test_methods_know_no_model_and_sinks_no_operator() -> None:
         "jaccli",
         "jaccli.cli.app",
         "jaccli.cli.request",
+        "jaccli.cli.train_request",
+        "jaccli.models.weights.quick_look",
         "jaccli.errors",
         "jaccli.names",
         "jaccli.text.sizes",

@@ -1,4 +1,4 @@
-"""Where exceptions become exit codes, warnings become lines on standard error, and nothing else happens."""
+"""Runs a command line: exceptions become exit codes and messages, warnings become lines on standard error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaccli.cli.messages import said_on_stderr, say, start_command, words
 from jaccli.errors import JaccliError
 from jaccli.sinks.atomic import terminate_as_exception, write_error
 from jaccli.sinks.standard import discard_results, flush_results, settled, unite
-from jaccli.sinks.text import inert
+from jaccli.text.escape import inert
 
 # Typer ships its own Click or uses the real one, by version; either way this is its root of usage errors.
 _ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

@@ -1,24 +1,22 @@
-"""``jaccli bench``."""
+"""``jaccli bench``: methods raced on one layer pair, as rows of a table."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from jaccli.cli.endings import limits
 from jaccli.cli.flags import in_flags
-from jaccli.cli.request import (
-    BenchRequest,
-    InputRequest,
-    ModelRequest,
-    OutputRequest,
-    PairRequest,
-    RunRequest,
-)
+from jaccli.cli.messages import release_messages
+from jaccli.cli.opening import loaded
+from jaccli.cli.output_request import OutputRequest
+from jaccli.cli.request import InputRequest, ModelRequest, PairRequest
+from jaccli.cli.results import Record, document, write_result
+from jaccli.cli.run_request import BenchRequest, BlocksRequest
 from jaccli.errors import UsageError
 
 if TYPE_CHECKING:
+    from jaccli.cli.work import Loaded
+    from jaccli.planning.linearize import Pair
     from jaccli.run.benchmark import Contender, Race
     from jaccli.sinks.table import TableView
     from jaccli.sinks.terminal import Style
@@ -38,52 +36,57 @@ _LEGEND = {
 
 
 def run(
-    model: Callable[[], ModelRequest],
-    given: Callable[[], InputRequest],
-    names: PairRequest,
-    how: RunRequest,
-    out: OutputRequest,
+    model: ModelRequest,
+    inputs: InputRequest,
+    pair: PairRequest,
     bench: BenchRequest,
+    how: BlocksRequest,
+    out: OutputRequest,
 ) -> None:
     """Race the methods on one pair and print the result."""
-    asked, samples = model(), given()
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler talks on standard error otherwise
-    from jaccli.cli import work
-    from jaccli.cli.messages import release_messages
-    from jaccli.cli.progress import status
-    from jaccli.run.benchmark import race
+    from jaccli.sinks.table import TableView
 
-    with limits(how):
-        loaded = work.load(asked, samples, names)
-        pairs = loaded.pairs
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler talks on standard error otherwise
+    with loaded(model, inputs, pair, how) as work:
+        pairs = work.pairs
         if len(pairs) != 1:
             raise UsageError(f"bench takes one layer pair, got {len(pairs)}", "expected one --layer and no glob")
         release_messages()
-        with status(how.quiet, how.no_color) as say:
-            result = race(
-                loaded.network,
-                loaded.inputs,
-                pairs[0],
-                bench.methods,
-                rounds=bench.rounds,
-                max_time=bench.max_time,
-                max_memory=how.max_memory,
-                chunk=how.chunk,
-                compile=bench.compile,
-                say=say,
-            )
+        result = _race(work, pairs[0], bench, how)
         rows = _rows(result)
-        _write(rows, result, pairs[0], loaded, out)
+        content = document("bench", _body(rows, result, pairs[0], work))
+        title = _title(result, pairs[0])
+        view = TableView([_readable(row) for row in rows], COLUMNS, title, spare=_EXTRA)
+        write_result(out, content, rows, view, lambda style: _below(rows, view, style, out.format))
 
 
-def _rows(result: Race) -> list[dict[str, Any]]:
+def _race(work: Loaded, pair: Pair, bench: BenchRequest, how: BlocksRequest) -> Race:
+    from jaccli.cli.progress import status
+    from jaccli.run.benchmark import race
+
+    with status(how.quiet, how.no_color) as say:
+        return race(
+            work.network,
+            work.inputs,
+            pair,
+            bench.methods,
+            rounds=bench.rounds,
+            max_time=bench.max_time,
+            max_memory=how.max_memory,
+            chunk=how.chunk,
+            compile=bench.compile,
+            say=say,
+        )
+
+
+def _rows(result: Race) -> list[Record]:
     from jaccli.run.benchmark import ratio_interval
 
     ran = [c for c in result.contenders if c.times_s]
     fastest = min(ran, key=lambda c: c.median_s, default=None)
     rows = []
     for contender in result.contenders:
-        row: dict[str, Any] = {
+        row: Record = {
             "method": contender.method,
             "status": contender.status,
             "takes": contender.takes,
@@ -113,19 +116,12 @@ def _spread(contender: Contender) -> dict[str, float]:
     return {"min_s": min(contender.times_s), "max_s": max(contender.times_s), "iqr_s": float(high - low)}
 
 
-def _write(rows: Sequence[dict[str, Any]], result: Race, pair: Any, loaded: Any, out: OutputRequest) -> None:
+def _body(rows: list[Record], result: Race, pair: Pair, work: Loaded) -> Record:
+    """What json says beside the command's name."""
     import torch
 
-    from jaccli.sinks.atomic import open_output
-    from jaccli.sinks.numbers import write_numbers
-    from jaccli.sinks.table import TableView
-    from jaccli.sinks.terminal import style_for
-    from jaccli.sinks.text import inert
-
     batch, n_out, n_in = result.shape
-    document = {
-        "schema_version": 1,
-        "command": "bench",
+    return {
         "pair": {
             "source": {"layer": str(pair[0]), "size": n_in},
             "target": {"layer": str(pair[1]), "size": n_out},
@@ -134,41 +130,40 @@ def _write(rows: Sequence[dict[str, Any]], result: Race, pair: Any, loaded: Any,
         "rounds": result.rounds,
         "threads": torch.get_num_threads(),
         "reference": result.reference.name,
-        "methods": list(rows),
-        "timing": loaded.timing.document(),
+        "methods": rows,
+        "timing": work.timing.document(),
     }
-    head = f"{pair[0]!s} -> {pair[1]!s}: J is {n_out} x {n_in} for {'each of ' * (batch > 1)}{batch} sample"
+
+
+def _title(result: Race, pair: Pair) -> str:
+    batch, n_out, n_in = result.shape
+    each = f"{'each of ' * (batch > 1)}{batch} sample" + "s" * (batch > 1)
     rounds = f"{result.rounds} round" + "s" * (result.rounds != 1)
-    known = result.reference.matrix is not None
-    against = f"errors against {result.reference.name}" if known else "no reference: no backward pass works"
-    title = head + "s" * (batch > 1) + f"; {rounds}; {against}"
-    style = style_for(out.path, out.no_color)
-    view = TableView([_readable(row) for row in rows], COLUMNS, title, spare=_EXTRA)
-    with open_output(out.path, out.force) as handle:
-        write_numbers(
-            out.format,
-            handle,
-            document=document,
-            records=list(rows),
-            view=view,
-            style=style,
-        )
-        if out.format in ("table", "markdown"):
-            failed = [f"{row['method']} failed: {inert(row['why'])}\n" for row in rows if row["status"] != "ok"]
-            legend, gap = (_legend(view, style), "") if out.format == "table" else (f"\n{title}\n", "\n")
-            handle.write(style.encode(legend + "".join(gap + line for line in failed)))
+    is_known = result.reference.matrix is not None
+    against = f"errors against {result.reference.name}" if is_known else "no reference: no backward pass works"
+    return f"{pair[0]!s} -> {pair[1]!s}: J is {n_out} x {n_in} for {each}; {rounds}; {against}"
+
+
+def _below(rows: list[Record], view: TableView, style: Style, format: str) -> str:
+    """What follows the table: its legend (in markdown its title), and why methods failed."""
+    from jaccli.text.escape import inert
+
+    failed = [f"{row['method']} failed: {inert(row['why'])}\n" for row in rows if row["status"] != "ok"]
+    if format == "table":
+        return _legend(view, style) + "".join(failed)
+    return f"\n{view.title}\n" + "".join("\n" + line for line in failed)
 
 
 def _legend(view: TableView, style: Style) -> str:
-    """What the columns that are there mean."""
+    """What the columns that are shown mean."""
     from jaccli.sinks.table import columns_shown
     from jaccli.sinks.wrap import wrapped
 
-    told = "; ".join(f"{name}: {_LEGEND[name]}" for name in columns_shown(view, style) if name in _LEGEND)
-    return "\n".join(wrapped(told, style.width)) + "\n"
+    text = "; ".join(f"{name}: {_LEGEND[name]}" for name in columns_shown(view, style) if name in _LEGEND)
+    return "\n".join(wrapped(text, style.width)) + "\n"
 
 
-def _readable(row: dict[str, Any]) -> dict[str, Any]:
+def _readable(row: Record) -> Record:
     from jaccli.planning.decide import human, seconds
 
     takes = f" ({row['takes']})" if row["takes"] not in ("", row["method"]) else ""

@@ -1,55 +1,55 @@
-"""``jaccli compute``."""
+"""``jaccli compute``: J of every pair and sample, written block by block as it is computed."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jaccli.cli.endings import limits
-from jaccli.cli.request import InputRequest, ModelRequest, OutputRequest, PairRequest, RunRequest
+from jaccli.cli.opening import loaded
+from jaccli.cli.output_request import MatrixRequest
+from jaccli.cli.request import InputRequest, ModelRequest, PairRequest
+from jaccli.cli.results import provenance
+from jaccli.cli.run_request import RunRequest
 from jaccli.errors import note
 from jaccli.sinks.choose import is_stream
 
 if TYPE_CHECKING:
+    from jaccli.cli.work import Loaded
     from jaccli.planning.decide import Decision
     from jaccli.planning.linearize import Linearization
     from jaccli.sinks.matrix import MatrixSink, PairMeta
 
 
-def run(
-    model: Callable[[], ModelRequest],
-    given: Callable[[], InputRequest],
-    names: PairRequest,
-    how: RunRequest,
-    out: OutputRequest,
-) -> None:
-    """Write J of every pair and sample, block by block."""
-    asked, samples = model(), given()
-    from jaccli.cli import work
-
-    with limits(how):
-        loaded = work.load(asked, samples, names)
-        pairs = loaded.pairs
-        batch = loaded.inputs.batch
-        used: dict[str, str] = {}
-        with _sink(out) as sink:
-
-            def planned(_: Sequence[Decision], ready: Sequence[Linearization]) -> None:
-                sink.open([_meta(p, batch) for p in ready], samples=loaded.numbers)
-
-            for piece in work.pieces(loaded, pairs, how, on_plan=planned):
-                key = f"{piece.pair[0]!s}->{piece.pair[1]!s}"
-                sink.write(key, piece.start, piece.outcome.matrix, piece.outcome.method)
-                used[key] = piece.outcome.method
-            sink.close(_provenance(asked, used))
+def run(model: ModelRequest, inputs: InputRequest, pair: PairRequest, how: RunRequest, out: MatrixRequest) -> None:
+    """Write J, and say what was written."""
+    with loaded(model, inputs, pair, how) as work, _sink(out) as sink:
+        methods = _write(work, how, sink)
+        about = {"pairs": ", ".join(methods), "method": ", ".join(dict.fromkeys(methods.values()))}
+        sink.close(provenance(model, about))
     if not is_stream(out.path):
         sizes = Counter(_size(sink, pair) for pair in sink.pairs.values())
-        told = (size if count == 1 else f"{size} of {count} pairs" for size, count in sizes.items())
-        note(f"wrote {out.path}: {', '.join(told)}")
+        texts = (size if count == 1 else f"{size} of {count} pairs" for size, count in sizes.items())
+        note(f"wrote {out.path}: {', '.join(texts)}")
 
 
-def _sink(out: OutputRequest) -> MatrixSink:
+def _write(loaded: Loaded, how: RunRequest, sink: MatrixSink) -> dict[str, str]:
+    """Write the blocks, each ``(samples, n_out, n_in)``; the method of each pair."""
+    from jaccli.cli import work
+
+    methods: dict[str, str] = {}
+
+    def open_sink(_: Sequence[Decision], ready: Sequence[Linearization]) -> None:
+        sink.open([_meta(one, loaded.inputs.batch) for one in ready], samples=loaded.numbers)
+
+    for piece in work.pieces(loaded, loaded.pairs, how, on_plan=open_sink):
+        key = f"{piece.pair[0]!s}->{piece.pair[1]!s}"
+        sink.write(key, piece.start, piece.outcome.matrix, piece.outcome.method)
+        methods[key] = piece.outcome.method
+    return methods
+
+
+def _sink(out: MatrixRequest) -> MatrixSink:
     from jaccli.sinks.open_sink import matrix_sink
     from jaccli.sinks.sparse import sparse_sink
     from jaccli.sinks.terminal import style_for
@@ -66,8 +66,8 @@ def _size(sink: MatrixSink, pair: PairMeta) -> str:
     size = " x ".join(map(str, pair.shape))
     if not isinstance(sink, SparseSink):
         return size
-    kept = sink.kept[pair.key]
-    return f"{size} ({kept} entries a sample, {kept / (pair.shape[1] * pair.shape[2]):.2%})"
+    entries = sink.kept[pair.key]
+    return f"{size} ({entries} entries a sample, {entries / (pair.shape[1] * pair.shape[2]):.2%})"
 
 
 def _meta(linearization: Linearization, batch: int) -> PairMeta:
@@ -76,25 +76,3 @@ def _meta(linearization: Linearization, batch: int) -> PairMeta:
     f = linearization.linear.f
     dtype = str(linearization.linear.value.dtype).removeprefix("torch.")
     return PairMeta(str(f.source.address), str(f.target.address), (batch, f.n_out, f.n_in), dtype)
-
-
-def _provenance(asked: ModelRequest, methods: Mapping[str, str]) -> dict[str, str]:
-    """How this J came about."""
-    import platform
-
-    import torch
-
-    from jaccli import __version__
-    from jaccli.cli.messages import command_line
-    from jaccli.models.load import model_hash
-
-    return {
-        "model": asked.path,
-        "model_sha256": model_hash(asked.path),
-        "pairs": ", ".join(methods),
-        "method": ", ".join(dict.fromkeys(methods.values())),
-        "jaccli": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "command": command_line(),
-    }

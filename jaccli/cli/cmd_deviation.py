@@ -1,57 +1,50 @@
-"""``jaccli deviation``."""
+"""``jaccli deviation``: how far J is from the identity, and whether that exceeds a limit."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jaccli.cli.endings import limits
 from jaccli.cli.figures import Figures, of_model, of_saved, rows_of, saved_name
+from jaccli.cli.figures_request import FiguresRequest, Gate
 from jaccli.cli.messages import release_messages
-from jaccli.cli.request import (
-    EstimateRequest,
-    Gate,
-    InputRequest,
-    ModelRequest,
-    OutputRequest,
-    PairRequest,
-    RunRequest,
-    SavedRequest,
-)
+from jaccli.cli.opening import loaded
+from jaccli.cli.output_request import OutputRequest
+from jaccli.cli.request import InputRequest, ModelRequest, PairRequest, SavedRequest
+from jaccli.cli.results import Record, document, write_result
+from jaccli.cli.run_request import RunRequest
 from jaccli.errors import GateError, UsageError, warn
 from jaccli.names import UNKNOWN
 
 
 def run(
-    model: Callable[[], ModelRequest],
-    given: Callable[[], InputRequest],
-    names: PairRequest,
+    model: ModelRequest,
+    inputs: InputRequest,
+    pair: PairRequest,
+    figures: FiguresRequest,
+    gates: Sequence[Gate],
     how: RunRequest,
     out: OutputRequest,
-    gates: Sequence[Gate],
-    effort: EstimateRequest,
-    per_sample: bool = False,
 ) -> None:
-    """Figures for every pair and sample of a model."""
-    asked, samples = model(), given()
-    from jaccli.cli import work
-
-    with limits(how):
-        loaded = work.load(asked, samples, names)
-        found = of_model(loaded, loaded.pairs, how, effort, _figures())
-        _finish(found, loaded.timing.document(), out, gates, per_sample)
+    """Figures of every pair and sample of a model."""
+    with loaded(model, inputs, pair, how) as work:
+        pairs = of_model(work, work.pairs, how, figures, _figures())
+        _finish(pairs, work.timing.document(), out, gates, figures.per_sample)
 
 
 def run_saved(
-    saved: SavedRequest, how: RunRequest, out: OutputRequest, gates: Sequence[Gate], per_sample: bool = False
+    saved: SavedRequest, figures: FiguresRequest, gates: Sequence[Gate], how: RunRequest, out: OutputRequest
 ) -> None:
-    """Figures for a saved Jacobian."""
+    """Figures of a saved Jacobian."""
+    saved.check()
     from jaccli.cli import work
 
     timing = work.Timing()
     with limits(how):
-        _finish(of_saved(saved, _figures()), timing.document(), out, gates, per_sample, saved_name(saved.path))
+        pairs = of_saved(saved, _figures())
+        _finish(pairs, timing.document(), out, gates, figures.per_sample, saved_name(saved.path))
 
 
 def _figures() -> Figures:
@@ -64,7 +57,7 @@ def _figures() -> Figures:
 
 
 def _finish(
-    found: list[dict[str, Any]],
+    pairs: list[Record],
     timing: dict[str, float],
     out: OutputRequest,
     gates: Sequence[Gate],
@@ -72,25 +65,14 @@ def _finish(
     saved: str = "",
 ) -> None:
     from jaccli.cli.deviation_table import view_of
-    from jaccli.sinks.atomic import open_output
-    from jaccli.sinks.numbers import write_numbers
-    from jaccli.sinks.terminal import style_for
 
-    rows = rows_of(found)
+    rows = rows_of(pairs)
     if gates:
         _check_gated(rows)
-    document = {"schema_version": 1, "command": "deviation", "pairs": found, "timing": timing}
-    style = style_for(out.path, out.no_color)
     release_messages()
-    with open_output(out.path, out.force) as handle:
-        write_numbers(
-            out.format,
-            handle,
-            document=document,
-            records=rows,
-            view=view_of(found, per_sample, saved),
-            style=style,
-        )
+    write_result(
+        out, document("deviation", {"pairs": pairs, "timing": timing}), rows, view_of(pairs, per_sample, saved)
+    )
     _gate(rows, gates)
 
 

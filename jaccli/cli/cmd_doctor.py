@@ -1,4 +1,4 @@
-"""``jaccli doctor``."""
+"""``jaccli doctor``: facts about this installation, and how fast its devices are."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from jaccli.cli.request import OutputRequest
+from jaccli.cli.output_request import OutputRequest
+from jaccli.cli.results import Record, document, write_result
+from jaccli.cli.run_request import DoctorRequest
 
 if TYPE_CHECKING:
     from jaccli.calibration import Calibration
@@ -19,21 +21,31 @@ _PACKAGES = ("torch", "numpy", "scipy", "typer", "rich", "safetensors")
 _EXTRAS = {"pillow": "PIL", "zarr": "zarr"}
 
 
-def run(out: OutputRequest, calibrate: bool = False) -> None:
-    """Say what this installation is made of and how fast it is; with ``calibrate`` measure that first."""
+def run(request: DoctorRequest, out: OutputRequest) -> None:
+    """Print the facts; with ``--calibrate`` measure the devices first."""
+    from jaccli.sinks.table import TableView
+
+    devices = _devices()
+    speeds = {name: _calibration(name, request.calibrate) for name in devices}
+    facts = _facts(devices)
+    for name, speed in speeds.items():
+        facts |= _speed(name, speed)
+    figures = {name: asdict(speed) if speed is not None else None for name, speed in speeds.items()}
+    # Text, so that a table sets all of them to the left.
+    view = TableView([{"what": name, "found": str(value)} for name, value in facts.items()])
+    rows = [{"what": name, "found": value} for name, value in facts.items()]
+    write_result(out, document("doctor", {"facts": facts, "calibration": figures}), rows, view)
+
+
+def _facts(devices: dict[str, str]) -> Record:
+    """Versions, processors, memory and devices."""
     import torch
 
     from jaccli import __version__
     from jaccli.planning.decide import human
     from jaccli.planning.memory import available
-    from jaccli.sinks.atomic import open_output
-    from jaccli.sinks.numbers import write_numbers
-    from jaccli.sinks.table import TableView
-    from jaccli.sinks.terminal import style_for
 
-    devices = _devices()
-    measured = {name: _calibration(name, calibrate) for name in devices}
-    facts: dict[str, Any] = {
+    return {
         "jaccli": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -44,25 +56,6 @@ def run(out: OutputRequest, calibrate: bool = False) -> None:
         "devices": ", ".join(f"{name} ({more})" if more else name for name, more in devices.items()),
         **{f"extra {name}": _extra(name, module) for name, module in _EXTRAS.items()},
     }
-    for name, made in measured.items():
-        facts |= _speed(name, made)
-    document = {
-        "schema_version": 1,
-        "command": "doctor",
-        "facts": facts,
-        "calibration": {name: asdict(made) if made is not None else None for name, made in measured.items()},
-    }
-    # Text, so that a table sets all of them to the left.
-    view = TableView([{"what": name, "found": str(value)} for name, value in facts.items()])
-    with open_output(out.path, out.force) as handle:
-        write_numbers(
-            out.format,
-            handle,
-            document=document,
-            records=[{"what": name, "found": value} for name, value in facts.items()],
-            view=view,
-            style=style_for(out.path, out.no_color),
-        )
 
 
 def _version(package: str) -> str:
@@ -83,16 +76,16 @@ def _devices() -> dict[str, str]:
     """Devices that can be named with ``--device``, and what they are called."""
     import torch
 
-    found = {"cpu": ""}
+    devices = {"cpu": ""}
     for kind in ("cuda", "mps", "xpu"):
         backend = torch.get_device_module(kind)
         if backend.is_available():
-            found |= (
+            devices |= (
                 {kind: ""}
                 if kind == "mps"
                 else {f"{kind}:{n}": backend.get_device_name(n) for n in range(backend.device_count())}
             )
-    return found
+    return devices
 
 
 def _calibration(device: str, anew: bool) -> Calibration | None:
@@ -101,27 +94,27 @@ def _calibration(device: str, anew: bool) -> Calibration | None:
     return calibrate(device) if anew else load(device)
 
 
-def _speed(device: str, made: Calibration | None) -> dict[str, str]:
+def _speed(device: str, speed: Calibration | None) -> dict[str, str]:
     """The figures of a device for people; the document holds all of them."""
-    if made is None:
+    if speed is None:
         return {f"calibration {device}": "not calibrated; `jaccli doctor --calibrate` or the first plan measures it"}
-    if not made.made:
+    if not speed.made:
         return {f"calibration {device}": "not calibrated; typical figures are used for now"}
-    rows = {"overhead of a call": f"{made.overhead_s * 1e6:.2g} us"}
-    rows |= {f"product {dtype}": _rates(table, "FLOP") for dtype, table in made.matmul.items()}
-    rows |= {f"batched product {dtype}": _rates(table, "FLOP") for dtype, table in made.batched.items()}
+    rows = {"overhead of a call": f"{speed.overhead_s * 1e6:.2g} us"}
+    rows |= {f"product {dtype}": _rates(table, "FLOP") for dtype, table in speed.matmul.items()}
+    rows |= {f"batched product {dtype}": _rates(table, "FLOP") for dtype, table in speed.batched.items()}
     rows |= {
-        "memory": _rates(made.memory, "B"),
-        "new memory": f"{_giga(made.fresh)} GB/s",
-        "permuted copy": f"{_giga(made.strided)} GB/s",
+        "memory": _rates(speed.memory, "B"),
+        "new memory": f"{_giga(speed.fresh)} GB/s",
+        "permuted copy": f"{_giga(speed.strided)} GB/s",
     }
-    for name, table in made.conv.items():
+    for name, table in speed.conv.items():
         kind, channels = name.rsplit(" ", 1)
         shown = f"{channels} {_giga(table[-1][1])}"
         rows[kind] = f"{rows[kind]}, {shown}" if kind in rows else f"GFLOP/s by channels: {shown}"
-    shown = ", ".join(f"{name} {_giga(table[-1][1])}" for name, table in made.functions.items())
+    shown = ", ".join(f"{name} {_giga(table[-1][1])}" for name, table in speed.functions.items())
     rows["functions"] = f"G/s: {shown}"
-    return {f"calibration {device}": made.made, **{f"{device} {name}": text for name, text in rows.items()}}
+    return {f"calibration {device}": speed.made, **{f"{device} {name}": text for name, text in rows.items()}}
 
 
 def _rates(table: Sequence[tuple[float, float]], unit: str) -> str:

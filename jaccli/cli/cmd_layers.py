@@ -1,43 +1,36 @@
-"""``jaccli layers``."""
+"""``jaccli layers``: the names of a model's layers; with an input also calls, shapes and dtypes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from jaccli.cli.endings import deadline
-from jaccli.cli.request import InputRequest, ModelRequest, OutputRequest
+from jaccli.cli.output_request import OutputRequest
+from jaccli.cli.request import InputRequest, ModelRequest
+from jaccli.cli.results import Record, document, write_result
+from jaccli.cli.run_request import TimedRequest
+
+COLUMNS = ("layer", "type", "calls", "shape", "elements")
 
 
-def run(
-    model: Callable[[], ModelRequest],
-    given: Callable[[], InputRequest] | None,
-    out: OutputRequest,
-    timeout: float | None,
-) -> None:
+def run(model: ModelRequest, inputs: InputRequest, how: TimedRequest, out: OutputRequest) -> None:
     """List the layers; with an input, what a forward pass shows of them."""
-    asked = model()
-    samples = given() if given is not None else None
+    model.check()
+    if inputs.source is not None:
+        inputs.check()
     from jaccli.cli import work
-    from jaccli.sinks.atomic import open_output
-    from jaccli.sinks.numbers import write_numbers
     from jaccli.sinks.table import TableView
-    from jaccli.sinks.terminal import style_for
 
-    with deadline(timeout):
-        if samples is None:
-            network = work.load_network(asked)
-            rows: list[dict[str, Any]] = [{"layer": name, "type": kind} for _, name, kind in _names(network)]
+    with deadline(how.timeout):
+        if inputs.source is None:
+            network = work.load_network(model)
+            rows: list[Record] = [{"layer": name, "type": kind} for _, name, kind in _names(network)]
         else:
-            loaded = work.load(asked, samples)
-            network = loaded.network
-            rows = _seen(network, loaded.inputs)
-        document = {"schema_version": 1, "command": "layers", "model": asked.path, "layers": rows}
-        shown = [name for name in ("layer", "type", "calls", "shape", "elements") if any(name in row for row in rows)]
-        with open_output(out.path, out.force) as handle:
-            style = style_for(out.path, out.no_color)
-            view = TableView([{**row, **_readable(row)} for row in rows], shown)
-            write_numbers(out.format, handle, document=document, records=rows, view=view, style=style)
+            loaded = work.load(model, inputs)
+            rows = _with_calls(loaded.network, loaded.inputs)
+        columns = [name for name in COLUMNS if any(name in row for row in rows)]
+        view = TableView([{**row, **_readable(row)} for row in rows], columns)
+        write_result(out, document("layers", {"model": model.path, "layers": rows}), rows, view)
 
 
 def _names(network: Any) -> list[tuple[str | None, str, str]]:
@@ -50,18 +43,18 @@ def _names(network: Any) -> list[tuple[str | None, str, str]]:
     return [(None, INPUT, "(model input)"), *modules, (None, OUTPUT, "(model output)")]
 
 
-def _seen(network: Any, inputs: Any) -> list[dict[str, Any]]:
+def _with_calls(network: Any, inputs: Any) -> list[Record]:
     from jaccli.activations.address import INPUT, OUTPUT
     from jaccli.activations.calls import LayerCalls, shapes, watch
     from jaccli.planning.linearize import readable
 
     with readable(inputs):
-        found, output = watch(network, inputs)
+        calls, output = watch(network, inputs)
     own = {INPUT: LayerCalls(1, shapes(inputs.args[0])), OUTPUT: LayerCalls(1, shapes(output))}
     rows = []
     for path, name, kind in _names(network):
-        seen = own[name] if path is None else found.get(path, LayerCalls())
-        row: dict[str, Any] = {"layer": name, "type": kind, "calls": seen.calls, "shape": None}
+        seen = own[name] if path is None else calls.get(path, LayerCalls())
+        row: Record = {"layer": name, "type": kind, "calls": seen.calls, "shape": None}
         floating = {
             name: shape for name, (shape, dtype) in seen.outputs.items() if dtype.startswith(("float", "bfloat"))
         }
@@ -86,7 +79,7 @@ def _sample(shape: tuple[int, ...], batch: int) -> list[int]:
     return [size for d, size in enumerate(shape) if d != dim]
 
 
-def _readable(row: dict[str, Any]) -> dict[str, str]:
+def _readable(row: Record) -> dict[str, str]:
     def text(shape: list[int] | None) -> str:
         return "x".join(map(str, shape)) or "scalar" if shape is not None else "-"
 

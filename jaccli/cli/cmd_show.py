@@ -1,57 +1,55 @@
-"""``jaccli show``."""
+"""``jaccli show``: a saved J: where it is from, its norms, and a picture of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaccli.cli.endings import deadline
 from jaccli.cli.figures import saved_name
-from jaccli.cli.request import OutputRequest, SavedRequest
+from jaccli.cli.output_request import OutputRequest
+from jaccli.cli.request import SavedRequest
+from jaccli.cli.results import Record, document, write_result
+from jaccli.cli.run_request import TimedRequest
 from jaccli.names import UNKNOWN
+
+if TYPE_CHECKING:
+    from jaccli.sinks.terminal import Style
 
 _ORDER = ("model", "model_sha256", "method", "command", "jaccli", "torch", "python")
 _IN_THE_HEAD = ("source", "target", "pairs", "samples")
 
 
-def run(saved: SavedRequest, out: OutputRequest, timeout: float | None) -> None:
+def run(saved: SavedRequest, how: TimedRequest, out: OutputRequest) -> None:
     """Describe and draw a saved Jacobian."""
-    with deadline(timeout):
-        _show(saved, out)
-
-
-def _show(saved: SavedRequest, out: OutputRequest) -> None:
-    from jaccli.sinks.atomic import open_output
-    from jaccli.sinks.numbers import write_numbers
+    saved.check()
     from jaccli.sinks.read import read_jacobian
+
+    with deadline(how.timeout):
+        entries = []
+        for jacobian in read_jacobian(saved.path):
+            batch = jacobian.array.shape[0]
+            entries.append((jacobian, saved.samples.indices(batch) if saved.samples else list(range(batch))))
+        if out.format == "table":
+            _draw(entries, saved, out)
+            return
+        described = [(jacobian, _rows(jacobian, numbers)) for jacobian, numbers in entries]
+        content = document("show", {"jacobians": [_described(jacobian, rows) for jacobian, rows in described]})
+        write_result(out, content, [row for _, rows in described for row in rows])
+
+
+def _draw(entries: list[tuple[Any, list[int]]], saved: SavedRequest, out: OutputRequest) -> None:
+    """Write the pictures. All are drawn before any is written: a file may turn out bad half-way."""
+    from jaccli.sinks.atomic import open_output
     from jaccli.sinks.terminal import style_for
 
-    found = read_jacobian(saved.path)
-    style = style_for(out.path, out.no_color)
-    entries = []
-    for jacobian in found:
-        batch = jacobian.array.shape[0]
-        numbers = saved.samples.indices(batch) if saved.samples else list(range(batch))
-        entries.append((jacobian, numbers))
-    if out.format == "table":
-        # All is made before any is written: a file may turn out bad half-way.
-        every = saved.samples is not None
-        text = "".join(_drawn(saved.path, jacobian, numbers, style, every=every) for jacobian, numbers in entries)
-        with open_output(out.path, out.force) as handle:
-            handle.write(style.encode(text))
-        return
-    described = [(jacobian, _rows(jacobian, numbers)) for jacobian, numbers in entries]
-    document = {
-        "schema_version": 1,
-        "command": "show",
-        "jacobians": [_described(jacobian, rows) for jacobian, rows in described],
-    }
-    records = [row for _, rows in described for row in rows]
+    style, every = style_for(out.path, out.no_color), saved.samples is not None
+    text = "".join(_drawn(saved.path, jacobian, numbers, style, every=every) for jacobian, numbers in entries)
     with open_output(out.path, out.force) as handle:
-        write_numbers(out.format, handle, document=document, records=records, style=style)
+        handle.write(style.encode(text))
 
 
-def _described(jacobian: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _described(jacobian: Any, rows: list[Record]) -> Record:
     return {
         "source": {"layer": jacobian.source},
         "target": {"layer": jacobian.target},
@@ -67,7 +65,7 @@ def _ordered(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
 
 
-def _rows(jacobian: Any, numbers: list[int]) -> list[dict[str, Any]]:
+def _rows(jacobian: Any, numbers: list[int]) -> list[Record]:
     from jaccli.linear_maps.norms import norm
 
     rows = []
@@ -89,16 +87,16 @@ def _rows(jacobian: Any, numbers: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
-def _line(name: str, width: int, value: str, style: Any) -> str:
+def _line(name: str, width: int, value: str, style: Style) -> str:
     """``  name  value``, in several lines where the terminal is narrower."""
-    from jaccli.sinks.text import inert
     from jaccli.sinks.wrap import wrapped
+    from jaccli.text.escape import inert
 
     first, *more = wrapped(inert(value), max(style.width - width - 4, 16)) if style.fixed else [inert(value)]
     return "\n".join([f"  {inert(name):<{width}}  {first}", *(" " * (width + 4) + line for line in more)]) + "\n"
 
 
-def _drawn(path: str, jacobian: Any, numbers: list[int], style: Any, *, every: bool) -> str:
+def _drawn(path: str, jacobian: Any, numbers: list[int], style: Style, *, every: bool) -> str:
     """The description, and pictures: of the first sample, or of those that were picked."""
     from jaccli.sinks.render import render_matrix
     from jaccli.sinks.terminal import heading

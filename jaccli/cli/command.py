@@ -14,7 +14,7 @@ class Command(TyperCommand):
     """A command; in its body standard output is kept for results, since a model's code may print."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the body. Outside of a command line, as in a test of typer's, streams are put back at its end."""
+        """Run the body. Without ``boundary``, as in a test by Typer's runner, streams are restored at its end."""
         separate()
         try:
             return super().invoke(ctx)

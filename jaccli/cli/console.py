@@ -1,4 +1,4 @@
-"""Whether something can be drawn, and drawn again, on the terminal that standard error is."""
+"""Whether standard error is a terminal on which a bar or a changing line can be drawn."""
 
 from __future__ import annotations
 

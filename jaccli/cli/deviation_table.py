@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from jaccli.cli.figures import Record, pair_name, readable, rows_of
+from jaccli.cli.figures import pair_name, readable, rows_of
+from jaccli.cli.results import Record
 from jaccli.sinks.table import TableView
 
 COLUMNS = ("frobenius", "relative", "spectral", "max_abs", "alpha", "identity_share")
@@ -16,7 +17,7 @@ _SPARE = ("max_abs", "frobenius")
 _SPARE_MEANS = ("identity_share", "spectral max", "relative max")
 
 
-def view_of(found: Sequence[Record], per_sample: bool, saved: str = "") -> TableView:
+def view_of(pairs: Sequence[Record], per_sample: bool, saved: str = "") -> TableView:
     """The table of all pairs.
 
     Args:
@@ -24,17 +25,17 @@ def view_of(found: Sequence[Record], per_sample: bool, saved: str = "") -> Table
         per_sample: a line a sample, also where there are several layers.
         saved: the file that J comes from, which stands for the layers' names where it does not tell them.
     """
-    named = [end for end in ("source", "target") if len({r[end]["layer"] for r in found}) > 1]
-    samples = {sample["sample"] for record in found for sample in record["samples"]}
-    title, rows = _title(found, saved), rows_of(found)
+    named = [end for end in ("source", "target") if len({r[end]["layer"] for r in pairs}) > 1]
+    samples = {sample["sample"] for record in pairs for sample in record["samples"]}
+    title, rows = _title(pairs, saved), rows_of(pairs)
     columns: Sequence[str] = COLUMNS
     spare: Sequence[str] = _SPARE
-    if len(found) == 1 or per_sample:
+    if len(pairs) == 1 or per_sample:
         named = [*named, "sample"]
     elif len(samples) == 1:
         title += f", sample {samples.pop()}"
     else:
-        rows, columns, spare = [_over_samples(record) for record in found], MEANS, _SPARE_MEANS
+        rows, columns, spare = [_over_samples(record) for record in pairs], MEANS, _SPARE_MEANS
         title += f", means over {len(samples)} samples"
     present = [name for name in columns if any(name in row for row in rows)]
     return TableView([readable(row) for row in rows], [*named, *present], title, max(len(named), 1), spare, _HEADS)
@@ -57,10 +58,10 @@ def _over_samples(record: Record) -> Record:
     return line
 
 
-def _title(found: Sequence[Record], saved: str) -> str:
-    if len(found) == 1:
-        size = math.prod(found[0]["source"]["shape"])
-        how = f", method {found[0]['method']}" if found[0]["method"] != "saved" else ""
-        return f"J - I of {pair_name(found[0], saved)}, {size} x {size}{how}"
-    same = len({r["target"]["layer"] for r in found}) == 1
-    return f"J - I of {len(found)} layers" + f" -> {found[0]['target']['layer']}" * same
+def _title(pairs: Sequence[Record], saved: str) -> str:
+    if len(pairs) == 1:
+        size = math.prod(pairs[0]["source"]["shape"])
+        how = f", method {pairs[0]['method']}" if pairs[0]["method"] != "saved" else ""
+        return f"J - I of {pair_name(pairs[0], saved)}, {size} x {size}{how}"
+    same = len({r["target"]["layer"] for r in pairs}) == 1
+    return f"J - I of {len(pairs)} layers" + f" -> {pairs[0]['target']['layer']}" * same

@@ -1,4 +1,4 @@
-"""How a command ends before its end: ``--timeout``, and Ctrl-C where what is there so far is kept."""
+"""Commands that are stopped early: by ``--timeout``, and a training by Ctrl-C, which keeps the best parameters."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import time
 from collections.abc import Callable, Iterator
 
 from jaccli.cli.messages import STARTED
-from jaccli.cli.request import RunRequest
+from jaccli.cli.run_request import BlocksRequest
 from jaccli.errors import ResourceError, TimeIsUp
 from jaccli.safety.memory import limited_memory
 
-# A step of a training may take so much longer, in seconds, once it is to end.
+# Seconds that a step of a training may still take after the alarm.
 STEP_GRACE_S = 3.0
 
 
 @contextlib.contextmanager
 def deadline(seconds: float | None) -> Iterator[None]:
-    """``--timeout``: leave the block when the time, counted from the start of the process, is over.
+    """``--timeout``: leave the block when the time is over, counted from the start of the process.
 
     Python sees the alarm between two torch operators: one that is running ends first. Passes are cut
     into chunks of some ten MiB, so that is a matter of milliseconds, save for a model's own huge operator.
@@ -48,7 +48,7 @@ def deadline(seconds: float | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def limits(how: RunRequest) -> Iterator[None]:
+def limits(how: BlocksRequest) -> Iterator[None]:
     """``--timeout``, and ``--max-memory`` for what files unfold to."""
     with deadline(how.timeout), limited_memory(how.max_memory):
         yield
@@ -56,25 +56,25 @@ def limits(how: RunRequest) -> Iterator[None]:
 
 @contextlib.contextmanager
 def between_steps() -> Iterator[Callable[[], None]]:
-    """Ctrl-C and the alarm of ``deadline`` wait for the end of a step, which calls what is given.
+    """Ctrl-C and the alarm of ``deadline`` wait for the end of a step. The function yielded is called there.
 
-    An exception in the midst of a pass could leave a network half put back, and work goes on with it. A second Ctrl-C,
-    or a step that takes ``STEP_GRACE_S`` longer, is not waited for.
+    An exception within a pass could leave the network in a mixed state, and work goes on with it. A second Ctrl-C, or a
+    step that takes ``STEP_GRACE_S`` longer, ends the step at once.
     """
     numbers = [signal.SIGINT, *([signal.SIGALRM] if hasattr(signal, "setitimer") else [])]
     if threading.current_thread() is not threading.main_thread():
         numbers = []
     before = {number: signal.getsignal(number) for number in numbers}
-    asked: list[int] = []
+    pending: list[int] = []
 
     def ask(number: int, _: object) -> None:
-        asked.append(number)
+        pending.append(number)
         signal.signal(number, before[signal.Signals(number)])
         if number != signal.SIGINT:
             signal.setitimer(signal.ITIMER_REAL, STEP_GRACE_S)
 
     def stop_if_asked() -> None:
-        for number in asked[:1]:
+        for number in pending[:1]:
             raise KeyboardInterrupt if number == signal.SIGINT else TimeIsUp
 
     heard = [number for number, handler in before.items() if callable(handler)]  # neither ignored nor the system's

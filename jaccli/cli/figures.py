@@ -6,11 +6,14 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from jaccli.cli.figures_request import FiguresRequest
 from jaccli.cli.flags import in_flags
 from jaccli.cli.messages import expect_pairs
-from jaccli.cli.request import EstimateRequest, RunRequest, SavedRequest
+from jaccli.cli.request import SavedRequest
+from jaccli.cli.results import Record
+from jaccli.cli.run_request import RunRequest
 from jaccli.errors import UsageError, note
 from jaccli.names import UNKNOWN
 
@@ -21,8 +24,6 @@ if TYPE_CHECKING:
     from jaccli.linear_maps.linear_map import LinearMap
     from jaccli.planning.linearize import Linearization, Pair
     from jaccli.statistics.product_estimates import Effort
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -45,36 +46,36 @@ class Figures:
 
 
 def of_model(
-    loaded: Loaded, pairs: Sequence[Pair], how: RunRequest, effort: EstimateRequest, figures: Figures
+    loaded: Loaded, pairs: Sequence[Pair], how: RunRequest, effort: FiguresRequest, figures: Figures
 ) -> list[Record]:
     """One record a pair, exact where J fits.
 
     Raises:
-        UsageError: no pair has a square J, where it must.
+        UsageError: no pair has a square J, where one is needed.
     """
     from jaccli.planning.decide import TooLarge
 
-    found: list[Record] = []
+    records: list[Record] = []
     if effort.wanted:
-        found = _estimated(loaded, pairs, how, effort, figures)
+        records = _estimated(loaded, pairs, how, effort, figures)
     else:
         try:
-            found = _exact(loaded, pairs, how, figures)
+            records = _exact(loaded, pairs, how, figures)
         except TooLarge as error:
             limit = in_flags(error.expected).removeprefix("expected at most ")
             note(f"{error.given}, more than {limit}: figures are estimated from products (--estimate)")
-            found = _estimated(loaded, pairs, how, effort, figures)
-    if not found:
+            records = _estimated(loaded, pairs, how, effort, figures)
+    if not records:
         raise UsageError(
             "none of the layers that the glob matches has a square J", "expected source and target of one size"
         )
-    _tell_trivial(found)
-    return _summed(found, figures)
+    _note_trivial(records)
+    return _summed(records, figures)
 
 
-def _tell_trivial(found: Sequence[Record]) -> None:
+def _note_trivial(records: Sequence[Record]) -> None:
     """One note for the pairs of which source and target are the same activation."""
-    names = [f"{r['source']['layer']} -> {r['target']['layer']}" for r in found if r.get("trivial")]
+    names = [f"{r['source']['layer']} -> {r['target']['layer']}" for r in records if r.get("trivial")]
     if names:
         note(f"{', '.join(names)}: source and target are the same activation, J is I: left out of means and gates")
 
@@ -82,9 +83,9 @@ def _tell_trivial(found: Sequence[Record]) -> None:
 def _exact(loaded: Loaded, pairs: Sequence[Pair], how: RunRequest, figures: Figures) -> list[Record]:
     from jaccli.cli import work
 
-    found: dict[Pair, Record] = {}
+    records: dict[Pair, Record] = {}
     for piece in work.pieces(loaded, pairs, how, accept=_fitting(figures)):
-        record = found.get(piece.pair)
+        record = records.get(piece.pair)
         if record is None:
             record = empty(
                 str(piece.pair[0]), str(piece.pair[1]), piece.source_shape, piece.target_shape, piece.outcome.method
@@ -93,20 +94,20 @@ def _exact(loaded: Loaded, pairs: Sequence[Pair], how: RunRequest, figures: Figu
                 record["error_estimate"] = piece.outcome.error_estimate
             if piece.trivial:
                 record["trivial"] = True
-            found[piece.pair] = record
+            records[piece.pair] = record
         for number, matrix in zip(loaded.numbers[piece.start :], piece.outcome.matrix, strict=False):
             record["samples"].append({"sample": number, **figures.exact(matrix)})
-    return list(found.values())
+    return list(records.values())
 
 
 def _estimated(
-    loaded: Loaded, pairs: Sequence[Pair], how: RunRequest, effort: EstimateRequest, figures: Figures
+    loaded: Loaded, pairs: Sequence[Pair], how: RunRequest, effort: FiguresRequest, figures: Figures
 ) -> list[Record]:
     from jaccli.cli.progress import status
     from jaccli.run.estimates_of_pairs import stream_estimates
     from jaccli.statistics.product_estimates import effort_of
 
-    found: dict[Pair, Record] = {}
+    records: dict[Pair, Record] = {}
     spend = effort_of(effort.probes, effort.tolerance, effort.seed)
     run = stream_estimates(
         loaded.network,
@@ -125,18 +126,18 @@ def _estimated(
         for some in run:
             source, target = map(str, some.pair)
             one_pair = empty(source, target, some.source_shape, some.target_shape, "estimate", effort.seed)
-            record = found.setdefault(some.pair, one_pair | ({"trivial": True} if some.trivial else {}))
+            record = records.setdefault(some.pair, one_pair | ({"trivial": True} if some.trivial else {}))
             for number, one in zip(loaded.numbers[some.start :], some.records, strict=False):
                 record["samples"].append({"sample": number, **one})
             tell(f"estimating {source} -> {target}: {len(record['samples'])} of {loaded.inputs.batch} samples")
-    return list(found.values())
+    return list(records.values())
 
 
 def _explain(linearization: Linearization, size: int, vectors: int, loaded: Loaded, how: RunRequest) -> None:
     """``--explain``: what an estimate is going to do, on standard error."""
     if not how.explain:
         return
-    from jaccli.sinks.text import inert
+    from jaccli.text.escape import inert
 
     f, batch = linearization.linear.f, loaded.inputs.batch
     print(
@@ -151,7 +152,7 @@ def of_saved(saved: SavedRequest, figures: Figures) -> list[Record]:
     """One record a pair of a saved Jacobian."""
     from jaccli.sinks.read import read_jacobian
 
-    found = []
+    records = []
     read = read_jacobian(saved.path)
     expect_pairs([f"{jacobian.source} -> {jacobian.target}" for jacobian in read])
     for jacobian in read:
@@ -169,8 +170,8 @@ def of_saved(saved: SavedRequest, figures: Figures) -> list[Record]:
         record = empty(jacobian.source, jacobian.target, (n_in,), (n_out,), method)
         some = zip((jacobian.numbers[p] for p in picked), jacobian.array[picked], strict=True)
         record["samples"] = [{"sample": number, **figures.exact(matrix)} for number, matrix in some]
-        found.append(record)
-    return _summed(found, figures)
+        records.append(record)
+    return _summed(records, figures)
 
 
 def empty(
@@ -219,26 +220,26 @@ def _not_square(name: str, n_out: int, n_in: int, remedy: str) -> UsageError:
     )
 
 
-def _summed(found: list[Record], figures: Figures) -> list[Record]:
+def _summed(records: list[Record], figures: Figures) -> list[Record]:
     from jaccli.statistics.consistency import check_records
     from jaccli.statistics.identity_distance import summary
 
-    for record in found:
+    for record in records:
         samples = record["samples"]
         source, target = record["source"], record["target"]
         shape = math.prod(target["shape"]), math.prod(source["shape"])
         check_records(samples, shape, f"{source['layer']} -> {target['layer']}")
         names = [name for name in figures.summed if samples and all(name in sample for sample in samples)]
         record["summary"] = summary(samples, names)
-    return found
+    return records
 
 
-def rows_of(found: Sequence[Record]) -> list[Record]:
+def rows_of(records: Sequence[Record]) -> list[Record]:
     """One row a sample, with the layers' names, the method, and the seed of an estimate."""
     return [
         {"source": r["source"]["layer"], "target": r["target"]["layer"], **sample}
         | {name: r[name] for name in ("method", "seed", "trivial") if name in r}
-        for r in found
+        for r in records
         for sample in r["samples"]
     ]
 

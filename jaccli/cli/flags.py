@@ -1,4 +1,4 @@
-"""What the library calls parameters, as flags: the terms of ``wording`` for who types commands."""
+"""Messages of the library with its parameters as flags: ``max_memory=`` becomes ``--max-memory``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def flag(word: Term) -> str:
 
 def in_flags(text: str) -> str:
     """A message with its parameters as flags; what is no term stays as it is."""
-    return text.told(flag) if isinstance(text, Worded) else str(text)
+    return text.rendered(flag) if isinstance(text, Worded) else str(text)
 
 
 def error_in_flags(error: JaccliError) -> str:

@@ -1,4 +1,4 @@
-"""Messages that differ only in the layer pair that they are about, or in a number, as one."""
+"""Groups messages that differ only in their layer pair or in a number into one message."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def grouped(texts: Iterable[str], pairs: Sequence[str]) -> list[str]:
         return list(texts)
     longest = sorted(map(re.escape, pairs), key=len, reverse=True)
     named = re.compile(rf"(?<!\S)(?:{'|'.join(longest)})(?!\w)")
-    found: dict[str, list[tuple[str, str]]] = {}
+    groups: dict[str, list[tuple[str, str]]] = {}
     for text in texts:
         match = named.search(text)
         rest = text.replace(match[0], _GAP) if match is not None else text
         form = _NUMBER.sub("0", rest) if match is not None else text
-        found.setdefault(form, []).append((match[0] if match is not None else "", rest))
-    return [_one([rest for _, rest in alike], [name for name, _ in alike]) for alike in found.values()]
+        groups.setdefault(form, []).append((match[0] if match is not None else "", rest))
+    return [_one([rest for _, rest in alike], [name for name, _ in alike]) for alike in groups.values()]
 
 
 def _one(texts: Sequence[str], names: Sequence[str]) -> str:

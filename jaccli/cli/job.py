@@ -1,4 +1,4 @@
-"""What ``jaccli regularize`` is to do, made ready: model, samples, targets, goal."""
+"""Makes a run of ``jaccli regularize`` ready: loads model, samples and targets, and checks that they can be trained."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from jaccli.activations.address import matches
 from jaccli.cli.request import InputRequest, ModelRequest, PairRequest
 from jaccli.cli.train_request import TrainRequest
-from jaccli.cli.work import Loaded, load, load_asked
+from jaccli.cli.work import Loaded, load, load_any
 from jaccli.errors import UnsupportedError, UsageError, note
 from jaccli.networks.dtypes import converted, floating_dtype
 from jaccli.run.blocks import one_batch_only
@@ -22,10 +22,10 @@ from jaccli.training.loop import Recipe, Training
 from jaccli.training.samples import Samples, has_rows_of_arguments
 from jaccli.training.task import Original, TrainingTask, task_of
 
-# Of the samples one in so many is held out; below that many none can be spared.
+# One sample in so many is held out. Of fewer samples none is.
 ONE_IN = 5
 BATCH = 256
-# The report is made of so many samples of each kind, evenly over them.
+# The report uses at most so many samples of each kind, evenly spaced.
 REPORTED = 1024
 _HALVES = ("float16", "bfloat16")
 
@@ -66,12 +66,12 @@ class Job:
     def figures(self) -> dict[str, Figures]:
         """Where the network stands now, by kind of samples; nothing of ``held_out`` where none are."""
         network, goal, watch = self.loaded.network, self.training.goal, self.loaded.timing.watch
-        found: dict[str, Figures] = {}
+        by_kind: dict[str, Figures] = {}
         for kind, share in (("train", self.train), ("held_out", self.held_out)):
             if kind == "train" or share is not self.train:
                 samples = share.samples.spread_out(REPORTED)
-                found[kind] = figures(network, samples, goal, self.task, self.size, watch)
-        return found
+                by_kind[kind] = figures(network, samples, goal, self.task, self.size, watch)
+        return by_kind
 
     def settle(self) -> None:
         """The best parameters into the network and into the model to be written."""
@@ -80,67 +80,66 @@ class Job:
             one.settle()
 
 
-def job_of(asked: ModelRequest, given: InputRequest, names: PairRequest, wanted: TrainRequest) -> Job:
+def job_of(request: ModelRequest, inputs: InputRequest, pair: PairRequest, train: TrainRequest) -> Job:
     """Load everything, and check that it can be trained.
 
     Raises:
         UsageError, RefusedError, UnsupportedError: as ``load``; targets, names or layers that do not fit.
     """
-    model = load_asked(asked)
-    loaded = load(_in_full_precision(asked, model), given, names)
+    model = load_any(request)
+    loaded = load(_in_full_precision(request, model), inputs, pair)
     whole = loaded.network.only_batch(loaded.inputs.dim) is not None
     together = not whole and has_rows_of_arguments(loaded.network, loaded.inputs)
-    every = Samples(loaded.inputs, _targets(wanted, loaded), together, whole)
-    train, held_out = _shares(every, loaded, wanted)
-    size = _batch_size(train.samples, wanted)
-    goal = goal_of(
-        loaded.network, train.samples, loaded.pairs, wanted.towards, wanted.weight, wanted.estimator, wanted.probes
-    )
+    every = Samples(loaded.inputs, _targets(train, loaded), together, whole)
+    trained_on, held_out = _shares(every, loaded, train)
+    size = _batch_size(trained_on.samples, train)
+    samples, probes = trained_on.samples, train.probes or 1
+    goal = goal_of(loaded.network, samples, loaded.pairs, train.towards, train.weight, train.estimator, probes)
     if every.targets is None and any(a.is_model_input and b.is_model_output for a, b in goal.pairs):
         note(
             "J of the whole model is to change while its outputs stay: --weight sets the compromise, or give --targets"
         )
-    parameters = _chosen(parameters_of(loaded.network, model), wanted.trained)
-    task = task_of(Original(loaded.network, train.samples, size), train.samples)
-    if held_out is not train:
+    parameters = _chosen(parameters_of(loaded.network, model), train.trained)
+    task = task_of(Original(loaded.network, samples, size), samples)
+    if held_out is not trained_on:
         task_of(task.original, held_out.samples, "validate_targets")
-    recipe = Recipe(wanted.steps, wanted.lr, size, wanted.patience, wanted.seed, wanted.jitter)
-    run = Training(loaded.network, parameters, train.samples, held_out.samples, task, goal, recipe)
-    return Job(loaded, model, parameters, train, held_out, task, run, size)
+    recipe = Recipe(train.steps, train.lr, size, train.patience, train.seed, train.jitter)
+    run = Training(loaded.network, parameters, samples, held_out.samples, task, goal, recipe)
+    return Job(loaded, model, parameters, trained_on, held_out, task, run, size)
 
 
-def _batch_size(train: Samples, wanted: TrainRequest) -> int:
+def _batch_size(samples: Samples, train: TrainRequest) -> int:
     """Samples of one step.
 
     Raises:
         UnsupportedError: ``--batch-size`` of a model that takes all samples at once or none.
     """
-    count = len(train)
-    if train.whole and wanted.batch_size not in (None, count):
-        raise _one_batch(f"--batch-size {wanted.batch_size}", count, "leave it out")
-    return count if train.whole else wanted.batch_size or min(count, BATCH)
+    count = len(samples)
+    if samples.whole and train.batch_size not in (None, count):
+        raise _one_batch(f"--batch-size {train.batch_size}", count, "leave it out")
+    return count if samples.whole else train.batch_size or min(count, BATCH)
 
 
 def _one_batch(what: str, count: int, remedy: str) -> UnsupportedError:
     return one_batch_only(f"{what}: the model was exported for {count} samples at a time", remedy)
 
 
-def _in_full_precision(asked: ModelRequest, model: nn.Module) -> ModelRequest:
+def _in_full_precision(request: ModelRequest, model: nn.Module) -> ModelRequest:
     """In half precision most steps are too small to change a weight."""
-    kind = asked.dtype or next((_short(p.dtype) for p in model.parameters() if _short(p.dtype) in _HALVES), None)
+    kind = request.dtype or next((_short(p.dtype) for p in model.parameters() if _short(p.dtype) in _HALVES), None)
     if kind not in _HALVES:
-        return asked
+        return request
     note(f"in {kind} small steps are lost: trained in float32, and figures are of float32 (--dtype float32)")
-    return replace(asked, dtype="float32")
+    return replace(request, dtype="float32")
 
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _shares(every: Samples, loaded: Loaded, wanted: TrainRequest) -> tuple[Share, Share]:
+def _shares(every: Samples, loaded: Loaded, train: TrainRequest) -> tuple[Share, Share]:
     """Samples to train on and to hold out: those of ``--validate``, or every fifth."""
-    spec, count = wanted.files.get("--validate"), len(every)
+    spec, count = train.validate, len(every)
     if spec is not None:
         x = _ready(load_samples(spec), loaded)
         if every.together:
@@ -152,7 +151,7 @@ def _shares(every: Samples, loaded: Loaded, wanted: TrainRequest) -> tuple[Share
         inputs = replace(every.inputs, args=(x, *every.inputs.args[1:]))
         if every.whole and inputs.batch != count:
             raise _one_batch(f"--validate has {inputs.batch} samples", count, f"give {count}")
-        targets = _targets(wanted, replace(loaded, inputs=inputs), "--validate-targets")
+        targets = _targets(train, replace(loaded, inputs=inputs), "--validate-targets")
         others = Samples(inputs, targets, whole=every.whole)
         return Share(every, loaded.numbers), Share(others, list(range(len(others))), "validate")
     if count < ONE_IN or every.whole:
@@ -166,49 +165,49 @@ def _shares(every: Samples, loaded: Loaded, wanted: TrainRequest) -> tuple[Share
         return whole, whole
     held = range(ONE_IN - 1, count, ONE_IN)
     rest = [n for n in range(count) if n not in held]
-    kept, spared = (Share(every.share(part), [loaded.numbers[n] for n in part]) for part in (rest, held))
-    return kept, spared
+    trained_on, held_out = (Share(every.share(part), [loaded.numbers[n] for n in part]) for part in (rest, held))
+    return trained_on, held_out
 
 
 def _ready(tensor: Tensor, loaded: Loaded) -> Tensor:
-    """On the device and in the dtype of the samples that are there."""
+    """On the device and in the dtype of the samples that are trained on."""
     x = loaded.inputs.args[0]
     return converted(tensor, x.device, x.dtype if x.is_floating_point() else None)
 
 
-def _targets(wanted: TrainRequest, loaded: Loaded, flag: str = "--targets") -> Tensor | None:
+def _targets(train: TrainRequest, loaded: Loaded, flag: str = "--targets") -> Tensor | None:
     """One row a sample: floats in the dtype of the model, or whole numbers."""
-    spec = wanted.files.get(flag)
+    spec = train.targets if flag == "--targets" else train.validate_targets
     if spec is None:
         return None
-    found, numbers = load_samples(spec), loaded.numbers
+    targets, numbers = load_samples(spec), loaded.numbers
     picked = len(numbers) if flag == "--targets" else loaded.inputs.batch
     first = floating_dtype(loaded.network.tensors()) or torch.float32
-    found = found.to(loaded.inputs.args[0].device, first if found.is_floating_point() else torch.int64)
-    if flag == "--targets" and numbers != list(range(picked)) and len(found) > max(numbers):
-        return found[numbers]
-    if len(found) != picked:
-        raise UsageError(f"{flag} has {len(found)} rows", f"expected {picked}, one for each sample")
-    return found
+    targets = targets.to(loaded.inputs.args[0].device, first if targets.is_floating_point() else torch.int64)
+    if flag == "--targets" and numbers != list(range(picked)) and len(targets) > max(numbers):
+        return targets[numbers]
+    if len(targets) != picked:
+        raise UsageError(f"{flag} has {len(targets)} rows", f"expected {picked}, one for each sample")
+    return targets
 
 
 def _chosen(parameters: list[Parameter], globs: Sequence[str]) -> list[Parameter]:
-    """Those that ``--train`` names; the others stand still."""
+    """The parameters that ``--train`` names; the others get no gradients."""
     if not globs:
         return parameters
     names = [one.name for one in parameters]
-    wanted: set[str] = set()
+    chosen: set[str] = set()
     for pattern in globs:
-        found = [name for name in names if matches(pattern, _prefixes(name))]
-        if not found:
+        matching = [name for name in names if matches(pattern, _prefixes(name))]
+        if not matching:
             raise UsageError(
                 f"--train {pattern!r} matches none of the {len(names)} parameters",
                 f"as {', '.join(names[:4])}" + ", …" * (len(names) > 4),
             )
-        wanted |= set(found)
+        chosen |= set(matching)
     for one in parameters:
-        one.value.requires_grad_(one.name in wanted)
-    return [one for one in parameters if one.name in wanted]
+        one.value.requires_grad_(one.name in chosen)
+    return [one for one in parameters if one.name in chosen]
 
 
 def _prefixes(name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a command says on standard error beside its errors, and what command it is."""
+"""Notes and warnings of a command, on standard error, and the command line that is running."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import typer
 from jaccli.cli.flags import in_flags
 from jaccli.cli.grouping import grouped
 from jaccli.errors import GateError, JaccliNote, JaccliWarning
-from jaccli.sinks.text import inert
+from jaccli.text.escape import inert
 
 STARTED = time.perf_counter()
 
@@ -43,7 +43,7 @@ class _Messages:
     """Notes and warnings, each once; those of several layer pairs together.
 
     Held back until results are near, so that an error stands alone. From then on what is about one of several pairs
-    waits for the others, until ``tell``.
+    waits for the others, until ``release``.
     """
 
     quiet: bool
@@ -63,7 +63,7 @@ class _Messages:
         else:
             self.held.append(f"{kind}: {text}")
 
-    def tell(self) -> None:
+    def release(self) -> None:
         held, self.held, self.results_near = self.held, [], True
         for line in grouped(held, self.pairs):
             say(line)
@@ -87,7 +87,7 @@ def release_messages() -> None:
 
     What is about one of several pairs is held still, for the others to join it: to be called again after them.
     """
-    _messages.tell()
+    _messages.release()
 
 
 def say(line: str) -> None:

@@ -15,12 +15,12 @@ from jaccli.planning.linearize import Linearization
 from jaccli.sinks.charset import is_unicode
 from jaccli.sinks.standard import results
 
-# Work that is done before this, in seconds, shows no bar.
+# Seconds; shorter work shows no bar.
 _DELAY = 1.0
 
 
 class Bar:
-    """Counts rows and columns of all pairs and samples."""
+    """A progress bar that counts rows or columns of J, of all pairs and samples. Without a display it draws nothing."""
 
     def __init__(self, display: Any = None, task: Any = None) -> None:
         self._display, self._task = display, task
@@ -31,7 +31,7 @@ class Bar:
         self._since = time.perf_counter()
 
     def expect(self, batch: int, decisions: Sequence[Decision], ready: Sequence[Linearization]) -> None:
-        """How much there is to do: samples times rows or columns."""
+        """Set the total: samples times rows or columns, of all pairs."""
         self._batch, self._block = batch, ready[0].linear.batch
         counts = [
             (p.linear.f.n_out if d.method is None or METHODS[d.method].by == "row" else p.linear.f.n_in)
@@ -41,7 +41,7 @@ class Bar:
             self._display.update(self._task, total=float(sum(counts) * batch))
 
     def tick(self, done: int) -> None:
-        """Some rows or columns of the present block are there."""
+        """Some rows or columns of the present block are computed."""
         if self._display is not None:
             self._display.advance(self._task, done * self._block)
 
@@ -52,7 +52,7 @@ class Bar:
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[Bar]:
-        """There from ``_DELAY`` on, while the block lasts."""
+        """Show the bar ``_DELAY`` seconds after the start of the block, and hide it at its end."""
         timer = threading.Timer(_DELAY, self._show)
         timer.daemon = True
         self._wanted = True
@@ -65,7 +65,7 @@ class Bar:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Not there while results go to the same terminal."""
+        """Hide the bar while results go to the same terminal."""
         if self._display is None or not results().isatty():
             yield
             return

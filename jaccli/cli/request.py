@@ -1,356 +1,290 @@
-"""What a command was asked for, checked as far as that goes without torch."""
+"""What J is of: a model, its input and a layer pair; or a saved J. One dataclass for each group of options.
+
+Making a request checks the values of its own options. ``check`` looks at files, and at all that needs slower imports.
+Commands call it before they import torch, so that a wrong command line is answered at once.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from jaccli.activations.address import parse_address
-from jaccli.cli.options import (
-    check_device,
-    check_dtype,
-    parse_chunk,
-    parse_count,
-    parse_seconds,
-    parse_share,
-)
-from jaccli.cli.peek import check_arch, is_weights
+from jaccli.cli import parse
+from jaccli.cli.figures_request import FiguresRequest
+from jaccli.cli.option import argument, option, request
+from jaccli.cli.run_request import seed_option
 from jaccli.errors import UsageError
-from jaccli.models.identify.file_kind import kind_of
-from jaccli.models.identify.import_spec import is_spec, parse_arch_args
-from jaccli.names import METHOD_NAMES, NORMS, MethodName, check_compile, check_method
-from jaccli.samples.expected import SAVED_J
-from jaccli.samples.spec import (
-    ArgValue,
-    InputSpec,
-    Selection,
-    StdinInput,
-    check_input,
-    parse_input,
-    parse_model_arg,
-    parse_samples,
+
+if TYPE_CHECKING:
+    from jaccli.samples.spec import ArgValue, InputSpec, Selection
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+_MODEL = (
+    "A model file (TorchScript, state dict, .pt2; told by its content), or package.module:callable. "
+    "FILE[KEY] takes one of several state dicts in a file."
 )
-from jaccli.sinks.choose import Format, Kind, check_output, choose_format
-from jaccli.sinks.standard import results
-from jaccli.text.escape import quote
-from jaccli.text.sizes import memory_limit
-
-# The formats that hold a sparse J.
-SPARSE: tuple[Format, ...] = ("npz", "safetensors")
+_SAMPLES = "Which samples: 0:8, or 3,5, counted from 0."
 
 
-@dataclass(frozen=True)
+@request
 class ModelRequest:
-    """MODEL and what goes with it."""
+    """MODEL, how it is read, and where it runs."""
 
-    path: str
-    arch: str | None
-    arch_args: dict[str, object]
-    activation: str | None
-    trust: bool
-    seed: int | None
-    device: str
-    dtype: str | None
-    threads: int | None
+    path: str = argument("MODEL", _MODEL)
+    device: str = option(
+        "--device",
+        metavar="NAME",
+        help="cpu (if not given), cuda[:n], mps, xpu or auto.",
+        parse=parse.device,
+        absent="cpu",
+    )
+    dtype: str | None = option(
+        "--dtype",
+        metavar="NAME",
+        help="float32, float64, bfloat16 or float16; the model's own if not given.",
+        parse=parse.one_of(DTYPES),
+    )
+    arch: str | None = option(
+        "--arch", metavar="SPEC", help="The network of a state dict: package.module:callable or file.py:name."
+    )
+    arch_texts: tuple[str, ...] = option(
+        "--arch-arg", metavar="NAME=VALUE", help="An argument for --arch; may be repeated.", many=True
+    )
+    activation: str | None = option(
+        "--activation", metavar="NAME", help="Rebuild a plain chain of linear layers with this activation."
+    )
+    trust: bool = option("--trust", default=False, help="The model file may run code, and read and write other files.")
+    seed: int | None = seed_option()
+    threads: int | None = option(
+        "--threads", metavar="N", help="CPU threads; all cores if not given.", parse=parse.whole_number(1)
+    )
 
+    @cached_property
+    def arch_args(self) -> dict[str, object]:
+        """``--arch-arg`` by name."""
+        from jaccli.models.identify.import_spec import parse_arch_args
 
-@dataclass(frozen=True)
-class InputRequest:
-    """INPUT and what goes with it."""
+        return parse_arch_args(self.arch_texts)
 
-    spec: InputSpec
-    samples: Selection | None
-    arguments: tuple[tuple[str | int, ArgValue], ...]
+    def check(self) -> None:
+        """Whether MODEL exists, is a model, and comes with the network that it needs.
 
+        Raises:
+            UsageError: flags that cannot be meant, weights without a network.
+            RefusedError: no such file, or not a model.
+        """
+        from jaccli.models.identify.file_kind import kind_of
+        from jaccli.models.identify.import_spec import is_spec
+        from jaccli.models.weights.quick_look import is_weights
+        from jaccli.text.escape import quote
 
-@dataclass(frozen=True)
-class PairRequest:
-    """Layer names as typed."""
-
-    sources: tuple[str, ...]
-    target: str
-
-
-@dataclass(frozen=True)
-class RunRequest:
-    """How J is to be obtained."""
-
-    method: str
-    chunk: int | None
-    max_memory: int | None
-    timeout: float | None
-    explain: bool
-    quiet: bool
-    no_color: bool = False
-    compile: bool = False
-
-
-def model_request(
-    path: str,
-    arch: str | None,
-    arch_arg: list[str] | None,
-    activation: str | None,
-    trust: bool,
-    seed: str | None,
-    device: str | None,
-    dtype: str | None,
-    threads: str | None,
-) -> ModelRequest:
-    """Check everything about MODEL that needs no torch: that it is there, and what kind of file.
-
-    Raises:
-        UsageError: flags that cannot be meant, weights without a network.
-        RefusedError: no such file, or not a model.
-    """
-    arch_args = parse_arch_args(arch_arg or [])
-    checked = check_device(device), check_dtype(dtype)
-    counts = parse_count(seed, "--seed", 0), parse_count(threads, "--threads")
-    if not is_spec(path):
-        file, kind, _ = kind_of(path)
-        weights = kind == "safetensors" or (kind == "checkpoint" and not trust and is_weights(file))
-        if weights and arch is None and activation is None:
+        _ = self.arch_args
+        if is_spec(self.path):
+            return
+        file, kind, _ = kind_of(self.path)
+        weights = kind == "safetensors" or (kind == "checkpoint" and not self.trust and is_weights(file))
+        if weights and self.arch is None and self.activation is None:
             raise UsageError(
-                f"{quote(path)} holds weights without a network",
+                f"{quote(self.path)} holds weights without a network",
                 "expected --arch package.module:callable or file.py:callable",
                 "or --activation NAME, if it is a plain chain of linear layers",
             )
-        if arch is not None:
-            check_arch(arch)
-    return ModelRequest(path, arch, arch_args, activation, trust, counts[0], *checked, counts[1])
+        if self.arch is not None:
+            parse.check_arch(self.arch)
 
 
-def input_request(text: str | None, samples: str | None, arguments: Sequence[str] | None) -> InputRequest:
-    """Check INPUT, ``--samples`` and ``--arg``.
+@request
+class OptionalModelRequest(ModelRequest):
+    """MODEL, where a saved Jacobian may stand in its place."""
 
-    Raises:
-        UsageError: not given, or not understood.
-        RefusedError: no such file.
-    """
-    if text is None:
-        raise UsageError("no samples are given", "expected -i INPUT", "as -i x.npy, -i - or -i random:3x32x32")
-    spec = parse_input(text)
-    picked = parse_samples(samples) if samples is not None else None
-    given = tuple(parse_model_arg(argument) for argument in arguments or ())
-    names = [name for name, _ in given]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"--arg {name} is given twice", "expected each argument once")
-        if name == 0:
-            raise UsageError("--arg 0 is the samples' place", "expected positions from 1", "samples go in by -i")
-    if not isinstance(spec, StdinInput):
+    path: str = argument("MODEL", _MODEL, required=False)
+
+    def check(self) -> None:
+        """As for MODEL; and it must be given."""
+        if self.path is None:
+            raise UsageError("no MODEL is given", "expected MODEL -i INPUT --layer LAYER, or --jacobian FILE")
+        super().check()
+
+
+@request
+class InputRequest:
+    """INPUT, which of its samples, and further arguments of the model."""
+
+    source: InputSpec | None = option(
+        "-i",
+        "--input",
+        metavar="INPUT",
+        help="Samples: npy, npz[key], safetensors[key], pt, csv, a folder of images, -, or random:3x32x32,n=8.",
+        parse=parse.array,
+    )
+    samples: Selection | None = option("--samples", metavar="PICK", help=_SAMPLES, parse=parse.selection)
+    arguments: tuple[tuple[str | int, ArgValue], ...] = option(
+        "--arg",
+        metavar="NAME=VALUE",
+        help="A further argument of the model, by name or position (1=16000, m=@m.npy).",
+        parse=parse.model_argument,
+        many=True,
+    )
+
+    @property
+    def spec(self) -> InputSpec:
+        """INPUT.
+
+        Raises:
+            UsageError: not given.
+        """
+        if self.source is None:
+            raise UsageError("no samples are given", "expected -i INPUT", "as -i x.npy, -i - or -i random:3x32x32")
+        return self.source
+
+    def check(self) -> None:
+        """Whether INPUT is given and exists, and each further argument is given once.
+
+        Raises:
+            UsageError: not given, or an argument twice.
+            RefusedError: no such file.
+        """
+        from jaccli.samples.spec import check_input
+
+        names = [name for name, _ in self.arguments]
+        spec = self.spec
+        for name in names:
+            if names.count(name) > 1:
+                raise UsageError(f"--arg {name} is given twice", "expected each argument once")
+            if name == 0:
+                raise UsageError("--arg 0 is the samples' place", "expected positions from 1", "samples go in by -i")
         check_input(spec)
-    return InputRequest(spec, picked, given)
 
 
-def pair_request(sources: Sequence[str], target: str) -> PairRequest:
-    """Layer names, to be read against those of the model: a module's name may have any character but a dot.
+@request
+class PairRequest:
+    """Layer names as typed, to be compared with those of the model: a name may have any character but a dot."""
 
-    Raises:
-        UsageError: an empty one.
-    """
-    for name in (*sources, target):
-        if not name:
-            parse_address(name)
-    return PairRequest(tuple(sources), target)
+    layers: tuple[str, ...] = option(
+        "--layer",
+        metavar="LAYER",
+        help="Source layer, glob, or all calls (cell#*); may be repeated.",
+        many=True,
+    )
+    froms: tuple[str, ...] = option("--from", metavar="LAYER", help="Source layer; 'input' if not given.", many=True)
+    to: str | None = option("--to", metavar="LAYER", help="Target layer; 'output' if not given.")
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The source layers."""
+        return (*self.layers, *self.froms) or ("input",)
 
-def run_request(
-    method: str,
-    chunk: str,
-    max_memory: str | None,
-    timeout: str | None,
-    explain: bool,
-    quiet: bool,
-    no_color: bool = False,
-    compile: bool = False,
-) -> RunRequest:
-    """Check how J is to be obtained.
+    @property
+    def target(self) -> str:
+        """The target layer."""
+        return self.to or "output"
 
-    Raises:
-        UsageError: an unknown method, one that cannot be compiled, or values that are not understood.
-    """
-    check_method(method)
-    check_compile(compile, method)
-    size, seconds = memory_limit(max_memory), parse_seconds(timeout)
-    return RunRequest(method, parse_chunk(chunk), size, seconds, explain, quiet, no_color, compile)
+    def check(self) -> None:
+        """Whether no name is empty.
 
+        Raises:
+            UsageError: one is.
+        """
+        from jaccli.activations.address import parse_address
 
-@dataclass(frozen=True)
-class EstimateRequest:
-    """Whether figures are estimated, how well, and from which seed."""
-
-    wanted: bool
-    probes: int | None
-    tolerance: float | None
-    seed: int
+        for name in (*self.sources, self.target):
+            if not name:
+                parse_address(name)
 
 
-def estimate_request(wanted: bool, probes: str | None, tolerance: str | None, seed: str | None) -> EstimateRequest:
-    """Check how figures are to be estimated; ``--probes`` and ``--tolerance`` ask for it.
+@request
+class FromPairRequest(PairRequest):
+    """Layer names of ``compute``: those of ``--from`` come first."""
 
-    Raises:
-        UsageError: not understood, or both are given.
-    """
-    count, share = parse_count(probes, "--probes", 2), parse_share(tolerance, "--tolerance")
-    if count is not None and share is not None:
-        raise UsageError("--probes and --tolerance are both given", "expected one of them")
-    return EstimateRequest(wanted or bool(count or share), count, share, parse_count(seed, "--seed", 0) or 0)
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The source layers."""
+        return (*self.froms, *self.layers) or ("input",)
 
 
-@dataclass(frozen=True)
-class OutputRequest:
-    """Where the result goes and in which form."""
+@request
+class NamedPairRequest(PairRequest):
+    """Layer names where at least one must be given."""
 
-    path: str | None
-    format: Format
-    force: bool
-    no_color: bool
-    sparse: bool = False
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The source layers.
 
-
-def output_request(
-    path: str | None, format: str | None, force: bool, no_color: bool, kind: Kind, sparse: bool = False
-) -> OutputRequest:
-    """Check that the output can be written, before any work.
-
-    Raises:
-        UsageError: an unknown format, a file that exists, a folder that does not, a format that has no sparse form.
-    """
-    chosen = choose_format(format, path, results().isatty(), kind)
-    if sparse and chosen not in SPARSE:
-        raise UsageError(
-            f"--sparse: {chosen} does not hold a sparse J",
-            f"expected --format {' or '.join(SPARSE)}",
-            "or leave --sparse out",
-        )
-    check_output(path, force)
-    return OutputRequest(path, chosen, force, no_color, sparse)
-
-
-@dataclass(frozen=True)
-class Gate:
-    """``--fail-above NORM=VALUE``."""
-
-    norm: str
-    limit: float
-
-
-def parse_gates(texts: Sequence[str]) -> tuple[Gate, ...]:
-    """Read ``NORM=VALUE``.
-
-    Raises:
-        UsageError: another norm, or not a number.
-    """
-    gates = []
-    for text in texts:
-        norm, equals, value = text.partition("=")
-        try:
-            limit = float(value) if equals else math.nan
-        except ValueError:
-            limit = math.nan
-        if norm not in NORMS or math.isnan(limit):
+        Raises:
+            UsageError: none is given.
+        """
+        if not (*self.layers, *self.froms):
             raise UsageError(
-                f"--fail-above {text!r} is not understood",
-                f"expected NORM=VALUE, NORM one of {', '.join(NORMS)}",
+                "no layer is given", "expected --layer LAYER", "'jaccli layers MODEL' lists them; 'input' is one too"
             )
-        gates.append(Gate(norm, limit))
-    return tuple(gates)
+        return super().sources
 
 
-@dataclass(frozen=True)
+@request
 class SavedRequest:
     """A saved Jacobian and which of its samples."""
 
-    path: str
-    samples: Selection | None
+    jacobian: str | None = option("--jacobian", metavar="FILE|-", help="A saved Jacobian, in place of MODEL and -i.")
+    samples: Selection | None = option("--samples", metavar="PICK", help=_SAMPLES, parse=parse.selection)
 
+    @property
+    def path(self) -> str:
+        """The file, or ``-``."""
+        return str(self.jacobian)
 
-def saved_request(path: str, samples: str | None) -> SavedRequest:
-    """Check ``--jacobian``.
+    def check(self) -> None:
+        """Whether the file exists.
 
-    Raises:
-        UsageError: not understood.
-        RefusedError: no such file.
-    """
-    spec = parse_input(path, "--jacobian")
-    if not isinstance(spec, StdinInput):
-        check_input(spec, SAVED_J)
-    return SavedRequest(path, parse_samples(samples) if samples is not None else None)
+        Raises:
+            UsageError: its name is not understood.
+            RefusedError: no such file.
+        """
+        from jaccli.samples.expected import SAVED_J
+        from jaccli.samples.spec import check_input, parse_input
 
+        check_input(parse_input(self.path, "--jacobian"), SAVED_J)
 
-def refuse_with_jacobian(others: Mapping[str, object]) -> None:
-    """A saved Jacobian stands in place of MODEL and INPUT.
+    def stands_alone(
+        self, model: ModelRequest, inputs: InputRequest, pair: PairRequest, figures: FiguresRequest
+    ) -> None:
+        """Refuse what belongs to a model beside a saved Jacobian.
 
-    Raises:
-        UsageError: both are given.
-    """
-    for name, value in others.items():
-        if value:
+        Raises:
+            UsageError: both are given.
+        """
+        others = {
+            "MODEL": model.path,
+            "--input": inputs.source,
+            "--layer": pair.layers,
+            "--from": pair.froms,
+            "--to": pair.to,
+            "--arg": inputs.arguments,
+            "--arch": model.arch,
+            "--activation": model.activation,
+            "--estimate": figures.wanted,
+        }
+        for name in [name for name, value in others.items() if value][:1]:
             raise UsageError(
                 f"--jacobian and {name} are both given", "expected a saved Jacobian, or a model and its input"
             )
 
 
-def needed_model(model: str | None) -> str:
-    """MODEL, where no saved Jacobian is given.
+@request
+class ShownRequest(SavedRequest):
+    """A saved Jacobian, by its place or by ``--jacobian``."""
 
-    Raises:
-        UsageError: not given.
-    """
-    if model is None:
-        raise UsageError("no MODEL is given", "expected MODEL -i INPUT --layer LAYER, or --jacobian FILE")
-    return model
+    file: str | None = argument("FILE", "What compute saved; - for a pipe.", required=False)
 
+    @property
+    def path(self) -> str:
+        """The file, or ``-``.
 
-def needed_layers(names: list[str]) -> list[str]:
-    """The layers of ``deviation``.
-
-    Raises:
-        UsageError: not given.
-    """
-    if not names:
-        raise UsageError(
-            "no layer is given",
-            "expected --layer LAYER",
-            "'jaccli layers MODEL' lists them; 'input' is one too",
-        )
-    return names
-
-
-def one_of(file: str | None, jacobian: str | None) -> str:
-    """``show FILE`` or ``show --jacobian FILE``.
-
-    Raises:
-        UsageError: both or neither.
-    """
-    if (file is None) == (jacobian is None):
-        raise UsageError(
-            "expected one saved Jacobian" + (", got two" if file else ""),
-            "as 'jaccli show J.npy', or '-' for a pipe",
-        )
-    return file if file is not None else str(jacobian)
-
-
-@dataclass(frozen=True)
-class BenchRequest:
-    """Which methods, and how long."""
-
-    methods: tuple[MethodName, ...]
-    rounds: int | None
-    max_time: float
-    compile: bool = False
-
-
-def bench_request(methods: str | None, rounds: str | None, max_time: str, compile: bool = False) -> BenchRequest:
-    """Check ``--methods``, ``--rounds`` and ``--max-time``.
-
-    Raises:
-        UsageError: an unknown method, or values that are not understood.
-    """
-    names = [name.strip() for name in methods.split(",")] if methods is not None else list(METHOD_NAMES)
-    checked = tuple(dict.fromkeys(check_method(name) for name in names))
-    if not {"auto", "structured"} & set(checked):
-        check_compile(compile, checked[0])
-    seconds = parse_seconds(max_time, "--max-time") or 10.0
-    return BenchRequest(checked, parse_count(rounds, "--rounds"), seconds, compile)
+        Raises:
+            UsageError: both or neither is given.
+        """
+        if (self.file is None) == (self.jacobian is None):
+            raise UsageError(
+                "expected one saved Jacobian" + (", got two" if self.file else ""),
+                "as 'jaccli show J.npy', or '-' for a pipe",
+            )
+        return str(self.file if self.file is not None else self.jacobian)

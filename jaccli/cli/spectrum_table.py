@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from jaccli.cli.figures import Record, pair_name, readable, rows_of
+from jaccli.cli.figures import pair_name, readable, rows_of
+from jaccli.cli.results import Record
 from jaccli.sinks.table import TableView
 from jaccli.statistics.isometry import smallest
 
@@ -34,7 +35,7 @@ _FIGURES = (
 _MEANS = ("spectral_norm", "smallest", "mean_squared_singular_value", "relative_variance", "gain")
 
 
-def view_of(found: Sequence[Record], isometry: Sequence[Record], per_sample: bool, saved: str = "") -> TableView:
+def view_of(pairs: Sequence[Record], isometry: Sequence[Record], per_sample: bool, saved: str = "") -> TableView:
     """The table of all pairs.
 
     Args:
@@ -43,14 +44,14 @@ def view_of(found: Sequence[Record], isometry: Sequence[Record], per_sample: boo
         per_sample: a line a sample, also where there are several layers.
         saved: the file that J comes from, which stands for the layers' names where it does not tell them.
     """
-    title = _title(found, saved)
+    title = _title(pairs, saved)
     if isometry and not per_sample:
-        title += f", means over {len(found[0]['samples'])} samples"
-        rows = [{**line, **_means(record)} for line, record in zip(isometry, found, strict=True)]
+        title += f", means over {len(pairs[0]['samples'])} samples"
+        rows = [{**line, **_means(record)} for line, record in zip(isometry, pairs, strict=True)]
         names = [end for end in ("source", "target") if len({line[end] for line in isometry}) > 1] or ["source"]
         columns = [*names, *(n for n in (*_MEANS, *_EIGENVALUES) if any(row.get(n) is not None for row in rows))]
         return TableView([readable(row) for row in rows], columns, title, len(names), heads=_HEADS)
-    rows = [{**row, "smallest": smallest(record, row)} for record in found for row in rows_of([record])]
+    rows = [{**row, "smallest": smallest(record, row)} for record in pairs for row in rows_of([record])]
     named = [end for end in ("source", "target") if len({row[end] for row in rows}) > 1] + ["sample"]
     columns = [*named, *(name for name in _FIGURES if any(row.get(name) is not None for row in rows))]
     return TableView([readable(row) for row in rows], columns, title, len(named), heads=_HEADS)
@@ -72,14 +73,14 @@ def chain_view(samples: Sequence[Record], layers: Sequence[str]) -> TableView:
     return TableView([readable(row) for row in rows], ["sample", "largest", "least", "sum", "exponents"], title)
 
 
-def _title(found: Sequence[Record], saved: str) -> str:
-    source, target = (found[0][end] for end in ("source", "target"))
-    if len(found) > 1:
-        same = len({record["target"]["layer"] for record in found}) == 1
-        return f"spectra of J to {target['layer']}" if same else f"spectra of {len(found)} pairs"
+def _title(pairs: Sequence[Record], saved: str) -> str:
+    source, target = (pairs[0][end] for end in ("source", "target"))
+    if len(pairs) > 1:
+        same = len({record["target"]["layer"] for record in pairs}) == 1
+        return f"spectra of J to {target['layer']}" if same else f"spectra of {len(pairs)} pairs"
     sizes = f"{math.prod(target['shape'])} x {math.prod(source['shape'])}"
-    how = f", method {found[0]['method']}" if found[0]["method"] != "saved" else ""
-    return f"spectrum of J, {pair_name(found[0], saved)}, {sizes}{how}"
+    how = f", method {pairs[0]['method']}" if pairs[0]["method"] != "saved" else ""
+    return f"spectrum of J, {pair_name(pairs[0], saved)}, {sizes}{how}"
 
 
 def _few(values: Sequence[float]) -> str:

@@ -1,128 +1,155 @@
-"""What ``jaccli regularize`` was asked for, checked as far as that goes without torch."""
+"""What ``jaccli regularize`` trains, and how."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from jaccli.cli.options import parse_count, parse_number
-from jaccli.cli.request import ModelRequest
+from jaccli.cli import parse
+from jaccli.cli.option import option, request
+from jaccli.cli.request import InputRequest, ModelRequest
+from jaccli.cli.run_request import seed_option
 from jaccli.errors import UsageError
-from jaccli.models.identify.file_kind import kind_of
-from jaccli.models.identify.import_spec import is_spec
-from jaccli.samples.spec import InputSpec, StdinInput, check_input, parse_input
 from jaccli.sinks.choose import check_output
-from jaccli.text.escape import quote
+
+if TYPE_CHECKING:
+    from jaccli.samples.spec import InputSpec
 
 Towards = Literal["identity", "scaled-identity", "orthogonal", "zero"]
 Estimator = Literal["auto", "exact", "hutchinson"]
-T = TypeVar("T")
 _WRITTEN = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pth.tar")
-_FILES = ("--input", "--targets", "--validate", "--validate-targets")
 
 
-@dataclass(frozen=True)
+def _count(flag: str, help: str, **more: Any) -> Any:
+    return option(flag, metavar="N", help=help, parse=parse.whole_number(1), **more)
+
+
+@request
 class TrainRequest:
-    """What is to be trained, and how; ``None`` where the numerics choose."""
-
-    towards: Towards
-    estimator: Estimator
-    probes: int
-    weight: float
-    steps: int
-    lr: float
-    batch_size: int | None
-    patience: int | None
-    jitter: float | None
-    seed: int
-    trained: tuple[str, ...]
-    files: Mapping[str, InputSpec]
-    output: str | None
-    force: bool
-
-
-def train_request(
-    texts: Mapping[str, str | None], trained: list[str] | None, output: str | None, force: bool
-) -> TrainRequest:
-    """Check everything about a training run that needs neither torch nor the model.
-
-    Args:
-        texts: what was typed, by flag.
-        trained: ``--train``.
-        output: where the weights go.
-        force: replace that.
+    """What is to be trained, and how; None where the numerics choose.
 
     Raises:
-        UsageError: values that are not understood or do not go together, an output that cannot be written.
-        RefusedError: no such file.
+        UsageError: values that do not go together, an output that cannot be written.
     """
-    towards: Towards = _one_of(texts, "--towards", get_args(Towards))
-    estimator: Estimator = _one_of(texts, "--estimator", get_args(Estimator))
-    if texts["--probes"] is not None and estimator == "exact":
-        raise UsageError("--probes is given with --estimator exact", "expected it with hutchinson", "leave one out")
-    jitter = texts["--jitter"]
-    if jitter is not None and texts["--targets"] is not None:
-        raise UsageError("--jitter and --targets are both given", "noisy copies have no targets", "leave one out")
-    found = TrainRequest(
-        towards,
-        estimator,
-        parse_count(texts["--probes"], "--probes") or 1,
-        parse_number(str(texts["--weight"]), "--weight"),
-        parse_count(texts["--steps"], "--steps") or 1,
-        parse_number(str(texts["--lr"]), "--lr"),
-        parse_count(texts["--batch-size"], "--batch-size"),
-        parse_count(texts["--patience"], "--patience"),
-        parse_number(jitter, "--jitter", zero=True) if jitter is not None else None,
-        parse_count(texts["--seed"], "--seed", 0) or 0,
-        tuple(trained or ()),
-        _files(texts),
-        output,
-        force,
+
+    output: str | None = option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="Weights: NAME.safetensors; NAME.pth, with all that is in the file of MODEL; or NAME.pt of a "
+        "TorchScript MODEL. Without it nothing is written.",
     )
-    if output is not None and not output.lower().endswith(_WRITTEN):
-        raise UsageError(
-            f"--output {output!r}: weights are written as .safetensors or .pth, or, of a TorchScript MODEL, as .pt",
-            "expected -o NAME.safetensors or NAME.pth; the report goes to standard output",
-        )
-    check_output(output, force)
-    return found
+    towards: Towards = option(
+        "--towards",
+        default="identity",
+        metavar="END",
+        help="identity; scaled-identity (any multiple of it); orthogonal (J J^T = I); zero.",
+        parse=parse.one_of(get_args(Towards)),
+    )
+    targets: InputSpec | None = option(
+        "--targets",
+        metavar="INPUT",
+        help="Also fit these, a row a sample: floats by squared error, integers as classes. Without it the "
+        "outputs are held where they are.",
+        parse=parse.array,
+    )
+    weight: float = option(
+        "--weight",
+        default="1",
+        metavar="W",
+        help="Of the deviation, |J-I|^2/n, against the task.",
+        parse=parse.number(),
+    )
+    steps: int = _count("--steps", "Steps of Adam.", default="1000")
+    lr: float = option(
+        "--lr",
+        default="3e-3",
+        metavar="LR",
+        help="The highest learning rate.",
+        parse=parse.number(),
+    )
+    batch_size: int | None = _count("--batch-size", "Samples of a step; all, but at most 256, if not given.")
+    estimator: Estimator = option(
+        "--estimator",
+        default="auto",
+        metavar="NAME",
+        help="While training: exact, hutchinson (by products), or by the size of J.",
+        parse=parse.one_of(get_args(Estimator)),
+    )
+    probes: int | None = _count("--probes", "Products a sample of hutchinson; 1 if not given.")
+    validate: InputSpec | None = option(
+        "--validate",
+        metavar="INPUT",
+        help="Held-out samples; every fifth of -i if not given (--samples 4::5).",
+        parse=parse.array,
+    )
+    validate_targets: InputSpec | None = option(
+        "--validate-targets", metavar="INPUT", help="Targets of --validate.", parse=parse.array
+    )
+    patience: int | None = _count("--patience", "Stop after N steps without a better one on held-out samples.")
+    jitter: float | None = option(
+        "--jitter",
+        metavar="S",
+        help="Hold the outputs at noisy copies too, noise of S times the spread; 0.5 up to 256 samples, else 0.",
+        parse=parse.number("from 0"),
+    )
+    trained: tuple[str, ...] = option(
+        "--train", metavar="GLOB", help="Which parameters, as 'fc2.*'; all if not given.", many=True
+    )
+    force: bool = option("--force", default=False, help="Replace an existing output.")
+    seed: int = seed_option(0)
 
+    def __post_init__(self) -> None:
+        if self.probes is not None and self.estimator == "exact":
+            raise UsageError("--probes is given with --estimator exact", "expected it with hutchinson", "leave one out")
+        if self.jitter is not None and self.targets is not None:
+            raise UsageError("--jitter and --targets are both given", "noisy copies have no targets", "leave one out")
+        if self.output is not None and not self.output.lower().endswith(_WRITTEN):
+            raise UsageError(
+                f"--output {self.output!r}: weights are written as .safetensors or .pth, "
+                "or, of a TorchScript MODEL, as .pt",
+                "expected -o NAME.safetensors or NAME.pth; the report goes to standard output",
+            )
+        check_output(self.output, self.force)
 
-def _one_of(texts: Mapping[str, str | None], flag: str, known: tuple[T, ...]) -> T:
-    for one in known:
-        if one == texts[flag]:
-            return one
-    raise UsageError(f"{flag} {texts[flag]!r} is not known", f"expected one of {', '.join(map(str, known))}")
+    def check(self, model: ModelRequest, inputs: InputRequest) -> None:
+        """Whether the files exist and go together, and MODEL can be written in the form of the output.
 
+        Raises:
+            UsageError: two inputs are standard input; targets of one kind of samples only; ``.pt`` of a MODEL that is
+                neither TorchScript nor a file of ``torch.save``.
+            RefusedError: no such file.
+        """
+        self._check_arrays(inputs)
+        self._check_form(model)
 
-def _files(texts: Mapping[str, str | None]) -> dict[str, InputSpec]:
-    """INPUTs by flag. Standard input is read once; held-out samples need targets where the others have them."""
-    given = {flag: text for flag in _FILES if (text := texts[flag]) is not None}
-    specs = {flag: parse_input(text, flag) for flag, text in given.items()}
-    piped = [flag for flag, spec in specs.items() if isinstance(spec, StdinInput)]
-    if len(piped) > 1:
-        raise UsageError(f"{' and '.join(piped)} are both standard input", "expected one of them")
-    if "--validate" in specs and ("--targets" in specs) != ("--validate-targets" in specs):
-        raise UsageError("--validate: targets are given for one half only", "expected --targets and --validate-targets")
-    if "--validate-targets" in specs and "--validate" not in specs:
-        raise UsageError("--validate-targets is given without --validate", "expected the samples that they are for")
-    for flag, spec in specs.items():
-        if flag != "--input" and not isinstance(spec, StdinInput):
-            check_input(spec)
-    return specs
+    def _check_arrays(self, inputs: InputRequest) -> None:
+        from jaccli.samples.spec import StdinInput, check_input
 
+        arrays = {"--targets": self.targets, "--validate": self.validate, "--validate-targets": self.validate_targets}
+        sources = {"--input": inputs.source} | arrays
+        piped = [flag for flag, spec in sources.items() if isinstance(spec, StdinInput)]
+        if len(piped) > 1:
+            raise UsageError(f"{' and '.join(piped)} are both standard input", "expected one of them")
+        if self.validate is not None and (self.targets is None) != (self.validate_targets is None):
+            raise UsageError(
+                "--validate: targets are given for one half only", "expected --targets and --validate-targets"
+            )
+        if self.validate_targets is not None and self.validate is None:
+            raise UsageError("--validate-targets is given without --validate", "expected the samples that they are for")
+        for spec in arrays.values():
+            if spec is not None:
+                check_input(spec)
 
-def check_archive(model: ModelRequest, output: str | None) -> None:
-    """``.pt`` is for what can be written as a TorchScript archive, or was a file of ``torch.save``.
+    def _check_form(self, model: ModelRequest) -> None:
+        """``.pt`` is for what can be written as a TorchScript archive, or was a file of ``torch.save``."""
+        from jaccli.models.identify.file_kind import kind_of
+        from jaccli.models.identify.import_spec import is_spec
+        from jaccli.text.escape import quote
 
-    Raises:
-        UsageError: MODEL is neither.
-    """
-    if output is None or not output.lower().endswith(".pt"):
-        return
-    if is_spec(model.path) or kind_of(model.path)[1] not in ("torchscript", "checkpoint"):
-        raise UsageError(
-            f"--output {output!r}: .pt is for a TorchScript MODEL, and {quote(model.path)} is none",
-            "expected -o NAME.safetensors or NAME.pth",
-        )
+        if self.output is None or not self.output.lower().endswith(".pt"):
+            return
+        if is_spec(model.path) or kind_of(model.path)[1] not in ("torchscript", "checkpoint"):
+            raise UsageError(
+                f"--output {self.output!r}: .pt is for a TorchScript MODEL, and {quote(model.path)} is none",
+                "expected -o NAME.safetensors or NAME.pth",
+            )

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaccli.cli.job import Job
+from jaccli.cli.results import Record
 from jaccli.training.goal import Figures, Goal
 
-Record = dict[str, Any]
 Stand = Mapping[str, Figures]
 
 _ENDS = {
@@ -20,18 +20,16 @@ _ENDS = {
 }
 
 
-def document_of(job: Job, before: Stand, after: Stand, stopped: str, path: str | None) -> Record:
-    """The document of ``--format json``, but for the timing."""
+def body_of(job: Job, before: Stand, after: Stand, stopped: str, path: str | None) -> Record:
+    """The document of ``--format json``, without what every command has and without the timing."""
     goal, run = job.training.goal, job.training
     ends = [_ends(goal, index) for index in range(len(goal.pairs))]
     stands = {"before": before, "after": after}
-    found: Record = {"schema_version": 1, "command": "regularize"}
-    if len(ends) == 1:
-        found["pair"] = ends[0]
-    else:
-        found["pairs"] = [{**end, **_shares(stands, number)} for number, end in enumerate(ends)]
+    pairs: Record = {"pair": ends[0]}
+    if len(ends) > 1:
+        pairs = {"pairs": [{**end, **_shares(stands, number)} for number, end in enumerate(ends)]}
     assert run.best is not None
-    return found | {
+    return pairs | {
         "towards": goal.towards,
         "estimator": goal.estimator,
         "weight": goal.weight,
@@ -117,10 +115,10 @@ def _ends(goal: Goal, number: int) -> Record:
 
 
 def _shares(stands: Mapping[str, Stand], number: int | None) -> Record:
-    found: Record = {when: {"train": None, "held_out": None} for when in stands}
+    shares: Record = {when: {"train": None, "held_out": None} for when in stands}
     for when, stand in stands.items():
-        found[when] |= {kind: _share(one, number) for kind, one in stand.items()}
-    return found
+        shares[when] |= {kind: _share(one, number) for kind, one in stand.items()}
+    return shares
 
 
 def _share(one: Figures, number: int | None) -> Record:
@@ -129,10 +127,10 @@ def _share(one: Figures, number: int | None) -> Record:
     def of(values: tuple[float, ...]) -> float:
         return values[number] if number is not None else math.fsum(values) / len(values)
 
-    found: Record = {"samples": one.samples, "task": one.task, "moved": one.moved}
-    found |= {"frobenius": of(one.frobenius), "relative": of(one.relative)}
-    found["relative_max"] = one.worst[number] if number is not None else max(one.worst)
-    return found | ({"estimated": True} if one.estimated else {})
+    record: Record = {"samples": one.samples, "task": one.task, "moved": one.moved}
+    record |= {"frobenius": of(one.frobenius), "relative": of(one.relative)}
+    record["relative_max"] = one.worst[number] if number is not None else max(one.worst)
+    return record | ({"estimated": True} if one.estimated else {})
 
 
 def _short(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""How a training run is watched: a live table on a terminal, a line now and then elsewhere."""
+"""Shows a training run as it goes: a live table on a terminal, elsewhere a line now and then."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from jaccli.cli.console import live_console
 from jaccli.cli.messages import say
-from jaccli.sinks.text import inert
+from jaccli.text.escape import inert
 from jaccli.training.loop import Look, TrainingStep
 
 _ROWS = 10
@@ -31,7 +31,7 @@ class _Seen:
 
 @dataclass
 class View:
-    """What the steps showed, as a table.
+    """The steps so far, as a table.
 
     Args:
         title: above it.

@@ -27,7 +27,7 @@ class Writer:
     data kept. A model that was no state dict in a file is written as one under its own names.
 
     Args:
-        asked: MODEL.
+        request: of MODEL.
         model: what it was loaded as.
         path: of the output.
 
@@ -35,13 +35,13 @@ class Writer:
         UnsupportedError: safetensors does not have the dtype of a tensor.
     """
 
-    def __init__(self, asked: ModelRequest, model: nn.Module, path: str) -> None:
+    def __init__(self, request: ModelRequest, model: nn.Module, path: str) -> None:
         self.model, self.path = model, path
         self._form = path.lower().rpartition(".")[2]
         self.is_script = self._form == "pt" and isinstance(model, torch.jit.ScriptModule)
         self._template: RewritableCheckpoint | None = None
-        if not self.is_script and not is_spec(asked.path):
-            self._template = rewritable_checkpoint(asked.path, model)
+        if not self.is_script and not is_spec(request.path):
+            self._template = rewritable_checkpoint(request.path, model)
         if self._form == "safetensors":
             self._check_dtypes()
 

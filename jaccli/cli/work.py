@@ -17,11 +17,11 @@ from jaccli.activations.resolve import expand, resolve
 from jaccli.activations.sample_dimension import find_samples, same_values
 from jaccli.cli.messages import STARTED, expect_pairs, release_messages
 from jaccli.cli.progress import progress
-from jaccli.cli.request import InputRequest, ModelRequest, PairRequest, RunRequest
+from jaccli.cli.request import InputRequest, ModelRequest, PairRequest
+from jaccli.cli.run_request import RunRequest
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, UsageError, warn
 from jaccli.models.adapt import as_network
 from jaccli.models.load import load_model
-from jaccli.names import check_method
 from jaccli.networks.dtypes import floating_dtype
 from jaccli.networks.network import Network
 from jaccli.networks.state.random_generators import seed_all
@@ -59,7 +59,7 @@ class Timing:
 
 @dataclass
 class Loaded:
-    """A network and its inputs, on the device and in the dtype asked for."""
+    """A network and its inputs, on the device and in the dtype of the request."""
 
     network: Network
     inputs: Inputs
@@ -68,7 +68,7 @@ class Loaded:
     pairs: list[Pair]
 
 
-def load_asked(request: ModelRequest) -> Any:
+def load_any(request: ModelRequest) -> Any:
     """MODEL as ``load_model`` gives it. All random generators begin at the seed: the same draws in every run.
 
     Raises:
@@ -95,7 +95,7 @@ def load_network(request: ModelRequest) -> Network:
     device = find_device(request.device)
     if request.threads:
         torch.set_num_threads(request.threads)
-    network = as_network(load_asked(request))
+    network = as_network(load_any(request))
     dtype = getattr(torch, request.dtype) if request.dtype else None
     if device.type != "cpu" or dtype is not None:
         network = _converted(network, device, dtype)
@@ -136,7 +136,7 @@ def find_device(name: str) -> torch.device:
     return torch.device(device.type, device.index or 0)
 
 
-def load(model: ModelRequest, given: InputRequest, names: PairRequest | None = None) -> Loaded:
+def load(model: ModelRequest, request: InputRequest, names: PairRequest | None = None) -> Loaded:
     """Load MODEL and INPUT together.
 
     Raises:
@@ -145,54 +145,61 @@ def load(model: ModelRequest, given: InputRequest, names: PairRequest | None = N
     """
     timing = Timing()
     start = time.perf_counter()
-    picked = given.samples if _can_be_picked(given, names) else None
-    numbers, total = list[int](), 0
-
-    def rows(count: int) -> list[int]:
-        nonlocal total
-        assert picked is not None
-        numbers[:], total = picked.indices(count), count
-        return numbers
-
-    samples = load_samples(given.spec, rows=rows if picked is not None else None)
+    samples, numbers, total = _read_samples(request, names)
     network = load_network(model)
-    if picked is not None:
+    if numbers is not None:
         _check_whole(network, 0, len(numbers), total)
     pairs = _pairs(network, names) if names is not None else []
     expect_pairs([f"{source!s} -> {target!s}" for source, target in pairs])
     own = samples.dtype if samples.is_floating_point() else torch.get_default_dtype()
     dtype = getattr(torch, model.dtype) if model.dtype else floating_dtype(network.tensors()) or own
-    inputs = _bind(samples, [(name, load_argument(value)) for name, value in given.arguments])
+    inputs = _bind(samples, [(name, load_argument(value)) for name, value in request.arguments])
     inputs = inputs.converted(find_device(model.device), dtype)
     with computing(network), readable(inputs):
         pairs = _each_call(network, inputs, pairs)
         inputs = find_samples(network, inputs, [address for pair in pairs for address in pair])
-    if picked is None:
-        numbers = given.samples.indices(inputs.batch) if given.samples else list(range(inputs.batch))
-    if given.samples and picked is None:
-        _check_whole(network, inputs.dim, len(numbers), inputs.batch)
-        with readable(inputs):
-            inputs = pick(network, inputs, numbers)
+    if numbers is None:
+        numbers = list(range(inputs.batch))
+        if request.samples is not None:
+            numbers = request.samples.indices(inputs.batch)
+            _check_whole(network, inputs.dim, len(numbers), inputs.batch)
+            with readable(inputs):
+                inputs = pick(network, inputs, numbers)
     timing.load_s = time.perf_counter() - start
     return Loaded(network, inputs, numbers, timing, pairs)
 
 
-def _can_be_picked(given: InputRequest, names: PairRequest | None) -> bool:
+def _read_samples(request: InputRequest, names: PairRequest | None) -> tuple[Tensor, list[int] | None, int]:
+    """INPUT ``(batch, …)``. Where ``--samples`` was applied as it was read also which they are, and of how many."""
+    selection = request.samples
+    if selection is None or not _can_be_picked(request, names):
+        return load_samples(request.spec), None, 0
+    numbers, total = list[int](), 0
+
+    def rows(count: int) -> list[int]:
+        nonlocal total
+        numbers[:], total = selection.indices(count), count
+        return numbers
+
+    return load_samples(request.spec, rows=rows), numbers, total
+
+
+def _can_be_picked(request: InputRequest, names: PairRequest | None) -> bool:
     """Whether ``--samples`` can be taken as the file is read, which then may be of any size.
 
     Not where the samples may be in another dimension (``@DIM``), or where further arguments have rows, too.
     """
     every = (*names.sources, names.target) if names is not None else ()
     plain = (bool, int, float, str, type(None))
-    return not any("@" in name for name in every) and all(isinstance(value, plain) for _, value in given.arguments)
+    return not any("@" in name for name in every) and all(isinstance(value, plain) for _, value in request.arguments)
 
 
 def _check_whole(network: Network, dim: int, count: int, batch: int) -> None:
     """Refuse a part of the samples of a model that runs with one number of them."""
     only = network.only_batch(dim)
     if only not in (None, count):
-        given = f"--samples picks {count} of {batch}: the model was exported for {only} samples at a time"
-        raise one_batch_only(given, f"pick {only}")
+        text = f"--samples picks {count} of {batch}: the model was exported for {only} samples at a time"
+        raise one_batch_only(text, f"pick {only}")
 
 
 def pick(network: Network, inputs: Inputs, numbers: Sequence[int]) -> Inputs:
@@ -240,17 +247,17 @@ def _each_call(network: Network, inputs: Inputs, pairs: Sequence[Pair]) -> list[
     sources = [source for source, _ in pairs]
     first = inputs if any(a.dim is not None for a in sources) else part(inputs, 0, pilot(inputs))
     try:
-        found = each_call(network, first, sources)
+        calls = each_call(network, first, sources)
     except JaccliError:
         raise
     except Exception:  # a model that takes no other number of samples
-        found = each_call(network, inputs, sources)
-    return [(source, target) for target in dict.fromkeys(t for _, t in pairs) for source in found]
+        calls = each_call(network, inputs, sources)
+    return [(source, target) for target in dict.fromkeys(t for _, t in pairs) for source in calls]
 
 
 def choice_of(request: RunRequest) -> Choice:
     """The request as ``stream`` takes it."""
-    return Choice(check_method(request.method), request.max_memory, request.chunk)
+    return Choice(request.method, request.max_memory, request.chunk)
 
 
 def pieces(
@@ -297,7 +304,7 @@ def pieces(
 def _explain(decisions: Sequence[Decision], ready: Sequence[Linearization], batch: int) -> None:
     import sys
 
-    from jaccli.sinks.text import inert
+    from jaccli.text.escape import inert
 
     for decision, linearization in zip(decisions, ready, strict=True):
         f = linearization.linear.f

@@ -196,32 +196,6 @@ def checked_extent(
     return count * itemsize
 
 
-def checked_extent(
-    size: Sequence[int], stride: Sequence[int], offset: int, itemsize: int, nbytes: int, most: int = _MAX_REPEATED_BYTES
-) -> int:
-    """How many bytes the elements of a strided tensor take, after a check that they lie in its storage.
-
-    Args:
-        size: elements in each dimension; ``stride`` and ``offset`` in elements too.
-        itemsize: bytes of one element.
-        nbytes: bytes of the storage.
-        most: bytes that a tensor may claim which repeats the elements of its storage (a stride of 0).
-
-    Raises:
-        Damaged: sizes that make no sense, an element beyond the storage, or absurdly many of them.
-    """
-    fits = len(size) == len(stride) and len(size) <= MAX_DIMENSIONS
-    if not fits or min([*size, *stride, offset], default=0) < 0 or max(size, default=0) >= 1 << 63:
-        raise Damaged("the sizes of a tensor make no sense")
-    count = math.prod(size)
-    needed = (offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1) * itemsize
-    if count and needed > nbytes:
-        raise Damaged(f"a tensor needs {needed} bytes and its storage has {nbytes}")
-    if count * itemsize > max(nbytes, most):
-        raise Damaged(f"a tensor claims {count} elements from {nbytes} bytes")
-    return count * itemsize
-
-
 def empty_storage(nbytes: int) -> torch.UntypedStorage:
     """Memory of ``nbytes``, uninitialised."""
     return torch.empty(nbytes, dtype=torch.uint8).untyped_storage()

@@ -1,4 +1,4 @@
-"""Which of torch's kernels a network runs by. Settings of the process, put back afterwards."""
+"""Settings of torch that choose the kernels of a network, changed for a block and restored after it."""
 
 from __future__ import annotations
 

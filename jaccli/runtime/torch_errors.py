@@ -1,8 +1,8 @@
-"""What an error of torch means."""
+"""What an error of torch means. Needs no torch."""
 
 from __future__ import annotations
 
-import torch
+import sys
 
 
 def reason(error: BaseException) -> str:
@@ -12,6 +12,11 @@ def reason(error: BaseException) -> str:
     return text if len(text) <= 160 else text[:157] + "..."
 
 
+# How messages of plain RuntimeErrors say that the CPU's memory ran out: torch's allocator, C++, and the system.
+_NO_MEMORY = ("DefaultCPUAllocator", "bad_alloc", "Cannot allocate memory")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch means that memory ran out; on the CPU it is a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    """Whether an error of torch, or of a reader of files, means that memory ran out. Does not import torch."""
+    of_torch = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
+    return isinstance(error, MemoryError | of_torch) or any(words in str(error) for words in _NO_MEMORY)

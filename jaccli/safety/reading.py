@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from jaccli.errors import JaccliError, RefusedError, ResourceError, UnsupportedError
+from jaccli.runtime.torch_errors import is_out_of_memory
 from jaccli.text.wording import worded
 
 # Remedies: for a file that was damaged on its way, and for one that no program writes.
@@ -46,7 +47,7 @@ def reading(name: str, expected: str = "", remedy: str = COPY_AGAIN) -> Iterator
     except JaccliError:
         raise
     except Exception as error:
-        if _is_lack_of_memory(error):
+        if is_out_of_memory(error):
             raise ResourceError(
                 f"{name} does not fit into memory", "expected less", "free some, or use a larger machine"
             ) from error

@@ -1,50 +1,12 @@
-"""INPUT → samples: what a user writes after ``-i`` and ``--arg``, as values and then as tensors.
+"""INPUT → samples: what a user writes after ``-i``, ``--samples`` and ``--arg``, as values and then as tensors.
 
-``spec`` reads the text and needs no torch; ``load_samples`` reads the data.
+    text ─→ spec       FileInput, FolderInput, StdinInput, RandomInput; Selection; needs no torch
+              └─→ load     a tensor (batch, …), by what the source turns out to be:
+                    ├─ source       a file or standard input, and the kind of its content
+                    ├─ arrays       npy, without pickle
+                    ├─ containers   one array of several: npz, safetensors, pt
+                    ├─ table        csv and tsv, one sample a row
+                    └─ images       a folder of them, one sample a file
+
+A file is checked for its size before it is read, and nothing in it is executed. ``expected`` holds what errors say.
 """
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-from jaccli.samples.spec import (
-    ArgValue,
-    FileInput,
-    FolderInput,
-    InputSpec,
-    RandomInput,
-    Selection,
-    StdinInput,
-    check_input,
-    parse_input,
-    parse_model_arg,
-    parse_samples,
-)
-
-if TYPE_CHECKING:
-    from jaccli.samples.load import load_argument, load_samples
-
-__all__ = [
-    "ArgValue",
-    "FileInput",
-    "FolderInput",
-    "InputSpec",
-    "RandomInput",
-    "Selection",
-    "StdinInput",
-    "check_input",
-    "load_argument",
-    "load_samples",
-    "parse_input",
-    "parse_model_arg",
-    "parse_samples",
-]
-
-
-def __getattr__(name: str) -> Any:
-    # Importing torch costs a second: usage errors are answered from ``spec`` alone.
-    if name in ("load_argument", "load_samples"):
-        from jaccli.samples import load
-
-        return getattr(load, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -96,12 +96,12 @@ def _read_rows(
     require_unpacked(len(picked) * width * header.dtype.itemsize, stored, name)
     start = handle.tell()
     if not header.fortran:
-        wanted, places = np.unique(np.asarray(picked, dtype=np.int64), return_inverse=True)
-        found = np.empty((len(wanted), width), header.dtype)
-        for place, row in enumerate(wanted.tolist()):
+        rows, places = np.unique(np.asarray(picked, dtype=np.int64), return_inverse=True)
+        array = np.empty((len(rows), width), header.dtype)
+        for place, row in enumerate(rows.tolist()):
             handle.seek(start + row * width * header.dtype.itemsize)
-            _read_into(handle, found[place], name)
-        return found[places].reshape(len(picked), *header.shape[1:])
+            _read_into(handle, array[place], name)
+        return array[places].reshape(len(picked), *header.shape[1:])
     out = np.empty((len(picked), width), header.dtype, order="F")
     step = max(_BLOCK // max(n * header.dtype.itemsize, 1), 1)
     for column in range(0, width, step):

@@ -163,13 +163,13 @@ class _TorchFile(Container):
         return _rows_of(tensor, rows)
 
 
-def _named(found: Any) -> list[tuple[str, Any]]:
+def _named(content: Any) -> list[tuple[str, Any]]:
     """What a pickle holds, by name: the one tensor, or entries of a dict or list."""
-    if isinstance(found, _TENSORS):
-        return [("tensor", found)]
-    if isinstance(found, dict):
-        return [(str(key), value) for key, value in found.items()]
-    return [(str(index), value) for index, value in enumerate(found)] if isinstance(found, list | tuple) else []
+    if isinstance(content, _TENSORS):
+        return [("tensor", content)]
+    if isinstance(content, dict):
+        return [(str(key), value) for key, value in content.items()]
+    return [(str(index), value) for index, value in enumerate(content)] if isinstance(content, list | tuple) else []
 
 
 def _rows_of(tensor: Tensor, rows: Rows | None) -> Tensor:

@@ -25,7 +25,7 @@ Distribution: TypeAlias = Literal["normal", "uniform"]
 
 @dataclass(frozen=True)
 class FileInput:
-    """A file, told by its content; ``key`` names one array of an npz, safetensors or pt file."""
+    """A file, whose content shows its format; ``key`` names one array of an npz, safetensors or pt file."""
 
     path: str
     key: str | None = None
@@ -116,13 +116,13 @@ def _parse_random(text: str, flag: str) -> RandomInput:
     if not re.fullmatch(r"[0-9]+(x[0-9]+)*", shape_text):
         raise UsageError(f"{flag} {text!r}: {shape_text!r} is not a shape", expected)
     shape = tuple(int(size) for size in shape_text.split("x"))
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for option in options:
         name, equals, value = option.partition("=")
-        if not equals or name not in ("n", "dist", "seed") or name in found:
+        if not equals or name not in ("n", "dist", "seed") or name in values:
             raise UsageError(f"{flag} {text!r}: {option!r} is not understood", expected)
-        found[name] = value
-    n, dist, seed = found.get("n", "8"), found.get("dist", "normal"), found.get("seed", "0")
+        values[name] = value
+    n, dist, seed = values.get("n", "8"), values.get("dist", "normal"), values.get("seed", "0")
     if 0 in shape or not re.fullmatch(r"[0-9]+", n) or int(n) == 0:
         raise UsageError(f"{flag} {text!r}: sizes and n are whole numbers from 1", expected)
     if not re.fullmatch(r"[0-9]+", seed) or int(seed) >= 2**63:

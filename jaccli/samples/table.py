@@ -20,7 +20,7 @@ _LONG_LINE = 1 << 14  # of a shorter one the fields take no MiB, and asking the 
 def read_table(handle: BinaryIO, name: str) -> Tensor:
     """Numbers of a csv or tsv as float64 ``(rows, columns)``.
 
-    The delimiter is told by the first line (tab, semicolon, comma or spaces); empty lines and lines
+    The first line shows the delimiter (tab, semicolon, comma or spaces); empty lines and lines
     that begin with ``#`` are passed over, and so is a first line without any number. A table has no
     types: ``1,2`` is read as floating-point numbers too.
 

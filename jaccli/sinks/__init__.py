@@ -1,11 +1,10 @@
-"""Records and matrices → table, json, jsonl, csv, npy, npz, pt, safetensors, zarr; and back again.
+"""Results → table, markdown, json, jsonl, csv, npy, npz, pt, safetensors, zarr; and saved Jacobians read back.
 
-choose      which format, and may the output be written
-atomic      a file appears whole or not at all
-standard    standard output for results alone
-charset     text for people in the characters that a stream has
-numbers     records in the text formats
-matrix      Jacobians, block by block, in every format
-render      a matrix on a terminal
-read        saved Jacobians
+    records (dicts)       ─→ numbers ─→ table, values             ┐
+    blocks (samples,      ─→ open_sink ─→ matrix: matrix_text,    ├─→ atomic ─→ a file, whole or not at all
+            n_out, n_in)        matrix_binary, sparse             ┘    └─ standard ─→ standard output
+    a saved J             ─→ read: read_text, sparse, zarr_screen ─→ (batch, n_out, n_in), and where it is from
+
+choose says which format, and whether the output may be written, before any work is done. terminal, charset, wrap and
+render say what people see: width, colours, characters, and J as a picture. Nothing here computes with J.
 """

@@ -16,6 +16,8 @@ Kind: TypeAlias = Literal["numbers", "matrix"]
 
 NUMBERS: tuple[Format, ...] = ("table", "json", "jsonl", "csv", "markdown")
 MATRIX: tuple[Format, ...] = ("table", "json", "jsonl", "csv", "npy", "npz", "pt", "safetensors", "zarr")
+# Those that hold a sparse J.
+SPARSE: tuple[Format, ...] = ("npz", "safetensors")
 BINARY: tuple[Format, ...] = ("npy", "npz", "pt", "safetensors", "zarr")
 
 _EXTENSIONS: dict[str, Format] = {
@@ -161,8 +163,8 @@ def _by_extension(out: str, allowed: tuple[Format, ...], kind: Kind) -> Format:
         raise _is_folder(out)
     if extension not in _EXTENSIONS:
         known = ", ".join(end for end, name in _EXTENSIONS.items() if name in allowed)
-        given = f"extension {extension!r} names no format" if extension else "no extension, so no format"
-        raise UsageError(f"--output {out!r}: {given}", f"expected {known}", "or give --format")
+        problem = f"extension {extension!r} names no format" if extension else "no extension, so no format"
+        raise UsageError(f"--output {out!r}: {problem}", f"expected {known}", "or give --format")
     return _fitting(_EXTENSIONS[extension], allowed, kind, f"--output {out!r}")
 
 

@@ -50,8 +50,8 @@ class PairMeta:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype as torch has it."""
-        found: torch.dtype = getattr(torch, self.dtype)
-        return found
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
     @property
     def n_bytes(self) -> int:
@@ -173,11 +173,11 @@ class MatrixSink(ABC):
 
     def _provenance(self, provenance: Mapping[str, str]) -> dict[str, str]:
         """All as text, and the pair's names where the key (``jacobian``) does not tell them."""
-        found = {str(name): str(value) for name, value in provenance.items()}
+        texts = {str(name): str(value) for name, value in provenance.items()}
         if self.samples != list(range(len(self.samples))):
-            found["samples"] = ",".join(map(str, self.samples))
+            texts["samples"] = ",".join(map(str, self.samples))
         only = self._only()
-        return {"source": only.source, "target": only.target} | found if only else found
+        return {"source": only.source, "target": only.target} | texts if only else texts
 
     def _check_disk(self) -> None:
         if not self.binary or is_stream(self.target.out):

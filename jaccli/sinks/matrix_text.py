@@ -13,7 +13,8 @@ from torch import Tensor
 from jaccli.sinks.matrix import MatrixSink, PairMeta
 from jaccli.sinks.render import render_matrix
 from jaccli.sinks.terminal import Style, heading
-from jaccli.sinks.text import dumps, inert
+from jaccli.sinks.values import dumps
+from jaccli.text.escape import inert
 
 _TABLE_SAMPLES = 4
 

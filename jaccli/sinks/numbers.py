@@ -11,7 +11,8 @@ from jaccli.errors import InternalError
 from jaccli.sinks.choose import Format
 from jaccli.sinks.table import TableView, cell, render_table
 from jaccli.sinks.terminal import Style
-from jaccli.sinks.text import dumps, inert, json_value
+from jaccli.sinks.values import dumps, json_value
+from jaccli.text.escape import inert
 
 Record = Mapping[str, Any]
 

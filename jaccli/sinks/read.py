@@ -43,15 +43,15 @@ class SavedJacobian:
     def numbers(self) -> list[int]:
         """The numbers that the samples had in their input; 0, 1, … where the file does not tell."""
         batch = self.array.shape[0]
-        told = self.provenance.get("samples", "").split(",")
-        known = len(told) == batch and all(re.fullmatch("[0-9]{1,18}", number) for number in told)
-        return [int(number) for number in told] if known else list(range(batch))
+        texts = self.provenance.get("samples", "").split(",")
+        is_complete = len(texts) == batch and all(re.fullmatch("[0-9]{1,18}", number) for number in texts)
+        return [int(number) for number in texts] if is_complete else list(range(batch))
 
 
 def read_jacobian(path: str, stdin: BinaryIO | None = None) -> list[SavedJacobian]:
     """What ``compute`` saved, or any array of two (one sample) or three dimensions.
 
-    The format is told by the content. ``FILE[KEY]`` takes one array of several; ``-`` is standard input.
+    The content shows the format. ``FILE[KEY]`` takes one array of several; ``-`` is standard input.
 
     Args:
         path: npy, npz, safetensors, pt, jsonl, json, csv, or a zarr store.
@@ -66,18 +66,18 @@ def read_jacobian(path: str, stdin: BinaryIO | None = None) -> list[SavedJacobia
     match spec:
         case FolderInput():
             with reading(repr(spec.path), "expected a saved Jacobian"):
-                found = _read_zarr(spec.path)
+                jacobians = _read_zarr(spec.path)
         case FileInput() | StdinInput():
             with (
                 open_source(spec.path if isinstance(spec, FileInput) else "-", stdin) as source,
                 reading(source.name, "expected a saved Jacobian"),
             ):
-                found = list(_read(source, spec.key))
+                jacobians = list(_read(source, spec.key))
         case _:
             raise UsageError(f"--jacobian {path!r} is no saved Jacobian", "expected a file, or - for a pipe")
-    if not found:
+    if not jacobians:
         raise RefusedError(f"{path!r} holds no Jacobian", SAVED_J)
-    return [_checked(saved, repr(path)) for saved in found]
+    return [_checked(saved, repr(path)) for saved in jacobians]
 
 
 def _read(source: Source, key: str | None) -> Iterable[SavedJacobian]:

@@ -52,15 +52,15 @@ def read_json(handle: BinaryIO, name: str) -> list[Parts]:
         numbers.setdefault(key, []).append(str(record.get("sample", "")))
         methods.setdefault(key, []).append(str(record.get("method", "")))
     return [
-        (*key, _joined(parts, name), _told(numbers[key], methods[key]) | provenance) for key, parts in pairs.items()
+        (*key, _joined(parts, name), _origins(numbers[key], methods[key]) | provenance) for key, parts in pairs.items()
     ]
 
 
-def _told(samples: Iterable[str], methods: Iterable[str]) -> dict[str, str]:
+def _origins(samples: Iterable[str], methods: Iterable[str]) -> dict[str, str]:
     """The samples' numbers as provenance, where every record tells one, and the methods."""
     numbers, names = list(samples), [name for name in dict.fromkeys(methods) if name]
-    found = {"samples": ",".join(numbers)} if all(number.isdecimal() for number in numbers) else {}
-    return found | ({"method": ", ".join(names)} if names else {})
+    provenance = {"samples": ",".join(numbers)} if all(number.isdecimal() for number in numbers) else {}
+    return provenance | ({"method": ", ".join(names)} if names else {})
 
 
 def read_csv(handle: BinaryIO, name: str) -> list[Parts]:
@@ -92,7 +92,11 @@ def read_csv(handle: BinaryIO, name: str) -> list[Parts]:
     if not pairs:
         raise RefusedError(f"{name} holds no rows", SAVED_J)
     return [
-        (*key, _joined([_array(matrix, name)[None] for matrix in samples.values()], name), _told(samples, methods[key]))
+        (
+            *key,
+            _joined([_array(matrix, name)[None] for matrix in samples.values()], name),
+            _origins(samples, methods[key]),
+        )
         for key, samples in pairs.items()
     ]
 
@@ -106,7 +110,7 @@ def _documents(handle: BinaryIO, name: str) -> Iterable[tuple[int, dict[str, Any
         whole = None
     if isinstance(whole, dict):
         return [(1, whole)]
-    found = []
+    documents = []
     for number, line in enumerate(text.split(b"\n"), 1):
         if not line.strip():
             continue
@@ -116,8 +120,8 @@ def _documents(handle: BinaryIO, name: str) -> Iterable[tuple[int, dict[str, Any
             document = None
         if not isinstance(document, dict):
             raise RefusedError(f"{name}, line {number}: not a JSON object, or cut short", WHOLE)
-        found.append((number, document))
-    return found
+        documents.append((number, document))
+    return documents
 
 
 def _matrix(record: dict[str, Any], name: str) -> Tensor:

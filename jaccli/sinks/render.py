@@ -17,7 +17,7 @@ from rich.text import Text
 from torch import Tensor
 
 from jaccli.sinks.terminal import Style, to_text
-from jaccli.sinks.text import inert
+from jaccli.text.escape import inert
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
 

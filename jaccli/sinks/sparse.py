@@ -67,12 +67,12 @@ class SparseSink(MatrixSink):
 
 def _merged(pair: PairMeta, parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """The entries of all blocks at the places of any: ``(batch, nnz)``, and the places ``(nnz,)``."""
-    places = torch.cat([found for found, _ in parts]).unique()
+    places = torch.cat([block_places for block_places, _ in parts]).unique()
     require_memory(pair.shape[0] * len(places) * pair.torch_dtype.itemsize, f"the sparse J of {pair.key!r}")
     data = torch.zeros(pair.shape[0], len(places), dtype=pair.torch_dtype)
     start = 0
-    for found, entries in parts:
-        data[start : start + len(entries)].index_copy_(1, torch.searchsorted(places, found), entries)
+    for block_places, entries in parts:
+        data[start : start + len(entries)].index_copy_(1, torch.searchsorted(places, block_places), entries)
         start += len(entries)
     return data, places
 

@@ -14,8 +14,9 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from jaccli.sinks.terminal import Style, heading, to_text
-from jaccli.sinks.text import inert, json_value
+from jaccli.sinks.values import json_value
 from jaccli.sinks.wrap import wrapped
+from jaccli.text.escape import inert
 
 _LIST_SHOWN = 4
 _GAP = 2
@@ -132,9 +133,9 @@ def _panels(columns: list[_Column], keys: int, width: int) -> list[list[_Column]
     lead = _squeezed(columns[:keys], width // 2)
     panels: list[list[_Column]] = [[]]
     for column in columns[keys:]:
-        taken = _width([*lead, *panels[-1]]) + _GAP
-        last_text = column is columns[-1] and not column.numeric and width - taken >= _LEAST_TEXT
-        if panels[-1] and taken + column.width > width and not last_text:
+        used = _width([*lead, *panels[-1]]) + _GAP
+        last_text = column is columns[-1] and not column.numeric and width - used >= _LEAST_TEXT
+        if panels[-1] and used + column.width > width and not last_text:
             panels.append([])
         panels[-1].append(column)
     return [_squeezed([*lead, *panel], width) for panel in panels]

@@ -14,7 +14,7 @@ from rich.text import Text
 from jaccli.sinks.charset import charset_of, encode, is_unicode, shown
 from jaccli.sinks.choose import is_stdout
 from jaccli.sinks.standard import results, results_charset
-from jaccli.sinks.text import inert
+from jaccli.text.escape import inert
 
 _USUAL, _LEAST = os.terminal_size((80, 24)), os.terminal_size((20, 10))
 
@@ -59,10 +59,10 @@ def style_of(out: BinaryIO, no_color: bool = False, charset: str | None = None) 
     """
     terminal = out.isatty()
     size = size_of(out)
-    wanted = terminal and not is_dumb() and not os.environ.get("NO_COLOR")
-    color = (wanted or bool(os.environ.get("FORCE_COLOR"))) and not no_color
+    by_default = terminal and not is_dumb() and not os.environ.get("NO_COLOR")
+    color = (by_default or bool(os.environ.get("FORCE_COLOR"))) and not no_color
     charset = charset if charset is not None else charset_of(None, terminal)
-    fixed = terminal or _told("COLUMNS") > 0
+    fixed = terminal or _environment_size("COLUMNS") > 0
     return Style(max(size.columns, _LEAST.columns), max(size.lines, _LEAST.lines), color, charset, fixed)
 
 
@@ -71,7 +71,7 @@ def size_of(stream: Any) -> os.terminal_size:
     size = os.terminal_size((0, 0))
     with contextlib.suppress(OSError, ValueError):  # no terminal, or no descriptor
         size = os.get_terminal_size(stream.fileno())
-    columns, lines = _told("COLUMNS") or size.columns, _told("LINES") or size.lines
+    columns, lines = _environment_size("COLUMNS") or size.columns, _environment_size("LINES") or size.lines
     return os.terminal_size((columns or _USUAL.columns, lines or _USUAL.lines))
 
 
@@ -80,7 +80,7 @@ def is_dumb() -> bool:
     return os.environ.get("TERM", "") in ("", "dumb", "unknown")
 
 
-def _told(name: str) -> int:
+def _environment_size(name: str) -> int:
     """A size by an environment variable; 0 where it is no number above 0."""
     text = os.environ.get(name, "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0

@@ -81,15 +81,14 @@ class _Folder:
     files: int
 
 
-def _screen(found: Any, name: str, there: _Folder, depth: int = 0) -> None:
+def _screen(fields: Any, name: str, folder: _Folder, depth: int = 0) -> None:
     """One description of an array or a group; consolidated ones hold others."""
-    if isinstance(found, list):
-        for item in found:
-            _screen(item, name, there, depth + 1)
-    if not isinstance(found, dict) or depth > 32:
+    if isinstance(fields, list):
+        for item in fields:
+            _screen(item, name, folder, depth + 1)
+    if not isinstance(fields, dict) or depth > 32:
         return
-    codecs = [*_listed(found.get("codecs")), *_listed(found.get("index_codecs")), *_listed(found.get("filters"))]
-    codecs += _listed(found.get("compressor"))
+    codecs = [c for key in ("codecs", "index_codecs", "filters", "compressor") for c in _listed(fields.get(key))]
     for codec in codecs:
         kind = codec.get("id", codec.get("name")) if isinstance(codec, dict) else codec
         if kind not in _CODECS:
@@ -98,18 +97,19 @@ def _screen(found: Any, name: str, there: _Folder, depth: int = 0) -> None:
                 "expected one that only unpacks numbers, as zstd or blosc",
                 "save it again with jaccli, or as npy",
             )
-    grid = found.get("chunk_grid")
+    grid = fields.get("chunk_grid")
     inner = grid.get("configuration") if isinstance(grid, dict) else None
-    for shape in (found.get("shape"), found.get("chunks"), (inner or {}).get("chunk_shape"), found.get("chunk_shape")):
+    shapes = [fields.get("shape"), fields.get("chunks"), (inner or {}).get("chunk_shape"), fields.get("chunk_shape")]
+    for shape in shapes:
         if isinstance(shape, list) and all(type(size) is int for size in shape):
-            require_unpacked(_WIDEST * math.prod(shape), there.stored, name)
-    _check_chunks(found.get("shape"), found.get("chunks") or (inner or {}).get("chunk_shape"), name, there)
-    for key, value in found.items():
+            require_unpacked(_WIDEST * math.prod(shape), folder.stored, name)
+    _check_chunks(fields.get("shape"), fields.get("chunks") or (inner or {}).get("chunk_shape"), name, folder)
+    for key, value in fields.items():
         if key not in ("attributes", "provenance"):
-            _screen(value, name, there, depth + 1)
+            _screen(value, name, folder, depth + 1)
 
 
-def _check_chunks(shape: Any, chunk: Any, name: str, there: _Folder) -> None:
+def _check_chunks(shape: Any, chunk: Any, name: str, folder: _Folder) -> None:
     """Each chunk is looked for, those that are not there included."""
     sizes = [size for one in (shape, chunk) if isinstance(one, list) for size in one]
     if not isinstance(chunk, list) or not isinstance(shape, list) or len(shape) != len(chunk):
@@ -117,9 +117,9 @@ def _check_chunks(shape: Any, chunk: Any, name: str, there: _Folder) -> None:
     if any(type(size) is not int or size < 0 for size in sizes):
         raise RefusedError(f"{name} is a damaged zarr store: shape {str(shape)[:60]}, chunks {str(chunk)[:60]}", WHOLE)
     chunks = math.prod(-(-n // max(size, 1)) for n, size in zip(shape, chunk, strict=True))
-    if chunks > _CHUNKS_FREELY + _CHUNKS_OF_A_FILE * there.files:
+    if chunks > _CHUNKS_FREELY + _CHUNKS_OF_A_FILE * folder.files:
         raise RefusedError(
-            f"{name} announces {chunks} chunks and has {there.files} files",
+            f"{name} announces {chunks} chunks and has {folder.files} files",
             "expected chunks that are there",
             "the store is damaged or forged: get it again",
         )

@@ -1,11 +1,31 @@
-"""Text from files in error messages: one line, short, and unable to steer a terminal."""
+"""Text from files made harmless: it cannot steer a terminal, and is short and one line where a message quotes it."""
 
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 from itertools import islice
+
+# Controls, invisible formatting (text direction among it), lone surrogates, line and paragraph ends.
+_ACTIVE = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
+
+
+def inert(text: str) -> str:
+    r"""Text that a terminal only shows: control characters and their like as ``\x1b``."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        char.encode("unicode_escape").decode("ascii") if unicodedata.category(char) in _ACTIVE else char
+        for char in text
+    )
+
+
+def printable(text: str, limit: int = 120) -> str:
+    """One line: what is not printable becomes a space, runs of spaces one, and the end is left out when it is long."""
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def quote(text: object, limit: int = 80) -> str:

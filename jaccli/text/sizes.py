@@ -40,6 +40,6 @@ def memory_limit(value: object) -> int | None:
         return None if value is None else parse_bytes(value)
     number: object = int(value) if isinstance(value, float) and value.is_integer() else value
     if isinstance(number, bool) or not isinstance(number, SupportsIndex) or (size := operator.index(number)) < 1:
-        given = worded("{max_memory:{value}} is not a size", value=repr(value))
-        raise UsageError(given, "expected a whole number of bytes from 1, a text as '4GiB' or '500MB', or None")
+        message = worded("{max_memory:{value}} is not a size", value=repr(value))
+        raise UsageError(message, "expected a whole number of bytes from 1, a text as '4GiB' or '500MB', or None")
     return size

@@ -26,7 +26,7 @@ class Worded(str):
 
     parts: tuple[str | Term, ...]
 
-    def told(self, of_term: Callable[[Term], str]) -> str:
+    def rendered(self, of_term: Callable[[Term], str]) -> str:
         """The text with other words for its terms."""
         return "".join(of_term(part) if isinstance(part, Term) else part for part in self.parts)
 
@@ -53,9 +53,9 @@ def term(name: str, value: str = "") -> Worded:
 
 
 def _joined(parts: list[str | Term]) -> Worded:
-    made = Worded("".join(in_python(part) if isinstance(part, Term) else part for part in parts))
-    made.parts = tuple(parts)
-    return made
+    text = Worded("".join(in_python(part) if isinstance(part, Term) else part for part in parts))
+    text.parts = tuple(parts)
+    return text
 
 
 # Of what is no ``name=value``; each with its form without a value, and with one.

@@ -1,4 +1,4 @@
-"""Parameters, and the steps that they take."""
+"""The parameters that are trained, and the steps of Adam that change them."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ def parameters_of(network: Network, model: nn.Module) -> list[Parameter]:
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     tensors = zip(as_network(model).tensors(), network.tensors(), strict=True)
-    found = [Parameter(names[id(w)], v, w) for w, v in tensors if id(w) in names and not is_whole(v)]
-    if not found:
+    parameters = [Parameter(names[id(w)], v, w) for w, v in tensors if id(w) in names and not is_whole(v)]
+    if not parameters:
         raise UnsupportedError(
             "the model has no floating-point parameters to train",
             "expected weights that are parameters: freezing or quantising makes constants of them",
             "give the model as it was before",
         )
-    for one in found:
+    for one in parameters:
         if not bool(one.value.isfinite().all()):
             raise RefusedError(f"the parameter {one.name!r} is not finite", "expected finite weights to start from")
         one.value.requires_grad_(True)
-    return found
+    return parameters
 
 
 @dataclass

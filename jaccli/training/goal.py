@@ -1,4 +1,4 @@
-"""Where J is to come, and how far it is from there."""
+"""The end that J is trained towards, and how far J is from it."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class Goal:
         """Squared distance over n: ``(pairs, batch)``, differentiable where gradients are on."""
         given = batch.inputs
         how = (self.estimator, probes or self.probes, generator, given.args[1:], given.kwargs)
-        found = [
+        distances = [
             deviation_from(self.towards, network, given.args[0], str(source), str(target), *how) / n
             for (source, target), n in zip(self.pairs, self.sizes, strict=True)
         ]
-        return torch.stack(found)
+        return torch.stack(distances)
 
     def relative(self, squares: Tensor) -> float:
         """The mean of the roots; of estimates the root of the mean, as their roots are too small on average."""
@@ -78,21 +78,21 @@ def goal_of(
     """The goal for pairs that can have it. Cost: a forward pass of two samples, and a backward pass for each pair.
 
     Raises:
-        UsageError: J is not square, and is to be held against the identity.
+        UsageError: J is not square, and the end is a multiple of the identity.
         UnsupportedError: no path leads from source to target.
     """
     some = samples.few(2).inputs
     with computing(network), exact_attention(True):
         ready = linearize(network, some, pairs)
-    kept = [one for one in ready if _fits(one, square="identity" in towards)]
-    if not kept:
+    fitting = [one for one in ready if _fits(one, square="identity" in towards)]
+    if not fitting:
         raise UnsupportedError("none of the layers that the glob matches can be trained", "notes say why of each")
-    functions = [one.linear.f for one in kept]
+    functions = [one.linear.f for one in fitting]
     sizes = tuple(min(f.n_out, f.n_in) for f in functions)
     largest = max(max(f.n_out, f.n_in) for f in functions)
     chosen: Estimator = ("exact" if largest <= EXACT_UP_TO else "hutchinson") if estimator == "auto" else estimator
     shapes = tuple((f.source.view.shape, f.target.view.shape) for f in functions)
-    return Goal(tuple(one.pair for one in kept), sizes, shapes, towards, weight, chosen, probes)
+    return Goal(tuple(one.pair for one in fitting), sizes, shapes, towards, weight, chosen, probes)
 
 
 def _fits(linearization: Linearization, square: bool) -> bool:
@@ -172,12 +172,12 @@ def figures(network: Network, samples: Samples, goal: Goal, task: TrainingTask, 
 
 
 def _exact(network: Network, samples: Samples, goal: Goal, watch: Progress) -> list[Tensor]:
-    found: dict[Pair, list[Tensor]] = {pair: [] for pair in goal.pairs}
+    distances: dict[Pair, list[Tensor]] = {pair: [] for pair in goal.pairs}
     for piece in stream(network, samples.inputs, goal.pairs, Choice(), watch=watch):
         for matrix in piece.outcome.matrix:  # one by one: in float64 a block may not fit a second time
             j = matrix.detach().to("cpu", torch.float64)
-            found[piece.pair].append(_distance(goal.towards, j).reshape(1))
-    return [torch.cat(rows) for rows in found.values()]
+            distances[piece.pair].append(_distance(goal.towards, j).reshape(1))
+    return [torch.cat(rows) for rows in distances.values()]
 
 
 def _distance(towards: Towards, j: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the network is to do besides: fit targets, or stay the function that it was."""
+"""The task loss of a training: fit targets, or keep the outputs of the original network."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ LEAST_SPREAD = 1e-3
 
 def outputs_of(network: Network, inputs: Inputs) -> list[Tensor]:
     """The floating-point tensors that the network returns, connected to its parameters where gradients are on."""
-    wanted = torch.is_grad_enabled()
-    with computing(network, frozen=False), torch.set_grad_enabled(wanted), readable(inputs):
-        found = _floats(network.run(inputs.args, inputs.kwargs))
-        return _floats(network.run(inputs.args, inputs.kwargs)) if set_aside(network, found) else found
+    with_gradients = torch.is_grad_enabled()
+    with computing(network, frozen=False), torch.set_grad_enabled(with_gradients), readable(inputs):
+        values = _floats(network.run(inputs.args, inputs.kwargs))
+        return _floats(network.run(inputs.args, inputs.kwargs)) if set_aside(network, values) else values
 
 
-def _floats(found: object) -> list[Tensor]:
-    return [tensor for _, tensor in leaves(found) if tensor.is_floating_point()]
+def _floats(values: object) -> list[Tensor]:
+    return [tensor for _, tensor in leaves(values) if tensor.is_floating_point()]
 
 
 class Original:

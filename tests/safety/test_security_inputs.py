@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from jaccli.errors import JaccliError, RefusedError, ResourceError
-from jaccli.samples import load_samples, parse_input
+from jaccli.samples.load import load_samples
+from jaccli.samples.spec import parse_input
 from jaccli.sinks.read import read_jacobian
 
 DEEP = b"\x80\x02})" + b"\x85" * 100_000 + b"K\x01s."

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from jaccli.errors import JaccliError, JaccliWarning, RefusedError, ResourceError
-from jaccli.samples import load_samples, parse_input
+from jaccli.samples.load import load_samples
+from jaccli.samples.spec import parse_input
 
 
 class Bomb:

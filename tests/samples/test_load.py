@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import JaccliNote, JaccliWarning, RefusedError, ResourceError, UsageError
-from jaccli.samples import load_argument, load_samples, parse_input, parse_model_arg
+from jaccli.samples.load import load_argument, load_samples
+from jaccli.samples.spec import parse_input, parse_model_arg
 
 VALUES = torch.arange(12, dtype=torch.float32).reshape(3, 4) / 7
 

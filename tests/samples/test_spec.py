@@ -10,8 +10,16 @@ from pathlib import Path
 import pytest
 
 from jaccli.errors import JaccliNote, RefusedError, UsageError
-from jaccli.samples import check_input, parse_input, parse_model_arg, parse_samples
-from jaccli.samples.spec import FileInput, FolderInput, RandomInput, StdinInput
+from jaccli.samples.spec import (
+    FileInput,
+    FolderInput,
+    RandomInput,
+    StdinInput,
+    check_input,
+    parse_input,
+    parse_model_arg,
+    parse_samples,
+)
 
 
 def test_parsing_needs_neither_torch_nor_numpy() -> None:

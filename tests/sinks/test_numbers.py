@@ -21,7 +21,8 @@ from jaccli.sinks.choose import Format
 from jaccli.sinks.numbers import markdown_table, write_jsonl, write_numbers
 from jaccli.sinks.table import TableView, render_table
 from jaccli.sinks.terminal import Style, style_of
-from jaccli.sinks.text import dumps, inert, json_value
+from jaccli.sinks.values import dumps, json_value
+from jaccli.text.escape import inert
 
 HOSTILE = "[bold red]x[/nope]\x1b[2J\x9b31m\r\n\u202e|`</script>"
 RECORDS: list[dict[str, Any]] = [

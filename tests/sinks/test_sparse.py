@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 import jaccli
 from jaccli.cli import boundary
-from jaccli.cli.request import SPARSE
 from jaccli.errors import JaccliError, RefusedError, ResourceError
-from jaccli.sinks.choose import MATRIX, Format
+from jaccli.sinks.choose import MATRIX, SPARSE, Format
 from jaccli.sinks.matrix import PairMeta
 from jaccli.sinks.read import read_jacobian
 from jaccli.sinks.sparse import SparseSamples, sparse_sink

@@ -12,7 +12,7 @@ from jaccli.errors import RefusedError
 from jaccli.pickles.saved_object import read_pickled
 from jaccli.pickles.stand_ins import TensorSpec
 from jaccli.pickles.storages import TensorMaker, checked_extent, torch_dtype
-from jaccli.safety.reading import Damaged
+from jaccli.safety.reading import DamagedError
 from jaccli.text.escape import listed, quote
 
 # Numbers of ``ScalarType`` in torch.export's format; not those of c10.
@@ -41,7 +41,7 @@ def load_raw(data: bytearray, meta: Mapping[str, Any], name: str) -> Tensor:
         raise _unfit(name, "its layout is not strided")
     try:
         checked_extent(sizes, strides, offset, dtype.itemsize, len(data))
-    except Damaged as error:
+    except DamagedError as error:
         raise _unfit(name, str(error)) from None
     if not data:
         return torch.empty(sizes, dtype=dtype)

@@ -14,7 +14,7 @@ from typing import IO, Any, ClassVar
 from jaccli.errors import RefusedError
 from jaccli.pickles.nesting import check_depth
 from jaccli.pickles.reader import PickleReader
-from jaccli.pickles.stand_ins import STORAGES, Rebuild
+from jaccli.pickles.stand_ins import BUILDERS, STORAGES, Builder
 from jaccli.pickles.storages import checked_extent, itemsize
 from jaccli.safety.budget import Budget, BudgetError
 from jaccli.safety.reading import DamagedError
@@ -73,7 +73,7 @@ class Tensors:
         word, kind, key, _, numel = label
         each = itemsize(_STORAGES[kind])
         if word != "storage" or not 0 <= numel * each <= self._sizes[key]:
-            raise Damaged("a storage is larger than its record")
+            raise DamagedError("a storage is larger than its record")
         return _Storage(each, numel * each)
 
     def rebuild(self, storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> None:
@@ -110,7 +110,7 @@ class _Records(PickleReader):
         if full == "torch.device":
             return Builder(full, _first)
         if module == "torch.jit._pickle" and name.startswith(("build_", "restore_type_tag")):
-            return Rebuild(full, _tagged)
+            return Builder(full, _tagged)
         raise refuse(self._path, f"names {quote(full)} in a pickle")
 
     def persistent_load(self, pid: Any) -> Any:
@@ -164,7 +164,7 @@ def inspect_pickle(data: bytes, tensors: Tensors, path: Path, budget: Budget) ->
         foreign = _foreign_opcode(error)
         if foreign:
             raise refuse(path, f"holds a pickle that torch did not write ({foreign})") from None
-        ours = isinstance(error, Damaged | BudgetError)
+        ours = isinstance(error, DamagedError | BudgetError)
         raise damaged(path, str(error) if ours else "its objects make no sense") from error
 
 

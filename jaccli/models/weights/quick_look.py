@@ -1,15 +1,16 @@
-"""Looks into a model file and at ``--arch`` that need no torch, so that a wrong call is answered at once."""
+"""Whether a file of ``torch.save`` holds weights without a network, found out without torch.
+
+The command line asks before it imports torch, so that a call without ``--arch`` is answered at once. The tensors are
+not read, and nothing in the pickle is executed.
+"""
 
 from __future__ import annotations
 
 import io
-import os
-import re
 import zipfile
 from pathlib import Path
 from typing import Any
 
-from jaccli.errors import UsageError
 from jaccli.models.weights.candidates import candidates_in
 from jaccli.pickles.reader import PickleReader
 from jaccli.pickles.stand_ins import StorageRef, StorageType
@@ -24,11 +25,11 @@ _LEGACY_HEADERS = 3
 def is_weights(path: Path) -> bool:
     """Whether a ``torch.save`` file surely holds weights and no module; nothing of it is executed.
 
-    False as well for all that cannot be told here: the loader then says what is wrong.
+    False also where this cannot be found out: the loader then says what is wrong.
     """
     try:
-        found = candidates_in(_content(path))
-        return bool(found) and all(one.module is None for one in found)
+        candidates = candidates_in(_content(path))
+        return bool(candidates) and all(one.module is None for one in candidates)
     except Exception:
         return False
 
@@ -59,17 +60,3 @@ def _load(file: io.BytesIO, path: Path) -> Any:
         raise ValueError("bytes of another file")
 
     return PickleReader(file, storage, nested, quote(path), Budget(_LARGEST)).load()
-
-
-def check_arch(spec: str) -> None:
-    """Refuse an ``--arch`` that names no callable, or a file that is not there.
-
-    Raises:
-        UsageError: it does.
-    """
-    form = "expected package.module:callable or path/file.py:callable"
-    place, colon, name = spec.rpartition(":")
-    if not colon or not place or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
-        raise UsageError(f"--arch {quote(spec)} is not the name of a callable", form)
-    if place.endswith(".py") and not os.path.isfile(place):
-        raise UsageError(f"--arch {quote(spec)}: no such file {quote(place)}", form, "check the path")

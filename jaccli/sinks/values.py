@@ -1,15 +1,11 @@
-"""Values as text: JSON without NaN tokens, and names from strangers' files made harmless."""
+"""Values as JSON: without NaN tokens, and in ASCII."""
 
 from __future__ import annotations
 
 import json
 import math
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
-
-# Controls, invisible formatting (text direction among it), lone surrogates, line and paragraph ends.
-_ACTIVE = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 
 
 def json_value(value: Any) -> Any:
@@ -35,13 +31,3 @@ def json_value(value: Any) -> Any:
 def dumps(value: Any, indent: int | None = None) -> str:
     """Valid JSON, in ASCII: nothing in it can act on a terminal."""
     return json.dumps(json_value(value), indent=indent, allow_nan=False)
-
-
-def inert(text: str) -> str:
-    r"""Text that a terminal only shows: control characters and their like as ``\x1b``."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        char.encode("unicode_escape").decode("ascii") if unicodedata.category(char) in _ACTIVE else char
-        for char in text
-    )
