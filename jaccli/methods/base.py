@@ -13,6 +13,7 @@ from jaccli.graph.elimination.accumulate import EliminationPlan
 from jaccli.graph.elimination.bracketing import Bracketing
 from jaccli.linearization.linearization import LinearizedFunction
 from jaccli.names import MethodName
+from jaccli.planning.linearize.nearby import perturbed
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 
 __all__ = ["Method", "MethodGap", "MethodTask", "Tick", "is_out_of_memory", "perturbed", "reason", "spans"]
@@ -37,8 +38,8 @@ class MethodTask:
         tick: told how many rows or columns were finished.
         notes: filled with what a reader should know of how it went.
         error_estimate: filled by a method that is not exact: relative Frobenius error.
-        engine: f captured as a graph, where that was done before.
-        bracket: how to multiply out its chain, where that is known.
+        structure: f as a graph with its elimination order, where that was found before.
+        bracketing: the elimination order alone, where that is known.
     """
 
     linear: LinearizedFunction
@@ -48,7 +49,7 @@ class MethodTask:
     tick: Tick = lambda done: None
     notes: list[str] = field(default_factory=list)
     error_estimate: float | None = None
-    engine: EliminationPlan | None = None
+    structure: EliminationPlan | None = None
     bracketing: Bracketing | None = None
 
     def groups(self) -> list[slice]:
@@ -87,14 +88,3 @@ class Method(Protocol):
 def spans(size: int, chunk: int) -> list[tuple[int, int]]:
     """``0:size`` in pieces of at most ``chunk``."""
     return [(start, min(start + chunk, size)) for start in range(0, size, max(chunk, 1))]
-
-
-def perturbed(point: Tensor) -> Tensor:
-    """A point nearby: every value some percent smaller, which keeps to the range that a model may insist on.
-
-    Samples of zeros are moved away from zero.
-    """
-    generator = torch.Generator().manual_seed(1)
-    share = 0.02 + 0.08 * torch.rand(point.shape, generator=generator).to(point)
-    zero = (point == 0).reshape(point.shape[0], -1).all(1).reshape(-1, *[1] * (point.dim() - 1))
-    return torch.where(zero, share, point * (1 - share))

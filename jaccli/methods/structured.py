@@ -25,8 +25,8 @@ class Structured(Method):
         if task.samples_mix:
             raise MethodGap("samples mix in this model")
         try:
-            task.engine = task.engine or engine(capture(task.linear.f), task.bracketing)
-            task.out = jacobian(task.engine)
+            structure = task.structure or engine(capture(task.linear.f), task.bracketing)
+            task.out = jacobian(structure)
         except CaptureGap as gap:
             raise MethodGap(str(gap)) from None
         task.linear.passes["forward"] += 1

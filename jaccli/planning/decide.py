@@ -16,24 +16,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from jaccli import defaults
 from jaccli.errors import ResourceError, note
-from jaccli.graph.elimination.accumulate import engine
+from jaccli.graph.elimination.accumulate import EliminationPlan
 from jaccli.graph.elimination.bracketing import Bracketing
-from jaccli.graph.trace.capture import Graph, capture
-from jaccli.graph.trace.ir import CaptureGap
 from jaccli.linearization.linearization import batching_imported
 from jaccli.methods import METHODS, MethodGap, MethodName, MethodTask
 from jaccli.methods.base import is_out_of_memory
 from jaccli.planning.linearize import Linearization, readable
 from jaccli.planning.memory import ActivationMemory, available, footprint
 from jaccli.planning.predict import counted, roughly
-from jaccli.runtime.dispatch import LeftTorch, Within
 from jaccli.text.wording import term, worded
 
 
@@ -124,10 +120,10 @@ def decide(
         return replace(_sized(linearization, method, "asked for", room, chunk, sizes), asked=True)
 
     if method == "structured":
-        gap = look(linearization)
-        if gap is None:
-            return with_structure(linearization, asked(), room)
-        return replace(asked(), others={"structured": gap})
+        gap = linearization.search_structure()
+        if linearization.structure is not None:
+            return with_structure(linearization, linearization.structure, asked(), room)
+        return replace(asked(), others={"structured": gap or ""})
     if method != "auto":
         return asked()
     choice, why, others, seconds = _auto(
@@ -135,9 +131,9 @@ def decide(
     )
     decision = _sized(linearization, choice, why, room, chunk, sizes)
     decision = replace(decision, others=others, predicted_s=seconds)
-    if choice != "structured":
+    if choice != "structured" or linearization.structure is None:
         return decision
-    found = with_structure(linearization, decision, room)
+    found = with_structure(linearization, linearization.structure, decision, room)
     if found.peak_bytes <= room.limit:
         return found
     others = {**others, "structured": f"{human(found.peak_bytes)} for one sample"}
@@ -164,48 +160,21 @@ def _room(linearization: Linearization, max_memory: int | None, keep: int) -> Me
     return MemoryBudget(limit, keep * _sample_bytes(linearization), max_memory is not None)
 
 
-def look(linearization: Linearization, within: float = float("inf")) -> str | None:
-    """Capture f as a graph and find the bracketing; why it cannot be done, or None.
-
-    Args:
-        prepared: f; keeps what was found, unless a search that was cut short is wanted thorough now.
-        within: seconds after which the search is cut short.
-    """
-    if linearization.engine is None or (within == float("inf") and not linearization.engine.thorough):
-        if linearization.samples_mix:
-            return "samples mix"
-        with readable(linearization.linear.f.inputs):
-            try:
-                linearization.engine = engine(captured(linearization), within=within)
-            except (CaptureGap, LeftTorch) as gap:
-                return str(gap)
-    return None
-
-
-def captured(linearization: Linearization) -> Graph:
-    """f as a graph.
-
-    Raises:
-        CaptureGap, LeftTorch: it cannot be captured, or its derivative cannot.
-    """
-    with Within(dual=False) if linearization.linear.live is None else nullcontext():
-        return capture(linearization.linear.f)
-
-
-def with_structure(linearization: Linearization, decision: Decision, room: MemoryBudget | None = None) -> Decision:
-    """The decision with the bracketing that ``look`` found, and the memory that it takes."""
-    assert linearization.engine is not None
-    found, batch = linearization.engine, decision.batch
-    need = found.work_bytes + (0 if room is not None and room.kept else batch * decision.sample_bytes)
+def with_structure(
+    linearization: Linearization, plan: EliminationPlan, decision: Decision, room: MemoryBudget | None = None
+) -> Decision:
+    """The decision with the plan's elimination order, and the memory that it takes."""
+    batch = decision.batch
+    need = plan.work_bytes + (0 if room is not None and room.kept else batch * decision.sample_bytes)
     block = decision.block if room is None else max(1, int(room.free * batch / max(need, 1)))
     kept = room.kept if room is not None else 0
     peak = int(need * min(block, batch) / batch) + kept
     return replace(
         decision,
-        bracketing=found.bracketing,
-        steps=tuple(found.describe()),
-        passes=found.passes(),
-        predicted_s=found.seconds,
+        bracketing=plan.bracketing,
+        steps=tuple(plan.describe()),
+        passes=plan.passes(),
+        predicted_s=plan.seconds,
         block=max(block, batch) if linearization.samples_mix else block,
         peak_bytes=peak,
     )
@@ -331,8 +300,8 @@ def structure(linearization: Linearization, loop_s: float) -> tuple[str | None, 
     search_s = linearization.linear.live.operators() * defaults.ENGINE_OPERATOR_S
     if loop_s < search_s:
         return f"a search for structure takes {seconds(search_s)}, the loop {seconds(loop_s)}", float("inf")
-    gap = look(linearization, within=defaults.SEARCH_SHARE * loop_s)
-    return gap, linearization.engine.seconds if linearization.engine is not None and gap is None else float("inf")
+    gap = linearization.search_structure(defaults.SEARCH_SHARE * loop_s)
+    return gap, linearization.structure.seconds if linearization.structure is not None else float("inf")
 
 
 def seconds(value: float) -> str:

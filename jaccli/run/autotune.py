@@ -13,7 +13,7 @@ from jaccli.activations.record import Inputs
 from jaccli.calibration import calibrate, load
 from jaccli.graph.elimination.accumulate import with_bracketing
 from jaccli.networks.network import Network
-from jaccli.planning.decide import Decision, look, seconds, with_structure
+from jaccli.planning.decide import Decision, seconds, with_structure
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention
 from jaccli.run.blocks import Choice, collect, stream
 from jaccli.run.program_cache import ProgramCache
@@ -37,20 +37,18 @@ def tuned(
     if inputs.batch > decision.block:
         return decision, None
     with computing(network), exact_attention(choice.exact_attention):
-        gap = look(linearization)
-    if gap is not None:
-        return replace(decision, others={**decision.others, "structured": gap}), None
-    candidate = with_structure(linearization, replace(decision, method="structured"))
+        gap = linearization.search_structure()
+    structure = linearization.structure
+    if structure is None:
+        return replace(decision, others={**decision.others, "structured": str(gap)}), None
+    candidate = with_structure(linearization, structure, replace(decision, method="structured"))
     replay = ProgramCache(network, pair, choice, candidate, compile=compile)
-    recorded = replay.linearize(inputs, linearization)
+    recorded = replay.linearize(inputs, structure.bracketings())
     if recorded is None:
         return decision, None
-    if (
-        replay.decision.bracketing is not candidate.bracketing and linearization.engine is not None
-    ):  # the clock chose another
-        assert replay.decision.bracketing is not None
-        linearization.engine = with_bracketing(linearization.engine, replay.decision.bracketing)
-        candidate = with_structure(linearization, candidate)
+    bracketing = replay.decision.bracketing
+    if bracketing is not None and bracketing is not candidate.bracketing:  # the clock chose another
+        candidate = with_structure(linearization, with_bracketing(structure, bracketing), candidate)
     if choice.method == "auto":
         plain = _plain_seconds(network, pair, choice, decision, inputs, recorded)
         if plain < recorded:

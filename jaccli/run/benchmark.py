@@ -191,7 +191,7 @@ def _plain(
     def call() -> Tensor:
         with exact_attention(choice.exact_attention):
             (linearization,) = linearize(network, inputs, [pair], graph=choice.needs_graph, probe=False)
-            linearization.samples_mix = probe.samples_mix
+            linearization = replace(linearization, samples_mix=probe.samples_mix)
             outcome: Outcome = fill(linearization, method, decision.chunk)
         return outcome.matrix
 

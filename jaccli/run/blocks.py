@@ -19,7 +19,7 @@ from jaccli.planning.batch_influence import influence, tell_influence
 from jaccli.planning.decide import Decision, decide
 from jaccli.planning.early_refusal import refuse_too_large
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
-from jaccli.run.execute import Outcome, disagreement, report, run
+from jaccli.run.execute import Outcome, compared, report, run
 from jaccli.text.wording import worded
 
 Tick = Callable[[int], None]
@@ -268,10 +268,11 @@ def _piece(
         # A plan made where there was no path, used at a point where there is one.
         decision = decide(linearization, "auto")
     matrix = call() if call is not None else None
-    if matrix is None or disagreement(linearization, matrix) is not None:
-        outcome = run(linearization, decision, tick=tick)
+    off, unsettled = compared(linearization, matrix) if matrix is not None else (None, 0)
+    if matrix is None or off is not None:
+        outcome, linearization = run(linearization, decision, tick=tick)
     else:
-        outcome = Outcome(matrix, "structured")
+        outcome = Outcome(matrix, "structured", unsettled=unsettled)
         tick(f.n_out)
     if outcome.matrix.device.type != "cpu":
         torch.accelerator.synchronize()

@@ -17,9 +17,9 @@ from jaccli.linearization.verify import tolerance
 from jaccli.methods import METHODS, MethodGap, MethodName, MethodTask
 from jaccli.methods.base import is_out_of_memory, reason
 from jaccli.planning.decide import Decision
-from jaccli.planning.linearize import Linearization, is_hidden_path, probe_first_sample
+from jaccli.planning.linearize import Linearization
+from jaccli.planning.linearize.sample_independence import leaks
 from jaccli.planning.mixing_message import mixing
-from jaccli.planning.sample_independence import leaks
 from jaccli.text.wording import worded
 
 Tick = Callable[[int], None]
@@ -35,6 +35,7 @@ class Outcome:
         method: the method that gave it, which after a gap is not the one asked for.
         error_estimate: relative Frobenius error, from methods that are not exact.
         notes: fallbacks taken.
+        unsettled: the number of samples whose J could not be checked.
     """
 
     matrix: Tensor
@@ -42,6 +43,7 @@ class Outcome:
     error_estimate: float | None = None
     notes: tuple[str, ...] = ()
     passes: Mapping[str, int] = field(default_factory=dict)
+    unsettled: int = 0
 
 
 _NEXT: dict[MethodName, tuple[MethodName, ...]] = {
@@ -57,8 +59,8 @@ _NEXT: dict[MethodName, tuple[MethodName, ...]] = {
 
 def run(
     linearization: Linearization, decision: Decision, *, tick: Tick = lambda done: None, check: bool = True
-) -> Outcome:
-    """J of the prepared samples.
+) -> tuple[Outcome, Linearization]:
+    """J of the linearised samples, and the linearization, corrected where a check showed that samples mix.
 
     Cost: the method's passes, and with ``check`` one product of J with a vector. A method that cannot
     do the model is replaced by the next that can, with a note; a J that disagrees with a single
@@ -70,7 +72,7 @@ def run(
     """
     linear = linearization.linear
     if decision.method is None:
-        return Outcome(linear.value.new_zeros(linear.shape), "zero", notes=(linearization.why_zero,))
+        return Outcome(linear.value.new_zeros(linear.shape), "zero", notes=(linearization.why_zero,)), linearization
     gaps: list[str] = []
     last: tuple[MethodName, ...] = () if decision.asked else ("finite-difference",)
     for method in (decision.method, *_NEXT[decision.method], *last):
@@ -83,7 +85,7 @@ def run(
             continue
         if gaps:
             outcome = Outcome(**{**vars(outcome), "notes": (f"{gaps[0]}; taken with {method}", *outcome.notes)})
-        return _verified(linearization, outcome) if check else outcome
+        return _verified(linearization, outcome) if check else (outcome, linearization)
     raise UnsupportedError(
         f"no Jacobian by {decision.method}: {gaps[0].split(': ', 1)[1]}",
         "expected a model that this method can differentiate",
@@ -111,7 +113,13 @@ def fill(
     try:
         out = linear.value.new_empty(linear.shape)
         task = MethodTask(
-            linear, out, chunk, linearization.samples_mix, tick, engine=linearization.engine, bracketing=bracketing
+            linear,
+            out,
+            chunk,
+            linearization.samples_mix,
+            tick,
+            structure=linearization.structure,
+            bracketing=bracketing,
         )
         if METHODS[method].needs_graph and linearization.probe.backward_gap:
             raise MethodGap(linearization.probe.backward_gap)
@@ -129,45 +137,44 @@ def fill(
     return Outcome(task.out, method, task.error_estimate, tuple(task.notes), linear.passes - before)
 
 
-def _verified(linearization: Linearization, outcome: Outcome) -> Outcome:
-    """Hold uᵀJ against plain backward passes; where they differ, take J row by row and say so.
+def _verified(linearization: Linearization, outcome: Outcome) -> tuple[Outcome, Linearization]:
+    """Compare uᵀJ with plain backward passes; where they differ, take J row by row and say so.
 
-    Without a backward pass Jz is held against differences of f; where it differs, J is taken by those.
+    Without a backward pass Jz is compared with differences of f; where it differs, J is taken by those.
     """
     if outcome.method == "finite-difference":
-        return outcome
-    error = disagreement(linearization, outcome.matrix)
+        return outcome, linearization
+    error, unsettled = compared(linearization, outcome.matrix)
     if error is None:
-        return outcome
+        return replace(outcome, unsettled=unsettled), linearization
     if linearization.probe.backward_gap is not None:
-        return _confirmed(linearization, outcome, error)
+        return _confirmed(linearization, outcome, error), linearization
     again = outcome if outcome.method == "loop" else fill(linearization, "loop", 1)
     second = disagreement(linearization, again.matrix)
     if second is not None and not linearization.samples_mix and leaks(linearization.linear):
         # Samples mix in a way that every other sample does not show.
-        linearization.samples_mix = True
-        probe_first_sample(linearization)
+        linearization = linearization.with_mixing_samples()
         again = fill(linearization, "loop", 1)
         second = disagreement(linearization, again.matrix)
         if second is None:
-            return again
+            return again, linearization
     if outcome.method != "loop":
         say = note if second is None else warn
         say(
             f"{outcome.method} gave a Jacobian that is {error:.2g} off an independent backward pass; "
             "it was taken again row by row (loop)"
         )
-    found = linearization.rounding()
-    if linearization.linear.f.network.draws.unsteady:  # told already
-        return again
-    if found is not None and not found.steady:
+    rounding = linearization.rounding
+    if linearization.linear.f.network.draws.unsteady:  # reported already
+        return again, linearization
+    if rounding is not None and not rounding.steady:
         warn("two passes at one point disagree: the model is not deterministic, do not rely on J")
     elif second is not None:
         warn(
             f"a backward pass disagrees by {second:.2g} with the sum of passes for each output: the backward pass "
             "is not deterministic, or not linear (a clipped or rounded gradient), do not rely on J"
         )
-    return again
+    return again, linearization
 
 
 def _confirmed(linearization: Linearization, outcome: Outcome, error: float) -> Outcome:
@@ -179,14 +186,9 @@ def _confirmed(linearization: Linearization, outcome: Outcome, error: float) -> 
             again = fill(linearization, method, defaults.TRIAL_ROWS) if method != outcome.method else None
         except MethodGap:
             continue
-        if (
-            again is not None
-            and disagreement(linearization, again.matrix) is None
-            and not linearization.probe.unsettled
-        ):
+        if again is not None and compared(linearization, again.matrix) == (None, 0):
             say(f"{linearization.name}: {gap}, and there is no backward pass; taken with {method}")
             return replace(again, notes=(*outcome.notes, *again.notes))
-    linearization.probe.unsettled = 0
     remedy = "" if outcome.matrix.dtype == torch.float64 else worded(", or try {dtype:float64}")
     text = "{name}: {gap}, there is no backward pass, and no other method is confirmed: do not rely on J{remedy}"
     warn(worded(text, name=linearization.name, gap=gap, remedy=remedy))
@@ -194,19 +196,27 @@ def _confirmed(linearization: Linearization, outcome: Outcome, error: float) -> 
 
 
 def disagreement(linearization: Linearization, *factors: Tensor) -> float | None:
-    """The relative difference of uᵀJ from rows by plain backward passes, where it is more than rounding; else None.
+    """The relative difference of J from independent products, where it is more than rounding; else None.
 
-    J is the product of the factors. Rules are wrong at some points only, so all samples are looked at. Cost: one
-    more backward pass, a product with a vector and a norm of each factor, in their own dtype; where they differ by
-    more than half of the digits, what rounding does to the row is found out, once. Without a backward pass: Jz
-    against ``linearization.differences``, of the first sample where they mix.
+    See ``compared``.
+    """
+    return compared(linearization, *factors)[0]
+
+
+def compared(linearization: Linearization, *factors: Tensor) -> tuple[float | None, int]:
+    """``disagreement``, and the number of samples of which the comparison says nothing.
+
+    J is the product of the factors ``(batch, m, n)``. uᵀJ is compared with rows by plain backward passes, at all
+    samples, since rules are wrong at some points only. Cost: one more backward pass, a product with a vector and a
+    norm of each factor, in their own dtype; where they differ by more than half of the digits, ``rounding`` of the
+    linearization, once. Without a backward pass: Jz against ``differences``, at the first sample where samples mix.
     """
     if not factors[0].numel():
-        return None
+        return None, 0
     if linearization.probe.backward_gap is not None:
         return _off_differences(linearization, factors)
-    found = [_off(linearization, *evidence, factors) for evidence in linearization.evidence()]
-    return max((error for error in found if error is not None), default=None)
+    errors = [_off(linearization, *check, factors) for check in linearization.adjoint_checks]
+    return max((error for error in errors if error is not None), default=None), 0
 
 
 def _off(
@@ -226,23 +236,22 @@ def _off(
     error = torch.where(lost & ~finite, torch.inf, error)
     if not bool((error > tolerance(torch.finfo(row.dtype).eps)).any()):
         return None
-    found = linearization.rounding()
-    if found is not None and found.steady:
-        error = torch.where((difference <= found.row[chosen]) & error.isfinite(), 0.0, error)
+    rounding = linearization.rounding
+    if rounding is not None and rounding.steady:
+        error = torch.where((difference <= rounding.row[chosen]) & error.isfinite(), 0.0, error)
     return float(error.max()) if bool((error > tolerance(linearization.linear.rounding)).any()) else None
 
 
-def _off_differences(linearization: Linearization, factors: Sequence[Tensor]) -> float | None:
-    if linearization.linear.f.network.draws.unsteady:  # told already
-        return None
-    differences = linearization.differences()
+def _off_differences(linearization: Linearization, factors: Sequence[Tensor]) -> tuple[float | None, int]:
+    if linearization.linear.f.network.draws.unsteady:  # reported already
+        return None, 0
+    differences = linearization.differences
     image = differences.z.unsqueeze(-1)
     for factor in reversed(factors):
         image = torch.bmm(factor, image.to(factor))
     usual = _sizes(factors[0]) * norms(differences.z) / factors[0].shape[2] ** 0.5 if len(factors) == 1 else None
     verdict = differences.judge(image.squeeze(-1), usual)
-    linearization.probe.unsettled = verdict.unsettled
-    return verdict.off
+    return verdict.off, verdict.unsettled
 
 
 def _sizes(factor: Tensor) -> Tensor:
@@ -255,17 +264,14 @@ def _sizes(factor: Tensor) -> Tensor:
 def report_path(linearization: Linearization, name: str) -> None:
     """Say that J is zero where no path leads from source to target, or too small for the digits of its dtype."""
     if not linearization.connected:
-        say = warn if is_hidden_path(linearization) else note
+        say = warn if linearization.path_is_hidden else note
         say(f"{name}: J is zero: {linearization.why_zero}")
     _report_subnormal(linearization, name)
 
 
 def _report_subnormal(linearization: Linearization, name: str) -> None:
     """Of how many samples rows that were taken anyway lie below the normal numbers of their dtype."""
-    probe = linearization.probe
-    rows = [] if probe.row is None else [probe.row[probe.samples]]
-    if probe.rest is not None:
-        rows.append(probe.rest[1][1::2])
+    rows = linearization.known_rows
     sizes = torch.cat([row.abs().amax(1) for row in rows]) if rows else torch.zeros(0)
     least = torch.finfo(sizes.dtype).tiny
     if low := int(((sizes > 0) & (sizes < least)).sum()):
@@ -304,7 +310,7 @@ def report(linearization: Linearization, outcome: Outcome, name: str) -> None:
         warn(worded("{name}: {told}", name=name, told=told))
     if outcome.method != "finite-difference":
         _report_rounding(linearization, name)
-        report_unchecked(linearization, name)
+        report_unchecked(linearization, outcome.unsettled, name)
     for text in outcome.notes if linearization.connected else ():
         note(f"{name}: {text}")
     if outcome.error_estimate is not None:
@@ -318,15 +324,15 @@ def report(linearization: Linearization, outcome: Outcome, name: str) -> None:
         warn(f"{name}: J has {bad} non-finite values (first at sample {first})")
 
 
-def report_unchecked(linearization: Linearization, name: str) -> None:
-    """Say of how many samples J was held against differences that did not settle."""
-    if linearization.probe.unsettled:
-        warn(f"{name}: {unchecked('J', linearization.probe.unsettled, linearization.linear.batch)}")
+def report_unchecked(linearization: Linearization, unsettled: int, name: str) -> None:
+    """Warn of the samples whose J was compared with differences that did not settle."""
+    if unsettled:
+        warn(f"{name}: {unchecked('J', unsettled, linearization.linear.batch)}")
 
 
 def _report_rounding(linearization: Linearization, name: str) -> None:
     """Say of how many samples J is no more than rounding, where a disagreement led to the question."""
-    found, live = linearization.probe.rounding, linearization.linear.live
+    found, live = linearization.known_rounding, linearization.linear.live
     drowned = int(found.drowned().sum()) if found is not None and found.steady and live is not None else 0
     if not drowned or live is None or linearization.linear.f.network.draws.unsteady:
         return

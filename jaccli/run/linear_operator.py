@@ -18,7 +18,7 @@ from jaccli.linear_maps.linear_map import LinearMap
 from jaccli.linearization.verify import is_odd
 from jaccli.networks.network import Network
 from jaccli.networks.state.random_generators import same_noise
-from jaccli.planning.decide import captured, decide
+from jaccli.planning.decide import decide
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
 from jaccli.planning.mixing_message import mixing
 from jaccli.run.blocks import part
@@ -106,7 +106,7 @@ def _by_any_method(linearization: Linearization) -> Tensor:
             "expected a model that can be differentiated",
             "jaccli.jacobian has each sample's own block",
         )
-    outcome = run(linearization, decide(linearization, "auto", keep=linearization.linear.batch))
+    outcome, linearization = run(linearization, decide(linearization, "auto", keep=linearization.linear.batch))
     report(linearization, outcome, linearization.name)
     return outcome.matrix
 
@@ -118,7 +118,7 @@ def _by_graph(linearization: Linearization) -> tuple[Callable[[Tensor], Tensor],
 
     @cache
     def products() -> Products:
-        return Products(captured(linearization))
+        return Products(linearization.captured())
 
     return lambda v: products().push(v), lambda u: products().pull(u)
 

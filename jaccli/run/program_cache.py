@@ -23,9 +23,9 @@ from jaccli.methods.base import perturbed
 from jaccli.networks.network import Network
 from jaccli.networks.state.fingerprint import Fingerprint
 from jaccli.planning.decide import Decision
-from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
+from jaccli.planning.linearize import Pair, computing, exact_attention, linearize
 from jaccli.run.blocks import Choice, collect, part, stream
-from jaccli.run.execute import disagreement, report_unchecked
+from jaccli.run.execute import compared, report_unchecked
 from jaccli.run.program_runner import ProgramRunner, contiguous, groupings, tensors, threads
 from jaccli.run.signature import Signature, signature
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
@@ -122,9 +122,9 @@ class ProgramCache:
             return True
         with computing(self.network), exact_attention(self.choice.exact_attention):
             (linearization,) = linearize(self.network, inputs, [self.pair])
-            off = disagreement(linearization, matrix)
+            off, unsettled = compared(linearization, matrix)
         if off is None:
-            report_unchecked(linearization, linearization.name)
+            report_unchecked(linearization, unsettled, linearization.name)
             return True
         truth = "a backward pass" if linearization.probe.backward_gap is None else "differences"
         note(f"the recorded program gave a J that is {off:.2g} off {truth}, and is not used any more")
@@ -151,10 +151,9 @@ class ProgramCache:
         pieces = stream(self.network, inputs, [self.pair], self.choice, keep=True, decisions=[self.decision])
         return collect(pieces, inputs.batch)
 
-    def linearize(self, inputs: Inputs, linearization: Linearization) -> float | None:
+    def linearize(self, inputs: Inputs, bracketings: Sequence[Bracketing]) -> float | None:
         """Record at the samples of the plan; seconds of a call, or None where it cannot be replayed."""
         self.stamp = self.network.stamp()
-        bracketings = linearization.engine.bracketings() if linearization.engine is not None else []
         recorded = self.record(inputs, bracketings=bracketings)
         self.programs[signature(inputs)] = recorded
         if recorded is None:

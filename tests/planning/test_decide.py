@@ -212,11 +212,11 @@ def test_auto_looks_for_structure_only_where_the_loop_takes_longer() -> None:
         assert gap is not None
         assert "takes" in gap
         assert predicted == float("inf")
-        assert linearization.engine is None
+        assert linearization.structure is None
         gap, predicted = structure(linearization, loop_s=3.0)
         assert gap is None
-        assert linearization.engine is not None
-        assert predicted == linearization.engine.seconds
+        assert linearization.structure is not None
+        assert predicted == linearization.structure.seconds
 
 
 def test_unknown_method() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from jaccli.linearization.linearization import LinearizedFunction
 from jaccli.linearization.rounding import apart, norms, value_rounding
-from jaccli.methods.base import is_out_of_memory, perturbed
+from jaccli.planning.linearize.nearby import perturbed, value_at
 
 
 def leak(linear: LinearizedFunction, u: Tensor, row: Tensor) -> bool:
@@ -64,15 +64,3 @@ def _exchanged(point: Tensor) -> Tensor:
     rolled = point.roll(1, 0)
     same = (rolled == point).reshape(len(point), -1).all(1).reshape(-1, *[1] * (point.dim() - 1))
     return torch.where(same, perturbed(point), rolled)
-
-
-def value_at(linear: LinearizedFunction, point: Tensor) -> Tensor | None:
-    """f at a point nearby; None where the model does not take it, or goes another way there."""
-    try:
-        with torch.no_grad():
-            value = linear.evaluate(point)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        return None
-    return value if value.shape == linear.value.shape else None
