@@ -169,7 +169,7 @@ def _legend(view: TableView, style: Style) -> str:
 
 
 def _readable(row: dict[str, Any]) -> dict[str, Any]:
-    from jaccli.planning.decide import human, seconds
+    from jaccli.text.quantities import human, seconds
 
     takes = f" ({row['takes']})" if row["takes"] not in ("", row["method"]) else ""
     shown = {"method": row["method"] + takes}

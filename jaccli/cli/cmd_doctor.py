@@ -24,12 +24,12 @@ def run(out: OutputRequest, calibrate: bool = False) -> None:
     import torch
 
     from jaccli import __version__
-    from jaccli.planning.decide import human
     from jaccli.planning.memory import available
     from jaccli.sinks.atomic import open_output
     from jaccli.sinks.numbers import write_numbers
     from jaccli.sinks.table import TableView
     from jaccli.sinks.terminal import style_for
+    from jaccli.text.quantities import human
 
     devices = _devices()
     measured = {name: _calibration(name, calibrate) for name in devices}

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from jaccli.activations.entry_dimension import close
 from jaccli.errors import JaccliError
-from jaccli.methods.base import Method, MethodGap, MethodTask, is_out_of_memory, perturbed, reason, spans
+from jaccli.linearization.activation_memory import ActivationMemory
+from jaccli.linearization.linearization import LinearizedFunction
+from jaccli.methods.base import Method, MethodGap, MethodTask, SelectionInput, is_out_of_memory, reason, spans
 from jaccli.names import MethodName
+from jaccli.planning.linearize.linearization import Linearization
+from jaccli.planning.linearize.nearby import perturbed
 
 
 class Loop(Method):
-    """One vector-Jacobian product per output with a one-hot cotangent. Cost: n_out backward passes."""
+    """One vector-Jacobian product for each output, with a one-hot cotangent: the definition of a row of J.
 
-    name: MethodName = "loop"
-    by: Literal["row", "column"] = "row"
+    Cost: n_out backward passes through the recorded graph, and memory for one.
+    """
+
+    name: ClassVar[MethodName] = "loop"
+    drawback = "{n_out} backward passes, one by one"
     needs_graph = True
+    fallbacks: ClassVar[tuple[MethodName, ...]] = ("forward",)
+
+    def predict(self, inputs: SelectionInput) -> float | None:
+        return inputs.work.loop(inputs.linear.f.n_out)
 
     def fill(self, task: MethodTask) -> None:
         linear = task.linear
@@ -35,13 +46,20 @@ class Loop(Method):
 class Reverse(Method):
     """Rows in chunks, each chunk one batched backward pass (vmap over cotangents).
 
-    Cost: n_out backward passes' work in n_out / chunk calls. A backward pass that vmap cannot do
-    goes on row by row.
+    An operator without a batching rule runs row by row.
+
+    Cost: the work of n_out backward passes, in n_out / chunk calls.
+    Source: ``is_grads_batched`` of ``torch.autograd.grad``, as in ``torch.func.jacrev``.
     """
 
-    name: MethodName = "reverse"
-    by: Literal["row", "column"] = "row"
+    name: ClassVar[MethodName] = "reverse"
+    drawback = "{n_out} backward passes through the whole network"
     needs_graph = True
+    batched = True
+    fallbacks: ClassVar[tuple[MethodName, ...]] = ("loop", "forward")
+
+    def predict(self, inputs: SelectionInput) -> float | None:
+        return inputs.work.reverse(inputs.linear.f.n_out, inputs.chunk_of("reverse"))
 
     def fill(self, task: MethodTask) -> None:
         linear = task.linear
@@ -54,20 +72,28 @@ class Reverse(Method):
 
 
 class Replicate(Method):
-    """Copies of the batch, one per output, and the identity sent back in one backward pass.
+    """Copies of the batch, one for each output, and one backward pass with the identity as cotangent.
 
-    Cost: n_out forward and backward passes' work in n_out / chunk calls, and the activations of
-    ``chunk`` copies. The model must take any number of samples and treat each on its own.
+    The model must accept any number of samples and treat each on its own.
+
+    Cost: the work of n_out forward and backward passes, in n_out / chunk calls, and the activations of ``chunk``
+    copies.
     """
 
-    name: MethodName = "replicate"
-    by: Literal["row", "column"] = "row"
-    needs_graph = False
+    name: ClassVar[MethodName] = "replicate"
+    drawback = "{n_out} backward passes, and as many copies of the input"
+    fallbacks: ClassVar[tuple[MethodName, ...]] = ("reverse", "loop", "forward")
+
+    def why_not(self, linearization: Linearization) -> str | None:
+        if linearization.samples_mix:
+            return "samples mix in this model: copies of the batch would change each other"
+        return None
+
+    def row_bytes(self, linear: LinearizedFunction, sizes: ActivationMemory) -> int:
+        return super().row_bytes(linear, sizes) + sizes.total
 
     def fill(self, task: MethodTask) -> None:
         linear = task.linear
-        if task.samples_mix:
-            raise MethodGap("samples mix in this model: copies of the batch would change each other")
         check_tiling(task)
         for start, stop in spans(linear.f.n_out, task.chunk):
             copies = stop - start
@@ -84,11 +110,14 @@ class Replicate(Method):
 
 
 class Functional(Method):
-    """``torch.autograd.functional.jacobian`` of the sum over samples: its loop over outputs."""
+    """``torch.autograd.functional.jacobian`` of the sum over samples, or of all samples where they mix.
 
-    name: MethodName = "functional"
-    by: Literal["row", "column"] = "row"
-    needs_graph = False
+    Cost: a forward pass of its own, and n_out backward passes; batch * n_out where samples mix.
+    """
+
+    name: ClassVar[MethodName] = "functional"
+    drawback = "{n_out} backward passes, one by one"
+    fallbacks: ClassVar[tuple[MethodName, ...]] = ("reverse", "loop", "forward")
 
     def fill(self, task: MethodTask) -> None:
         linear = task.linear
@@ -111,10 +140,10 @@ class Functional(Method):
 
 
 def check_tiling(task: MethodTask) -> None:
-    """Whether copies of the batch leave each other's values alone. Cost: an evaluation of three.
+    """Check that copies of the batch do not change each other's values. Cost: an evaluation of three copies.
 
     Raises:
-        MethodGap: the model is bound to its number of samples.
+        MethodGap: the model accepts no other number of samples, or its values change with it.
     """
     linear = task.linear
     if linear.f.source.slot.dim is None or linear.f.target.slot.dim is None:
@@ -139,7 +168,7 @@ def _gradient(value: Tensor, point: Tensor, cotangent: Tensor) -> Tensor:
 
 
 def _attempt(call: Callable[..., Tensor], *args: Any) -> Tensor:
-    """Run a pass; an error of torch becomes a gap, but for memory, which another method would not mend."""
+    """Run a pass. An error of torch becomes a ``MethodGap``; out of memory does not, as no other method needs less."""
     try:
         return call(*args)
     except JaccliError:

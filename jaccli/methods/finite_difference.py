@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.errors import JaccliError
 from jaccli.methods.backward import check_tiling
-from jaccli.methods.base import Method, MethodGap, MethodTask, is_out_of_memory, reason, spans
+from jaccli.methods.base import Method, MethodGap, MethodTask, PassKind, is_out_of_memory, reason, spans
 from jaccli.methods.steps import (
     Pilot,
     Trials,
@@ -25,19 +25,23 @@ from jaccli.names import MethodName
 
 
 class FiniteDifference(Method):
-    """Central differences; needs no gradients at all, so it works where backward is broken.
+    """Central differences of values. Needs no gradients, so it works where the backward pass is broken.
 
-    The step of coordinate i in sample b is ``factor * scale[b, i]``. The scale comes from the
-    point, the factor from a pilot: a few columns at many steps show the rounding noise and where
-    truncation begins. Columns that a kink or strong curvature spoils are taken again with smaller
-    steps, and those whose coordinate is small with larger ones, where that proves right. Cost: 2 n_in
-    evaluations, 28 (float32) or 46 (float64) for each pilot column, and the repeated ones, ``chunk``
-    of them stacked in the batch; one after another where the model is bound to its number of samples.
+    The step of coordinate i in sample b is ``factor * scale[b, i]``. The scale comes from the point, the factor from a
+    pilot: a few columns at many steps show the rounding noise and where truncation begins. Columns that a kink or
+    strong curvature spoils are computed again with smaller steps. Columns of small coordinates are computed again with
+    larger steps, where those prove right.
+
+    Cost: 2 n_in evaluations, 28 (float32) or 46 (float64) for each pilot column, and the repeated columns; ``chunk``
+    of them stacked in the batch, or one after another where the model accepts no other number of samples.
+    Source: ``jaccli.methods.steps``; compare Moré and Wild 2012, "Estimating derivatives of noisy simulations".
     """
 
-    name: MethodName = "finite-difference"
-    by: Literal["row", "column"] = "column"
-    needs_graph = False
+    name: ClassVar[MethodName] = "finite-difference"
+    by: ClassVar[Literal["row", "column"]] = "column"
+    kind: ClassVar[PassKind] = "plain forward"
+    passes_each = 2
+    drawback = "not exact"
 
     def fill(self, task: MethodTask) -> None:
         # Not inference_mode: a model may take gradients of its own inside.

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from jaccli.activations.record import Inputs, values
 from jaccli.errors import JaccliError, warn
+from jaccli.linearization.activation_memory import footprint
 from jaccli.linearization.linearization import LinearizedFunction
 from jaccli.linearization.rounding import VALUE_POWER, apart, norms, rounding, value_rounding
 from jaccli.linearization.verify import tolerance
 from jaccli.networks.network import Network
 from jaccli.planning.linearize import Linearization, linearize, own, readable
-from jaccli.planning.memory import available, footprint
+from jaccli.planning.memory import available
 from jaccli.text.wording import worded
 
 # Of the samples that fit, one in so many is asked for products: three more graphs are held for a moment.

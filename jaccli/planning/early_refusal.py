@@ -10,7 +10,7 @@ from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.names import MethodName
 from jaccli.networks.network import Network
-from jaccli.planning.decide import check_room
+from jaccli.planning.decide import check_memory
 from jaccli.planning.linearize import Linearization, Pair, preview
 
 
@@ -51,7 +51,7 @@ def refuse_too_large(
     ready = [linearization for linearization in preview(network, first, pairs, graph=graph) if accept(linearization)]
     for linearization in ready:
         limit = max_memory // len(ready) if max_memory is not None else None
-        check_room(linearization, method, max_memory=limit, keep=keep)
+        check_memory(linearization, method, max_memory=limit, keep=keep)
 
 
 def _bytes(inputs: Inputs) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from jaccli.methods import METHODS
-from jaccli.names import METHOD_NAMES
-from jaccli.planning.decide import Decision, human, seconds
+from jaccli.methods import METHODS, Method
+from jaccli.names import MethodName
+from jaccli.planning.decide import Decision
+from jaccli.text.quantities import human, seconds
 
 
 def explain(
@@ -53,11 +54,8 @@ def _passes(n_out: int, n_in: int, decision: Decision) -> str:
         if "structured" in decision.others:
             return f"{n_out} backward passes in its place: the engine cannot take this network"
         return f"1 forward pass; {decision.passes} instead of {n_out} backward passes"
-    by_row = METHODS[method].by == "row"
-    count, unit = (n_out, "backward") if by_row else (n_in, "forward")
-    if method == "finite-difference":
-        count, unit = 2 * n_in, "plain forward"
-    return f"{count} {unit} passes, {min(decision.chunk, count)} at a time"
+    passes = METHODS[method].passes(n_out, n_in)
+    return f"{passes.count} {passes.kind} passes, {min(decision.chunk, passes.count)} at a time"
 
 
 def _time(decision: Decision) -> str:
@@ -70,24 +68,17 @@ def _time(decision: Decision) -> str:
     return f"{seconds(decision.predicted_s)} a call, as measured when it was planned; {steps}"
 
 
-def reasons(n_out: int, n_in: int, decision: Decision) -> dict[str, str]:
-    """Why each method that was not taken was not."""
-    asked = decision.why == "asked for"
-    usual = {
-        "structured": "a capture and a search, more than so few passes take",
-        "reverse": f"{n_out} backward passes through the whole network",
-        "forward": f"{n_in} forward passes through the whole network",
-        "loop": f"{n_out} backward passes, one by one",
-        "replicate": f"{n_out} backward passes, and as many copies of the input",
-        "functional": f"{n_out} backward passes, one by one",
-        "finite-difference": "not exact",
-    }
-    if decision.method is None:
-        usual = dict.fromkeys(usual, "nothing to compute")
-    found: dict[str, str] = {}
-    for name in METHOD_NAMES:
+def reasons(n_out: int, n_in: int, decision: Decision) -> dict[MethodName, str]:
+    """Why each method that is not used is not, in the order of ``METHODS``."""
+
+    def reason(name: MethodName, method: Method) -> str:
         if name in decision.others:
-            found[name] = decision.others[name]
-        elif name not in ("auto", decision.method):
-            found[name] = f"{decision.method} was asked for" if asked and name == "structured" else usual[name]
-    return found
+            return decision.others[name]
+        if decision.method is None:
+            return "nothing to compute"
+        if name == "structured" and decision.asked:
+            return f"{decision.method} was asked for"
+        return method.drawback.format(n_out=n_out, n_in=n_in)
+
+    used = {"auto", decision.method} - decision.others.keys()
+    return {name: reason(name, method) for name, method in METHODS.items() if name not in used}

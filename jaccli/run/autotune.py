@@ -13,10 +13,11 @@ from jaccli.activations.record import Inputs
 from jaccli.calibration import calibrate, load
 from jaccli.graph.elimination.accumulate import with_bracketing
 from jaccli.networks.network import Network
-from jaccli.planning.decide import Decision, seconds, with_structure
+from jaccli.planning.decide import Decision, with_structure
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention
 from jaccli.run.blocks import Choice, collect, stream
 from jaccli.run.program_cache import ProgramCache
+from jaccli.text.quantities import seconds
 
 
 def tuned(

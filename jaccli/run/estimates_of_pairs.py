@@ -9,15 +9,16 @@ from typing import Any
 from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.errors import ResourceError, UnsupportedError
+from jaccli.linearization.activation_memory import footprint
 from jaccli.networks.network import Network
 from jaccli.planning.batch_influence import influence, tell_influence
-from jaccli.planning.decide import human
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize, readable
-from jaccli.planning.memory import available, footprint
+from jaccli.planning.memory import available
 from jaccli.planning.mixing_message import where_samples_are
 from jaccli.run.blocks import Progress, part, too_few_fit
 from jaccli.run.jacobian_operator import JacobianOperator
 from jaccli.run.linear_operator import linearised
+from jaccli.text.quantities import human
 from jaccli.text.wording import worded
 
 # Vectors over both activations that an estimate holds for each of its probes.

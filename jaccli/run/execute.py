@@ -46,17 +46,6 @@ class Outcome:
     unsettled: int = 0
 
 
-_NEXT: dict[MethodName, tuple[MethodName, ...]] = {
-    "structured": ("reverse", "loop", "forward"),
-    "forward": ("reverse", "loop"),
-    "reverse": ("loop", "forward"),
-    "replicate": ("reverse", "loop", "forward"),
-    "functional": ("reverse", "loop", "forward"),
-    "loop": ("forward",),
-    "finite-difference": (),
-}
-
-
 def run(
     linearization: Linearization, decision: Decision, *, tick: Tick = lambda done: None, check: bool = True
 ) -> tuple[Outcome, Linearization]:
@@ -74,8 +63,8 @@ def run(
     if decision.method is None:
         return Outcome(linear.value.new_zeros(linear.shape), "zero", notes=(linearization.why_zero,)), linearization
     gaps: list[str] = []
-    last: tuple[MethodName, ...] = () if decision.asked else ("finite-difference",)
-    for method in (decision.method, *_NEXT[decision.method], *last):
+    last = () if decision.asked else METHODS["auto"].fallbacks
+    for method in (decision.method, *METHODS[decision.method].fallbacks, *last):
         chunk = decision.chunk_for(linear.batch)
         chunk = chunk if method == decision.method else min(chunk, defaults.TRIAL_ROWS)
         try:
@@ -121,8 +110,8 @@ def fill(
             structure=linearization.structure,
             bracketing=bracketing,
         )
-        if METHODS[method].needs_graph and linearization.probe.backward_gap:
-            raise MethodGap(linearization.probe.backward_gap)
+        if gap := METHODS[method].why_not(linearization):
+            raise MethodGap(gap)
         METHODS[method].fill(task)
     except (JaccliError, MethodGap):
         raise

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 import jaccli
 from jaccli.activations.record import Inputs
 from jaccli.activations.resolve import expand, resolve
+from jaccli.methods.auto import structure_within
 from jaccli.models.adapt import as_network
 from jaccli.names import METHOD_NAMES
-from jaccli.planning.decide import decide, structure
+from jaccli.planning.decide import decide
 from jaccli.planning.linearize import computing, linearize
 from jaccli.run.blocks import Choice, stream
 from tests.oracle import error
@@ -208,12 +209,12 @@ def test_auto_looks_for_structure_only_where_the_loop_takes_longer() -> None:
         (linearization,) = linearize(network, Inputs((torch.randn(2, 3),)), [pair])
         assert linearization.linear.live is not None
         assert linearization.linear.live.operators() > 40
-        gap, predicted = structure(linearization, loop_s=0.03)
+        gap, predicted = structure_within(linearization, loop_s=0.03)
         assert gap is not None
         assert "takes" in gap
         assert predicted == float("inf")
         assert linearization.structure is None
-        gap, predicted = structure(linearization, loop_s=3.0)
+        gap, predicted = structure_within(linearization, loop_s=3.0)
         assert gap is None
         assert linearization.structure is not None
         assert predicted == linearization.structure.seconds

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.calibration import TYPICAL
+from jaccli.linearization.activation_memory import ActivationMemory
 from jaccli.linearization.linearization import LinearizedFunction
-from jaccli.planning.memory import ActivationMemory
 from jaccli.runtime.dispatch import Mode, passed
 
 aten = torch.ops.aten
