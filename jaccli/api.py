@@ -51,7 +51,7 @@ def jacobian(
         ``(batch, n_out, n_in)`` in the dtype and on the device of the target, activations flattened
         in C order; without a gradient graph.
 
-    Cost: one forward pass (two of code of one's own) and two products to prepare and to check, and the method's
+    Cost: one forward pass (two for a model with code of its own), two products that probe and check, and the method's
     passes: n_out backward or n_in forward ones.
 
     Raises:
@@ -81,9 +81,12 @@ def plan(
     """Decide how the Jacobian of such samples is obtained; arguments and errors as for ``jacobian``.
 
     With ``compile`` what the engine does goes through ``torch.compile`` (some seconds, which ``str(plan)``
-    reports apart); where that fails, it runs as it is, and a note says so. What the plan does hangs on shapes,
-    dtype and device, not on the values of ``x``; memory that it keeps between calls is written anew at each. ``args``
-    and ``kwargs`` are kept, and used again, with the values that they have then, where a call gives no others.
+    reports apart); where that fails, it runs uncompiled, and a note says so. What the plan does depends on shapes,
+    dtype and device, not on the values of ``x``; the memory that it keeps between calls is overwritten by each. The
+    plan holds ``args`` and ``kwargs``, and a call without others uses them, with the values that they have then.
+
+    Cost: that of ``jaccli.jacobian``, and several calls more, by which programs are compared and checked; the first
+    plan of a machine also calibrates it, for half a second.
     """
     choice = _choice(method, max_memory, chunk)
     check_compile(compile, method)
@@ -91,10 +94,10 @@ def plan(
     measured_once(x.device)
     with meter.as_measured():
         with computing(network), exact_attention(choice.exact_attention):
-            held, graph, most = inputs.batch, choice.needs_graph, choice.max_memory
-            refuse_too_large(network, inputs, [pair], choice.method, most, graph=graph, keep=held)
+            batch, graph, limit = inputs.batch, choice.needs_graph, choice.max_memory
+            refuse_too_large(network, inputs, [pair], choice.method, limit, graph=graph, keep=batch)
             (linearization,) = linearize(network, inputs, [pair], graph=graph)
-            decision = decide(linearization, choice.method, max_memory=most, chunk=chunk, keep=held)
+            decision = decide(linearization, choice.method, max_memory=limit, chunk=chunk, keep=batch)
         decision, replay = tuned(network, pair, choice, decision, inputs, linearization, compile)
     sample = tuple(s for d, s in enumerate(x.shape) if d != inputs.dim)
     if compile and replay is None:
@@ -132,7 +135,7 @@ def operator(
 ) -> JacobianOperator:
     """J as a linear map that is never built; arguments and errors as for ``jacobian``.
 
-    Cost: one recorded forward pass, and a backward pass that asks whether samples mix; the operator holds the
+    Cost: one recorded forward pass, and a backward pass that shows whether samples mix; the operator holds the
     activations, and copies of ``x`` and of the tensors in ``args`` and ``kwargs``. The first product of each kind adds
     a few backward passes, which verify it.
     """

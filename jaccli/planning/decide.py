@@ -29,7 +29,7 @@ class Decision:
         method: None where no path leads from source to target, and J is zero.
         chunk: rows, columns or copies that go through the network at once, for ``batch`` samples.
         batch: the number of samples it was decided with.
-        block: how many samples may be taken at a time.
+        block: how many samples fit the memory at a time.
         why: the reason for the method.
         sample_bytes: size of one sample's J.
         peak_bytes: predicted peak memory of ``batch`` samples beyond the network's own.
