@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import inf
-from typing import ClassVar
 
 from jaccli import defaults
 from jaccli.errors import note
@@ -43,8 +42,8 @@ class Auto(Method):
         methods: those to select from, by name; read at each call.
     """
 
-    name: ClassVar[MethodName] = "auto"
-    fallbacks: ClassVar[tuple[MethodName, ...]] = ("finite-difference",)
+    name = "auto"
+    fallbacks = ("finite-difference",)
 
     def __init__(self, methods: Mapping[MethodName, Method]) -> None:
         self.methods = methods

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from jaccli.errors import JaccliError
 from jaccli.linearization.activation_memory import ActivationMemory
 from jaccli.linearization.linearization import LinearizedFunction
 from jaccli.methods.base import Method, MethodGap, MethodTask, SelectionInput, is_out_of_memory, reason, spans
-from jaccli.names import MethodName
 from jaccli.planning.linearize.linearization import Linearization
 from jaccli.planning.linearize.nearby import perturbed
 
@@ -24,10 +23,10 @@ class Loop(Method):
     Cost: n_out backward passes through the recorded graph, and memory for one.
     """
 
-    name: ClassVar[MethodName] = "loop"
+    name = "loop"
     drawback = "{n_out} backward passes, one by one"
     needs_graph = True
-    fallbacks: ClassVar[tuple[MethodName, ...]] = ("forward",)
+    fallbacks = ("forward",)
 
     def predict(self, inputs: SelectionInput) -> float | None:
         return inputs.work.loop(inputs.linear.f.n_out)
@@ -52,11 +51,11 @@ class Reverse(Method):
     Source: ``is_grads_batched`` of ``torch.autograd.grad``, as in ``torch.func.jacrev``.
     """
 
-    name: ClassVar[MethodName] = "reverse"
+    name = "reverse"
     drawback = "{n_out} backward passes through the whole network"
     needs_graph = True
     batched = True
-    fallbacks: ClassVar[tuple[MethodName, ...]] = ("loop", "forward")
+    fallbacks = ("loop", "forward")
 
     def predict(self, inputs: SelectionInput) -> float | None:
         return inputs.work.reverse(inputs.linear.f.n_out, inputs.chunk_of("reverse"))
@@ -80,9 +79,9 @@ class Replicate(Method):
     copies.
     """
 
-    name: ClassVar[MethodName] = "replicate"
+    name = "replicate"
     drawback = "{n_out} backward passes, and as many copies of the input"
-    fallbacks: ClassVar[tuple[MethodName, ...]] = ("reverse", "loop", "forward")
+    fallbacks = ("reverse", "loop", "forward")
 
     def why_not(self, linearization: Linearization) -> str | None:
         if linearization.samples_mix:
@@ -115,9 +114,9 @@ class Functional(Method):
     Cost: a forward pass of its own, and n_out backward passes; batch * n_out where samples mix.
     """
 
-    name: ClassVar[MethodName] = "functional"
+    name = "functional"
     drawback = "{n_out} backward passes, one by one"
-    fallbacks: ClassVar[tuple[MethodName, ...]] = ("reverse", "loop", "forward")
+    fallbacks = ("reverse", "loop", "forward")
 
     def fill(self, task: MethodTask) -> None:
         linear = task.linear

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import torch
 from torch import Tensor
 
 from jaccli import defaults
 from jaccli.errors import JaccliError
 from jaccli.methods.backward import check_tiling
-from jaccli.methods.base import Method, MethodGap, MethodTask, PassKind, is_out_of_memory, reason, spans
+from jaccli.methods.base import Method, MethodGap, MethodTask, is_out_of_memory, reason, spans
 from jaccli.methods.steps import (
     Pilot,
     Trials,
@@ -21,7 +19,6 @@ from jaccli.methods.steps import (
     step_scale,
     trial_steps,
 )
-from jaccli.names import MethodName
 
 
 class FiniteDifference(Method):
@@ -37,9 +34,9 @@ class FiniteDifference(Method):
     Source: ``jaccli.methods.steps``; compare Moré and Wild 2012, "Estimating derivatives of noisy simulations".
     """
 
-    name: ClassVar[MethodName] = "finite-difference"
-    by: ClassVar[Literal["row", "column"]] = "column"
-    kind: ClassVar[PassKind] = "plain forward"
+    name = "finite-difference"
+    by = "column"
+    kind = "plain forward"
     passes_each = 2
     drawback = "not exact"
 

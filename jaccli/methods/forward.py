@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,13 +15,11 @@ from jaccli.methods.base import (
     Method,
     MethodGap,
     MethodTask,
-    PassKind,
     SelectionInput,
     is_out_of_memory,
     reason,
     spans,
 )
-from jaccli.names import MethodName
 from jaccli.runtime.kernels import unfused
 
 # Its name in notes, the function, and the context that it runs in.
@@ -39,12 +36,12 @@ class Forward(Method):
     Source: forward-mode differentiation by dual numbers (Wengert 1964), as in ``torch.func.jacfwd``.
     """
 
-    name: ClassVar[MethodName] = "forward"
-    by: ClassVar[Literal["row", "column"]] = "column"
+    name = "forward"
+    by = "column"
     batched = True
-    kind: ClassVar[PassKind] = "forward"
+    kind = "forward"
     drawback = "{n_in} forward passes through the whole network"
-    fallbacks: ClassVar[tuple[MethodName, ...]] = ("reverse", "loop")
+    fallbacks = ("reverse", "loop")
 
     def fill(self, task: MethodTask) -> None:
         gaps: list[str] = []

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from jaccli.graph.elimination.accumulate import engine, jacobian
 from jaccli.graph.trace.capture import capture
 from jaccli.graph.trace.ir import CaptureGap
 from jaccli.methods.base import Method, MethodGap, MethodTask, Selection, SelectionInput
-from jaccli.names import MethodName
 from jaccli.planning.linearize.linearization import Linearization
 
 
@@ -21,9 +18,9 @@ class Structured(Method):
     Source: vertex elimination on the computational graph (Griewank and Walther 2008, chapter 9); see ``jaccli.graph``.
     """
 
-    name: ClassVar[MethodName] = "structured"
+    name = "structured"
     drawback = "a capture and a search, more than so few passes take"
-    fallbacks: ClassVar[tuple[MethodName, ...]] = ("reverse", "loop", "forward")
+    fallbacks = ("reverse", "loop", "forward")
 
     def fill(self, task: MethodTask) -> None:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import cast
 
 import pytest
 import torch
@@ -26,11 +26,11 @@ TOY = cast(MethodName, "toy")
 class Toy(Method):
     """Columns one by one, of samples that do not mix."""
 
-    name: ClassVar[MethodName] = TOY
+    name = TOY
     drawback = "{n_in} columns of a toy"
     kind = "forward"
     by = "column"
-    fallbacks: ClassVar[tuple[MethodName, ...]] = ("loop",)
+    fallbacks = ("loop",)
     predicted_s: float | None = None
 
     def fill(self, task: MethodTask) -> None:
