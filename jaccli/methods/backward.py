@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from jaccli.activations.entry_dimension import close
-from jaccli.errors import JaccliError
 from jaccli.linearization.activation_memory import ActivationMemory
 from jaccli.linearization.linearization import LinearizedFunction
-from jaccli.methods.base import Method, MethodGap, MethodTask, SelectionInput, is_out_of_memory, reason, spans
+from jaccli.methods.base import Method, MethodGap, MethodTask, SelectionInput, attempt, is_out_of_memory, reason, spans
 from jaccli.planning.linearize.linearization import Linearization
 from jaccli.planning.linearize.nearby import perturbed
 
@@ -37,7 +33,7 @@ class Loop(Method):
             seed = task.out.new_zeros(linear.batch, linear.f.n_out)
             for row in range(linear.f.n_out):
                 seed[group, row] = 1
-                task.out[group, row] = _attempt(linear.vjp, seed)[group]
+                task.out[group, row] = attempt(linear.vjp, seed)[group]
                 seed[group, row] = 0
                 task.tick(1)
 
@@ -65,7 +61,7 @@ class Reverse(Method):
         for group in task.groups():
             for start, stop in spans(linear.f.n_out, task.chunk):
                 seeds = task.seeds(start, stop, linear.f.n_out, group)
-                rows = _attempt(linear.vjps, seeds)
+                rows = attempt(linear.vjps, seeds)
                 task.out[group, start:stop] = rows[:, group].movedim(0, 1)
                 task.tick(stop - start)
 
@@ -99,11 +95,11 @@ class Replicate(Method):
             f = linear.f.tiled(copies)
             with torch.enable_grad():
                 points = torch.cat([linear.point] * copies).requires_grad_()
-                value = _attempt(f, points)
+                value = attempt(f, points)
             seeds = task.seeds(start, stop, linear.f.n_out, slice(None)).reshape(value.shape)
             linear.passes["forward"] += copies
             linear.passes["vjp"] += copies
-            grad = _attempt(_gradient, value, points, seeds)
+            grad = attempt(_gradient, value, points, seeds)
             task.out[:, start:stop] = grad.reshape(copies, linear.batch, -1).movedim(0, 1)
             task.tick(copies)
 
@@ -130,10 +126,10 @@ class Functional(Method):
 
         with torch.enable_grad():
             if task.samples_mix:
-                full = _attempt(jacobian, linear.f, linear.point).reshape(batch, n_out, batch, n_in)
+                full = attempt(jacobian, linear.f, linear.point).reshape(batch, n_out, batch, n_in)
                 task.out.copy_(full.diagonal(dim1=0, dim2=2).movedim(-1, 0))
             else:
-                rows = _attempt(jacobian, summed, linear.point)
+                rows = attempt(jacobian, summed, linear.point)
                 task.out.copy_(rows.reshape(n_out, batch, n_in).movedim(0, 1))
         task.tick(n_out)
 
@@ -164,15 +160,3 @@ def check_tiling(task: MethodTask) -> None:
 
 def _gradient(value: Tensor, point: Tensor, cotangent: Tensor) -> Tensor:
     return torch.autograd.grad(value, point, cotangent)[0]
-
-
-def _attempt(call: Callable[..., Tensor], *args: Any) -> Tensor:
-    """Run a pass. An error of torch becomes a ``MethodGap``; out of memory does not, as no other method needs less."""
-    try:
-        return call(*args)
-    except JaccliError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise MethodGap(reason(error)) from error

@@ -7,12 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from jaccli import defaults
+from jaccli.errors import JaccliError
 from jaccli.graph.elimination.accumulate import EliminationPlan
 from jaccli.graph.elimination.bracketing import Bracketing
 from jaccli.linearization.activation_memory import ActivationMemory
@@ -32,12 +33,14 @@ __all__ = [
     "Selection",
     "SelectionInput",
     "Tick",
+    "attempt",
     "is_out_of_memory",
     "perturbed",
     "reason",
     "spans",
 ]
 
+Result = TypeVar("Result")
 Tick = Callable[[int], None]
 # Backward passes, forward passes with tangents, and evaluations of f.
 PassKind = Literal["backward", "forward", "plain forward"]
@@ -208,6 +211,18 @@ class Method(ABC):
         """Bytes that one more row, column or copy in a chunk costs, of all samples."""
         seeds = 2 * linear.batch * (linear.f.n_in + linear.f.n_out) * linear.value.element_size()
         return seeds + defaults.ROW_TENSORS * sizes.widest
+
+
+def attempt(call: Callable[..., Result], *args: Any) -> Result:
+    """The result of a pass. An error of torch becomes a ``MethodGap``; out of memory does not: no method needs less."""
+    try:
+        return call(*args)
+    except JaccliError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise MethodGap(reason(error)) from error
 
 
 def spans(size: int, chunk: int) -> list[tuple[int, int]]:

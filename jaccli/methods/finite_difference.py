@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.errors import JaccliError
 from jaccli.methods.backward import check_tiling
-from jaccli.methods.base import Method, MethodGap, MethodTask, is_out_of_memory, reason, spans
+from jaccli.methods.base import Method, MethodGap, MethodTask, attempt, spans
 from jaccli.methods.steps import (
     Pilot,
     Trials,
@@ -181,20 +180,16 @@ class CentralDifferences:
     def _evaluate(self, points: Tensor) -> Tensor:
         """f at ``(copies, batch, n_in)`` points: ``(copies, batch, n_out)``."""
         shaped = points.reshape(-1, *self.linear.point.shape[1:])
-        try:
-            if self.tiling:
-                values = self.linear.evaluate(shaped, copies=points.shape[0])
-            elif self.task.samples_mix:
-                values = torch.cat([self._alone(p) for p in points])
-            else:
-                values = torch.cat([self.linear.evaluate(p.reshape(self.linear.point.shape)) for p in points])
-        except JaccliError:
-            raise
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            raise MethodGap(reason(error)) from error
+        if self.tiling:
+            values = attempt(self.linear.evaluate, shaped, points.shape[0])
+        else:
+            evaluate = self._alone if self.task.samples_mix else self._together
+            values = torch.cat([attempt(evaluate, p) for p in points])
         return values.reshape(points.shape[0], self.batch, self.n_out)
+
+    def _together(self, points: Tensor) -> Tensor:
+        """f ``(batch, …)`` at ``(batch, n_in)`` points."""
+        return self.linear.evaluate(points.reshape(self.linear.point.shape))
 
     def _alone(self, points: Tensor) -> Tensor:
         """f ``(batch, n_out)`` with one sample of ``(batch, n_in)`` points moved at a time, where samples mix."""
@@ -202,8 +197,7 @@ class CentralDifferences:
         for sample in range(self.batch):
             one = self.point.clone()
             one[sample] = points[sample]
-            value = self.linear.evaluate(one.reshape(self.linear.point.shape))
-            moved.append(value.reshape(self.batch, -1)[sample])
+            moved.append(self._together(one).reshape(self.batch, -1)[sample])
         return torch.stack(moved)
 
 

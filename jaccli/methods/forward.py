@@ -9,17 +9,8 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.errors import JaccliError
 from jaccli.linearization.linearization import batching_imported
-from jaccli.methods.base import (
-    Method,
-    MethodGap,
-    MethodTask,
-    SelectionInput,
-    is_out_of_memory,
-    reason,
-    spans,
-)
+from jaccli.methods.base import Method, MethodGap, MethodTask, SelectionInput, attempt, spans
 from jaccli.runtime.kernels import unfused
 
 # Its name in notes, the function, and the context that it runs in.
@@ -48,13 +39,9 @@ class Forward(Method):
         for label, columns, context in self._variants(task):
             try:
                 with context:
-                    self._run(task, columns)
-            except JaccliError:
-                raise
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise
-                gaps.append(f"{label}: {reason(error)}")
+                    attempt(self._run, task, columns)
+            except MethodGap as gap:
+                gaps.append(f"{label}: {gap}")
                 continue
             task.notes.extend(f"forward mode, {gap}; went on {label}" for gap in gaps[-1:])
             return
