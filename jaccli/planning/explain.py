@@ -1,4 +1,4 @@
-"""Plans in words."""
+"""A decision in words: ``str(plan)`` and ``--explain``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def explain(
     shape: tuple[int, int, int],
     decision: Decision,
     compile_s: float | None = None,
-    kept: int = 0,
+    kept_bytes: int = 0,
     groups: int = 1,
 ) -> str:
     """A plan that a person can read, in some 15 lines.
@@ -23,8 +23,8 @@ def explain(
         shape: ``(batch, n_out, n_in)``.
         decision: the plan.
         compile_s: seconds that compiling took, where it was done.
-        kept: bytes for intermediate results that stay between calls.
-        groups: of samples that a call of the plan takes one after another.
+        kept_bytes: for intermediate results that stay between calls.
+        groups: number of groups of samples that a call of the plan computes one after another.
     """
     batch, n_out, n_in = shape
     samples = f"each of {batch} samples" if batch > 1 else "one sample"
@@ -37,7 +37,7 @@ def explain(
     lines += [f"  {step}" for step in decision.steps]
     if groups > 1:
         at_once = f"in {groups} groups of {batch // groups}"
-    stays = f"; {human(kept)} kept between calls" if kept else ""
+    stays = f"; {human(kept_bytes)} kept between calls" if kept_bytes else ""
     lines.append(f"  memory  {human(decision.peak_bytes)} predicted, {at_once}{stays}")
     if decision.predicted_s is not None:
         lines.append(f"  time    {_time(decision)}")

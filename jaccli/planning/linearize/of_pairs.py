@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -112,24 +113,31 @@ def _left_out(recording: Record) -> list[str]:
 def _linearized(
     network: Network, recording: Record, pair: Pair, graph: bool, probe: bool, gap: str | None
 ) -> Linearization:
+    """f of one pair; ``gap`` is why the recording has no gradient graph."""
     source, target = recording.sources[pair[0]], recording.targets[pair[1]]
     f = LayerFunction(network, recording.inputs, source.place, target.place)
     value = target.activation
     live = RecordedPass(source.raw, value) if graph and gap is None else None
     linear = LinearizedFunction(f, source.activation.detach(), value.detach(), live)
     linear.passes["forward"] += 1
-    adjoint, mix, why_zero, trivial = AdjointProbe(backward_gap=gap), False, "", pair in recording.same
-    if not probe:
-        return Linearization(linear, adjoint, trivial=trivial)
-    if live is not None:
-        adjoint, mix = probed(linear)
-    if (live is None or adjoint.backward_gap) and not network.draws.unsteady:
+    linearization = Linearization(linear, AdjointProbe(backward_gap=gap), trivial=pair in recording.same)
+    return _with_probe(linearization, source, target) if probe else linearization
+
+
+def _with_probe(linearization: Linearization, source: Held, target: Held) -> Linearization:
+    """The same, with what a backward pass shows, or values where there is none: whether there is a path, whether
+    samples mix.
+
+    Cost: see ``probed``; without a backward pass see ``moves_others``, and up to two evaluations more.
+    """
+    linear, network = linearization.linear, linearization.linear.f.network
+    probe, mix = probed(linear) if linear.live is not None else (linearization.probe, False)
+    if (linear.live is None or probe.backward_gap) and not network.draws.unsteady:
         mix = moves_others(linear)
-    if not _has_path(linear, adjoint):
-        why_zero = _why_zero(linear, source, target)
-        if network.packed and why_zero != _COMPUTED_BEFORE:
-            raise no_derivative(network.packed)
-    return Linearization(linear, adjoint, mix, why_zero, trivial)
+    why_zero = "" if _has_path(linear, probe) else _why_zero(linear, source, target)
+    if network.packed and why_zero not in ("", _COMPUTED_BEFORE):
+        raise no_derivative(network.packed)
+    return replace(linearization, probe=probe, samples_mix=mix, why_zero=why_zero)
 
 
 def _has_path(linear: LinearizedFunction, probe: AdjointProbe) -> bool:
@@ -145,7 +153,7 @@ def _has_path(linear: LinearizedFunction, probe: AdjointProbe) -> bool:
 def _why_zero(linear: LinearizedFunction, source: Held, target: Held) -> str:
     """Whether there is no path, or the gradient graph hides one (detach, no_grad, integers between).
 
-    Cost: one evaluation, unless the order of the layers tells.
+    Cost: one evaluation, unless the order of the layers shows it.
     """
     if target.order < source.order and not source.place.address.is_model_input:
         return _COMPUTED_BEFORE
