@@ -15,7 +15,7 @@ from jaccli.planning.decide import decide
 from jaccli.planning.early_refusal import refuse_too_large
 from jaccli.planning.linearize import computing, exact_attention, linearize
 from jaccli.run.autotune import autotune, calibrate_once
-from jaccli.run.blocks import RunOptions, concatenate, stream
+from jaccli.run.blocks import RunOptions, whole_jacobian
 from jaccli.run.jacobian_operator import JacobianOperator
 from jaccli.run.linear_operator import build_operator
 from jaccli.run.planned import Plan
@@ -62,7 +62,7 @@ def jacobian(
     """
     choice = _choice(method, max_memory, chunk)
     network, pair, inputs = bind(model, x, source, target, args, kwargs)
-    return concatenate(stream(network, inputs, [pair], choice, keep=True), inputs.batch)
+    return whole_jacobian(network, inputs, pair, choice)
 
 
 def plan(

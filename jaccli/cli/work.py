@@ -28,8 +28,9 @@ from jaccli.networks.state.random_generators import seed_all
 from jaccli.planning.decide import Decision
 from jaccli.planning.explain import explain
 from jaccli.planning.linearize import Linearization, Pair, computing, readable
-from jaccli.run.blocks import Piece, RunOptions, Stopwatch, one_batch_only, pilot_size, stream, take_samples
+from jaccli.run.blocks import Piece, RunOptions, Stopwatch, stream
 from jaccli.run.compile_blocks import CompiledBlocks
+from jaccli.run.sample_ranges import one_batch_only, pilot_size, take_samples
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 from jaccli.samples.load import load_argument, load_samples
 

@@ -37,7 +37,7 @@ def autotune(
         options: methods that the user asked for are not raced.
         decision: before the race.
         inputs: the samples of the plan and further arguments.
-        linearization: f there.
+        linearization: f at these samples; its elimination plan becomes the one that the race chose.
         compile: the program goes through ``torch.compile``.
 
     Cost: some calls of each.

@@ -30,7 +30,7 @@ from jaccli.planning.decide import Decision, decide, predicted_seconds
 from jaccli.planning.early_refusal import refuse_too_large
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
 from jaccli.run.autotune import autotune
-from jaccli.run.blocks import RunOptions, concatenate, stream
+from jaccli.run.blocks import RunOptions, whole_jacobian
 from jaccli.run.execute import fill
 from jaccli.run.reference import Reference, reference, relative_error
 
@@ -48,7 +48,7 @@ class Contender:
         status: ``ok``, or ``failed`` with ``why``.
         takes: the method that is used: of ``auto``, the one chosen.
         times_s: seconds of each round, forward pass included.
-        peak_bytes: most memory held at once beyond what was there before, J included.
+        peak_bytes: most memory allocated at once during a call, J included.
         max_error: largest relative Frobenius error of a sample against the reference.
         predicted_s: what the plan said.
         predicted_bytes: what the plan said of the peak.
@@ -174,18 +174,11 @@ def _contender(
     if cache is not None:
         contender.call, contender.forget = partial(cache, inputs), cache.forget
     elif decision.method is None or options.method == "auto" or decision.bracketing is not None:
-        contender.call = _plan_call(network, inputs, pair, options, decision)
+        contender.call = partial(whole_jacobian, network, inputs, pair, options, decision)
     else:
         contender.call = _method_call(network, inputs, pair, options, decision, probe)
         contender.session = partial(computing, network)
     return contender
-
-
-def _plan_call(
-    network: Network, inputs: Inputs, pair: Pair, options: RunOptions, decision: Decision
-) -> Callable[[], Tensor]:
-    """A call of a plan that is not recorded, its checks included."""
-    return lambda: concatenate(stream(network, inputs, [pair], options, keep=True, decisions=[decision]), inputs.batch)
 
 
 def _method_call(

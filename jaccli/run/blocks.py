@@ -18,10 +18,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from jaccli import defaults
-from jaccli.activations.entry_dimension import close
-from jaccli.activations.record import Inputs, record
-from jaccli.errors import RefusedError, UnsupportedError
+from jaccli.activations.record import Inputs
+from jaccli.errors import RefusedError
 from jaccli.methods.base import Tick
 from jaccli.names import MethodName
 from jaccli.networks.network import Network
@@ -32,7 +30,7 @@ from jaccli.planning.linearize import Linearization, Pair, computing, exact_atte
 from jaccli.run.agreement import disagreement
 from jaccli.run.caveats import report_outcome
 from jaccli.run.execute import Outcome, run
-from jaccli.text.wording import worded
+from jaccli.run.sample_ranges import has_row_a_sample, pilot_size, take_samples, too_few_fit
 
 # From a pair at a block, its decision, the block, and whether it is the last, to what computes J in another way.
 Instead = Callable[[Linearization, Decision, Inputs, bool], Callable[[], Tensor | None] | None]
@@ -206,18 +204,10 @@ class _Blocks:
         Raises:
             TooLarge: it does not.
         """
-        o = self.options
+        method, limit, graph = self.options.method, self.options.max_memory, self.options.needs_graph
+        keep, accept = self.kept_samples, self.accept
         self.watch.restart()
-        refuse_too_large(
-            self.network,
-            self.inputs,
-            self.pairs,
-            o.method,
-            o.max_memory,
-            graph=o.needs_graph,
-            keep=self.kept_samples,
-            accept=self.accept,
-        )
+        refuse_too_large(self.network, self.inputs, self.pairs, method, limit, graph=graph, keep=keep, accept=accept)
         self.watch.lap("plan_s")
 
     def _fitting(self) -> int:
@@ -256,31 +246,9 @@ class _Blocks:
                 raise
             return linearize(network, inputs, pairs, graph=graph), inputs.batch
         mix = any(p.samples_mix for p in linearizations)
-        if not whole and start == 0 and (mix or not self._has_rows_of_samples(size)):
+        if not whole and start == 0 and (mix or not has_row_a_sample(network, inputs, pairs, size)):
             return linearize(network, inputs, pairs, graph=graph), inputs.batch
         return linearizations, size
-
-    def _has_rows_of_samples(self, size: int) -> bool:
-        """Whether the last samples alone have the values that they have among all.
-
-        A further argument may have as many rows as there are samples, and not be one row a sample. Cost: where
-        there is such an argument, two forward passes without gradients.
-        """
-        network, inputs = self.network, self.inputs
-        extras = [*inputs.args[1:], *inputs.kwargs.values()]
-        if not any(isinstance(e, Tensor) and e.dim() and e.shape[0] == inputs.batch for e in extras):
-            return True
-        sources, targets = [s for s, _ in self.pairs], [t for _, t in self.pairs]
-        size = min(size, inputs.batch)
-        last = take_samples(inputs, inputs.batch - size, size)
-        every = record(network, inputs, sources, targets, live=False).targets
-        few = record(network, last, sources, targets, live=False).targets
-        return all(
-            few[t].activation.shape[1:] == every[t].activation.shape[1:]
-            and close(few[t].activation, every[t].activation[-size:])
-            for t in set(targets)
-            if t in every
-        )
 
 
 def _piece(
@@ -311,52 +279,23 @@ def _piece(
     return Piece(linearization.pair, start, decision, outcome, *shapes, linearization.trivial)
 
 
-def concatenate(pieces: Generator[Piece, None, None], batch: int) -> Tensor:
-    """All samples' J ``(batch, n_out, n_in)`` of one pair.
+def whole_jacobian(
+    network: Network, inputs: Inputs, pair: Pair, options: RunOptions, decision: Decision | None = None
+) -> Tensor:
+    """J ``(batch, n_out, n_in)`` of one pair and all samples; arguments and errors as for ``stream``.
 
     Several blocks are copied into place one after another, so that the whole is held once.
     """
+    decisions = None if decision is None else [decision]
+    pieces = stream(network, inputs, [pair], options, keep=True, decisions=decisions)
     first = next(pieces).outcome.matrix
-    if first.shape[0] == batch:
+    if first.shape[0] == inputs.batch:
         pieces.close()
         return first
-    whole = first.new_empty(batch, *first.shape[1:])
+    whole = first.new_empty(inputs.batch, *first.shape[1:])
     whole[: first.shape[0]] = first
     del first
     for piece in pieces:
         matrix = piece.outcome.matrix
         whole[piece.start : piece.start + matrix.shape[0]] = matrix
     return whole
-
-
-def take_samples(inputs: Inputs, start: int, size: int) -> Inputs:
-    """``size`` samples from ``start`` on, as views; further arguments with one row a sample are cut likewise."""
-    if size >= inputs.batch:
-        return inputs
-
-    def narrow(tensor: Tensor, dim: int) -> Tensor:
-        return tensor.narrow(dim, start, size)
-
-    return inputs.each(narrow)
-
-
-def pilot_size(inputs: Inputs) -> int:
-    """How many samples the first block has: few where samples are large."""
-    first = inputs.args[0]
-    sample = first.numel() * first.element_size() // max(inputs.batch, 1) if isinstance(first, Tensor) else 1
-    return max(defaults.PILOT_SAMPLES, defaults.PILOT_BYTES // max(sample, 1))
-
-
-def one_batch_only(given: str, remedy: str) -> UnsupportedError:
-    """The error for a model that takes one number of samples (``Network.only_batch``), where another is asked for."""
-    return UnsupportedError(
-        given,
-        "it runs with no other number of samples",
-        worded("{remedy}, or export the model with dynamic_shapes", remedy=remedy),
-    )
-
-
-def too_few_fit(batch: int, fits: int) -> UnsupportedError:
-    """The same, where fewer samples than it takes fit the memory."""
-    given = f"the model was exported for {batch} samples at a time, and {fits} fit the memory"
-    return one_batch_only(given, worded("allow more with {max_memory}"))

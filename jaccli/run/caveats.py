@@ -52,7 +52,7 @@ def report_path(linearization: Linearization) -> None:
 
 
 def _report_subnormal(linearization: Linearization) -> None:
-    """Of how many samples rows that were taken anyway lie below the normal numbers of their dtype."""
+    """Warn where the rows of the probe, which are computed anyway, lie below the normal numbers of their dtype."""
     probe = linearization.probe
     rows = [] if probe.row is None else [probe.row[probe.samples]]
     if probe.rest is not None:

@@ -15,9 +15,10 @@ from jaccli.planning.decide import human
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize, readable
 from jaccli.planning.memory import available, footprint
 from jaccli.planning.mixing_message import where_samples_are
-from jaccli.run.blocks import Stopwatch, take_samples, too_few_fit
+from jaccli.run.blocks import Stopwatch
 from jaccli.run.jacobian_operator import JacobianOperator
 from jaccli.run.linear_operator import build_operator
+from jaccli.run.sample_ranges import take_samples, too_few_fit
 from jaccli.text.wording import worded
 
 # Vectors over both activations that an estimate holds for each of its probes.

@@ -26,7 +26,7 @@ class Outcome:
 
     Args:
         matrix: J ``(batch, n_out, n_in)``.
-        method: the method that gave it, which after a gap is not the one asked for.
+        method: the method that computed it, which after a gap is not the decision's.
         error_estimate: relative Frobenius error, from methods that are not exact.
         notes: why another method was taken, and what methods note themselves.
         passes: how many passes of each kind the method made.
@@ -125,9 +125,9 @@ def fill(
 
 
 def _verified(linearization: Linearization, outcome: Outcome) -> Outcome:
-    """Compare uᵀJ with plain backward passes; where they differ, take J row by row and say so.
+    """Compare uᵀJ with plain backward passes; where they differ, compute J row by row and say so.
 
-    Without a backward pass Jz is compared with differences of f; where it differs, J is taken by those.
+    Without a backward pass Jz is compared with differences of f; where it differs, J is computed by those.
     """
     error = disagreement(linearization, outcome.matrix) if outcome.method != "finite-difference" else None
     if error is None:

@@ -24,10 +24,10 @@ from jaccli.networks.state.random_generators import same_noise
 from jaccli.planning.decide import captured, decide
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
 from jaccli.planning.mixing_message import mixing
-from jaccli.run.blocks import take_samples
 from jaccli.run.caveats import report_outcome, report_path
 from jaccli.run.execute import run
 from jaccli.run.jacobian_operator import JacobianOperator, OneOf, Product, Session, Setting
+from jaccli.run.sample_ranges import take_samples
 
 
 def build_operator(
@@ -50,10 +50,9 @@ def build_operator(
     """
     with computing(network), exact_attention(True):
         (linearization,) = linearize(network, inputs, [pair])
-        u, row = linearization.probe.cotangent, linearization.probe.row
-        linear_back = quiet or u is None or row is None or is_odd(linearization.linear, u, row)
+        is_linear = quiet or _is_linear(linearization)
     if not quiet:
-        _report(linearization, linear_back)
+        _report(linearization, is_linear)
 
     def alone(b: int) -> LinearMap:
         """The operator of sample b: of that sample alone, where its values are the same as among all."""
@@ -69,22 +68,28 @@ def build_operator(
         _session_as_now(network),
         alone,
         _products_by_graph(linearization),
-        cache(lambda: _by_any_method(linearization)),
-        linearization.connected,
-        linearization.samples_mix,
-        linearization.probe.backward_gap is None,
-        hold,
-        set_aside,
-        quiet,
+        last_resort=cache(lambda: _by_any_method(linearization)),
+        connected=linearization.connected,
+        mixes=linearization.samples_mix,
+        backward=linearization.probe.backward_gap is None,
+        hold=hold,
+        set_aside=set_aside,
+        quiet=quiet,
     )
     operator = JacobianOperator(linearization.linear, setting)
     return operator
 
 
-def _report(linearization: Linearization, linear_back: bool) -> None:
+def _is_linear(linearization: Linearization) -> bool:
+    """Whether the backward pass is linear, as far as another multiple of the probe shows. Cost: a backward pass."""
+    u, row = linearization.probe.cotangent, linearization.probe.row
+    return u is None or row is None or is_odd(linearization.linear, u, row)
+
+
+def _report(linearization: Linearization, is_linear: bool) -> None:
     """Warn of what is doubtful about products."""
     report_path(linearization)
-    if not linear_back:
+    if not is_linear:
         warn("the backward pass is not linear (a clipped or rectified gradient): do not rely on products")
     if linearization.samples_mix:
         warn(mixing(linearization, "each product is of the whole batch's Jacobian, not of each sample's own block"))

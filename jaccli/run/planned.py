@@ -16,7 +16,7 @@ from jaccli.networks.network import Network
 from jaccli.planning.decide import Decision
 from jaccli.planning.explain import explain
 from jaccli.planning.linearize import Pair, computing
-from jaccli.run.blocks import RunOptions, concatenate, stream
+from jaccli.run.blocks import RunOptions, whole_jacobian
 from jaccli.run.program_cache import ProgramCache
 from jaccli.text.escape import cut
 
@@ -74,10 +74,7 @@ class Plan:
         self._check_rows(inputs, args is None, kwargs is None)
         if self.program_cache is not None and inputs.batch <= self.decision.block:
             return self.program_cache(inputs)
-        return concatenate(
-            stream(self.network, inputs, [self.pair], self.options, keep=True, decisions=[self.decision]),
-            inputs.batch,
-        )
+        return whole_jacobian(self.network, inputs, self.pair, self.options, self.decision)
 
     def _check(self, x: Tensor) -> None:
         sample = tuple(s for d, s in enumerate(x.shape) if d != self.dim)

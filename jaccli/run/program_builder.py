@@ -31,8 +31,9 @@ from jaccli.methods.base import perturbed
 from jaccli.networks.network import Network
 from jaccli.planning.decide import Decision
 from jaccli.planning.linearize import Pair, computing, exact_attention, linearize
-from jaccli.run.blocks import RunOptions, concatenate, stream, take_samples
+from jaccli.run.blocks import RunOptions, whole_jacobian
 from jaccli.run.program_runner import ProgramRunner, contiguous, groupings, tensors, threads
+from jaccli.run.sample_ranges import take_samples
 from jaccli.text.wording import worded
 
 # One program is faster than another if it takes this many times less; else the one that keeps less memory is taken.
@@ -56,7 +57,7 @@ class ProgramBuilder:
     """Makes programs for one layer pair.
 
     Attributes:
-        options: of the caller; of the method, whether attention is made of plain operators.
+        options: what the caller asked for.
         compile: programs go through ``torch.compile``, which took ``compile_s`` seconds in all.
         timed: programs are raced; else the first that is right is taken, by no clock.
         pool: memory for J.
@@ -72,8 +73,7 @@ class ProgramBuilder:
 
     def without_program(self, inputs: Inputs, decision: Decision) -> Tensor:
         """J ``(batch, n_out, n_in)`` by the decision's method, computed anew."""
-        pieces = stream(self.network, inputs, [self.pair], self.options, keep=True, decisions=[decision])
-        return concatenate(pieces, inputs.batch)
+        return whole_jacobian(self.network, inputs, self.pair, self.options, decision)
 
     def build(
         self, inputs: Inputs, decision: Decision, truth: Tensor | None = None, bracketings: Sequence[Bracketing] = ()

@@ -121,8 +121,9 @@ class ProgramCache:
         self.groups = runner.groups
         return runner.seconds
 
-    def _build(self, inputs: Inputs, **given: Any) -> ProgramRunner | None:
-        built = self.builder.build(inputs, self.decision, **given)
+    def _build(self, inputs: Inputs, **known: Any) -> ProgramRunner | None:
+        """A program for inputs like these, see ``ProgramBuilder.build``; its bracketing becomes the decision's."""
+        built = self.builder.build(inputs, self.decision, **known)
         if built is None:
             return None
         runner, bracketing = built

@@ -16,7 +16,7 @@ from jaccli.activations.record import Inputs
 from jaccli.graph.program.codegen import Program
 from jaccli.graph.program.result_pool import Pool
 from jaccli.graph.trace.ir import tensors_in
-from jaccli.run.blocks import take_samples
+from jaccli.run.sample_ranges import take_samples
 
 
 @dataclass

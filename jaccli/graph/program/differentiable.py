@@ -59,7 +59,7 @@ def accumulation(
 
     Args:
         f: the function, at the point that it was captured for.
-        tensors: of the network, that gradients are wanted by.
+        tensors: of the network, those that the results are to be differentiated by.
         vectors: U ``(batch, n_out, k)``: what is recorded is JᵀU ``(batch, n_in, k)``, or with ``there_and_back``
             JJᵀU ``(batch, n_out, k)``, of any U.
 

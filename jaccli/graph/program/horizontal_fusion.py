@@ -19,16 +19,7 @@ import torch
 
 from jaccli.graph.program import call_overhead
 from jaccli.graph.program.instructions import PRODUCTS, Instructions, fixed, new_constant, new_variable
-from jaccli.graph.trace.tracer import (
-    AliasSet,
-    Instruction,
-    Variable,
-    contiguous,
-    made_by,
-    name_of,
-    operands,
-    slots_in,
-)
+from jaccli.graph.trace.tracer import AliasSet, Instruction, Variable, contiguous, made_by, name_of, operands, slots_in
 
 aten = torch.ops.aten
 
@@ -213,12 +204,12 @@ def _needs(body: Sequence[Instruction]) -> list[set[int]]:
     readers: dict[AliasSet, list[int]] = {}
     needs_of: list[set[int]] = []
     for position, instruction in enumerate(body):
-        taken = operands(instruction)
-        needs = {maker[v] for v in taken if v in maker} | {writer[v.memory] for v in taken if v.memory in writer}
+        read = operands(instruction)
+        needs = {maker[v] for v in read if v in maker} | {writer[v.memory] for v in read if v.memory in writer}
         for variable in instruction.written:
             needs.update(readers.pop(variable.memory, ()))
             writer[variable.memory] = position
-        for variable in taken:
+        for variable in read:
             readers.setdefault(variable.memory, []).append(position)
         for out in instruction.outputs:
             if out is not None:

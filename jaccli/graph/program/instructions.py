@@ -1,6 +1,7 @@
 """The form that program passes work on: a straight line of operator calls, with its inputs and results.
 
-Every pass takes one ``Instructions`` and returns another; none changes the one that it is given. Invariants:
+Every pass takes one ``Instructions`` and returns another. None changes the one that it takes, but for ``written`` of an
+alias set, which a pass may set: that only keeps later passes from moving instructions. Invariants:
 
 - Each ``Variable`` is made by one instruction, or it is an input, or a constant (``Variable.tensor``). An instruction
   that writes in place lists the variables it changes in ``written``.
@@ -67,16 +68,16 @@ class Uses:
         self._writers: dict[AliasSet, list[int]] = {}
         self._roots = roots(program.body)
         for position, instruction in enumerate(program.body):
-            taken = operands(instruction)
-            memories = set(map(self.root, taken))
-            for variable in taken:
+            variables = operands(instruction)
+            memories = set(map(self.root, variables))
+            for variable in variables:
                 self.readers.setdefault(variable, []).append(position)
             for memory in memories:
                 self._touched.setdefault(memory, []).append(position)
             for memory in set(map(self.root, instruction.written)):
                 self._writers.setdefault(memory, []).append(position)
             for out in (out for out in instruction.outputs if out is not None):
-                if out not in taken:
+                if out not in variables:
                     self.makers.setdefault(out, position)
                 if self.root(out) not in memories:
                     self.births.setdefault(self.root(out), position)

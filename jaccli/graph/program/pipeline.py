@@ -76,10 +76,7 @@ STAGES = (
         ),
         pays=calls_dominate,
     ),
-    Stage(
-        (("sums", fuse_sums), ("parts", write_parts_in_place), ("dead code", remove_dead_code)),
-        fuses=True,
-    ),
+    Stage((("sums", fuse_sums), ("parts", write_parts_in_place), ("dead code", remove_dead_code)), fuses=True),
 )
 
 

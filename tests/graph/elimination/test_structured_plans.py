@@ -16,6 +16,7 @@ import jaccli
 from jaccli.graph.elimination.bracketing import Bracketing
 from jaccli.run.planned import Plan
 from tests import nets
+from tests.graph.elimination.test_structured import replayed
 from tests.oracle import error
 from tests.structured_networks import BY_NAME, Of, Segment, normal
 
@@ -28,10 +29,6 @@ def structured(model: nn.Module, x: Tensor, *pair: str, **options: Any) -> Plan:
 
 def loop(model: nn.Module, x: Tensor, **options: Any) -> Tensor:
     return jaccli.jacobian(model, x, method="loop", **options)
-
-
-def replayed(plan: Plan) -> bool:
-    return plan.program_cache is not None and any(r is not None for r in plan.program_cache.programs.values())
 
 
 def test_refused_field_by_field() -> None:
@@ -64,7 +61,7 @@ def test_another_number_of_samples_or_argument_gets_a_program_of_its_own() -> No
     plan = structured(model, x, args=(normal((3, 3), 7), 2))
     for batch, power in ((3, 3), (5, 2), (1, 1), (3, 2)):
         x, gate = normal((batch, 4), batch), normal((batch, 3), power)
-        for _ in range(2):  # recorded, then replayed
+        for _ in range(2):  # computed anew and recorded, then by the program
             assert error(plan(x, args=(gate, power)), loop(model, x, args=(gate, power))) < 1e-10
     assert plan.program_cache is not None
     assert len(plan.program_cache.programs) == 4
@@ -164,10 +161,10 @@ def test_an_unchanged_model_is_recorded_once() -> None:
     plan = structured(model, x)
     assert plan.program_cache is not None
     assert replayed(plan)
-    recorded = list(plan.program_cache.programs.values())
+    programs = list(plan.program_cache.programs.values())
     for seed in (2, 3):
         assert error(plan(normal((1, 4), seed)), loop(model, normal((1, 4), seed))) < 1e-10
-    assert list(plan.program_cache.programs.values()) == recorded
+    assert list(plan.program_cache.programs.values()) == programs
 
 
 @pytest.mark.parametrize("segment", ["matrix", "softmax", "convolution windows", "view", "index"])
