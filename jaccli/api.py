@@ -14,10 +14,10 @@ from jaccli.planning.bind import bind
 from jaccli.planning.decide import decide
 from jaccli.planning.early_refusal import refuse_too_large
 from jaccli.planning.linearize import computing, exact_attention, linearize
-from jaccli.run.autotune import measured_once, tuned
-from jaccli.run.blocks import Choice, collect, stream
+from jaccli.run.autotune import autotune, calibrate_once
+from jaccli.run.blocks import RunOptions, whole_jacobian
 from jaccli.run.jacobian_operator import JacobianOperator
-from jaccli.run.linear_operator import linearised
+from jaccli.run.linear_operator import build_operator
 from jaccli.run.planned import Plan
 from jaccli.text.sizes import memory_limit
 
@@ -62,7 +62,7 @@ def jacobian(
     """
     choice = _choice(method, max_memory, chunk)
     network, pair, inputs = bind(model, x, source, target, args, kwargs)
-    return collect(stream(network, inputs, [pair], choice, keep=True), inputs.batch)
+    return whole_jacobian(network, inputs, pair, choice)
 
 
 def plan(
@@ -91,16 +91,16 @@ def plan(
     choice = _choice(method, max_memory, chunk)
     check_compile(compile, method)
     network, pair, inputs = bind(model, x, source, target, args, kwargs)
-    measured_once(x.device)
+    calibrate_once(x.device)
     with meter.as_measured():
         with computing(network), exact_attention(choice.exact_attention):
             batch, graph, limit = inputs.batch, choice.needs_graph, choice.max_memory
             refuse_too_large(network, inputs, [pair], choice.method, limit, graph=graph, keep=batch)
             (linearization,) = linearize(network, inputs, [pair], graph=graph)
             decision = decide(linearization, choice.method, max_memory=limit, chunk=chunk, keep=batch)
-        decision, replay = tuned(network, pair, choice, decision, inputs, linearization, compile)
+        decision, cache = autotune(network, pair, choice, decision, inputs, linearization, compile)
     sample = tuple(s for d, s in enumerate(x.shape) if d != inputs.dim)
-    if compile and replay is None:
+    if compile and cache is None:
         note(f"{linearization.name}: nothing to compile: {decision.method or 'no method'} is taken")
     return Plan(
         network,
@@ -112,16 +112,16 @@ def plan(
         x.device,
         linearization.linear.shape,
         inputs.dim,
-        replay,
+        cache,
         inputs.args[1:],
         inputs.kwargs,
     )
 
 
-def _choice(method: str, max_memory: int | str | None, chunk: int | None) -> Choice:
+def _choice(method: str, max_memory: int | str | None, chunk: int | None) -> RunOptions:
     if chunk is not None:
         check_count("chunk", chunk, ", or None")
-    return Choice(check_method(method), memory_limit(max_memory), chunk)
+    return RunOptions(check_method(method), memory_limit(max_memory), chunk)
 
 
 def operator(
@@ -140,4 +140,4 @@ def operator(
     a few backward passes, which verify it.
     """
     network, pair, inputs = bind(model, x, source, target, args, kwargs)
-    return linearised(network, pair, inputs.copied())
+    return build_operator(network, pair, inputs.copied())

@@ -192,7 +192,7 @@ SIZES: list[tuple[Any, int | None]] = [
 @pytest.mark.parametrize(("value", "size"), SIZES)
 def test_memory(value: Any, size: int | None) -> None:
     plan = jaccli.plan(nn.Linear(3, 2), torch.ones(2, 3), max_memory=value)
-    assert plan.choice.max_memory == size
+    assert plan.options.max_memory == size
     assert jaccli.jacobian(nn.Linear(3, 2), torch.ones(2, 3), max_memory=value).shape == (2, 2, 3)
 
 
