@@ -14,10 +14,10 @@ from jaccli.planning.bind import bind
 from jaccli.planning.decide import decide
 from jaccli.planning.early_refusal import refuse_too_large
 from jaccli.planning.linearize import computing, exact_attention, linearize
-from jaccli.run.autotune import measured_once, tuned
-from jaccli.run.blocks import Choice, collect, stream
+from jaccli.run.autotune import autotune, calibrate_once
+from jaccli.run.blocks import RunOptions, whole_jacobian
 from jaccli.run.jacobian_operator import JacobianOperator
-from jaccli.run.linear_operator import linearised
+from jaccli.run.linear_operator import build_operator
 from jaccli.run.planned import Plan
 from jaccli.text.sizes import memory_limit
 
@@ -51,7 +51,7 @@ def jacobian(
         ``(batch, n_out, n_in)`` in the dtype and on the device of the target, activations flattened
         in C order; without a gradient graph.
 
-    Cost: one forward pass (two of code of one's own) and two products to prepare and to check, and the method's
+    Cost: one forward pass (two for a model with code of its own), two products that probe and check, and the method's
     passes: n_out backward or n_in forward ones.
 
     Raises:
@@ -62,7 +62,7 @@ def jacobian(
     """
     choice = _choice(method, max_memory, chunk)
     network, pair, inputs = bind(model, x, source, target, args, kwargs)
-    return collect(stream(network, inputs, [pair], choice, keep=True), inputs.batch)
+    return whole_jacobian(network, inputs, pair, choice)
 
 
 def plan(
@@ -81,23 +81,26 @@ def plan(
     """Decide how the Jacobian of such samples is obtained; arguments and errors as for ``jacobian``.
 
     With ``compile`` what the engine does goes through ``torch.compile`` (some seconds, which ``str(plan)``
-    reports apart); where that fails, it runs as it is, and a note says so. What the plan does hangs on shapes,
-    dtype and device, not on the values of ``x``; memory that it keeps between calls is written anew at each. ``args``
-    and ``kwargs`` are kept, and used again, with the values that they have then, where a call gives no others.
+    reports apart); where that fails, it runs uncompiled, and a note says so. What the plan does depends on shapes,
+    dtype and device, not on the values of ``x``; the memory that it keeps between calls is overwritten by each. The
+    plan holds ``args`` and ``kwargs``, and a call without others uses them, with the values that they have then.
+
+    Cost: that of ``jaccli.jacobian``, and several calls more, by which programs are compared and checked; the first
+    plan of a machine also calibrates it, for half a second.
     """
     choice = _choice(method, max_memory, chunk)
     check_compile(compile, method)
     network, pair, inputs = bind(model, x, source, target, args, kwargs)
-    measured_once(x.device)
+    calibrate_once(x.device)
     with meter.as_measured():
         with computing(network), exact_attention(choice.exact_attention):
-            held, graph, most = inputs.batch, choice.needs_graph, choice.max_memory
-            refuse_too_large(network, inputs, [pair], choice.method, most, graph=graph, keep=held)
+            batch, graph, limit = inputs.batch, choice.needs_graph, choice.max_memory
+            refuse_too_large(network, inputs, [pair], choice.method, limit, graph=graph, keep=batch)
             (linearization,) = linearize(network, inputs, [pair], graph=graph)
-            decision = decide(linearization, choice.method, max_memory=most, chunk=chunk, keep=held)
-        decision, replay = tuned(network, pair, choice, decision, inputs, linearization, compile)
+            decision = decide(linearization, choice.method, max_memory=limit, chunk=chunk, keep=batch)
+        decision, cache = autotune(network, pair, choice, decision, inputs, linearization, compile)
     sample = tuple(s for d, s in enumerate(x.shape) if d != inputs.dim)
-    if compile and replay is None:
+    if compile and cache is None:
         note(f"{linearization.name}: nothing to compile: {decision.method or 'no method'} is taken")
     return Plan(
         network,
@@ -109,16 +112,16 @@ def plan(
         x.device,
         linearization.linear.shape,
         inputs.dim,
-        replay,
+        cache,
         inputs.args[1:],
         inputs.kwargs,
     )
 
 
-def _choice(method: str, max_memory: int | str | None, chunk: int | None) -> Choice:
+def _choice(method: str, max_memory: int | str | None, chunk: int | None) -> RunOptions:
     if chunk is not None:
         check_count("chunk", chunk, ", or None")
-    return Choice(check_method(method), memory_limit(max_memory), chunk)
+    return RunOptions(check_method(method), memory_limit(max_memory), chunk)
 
 
 def operator(
@@ -132,9 +135,9 @@ def operator(
 ) -> JacobianOperator:
     """J as a linear map that is never built; arguments and errors as for ``jacobian``.
 
-    Cost: one recorded forward pass, and a backward pass that asks whether samples mix; the operator holds the
+    Cost: one recorded forward pass, and a backward pass that shows whether samples mix; the operator holds the
     activations, and copies of ``x`` and of the tensors in ``args`` and ``kwargs``. The first product of each kind adds
     a few backward passes, which verify it.
     """
     network, pair, inputs = bind(model, x, source, target, args, kwargs)
-    return linearised(network, pair, inputs.copied())
+    return build_operator(network, pair, inputs.copied())

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-# Finite differences. Columns of the pilot, and steps a decade: from eps^(1/3)/100, where rounding rules, to
+# Finite differences. Columns of the pilot, and steps a decade: from eps^(1/3)/100, where rounding dominates, to
 # the scale of the coordinate itself, which suits linear and piecewise linear networks.
 PILOT_COLUMNS = 4
 PILOT_OUTPUTS = 1024  # of each sample
-TRY_ALL = 16  # up to so many columns, each takes the best of all steps
-STEPS_A_DECADE = 5  # where each column takes the best of all
+TRY_ALL = 16  # up to so many columns, the best of all steps is used for each
+STEPS_A_DECADE = 5  # where the best of all is used
 PILOT_STEPS_A_DECADE = 3
 # A change between two steps is truncation, not noise, when it is this many times the noise expected.
 STANDS_OUT = 2.5
 STANDS_FAR_OUT = 4.0
-# No rounding does this: where one change this large is seen, no second is asked for.
+# Rounding does not do this: after one change this large no second one is required.
 STANDS_BEYOND_DOUBT = 12.0
-# A step that is less than the scale allows by this factor may grow, by this much a round.
+# A step that is this many times smaller than the scale allows may grow, by this factor a round.
 GROW = 3.0
-# A column is taken again when its second difference stands this far out, with a step this much smaller.
+# A column is computed again when its second difference is this many times the usual, with a step this much smaller.
 MEND_RATIO = 6.0
 MEND_SHRINK = 4.0
 MEND_ROUNDS = 10
@@ -31,41 +31,41 @@ ROW_TENSORS = 4
 MEMORY_FILL = 0.75
 # Share of the machine's free memory that may be used when --max-memory is not given.
 MEMORY_SHARE = 0.6
-# A loop over rows that is predicted to take less, in seconds, is made at once: a better choice would save little.
+# A loop over rows that is predicted to take less, in seconds, is run at once: a better choice would save little.
 SOON = 0.02
-# What passes are predicted to take, in seconds: a backward pass, each operator of it, the same for a batch of rows,
-# and for a batch of columns (functorch); a batch moves more through memory, and so does its work so many times over.
+# Predicted seconds: of a backward pass, of each of its operators, of an operator with a batch of rows, and with a batch
+# of columns (functorch). The last is a factor: a batch moves more through memory, which makes its work slower.
 PASS_S = 2e-5
 NODE_S = 4e-6
 BATCHED_NODE_S = 2e-5
 FORWARD_NODE_S = 1.2e-4
 BATCHED_WORK = 2.0
-# Bytes a second that a backward pass touches, with the operations made on them.
+# Bytes a second that a backward pass reads and writes, the computation with them included.
 TOUCHED_BYTES_S = 1e10
-# What a recurrent layer does in a second, step by step.
+# Floating-point operations a second of a recurrent layer, step by step.
 RECURRENT_FLOPS = 1e9
 # How many times faster than a common CPU an accelerator works.
 ACCELERATOR_SPEED = 50.0
-# Seconds that capture, search and a first run take for each operator, about. For a single run that the loop does
-# sooner the structured engine is not asked.
+# Seconds that capture, search and a first run take for each operator, about. A single call whose loop over rows takes
+# less does not search the structure.
 ENGINE_OPERATOR_S = 1.5e-3
-# For a single run the search for a bracketing may take this share of the loop's time; a plan searches on.
+# In a single call the search for an elimination order may take this share of the loop's time; a plan has no limit.
 SEARCH_SHARE = 0.25
-# The structured engine is taken without trials when it predicts less than this share of a loop over rows.
+# ``structured`` is selected at once when it is predicted to take less than this share of the loop over rows.
 CLEARLY = 0.25
-# Runs of a recorded program that tell how many threads serve it best.
+# Runs of a recorded program with each number of threads, which show the fastest number.
 REPLAY_TRIES = 3
-# A program that keeps more bytes than this, about a cache, is tried group by group of samples as well, in more and
-# more groups until that is so many times slower.
+# A program that keeps more bytes than this, about a cache, is also timed in groups of samples, more and more of them
+# until that is so many times slower.
 GROUPED_FROM = 2**20
 GROUPED_SLOWER = 1.2
 # Programs that a plan keeps, one for each shape of its inputs.
 REPLAY_KEPT = 8
-# Elements of a planned call's J that are looked at for NaN, evenly over it: each is a cache line from memory.
+# Elements of a planned call's J that are checked for NaN, evenly over it: each is a cache line from memory.
 LOOKED_AT = 2**13
 # Rows or columns of a trial in a bench, and of a method that stands in for another.
 TRIAL_ROWS = 8
-# The first backward pass of a process that is handed a batch of cotangents imports sympy, for so many seconds.
+# The first backward pass of a process with a batch of cotangents imports sympy, for so many seconds.
 SYMPY_IMPORT = 0.4
 # The first vectorised forward pass of a process imports for about a second.
 FUNCTORCH_IMPORT = 1.0
@@ -79,7 +79,7 @@ PILOT_BYTES = 2**20
 DENSE_SVD = 400
 # Rounds of a bench: enough for an interval, few enough to wait for. Bootstrap resamples of it.
 BENCH_ROUNDS = 30
-# A first call that takes less than this, in seconds, is made again: it imports (functorch: some seconds).
+# A first call that takes less than this, in seconds, is repeated: it may have imported (functorch: some seconds).
 BENCH_SHORT = 5.0
 BOOTSTRAPS = 2000
 # An estimated relative error above this is a warning, not a note.

@@ -21,10 +21,10 @@ from typing import ClassVar
 
 
 class JaccliError(Exception):
-    """An error of at most three lines: what was given, what was expected, what to do.
+    """An error of at most three lines: what is wrong, what was expected, what to do.
 
     Args:
-        given: what was found wrong, naming the file, flag or parameter.
+        given: what is wrong, naming the file, flag or parameter.
         expected: what would have been right; may be empty.
         remedy: what the user can do about it; may be empty.
     """
@@ -37,9 +37,9 @@ class JaccliError(Exception):
 
 
 class TimeIsUp(BaseException):
-    """The time that a command was given is over.
+    """The time limit of a command is over.
 
-    Not an ``Exception``: whoever tries a method and takes another when it fails must not catch it.
+    Not an ``Exception``: code that tries a method, and another one when it fails, must not catch it.
     """
 
 
@@ -50,7 +50,7 @@ class GateError(JaccliError):
 
 
 class UsageError(JaccliError):
-    """A flag, name or shape that cannot be meant."""
+    """A flag, name or shape that is not valid."""
 
     exit_code = 2
 

@@ -12,7 +12,7 @@ from jaccli.text.wording import term, worded
 MethodName = Literal["auto", "structured", "reverse", "forward", "loop", "replicate", "functional", "finite-difference"]
 # Of J - I, as ``deviation`` gives them and ``--fail-above`` takes them.
 NORMS = ("frobenius", "relative", "spectral", "l1", "max_abs", "trace", "alpha", "identity_share")
-# A layer of a saved J whose file does not tell it.
+# The layer of a saved J whose file does not name it.
 UNKNOWN = "?"
 METHOD_NAMES: tuple[MethodName, ...] = get_args(MethodName)
 
@@ -32,23 +32,23 @@ def check_method(name: str) -> MethodName:
 
 
 def check_count(name: str, value: object, others: str = "") -> None:
-    """A parameter that is a whole number from 1.
+    """Check a parameter, which must be a whole number from 1. ``others`` ends the sentence on what it may be.
 
     Raises:
         UsageError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        given = worded("{parameter}", parameter=term(name, repr(value)))
-        raise UsageError(given, f"expected a whole number from 1{others}")
+        parameter = worded("{parameter}", parameter=term(name, repr(value)))
+        raise UsageError(parameter, f"expected a whole number from 1{others}")
 
 
-def check_compile(wanted: bool, method: str) -> None:
-    """Only what the engine does can be compiled.
+def check_compile(compile: bool, method: str) -> None:
+    """Check that there is something to compile: only what ``structured`` does can be.
 
     Raises:
-        UsageError: another method is asked for.
+        UsageError: the method is another.
     """
-    if wanted and method not in ("auto", "structured"):
+    if compile and method not in ("auto", "structured"):
         raise UsageError(
             worded("{compile:True} has nothing to compile with the method {method!r}", method=method),
             "expected the method structured, or auto",

@@ -26,6 +26,7 @@ FLOORS = [
     "graph.rules",
     "graph.sparsity",
     "graph.elimination",
+    "planning.linearize",
     "methods graph.program",
     "planning",
     "run backward_graph",

@@ -25,7 +25,7 @@ from jaccli.cli.work import find_device
 from jaccli.models.adapt import as_network
 from jaccli.names import METHOD_NAMES
 from jaccli.penalty.identity import deviation_from
-from jaccli.run.blocks import Choice, stream
+from jaccli.run.blocks import RunOptions, stream
 from jaccli.run.execute import Outcome
 from tests import scenarios, standin
 from tests.hard_rules import HARD
@@ -92,7 +92,7 @@ def test_every_method_agrees_with_the_oracle(s: Scenario, method: Any, device: t
     torch.manual_seed(0)
     if "Dropout" in s.warns and device.type != standin.NAME:
         pytest.skip("another generator draws another mask")
-    (piece,) = stream(network, inputs, [pair], Choice(method, None, None), keep=True)
+    (piece,) = stream(network, inputs, [pair], RunOptions(method, None, None), keep=True)
     outcome: Outcome = piece.outcome
     tolerances = DIFFERENCE if outcome.method == "finite-difference" else EXACT
     close(outcome.matrix, s.truth(dtype), s.slack.get(outcome.method, tolerances[dtype]))

@@ -164,7 +164,7 @@ def _legend(view: TableView, style: Style) -> str:
 
 
 def _readable(row: Record) -> Record:
-    from jaccli.planning.decide import human, seconds
+    from jaccli.text.quantities import human, seconds
 
     takes = f" ({row['takes']})" if row["takes"] not in ("", row["method"]) else ""
     shown = {"method": row["method"] + takes}

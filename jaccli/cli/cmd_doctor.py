@@ -42,8 +42,8 @@ def _facts(devices: dict[str, str]) -> Record:
     import torch
 
     from jaccli import __version__
-    from jaccli.planning.decide import human
     from jaccli.planning.memory import available
+    from jaccli.text.quantities import human
 
     return {
         "jaccli": __version__,

@@ -14,7 +14,7 @@ from jaccli.cli.train_request import TrainRequest
 from jaccli.cli.work import Loaded, load, load_any
 from jaccli.errors import UnsupportedError, UsageError, note
 from jaccli.networks.dtypes import converted, floating_dtype
-from jaccli.run.blocks import one_batch_only
+from jaccli.run.sample_ranges import one_batch_only
 from jaccli.samples.load import load_samples
 from jaccli.training.descent import Parameter, parameters_of
 from jaccli.training.goal import Figures, figures, goal_of

@@ -28,8 +28,9 @@ from jaccli.networks.state.random_generators import seed_all
 from jaccli.planning.decide import Decision
 from jaccli.planning.explain import explain
 from jaccli.planning.linearize import Linearization, Pair, computing, readable
-from jaccli.run.blocks import Choice, Piece, Progress, one_batch_only, part, pilot, stream
-from jaccli.run.compile_blocks import Compiling
+from jaccli.run.blocks import Piece, RunOptions, Stopwatch, stream
+from jaccli.run.compile_blocks import CompiledBlocks
+from jaccli.run.sample_ranges import one_batch_only, pilot_size, take_samples
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 from jaccli.samples.load import load_argument, load_samples
 
@@ -42,7 +43,7 @@ class Timing:
 
     import_s: float = field(default_factory=lambda: IMPORTED - STARTED)
     load_s: float = 0.0
-    watch: Progress = field(default_factory=Progress)
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
     def document(self) -> dict[str, float]:
         """The contract's ``timing``; ``compile_s`` with ``--compile``."""
@@ -245,7 +246,7 @@ def _pairs(network: Network, request: PairRequest) -> list[Pair]:
 def _each_call(network: Network, inputs: Inputs, pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs with ``#*`` as those of each call, counted in a pass of the samples that the first block has."""
     sources = [source for source, _ in pairs]
-    first = inputs if any(a.dim is not None for a in sources) else part(inputs, 0, pilot(inputs))
+    first = inputs if any(a.dim is not None for a in sources) else take_samples(inputs, 0, pilot_size(inputs))
     try:
         calls = each_call(network, first, sources)
     except JaccliError:
@@ -255,9 +256,9 @@ def _each_call(network: Network, inputs: Inputs, pairs: Sequence[Pair]) -> list[
     return [(source, target) for target in dict.fromkeys(t for _, t in pairs) for source in calls]
 
 
-def choice_of(request: RunRequest) -> Choice:
+def choice_of(request: RunRequest) -> RunOptions:
     """The request as ``stream`` takes it."""
-    return Choice(request.method, request.max_memory, request.chunk)
+    return RunOptions(request.method, request.max_memory, request.chunk)
 
 
 def pieces(
@@ -290,7 +291,9 @@ def pieces(
             on_plan=planned,
             tick=bar.tick,
             watch=loaded.timing.watch,
-            instead=Compiling(loaded.network, choice_of(request), loaded.timing.watch) if request.compile else None,
+            instead=CompiledBlocks(loaded.network, choice_of(request), loaded.timing.watch)
+            if request.compile
+            else None,
         )
         with contextlib.closing(run):
             for piece in run:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
-
 import torch
 from torch import Tensor
 
 from jaccli.activations.entry_dimension import close
-from jaccli.errors import JaccliError
-from jaccli.methods.base import Method, MethodGap, MethodTask, is_out_of_memory, perturbed, reason, spans
-from jaccli.names import MethodName
+from jaccli.linearization.activation_memory import ActivationMemory
+from jaccli.linearization.linearization import LinearizedFunction
+from jaccli.methods.base import Method, MethodGap, MethodTask, SelectionInput, attempt, is_out_of_memory, reason, spans
+from jaccli.planning.linearize.linearization import Linearization
+from jaccli.planning.linearize.nearby import perturbed
 
 
 class Loop(Method):
-    """One vector-Jacobian product per output with a one-hot cotangent. Cost: n_out backward passes."""
+    """One vector-Jacobian product for each output, with a one-hot cotangent: the definition of a row of J.
 
-    name: MethodName = "loop"
-    by: Literal["row", "column"] = "row"
+    Cost: n_out backward passes through the recorded graph, and memory for one.
+    """
+
+    name = "loop"
+    drawback = "{n_out} backward passes, one by one"
     needs_graph = True
+    fallbacks = ("forward",)
+
+    def predict(self, inputs: SelectionInput) -> float | None:
+        return inputs.work.loop(inputs.linear.f.n_out)
 
     def fill(self, task: MethodTask) -> None:
         linear = task.linear
@@ -27,7 +33,7 @@ class Loop(Method):
             seed = task.out.new_zeros(linear.batch, linear.f.n_out)
             for row in range(linear.f.n_out):
                 seed[group, row] = 1
-                task.out[group, row] = _attempt(linear.vjp, seed)[group]
+                task.out[group, row] = attempt(linear.vjp, seed)[group]
                 seed[group, row] = 0
                 task.tick(1)
 
@@ -35,60 +41,78 @@ class Loop(Method):
 class Reverse(Method):
     """Rows in chunks, each chunk one batched backward pass (vmap over cotangents).
 
-    Cost: n_out backward passes' work in n_out / chunk calls. A backward pass that vmap cannot do
-    goes on row by row.
+    An operator without a batching rule runs row by row.
+
+    Cost: the work of n_out backward passes, in n_out / chunk calls.
+    Source: ``is_grads_batched`` of ``torch.autograd.grad``, as in ``torch.func.jacrev``.
     """
 
-    name: MethodName = "reverse"
-    by: Literal["row", "column"] = "row"
+    name = "reverse"
+    drawback = "{n_out} backward passes through the whole network"
     needs_graph = True
+    batched = True
+    fallbacks = ("loop", "forward")
+
+    def predict(self, inputs: SelectionInput) -> float | None:
+        return inputs.work.reverse(inputs.linear.f.n_out, inputs.chunk_of("reverse"))
 
     def fill(self, task: MethodTask) -> None:
         linear = task.linear
         for group in task.groups():
             for start, stop in spans(linear.f.n_out, task.chunk):
                 seeds = task.seeds(start, stop, linear.f.n_out, group)
-                rows = _attempt(linear.vjps, seeds)
+                rows = attempt(linear.vjps, seeds)
                 task.out[group, start:stop] = rows[:, group].movedim(0, 1)
                 task.tick(stop - start)
 
 
 class Replicate(Method):
-    """Copies of the batch, one per output, and the identity sent back in one backward pass.
+    """Copies of the batch, one for each output, and one backward pass with the identity as cotangent.
 
-    Cost: n_out forward and backward passes' work in n_out / chunk calls, and the activations of
-    ``chunk`` copies. The model must take any number of samples and treat each on its own.
+    The model must accept any number of samples and treat each on its own.
+
+    Cost: the work of n_out forward and backward passes, in n_out / chunk calls, and the activations of ``chunk``
+    copies.
     """
 
-    name: MethodName = "replicate"
-    by: Literal["row", "column"] = "row"
-    needs_graph = False
+    name = "replicate"
+    drawback = "{n_out} backward passes, and as many copies of the input"
+    fallbacks = ("reverse", "loop", "forward")
+
+    def why_not(self, linearization: Linearization) -> str | None:
+        if linearization.samples_mix:
+            return "samples mix in this model: copies of the batch would change each other"
+        return None
+
+    def row_bytes(self, linear: LinearizedFunction, sizes: ActivationMemory) -> int:
+        return super().row_bytes(linear, sizes) + sizes.total
 
     def fill(self, task: MethodTask) -> None:
         linear = task.linear
-        if task.samples_mix:
-            raise MethodGap("samples mix in this model: copies of the batch would change each other")
         check_tiling(task)
         for start, stop in spans(linear.f.n_out, task.chunk):
             copies = stop - start
             f = linear.f.tiled(copies)
             with torch.enable_grad():
                 points = torch.cat([linear.point] * copies).requires_grad_()
-                value = _attempt(f, points)
+                value = attempt(f, points)
             seeds = task.seeds(start, stop, linear.f.n_out, slice(None)).reshape(value.shape)
             linear.passes["forward"] += copies
             linear.passes["vjp"] += copies
-            grad = _attempt(_gradient, value, points, seeds)
+            grad = attempt(_gradient, value, points, seeds)
             task.out[:, start:stop] = grad.reshape(copies, linear.batch, -1).movedim(0, 1)
             task.tick(copies)
 
 
 class Functional(Method):
-    """``torch.autograd.functional.jacobian`` of the sum over samples: its loop over outputs."""
+    """``torch.autograd.functional.jacobian`` of the sum over samples, or of all samples where they mix.
 
-    name: MethodName = "functional"
-    by: Literal["row", "column"] = "row"
-    needs_graph = False
+    Cost: a forward pass of its own, and n_out backward passes; batch * n_out where samples mix.
+    """
+
+    name = "functional"
+    drawback = "{n_out} backward passes, one by one"
+    fallbacks = ("reverse", "loop", "forward")
 
     def fill(self, task: MethodTask) -> None:
         linear = task.linear
@@ -102,19 +126,19 @@ class Functional(Method):
 
         with torch.enable_grad():
             if task.samples_mix:
-                full = _attempt(jacobian, linear.f, linear.point).reshape(batch, n_out, batch, n_in)
+                full = attempt(jacobian, linear.f, linear.point).reshape(batch, n_out, batch, n_in)
                 task.out.copy_(full.diagonal(dim1=0, dim2=2).movedim(-1, 0))
             else:
-                rows = _attempt(jacobian, summed, linear.point)
+                rows = attempt(jacobian, summed, linear.point)
                 task.out.copy_(rows.reshape(n_out, batch, n_in).movedim(0, 1))
         task.tick(n_out)
 
 
 def check_tiling(task: MethodTask) -> None:
-    """Whether copies of the batch leave each other's values alone. Cost: an evaluation of three.
+    """Check that copies of the batch do not change each other's values. Cost: an evaluation of three copies.
 
     Raises:
-        MethodGap: the model is bound to its number of samples.
+        MethodGap: the model accepts no other number of samples, or its values change with it.
     """
     linear = task.linear
     if linear.f.source.view.dim is None or linear.f.target.view.dim is None:
@@ -136,15 +160,3 @@ def check_tiling(task: MethodTask) -> None:
 
 def _gradient(value: Tensor, point: Tensor, cotangent: Tensor) -> Tensor:
     return torch.autograd.grad(value, point, cotangent)[0]
-
-
-def _attempt(call: Callable[..., Tensor], *args: Any) -> Tensor:
-    """Run a pass; an error of torch becomes a gap, but for memory, which another method would not mend."""
-    try:
-        return call(*args)
-    except JaccliError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise MethodGap(reason(error)) from error

@@ -1,27 +1,53 @@
-"""What a method is: it fills J from products with J."""
+"""What a method is: how it computes J, what that costs, where it cannot be used, and which methods may replace it."""
 
 from __future__ import annotations
 
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from functools import cached_property
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from jaccli import defaults
+from jaccli.errors import JaccliError
 from jaccli.graph.elimination.accumulate import EliminationPlan
 from jaccli.graph.elimination.bracketing import Bracketing
+from jaccli.linearization.activation_memory import ActivationMemory
 from jaccli.linearization.linearization import LinearizedFunction
+from jaccli.methods.operator_costs import Work, counted
 from jaccli.names import MethodName
+from jaccli.planning.linearize.linearization import Linearization
+from jaccli.planning.linearize.nearby import perturbed
+from jaccli.planning.linearize.session import readable
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 
-__all__ = ["Method", "MethodGap", "MethodTask", "Tick", "is_out_of_memory", "perturbed", "reason", "spans"]
+__all__ = [
+    "Method",
+    "MethodGap",
+    "MethodTask",
+    "Passes",
+    "Selection",
+    "SelectionInput",
+    "Tick",
+    "attempt",
+    "is_out_of_memory",
+    "perturbed",
+    "reason",
+    "spans",
+]
 
+Result = TypeVar("Result")
 Tick = Callable[[int], None]
+# Backward passes, forward passes with tangents, and evaluations of f.
+PassKind = Literal["backward", "forward", "plain forward"]
 
 
 class MethodGap(Exception):
-    """A method cannot do this model; the message says why. Another method may."""
+    """A method cannot be used for this model; the message says why. Another method may be."""
 
 
 @dataclass
@@ -32,13 +58,13 @@ class MethodTask:
         linear: f at the point, with its products.
         out: ``(batch, n_out, n_in)``, overwritten.
         chunk: how many rows, columns or copies go through the network at once.
-        samples_mix: whether a sample's target hangs on other samples: then J[b] is the diagonal
+        samples_mix: whether a sample's target depends on other samples: then J[b] is the diagonal
             block, and each sample needs passes of its own.
-        tick: told how many rows or columns were finished.
-        notes: filled with what a reader should know of how it went.
-        error_estimate: filled by a method that is not exact: relative Frobenius error.
-        engine: f captured as a graph, where that was done before.
-        bracket: how to multiply out its chain, where that is known.
+        tick: called with the number of rows or columns that were finished since the last call.
+        notes: the method adds what a reader should know of how J was computed.
+        error_estimate: set by a method that is not exact: relative Frobenius error.
+        structure: f as a graph with its elimination order, where that was found before.
+        bracketing: the elimination order alone, where that is known.
     """
 
     linear: LinearizedFunction
@@ -48,7 +74,7 @@ class MethodTask:
     tick: Tick = lambda done: None
     notes: list[str] = field(default_factory=list)
     error_estimate: float | None = None
-    engine: EliminationPlan | None = None
+    structure: EliminationPlan | None = None
     bracketing: Bracketing | None = None
 
     def groups(self) -> list[slice]:
@@ -63,25 +89,140 @@ class MethodTask:
         return seeds
 
 
-class Method(Protocol):
-    """A way to obtain J.
+@dataclass(frozen=True)
+class Passes:
+    """The cost of J by a method: passes through the network, all samples in each.
+
+    Args:
+        count: of one J of each sample, where samples do not mix.
+        kind: of pass.
+    """
+
+    count: int
+    kind: PassKind
+
+
+@dataclass(frozen=True)
+class SelectionInput:
+    """What a method is selected by.
+
+    Args:
+        linearization: f at the samples.
+        sizes: memory of its activations.
+        chunk_of: the chunk of a method that fits the memory; see ``MethodTask.chunk``.
+    """
+
+    linearization: Linearization
+    sizes: ActivationMemory
+    chunk_of: Callable[[MethodName], int]
+
+    @property
+    def linear(self) -> LinearizedFunction:
+        """f with its products."""
+        return self.linearization.linear
+
+    @cached_property
+    def work(self) -> Work:
+        """The operators of f, from which times are predicted. Computed once; see ``counted`` for its cost."""
+        with readable(self.linear.f.inputs):
+            return counted(self.linear)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The method that is going to compute J.
+
+    Args:
+        method: its name.
+        why: the reason, for people.
+        others: reasons against other methods; against ``method`` itself where another one is going to replace it.
+        predicted_s: predicted seconds; None where the selection needed no prediction.
+    """
+
+    method: MethodName
+    why: str
+    others: dict[str, str] = field(default_factory=dict)
+    predicted_s: float | None = None
+
+
+class Method(ABC):
+    """A way to compute J. A new method is a subclass in a file of its own, and one line in ``jaccli.methods``.
 
     Attributes:
         name: as on the command line.
-        by: what it takes one pass for each of.
-        needs_graph: whether the forward pass must be recorded for backward passes.
+        by: whether it computes J row by row or column by column, ``chunk`` of them at once.
+        needs_graph: whether it goes back through the gradient graph of the recorded forward pass.
+        batched: whether its first pass in a process imports sympy, for ``defaults.SYMPY_IMPORT`` seconds.
+        kind: of the passes that it makes, and ``passes_each``: how many of them for a row or column.
+        drawback: why it is not used where another method is, for people; with the fields n_out and n_in.
+        fallbacks: the methods to try, in this order, where it cannot be used.
     """
 
-    name: MethodName
-    by: Literal["row", "column"]
-    needs_graph: bool
+    name: ClassVar[MethodName]
+    by: ClassVar[Literal["row", "column"]] = "row"
+    needs_graph: ClassVar[bool] = False
+    batched: ClassVar[bool] = False
+    kind: ClassVar[PassKind] = "backward"
+    passes_each: ClassVar[int] = 1
+    drawback: ClassVar[str]
+    fallbacks: ClassVar[tuple[MethodName, ...]] = ()
 
+    @abstractmethod
     def fill(self, task: MethodTask) -> None:
-        """Fill ``task.out``.
+        """Fill ``task.out``, ``(batch, n_out, n_in)``.
 
         Raises:
-            MethodGap: the model has an operator that the method cannot do.
+            MethodGap: the model has an operator that the method cannot differentiate.
         """
+
+    def passes(self, n_out: int, n_in: int) -> Passes:
+        """What J costs: as many passes as rows or columns, or a multiple of them."""
+        return Passes(self.passes_each * (n_out if self.by == "row" else n_in), self.kind)
+
+    def why_not(self, linearization: Linearization) -> str | None:
+        """Why it cannot be used here, as far as that is known without a pass of its own; else None."""
+        return linearization.probe.backward_gap if self.needs_graph else None
+
+    def select(self, inputs: SelectionInput) -> Selection:  # noqa: ARG002 - a method that is named is used
+        """The method that is used where a user names this one: itself, but for ``auto``."""
+        return Selection(self.name, "asked for")
+
+    def predict(self, inputs: SelectionInput) -> float | None:  # noqa: ARG002 - by default nothing is predicted
+        """Seconds of J from counts of operators, without the clock; None where ``auto`` is not to consider it."""
+        return None
+
+    def measure(self, linear: LinearizedFunction, chunk: int) -> float | None:
+        """Seconds of J by the clock, from a few passes; None where those fail.
+
+        Cost: two passes of the method's kind; two chunks of them where it is ``batched``.
+        """
+        count, single = self.passes(linear.f.n_out, linear.f.n_in).count, torch.ones_like(linear.value)
+        if self.batched:
+            chunk, products = min(chunk, count), linear.vjps if self.by == "row" else linear.jvps
+            seeds = linear.value.new_zeros(chunk, linear.batch, count)
+            seeds[torch.arange(chunk), :, torch.arange(chunk)] = 1
+            return _measured(lambda: products(seeds), count / chunk)
+        if self.kind == "plain forward":
+            with torch.no_grad():
+                return _measured(lambda: linear.evaluate(linear.point), count)
+        return _measured(lambda: linear.vjp(single.reshape(linear.batch, -1)), count)
+
+    def row_bytes(self, linear: LinearizedFunction, sizes: ActivationMemory) -> int:
+        """Bytes that one more row, column or copy in a chunk costs, of all samples."""
+        seeds = 2 * linear.batch * (linear.f.n_in + linear.f.n_out) * linear.value.element_size()
+        return seeds + defaults.ROW_TENSORS * sizes.widest
+
+
+def attempt(call: Callable[..., Result], *args: Any) -> Result:
+    """The result of a pass. An error of torch becomes a ``MethodGap``; out of memory does not: no method needs less."""
+    try:
+        return call(*args)
+    except JaccliError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise MethodGap(reason(error)) from error
 
 
 def spans(size: int, chunk: int) -> list[tuple[int, int]]:
@@ -89,12 +230,19 @@ def spans(size: int, chunk: int) -> list[tuple[int, int]]:
     return [(start, min(start + chunk, size)) for start in range(0, size, max(chunk, 1))]
 
 
-def perturbed(point: Tensor) -> Tensor:
-    """A point nearby: every value some percent smaller, which keeps to the range that a model may insist on.
+def _measured(run: Callable[[], object], times: float) -> float | None:
+    """Seconds of ``times`` runs, from the faster of two; None where they fail."""
+    try:
+        return times * min(_seconds(run) for _ in range(2))
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return None
 
-    Samples of zeros are moved away from zero.
-    """
-    generator = torch.Generator().manual_seed(1)
-    share = 0.02 + 0.08 * torch.rand(point.shape, generator=generator).to(point)
-    zero = (point == 0).reshape(point.shape[0], -1).all(1).reshape(-1, *[1] * (point.dim() - 1))
-    return torch.where(zero, share, point * (1 - share))
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter() - start

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.errors import JaccliError
 from jaccli.methods.backward import check_tiling
-from jaccli.methods.base import Method, MethodGap, MethodTask, is_out_of_memory, reason, spans
+from jaccli.methods.base import Method, MethodGap, MethodTask, attempt, spans
 from jaccli.methods.steps import (
     Pilot,
     Trials,
@@ -21,38 +18,40 @@ from jaccli.methods.steps import (
     step_scale,
     trial_steps,
 )
-from jaccli.names import MethodName
 
 
 class FiniteDifference(Method):
-    """Central differences; needs no gradients at all, so it works where backward is broken.
+    """Central differences of values. Needs no gradients, so it works where the backward pass is broken.
 
-    The step of coordinate i in sample b is ``factor * scale[b, i]``. The scale comes from the
-    point, the factor from a pilot: a few columns at many steps show the rounding noise and where
-    truncation begins. Columns that a kink or strong curvature spoils are taken again with smaller
-    steps, and those whose coordinate is small with larger ones, where that proves right. Cost: 2 n_in
-    evaluations, 28 (float32) or 46 (float64) for each pilot column, and the repeated ones, ``chunk``
-    of them stacked in the batch; one after another where the model is bound to its number of samples.
+    The step of coordinate i in sample b is ``factor * scale[b, i]``. The scale comes from the point, the factor from a
+    pilot: a few columns at many steps show the rounding noise and where truncation begins. Columns that a kink or
+    strong curvature spoils are computed again with smaller steps. Columns of small coordinates are computed again with
+    larger steps, where those prove right.
+
+    Cost: 2 n_in evaluations, 28 (float32) or 46 (float64) for each pilot column, and the repeated columns; ``chunk``
+    of them stacked in the batch, or one after another where the model accepts no other number of samples.
+    Source: ``jaccli.methods.steps``; compare Moré and Wild 2012, "Estimating derivatives of noisy simulations".
     """
 
-    name: MethodName = "finite-difference"
-    by: Literal["row", "column"] = "column"
-    needs_graph = False
+    name = "finite-difference"
+    by = "column"
+    kind = "plain forward"
+    passes_each = 2
+    drawback = "not exact"
 
     def fill(self, task: MethodTask) -> None:
         # Not inference_mode: a model may take gradients of its own inside.
         with torch.no_grad():
             difference = CentralDifferences(task)
-            # All steps of all columns are held at once, in float64.
-            held = defaults.TRY_ALL * task.out.numel() * 8
-            few = difference.n_in <= defaults.TRY_ALL and held <= defaults.WORKING_SET
+            trial_bytes = defaults.TRY_ALL * task.out.numel() * 8  # all steps of all columns at once, in float64
+            few = difference.n_in <= defaults.TRY_ALL and trial_bytes <= defaults.WORKING_SET
             squares = _every_step(difference) if few else _one_factor(difference)
             size = float(torch.linalg.vector_norm(task.out.double()))
         task.error_estimate = squares**0.5 / size if size else None
 
 
 def _every_step(difference: CentralDifferences) -> float:
-    """Few columns: each sample and column takes the best of all steps; the sum of squared errors."""
+    """Few columns: the best of all steps for each sample and column. Returns the sum of squared errors."""
     task = difference.task
     columns, squares = best_columns(
         _trials(difference, difference.columns, difference.most, difference.n_out, defaults.STEPS_A_DECADE)
@@ -63,7 +62,7 @@ def _every_step(difference: CentralDifferences) -> float:
 
 
 def _one_factor(difference: CentralDifferences) -> float:
-    """Many columns: the factor of a pilot, mended where it does not suit; the sum of squared errors."""
+    """Many columns: steps by the factor of a pilot, corrected where it is wrong. Returns the sum of squared errors."""
     task, n_in = difference.task, difference.n_in
     count = min(max(n_in // 8, defaults.PILOT_COLUMNS), defaults.TRY_ALL)
     # Coordinates that are small by chance would ask for a factor far too large for the others: they grow later.
@@ -91,14 +90,22 @@ def _trials(
     outputs: int,
     a_decade: int = defaults.PILOT_STEPS_A_DECADE,
 ) -> Trials:
-    """Some columns at many steps, up to the ``most`` of each; at most ``outputs`` of the outputs are kept."""
+    """Some columns at many steps.
+
+    Args:
+        difference: f at the samples.
+        columns: ``(k,)`` coordinates.
+        most: ``(batch, n_in)`` the largest scale that each coordinate could have.
+        outputs: of each sample, at most so many are compared.
+        a_decade: steps for each factor of ten.
+    """
     steps = trial_steps(difference.scale[:, columns], most[:, columns], a_decade)
-    kept = _evenly(min(outputs, difference.n_out), difference.value[0])
-    weight = (difference.n_out / len(kept)) ** 0.5  # so that norms are those of whole columns
+    rows = _evenly(min(outputs, difference.n_out), difference.value[0])
+    weight = (difference.n_out / len(rows)) ** 0.5  # so that norms are those of whole columns
     quotients, bends = [], []
     for step in steps:
         quotient, bend = difference.central(columns, step.to(difference.point.dtype))
-        quotients.append(weight * quotient[:, kept].double())
+        quotients.append(weight * quotient[:, rows].double())
         bends.append(bend.double())
     # Rounding to the nearest in f(x+h) − f(x−h), over 2: each output contributes eps/√24 of itself.
     rounding = torch.finfo(difference.value.dtype).eps / 24**0.5
@@ -107,13 +114,20 @@ def _trials(
 
 
 def _evenly(count: int, of: Tensor) -> Tensor:
-    """At most ``count`` positions, evenly over a vector and on its device."""
+    """At most ``count`` positions ``(k,)`` in a vector, evenly spaced, on its device."""
     at: Tensor = torch.linspace(0, len(of) - 1, count, dtype=torch.float64, device=of.device).round().long().unique()
     return at
 
 
 class CentralDifferences:
-    """Evaluations of f around the point, as central differences of chosen columns."""
+    """Evaluations of f around the point, as central differences of chosen columns.
+
+    Attributes:
+        point, value: ``(batch, n_in)`` and ``(batch, n_out)``.
+        scale, most: ``(batch, n_in)``, see ``step_scale``.
+        columns: ``(n_in,)`` all coordinates.
+        tiling: whether several points can be stacked in the batch.
+    """
 
     def __init__(self, task: MethodTask) -> None:
         self.task, self.linear = task, task.linear
@@ -151,7 +165,7 @@ class CentralDifferences:
         return torch.cat(quotients, -1), torch.cat(curvature, -1)
 
     def _both_sides(self, columns: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """f at x + h and x − h, ``(batch, n_out, k)``, and the distance there is in floating point."""
+        """f at x + h and x − h, ``(batch, n_out, k)``, and their distance in floating point, ``(batch, k)``."""
         k = len(columns)
         here = self.point[:, columns]
         above, below = here + steps, here - steps
@@ -166,34 +180,29 @@ class CentralDifferences:
     def _evaluate(self, points: Tensor) -> Tensor:
         """f at ``(copies, batch, n_in)`` points: ``(copies, batch, n_out)``."""
         shaped = points.reshape(-1, *self.linear.point.shape[1:])
-        try:
-            if self.tiling:
-                values = self.linear.evaluate(shaped, copies=points.shape[0])
-            elif self.task.samples_mix:
-                values = torch.cat([self._alone(p) for p in points])
-            else:
-                values = torch.cat([self.linear.evaluate(p.reshape(self.linear.point.shape)) for p in points])
-        except JaccliError:
-            raise
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            raise MethodGap(reason(error)) from error
+        if self.tiling:
+            values = attempt(self.linear.evaluate, shaped, points.shape[0])
+        else:
+            evaluate = self._alone if self.task.samples_mix else self._together
+            values = torch.cat([attempt(evaluate, p) for p in points])
         return values.reshape(points.shape[0], self.batch, self.n_out)
 
+    def _together(self, points: Tensor) -> Tensor:
+        """f ``(batch, …)`` at ``(batch, n_in)`` points."""
+        return self.linear.evaluate(points.reshape(self.linear.point.shape))
+
     def _alone(self, points: Tensor) -> Tensor:
-        """Each sample moved while the others stay, for a model in which samples mix."""
+        """f ``(batch, n_out)`` with one sample of ``(batch, n_in)`` points moved at a time, where samples mix."""
         moved = []
         for sample in range(self.batch):
             one = self.point.clone()
             one[sample] = points[sample]
-            value = self.linear.evaluate(one.reshape(self.linear.point.shape))
-            moved.append(value.reshape(self.batch, -1)[sample])
+            moved.append(self._together(one).reshape(self.batch, -1)[sample])
         return torch.stack(moved)
 
 
 class CoordinateBlock:
-    """Some columns with their steps, and what is known of their errors; all ``(batch, k)``."""
+    """Some columns with their steps, and estimates of their errors; ``(batch, k)``, quotients ``(batch, n_out, k)``."""
 
     def __init__(self, difference: CentralDifferences, pilot: Pilot, columns: Tensor) -> None:
         self.difference, self.pilot, self.columns = difference, pilot, columns
@@ -208,7 +217,7 @@ class CoordinateBlock:
     def shrink(self) -> None:
         """Smaller steps where the second difference stands out: a kink within the step, or curvature."""
         for _ in range(defaults.MEND_ROUNDS):
-            if not self._again(self._spoilt(), self.steps / defaults.MEND_SHRINK):
+            if not self._retry(self._spoilt(), self.steps / defaults.MEND_SHRINK):
                 return
         still = self.bend.double() / self.steps.double()
         self.bias = torch.where(self._spoilt(), still, self.bias)
@@ -220,9 +229,9 @@ class CoordinateBlock:
     def grow(self) -> None:
         """Larger steps where a coordinate is small: by chance, if the quotient stays the same.
 
-        Rounding is shared by the outputs, so a small step's quotient is now and then several times further
-        off than usual. A change that stands out is therefore looked at once more, from the larger step, where
-        noise is less and a true change as clear: a kink changes the quotient by as much again, beside its noise.
+        Rounding is shared by the outputs, so the quotient of a small step is sometimes several times further off than
+        usual. A change that stands out is therefore compared once more, from the larger step, where noise is less and
+        a true change is as clear: a kink changes the quotient by as much again.
         """
         most = self.pilot.factor * self.difference.most[:, self.columns]
         ahead, reached = self.quotients.clone(), self.steps.clone()  # as far as tried
@@ -234,7 +243,7 @@ class CoordinateBlock:
             change = column_norms(quotients.double() - ahead[:, :, which].double())
             noise = self.noise(reached[:, which])
             same = going[:, which] & (change <= defaults.STANDS_OUT * noise)
-            self._take(which, same, quotients, further)
+            self._use(which, same, quotients, further)
             limit = torch.where(doubtful[:, which], defaults.STANDS_FAR_OUT, defaults.STANDS_BEYOND_DOUBT)
             unsure = change <= limit * noise
             ahead[:, :, which], reached[:, which] = quotients, further
@@ -242,23 +251,28 @@ class CoordinateBlock:
             going[:, which] &= same | unsure
             going &= most > reached
 
-    def _again(self, wanted: Tensor, steps: Tensor) -> bool:
-        """Take the wanted columns with smaller steps, and keep what proves better; whether any did."""
-        which = wanted.any(0)
+    def _retry(self, spoilt: Tensor, steps: Tensor) -> bool:
+        """Compute spoilt columns with smaller steps, and use those that differ by more than noise; whether any did.
+
+        Args:
+            spoilt: ``(batch, k)`` booleans.
+            steps: ``(batch, k)``.
+        """
+        which = spoilt.any(0)
         if not which.any():
             return False
         quotients, bend = self.difference.central(self.columns[which], steps[:, which])
         change = column_norms(quotients.double() - self.quotients[:, :, which].double())
         differs = change > defaults.STANDS_OUT * self.noise(steps[:, which])
-        better = wanted[:, which] & differs
-        self._take(which, better, quotients, steps[:, which])
-        # What was tried and did not prove better is not tried again.
+        better = spoilt[:, which] & differs
+        self._use(which, better, quotients, steps[:, which])
+        # A column that is no better is not tried again.
         self.bend[:, which] = torch.where(better, bend, torch.zeros_like(bend))
         self.bias[:, which] = torch.where(better, torch.zeros_like(change), self.bias[:, which])
         return bool(better.any())
 
-    def _take(self, which: Tensor, better: Tensor, quotients: Tensor, steps: Tensor) -> None:
-        """Put the quotients and steps that are better, ``(batch, columns that are tried)``, in place of those held."""
+    def _use(self, which: Tensor, better: Tensor, quotients: Tensor, steps: Tensor) -> None:
+        """Replace quotients and steps by the better ones; ``better`` is ``(batch, columns that are tried)``."""
         self.quotients[:, :, which] = torch.where(better.unsqueeze(1), quotients, self.quotients[:, :, which])
         self.steps[:, which] = torch.where(better, steps, self.steps[:, which])
 

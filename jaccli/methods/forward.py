@@ -4,58 +4,70 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from jaccli.errors import JaccliError
-from jaccli.methods.base import Method, MethodGap, MethodTask, is_out_of_memory, reason, spans
-from jaccli.names import MethodName
+from jaccli import defaults
+from jaccli.linearization.linearization import batching_imported
+from jaccli.methods.base import Method, MethodGap, MethodTask, SelectionInput, attempt, spans
 from jaccli.runtime.kernels import unfused
+
+# Its name in notes, the function, and the context that it runs in.
+_Variant = tuple[str, Callable[[Tensor], Tensor], AbstractContextManager[None]]
 
 
 class Forward(Method):
     """Columns in chunks of Jacobian-vector products, vectorised by vmap.
 
-    Cost: n_in forward passes with tangents in n_in / chunk calls. Where vmap has a gap the columns
-    go one by one; where a recurrent layer in one kernel has no forward-mode formula, by its operators.
+    Where vmap has no rule for an operator, the columns are computed one by one; where a fused recurrent layer has no
+    forward-mode formula, from its operators.
+
+    Cost: n_in forward passes with tangents in n_in / chunk calls.
+    Source: forward-mode differentiation by dual numbers (Wengert 1964), as in ``torch.func.jacfwd``.
     """
 
-    name: MethodName = "forward"
-    by: Literal["row", "column"] = "column"
-    needs_graph = False
+    name = "forward"
+    by = "column"
+    batched = True
+    kind = "forward"
+    drawback = "{n_in} forward passes through the whole network"
+    fallbacks = ("reverse", "loop")
 
     def fill(self, task: MethodTask) -> None:
         gaps: list[str] = []
-        for label, columns, context in self._ways(task):
+        for label, columns, context in self._variants(task):
             try:
                 with context:
-                    self._run(task, columns)
-            except JaccliError:
-                raise
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise
-                gaps.append(f"{label}: {reason(error)}")
+                    attempt(self._run, task, columns)
+            except MethodGap as gap:
+                gaps.append(f"{label}: {gap}")
                 continue
             task.notes.extend(f"forward mode, {gap}; went on {label}" for gap in gaps[-1:])
             return
         raise MethodGap(f"forward mode has no formula for this model: {gaps[0].split(': ', 1)[1]}")
 
-    def _ways(self, task: MethodTask) -> list[tuple[str, Callable[[Tensor], Tensor], AbstractContextManager[None]]]:
+    def _variants(self, task: MethodTask) -> list[_Variant]:
+        """Functions from seeds ``(k, batch, n_in)`` to columns ``(k, batch, n_out)``, the fastest first."""
         linear = task.linear
 
         def one_by_one(seeds: Tensor) -> Tensor:
             return torch.stack([linear.jvp(seed) for seed in seeds])
 
-        ways: list[tuple[str, Callable[[Tensor], Tensor], AbstractContextManager[None]]] = [
+        variants: list[_Variant] = [
             ("vectorised", linear.jvps, nullcontext()),
             ("column by column", one_by_one, nullcontext()),
         ]
         if task.out.device.type != "cpu" or torch.backends.mkldnn.is_available():
-            ways.append(("column by column without fused recurrent layers", one_by_one, unfused()))
-        return ways
+            variants.append(("column by column without fused recurrent layers", one_by_one, unfused()))
+        return variants
+
+    def predict(self, inputs: SelectionInput) -> float | None:
+        f = inputs.linear.f
+        if f.n_in >= 2 * f.n_out:
+            return None
+        imports = 0.0 if batching_imported() else defaults.FUNCTORCH_IMPORT
+        return inputs.work.forward(f.n_in, inputs.chunk_of("forward")) + imports
 
     def _run(self, task: MethodTask, columns: Callable[[Tensor], Tensor]) -> None:
         linear = task.linear

@@ -1,7 +1,7 @@
 """The step of a finite difference: how large rounding noise and truncation are, and their balance.
 
 A central difference with step h errs by noise ~ η / h, from rounding in f, and by a bias that grows
-with h: as h² where f is smooth, by jumps where a kink (ReLU) comes into reach. Both are read off the
+with h: as h² where f is smooth, by jumps where a kink (ReLU) comes into reach. Both are estimated from the
 changes between neighbouring steps, so no order is assumed for the bias. A change counts as bias only
 where it stands out of the noise.
 """
@@ -98,7 +98,14 @@ class Trials:
 
 
 def judge(steps: Tensor, quotients: Tensor, bends: Tensor, floor: Tensor) -> Trials:
-    """Expected errors of columns taken at many steps; ``floor`` ``(batch,)`` is the least that η can be."""
+    """Expected errors of columns computed at many steps.
+
+    Args:
+        steps: ``(steps, batch, k)``, ascending.
+        quotients: ``(steps, batch, n_out, k)``.
+        bends: ``(steps, batch, k)`` norms of the second differences.
+        floor: ``(batch,)`` the least that η can be.
+    """
     change = torch.linalg.vector_norm(quotients[1:] - quotients[:-1], dim=2)
     eta = torch.maximum(_noise_level(change, steps), floor)
     noise = eta.reshape(1, -1, 1) / steps
@@ -128,7 +135,7 @@ def best_columns(trials: Trials) -> tuple[Tensor, float]:
 def choose_step(trials: Trials, scale: Tensor) -> Pilot:
     """One factor of the scale ``(batch, k)`` for all columns: that with the least expected error.
 
-    Where a few columns stand out for their bias, theirs is not counted in full: they will be mended.
+    Where a few columns have a bias that stands out, it is not counted in full: they are going to be corrected.
     """
     squared, noise = trials.squared, trials.noise.square()
     spoilt = (trials.bias.square() > defaults.MEND_RATIO**2 * noise).double().mean(dim=(1, 2), keepdim=True)
@@ -144,13 +151,16 @@ def choose_step(trials: Trials, scale: Tensor) -> Pilot:
 
 
 def _noise_level(change: Tensor, steps: Tensor) -> Tensor:
-    """η of each sample with noise η / h, from the smallest steps, where rounding rules."""
+    """η of each sample, ``(batch,)``, with noise η / h, from the smallest steps, where rounding dominates.
+
+    ``change`` is ``(steps - 1, batch, k)``, between neighbouring ``steps``, ``(steps, batch, k)``.
+    """
     levels = change / (steps[:-1].reciprocal().square() + steps[1:].reciprocal().square()).sqrt()
     return levels[:2].transpose(0, 1).flatten(1).nan_to_num(0.0, 0.0, 0.0).median(dim=1).values
 
 
 def _bias(change: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
-    """What each step is off: changes on the way up to it, or a share of the change to the next one.
+    """The bias of each step, ``(steps, batch, k)``: changes on the way up to it, or a share of the change to the next.
 
     For a smooth f the change from h to r h is r² − 1 times the bias at h.
     """
@@ -168,7 +178,7 @@ def _bias(change: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
 
 
 def _refined(trials: Trials, best: int) -> float:
-    """Between grid steps: where noise² / m² + bias² m⁴ is least, if the bias grows as h² there."""
+    """The factor m from the best grid step to the step where noise² / m² + bias² m⁴ is least; 1 unless bias ~ h²."""
     quotients = trials.quotients[best : best + 3]
     if len(quotients) < 3:
         return 1.0

@@ -1,33 +1,44 @@
-"""J from the structure of the network: its operator graph, cut, bracketed and multiplied."""
+"""J from the structure of the network: its operator graph, cut, ordered and multiplied out."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 from jaccli.graph.elimination.accumulate import engine, jacobian
 from jaccli.graph.trace.capture import capture
 from jaccli.graph.trace.ir import CaptureGap
-from jaccli.methods.base import Method, MethodGap, MethodTask
-from jaccli.names import MethodName
+from jaccli.methods.base import Method, MethodGap, MethodTask, Selection, SelectionInput
+from jaccli.planning.linearize.linearization import Linearization
 
 
 class Structured(Method):
-    """Bottlenecks, diagonals, constant weights, blocks, windows and residual sums of the network, used.
+    """The product of the operators' Jacobians, in the order that is predicted to take the least.
 
-    Cost: one forward pass to capture f as a graph, and what the plan says; see ``jaccli.graph``.
+    It uses bottlenecks, diagonals, constant weights, blocks, windows and residual sums of the network.
+
+    Cost: one forward pass to capture f as a graph, and the products that the elimination order names.
+    Source: vertex elimination on the computational graph (Griewank and Walther 2008, chapter 9); see ``jaccli.graph``.
     """
 
-    name: MethodName = "structured"
-    by: Literal["row", "column"] = "row"
-    needs_graph = False
+    name = "structured"
+    drawback = "a capture and a search, more than so few passes take"
+    fallbacks = ("reverse", "loop", "forward")
 
     def fill(self, task: MethodTask) -> None:
-        if task.samples_mix:
-            raise MethodGap("samples mix in this model")
         try:
-            task.engine = task.engine or engine(capture(task.linear.f), task.bracketing)
-            task.out = jacobian(task.engine)
+            plan = task.structure or engine(capture(task.linear.f), task.bracketing)
+            task.out = jacobian(plan)
         except CaptureGap as gap:
             raise MethodGap(str(gap)) from None
         task.linear.passes["forward"] += 1
         task.tick(task.linear.f.n_out)
+
+    def why_not(self, linearization: Linearization) -> str | None:
+        return "samples mix in this model" if linearization.samples_mix else None
+
+    def select(self, inputs: SelectionInput) -> Selection:
+        """Itself, with the reason in ``others`` where there is no elimination order. Cost: a capture and a search."""
+        gap = inputs.linearization.search_structure()
+        return Selection(self.name, "asked for", {} if gap is None else {self.name: gap})
+
+    def predict(self, inputs: SelectionInput) -> float | None:
+        plan = inputs.linearization.structure
+        return plan.seconds if plan is not None else None

@@ -26,13 +26,13 @@ from jaccli.penalty.slope import Moved
 from jaccli.penalty.training_pass import FEWER, memory_told, training_pass
 from jaccli.penalty.verify import Request, Trial, recorded
 from jaccli.planning.bind import bind
-from jaccli.planning.decide import human
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
 from jaccli.planning.memory import available
 from jaccli.planning.mixing_message import mixing
-from jaccli.run.execute import report_path
+from jaccli.run.caveats import report_path
 from jaccli.run.signature import Signature, signature
 from jaccli.runtime.kernels import FUSED_NODES, full_precision
+from jaccli.text.quantities import human
 from jaccli.text.wording import worded
 
 
@@ -106,7 +106,7 @@ class CallSite:
             (linearization,) = linearize(network, inputs, [self.pair])
             if wish.square:
                 _check_square(linearization)
-            report_path(linearization, linearization.name)
+            report_path(linearization)
             if linearization.samples_mix:
                 text = mixing(linearization)
                 warn(worded("{name}: {text}", name=linearization.name, text=text))

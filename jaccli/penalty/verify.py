@@ -16,13 +16,13 @@ from jaccli.activations.record import Inputs
 from jaccli.backward_graph.differentiable_rows import Rows, no_second, wide
 from jaccli.errors import UnsupportedError
 from jaccli.graph.program.differentiable import Accumulation, accumulation
-from jaccli.graph.program.trace import alike
+from jaccli.graph.program.verify import alike
 from jaccli.graph.trace.ir import tensors_in
 from jaccli.linearization.linearization import coarsest
 from jaccli.linearization.verify import dual, same, tolerance
 from jaccli.penalty.slope import Moved
 from jaccli.planning.linearize import Linearization
-from jaccli.run.execute import disagreement
+from jaccli.run.agreement import disagreement
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 
 # A gradient may be so many times the verifier's tolerance off a slope, and at the least so much.

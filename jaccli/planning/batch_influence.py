@@ -1,4 +1,4 @@
-"""Whether J of some samples changes with the samples that are taken together with them, though no gradient flows.
+"""Whether J of some samples changes with the samples that are computed together with them, though no gradient flows.
 
 An adaptive solver takes its steps from the largest error of the batch; routing by capacity and thresholds by a
 batch's mean do the same.
@@ -13,31 +13,33 @@ from torch import Tensor
 
 from jaccli.activations.record import Inputs, values
 from jaccli.errors import JaccliError, warn
+from jaccli.linearization.activation_memory import footprint
 from jaccli.linearization.linearization import LinearizedFunction
 from jaccli.linearization.rounding import VALUE_POWER, apart, norms, rounding, value_rounding
 from jaccli.linearization.verify import tolerance
 from jaccli.networks.network import Network
 from jaccli.planning.linearize import Linearization, linearize, own, readable
-from jaccli.planning.memory import available, footprint
+from jaccli.planning.memory import available
 from jaccli.text.wording import worded
 
-# Of the samples that fit, one in so many is asked for products: three more graphs are held for a moment.
+# Products are compared for one in so many of the samples that fit, as three more graphs are held meanwhile.
 _SHARE = 4
 # Tensors of the widest activation's size that a pass without gradients holds.
-_HELD = 4
+_TENSORS_OF_A_PASS = 4
 
 
-def influence(network: Network, inputs: Inputs, ready: Sequence[Linearization], limit: int | None = None) -> str | None:
-    """How the first or the last samples differ alone and in company, where that is more than rounding; else None.
+def influence(network: Network, inputs: Inputs, block: Sequence[Linearization], limit: int | None = None) -> str | None:
+    """How the first or the last samples differ alone and among all, where that is more than rounding; else None.
 
-    Asked where samples are first cut. To be called within ``computing``, as ``linearize``. Cost: a pass without
-    gradients of all samples, or of as many as fit; forward and backward passes of about as many samples as were
-    prepared; where something differs, some more, which tell what rounding does.
+    Called once, where samples are about to be cut into blocks, within ``computing``.
+
+    Cost: a pass without gradients of all samples, or of as many as fit; forward and backward passes of about as many
+    samples as the first block has; where something differs, some more, which show what rounding does.
 
     Args:
         network: the model.
         inputs: all samples.
-        ready: the first of them, prepared alone, for each layer pair.
+        block: the first of them, linearised alone, for each layer pair.
         limit: bytes that the pass of all samples may take; by default what is free.
 
     Returns:
@@ -46,77 +48,85 @@ def influence(network: Network, inputs: Inputs, ready: Sequence[Linearization], 
     """
     if network.draws.generators or network.draws.nondeterminism:
         return None
-    first, batch = ready[0].linear.batch, inputs.batch
+    first, batch = block[0].linear.batch, inputs.batch
     n = max(1, min(first // _SHARE, batch - first))
     ends = [*range(n)], [*range(batch - n, batch)]
     try:
-        heads, tails, both = (_prepared(network, _taken(inputs, part), ready) for part in (*ends, ends[0] + ends[1]))
-        among = _values(network, _taken(inputs, _fitting(ready, batch, n, limit)), ready)
+        parts = [_some(inputs, numbers) for numbers in (*ends, ends[0] + ends[1])]
+        heads, tails, both = (_linearized(network, part, block) for part in parts)
+        among = _values(network, _some(inputs, _fitting(block, batch, n, limit)), block)
     except JaccliError:
         return None
-    for whole, block, head, tail, company in zip(among, ready, heads, tails, both, strict=True):
-        pairs = [(block.linear, whole[:first]), (tail.linear, whole[-n:])]
-        pairs += [(head.linear, company.linear.value[:n]), (tail.linear, company.linear.value[n:])]
-        off = max(_off(linear, None, values, linear.value) for linear, values in pairs)
+    for whole, alone, head, tail, company in zip(among, block, heads, tails, both, strict=True):
+        targets = [(alone.linear, whole[:first]), (tail.linear, whole[-n:])]
+        targets += [(head.linear, company.linear.value[:n]), (tail.linear, company.linear.value[n:])]
+        off = max(_off(linear, None, target, linear.value) for linear, target in targets)
         if off:
             return f"values differ by {off:.2g} of themselves"
         if company.linear.live is not None:
-            u = torch.randn(2 * n, block.linear.f.n_out, generator=torch.Generator().manual_seed(5)).to(whole)
+            u = torch.randn(2 * n, alone.linear.f.n_out, generator=torch.Generator().manual_seed(5)).to(whole)
             rows = company.linear.vjp(u)
             products = (head.linear, u[:n], rows[:n]), (tail.linear, u[n:], rows[n:])
-            off = max(_off(linear, v, found, linear.vjp(v)) for linear, v, found in products)
+            off = max(_off(linear, v, row, linear.vjp(v)) for linear, v, row in products)
             if off:
                 return f"derivatives differ by {off:.2g} of themselves"
     return None
 
 
-def tell_influence(found: str, batch: int, block: int) -> None:
-    """Warn that J is of all samples together, or of blocks of them."""
+def tell_influence(difference: str, batch: int, block: int) -> None:
+    """Warn that J is that of all samples together, or of blocks of them; ``difference`` as ``influence`` returns it."""
     cut = worded(
         "blocks of {block} of the {batch} samples, as the memory allows ({max_memory})", block=block, batch=batch
     )
-    taken = cut if block < batch else f"one block of all {batch} samples"
+    blocks = cut if block < batch else f"one block of all {batch} samples"
     text = (
-        "samples influence each other through the batch: alone and in company their {found}; "
-        "J is taken in {taken}, and changes with the samples that are given together"
+        "samples influence each other through the batch: alone and in company their {difference}; "
+        "J is taken in {blocks}, and changes with the samples that are given together"
     )
-    warn(worded(text, found=found, taken=taken))
+    warn(worded(text, difference=difference, blocks=blocks))
 
 
-def _prepared(network: Network, inputs: Inputs, ready: Sequence[Linearization]) -> list[Linearization]:
-    graph = ready[0].linear.live is not None
-    return linearize(network, inputs, [p.pair for p in ready], graph=graph, probe=False)
+def _linearized(network: Network, inputs: Inputs, block: Sequence[Linearization]) -> list[Linearization]:
+    graph = block[0].linear.live is not None
+    return linearize(network, inputs, [p.pair for p in block], graph=graph, probe=False)
 
 
-def _values(network: Network, inputs: Inputs, ready: Sequence[Linearization]) -> list[Tensor]:
+def _values(network: Network, inputs: Inputs, block: Sequence[Linearization]) -> list[Tensor]:
     """Targets ``(batch, …)`` from one pass without gradients."""
     with readable(inputs):
-        found = values(network, own(inputs), [p.pair[0] for p in ready], [p.pair[1] for p in ready])
-    return [found[p.pair[1]] for p in ready]
+        targets = values(network, own(inputs), [p.pair[0] for p in block], [p.pair[1] for p in block])
+    return [targets[p.pair[1]] for p in block]
 
 
-def _fitting(ready: Sequence[Linearization], batch: int, n: int, limit: int | None) -> list[int]:
+def _fitting(block: Sequence[Linearization], batch: int, n: int, limit: int | None) -> list[int]:
     """Numbers of all samples, or of the first block, the last ``n`` and as many between as fit, evenly."""
-    linear = ready[0].linear
-    room = limit if limit is not None else available(linear.value.device)
+    linear = block[0].linear
+    free = limit if limit is not None else available(linear.value.device)
     middle = batch - n - linear.batch
-    widest = max(footprint(p.linear).widest for p in ready)
-    count = min(middle, max(0, room * linear.batch // (_HELD * max(widest, 1)) - n - linear.batch))
+    widest = max(footprint(p.linear).widest for p in block)
+    count = min(middle, max(0, free * linear.batch // (_TENSORS_OF_A_PASS * max(widest, 1)) - n - linear.batch))
     return [*range(linear.batch), *(linear.batch + i * middle // count for i in range(count)), *range(batch - n, batch)]
 
 
-def _taken(inputs: Inputs, numbers: Sequence[int]) -> Inputs:
+def _some(inputs: Inputs, numbers: Sequence[int]) -> Inputs:
     def rows(tensor: Tensor, dim: int) -> Tensor:
         return tensor.index_select(dim, torch.tensor(numbers, device=tensor.device))
 
     return inputs if len(numbers) == inputs.batch else inputs.each(rows)
 
 
-def _off(linear: LinearizedFunction, u: Tensor | None, found: Tensor, alone: Tensor) -> float:
-    """The largest relative difference of a sample's f(x), or Jᵀu, where it is more than rounding; else 0."""
-    if found.shape != alone.shape:
+def _off(linear: LinearizedFunction, u: Tensor | None, among: Tensor, alone: Tensor) -> float:
+    """The largest relative difference of a sample's f(x), or Jᵀu, where it is more than rounding; else 0.
+
+    Args:
+        linear: f of the samples alone.
+        u: the cotangent ``(batch, n_out)``; None to compare f(x).
+        among: f(x) or Jᵀu of these samples among others, ``(batch, …)``.
+        alone: the same of these samples alone.
+    """
+    if among.shape != alone.shape:
         return 0.0
-    difference, size = apart(found, alone), norms(alone)
+    difference, size = apart(among, alone), norms(alone)
     eps = torch.finfo(alone.dtype).eps
     if not bool((difference > (eps**VALUE_POWER if u is None else tolerance(eps)) * size).any()):
         return 0.0

@@ -1,4 +1,4 @@
-"""A model, layer names and samples as a caller gives them → network, addresses and inputs."""
+"""From a model, layer names and samples, as a caller gives them, to a network, addresses and inputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,22 @@ from jaccli.planning.linearize import Pair, computing, readable
 def bind(
     model: Any, x: Tensor, source: str, target: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None
 ) -> tuple[Network, Pair, Inputs]:
-    """The network, the addresses and the inputs of a call."""
+    """The network, the addresses of source and target, and the inputs, in which the dimension of samples is known.
+
+    Args:
+        model: see ``jaccli.jacobian``, as for the other arguments.
+        x: samples ``(batch, …)``; where the first layers show that, with the samples in another dimension.
+        source: name of a layer.
+        target: name of a layer.
+        args: further arguments of the model.
+        kwargs: further arguments by name.
+
+    Cost: up to some forward passes without gradients, where the model is to show which dimension counts the samples.
+
+    Raises:
+        UsageError: an unknown layer, or arguments that cannot be passed on.
+        RefusedError: the model refuses ``x``.
+    """
     network = as_network(model)
     pair = (resolve(network, source), resolve(network, target))
     network.report_warnings()

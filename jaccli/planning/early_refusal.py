@@ -1,4 +1,4 @@
-"""A J that cannot fit is refused by what one sample tells, before a forward pass of all of them."""
+"""Refuses a J that cannot fit, from a forward pass of one sample, before one of all samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.names import MethodName
 from jaccli.networks.network import Network
-from jaccli.planning.decide import check_room
+from jaccli.planning.decide import check_memory
 from jaccli.planning.linearize import Linearization, Pair, preview
 
 
@@ -25,16 +25,16 @@ def refuse_too_large(
     keep: int = 0,
     accept: Callable[[Linearization], bool] = lambda linearization: True,
 ) -> None:
-    """Look at J of the first sample. To be called within ``computing``.
+    """Check the memory of J as the first sample shows it. To be called within ``computing``.
 
-    Small inputs without a stated limit are not looked at: their pass is cheap, and few of them fill the memory. A model
-    that refuses one sample is not either: what all samples show is checked in any case.
+    Small inputs without a stated limit are not checked here: their pass is cheap, and few of them fill the memory.
+    Neither is a model that refuses one sample. ``decide`` checks again with all samples.
 
     Args:
         network: the model.
         inputs: all samples.
         pairs: source and target addresses.
-        method: asked for.
+        method: the user's choice.
         max_memory: bytes for J and the passes; by default a share of what is free.
         graph: whether the forward pass of all samples is to be recorded.
         keep: of how many samples J stays in memory.
@@ -48,10 +48,10 @@ def refuse_too_large(
     if inputs.batch < 2 or (max_memory is None and _bytes(inputs) <= defaults.PILOT_BYTES):
         return
     first = inputs.each(lambda tensor, dim: tensor.narrow(dim, 0, 1))
-    ready = [linearization for linearization in preview(network, first, pairs, graph=graph) if accept(linearization)]
-    for linearization in ready:
-        limit = max_memory // len(ready) if max_memory is not None else None
-        check_room(linearization, method, max_memory=limit, keep=keep)
+    accepted = [p for p in preview(network, first, pairs, graph=graph) if accept(p)]
+    for linearization in accepted:
+        limit = max_memory // len(accepted) if max_memory is not None else None
+        check_memory(linearization, method, max_memory=limit, keep=keep)
 
 
 def _bytes(inputs: Inputs) -> int:

@@ -1,10 +1,11 @@
-"""Plans in words."""
+"""A decision in words: ``str(plan)`` and ``--explain``."""
 
 from __future__ import annotations
 
-from jaccli.methods import METHODS
-from jaccli.names import METHOD_NAMES
-from jaccli.planning.decide import Decision, human, seconds
+from jaccli.methods import METHODS, Method
+from jaccli.names import MethodName
+from jaccli.planning.decide import Decision
+from jaccli.text.quantities import human, seconds
 
 
 def explain(
@@ -12,7 +13,7 @@ def explain(
     shape: tuple[int, int, int],
     decision: Decision,
     compile_s: float | None = None,
-    kept: int = 0,
+    kept_bytes: int = 0,
     groups: int = 1,
 ) -> str:
     """A plan that a person can read, in some 15 lines.
@@ -22,8 +23,8 @@ def explain(
         shape: ``(batch, n_out, n_in)``.
         decision: the plan.
         compile_s: seconds that compiling took, where it was done.
-        kept: bytes for intermediate results that stay between calls.
-        groups: of samples that a call of the plan takes one after another.
+        kept_bytes: for intermediate results that stay between calls.
+        groups: number of groups of samples that a call of the plan computes one after another.
     """
     batch, n_out, n_in = shape
     samples = f"each of {batch} samples" if batch > 1 else "one sample"
@@ -36,7 +37,7 @@ def explain(
     lines += [f"  {step}" for step in decision.steps]
     if groups > 1:
         at_once = f"in {groups} groups of {batch // groups}"
-    stays = f"; {human(kept)} kept between calls" if kept else ""
+    stays = f"; {human(kept_bytes)} kept between calls" if kept_bytes else ""
     lines.append(f"  memory  {human(decision.peak_bytes)} predicted, {at_once}{stays}")
     if decision.predicted_s is not None:
         lines.append(f"  time    {_time(decision)}")
@@ -53,11 +54,8 @@ def _passes(n_out: int, n_in: int, decision: Decision) -> str:
         if "structured" in decision.others:
             return f"{n_out} backward passes in its place: the engine cannot take this network"
         return f"1 forward pass; {decision.passes} instead of {n_out} backward passes"
-    by_row = METHODS[method].by == "row"
-    count, unit = (n_out, "backward") if by_row else (n_in, "forward")
-    if method == "finite-difference":
-        count, unit = 2 * n_in, "plain forward"
-    return f"{count} {unit} passes, {min(decision.chunk, count)} at a time"
+    passes = METHODS[method].passes(n_out, n_in)
+    return f"{passes.count} {passes.kind} passes, {min(decision.chunk, passes.count)} at a time"
 
 
 def _time(decision: Decision) -> str:
@@ -70,24 +68,17 @@ def _time(decision: Decision) -> str:
     return f"{seconds(decision.predicted_s)} a call, as measured when it was planned; {steps}"
 
 
-def reasons(n_out: int, n_in: int, decision: Decision) -> dict[str, str]:
-    """Why each method that was not taken was not."""
-    asked = decision.why == "asked for"
-    usual = {
-        "structured": "a capture and a search, more than so few passes take",
-        "reverse": f"{n_out} backward passes through the whole network",
-        "forward": f"{n_in} forward passes through the whole network",
-        "loop": f"{n_out} backward passes, one by one",
-        "replicate": f"{n_out} backward passes, and as many copies of the input",
-        "functional": f"{n_out} backward passes, one by one",
-        "finite-difference": "not exact",
-    }
-    if decision.method is None:
-        usual = dict.fromkeys(usual, "nothing to compute")
-    found: dict[str, str] = {}
-    for name in METHOD_NAMES:
+def reasons(n_out: int, n_in: int, decision: Decision) -> dict[MethodName, str]:
+    """Why each method that is not used is not, in the order of ``METHODS``."""
+
+    def reason(name: MethodName, method: Method) -> str:
         if name in decision.others:
-            found[name] = decision.others[name]
-        elif name not in ("auto", decision.method):
-            found[name] = f"{decision.method} was asked for" if asked and name == "structured" else usual[name]
-    return found
+            return decision.others[name]
+        if decision.method is None:
+            return "nothing to compute"
+        if name == "structured" and decision.asked:
+            return f"{decision.method} was asked for"
+        return method.drawback.format(n_out=n_out, n_in=n_in)
+
+    used = {"auto", decision.method} - decision.others.keys()
+    return {name: reason(name, method) for name, method in METHODS.items() if name not in used}

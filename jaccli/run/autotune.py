@@ -1,4 +1,4 @@
-"""A plan tried out: which way is fastest at these samples, by the clock."""
+"""Which method is fastest at these samples, by the clock: the recorded program against the method decided on."""
 
 from __future__ import annotations
 
@@ -13,80 +13,87 @@ from jaccli.activations.record import Inputs
 from jaccli.calibration import calibrate, load
 from jaccli.graph.elimination.accumulate import with_bracketing
 from jaccli.networks.network import Network
-from jaccli.planning.decide import Decision, look, seconds, with_structure
+from jaccli.planning.decide import Decision, with_structure
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention
-from jaccli.run.blocks import Choice, collect, stream
+from jaccli.run.blocks import RunOptions
+from jaccli.run.program_builder import ProgramBuilder
 from jaccli.run.program_cache import ProgramCache
+from jaccli.text.quantities import seconds
 
 
-def tuned(
+def autotune(
     network: Network,
     pair: Pair,
-    choice: Choice,
+    options: RunOptions,
     decision: Decision,
     inputs: Inputs,
     linearization: Linearization,
     compile: bool = False,
 ) -> tuple[Decision, ProgramCache | None]:
-    """The decision after a race between the recorded program and the method decided on.
+    """The decision after the race, and the programs, where those are faster.
 
-    Cost: some calls of each. Methods that the user asked for are not raced.
+    Args:
+        network: the model.
+        pair: source and target.
+        options: methods that the user asked for are not raced.
+        decision: before the race.
+        inputs: the samples of the plan and further arguments.
+        linearization: f at these samples.
+        compile: the program goes through ``torch.compile``.
+
+    Cost: some calls of each.
     """
-    if decision.method is None or choice.method not in ("auto", "structured"):
+    if decision.method is None or options.method not in ("auto", "structured") or inputs.batch > decision.block:
         return decision, None
-    if inputs.batch > decision.block:
+    with computing(network), exact_attention(options.exact_attention):
+        gap = linearization.search_structure()
+    plan = linearization.structure
+    if plan is None:
+        return replace(decision, others={**decision.others, "structured": str(gap)}), None
+    structured = with_structure(linearization, plan, replace(decision, method="structured"))
+    builder = ProgramBuilder(network, pair, options, compile)
+    cache = ProgramCache(builder, structured)
+    program_s = cache.record(inputs, plan.bracketings())
+    if program_s is None:
         return decision, None
-    with computing(network), exact_attention(choice.exact_attention):
-        gap = look(linearization)
-    if gap is not None:
-        return replace(decision, others={**decision.others, "structured": gap}), None
-    candidate = with_structure(linearization, replace(decision, method="structured"))
-    replay = ProgramCache(network, pair, choice, candidate, compile=compile)
-    recorded = replay.linearize(inputs, linearization)
-    if recorded is None:
-        return decision, None
-    if (
-        replay.decision.bracketing is not candidate.bracketing and linearization.engine is not None
-    ):  # the clock chose another
-        assert replay.decision.bracketing is not None
-        linearization.engine = with_bracketing(linearization.engine, replay.decision.bracketing)
-        candidate = with_structure(linearization, candidate)
-    if choice.method == "auto":
-        plain = _plain_seconds(network, pair, choice, decision, inputs, recorded)
-        if plain < recorded:
-            others = {**decision.others, "structured": f"{seconds(recorded)} measured"}
+    bracketing = cache.decision.bracketing
+    if bracketing is not None and bracketing is not structured.bracketing:  # the clock chose another
+        structured = with_structure(linearization, with_bracketing(plan, bracketing), structured)
+    if options.method == "auto":
+        plain_s = _seconds_of_method(builder, decision, inputs, program_s)
+        if plain_s < program_s:
+            others = {**decision.others, "structured": f"{seconds(program_s)} measured"}
             others.pop(str(decision.method), None)
-            why = f"{seconds(plain)} measured, the least"
-            return replace(decision, why=why, others=others, predicted_s=plain), None
-        name = decision.method if decision.method != "structured" else "reverse"
-        others = {**decision.others, name: f"{seconds(plain)} measured"} if plain < float("inf") else decision.others
+            why = f"{seconds(plain_s)} measured, the least"
+            return replace(decision, why=why, others=others, predicted_s=plain_s), None
+        others = dict(decision.others)
+        if plain_s < float("inf"):
+            others[decision.method if decision.method != "structured" else "reverse"] = f"{seconds(plain_s)} measured"
         others.pop("structured", None)
-        candidate = replace(candidate, why=f"{seconds(recorded)} measured, the least", others=others)
-    replay.decision = replace(candidate, predicted_s=recorded)
-    return replay.decision, replay
+        structured = replace(structured, why=f"{seconds(program_s)} measured, the least", others=others)
+    cache.decision = replace(structured, predicted_s=program_s)
+    return cache.decision, cache
 
 
-def measured_once(device: torch.device) -> None:
+def calibrate_once(device: torch.device) -> None:
     """Calibrate the machine before its first plan: half a second, and kept for later processes."""
     if load(device) is None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it was too busy is doctor's to say
+            warnings.simplefilter("ignore")  # ``doctor`` says that it was too busy
             calibrate(device)
 
 
-def _plain_seconds(
-    network: Network, pair: Pair, choice: Choice, decision: Decision, inputs: Inputs, recorded: float
-) -> float:
-    """Seconds of a call of the plain method, where it may come near the recorded program's."""
-    if decision.method == "structured" or (decision.predicted_s or 0.0) > 4 * recorded:
+def _seconds_of_method(builder: ProgramBuilder, decision: Decision, inputs: Inputs, program_s: float) -> float:
+    """Seconds of a call of the method decided on; infinity where it does not come near the program's ``program_s``."""
+    if decision.method == "structured" or (decision.predicted_s or 0.0) > 4 * program_s:
         return float("inf")
     best = float("inf")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(defaults.REPLAY_TRIES):
             start = time.perf_counter()
-            collect(stream(network, inputs, [pair], choice, keep=True, decisions=[decision]), inputs.batch)
+            builder.without_program(inputs, decision)
             best = min(best, time.perf_counter() - start)
-            if best > 4 * recorded:
+            if best > 4 * program_s:
                 break
     return best

@@ -1,4 +1,8 @@
-"""Methods side by side: interleaved rounds, one process, the same samples, checked against a reference."""
+"""Methods side by side: in one process, at the same samples, in rounds that take turns, compared with a reference.
+
+network, pair, inputs ─► reference J in float64
+                      └► a Contender for each method: plan, warm-up and error ─► rounds ─► peak memory ─► Race
+"""
 
 from __future__ import annotations
 
@@ -25,13 +29,13 @@ from jaccli.networks.network import Network
 from jaccli.planning.decide import Decision, decide, predicted_seconds
 from jaccli.planning.early_refusal import refuse_too_large
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
-from jaccli.run.autotune import tuned
-from jaccli.run.blocks import Choice, collect, stream
-from jaccli.run.execute import Outcome, fill
+from jaccli.run.autotune import autotune
+from jaccli.run.blocks import RunOptions, whole_jacobian
+from jaccli.run.execute import fill
 from jaccli.run.reference import Reference, reference, relative_error
 
 Say = Callable[[str], None]
-# What is timed of these is a planned call.
+# Of these a planned call is timed.
 PLANNED = ("auto", "structured")
 
 
@@ -42,15 +46,15 @@ class Contender:
     Args:
         method: its name.
         status: ``ok``, or ``failed`` with ``why``.
-        takes: the method that ``auto`` chose.
+        takes: the method that is used: of ``auto``, the one chosen.
         times_s: seconds of each round, forward pass included.
-        peak_bytes: most memory held at once beyond what was there before, J included.
+        peak_bytes: most memory allocated at once during a call, J included.
         max_error: largest relative Frobenius error of a sample against the reference.
         predicted_s: what the plan said.
         predicted_bytes: what the plan said of the peak.
         plan_s: seconds that planning took, once; ``compile_s``: that compiling took, where it was done.
-        session: held around the calls, and not timed.
-        call: gives J; ``forget`` lets go of memory that it keeps for the next one.
+        session: entered around the calls, and not timed.
+        call: computes J ``(batch, n_out, n_in)``; ``forget`` lets go of memory that it keeps for the next call.
     """
 
     method: MethodName
@@ -76,7 +80,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Race:
-    """All contenders and what they were held against."""
+    """All contenders, and what they were compared with; ``shape`` is that of J, ``(batch, n_out, n_in)``."""
 
     contenders: list[Contender]
     reference: Reference
@@ -100,9 +104,9 @@ def race(
     """Time the methods on one pair.
 
     Each is warmed up and checked once, then all take turns, in an order drawn anew each round, until the rounds
-    are done: at least three, at most ``BENCH_ROUNDS``, about ``max_time`` seconds in all. What is timed
-    is one whole J from samples that are there: forward pass and products; for ``auto`` and
-    ``structured`` a call of a plan, as ``jaccli.plan`` makes it, its checks included.
+    are done: at least three, at most ``BENCH_ROUNDS``, about ``max_time`` seconds in all. A round times one
+    whole J from samples in memory: forward pass and products; for ``auto`` and ``structured`` a call of a plan, as
+    ``jaccli.plan`` makes it, its checks included.
 
     Args:
         network: the model.
@@ -114,9 +118,9 @@ def race(
         max_memory: as for ``jaccli.jacobian``.
         chunk: as for ``jaccli.jacobian``.
         compile: the recorded programs go through ``torch.compile``.
-        say: told what is going on.
+        say: called with what is going on.
     """
-    choice = Choice("auto", max_memory, chunk)
+    options = RunOptions("auto", max_memory, chunk)
     with computing(network), exact_attention(True):
         refuse_too_large(network, inputs, [pair], "auto", max_memory, keep=inputs.batch)
         (probe,) = linearize(network, inputs, [pair])
@@ -125,7 +129,7 @@ def race(
     contenders = []
     for method in methods:
         say(f"plan for {method}")
-        contenders.append(_enter(network, inputs, pair, replace(choice, method=method), probe, compile))
+        contenders.append(_contender(network, inputs, pair, replace(options, method=method), probe, compile))
     for contender in contenders:
         say(f"warm-up {contender.method}")
         _warm_up(contender, truth)
@@ -143,62 +147,58 @@ def race(
     return Race(contenders, truth, count, probe.linear.shape)
 
 
-def _enter(
-    network: Network, inputs: Inputs, pair: Pair, choice: Choice, probe: Linearization, compile: bool
+def _contender(
+    network: Network, inputs: Inputs, pair: Pair, options: RunOptions, probe: Linearization, compile: bool
 ) -> Contender:
-    contender = Contender(choice.method)
+    """A method with its plan and its call; one that cannot be planned has failed."""
+    contender = Contender(options.method)
     start = time.perf_counter()
-    replay = None
+    cache = None
     try:
         with meter.as_measured():
-            with computing(network), exact_attention(choice.exact_attention):
-                (linearization,) = linearize(network, inputs, [pair], graph=choice.needs_graph)
+            with computing(network), exact_attention(options.exact_attention):
+                (linearization,) = linearize(network, inputs, [pair], graph=options.needs_graph)
                 decision = decide(
-                    linearization, choice.method, max_memory=choice.max_memory, chunk=choice.chunk, keep=inputs.batch
+                    linearization, options.method, max_memory=options.max_memory, chunk=options.chunk, keep=inputs.batch
                 )
-            if choice.method in PLANNED:
-                decision, replay = tuned(network, pair, choice, decision, inputs, linearization, compile)
-        contender.compile_s = replay.compile_s if replay is not None and compile else None
+            if options.method in PLANNED:
+                decision, cache = autotune(network, pair, options, decision, inputs, linearization, compile)
+        contender.compile_s = cache.compile_s if cache is not None and compile else None
         contender.plan_s = time.perf_counter() - start - (contender.compile_s or 0.0)
-        with computing(network), exact_attention(choice.exact_attention):
+        with computing(network), exact_attention(options.exact_attention):
             contender.predicted_s = predicted_seconds(linearization, decision)
     except JaccliError as error:
         contender.status, contender.why = "failed", error.given
         return contender
     contender.takes, contender.predicted_bytes = decision.method or "zero", decision.peak_bytes
-    if replay is not None:
-        contender.call, contender.forget = partial(replay, inputs), replay.forget
-    elif decision.method is None or choice.method == "auto" or decision.bracketing is not None:
-        contender.call = _streamed(network, inputs, pair, choice, decision)
+    if cache is not None:
+        contender.call, contender.forget = partial(cache, inputs), cache.forget
+    elif decision.method is None or options.method == "auto" or decision.bracketing is not None:
+        contender.call = partial(whole_jacobian, network, inputs, pair, options, decision)
     else:
-        contender.call = _plain(network, inputs, pair, choice, decision, probe)
+        contender.call = _method_call(network, inputs, pair, options, decision, probe)
         contender.session = partial(computing, network)
     return contender
 
 
-def _streamed(network: Network, inputs: Inputs, pair: Pair, choice: Choice, decision: Decision) -> Callable[[], Tensor]:
-    """A call of a plan that is not recorded, its checks included."""
-    return lambda: collect(stream(network, inputs, [pair], choice, keep=True, decisions=[decision]), inputs.batch)
-
-
-def _plain(
-    network: Network, inputs: Inputs, pair: Pair, choice: Choice, decision: Decision, probe: Linearization
+def _method_call(
+    network: Network, inputs: Inputs, pair: Pair, options: RunOptions, decision: Decision, probe: Linearization
 ) -> Callable[[], Tensor]:
-    """One method alone: no checks, and no other in its place."""
+    """A call of one method alone: no checks, and no other method in its place."""
     method = decision.method
     assert method is not None
 
     def call() -> Tensor:
-        with exact_attention(choice.exact_attention):
-            (linearization,) = linearize(network, inputs, [pair], graph=choice.needs_graph, probe=False)
-            linearization.samples_mix = probe.samples_mix
-            outcome: Outcome = fill(linearization, method, decision.chunk)
-        return outcome.matrix
+        with exact_attention(options.exact_attention):
+            (linearization,) = linearize(network, inputs, [pair], graph=options.needs_graph, probe=False)
+            linearization = replace(linearization, samples_mix=probe.samples_mix)
+            return fill(linearization, method, decision.chunk).matrix
 
     return call
 
 
 def _warm_up(contender: Contender, truth: Reference) -> None:
+    """The first calls: the error of J, and the seconds of a call, as the only entry of ``times_s``."""
     if contender.status != "ok":
         return
     try:
@@ -214,6 +214,7 @@ def _warm_up(contender: Contender, truth: Reference) -> None:
 
 
 def _timed(contender: Contender) -> tuple[float, Tensor]:
+    """Seconds of a call, and its J."""
     assert contender.call is not None
     with contender.session():
         _synchronise()
@@ -229,12 +230,12 @@ def _synchronise() -> None:
 
 
 def _rounds(warm: Sequence[float], max_time: float) -> int:
-    total = sum(warm)
-    return int(min(max(max_time / max(total, 1e-9), 3), defaults.BENCH_ROUNDS))
+    """How many rounds fit the time, by the seconds of each contender's warm-up."""
+    return int(min(max(max_time / max(sum(warm), 1e-9), 3), defaults.BENCH_ROUNDS))
 
 
 def _peak_bytes(contender: Contender) -> int:
-    """The most bytes that one more call holds at once, by the allocator's own account; what it keeps is in it."""
+    """The most bytes that one more call holds at once, as the allocator counts them; what it keeps is included."""
     from torch.profiler import ProfilerActivity, profile
 
     assert contender.call is not None
@@ -247,7 +248,7 @@ def _peak_bytes(contender: Contender) -> int:
             contender.call()
             if backend.max_memory_allocated() > before:
                 return int(backend.max_memory_allocated() - before)
-            contender.forget()  # it ran on the CPU, and keeps memory since
+            contender.forget()  # it ran on the CPU
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False) as recorded:
             contender.call()
     held = peak = 0

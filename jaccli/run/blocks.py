@@ -1,34 +1,50 @@
-"""All pairs, all samples: J in pieces, so that nothing larger than a block of samples need be held."""
+"""J of all pairs and all samples, block by block of samples, so that nothing larger than a block need be held.
+
+    samples ─► first block ─► linearize ─► decide: method, size of a block
+                  next block ─► linearize ─► execute ─► Piece, one for each pair ─► the caller
+                       ▲                                                               │
+                       └───────────────────────────────────────────────────────────────┘
+
+One forward pass of a block serves all pairs. The first block is small, since nothing is known of the memory yet; where
+samples influence each other through the batch, they are taken together if the memory allows it.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from jaccli import defaults
-from jaccli.activations.entry_dimension import close
-from jaccli.activations.record import Inputs, record
-from jaccli.errors import RefusedError, UnsupportedError
+from jaccli.activations.record import Inputs
+from jaccli.errors import RefusedError
+from jaccli.methods.base import Tick
 from jaccli.names import MethodName
 from jaccli.networks.network import Network
 from jaccli.planning.batch_influence import influence, tell_influence
 from jaccli.planning.decide import Decision, decide
 from jaccli.planning.early_refusal import refuse_too_large
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
-from jaccli.run.execute import Outcome, disagreement, report, run
-from jaccli.text.wording import worded
+from jaccli.run.agreement import compared
+from jaccli.run.caveats import report_outcome
+from jaccli.run.execute import Outcome, run
+from jaccli.run.sample_ranges import has_row_a_sample, pilot_size, take_samples, too_few_fit
 
-Tick = Callable[[int], None]
+# From a pair at a block, its decision, the block, and whether it is the last, to what computes J in another way.
 Instead = Callable[[Linearization, Decision, Inputs, bool], Callable[[], Tensor | None] | None]
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What the user asked for; see ``planning.decide``."""
+class RunOptions:
+    """What the caller asked for; see ``planning.decide``.
+
+    Args:
+        method: by name, or ``auto``.
+        max_memory: bytes that J and the passes may take; by default a share of what is free.
+        chunk: rows or columns that go through the network at once.
+    """
 
     method: MethodName = "auto"
     max_memory: int | None = None
@@ -36,7 +52,7 @@ class Choice:
 
     @property
     def needs_graph(self) -> bool:
-        """Whether the forward pass is recorded."""
+        """Whether the forward pass is recorded for backward passes."""
         return self.method != "finite-difference"
 
     @property
@@ -47,7 +63,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Piece:
-    """J of one pair for the samples from ``start`` on; ``trivial``: see ``Linearization``."""
+    """J of one pair for one block of samples.
+
+    Args:
+        pair: source and target.
+        start: number of the first sample.
+        decision: how J was to be obtained.
+        outcome: J, and how it was.
+        source_shape: of one sample; likewise ``target_shape``.
+        trivial: source and target are the same activation.
+    """
 
     pair: Pair
     start: int
@@ -59,8 +84,8 @@ class Piece:
 
 
 @dataclass
-class Progress:
-    """Seconds spent preparing and deciding, computing, and compiling where that was asked for."""
+class Stopwatch:
+    """Seconds spent planning (linearizing and deciding), computing, and compiling where that was asked for."""
 
     plan_s: float = 0.0
     compute_s: float = 0.0
@@ -68,11 +93,11 @@ class Progress:
     _last: float = field(default_factory=time.perf_counter)
 
     def restart(self) -> None:
-        """What follows begins now."""
+        """Do not count the time since the last call."""
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """What lay between the last call and now was this."""
+        """Add the time since the last call to a field."""
         now = time.perf_counter()
         setattr(self, name, getattr(self, name) + now - self._last)
         self._last = now
@@ -82,14 +107,14 @@ def stream(
     network: Network,
     inputs: Inputs,
     pairs: Sequence[Pair],
-    choice: Choice,
+    options: RunOptions,
     *,
     keep: bool = False,
     decisions: Sequence[Decision] | None = None,
     accept: Callable[[Linearization], bool] = lambda linearization: True,
-    on_plan: Callable[[Sequence[Decision], Sequence[Linearization]], None] = lambda decided, linearization: None,
+    on_plan: Callable[[Sequence[Decision], Sequence[Linearization]], None] = lambda decisions, linearizations: None,
     tick: Tick = lambda done: None,
-    watch: Progress | None = None,
+    watch: Stopwatch | None = None,
     instead: Instead | None = None,
 ) -> Generator[Piece, None, None]:
     """J of every pair, block of samples by block; all pairs of a block from one forward pass.
@@ -98,160 +123,132 @@ def stream(
         network: the model.
         inputs: samples and further arguments.
         pairs: addresses.
-        choice: method and memory.
+        options: method and memory.
         keep: the caller holds all results, which then count towards the memory limit.
         decisions: made before, one for each pair; else they are made on the first block.
-        accept: whether a pair is wanted, now that the shape of its J is known.
-        on_plan: told the decisions when they are made.
-        tick: told how many rows or columns of one sample block were finished.
-        watch: filled with times.
+        accept: whether to compute J of a pair, now that its shape is known.
+        on_plan: called with the decisions when they are made.
+        tick: called with how many rows or columns of one sample block were finished.
+        watch: counts times.
         instead: asked first for each block: what gives its J, or None.
+
+    Raises:
+        RefusedError: the model refuses the input.
+        ResourceError: J does not fit the memory.
+        UnsupportedError: no method can do this model.
     """
-    watch = watch or Progress()
-    batch, start = inputs.batch, 0
-    whole = network.only_batch(inputs.dim) is not None
-    held = batch if keep else 0
-    first = min(d.block for d in decisions) if decisions else pilot(inputs)
-    size = batch if whole else min(batch, first)
-    with computing(network), exact_attention(choice.exact_attention):
+    watch = watch or Stopwatch()
+    blocks = _Blocks(network, inputs, pairs, options, decisions, inputs.batch if keep else 0, accept, on_plan, watch)
+    with computing(network), exact_attention(options.exact_attention):
         if decisions is None:
-            watch.restart()
-            refuse_too_large(
-                network,
-                inputs,
-                pairs,
-                choice.method,
-                choice.max_memory,
-                graph=choice.needs_graph,
-                keep=held,
-                accept=accept,
-            )
+            blocks.refuse_too_large()
+        for start, size, linearizations, decided in blocks:
             watch.lap("plan_s")
-        while start < batch:
-            watch.restart()
-            ready, size = _ready(network, inputs, pairs, choice, start, size)
-            if decisions is None:
-                ready = [p for p in ready if accept(p)]
-                pairs = [p.pair for p in ready]
-                if not ready:
-                    return
-                decisions = [_decide(p, choice, held, len(pairs)) for p in ready]
-                fits = min(d.block for d in decisions)
-                if whole and fits < batch:
-                    raise too_few_fit(batch, fits)
-                on_plan(decisions, ready)
-                if fits < size:  # the first block was only to learn from
-                    size = fits
-                    del ready
-                    continue
-            if start == 0 and size < batch and (found := influence(network, inputs, ready, choice.max_memory)):
-                together = min(d.block for d in decisions) >= batch
-                tell_influence(found, batch, batch if together else size)
-                if together:
-                    size = batch
-                    del ready
-                    continue
-            watch.lap("plan_s")
-            for linearization, decision in zip(ready, decisions, strict=True):
-                call = None
+            for linearization, decision in zip(linearizations, decided, strict=True):
+                compute = None
                 if instead is not None:
                     watch.restart()
-                    call = instead(linearization, decision, part(inputs, start, size), start + size >= batch)
+                    block, is_last = take_samples(inputs, start, size), start + size >= inputs.batch
+                    compute = instead(linearization, decision, block, is_last)
                     watch.lap("plan_s")
-                yield _piece(linearization, decision, start, tick, watch, call)
+                yield _piece(linearization, decision, start, tick, watch, compute)
+            del linearizations, linearization  # before the next block is linearized
+
+
+@dataclass
+class _Blocks:
+    """Blocks of samples, linearized, with one decision for each pair; see ``stream``."""
+
+    network: Network
+    inputs: Inputs
+    pairs: Sequence[Pair]
+    options: RunOptions
+    decisions: Sequence[Decision] | None
+    kept_samples: int
+    accept: Callable[[Linearization], bool]
+    on_plan: Callable[[Sequence[Decision], Sequence[Linearization]], None]
+    watch: Stopwatch
+
+    def __iter__(self) -> Iterator[tuple[int, int, list[Linearization], Sequence[Decision]]]:
+        """The first sample of a block, its size, linearizations and decisions."""
+        batch, start = self.inputs.batch, 0
+        one_size = self.network.only_batch(self.inputs.dim) is not None
+        size = batch if one_size else min(batch, self._fitting() if self.decisions else pilot_size(self.inputs))
+        while start < batch:
+            self.watch.restart()
+            linearizations, size = self._linearize(start, size)
+            if self.decisions is None:
+                linearizations = self._decide(linearizations)
+                if not linearizations:
+                    return
+                if one_size and self._fitting() < batch:
+                    raise too_few_fit(batch, self._fitting())
+                assert self.decisions is not None
+                self.on_plan(self.decisions, linearizations)
+                if self._fitting() < size:  # the first block was only to learn from
+                    size = self._fitting()
+                    del linearizations
+                    continue
+            if start == 0 and size < batch and self._belongs_together(linearizations, size):
+                size = batch
+                del linearizations
+                continue
+            yield start, size, linearizations, self.decisions
+            del linearizations
             start += size
-            size = min(batch - start, min(d.block for d in decisions))
-            del ready
+            size = min(batch - start, self._fitting())
 
+    def refuse_too_large(self) -> None:
+        """Refuse, by what one sample shows, a J that does not fit the memory.
 
-def collect(pieces: Generator[Piece, None, None], batch: int) -> Tensor:
-    """All samples' J of one pair; several blocks are copied into place, so that the whole is held once."""
-    first = next(pieces).outcome.matrix
-    if first.shape[0] == batch:
-        pieces.close()
-        return first
-    whole = first.new_empty(batch, *first.shape[1:])
-    whole[: first.shape[0]] = first
-    del first
-    for piece in pieces:
-        matrix = piece.outcome.matrix
-        whole[piece.start : piece.start + matrix.shape[0]] = matrix
-    return whole
+        Raises:
+            TooLarge: it does not.
+        """
+        method, limit, graph = self.options.method, self.options.max_memory, self.options.needs_graph
+        keep, accept = self.kept_samples, self.accept
+        self.watch.restart()
+        refuse_too_large(self.network, self.inputs, self.pairs, method, limit, graph=graph, keep=keep, accept=accept)
+        self.watch.lap("plan_s")
 
+    def _fitting(self) -> int:
+        """How many samples may be taken at a time, by the decisions."""
+        return min(decision.block for decision in self.decisions or ())
 
-def pilot(inputs: Inputs) -> int:
-    """Samples of the first block: few where samples are large."""
-    first = inputs.args[0]
-    sample = first.numel() * first.element_size() // max(inputs.batch, 1) if isinstance(first, Tensor) else 1
-    return max(defaults.PILOT_SAMPLES, defaults.PILOT_BYTES // max(sample, 1))
+    def _decide(self, linearizations: Sequence[Linearization]) -> list[Linearization]:
+        """Decide for the pairs that are accepted; their linearizations."""
+        accepted = [p for p in linearizations if self.accept(p)]
+        self.pairs = [p.pair for p in accepted]
+        o = self.options
+        limit = o.max_memory // max(len(accepted), 1) if o.max_memory is not None else None
+        self.decisions = [
+            decide(p, o.method, max_memory=limit, chunk=o.chunk, keep=self.kept_samples) for p in accepted
+        ]
+        return accepted
 
+    def _belongs_together(self, linearizations: Sequence[Linearization], size: int) -> bool:
+        """Whether samples influence each other through the batch, and all of them fit; with a warning if they do."""
+        batch = self.inputs.batch
+        effect = influence(self.network, self.inputs, linearizations, self.options.max_memory)
+        if effect is None:
+            return False
+        together = self._fitting() >= batch
+        tell_influence(effect, batch, batch if together else size)
+        return together
 
-def _decide(linearization: Linearization, choice: Choice, held: int, pairs: int) -> Decision:
-    limit = choice.max_memory // pairs if choice.max_memory is not None else None
-    return decide(linearization, choice.method, max_memory=limit, chunk=choice.chunk, keep=held)
-
-
-def _ready(
-    network: Network, inputs: Inputs, pairs: Sequence[Pair], choice: Choice, start: int, size: int
-) -> tuple[list[Linearization], int]:
-    """A block prepared; all samples at once where they mix, or where the model takes no other number."""
-    whole = start == 0 and size == inputs.batch
-    try:
-        ready = linearize(network, part(inputs, start, size), pairs, graph=choice.needs_graph)
-    except RefusedError:
-        if whole or start:
-            raise
-        return linearize(network, inputs, pairs, graph=choice.needs_graph), inputs.batch
-    if not whole and start == 0 and (any(p.samples_mix for p in ready) or not _separable(network, inputs, pairs, size)):
-        return linearize(network, inputs, pairs, graph=choice.needs_graph), inputs.batch
-    return ready, size
-
-
-def _separable(network: Network, inputs: Inputs, pairs: Sequence[Pair], size: int) -> bool:
-    """Whether the last samples alone have the values that they have among all.
-
-    An argument may have as many rows as there are samples, and not be one row a sample. Cost: where
-    there is such an argument, two forward passes without gradients.
-    """
-    extras = [*inputs.args[1:], *inputs.kwargs.values()]
-    if not any(isinstance(e, Tensor) and e.dim() and e.shape[0] == inputs.batch for e in extras):
-        return True
-    sources, targets = [s for s, _ in pairs], [t for _, t in pairs]
-    size = min(size, inputs.batch)
-    every = record(network, inputs, sources, targets, live=False).targets
-    few = record(network, part(inputs, inputs.batch - size, size), sources, targets, live=False).targets
-    return all(
-        few[t].activation.shape[1:] == every[t].activation.shape[1:]
-        and close(few[t].activation, every[t].activation[-size:])
-        for t in set(targets)
-        if t in every
-    )
-
-
-def one_batch_only(given: str, remedy: str) -> UnsupportedError:
-    """The error for a model that takes one number of samples (``Network.only_batch``), where another is asked for."""
-    return UnsupportedError(
-        given,
-        "it runs with no other number of samples",
-        worded("{remedy}, or export the model with dynamic_shapes", remedy=remedy),
-    )
-
-
-def too_few_fit(batch: int, fits: int) -> UnsupportedError:
-    """The same, where fewer samples than it takes fit the memory."""
-    given = f"the model was exported for {batch} samples at a time, and {fits} fit the memory"
-    return one_batch_only(given, worded("allow more with {max_memory}"))
-
-
-def part(inputs: Inputs, start: int, size: int) -> Inputs:
-    """Some of the samples, as views."""
-    if size >= inputs.batch:
-        return inputs
-
-    def narrow(tensor: Tensor, dim: int) -> Tensor:
-        return tensor.narrow(dim, start, size)
-
-    return inputs.each(narrow)
+    def _linearize(self, start: int, size: int) -> tuple[list[Linearization], int]:
+        """A block, linearized, and its size: all samples where they mix, or where the model takes no other number."""
+        network, inputs, pairs, graph = self.network, self.inputs, self.pairs, self.options.needs_graph
+        whole = start == 0 and size == inputs.batch
+        try:
+            linearizations = linearize(network, take_samples(inputs, start, size), pairs, graph=graph)
+        except RefusedError:
+            if whole or start:
+                raise
+            return linearize(network, inputs, pairs, graph=graph), inputs.batch
+        mix = any(p.samples_mix for p in linearizations)
+        if not whole and start == 0 and (mix or not has_row_a_sample(network, inputs, pairs, size)):
+            return linearize(network, inputs, pairs, graph=graph), inputs.batch
+        return linearizations, size
 
 
 def _piece(
@@ -259,30 +256,47 @@ def _piece(
     decision: Decision,
     start: int,
     tick: Tick,
-    watch: Progress,
-    call: Callable[[], Tensor | None] | None = None,
+    watch: Stopwatch,
+    compute: Callable[[], Tensor | None] | None,
 ) -> Piece:
+    """J of one pair for one block, by ``compute`` where that is right, else by the decision's method."""
     f = linearization.linear.f
     watch.restart()
     if decision.method is None and linearization.connected:
         # A plan made where there was no path, used at a point where there is one.
         decision = decide(linearization, "auto")
-    matrix = call() if call is not None else None
-    if matrix is None or disagreement(linearization, matrix) is not None:
-        outcome = run(linearization, decision, tick=tick)
+    matrix = compute() if compute is not None else None
+    error, unsettled = compared(linearization, matrix) if matrix is not None else (None, 0)
+    if matrix is None or error is not None:
+        outcome, linearization = run(linearization, decision, tick=tick)
     else:
-        outcome = Outcome(matrix, "structured")
+        outcome = Outcome(matrix, "structured", unsettled=unsettled)
         tick(f.n_out)
     if outcome.matrix.device.type != "cpu":
         torch.accelerator.synchronize()
     watch.lap("compute_s")
-    report(linearization, outcome, linearization.name)
-    return Piece(
-        linearization.pair,
-        start,
-        decision,
-        outcome,
-        f.source.view.shape,
-        f.target.view.shape,
-        linearization.trivial,
-    )
+    report_outcome(linearization, outcome)
+    shapes = f.source.view.shape, f.target.view.shape
+    return Piece(linearization.pair, start, decision, outcome, *shapes, linearization.trivial)
+
+
+def whole_jacobian(
+    network: Network, inputs: Inputs, pair: Pair, options: RunOptions, decision: Decision | None = None
+) -> Tensor:
+    """J ``(batch, n_out, n_in)`` of one pair and all samples; arguments and errors as for ``stream``.
+
+    Several blocks are copied into place one after another, so that the whole is held once.
+    """
+    decisions = None if decision is None else [decision]
+    pieces = stream(network, inputs, [pair], options, keep=True, decisions=decisions)
+    first = next(pieces).outcome.matrix
+    if first.shape[0] == inputs.batch:
+        pieces.close()
+        return first
+    whole = first.new_empty(inputs.batch, *first.shape[1:])
+    whole[: first.shape[0]] = first
+    del first
+    for piece in pieces:
+        matrix = piece.outcome.matrix
+        whole[piece.start : piece.start + matrix.shape[0]] = matrix
+    return whole

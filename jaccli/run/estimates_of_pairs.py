@@ -1,4 +1,4 @@
-"""All pairs, all samples, from products alone: figures of J in pieces, J never built."""
+"""Figures of J from products alone, for all pairs and samples, block by block: J is never built."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from typing import Any
 from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.errors import ResourceError, UnsupportedError
+from jaccli.linearization.activation_memory import footprint
 from jaccli.networks.network import Network
 from jaccli.planning.batch_influence import influence, tell_influence
-from jaccli.planning.decide import human
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize, readable
-from jaccli.planning.memory import available, footprint
+from jaccli.planning.memory import available
 from jaccli.planning.mixing_message import where_samples_are
-from jaccli.run.blocks import Progress, part, too_few_fit
+from jaccli.run.blocks import Stopwatch
 from jaccli.run.jacobian_operator import JacobianOperator
-from jaccli.run.linear_operator import linearised
+from jaccli.run.linear_operator import build_operator
+from jaccli.run.sample_ranges import take_samples, too_few_fit
+from jaccli.text.quantities import human
 from jaccli.text.wording import worded
 
 # Vectors over both activations that an estimate holds for each of its probes.
 HELD = 6
-# Of a stated memory, at most this part is for a J that must be taken row by row.
+# Of a stated memory, at most one part in so many is for a J that must be taken row by row.
 HOLD_SHARE = 4
-# Fewer say little about their own spread.
+# Fewer vectors say little about their own spread.
 FEWEST = 8
 
 
@@ -58,7 +60,7 @@ def stream_estimates(
     fixed: bool,
     max_memory: int | None = None,
     accept: Callable[[Linearization], bool] = lambda linearization: True,
-    watch: Progress | None = None,
+    watch: Stopwatch | None = None,
     on_plan: Callable[[Linearization, int, int], None] = lambda linearization, samples, vectors: None,
 ) -> Iterator[Estimates]:
     """Figures of every pair, samples block by block.
@@ -71,42 +73,54 @@ def stream_estimates(
         probes: vectors that are held at once.
         fixed: whether it must be so many; else fewer are taken where not all of them fit.
         max_memory: bytes that activations and vectors may take.
-        accept: whether a pair is wanted, now that the shape of its J is known.
-        watch: filled with times.
-        on_plan: told of each pair how many samples go at a time, and how many vectors of each.
+        accept: whether to estimate a pair, now that the shape of its J is known.
+        watch: counts times.
+        on_plan: called for each pair with how many samples go at a time, and how many vectors of each.
 
     Raises:
         ResourceError: one sample does not fit.
         UnsupportedError: samples mix, so that products are not of each sample's own block.
     """
-    watch = watch or Progress()
+    watch = watch or Stopwatch()
     watch.restart()
-    with computing(network), exact_attention(True):
-        whole = network.only_batch(inputs.dim) is not None
-        first = part(inputs, 0, inputs.batch if whole else min(2, inputs.batch))
-        ready = [p for p in linearize(network, first, pairs) if accept(p)]
-    wanted = [(p.pair, *_sizes(p, probes, fixed, max_memory, inputs.batch)) for p in ready]
-    for linearization, (_, size, vectors) in zip(ready, wanted, strict=True):
-        if whole and size < inputs.batch:
-            raise too_few_fit(inputs.batch, size)
-        on_plan(linearization, size, min(vectors, probes))
+    sizes = _sizes_of_pairs(network, inputs, pairs, probes, fixed, max_memory, accept, on_plan)
     watch.lap("plan_s")
-    same = {p.pair for p in ready if p.trivial}
-    del ready
     hold = defaults.WORKING_SET if max_memory is None else min(defaults.WORKING_SET, max_memory // HOLD_SHARE)
-    for pair, size, vectors in wanted:
-        trivial = pair in same
+    for pair, trivial, size, vectors in sizes:
         for start in range(0, inputs.batch, size):
             watch.restart()
-            block = part(inputs, start, min(size, inputs.batch - start))
+            block = take_samples(inputs, start, min(size, inputs.batch - start))
             if start == 0 and size < inputs.batch:
-                _tell_cut(network, inputs, pair, block, max_memory)
-            a = linearised(network, pair, block, quiet=start > 0, hold=hold)
-            _check_apart(a)
+                _warn_of_influence(network, inputs, pair, block, max_memory)
+            a = build_operator(network, pair, block, quiet=start > 0, hold=hold)
+            _check_independent(a)
             records = figures(a, vectors)
             watch.lap("compute_s")
             f = a.function
             yield Estimates(pair, start, records, f.source.view.shape, f.target.view.shape, trivial)
+
+
+def _sizes_of_pairs(
+    network: Network,
+    inputs: Inputs,
+    pairs: Sequence[Pair],
+    probes: int,
+    fixed: bool,
+    max_memory: int | None,
+    accept: Callable[[Linearization], bool],
+    on_plan: Callable[[Linearization, int, int], None],
+) -> list[tuple[Pair, bool, int, int]]:
+    """Of each accepted pair: whether it is trivial, how many samples go at a time, how many vectors of each fit."""
+    with computing(network), exact_attention(True):
+        one_size = network.only_batch(inputs.dim) is not None
+        first = take_samples(inputs, 0, inputs.batch if one_size else min(2, inputs.batch))
+        linearizations = [p for p in linearize(network, first, pairs) if accept(p)]
+    sizes = [_sizes(p, probes, fixed, max_memory, inputs.batch) for p in linearizations]
+    for linearization, (size, vectors) in zip(linearizations, sizes, strict=True):
+        if one_size and size < inputs.batch:
+            raise too_few_fit(inputs.batch, size)
+        on_plan(linearization, size, min(vectors, probes))
+    return [(p.pair, p.trivial, *size) for p, size in zip(linearizations, sizes, strict=True)]
 
 
 def _sizes(
@@ -115,12 +129,12 @@ def _sizes(
     """How many samples fit at a time, and how many vectors of one."""
     linear = linearization.linear
     with readable(linear.f.inputs):
-        held = footprint(linear).total // linear.batch
+        activations = footprint(linear).total // linear.batch
     vector = HELD * (linear.f.n_in + linear.f.n_out) * linear.value.element_size()
     limit = max_memory if max_memory is not None else available(linear.value.device)
-    fitting = max((limit - held) // vector, FEWEST if not fixed else probes)
-    need = held + min(fitting, probes) * vector
-    if held + (probes if fixed else FEWEST) * vector > limit:
+    fitting = max((limit - activations) // vector, FEWEST if not fixed else probes)
+    need = activations + min(fitting, probes) * vector
+    if activations + (probes if fixed else FEWEST) * vector > limit:
         raise ResourceError(
             f"{linearization.name}: the activations of one sample and {min(fitting, probes)} vectors "
             f"need {human(need)}",
@@ -130,15 +144,16 @@ def _sizes(
     return max(1, min(batch, limit // need)), fitting
 
 
-def _tell_cut(network: Network, inputs: Inputs, pair: Pair, block: Inputs, max_memory: int | None) -> None:
-    """Look whether samples influence each other through the batch, which is cut. Cost: see ``influence``."""
+def _warn_of_influence(network: Network, inputs: Inputs, pair: Pair, block: Inputs, max_memory: int | None) -> None:
+    """Warn where samples influence each other through the batch, which is cut. Cost: see ``influence``."""
     with computing(network), exact_attention(True):
-        found = influence(network, inputs, linearize(network, block, [pair], probe=False), max_memory)
-    if found:
-        tell_influence(found, inputs.batch, block.batch)
+        effect = influence(network, inputs, linearize(network, block, [pair], probe=False), max_memory)
+    if effect:
+        tell_influence(effect, inputs.batch, block.batch)
 
 
-def _check_apart(a: JacobianOperator) -> None:
+def _check_independent(a: JacobianOperator) -> None:
+    """Refuse an operator whose samples mix."""
     if a.mixes:
         elsewhere = where_samples_are(a.function)
         raise UnsupportedError(

@@ -1,4 +1,7 @@
-"""``jaccli.operator``: J as a linear map, never built."""
+"""``jaccli.operator``: J as a linear map, never built.
+
+Each product has several implementations, tried in an order of preference and verified once (``Implementations``).
+"""
 
 from __future__ import annotations
 
@@ -20,31 +23,33 @@ from jaccli.linearization.linearization import LinearizedFunction
 from jaccli.linearization.verify import Truth
 
 Session = Callable[[], AbstractContextManager[None]]
-# Products asked for before a route is tried that imports, or captures the network, first.
+# JV or JᵀU: ``(batch, n, k)`` → ``(batch, m, k)``.
+Product = Callable[[Tensor], Tensor]
+# How many vectors must have been asked for before an implementation is tried that first imports, or captures the graph.
 BATCHED_FROM = 8
 GRAPH_FROM = 2
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of a pair beside f at the point.
+    """What a ``JacobianOperator`` needs to know of a pair beside f at the point.
 
     Args:
-        session: in which products are made.
+        session: the context in which products are computed.
         alone: the operator of one sample.
         structured: JV and JᵀU by the derivatives of the network's operators; None where those are out of reach.
-        last_resort: J as ``jaccli.jacobian`` has it, where no product is to be had.
+        last_resort: J ``(batch, n_out, n_in)`` as ``jaccli.jacobian`` has it, where no product works.
         connected: a path leads from source to target.
         mixes: products are of the whole batch's Jacobian, not of each sample's own block.
         backward: there is a backward pass.
         hold: bytes up to which a J that must be taken row by row is kept.
-        set_aside: routes that failed on the same samples before.
+        set_aside: implementations that failed on the same samples before.
         quiet: no notes.
     """
 
     session: Session
     alone: Callable[[int], LinearMap]
-    structured: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None
+    structured: tuple[Product, Product] | None
     last_resort: Callable[[], Tensor]
     connected: bool = True
     mixes: bool = False
@@ -57,14 +62,14 @@ class Setting:
 class JacobianOperator(LinearMap):
     """The Jacobians of a batch of samples as one batched linear map at a fixed point.
 
-    The forward pass was made when the operator was. ``rmatvec`` costs one backward pass. ``matvec`` has several routes:
-    the derivatives of the network's operators, one by one (as in ``structured``), a backward pass that is
-    differentiated again, forward mode, and, where all of these are absent or wrong, the rows of J. Of each product the
-    first route that works is taken; it is verified against plain backward passes once, and left for the next where it
+    The forward pass was made when the operator was. ``rmatvec`` costs one backward pass. ``matvec`` has several
+    implementations: the derivatives of the network's operators, one by one (as in ``structured``), a backward pass that
+    is differentiated again, forward mode, and, where all of these are absent or wrong, the rows of J. Of each product
+    the first that works is taken; it is compared with plain backward passes once, and set aside for the next where it
     is wrong, with a note. Nothing of size ``n_out × n_in`` is held, but for a small J that must be taken row by row.
 
     Products raise ``UsageError`` once the model's parameters or buffers have changed, and ``UnsupportedError`` where
-    no route works, nor J itself.
+    no implementation works, nor J itself.
 
     Args:
         linear: f at the point, with its graph.
@@ -75,46 +80,46 @@ class JacobianOperator(LinearMap):
         self._linear, self._setting = linear, setting
         self.mixes = setting.mixes
         truth = Truth(linear, setting.mixes, setting.backward)
-        forth, back = self._routes()
+        matmat, rmatmat = self._implementations()
         aside, quiet = set(setting.set_aside), setting.quiet
         name = "a backward pass" if setting.backward else "differences"
 
-        def holds(image: Tensor) -> bool:
-            held = truth.is_image(image)
-            if held and truth.unsettled:
+        def is_image(image: Tensor) -> bool:
+            agrees = truth.is_image(image)
+            if agrees and truth.unsettled:
                 warn(unchecked("Jv", truth.unsettled, linear.batch))
-            return held
+            return agrees
 
-        self._forth = Implementations("Jv", forth, lambda: truth.z, holds, name, quiet, aside)
-        self._back = Implementations("Jᵀu", back, lambda: truth.w, truth.is_pulled, name, quiet, aside)
+        self._matmat_by = Implementations("Jv", matmat, lambda: truth.z, is_image, name, quiet, aside)
+        self._rmatmat_by = Implementations("Jᵀu", rmatmat, lambda: truth.w, truth.is_pulled, name, quiet, aside)
 
-    def _routes(self) -> tuple[list[Implementation], list[Implementation]]:
-        """The routes of JV and of JᵀU, by preference."""
+    def _implementations(self) -> tuple[list[Implementation], list[Implementation]]:
+        """The implementations of JV and of JᵀU, by preference."""
         linear, setting = self._linear, self._setting
         push, pull = setting.structured or (None, None)
-        forth = [Implementation("structured", push, GRAPH_FROM)] if push is not None else []
-        back: list[Implementation] = []
+        matmat = [Implementation("structured", push, GRAPH_FROM)] if push is not None else []
+        rmatmat: list[Implementation] = []
         if setting.backward:
-            forth += [
+            matmat += [
                 Implementation("double backward" + BATCHED, _together(linear.jvps_by_transposition), BATCHED_FROM, 2),
                 Implementation("double backward", _one_by_one(linear.jvp_by_transposition)),
             ]
-            back += [Implementation("backward" + BATCHED, _together(linear.vjps), BATCHED_FROM, 2)]
-            back += [Implementation("structured", pull, BATCHED_FROM, 2)] if pull is not None else []
-            back += [Implementation("backward", _one_by_one(linear.vjp), sure=True)]
-        forth += [
+            rmatmat += [Implementation("backward" + BATCHED, _together(linear.vjps), BATCHED_FROM, 2)]
+            rmatmat += [Implementation("structured", pull, BATCHED_FROM, 2)] if pull is not None else []
+            rmatmat += [Implementation("backward", _one_by_one(linear.vjp), sure=True)]
+        matmat += [
             Implementation("forward mode" + BATCHED, _together(linear.jvps), BATCHED_FROM, 2),
             Implementation("forward mode", _one_by_one(linear.jvp)),
         ]
         if setting.backward:
-            rows = ByRows(lambda u: self._back(u), linear.shape, setting.mixes, setting.hold)
-            forth += [Implementation("rows of J", rows, sure=True)]
+            rows = ByRows(lambda u: self._rmatmat_by(u), linear.shape, setting.mixes, setting.hold)
+            matmat += [Implementation("rows of J", rows, sure=True)]
         else:
             batch, n_out, n_in = linear.shape
-            columns = ByRows(lambda v: self._forth(v), (batch, n_in, n_out), setting.mixes, setting.hold)
-            forth += [Implementation("J itself", lambda v: setting.last_resort() @ v, sure=True)]
-            back += [Implementation("columns of J", columns, sure=True)]
-        return forth, back
+            columns = ByRows(lambda v: self._matmat_by(v), (batch, n_in, n_out), setting.mixes, setting.hold)
+            matmat += [Implementation("J itself", lambda v: setting.last_resort() @ v, sure=True)]
+            rmatmat += [Implementation("columns of J", columns, sure=True)]
+        return matmat, rmatmat
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -145,24 +150,25 @@ class JacobianOperator(LinearMap):
 
     @property
     def routes(self) -> dict[str, list[str]]:
-        """The routes that were verified, of ``matvec`` and of ``rmatvec``, and those that were set aside."""
+        """The implementations that were verified, of ``matvec`` and of ``rmatvec``, and those that were set aside."""
         return {
-            "matvec": sorted(self._forth.verified),
-            "rmatvec": sorted(self._back.verified),
-            "set aside": sorted(self._forth.set_aside | self._back.set_aside),
+            "matvec": sorted(self._matmat_by.verified),
+            "rmatvec": sorted(self._rmatmat_by.verified),
+            "set aside": sorted(self._matmat_by.set_aside | self._rmatmat_by.set_aside),
         }
 
     def _matmat(self, v: Tensor) -> Tensor:
-        return self._product(self._forth, v, self.shape[1])
+        return self._product(self._matmat_by, v, self.shape[1])
 
     def _rmatmat(self, u: Tensor) -> Tensor:
-        return self._product(self._back, u, self.shape[2])
+        return self._product(self._rmatmat_by, u, self.shape[2])
 
-    def _product(self, routes: Implementations, vectors: Tensor, size: int) -> Tensor:
+    def _product(self, by: Implementations, vectors: Tensor, size: int) -> Tensor:
+        """``(batch, n, k)`` → ``(batch, size, k)``."""
         if not vectors.shape[-1] or not self._setting.connected:
             return vectors.new_zeros(vectors.shape[0], size, vectors.shape[-1])
         with self._setting.session():
-            return routes(vectors)
+            return by(vectors)
 
     def sample(self, b: int) -> LinearMap:
         return self if self.shape[0] == 1 else self._setting.alone(b)
@@ -172,18 +178,18 @@ class JacobianOperator(LinearMap):
         return f"JacobianOperator({f.source.address!s} → {f.target.address!s}, shape={self.shape}, {self.dtype})"
 
 
-def _one_by_one(take: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _one_by_one(product: Product) -> Product:
     """A product with ``(batch, n)`` as one with ``(batch, n, k)``."""
-    return lambda vectors: torch.stack([take(column) for column in vectors.unbind(-1)], dim=-1)
+    return lambda vectors: torch.stack([product(column) for column in vectors.unbind(-1)], dim=-1)
 
 
-def _together(take: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _together(product: Product) -> Product:
     """A product with ``(k, batch, n)`` as one with ``(batch, n, k)``."""
-    return lambda vectors: take(vectors.movedim(-1, 0)).movedim(0, -1)
+    return lambda vectors: product(vectors.movedim(-1, 0)).movedim(0, -1)
 
 
 class OneOf(LinearMap):
-    """One sample of a map whose samples cannot be taken apart: the others' vectors are zero."""
+    """One sample of a map whose samples cannot be taken apart: products ``(1, n, k)`` with the others' vectors zero."""
 
     def __init__(self, of: LinearMap, b: int) -> None:
         self._of, self._b = of, b

@@ -1,4 +1,4 @@
-"""``jaccli.Plan``: a decision, and J of any samples by it."""
+"""``jaccli.Plan``: a decision for one model and layer pair, and J of any samples by it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaccli.networks.network import Network
 from jaccli.planning.decide import Decision
 from jaccli.planning.explain import explain
 from jaccli.planning.linearize import Pair, computing
-from jaccli.run.blocks import Choice, collect, stream
+from jaccli.run.blocks import RunOptions, whole_jacobian
 from jaccli.run.program_cache import ProgramCache
 from jaccli.text.escape import cut
 
@@ -25,19 +25,31 @@ from jaccli.text.escape import cut
 class Plan:
     """A decision for one model, pair and shape of sample: ``plan(x)`` gives J, ``str(plan)`` explains.
 
-    It holds on to the further arguments that it was made with, not to the samples.
+    It keeps the further arguments that it was made with, not the samples.
+
+    Attributes:
+        network: the model.
+        pair: source and target.
+        options: what the caller asked for.
+        decision: how J is obtained.
+        sample: shape of one sample.
+        dtype: of the samples; likewise ``device``.
+        shape: of J at the samples that it was made with, ``(batch, n_out, n_in)``.
+        dim: the dimension of ``x`` that counts the samples.
+        program_cache: the recorded programs; None where another method is used.
+        args: further arguments of the model; likewise ``kwargs``.
     """
 
     network: Network
     pair: Pair
-    choice: Choice
+    options: RunOptions
     decision: Decision
     sample: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
     shape: tuple[int, int, int]
     dim: int = 0
-    replay: ProgramCache | None = None
+    program_cache: ProgramCache | None = None
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -60,25 +72,24 @@ class Plan:
         inputs = Inputs.of(x, self.args if args is None else args, self.kwargs if kwargs is None else kwargs, self.dim)
         self.network.draws.warned.clear()  # each call is warned of
         self._check_rows(inputs, args is None, kwargs is None)
-        if self.replay is not None and inputs.batch <= self.decision.block:
-            return self.replay(inputs)
-        return collect(
-            stream(self.network, inputs, [self.pair], self.choice, keep=True, decisions=[self.decision]),
-            inputs.batch,
-        )
+        if self.program_cache is not None and inputs.batch <= self.decision.block:
+            return self.program_cache(inputs)
+        return whole_jacobian(self.network, inputs, self.pair, self.options, self.decision)
 
     def _check(self, x: Tensor) -> None:
         sample = tuple(s for d, s in enumerate(x.shape) if d != self.dim)
-        for name, got, want in (
+        for name, value, expected in (
             ("sample shape", sample, self.sample),
             ("dtype", x.dtype, self.dtype),
             ("device", x.device, self.device),
         ):
-            if got != want:
-                raise UsageError(f"this plan does not fit: {name} {got}", f"expected {want}", "make a plan for it")
+            if value != expected:
+                raise UsageError(
+                    f"this plan does not fit: {name} {value}", f"expected {expected}", "make a plan for it"
+                )
 
     def _check_rows(self, inputs: Inputs, old_args: bool, old_kwargs: bool) -> None:
-        """Whether own arguments that may hold a row for each sample of the plan fit another number of samples.
+        """Check that the plan's own arguments, which may have a row for each of its samples, fit these samples.
 
         Cost: a forward pass without gradients where there are such arguments.
         """
@@ -86,7 +97,7 @@ class Plan:
         named = [(f"args[{i}]", value) for i, value in enumerate(self.args) if old_args]
         named += [(f"kwargs[{name!r}]", value) for name, value in self.kwargs.items() if old_kwargs]
         rows = [name for name, value in named if isinstance(value, Tensor) and value.dim() and len(value) == batch]
-        if batch in (1, inputs.batch) or not rows or self._takes(inputs):
+        if batch in (1, inputs.batch) or not rows or self._accepts(inputs):
             return
         raise UsageError(
             f"this plan does not fit {inputs.batch} samples: its {', '.join(rows)} of {batch} rows",
@@ -94,20 +105,20 @@ class Plan:
             "give them at the call: plan(x, args=…, kwargs=…)",
         )
 
-    def _takes(self, inputs: Inputs) -> bool:
+    def _accepts(self, inputs: Inputs) -> bool:
+        """Whether the model runs with these inputs, and its target has the size that it had."""
         source, target = self.pair
         try:
             with computing(self.network):
-                taken = record(self.network, inputs, [source], [target], live=False)
+                activations = record(self.network, inputs, [source], [target], live=False)
         except JaccliError:
             return False
         except Exception as error:
             return is_out_of_memory(error)
-        held = taken.targets[target].activation
-        return held[0].numel() == self.shape[1]
+        return activations.targets[target].activation[0].numel() == self.shape[1]
 
     def __str__(self) -> str:
-        groups = self.replay.groups if self.replay is not None else 1
+        groups = self.program_cache.groups if self.program_cache is not None else 1
         return explain(self._name, self.shape, self.decision, self.compile_s, self.kept_bytes, groups)
 
     def __repr__(self) -> str:
@@ -125,9 +136,9 @@ class Plan:
     @property
     def kept_bytes(self) -> int:
         """Memory for intermediate results that the plan keeps between calls."""
-        return self.replay.kept_bytes if self.replay is not None else 0
+        return self.program_cache.kept_bytes if self.program_cache is not None else 0
 
     @property
     def compile_s(self) -> float | None:
         """Seconds that compiling took; None where nothing was compiled."""
-        return self.replay.compile_s or None if self.replay is not None else None
+        return self.program_cache.compile_s or None if self.program_cache is not None else None

@@ -1,4 +1,4 @@
-"""Programs at work: all samples at once or group by group, with the threads that serve them best."""
+"""A program at work: all samples at once or group by group, with the number of threads that serves it best."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaccli.activations.record import Inputs
 from jaccli.graph.program.codegen import Program
 from jaccli.graph.program.result_pool import Pool
 from jaccli.graph.trace.ir import tensors_in
-from jaccli.run.blocks import part
+from jaccli.run.sample_ranges import take_samples
 
 
 @dataclass
@@ -25,96 +25,108 @@ class ProgramRunner:
 
     Attributes:
         program: for the samples of one group.
+        pool: memory for J, shared with other programs of a plan.
         threads: how many serve it best.
         seconds: of a call.
-        groups: of samples, equally large, taken one after another: what lies between the steps is that much
-            smaller, and stays in the caches.
-        furnished: memory for intermediate results, kept for the next call.
+        groups: equally large groups of samples, run one after another: intermediate results are that much smaller, and
+            stay in the caches.
+        buffers: memory for intermediate results, kept for the next call.
         calls: of the plan that it served.
     """
 
     program: Program
-    threads: int
+    pool: Pool
+    threads: int = field(default_factory=torch.get_num_threads)
     seconds: float = float("inf")
     groups: int = 1
-    furnished: list[tuple[Tensor, ...]] = field(default_factory=list)
+    buffers: list[tuple[Tensor, ...]] = field(default_factory=list)
     calls: int = 0
 
-    def run(self, inputs: Inputs, pool: Pool) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """J, in memory of the pool, and the values that steered the way: those of the program, for each group."""
+    def run(self, inputs: Inputs) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """J ``(batch, n_out, n_in)``, in memory of the pool, and the guards' values for each group, scalars.
+
+        The values say whether J is right: the caller compares them with ``guards``.
+        """
         program, groups = self.program, self.groups
         device = tensors(inputs)[0].device
-        with torch.no_grad(), threads(self.threads), self._rooms(device) as places:
-            if not program.placing and groups == 1:
-                matrix, *guards = program.run(tensors(inputs), None, places)
-                return matrix.clone() if program.constant else matrix, tuple(guards)
+        with torch.no_grad(), threads(self.threads), self._borrowed_buffers(device) as buffers:
+            if not program.fills_output and groups == 1:
+                matrix, *values = program.run(tensors(inputs), None, buffers)
+                return matrix.clone() if program.constant else matrix, tuple(values)
             batch, *shape = program.shape
-            matrix = pool.take((groups * batch, *shape), program.dtype, device)
-            guards = []
-            for number, place in enumerate(_apart(matrix, groups)):
-                out = place if program.placing else None
-                rows, *read = program.run(tensors(part(inputs, number * batch, batch)), out, places)
+            matrix = self.pool.take((groups * batch, *shape), program.dtype, device)
+            values = []
+            for number, flat in enumerate(_flat_groups(matrix, groups)):
+                out = flat if program.fills_output else None
+                rows, *read = program.run(tensors(take_samples(inputs, number * batch, batch)), out, buffers)
                 if out is None:
-                    place.copy_(rows.reshape(-1))
-                guards += read
-            return matrix, tuple(guards)
+                    flat.copy_(rows.reshape(-1))
+                values += read
+            return matrix, tuple(values)
+
+    def jacobian(self, inputs: Inputs) -> Tensor | None:
+        """J ``(batch, n_out, n_in)``; None where the model takes another branch than the recorded one."""
+        matrix, values = self.run(contiguous(inputs))
+        return matrix if [value.item() for value in values] == self.guards else None
 
     @property
-    def way(self) -> list[object]:
-        """What the guards' values were, for each group."""
+    def guards(self) -> list[object]:
+        """What the guards' values were when the program was recorded, for each group."""
         return self.program.guards * self.groups
 
     @property
     def kept_bytes(self) -> int:
         """Memory for intermediate results that is kept between calls."""
-        return self.program.plan_memory.nbytes if self.program.plan_memory is not None else 0
+        return self.program.memory_plan.nbytes if self.program.memory_plan is not None else 0
 
     @contextmanager
-    def _rooms(self, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+    def _borrowed_buffers(self, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
         """Memory for intermediate results, which one call at a time may have; kept for the next one."""
-        if self.program.plan_memory is None:
+        if self.program.memory_plan is None:
             yield ()
             return
         try:
-            places = self.furnished.pop()
+            buffers = self.buffers.pop()
         except IndexError:
-            places = self.program.furnished(device)
+            buffers = self.program.buffers(device)
         try:
-            yield places
+            yield buffers
         finally:
-            if not self.furnished:
-                self.furnished.append(places)
+            if not self.buffers:
+                self.buffers.append(buffers)
 
-    def raced(self, inputs: Inputs, pool: Pool) -> ProgramRunner:
-        """With as many threads as serve it best, and its time: small operators are faster on one."""
-        most = torch.get_num_threads()
-        best = dict.fromkeys((most, 1), float("inf"))
+    def with_best_threads(self, inputs: Inputs) -> ProgramRunner:
+        """The same with one thread or with all, whichever is faster, and its time: small operators prefer one."""
+        best = dict.fromkeys((torch.get_num_threads(), 1), float("inf"))
         for _ in range(2):  # in turns: what slows the machine down for a while slows both
             for count in best:
-                tried = replace(self, threads=count)
-                tried.run(inputs, pool)  # the threads start
-                best[count] = min(best[count], tried.measured(inputs, pool))
-        self.furnished.clear()  # others race too, and one of them is kept
-        found = [replace(self, threads=count, seconds=taken) for count, taken in best.items()]
-        return min(found, key=lambda r: r.seconds)
+                runner = replace(self, threads=count)
+                runner.run(inputs)  # the threads start
+                best[count] = min(best[count], runner.measure(inputs))
+        self.buffers.clear()  # others race too, and one of them is kept
+        runners = [replace(self, threads=count, seconds=seconds) for count, seconds in best.items()]
+        return min(runners, key=lambda runner: runner.seconds)
 
-    def measured(self, inputs: Inputs, pool: Pool) -> float:
-        """Seconds: the least of some calls."""
+    def measure(self, inputs: Inputs) -> float:
+        """Seconds of a call: the least of some."""
         times = []
         for _ in range(defaults.REPLAY_TRIES):
             start = time.perf_counter()
-            self.run(inputs, pool)
+            self.run(inputs)
             times.append(time.perf_counter() - start)
         return min(times)
 
 
-def _apart(matrix: Tensor, groups: int) -> list[Tensor]:
-    """Flat, group by group, each with a storage that starts where it does: recorded steps count from there."""
+def _flat_groups(matrix: Tensor, groups: int) -> list[Tensor]:
+    """J ``(groups * batch, n_out, n_in)`` as flat tensors, one a group.
+
+    Each has a storage that starts with it: recorded ``as_strided`` counts from there.
+    """
     if groups == 1:
         return [matrix.view(-1)]
     memory, size = matrix.untyped_storage(), matrix.nbytes // groups
-    places = [memory[start : start + size] for start in range(0, groups * size, size)]
-    return [matrix.new_empty(0).set_(place, 0, (matrix.numel() // groups,)) for place in places]  # type: ignore[call-overload]
+    storages = [memory[start : start + size] for start in range(0, groups * size, size)]
+    return [matrix.new_empty(0).set_(storage, 0, (matrix.numel() // groups,)) for storage in storages]  # type: ignore[call-overload]
 
 
 def contiguous(inputs: Inputs) -> Inputs:
@@ -126,7 +138,7 @@ def contiguous(inputs: Inputs) -> Inputs:
 
 
 def tensors(inputs: Inputs) -> list[Tensor]:
-    """All of a call's tensors, in order."""
+    """All tensors of a call, in order."""
     return [t.detach() for t in tensors_in((inputs.args, dict(inputs.kwargs)))]
 
 
@@ -150,8 +162,8 @@ def groupings(batch: int) -> list[int]:
     >>> groupings(16), groupings(10), groupings(7)
     ([1, 2, 4, 8, 16], [1, 2, 5, 10], [1, 7])
     """
-    found = [1]
+    counts = [1]
     for count in range(2, batch + 1):
-        if batch % count == 0 and count >= 2 * found[-1]:
-            found.append(count)
-    return found
+        if batch % count == 0 and count >= 2 * counts[-1]:
+            counts.append(count)
+    return counts

@@ -1,4 +1,7 @@
-"""What J is: reverse mode in float64, checked; where there is no float64 form, row by row in the own dtype."""
+"""The J that methods are compared with: reverse mode in float64, verified.
+
+Where the model has no float64 form, J is computed row by row in the model's own dtype.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,16 @@ from jaccli.methods import MethodGap
 from jaccli.networks.network import Network
 from jaccli.planning.decide import decide
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
-from jaccli.run.execute import disagreement, fill
+from jaccli.run.agreement import disagreement
+from jaccli.run.execute import fill
 
 
 @dataclass(frozen=True)
 class Reference:
-    """J to hold others against.
+    """J to compare others with.
 
     Args:
-        matrix: ``(batch, n_out, n_in)``; None where no backward pass works.
+        matrix: J ``(batch, n_out, n_in)``, float64 where that works; None where no backward pass works.
         name: how it was obtained.
     """
 
@@ -43,7 +47,7 @@ def reference(network: Network, inputs: Inputs, pair: Pair, samples_mix: bool = 
             if linearization.linear.value.dtype == torch.float64 and not double.draws.generators:
                 return Reference(_rows(replace(linearization, samples_mix=samples_mix)), "float64 reverse mode")
     except (JaccliError, MethodGap, RuntimeError, TypeError, NotImplementedError):
-        pass  # an own dtype inside: there is no float64 form; one that draws has another draw there
+        pass  # the model has a dtype of its own inside
     dtype = str(next(iter(inputs.args)).dtype).removeprefix("torch.")
     try:
         with computing(network):
@@ -56,6 +60,7 @@ def reference(network: Network, inputs: Inputs, pair: Pair, samples_mix: bool = 
 
 
 def _rows(linearization: Linearization) -> Tensor:
+    """J ``(batch, n_out, n_in)`` in reverse mode; row by row where that fails or disagrees with a backward pass."""
     if not linearization.connected:
         return linearization.linear.value.new_zeros(linearization.linear.shape)
     try:
@@ -69,7 +74,7 @@ def _rows(linearization: Linearization) -> Tensor:
 
 
 def relative_error(matrix: Tensor, truth: Tensor | None) -> float | None:
-    """The largest relative Frobenius error of a sample; absolute for a sample whose J is zero."""
+    """The largest relative Frobenius error of a sample of ``(batch, n_out, n_in)``; absolute where its J is zero."""
     if truth is None:
         return None
     difference = norm((matrix.double() - truth.double()).flatten(1), (1,))

@@ -1,4 +1,8 @@
-"""What a recorded program takes of its inputs as given: it holds for others that are the same in this."""
+"""The signature of inputs: what a recorded program takes for granted of them.
+
+A program may run on other inputs of the same signature: tensors of the same shapes, dtypes and devices, whatever their
+values, and all further arguments with the same content.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +18,24 @@ from jaccli.networks.state.fingerprint import PLAIN, Fingerprint
 from jaccli.run.program_runner import tensors
 
 Signature = tuple[Hashable, ...]
-# Objects in objects that are looked into, and those that are what they are called.
+# How deep objects within objects are looked into; and objects that are told apart by identity alone.
 _DEEPEST = 4
-_BY_NAME = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType)
+_BY_IDENTITY = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType)
 
 
 def signature(inputs: Inputs) -> Signature:
-    """Shapes, dtypes and devices of all tensors, which a program takes anew; everything else by what it holds now."""
-    found = tuple((tuple(t.shape), t.dtype, t.device) for t in tensors(inputs))
+    """Shapes, dtypes and devices of all tensors, which are inputs of a program; everything else by its content now."""
+    layout = tuple((tuple(t.shape), t.dtype, t.device) for t in tensors(inputs))
     if len(inputs.args) + len(inputs.kwargs) == 1:
-        return found, ()
-    return found, tuple(map(_content, (*inputs.args, *inputs.kwargs.items())))
+        return layout, ()
+    return layout, tuple(map(_content, (*inputs.args, *inputs.kwargs.items())))
 
 
 def _content(value: Any, held_by: tuple[int, ...] = ()) -> Hashable:
-    """A value as a key; inside an object (``held_by`` such) tensors count, too: no program takes them anew."""
+    """A value as a key; a tensor inside an object (``held_by`` its identity) counts by content: it is no input."""
     kind = type(value)
     if isinstance(value, Tensor):
-        return _stamped(value) if held_by else None
+        return _fingerprint(value) if held_by else None
     if kind in PLAIN:
         return kind, value
     if isinstance(value, list | tuple | dict):
@@ -39,13 +43,13 @@ def _content(value: Any, held_by: tuple[int, ...] = ()) -> Hashable:
         return kind, *(_content(item, held_by) for item in items)
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         return value.shape, value.dtype.str, value.tobytes()
-    content = None if isinstance(value, _BY_NAME) else getattr(value, "__dict__", None)
+    content = None if isinstance(value, _BY_IDENTITY) else getattr(value, "__dict__", None)
     if content is None or len(held_by) == _DEEPEST or id(value) in held_by:
         return kind, id(value)
     return kind, id(value), _content(dict(content), (*held_by, id(value)))
 
 
-def _stamped(tensor: Tensor) -> Hashable:
-    stamp = Fingerprint()
-    stamp.tensor(tensor)
-    return tuple(stamp.key)
+def _fingerprint(tensor: Tensor) -> Hashable:
+    fingerprint = Fingerprint()
+    fingerprint.tensor(tensor)
+    return tuple(fingerprint.key)

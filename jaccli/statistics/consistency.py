@@ -9,7 +9,7 @@ from typing import Any
 
 from jaccli.errors import warn
 
-Record = Mapping[str, Any]
+ForwardRecord = Mapping[str, Any]
 # Relative: figures that are exact agree to more; of estimates so many standard errors are allowed as well.
 ROUNDING = 1e-6
 ERRORS = 6.0
@@ -102,7 +102,7 @@ def _equal(a: _Side, b: _Side) -> list[tuple[_Side, _Side]]:
     return [(a, b), (b, a)]
 
 
-def contradictions(record: Record, shape: tuple[int, int]) -> Iterator[str]:
+def contradictions(record: ForwardRecord, shape: tuple[int, int]) -> Iterator[str]:
     """What does not hold among the figures of one sample; figures that are not there are passed over.
 
     Args:
@@ -126,7 +126,7 @@ def contradictions(record: Record, shape: tuple[int, int]) -> Iterator[str]:
     yield from (f"{small} is above {large}" for small, large in sides if small.above(large))
 
 
-def _out_of_range(record: Record) -> list[str]:
+def _out_of_range(record: ForwardRecord) -> list[str]:
     """Figures of a J that is not zero which are beyond float64, as inf or as 0."""
     if not (0 < record.get("frobenius", 0.0) < math.inf):
         names = ("frobenius", "spectral_norm", "spectral", "l1", "max_abs")
@@ -136,7 +136,7 @@ def _out_of_range(record: Record) -> list[str]:
     return beyond + [name for name in ("l1",) if record.get(name) == math.inf]
 
 
-def check_records(records: Sequence[Record], shape: tuple[int, int], name: str) -> None:
+def check_records(records: Sequence[ForwardRecord], shape: tuple[int, int], name: str) -> None:
     """Warn of figures that contradict each other, and of such that float64 has no number for.
 
     Args:

@@ -36,8 +36,8 @@ def sign_and_log(matrix: Tensor, sigma: Tensor) -> tuple[float, float]:
     Cost: O(n³), a part of that of a singular value decomposition.
     """
     j = matrix.detach().to("cpu", torch.float64)
-    doubtful = float(sigma[-1]) <= len(j) * torch.finfo(torch.float64).eps * float(sigma[0])
-    if doubtful and len(j) <= _MOST and all(_vanishes(j.numpy(), prime) for prime in _PRIMES):
+    warnings = float(sigma[-1]) <= len(j) * torch.finfo(torch.float64).eps * float(sigma[0])
+    if warnings and len(j) <= _MOST and all(_vanishes(j.numpy(), prime) for prime in _PRIMES):
         return 0.0, -math.inf
     balanced, exponents = _balanced(j.numpy())
     exponent = math.frexp(float(np.abs(balanced).max()))[1] - 1  # 1 stays 1

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-Record = Mapping[str, Any]
+ForwardRecord = Mapping[str, Any]
 
 
-def isometry(pairs: Sequence[Record]) -> list[dict[str, Any]]:
+def isometry(pairs: Sequence[ForwardRecord]) -> list[dict[str, Any]]:
     """One line a layer, means over samples: how far J from it is from an isometry, whose σ are all 1.
 
     With m₁ = mean σ² and m₂ = mean σ⁴, ``relative_variance`` is m₂/m₁² − 1, 0 where all σ are equal (J. Pennington,
@@ -44,7 +44,7 @@ def isometry(pairs: Sequence[Record]) -> list[dict[str, Any]]:
     return lines
 
 
-def _gain(record: Record, following: Record) -> float | None:
+def _gain(record: ForwardRecord, following: ForwardRecord) -> float | None:
     """m₁ of one layer over that of the next, by way of norms, which are in range where squares are not."""
     norms = [[s["frobenius"] for s in r["samples"]] for r in (record, following)]
     size = max(map(abs, norms[1]))
@@ -57,18 +57,18 @@ def _gain(record: Record, following: Record) -> float | None:
     return float(first / after)
 
 
-def _rank(record: Record) -> int:
+def _rank(record: ForwardRecord) -> int:
     shapes = (record[end]["shape"] for end in ("source", "target"))
     return min(map(math.prod, shapes))
 
 
-def smallest(record: Record, sample: Record) -> float | None:
+def smallest(record: ForwardRecord, sample: ForwardRecord) -> float | None:
     """The smallest singular value of a sample of ``record``; None where only the largest ones are listed."""
     values: list[float] = sample["singular_values"]
     return values[-1] if len(values) == _rank(record) and "singular_values_stderr" not in sample else None
 
 
-def _mean(record: Record, name: str) -> float | None:
+def _mean(record: ForwardRecord, name: str) -> float | None:
     values = [smallest(record, s) if name == "smallest" else s.get(name) for s in record["samples"]]
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None

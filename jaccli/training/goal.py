@@ -16,7 +16,7 @@ from jaccli.networks.network import Network
 from jaccli.penalty.identity import Estimator, Towards, deviation_from, of_factors
 from jaccli.planning.decide import TooLarge
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
-from jaccli.run.blocks import Choice, Progress, stream
+from jaccli.run.blocks import RunOptions, Stopwatch, stream
 from jaccli.text.wording import worded
 from jaccli.training.samples import Batch, Samples
 from jaccli.training.task import TrainingTask, outputs_of
@@ -146,7 +146,7 @@ class Figures:
     estimated: bool = False
 
 
-def figures(network: Network, samples: Samples, goal: Goal, task: TrainingTask, size: int, watch: Progress) -> Figures:
+def figures(network: Network, samples: Samples, goal: Goal, task: TrainingTask, size: int, watch: Stopwatch) -> Figures:
     """Where the network stands, from J itself, in float64, as ``jaccli deviation`` takes it."""
     moved, losses = 0.0, 0.0
     with torch.no_grad():
@@ -171,9 +171,9 @@ def figures(network: Network, samples: Samples, goal: Goal, task: TrainingTask, 
     )
 
 
-def _exact(network: Network, samples: Samples, goal: Goal, watch: Progress) -> list[Tensor]:
+def _exact(network: Network, samples: Samples, goal: Goal, watch: Stopwatch) -> list[Tensor]:
     distances: dict[Pair, list[Tensor]] = {pair: [] for pair in goal.pairs}
-    for piece in stream(network, samples.inputs, goal.pairs, Choice(), watch=watch):
+    for piece in stream(network, samples.inputs, goal.pairs, RunOptions(), watch=watch):
         for matrix in piece.outcome.matrix:  # one by one: in float64 a block may not fit a second time
             j = matrix.detach().to("cpu", torch.float64)
             distances[piece.pair].append(_distance(goal.towards, j).reshape(1))

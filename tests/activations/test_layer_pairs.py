@@ -16,7 +16,7 @@ from jaccli.activations.nested import leaves, put
 from jaccli.activations.record import Inputs
 from jaccli.activations.resolve import expand
 from jaccli.models.adapt import as_network
-from jaccli.run.blocks import Choice, stream
+from jaccli.run.blocks import RunOptions, stream
 from tests import nets
 from tests.scenarios import chain
 
@@ -116,7 +116,7 @@ def test_a_glob_leaves_out_what_does_not_fit() -> None:
     target = expand(network, ["output"])[0]
     pairs = [(s, target) for s in expand(network, ["*"])]
     with pytest.warns(jaccli.JaccliNote, match="left out"):
-        pieces = list(stream(network, Inputs((torch.randn(3, 4),)), pairs, Choice()))
+        pieces = list(stream(network, Inputs((torch.randn(3, 4),)), pairs, RunOptions()))
     assert [str(p.pair[0]) for p in pieces] == ["fc", "up"]
 
 

@@ -15,7 +15,7 @@ from jaccli.activations.record import Inputs
 from jaccli.activations.resolve import resolve
 from jaccli.models.adapt import as_network
 from jaccli.names import METHOD_NAMES
-from jaccli.run.blocks import Choice, stream
+from jaccli.run.blocks import RunOptions, stream
 from jaccli.run.execute import Outcome
 from tests import nets, oracle
 from tests.oracle import error
@@ -32,7 +32,7 @@ def take(s: Scenario, dtype: torch.dtype, method: str, chunk: int | None = None)
     pair = (resolve(network, s.source), resolve(network, s.target))
     x = s.x(dtype)
     inputs = Inputs((x, *extras["args"]), extras["kwargs"], (pair[0].dim or 0) if pair[0].is_model_input else 0)
-    choice: Any = Choice(method, None, chunk)  # type: ignore[arg-type]
+    choice: Any = RunOptions(method, None, chunk)  # type: ignore[arg-type]
     torch.manual_seed(0)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

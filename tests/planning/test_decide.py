@@ -13,11 +13,12 @@ from torch import Tensor, nn
 import jaccli
 from jaccli.activations.record import Inputs
 from jaccli.activations.resolve import expand, resolve
+from jaccli.methods.auto import structure_within
 from jaccli.models.adapt import as_network
 from jaccli.names import METHOD_NAMES
-from jaccli.planning.decide import decide, structure
+from jaccli.planning.decide import decide
 from jaccli.planning.linearize import computing, linearize
-from jaccli.run.blocks import Choice, stream
+from jaccli.run.blocks import RunOptions, stream
 from tests.oracle import error
 from tests.scenarios import BY_NAME, TABLE, Scenario, case_name, chain
 
@@ -85,7 +86,7 @@ def test_plan_made_where_there_is_no_path() -> None:
 def test_numbers_of_passes(method: Any, counts: dict[str, int], chunk: int) -> None:
     network = as_network(chain(7, 6, 5)())
     pair = (resolve(network, "input"), resolve(network, "output"))
-    (piece,) = stream(network, Inputs((torch.randn(3, 7),)), [pair], Choice(method, None, chunk))
+    (piece,) = stream(network, Inputs((torch.randn(3, 7),)), [pair], RunOptions(method, None, chunk))
     assert dict(piece.outcome.passes) == counts
     assert piece.outcome.method == method
 
@@ -94,7 +95,7 @@ def test_passes_of_samples_that_mix() -> None:
     network = as_network(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
     pair = (resolve(network, "input"), resolve(network, "output"))
     with pytest.warns(jaccli.JaccliWarning, match="samples mix"):
-        (piece,) = stream(network, Inputs((torch.randn(5, 4),)), [pair], Choice("reverse"))
+        (piece,) = stream(network, Inputs((torch.randn(5, 4),)), [pair], RunOptions("reverse"))
     assert piece.outcome.passes["vjp"] == 5 * 3
 
 
@@ -114,7 +115,7 @@ def test_one_forward_pass_for_many_pairs(method: Any) -> None:
     pairs = [(s, target) for s in expand(network, ["input", "*", "2.0"])]
     assert len(pairs) == 7
     Counted.calls = 0
-    pieces = list(stream(network, Inputs((torch.randn(3, 4),)), pairs, Choice(method)))
+    pieces = list(stream(network, Inputs((torch.randn(3, 4),)), pairs, RunOptions(method)))
     assert Counted.calls == 2  # one is kept; another tells whether code of one's own gives the same again
     assert [p.pair for p in pieces] == pairs
 
@@ -134,7 +135,7 @@ def test_pairs_do_not_disturb_each_other() -> None:
         }[name]
         target = {"dict key": "output:out.extra"}.get(name, "output")
         pairs = [(resolve(network, n), resolve(network, target)) for n in names]
-        pieces = list(stream(network, Inputs((x,)), pairs, Choice("reverse")))
+        pieces = list(stream(network, Inputs((x,)), pairs, RunOptions("reverse")))
         for source, piece in zip(names, pieces, strict=True):
             alone = jaccli.jacobian(model, x, source, target, method="loop")
             assert error(piece.outcome.matrix, alone) < 1e-10, (name, source)
@@ -208,15 +209,15 @@ def test_auto_looks_for_structure_only_where_the_loop_takes_longer() -> None:
         (linearization,) = linearize(network, Inputs((torch.randn(2, 3),)), [pair])
         assert linearization.linear.live is not None
         assert linearization.linear.live.operators() > 40
-        gap, predicted = structure(linearization, loop_s=0.03)
+        gap, predicted = structure_within(linearization, loop_s=0.03)
         assert gap is not None
         assert "takes" in gap
         assert predicted == float("inf")
-        assert linearization.engine is None
-        gap, predicted = structure(linearization, loop_s=3.0)
+        assert linearization.structure is None
+        gap, predicted = structure_within(linearization, loop_s=3.0)
         assert gap is None
-        assert linearization.engine is not None
-        assert predicted == linearization.engine.seconds
+        assert linearization.structure is not None
+        assert predicted == linearization.structure.seconds
 
 
 def test_unknown_method() -> None:

@@ -46,14 +46,14 @@ def test_all_methods_are_timed_and_right() -> None:
         assert c.plan_s > 0
 
 
-def test_a_planned_call_replays_a_program() -> None:
+def test_a_planned_call_runs_a_program() -> None:
     """What is timed of ``structured`` is what ``jaccli.plan`` gives, recorded once."""
     network, pair = entry(chain(5, 8, 4)())
     result = race(network, Inputs((torch.randn(3, 5),)), pair, ["structured", "reverse"], rounds=4)
     ours, plain = result.contenders
-    replay = getattr(ours.call, "func", None)
-    assert isinstance(replay, ProgramCache)
-    assert [r is not None for r in replay.programs.values()] == [True]
+    cache = getattr(ours.call, "func", None)
+    assert isinstance(cache, ProgramCache)
+    assert [r is not None for r in cache.programs.values()] == [True]
     assert ours.median_s < plain.median_s
 
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import jaccli
 from jaccli.cli.app import app
 from jaccli.cli.flags import error_in_flags
-from jaccli.run.program_cache import ProgramCache
+from jaccli.run import program_builder
 from tests.oracle import error
 from tests.structured_networks import BY_NAME, normal
 
@@ -36,10 +36,10 @@ def test_a_compiled_plan_gives_the_same_numbers() -> None:
     assert plan.compile_s is not None
     assert plan.compile_s > 0
     assert "compile " in str(plan)
-    assert plan.replay is not None
-    (recorded,) = plan.replay.programs.values()
-    assert recorded is not None
-    assert recorded.seconds < plan.compile_s
+    assert plan.program_cache is not None
+    (runner,) = plan.program_cache.programs.values()
+    assert runner is not None
+    assert runner.seconds < plan.compile_s
     for seed in (2, 3):
         x = normal((3, 6), seed)
         assert error(plan(x), jaccli.jacobian(model, x, method="loop")) < 1e-10
@@ -74,7 +74,7 @@ def test_every_program_of_a_race_may_win(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch, "compile", lambda call, **given: compile_(call, backend="aot_eager", **given))
     s = BY_NAME["convolution windows"]
     for turn in range(10):
-        monkeypatch.setattr(ProgramCache, "_settled", lambda _, found, __, turn=turn: found[turn % len(found)])
+        monkeypatch.setattr(program_builder, "_fastest", lambda runners, _, turn=turn: runners[turn % len(runners)])
         with warnings.catch_warnings():
             warnings.simplefilter("error", jaccli.JaccliNote)
             plan = jaccli.plan(s.model(), s.x(1), source=s.source, target=s.target, method="structured", compile=True)

@@ -39,7 +39,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 @dataclass
-class Held:
+class RecordedActivation:
     gain: Any
 
 
@@ -104,7 +104,7 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], Callable[[Any]
     "object": (lambda: Owner(2.0), of_attribute, change_attribute),
     "object of a tensor": (lambda: Owner(torch.tensor(2.0).double()), of_attribute, change_in_place),
     "object in an object": (lambda: Owner(Owner(2.0)), lambda o: o.gain.gain, lambda o: change_attribute(o.gain)),
-    "dataclass": (lambda: Held(2.0), of_attribute, change_attribute),
+    "dataclass": (lambda: RecordedActivation(2.0), of_attribute, change_attribute),
     "namespace": (lambda: SimpleNamespace(gain=2.0), of_attribute, change_attribute),
 }
 
@@ -192,7 +192,7 @@ SIZES: list[tuple[Any, int | None]] = [
 @pytest.mark.parametrize(("value", "size"), SIZES)
 def test_memory(value: Any, size: int | None) -> None:
     plan = jaccli.plan(nn.Linear(3, 2), torch.ones(2, 3), max_memory=value)
-    assert plan.choice.max_memory == size
+    assert plan.options.max_memory == size
     assert jaccli.jacobian(nn.Linear(3, 2), torch.ones(2, 3), max_memory=value).shape == (2, 2, 3)
 
 

@@ -20,7 +20,8 @@ from jaccli.safety.budget import Budget, BudgetError
 from jaccli.safety.documents import parse_json, plain_values
 from jaccli.safety.memory import limited_memory, require_unpacked
 from jaccli.safety.reading import DamagedError, reading
-from jaccli.samples import load_samples, parse_input, parse_samples
+from jaccli.samples.load import load_samples
+from jaccli.samples.spec import parse_input, parse_samples
 from jaccli.sinks.read import read_jacobian
 from jaccli.text.escape import nearest
 from tests.corpus.arrays import unfolding

@@ -10,7 +10,8 @@ import pytest
 from jaccli.errors import JaccliError
 from jaccli.models.load import load_model
 from jaccli.safety.memory import limited_memory
-from jaccli.samples import load_samples, parse_input
+from jaccli.samples.load import load_samples
+from jaccli.samples.spec import parse_input
 from jaccli.sinks.read import read_jacobian
 from tests.corpus import arrays, pickles, programs, saved
 from tests.corpus.files import ARCH, Bad

@@ -16,7 +16,7 @@ from jaccli.activations.resolve import resolve
 from jaccli.models.adapt import as_network
 from jaccli.networks.network import Network
 from jaccli.planning.decide import TooLarge
-from jaccli.run.blocks import Progress
+from jaccli.run.blocks import Stopwatch
 from jaccli.training.descent import WARM_STEPS, Descent, parameters_of
 from jaccli.training.goal import EXACT_UP_TO, Goal, figures, goal_of
 from jaccli.training.loop import Recipe, Training, TrainingStep
@@ -80,14 +80,14 @@ def test_each_end_is_approached_and_reported(towards: str) -> None:
     x = some.inputs.args[0]
     run = made(model, some, towards, steps=120, lr=3e-2, around=0.0)
     before = distance(jaccli.jacobian(model, x, "a", "b").double(), towards)
-    told = figures(run.network, some, run.goal, run.task, 5, Progress())
+    told = figures(run.network, some, run.goal, run.task, 5, Stopwatch())
     assert told.frobenius[0] == pytest.approx(float(before.mean()), rel=1e-5)
     assert told.worst[0] == pytest.approx(float(before.max()) / 2, rel=1e-5)
     assert told.moved == 0
     *_, last = run
     run.restore()
     after = distance(jaccli.jacobian(model, x, "a", "b").double(), towards)
-    told = figures(run.network, some, run.goal, run.task, 5, Progress())
+    told = figures(run.network, some, run.goal, run.task, 5, Stopwatch())
     assert float(after.mean()) < 0.5 * float(before.mean())
     assert told.relative[0] == pytest.approx(float(after.mean()) / 2, rel=1e-5)
     assert last.number == run.steps == 120
@@ -135,14 +135,14 @@ def test_a_report_where_j_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     network = as_network(model)
     goal = goal_of(network, some, [(resolve(network, "0"), resolve(network, "2"))], "identity", 1.0, "auto", 1)
     task = task_of(Original(network, some, 256), some)
-    exact = figures(network, some, goal, task, 16, Progress())
+    exact = figures(network, some, goal, task, 16, Stopwatch())
 
     def refuse(*_: object, **__: object) -> None:
         raise TooLarge("J is too large")
 
     monkeypatch.setattr("jaccli.training.goal.stream", refuse)
     with pytest.warns(jaccli.JaccliNote, match="estimated from 64 products"):
-        estimate = figures(network, some, goal, task, 16, Progress())
+        estimate = figures(network, some, goal, task, 16, Stopwatch())
     assert estimate.estimated
     assert not exact.estimated
     assert estimate.relative[0] == pytest.approx(exact.relative[0], rel=0.05)

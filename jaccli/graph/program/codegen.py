@@ -1,4 +1,13 @@
-"""Steps as a Python function."""
+"""Code generation: instructions as a Python function, with a static memory plan where that is possible.
+
+What comes out is one function without branches, a line for each operator. A value that nothing needs any longer is let
+go at once, so that its memory is free for the next. With a memory plan there are two functions:
+
+    arena ─► views of it that do not change ─► kept between calls
+    inputs, memory for J, those views ─► J and the guards
+
+Invariant: J is written into the ``out`` of the caller only if one instruction makes it there, whole and dense.
+"""
 
 from __future__ import annotations
 
@@ -10,60 +19,62 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jaccli.graph.program.instructions import Instructions
 from jaccli.graph.program.memory_plan import MemoryPlan, plan_memory
-from jaccli.graph.trace.tracer import Instruction, Variable, contiguous, made_by, name_of, taken
+from jaccli.graph.trace.tracer import Instruction, Variable, contiguous, made_by, name_of, operands
 
 # The file that a program claims to come from.
 SOURCE = "<program>"
+Function = Callable[..., tuple[Tensor, ...]]
 
 
 @dataclass
 class Program:
-    """A straight line of operators.
+    """A generated program, from the tensors of a call to J ``(batch, n_out, n_in)`` and the guards' values.
 
     Attributes:
-        call: from the input tensors and ``out`` to J and the guards' values.
-        housed: the same with what ``furnished`` gives after ``out``.
-        rooms: the places of intermediate results, where they have some.
-        seen: the rooms → them and the views of them that ``housed`` works on.
-        source: the Python code of it, or of ``housed``.
-        guards: what the run was steered by: the values that must be read again.
-        steps: how many operators.
+        call: from the input tensors and ``out`` to J and the guards' values, with new memory for what lies between.
+        source: the code of ``planned_call``, or of ``call`` where there is no memory plan.
+        planned_call: the same with the views that ``buffers`` gives as further arguments.
+        memory_plan: where intermediate results lie in ``planned_call``.
+        views: from the buffers of the memory plan to them and the views of them that ``planned_call`` works on.
+        guards: what the values that the model's branches were chosen by were when it was recorded.
+        length: how many instructions.
         shape: of J; likewise ``dtype``.
-        constant: J does not hang on the inputs: what is returned is the program's own.
-        placing: whether J is written into the memory given as ``out``, a flat tensor; else that may be None.
+        fills_output: whether J is written into ``out``, a flat tensor of its size and dtype; else that may be None.
+        constant: J does not depend on the inputs: what is returned is the program's own tensor.
     """
 
-    call: Callable[..., tuple[Tensor, ...]]
+    call: Function
     source: str
-    housed: Callable[..., tuple[Tensor, ...]] | None = None
-    plan_memory: MemoryPlan | None = None
-    seen: Callable[..., tuple[Tensor, ...]] | None = None
+    planned_call: Function | None = None
+    memory_plan: MemoryPlan | None = None
+    views: Function | None = None
     guards: list[Any] = field(default_factory=list)
-    steps: int = 0
+    length: int = 0
     shape: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float32
-    placing: bool = False
+    fills_output: bool = False
     constant: bool = False
 
-    def furnished(self, device: torch.device) -> tuple[Tensor, ...]:
-        """New memory for intermediate results, in all the views that ``housed`` takes."""
-        if self.plan_memory is None or self.seen is None:
+    def buffers(self, device: torch.device) -> tuple[Tensor, ...]:
+        """New memory for intermediate results, in all the views that ``planned_call`` takes."""
+        if self.memory_plan is None or self.views is None:
             return ()
         # Tensors of inference mode could not be written into outside it.
         with torch.inference_mode(False), torch.no_grad():
-            return self.seen(*self.plan_memory.tensors(device))
+            return self.views(*self.memory_plan.allocate(device))
 
-    def run(self, tensors: Sequence[Tensor], out: Tensor | None, furnished: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """J and the guards' values; in rooms where there are some.
+    def run(self, tensors: Sequence[Tensor], out: Tensor | None, buffers: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """J and the guards' values.
 
         Args:
             tensors: the inputs.
-            out: flat memory for J.
-            furnished: see there; for one call at a time.
+            out: flat memory for J, ``(batch * n_out * n_in,)``.
+            buffers: what ``buffers`` gave; no other call may use them at the same time.
         """
-        call = self.housed or self.call
-        return call(*tensors, out, *furnished)
+        call = self.planned_call or self.call
+        return call(*tensors, out, *buffers)
 
 
 # Operators whose result is their first argument in other strides, whatever the values.
@@ -72,227 +83,13 @@ _STRIDED = frozenset([
     "as_strided", "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "unbind", "unfold",
     "diagonal", "detach", "alias",
 ])  # fmt: skip
-# Operators that can put their result where they are told.
+# Operators that can write their result to a given place.
 _OUT = frozenset([
     "mm", "bmm", "addmm", "baddbmm", "mul", "add", "sub", "div", "addcmul", "addcdiv", "tanh", "sigmoid", "exp", "neg",
     "sin", "cos", "sqrt", "rsqrt", "gt", "ge", "lt", "le", "eq", "gather", "index_select", "cat", "stack", "clone",
     "_to_copy", "relu", "clamp_min", "zeros", "new_zeros", "new_empty", "empty",
 ])  # fmt: skip
-
-
-def _creation(steps: Sequence[Instruction], result: Variable) -> Instruction | None:
-    """The step that makes J's memory, if it makes nothing more and can make it in a given place."""
-    for step in steps:
-        made = [s for s in step.outputs if s is not None and s.memory is result.memory]
-        if not made:
-            continue
-        name = name_of(step)
-        whole = math.prod(made[0].shape) == math.prod(result.shape) and made[0].dtype == result.dtype
-        dense = made[0].stride == contiguous(made[0].shape) and result.stride == contiguous(result.shape)
-        return step if name in _OUT and whole and dense and not step.written else None
-    return None
-
-
-def _into(step: Instruction, call: str, first: str, place: str) -> str:
-    """The same operator with its result at a place of its shape."""
-    name = name_of(step)
-    if name in ("zeros", "new_zeros"):
-        return f"{place}.zero_()"
-    if name in ("empty", "new_empty"):
-        return place
-    if name in ("clone", "_to_copy"):
-        return f"{place}.copy_({first})"
-    if name == "relu":
-        return f"clamp_min({first}, 0, out={place})"  # torch.relu takes no place
-    return f"{call[:-1]}, out={place})"
-
-
-class _Names:
-    """Names for slots, and text for arguments; what text cannot say is kept in ``space``."""
-
-    def __init__(self, inputs: Sequence[Variable], made: set[Variable]) -> None:
-        self.names: dict[Variable, str] = {variable: f"x{i}" for i, variable in enumerate(inputs)}
-        self.made = made
-        self.space: dict[str, Any] = {"clamp_min": torch.clamp_min}
-
-    def name(self, variable: Variable) -> str:
-        """``x`` for inputs, ``v`` for values, ``c`` for constants."""
-        if variable not in self.names:
-            if variable in self.made:
-                self.names[variable] = f"v{len(self.names)}"
-            else:
-                self.names[variable] = f"c{len(self.names)}"
-                assert variable.tensor is not None
-                self.space[self.names[variable]] = variable.tensor
-        return self.names[variable]
-
-    def text(self, tree: Any) -> str:
-        """An argument as Python code."""
-        if isinstance(tree, Variable):
-            return self.name(tree)
-        if isinstance(tree, list):
-            return f"[{', '.join(map(self.text, tree))}]"
-        if isinstance(tree, tuple):
-            return f"({''.join(self.text(item) + ', ' for item in tree)})"
-        if tree is None or isinstance(tree, bool | int | str):
-            return repr(tree)
-        if isinstance(tree, float) and abs(tree) < 1e308:
-            return repr(tree)
-        key = f"k{len(self.space)}"
-        self.space[key] = tree
-        return key
-
-
-def _last_uses(steps: Sequence[Instruction], kept: Sequence[Variable]) -> dict[Variable, int]:
-    """The last step that touches each slot; none for those that are kept."""
-    last: dict[Variable, int] = {}
-    for position, step in enumerate(steps):
-        for variable in (*taken(step), *made_by([step])):
-            last[variable] = position
-    last.update(dict.fromkeys(kept, len(steps)))
-    return last
-
-
-def emitted(
-    steps: Sequence[Instruction],
-    inputs: Sequence[Variable],
-    wanted: Sequence[Variable],
-    housed: bool = True,
-    placing: bool = True,
-) -> Program:
-    """The steps as a Python function.
-
-    Args:
-        steps: in order.
-        inputs: what the function takes.
-        wanted: what it returns, J first.
-        housed: whether intermediate results may have rooms.
-        placing: whether J may be written into memory that is given.
-    """
-    made = made_by(steps)
-    result, placed = wanted[0], _creation(steps, wanted[0]) if placing else None
-    names = _Names(inputs, made)
-    places = {} if placed is None else {placed: f"out.view({list(_shape(placed))})"}
-    parameters: list[Variable | str] = [*inputs, "out"]
-    source, call = _function_of(steps, parameters, wanted, names, places)
-    program = Program(
-        call,
-        source,
-        steps=len(steps),
-        shape=result.shape,
-        dtype=result.dtype,
-        placing=placed is not None,
-        constant=result not in made,
-    )
-    found = plan_memory(steps, wanted, _housed, lending=placed is not None) if housed else MemoryPlan({}, 0)
-    for number, room in found.lent.items():
-        start = room.start // room.dtype.itemsize
-        places[steps[number]] = f"out.as_strided({list(room.shape)}, {list(room.stride)}, {start})"
-    if found.places and all(variable.tensor is None or variable.tensor.device.type == "cpu" for variable in inputs):
-        firm = {
-            steps[number]: variable for number in found.places if (variable := steps[number].outputs[0]) is not None
-        }
-        program.plan_memory = found
-        program.seen, (program.source, program.housed) = _housed_function(
-            steps, parameters, wanted, names, places, firm
-        )
-    return program
-
-
-Function = Callable[..., tuple[Tensor, ...]]
-
-
-def _housed_function(
-    steps: Sequence[Instruction],
-    parameters: Sequence[Variable | str],
-    wanted: Sequence[Variable],
-    names: _Names,
-    places: dict[Instruction, str],
-    firm: dict[Instruction, Variable],
-) -> tuple[Function, tuple[str, Function]]:
-    """Two functions: the rooms → the views of them; and the program on these, without the steps that made them."""
-    known, still, moving = set(firm.values()), [], []
-    for step in steps:
-        if name_of(step) in _STRIDED and not step.written and known.issuperset(taken(step)):
-            known |= made_by([step])
-            still.append(step)
-        else:
-            moving.append(step)
-    used = {variable for step in moving for variable in taken(step)} | {*firm.values(), *wanted}
-    needed = [
-        variable
-        for variable in dict.fromkeys([*firm.values(), *(out for s in still for out in s.outputs)])
-        if variable in used
-    ]
-    _, seen = _function_of(still, list(firm.values()), needed, names, {})
-    places = {step: names.name(variable) for step, variable in firm.items()} | places
-    return seen, _function_of(moving, [*parameters, *needed], wanted, names, places)
-
-
-def _shape(step: Instruction) -> tuple[int, ...]:
-    assert step.outputs[0] is not None
-    return step.outputs[0].shape
-
-
-def _housed(step: Instruction) -> bool:
-    """Whether an operator can put its result into a room."""
-    return name_of(step) in _OUT and not step.written
-
-
-def _function_of(
-    steps: Sequence[Instruction],
-    parameters: Sequence[Variable | str],
-    wanted: Sequence[Variable],
-    names: _Names,
-    places: dict[Instruction, str],
-) -> tuple[str, Function]:
-    """Source and function, the results of some steps at given places."""
-    last = _last_uses(steps, wanted)
-    lines = [line for number, step in enumerate(steps) for line in _lines(step, number, names, last, places.get(step))]
-    results = "".join(f"{names.name(variable)}, " for variable in wanted)
-    body = "\n    ".join([*lines, f"return ({results})"])
-    with_bracketing = ", ".join(p if isinstance(p, str) else names.name(p) for p in parameters)
-    source = f"def program({with_bracketing}):\n    {body}"
-    exec(compile(source, SOURCE, "exec"), names.space)
-    function: Function = names.space["program"]
-    return source, function
-
-
-def _lines(step: Instruction, position: int, names: _Names, last: dict[Variable, int], place: str | None) -> list[str]:
-    """One step as code, and its arguments let go where nothing needs them after it."""
-    arguments = [names.text(a) for a in step.args] + [f"{k}={names.text(v)}" for k, v in step.kwargs.items()]
-    call = f"{_function(step, names.space)}({', '.join(arguments)})"
-    if place is not None:
-        call = _into(step, call, arguments[0], place)
-    fresh = [s for s in step.outputs if s is not None and s not in step.written]
-    if not fresh:
-        lines = [call]
-    elif step.many:
-        targets = [names.name(s) if s is not None and last.get(s, -1) > position else "_" for s in step.outputs]
-        lines = [f"{', '.join(targets)}, *_ = {call}", "_ = None"]
-    else:
-        lines = [f"{names.name(fresh[0])} = {call}"]
-    ended = {s for s in taken(step) if last[s] == position and s in names.made}
-    if ended:
-        lines.append(" = ".join(names.name(s) for s in ended) + " = None")
-    return lines
-
-
-def _function(step: Instruction, space: dict[str, Any]) -> str:
-    """The quickest callable of an operator: torch's own function where it takes the same arguments."""
-    name = name_of(step)
-    key = f"{name.replace('::', '_')}_{step.op._overloadname}"
-    if key not in space:
-        found: Any = None
-        if name in _QUICK:
-            found = getattr(torch, name)
-        elif name in _QUICK_METHODS and (name != "view" or step.op._overloadname == "default"):
-            found = getattr(torch.Tensor, name)
-        space[key] = found or step.op
-    return key
-
-
-# torch's own functions and methods of these take the same arguments and are called with less ado.
+# torch's own functions and methods of these take the same arguments as the operator, and are called in less time.
 _QUICK = frozenset([
     "mm", "bmm", "addmm", "baddbmm", "mul", "add", "sub", "div", "neg", "tanh", "sigmoid", "relu", "exp", "sin",
     "cos", "sqrt", "rsqrt", "cat", "stack", "permute", "t", "transpose", "select", "sum", "mean", "unsqueeze",
@@ -303,3 +100,188 @@ _QUICK_METHODS = frozenset([
     "view", "expand", "unfold", "mul_", "add_", "sub_", "div_", "copy_", "addcmul_", "addmm_", "zero_", "fill_",
     "new_zeros",
 ])  # fmt: skip
+
+
+def generate(program: Instructions, static_memory: bool = True, fill_output: bool = True) -> Program:
+    """Generate the code of a program.
+
+    Args:
+        program: its first result is J.
+        static_memory: whether intermediate results may lie in memory that is kept between calls.
+        fill_output: whether J may be written into memory that the caller gives.
+    """
+    code, j = _Code(program), program.results[0]
+    parameters = [*map(code.name, program.inputs), "out"]
+    maker = _maker_of_output(program) if fill_output else None
+    destinations = {} if maker is None else {maker: f"out.view({list(_result(maker).shape)})"}
+    source, call = code.function(program.body, parameters, program.results, destinations)
+    generated = Program(
+        call,
+        source,
+        length=len(program.body),
+        shape=j.shape,
+        dtype=j.dtype,
+        fills_output=maker is not None,
+        constant=j not in code.made,
+    )
+    on_cpu = all(variable.tensor is None or variable.tensor.device.type == "cpu" for variable in program.inputs)
+    if static_memory and on_cpu:
+        memory = plan_memory(program, _has_out, donate=maker is not None)
+        for position, buffer in memory.donated.items():
+            start = buffer.start // buffer.dtype.itemsize
+            place = f"out.as_strided({list(buffer.shape)}, {list(buffer.stride)}, {start})"
+            destinations[program.body[position]] = place
+        if memory.buffers:
+            _use_plan(generated, program, code, memory, destinations)
+    return generated
+
+
+def _use_plan(
+    generated: Program, program: Instructions, code: _Code, memory: MemoryPlan, destinations: dict[Instruction, str]
+) -> None:
+    """Give a program the functions that work in an arena: its views, and what computes on them."""
+    buffers = {program.body[position]: _result(program.body[position]) for position in memory.buffers}
+    unmoved, static, dynamic = set(buffers.values()), [], []
+    for instruction in program.body:
+        if name_of(instruction) in _STRIDED and not instruction.written and unmoved.issuperset(operands(instruction)):
+            unmoved |= made_by([instruction])
+            static.append(instruction)
+        else:
+            dynamic.append(instruction)
+    used = {v for instruction in dynamic for v in operands(instruction)} | {*buffers.values(), *program.results}
+    outputs = (out for instruction in static for out in instruction.outputs)
+    views = [v for v in dict.fromkeys([*buffers.values(), *outputs]) if v in used]
+    _, generated.views = code.function(static, list(map(code.name, buffers.values())), views, {})
+    destinations = {instruction: code.name(variable) for instruction, variable in buffers.items()} | destinations
+    parameters = [*map(code.name, program.inputs), "out", *map(code.name, views)]
+    generated.memory_plan = memory
+    generated.source, generated.planned_call = code.function(dynamic, parameters, program.results, destinations)
+
+
+def _maker_of_output(program: Instructions) -> Instruction | None:
+    """The instruction that makes J's memory, if it makes nothing more and can make it in a given place."""
+    j = program.results[0]
+    for instruction in program.body:
+        out = next((out for out in instruction.outputs if out is not None and out.memory is j.memory), None)
+        if out is not None:
+            whole = math.prod(out.shape) == math.prod(j.shape) and out.dtype == j.dtype
+            dense = out.stride == contiguous(out.shape) and j.stride == contiguous(j.shape)
+            return instruction if _has_out(instruction) and whole and dense else None
+    return None
+
+
+def _has_out(instruction: Instruction) -> bool:
+    return name_of(instruction) in _OUT and not instruction.written
+
+
+def _result(instruction: Instruction) -> Variable:
+    assert instruction.outputs[0] is not None
+    return instruction.outputs[0]
+
+
+class _Code:
+    """Names and text for the variables, arguments and operators of a program.
+
+    ``x0`` is an input, ``v0`` a result, ``c0`` a constant tensor, ``k0`` another constant; ``namespace`` holds the
+    constants and the operators that the text refers to.
+    """
+
+    def __init__(self, program: Instructions) -> None:
+        self.made = made_by(program.body)
+        self.names: dict[Variable, str] = {variable: f"x{i}" for i, variable in enumerate(program.inputs)}
+        self.namespace: dict[str, Any] = {"clamp_min": torch.clamp_min}
+
+    def name(self, variable: Variable) -> str:
+        """The name of a variable."""
+        if variable not in self.names:
+            if variable in self.made:
+                self.names[variable] = f"v{len(self.names)}"
+            else:
+                self.names[variable] = f"c{len(self.names)}"
+                assert variable.tensor is not None
+                self.namespace[self.names[variable]] = variable.tensor
+        return self.names[variable]
+
+    def text(self, argument: Any) -> str:
+        """An argument as Python code."""
+        if isinstance(argument, Variable):
+            return self.name(argument)
+        if isinstance(argument, list):
+            return f"[{', '.join(map(self.text, argument))}]"
+        if isinstance(argument, tuple):
+            return f"({''.join(self.text(item) + ', ' for item in argument)})"
+        if argument is None or isinstance(argument, bool | int | str):
+            return repr(argument)
+        if isinstance(argument, float) and abs(argument) < 1e308:
+            return repr(argument)
+        key = f"k{len(self.namespace)}"
+        self.namespace[key] = argument
+        return key
+
+    def operator(self, instruction: Instruction) -> str:
+        """The quickest callable of an operator."""
+        name, overload = name_of(instruction), instruction.op._overloadname
+        key = f"{name.replace('::', '_')}_{overload}"
+        if key not in self.namespace:
+            quick: Any = None
+            if name in _QUICK:
+                quick = getattr(torch, name)
+            elif name in _QUICK_METHODS and (name != "view" or overload == "default"):
+                quick = getattr(Tensor, name)
+            self.namespace[key] = quick or instruction.op
+        return key
+
+    def function(
+        self,
+        body: Sequence[Instruction],
+        parameters: Sequence[str],
+        results: Sequence[Variable],
+        destinations: dict[Instruction, str],
+    ) -> tuple[str, Function]:
+        """Source and function of some instructions, the results of some written to given places."""
+        last: dict[Variable, int] = {}
+        for position, instruction in enumerate(body):
+            last.update(dict.fromkeys((*operands(instruction), *made_by([instruction])), position))
+        last.update(dict.fromkeys(results, len(body)))
+        lines = [line for n, i in enumerate(body) for line in self._lines(i, n, last, destinations.get(i))]
+        returned = "".join(f"{self.name(variable)}, " for variable in results)
+        text = "\n    ".join([*lines, f"return ({returned})"])
+        source = f"def program({', '.join(parameters)}):\n    {text}"
+        exec(compile(source, SOURCE, "exec"), self.namespace)
+        function: Function = self.namespace["program"]
+        return source, function
+
+    def _lines(
+        self, instruction: Instruction, position: int, last: dict[Variable, int], destination: str | None
+    ) -> list[str]:
+        """One instruction as code, and its operands let go where nothing needs them after it."""
+        arguments = [self.text(a) for a in instruction.args]
+        arguments += [f"{key}={self.text(value)}" for key, value in instruction.kwargs.items()]
+        call = f"{self.operator(instruction)}({', '.join(arguments)})"
+        if destination is not None:
+            call = _into(destination, name_of(instruction), call, arguments[0])
+        new = [out for out in instruction.outputs if out is not None and out not in instruction.written]
+        if not new:
+            lines = [call]
+        elif instruction.many:
+            used = [out is not None and last.get(out, -1) > position for out in instruction.outputs]
+            pairs = zip(instruction.outputs, used, strict=True)
+            targets = [self.name(out) if out is not None and is_used else "_" for out, is_used in pairs]
+            lines = [f"{', '.join(targets)}, *_ = {call}", "_ = None"]
+        else:
+            lines = [f"{self.name(new[0])} = {call}"]
+        ended = {v for v in operands(instruction) if last[v] == position and v in self.made}
+        return [*lines, " = ".join(map(self.name, ended)) + " = None"] if ended else lines
+
+
+def _into(destination: str, name: str, call: str, first: str) -> str:
+    """The same call with its result at a place of its shape."""
+    if name in ("zeros", "new_zeros"):
+        return f"{destination}.zero_()"
+    if name in ("empty", "new_empty"):
+        return destination
+    if name in ("clone", "_to_copy"):
+        return f"{destination}.copy_({first})"
+    if name == "relu":
+        return f"clamp_min({first}, 0, out={destination})"  # torch.relu has no out=
+    return f"{call[:-1]}, out={destination})"

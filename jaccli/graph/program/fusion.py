@@ -1,7 +1,10 @@
-"""Steps that are one operator together: a product that is only added, a result that only becomes part of another.
+"""Fusion: two operators in one, where the second only adds the first's result, or only puts it beside others.
 
-``y += a b`` is one pass over y, ``b - a`` needs no ``-a`` first, and what is put side by side with other results
-is written there at once. Of small operators the calls cost most, of large ones the passes over memory.
+``y += a b`` is one pass over y, ``b - a`` needs no ``-a`` first, and a result that becomes part of a larger one is
+written to its place there at once. For small operators that saves calls, for large ones passes over memory.
+
+Invariant: an operator moves to a later place only if nothing writes into its operands in between (``Uses.unwritten``),
+and only if nothing but that later instruction sees its result (``Uses.only_reader``).
 """
 
 from __future__ import annotations
@@ -11,174 +14,139 @@ from dataclasses import replace
 
 import torch
 
-from jaccli.graph.trace.tracer import AliasSet, Instruction, Variable, contiguous, name_of, roots, taken
+from jaccli.graph.program.instructions import Instructions, Uses
+from jaccli.graph.trace.tracer import Instruction, Variable, contiguous, name_of, operands
 
 aten = torch.ops.aten
 
-# Elementwise operators write into rows with gaps as well as without.
+# Elementwise operators can write into memory with gaps, such as some columns of a matrix.
 _ELEMENTWISE = frozenset([
     "mul", "add", "sub", "div", "addcmul", "addcdiv", "tanh", "sigmoid", "exp", "neg", "sin", "cos", "sqrt", "rsqrt",
 ])  # fmt: skip
+# The position of an instruction that is no longer needed, and what takes the other's place.
+_Fused = tuple[int, Instruction]
 
 
-class _Uses:
-    """Who makes, reads and writes what, by the positions of steps; memory of views is that of what they look at."""
-
-    def __init__(self, steps: Sequence[Instruction], kept: Sequence[Variable]) -> None:
-        self.makers: dict[Variable, int] = {}
-        self.touched: dict[AliasSet, list[int]] = {}
-        self.writers: dict[AliasSet, list[int]] = {}
-        self._roots = roots(steps)
-        for number, step in enumerate(steps):
-            given = taken(step)
-            for memory in {self.root(variable) for variable in given}:
-                self.touched.setdefault(memory, []).append(number)
-            for memory in {self.root(variable) for variable in step.written}:
-                self.writers.setdefault(memory, []).append(number)
-            for out in (out for out in step.outputs if out is not None and out not in given):
-                self.makers.setdefault(out, number)
-        self.kept = {self.root(variable) for variable in kept}
-
-    def root(self, variable: Variable) -> AliasSet:
-        """What a tensor lies in."""
-        return self._roots.get(variable.memory, variable.memory)
-
-    def alone(self, variable: Variable, reader: int) -> bool:
-        """Whether one step looks at a result, and nothing writes into it."""
-        memory = self.root(variable)
-        return memory not in self.kept and memory not in self.writers and self.touched.get(memory) == [reader]
-
-    def still(self, variables: Sequence[Variable], first: int, last: int) -> bool:
-        """Whether nothing is written into operands between one step and another."""
-        return not any(first < n < last for variable in variables for n in self.writers.get(self.root(variable), ()))
-
-
-def fused(steps: Sequence[Instruction], kept: Sequence[Variable]) -> list[Instruction]:
-    """The same program in fewer operators.
-
-    Args:
-        steps: in order.
-        kept: results; what makes their memory is left alone.
-    """
-    return _placed(_summed(steps, kept), kept)
-
-
-def _summed(steps: Sequence[Instruction], kept: Sequence[Variable]) -> list[Instruction]:
-    """Products that are only added, as part of the sum; multiples of what is added to, likewise."""
-    uses, result = _Uses(steps, kept), list[Instruction | None](steps)
-    for number, step in enumerate(steps):
-        if name_of(step) not in ("add", "add_") or step.kwargs or len(step.args) != 2:
+def fuse_sums(program: Instructions) -> Instructions:
+    """Compute products that are only added as part of the sum, and multiples of what is added to likewise."""
+    uses, body = Uses(program), list[Instruction | None](program.body)
+    for position, instruction in enumerate(program.body):
+        if name_of(instruction) not in ("add", "add_") or instruction.kwargs or len(instruction.args) != 2:
             continue
-        found = _with_product(step, number, result, uses) or _with_multiple(step, number, result, uses)
-        if found is not None:
-            gone, result[number] = found
-            result[gone] = None
-    return [step for step in result if step is not None]
+        fused = _add_product(instruction, position, body, uses) or _add_to_multiple(instruction, position, body, uses)
+        if fused is not None:
+            gone, body[position] = fused
+            body[gone] = None
+    return program.with_body(instruction for instruction in body if instruction is not None)
 
 
-def _operands(step: Instruction | None) -> tuple[Variable, Variable] | None:
+def _factors(instruction: Instruction | None) -> tuple[Variable, Variable] | None:
     """The factors of a product of two tensors of one dtype."""
-    if step is None or name_of(step) != "mul" or step.kwargs or step.written or step.outputs[0] is None:
+    if instruction is None or name_of(instruction) != "mul" or instruction.kwargs or instruction.written:
         return None
-    a, b = step.args
-    if not isinstance(a, Variable) or not isinstance(b, Variable) or not a.dtype == b.dtype == step.outputs[0].dtype:
+    (a, b), out = instruction.args, instruction.outputs[0]
+    if not isinstance(a, Variable) or not isinstance(b, Variable) or not out or not a.dtype == b.dtype == out.dtype:
         return None
     return a, b
 
 
-def _with_product(
-    step: Instruction, number: int, steps: Sequence[Instruction | None], uses: _Uses
-) -> tuple[int, Instruction] | None:
-    """``y + a b`` as one step, and the step that made ``a b``."""
-    y, term = step.args
-    pairs = [(y, term)] if name_of(step) == "add_" else [(y, term), (term, y)]
+def _add_product(
+    instruction: Instruction, position: int, body: Sequence[Instruction | None], uses: Uses
+) -> _Fused | None:
+    """``y + a b`` as one instruction, and the position of ``a b``."""
+    y, term = instruction.args
+    pairs = [(y, term)] if name_of(instruction) == "add_" else [(y, term), (term, y)]
     for other, product in pairs:
         if not isinstance(product, Variable) or not isinstance(other, Variable) or product not in uses.makers:
             continue
         maker = uses.makers[product]
-        factors = _operands(steps[maker])
-        out = step.outputs[0]
+        factors = _factors(body[maker])
+        out = instruction.outputs[0]
         fits = out is not None and other.shape == product.shape == out.shape and other.dtype == product.dtype
-        if factors is None or not fits or not uses.alone(product, number) or not uses.still(factors, maker, number):
+        if factors is None or not fits:
             continue
-        if step.written and uses.root(other) in map(uses.root, factors):
+        if not uses.only_reader(product, position) or not uses.unwritten(factors, maker, position):
             continue
-        op = aten.addcmul_.default if step.written else aten.addcmul.default
-        return maker, replace(step, op=op, args=(other, *factors))
+        if instruction.written and uses.root(other) in map(uses.root, factors):
+            continue
+        op = aten.addcmul_.default if instruction.written else aten.addcmul.default
+        return maker, replace(instruction, op=op, args=(other, *factors))
     return None
 
 
-def _with_multiple(
-    step: Instruction, number: int, steps: Sequence[Instruction | None], uses: _Uses
-) -> tuple[int, Instruction] | None:
-    """``t = k a; t += b`` as ``t = b + k a``, and the step that made ``k a``."""
-    t, b = step.args
-    if name_of(step) != "add_" or not isinstance(t, Variable) or not isinstance(b, Variable) or t not in uses.makers:
+def _add_to_multiple(
+    instruction: Instruction, position: int, body: Sequence[Instruction | None], uses: Uses
+) -> _Fused | None:
+    """``t = k a; t += b`` as ``t = b + k a``, and the position of ``k a``."""
+    t, b = instruction.args
+    if name_of(instruction) != "add_" or not isinstance(t, Variable) or not isinstance(b, Variable):
         return None
-    maker = uses.makers[t]
-    made = steps[maker]
-    if made is None or name_of(made) != "mul" or made.kwargs or made.written:
+    multiple = body[uses.makers[t]] if t in uses.makers else None
+    if multiple is None or name_of(multiple) != "mul" or multiple.kwargs or multiple.written:
         return None
-    a, k = made.args
+    (a, k), maker = multiple.args, uses.makers[t]
     if not isinstance(a, Variable) or not isinstance(k, int | float) or not a.dtype == b.dtype == t.dtype:
         return None
-    between = [n for n in uses.touched[uses.root(t)] if maker < n < number]
-    if a.shape != t.shape or b.shape != t.shape or between or not uses.still([a], maker, number):
+    moves = not uses.read_between(t, maker, position) and uses.unwritten([a], maker, position)
+    if not a.shape == b.shape == t.shape or not moves:
         return None
     return maker, Instruction(aten.add.Tensor, (b, a), {"alpha": k}, [t], False)
 
 
-def _placed(steps: Sequence[Instruction], kept: Sequence[Variable]) -> list[Instruction]:
-    """Results that are put side by side made in their places."""
-    uses = _Uses(steps, kept)
-    places: dict[int, Variable] = {}
-    begun: dict[int, list[Instruction]] = {}
-    gone: set[int] = set()
-    for number, step in enumerate(steps):
-        whole = step.outputs[0] if name_of(step) == "cat" and not step.kwargs else None
-        if whole is None or uses.root(whole) in uses.kept or not _placeable(step.args[0], whole, number, steps, uses):
+def write_parts_in_place(program: Instructions) -> Instructions:
+    """Write results that are concatenated straight to their places in the whole, and leave ``cat`` out."""
+    uses = Uses(program)
+    destinations: dict[int, Variable] = {}
+    prepared: dict[int, list[Instruction]] = {}
+    concatenations: set[int] = set()
+    for position, instruction in enumerate(program.body):
+        whole = instruction.outputs[0] if name_of(instruction) == "cat" and not instruction.kwargs else None
+        if whole is None or uses.root(whole) in uses.results or not _divisible(instruction, position, program, uses):
             continue
-        makers = [uses.makers[part] for part in step.args[0]]
-        made, found = _cut(whole, step, steps[min(makers)])
-        begun.setdefault(min(makers), []).extend(made)
-        places.update(zip(makers, found, strict=True))
-        gone.add(number)
-    result: list[Instruction] = []
-    for number, step in enumerate(steps):
-        result.extend(begun.get(number, ()))
-        if number in places:
-            kwargs = {**step.kwargs, "out": places[number]}
-            result.append(Instruction(step.op.overloadpacket.out, step.args, kwargs, [], False, [places[number]]))
-        elif number not in gone:
-            result.append(step)
-    return result
+        makers = [uses.makers[part] for part in instruction.args[0]]
+        allocation, places = _places_in(whole, instruction, program.body[min(makers)])
+        prepared.setdefault(min(makers), []).extend(allocation)
+        destinations.update(zip(makers, places, strict=True))
+        concatenations.add(position)
+    body: list[Instruction] = []
+    for position, instruction in enumerate(program.body):
+        body.extend(prepared.get(position, ()))
+        if (place := destinations.get(position)) is not None:
+            kwargs = {**instruction.kwargs, "out": place}
+            body.append(Instruction(instruction.op.overloadpacket.out, instruction.args, kwargs, [], False, [place]))
+        elif position not in concatenations:
+            body.append(instruction)
+    return program.with_body(body)
 
 
-def _placeable(
-    parts: Sequence[Variable], whole: Variable, reader: int, steps: Sequence[Instruction], uses: _Uses
-) -> bool:
-    """Whether all that is put side by side is made by elementwise operators, for this alone."""
-    if whole.stride != contiguous(whole.shape) or len(set(parts)) < len(parts):
+def _divisible(concatenation: Instruction, position: int, program: Instructions, uses: Uses) -> bool:
+    """Whether all parts are made by elementwise operators, for this concatenation alone."""
+    whole, parts = concatenation.outputs[0], concatenation.args[0]
+    if whole is None or whole.stride != contiguous(whole.shape) or len(set(parts)) < len(parts):
         return False
     for part in parts:
-        if part not in uses.makers or part.dtype != whole.dtype or not uses.alone(part, reader):
+        if part not in uses.makers or part.dtype != whole.dtype or not uses.only_reader(part, position):
             return False
-        step = steps[uses.makers[part]]
-        if name_of(step) not in _ELEMENTWISE or step.written or not any(s.dtype == whole.dtype for s in taken(step)):
+        maker = program.body[uses.makers[part]]
+        same_dtype = any(operand.dtype == whole.dtype for operand in operands(maker))
+        if name_of(maker) not in _ELEMENTWISE or maker.written or not same_dtype:
             return False
     return True
 
 
-def _cut(whole: Variable, step: Instruction, first: Instruction) -> tuple[list[Instruction], list[Variable]]:
-    """Steps that make memory for what is put side by side, before its ``first`` part, and the place of each part."""
-    parts, dim = step.args[0], step.args[1] % len(whole.shape) if len(step.args) > 1 else 0
-    like = next(variable for variable in taken(first) if variable.dtype == whole.dtype)
+def _places_in(
+    whole: Variable, concatenation: Instruction, first: Instruction
+) -> tuple[list[Instruction], list[Variable]]:
+    """Instructions that allocate the whole, to run before its ``first`` part, and the place of each part in it."""
+    parts, dim = concatenation.args[0], concatenation.args[1] if len(concatenation.args) > 1 else 0
+    dim %= len(whole.shape)
+    like = next(variable for variable in operands(first) if variable.dtype == whole.dtype)
     whole.memory.written = True
-    made, places = [Instruction(aten.new_empty.default, (like, list(whole.shape)), {}, [whole], False)], []
-    position = 0
+    allocation = [Instruction(aten.new_empty.default, (like, list(whole.shape)), {}, [whole], False)]
+    places, position = [], 0
     for part in parts:
         places.append(Variable(whole.memory, None, part.shape, whole.stride, part.dtype))
         end = position + part.shape[dim]
-        made.append(Instruction(aten.slice.Tensor, (whole, dim, position, end), {}, [places[-1]], False))
+        allocation.append(Instruction(aten.slice.Tensor, (whole, dim, position, end), {}, [places[-1]], False))
         position = end
-    return made, places
+    return allocation, places

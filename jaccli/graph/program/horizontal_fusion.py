@@ -1,8 +1,12 @@
-"""Steps that are one: the same operator on independent operands runs once.
+"""Horizontal fusion: the same operator on independent operands runs once.
 
-A recurrent network multiplies every time step by the same weight, and so do its rows. Products with one
-weight are stacked into one product, and equal elementwise operators into one, wherever none of them needs
-another's result. Small steps cost their call and not their work, so there are fewer calls for the same work.
+A recurrent network multiplies every time step by the same weight, and so do the rows of its Jacobian. Products with
+one weight are stacked into one product, equal elementwise operators into one, wherever none of them needs another's
+result; products of one operand with several weights become one product with the weights side by side. The work stays
+the same, in fewer calls.
+
+Invariant: instructions are merged only if none needs another, directly or not. What an instruction needs is what makes
+or writes its operands, and what reads the memory that it writes (``_needs``).
 """
 
 from __future__ import annotations
@@ -13,64 +17,62 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
-from jaccli.graph.program.peephole import (
-    PRODUCTS,
-    fixed,
-    merge_equal_views,
-    merge_products,
-    new_variable,
-    reassociate_sums,
-)
-from jaccli.graph.trace.tracer import (
-    AliasSet,
-    Instruction,
-    Variable,
-    contiguous,
-    is_view,
-    made_by,
-    name_of,
-    slots_in,
-    taken,
-)
+from jaccli.graph.program import call_overhead
+from jaccli.graph.program.instructions import PRODUCTS, Instructions, fixed, new_constant, new_variable
+from jaccli.graph.trace.tracer import AliasSet, Instruction, Variable, contiguous, made_by, name_of, operands, slots_in
 
 aten = torch.ops.aten
 
-# Larger operands than this are worth a call of their own, in elements.
-LARGEST = 2**15
-# Where results are larger on average, calls cost little, and another order would keep more of them at a time.
-AVERAGE = 2**14
-FEWEST = 3
 # Elementwise operators are quick to call, and stacking two operands is three calls.
 FEWEST_ELEMENTWISE = 8
-# Longer programs are left alone: looking for what is independent would take seconds.
-LONGEST = 4000
 _ELEMENTWISE = frozenset([
     "tanh", "sigmoid", "relu", "exp", "sin", "cos", "neg", "sqrt", "rsqrt", "reciprocal", "addcmul", "mul", "add",
     "sub", "div", "ge", "gt", "le", "lt",
 ])  # fmt: skip
 
 
-def batched(steps: Sequence[Instruction], kept: Sequence[Variable]) -> list[Instruction]:
-    """The same program with equal small steps run as one.
+def merge_products(program: Instructions) -> Instructions:
+    """Multiply one operand ``(m, k)`` by all its constant weights ``(k, n_i)`` at once: ``(m, Σ n_i)``, then split."""
+    made, results = made_by(program.body), program.result_memory
+    groups: dict[tuple[Variable, int], list[Instruction]] = {}
+    writes: dict[AliasSet, int] = {}
+    for instruction in program.body:
+        for variable in instruction.written:
+            writes[variable.memory] = writes.get(variable.memory, 0) + 1
+        x, weight = instruction.args[:2] if len(instruction.args) > 1 else (None, None)
+        if name_of(instruction) != "mm" or not isinstance(x, Variable) or x not in made or not fixed(weight):
+            continue
+        out = instruction.outputs[0]
+        if out is not None and out.memory not in results and math.prod(out.shape) <= call_overhead.LARGEST:
+            groups.setdefault((x, writes.get(x.memory, 0)), []).append(instruction)
+    replaced: dict[Instruction, list[Instruction]] = {}
+    for (x, _), products in groups.items():
+        if len(products) > 1:
+            replaced |= {product: [] for product in products} | {products[0]: _side_by_side(x, products)}
+    return program.with_body(new for old in program.body for new in replaced.get(old, [old]))
 
-    Args:
-        steps: in order.
-        kept: results; what makes their memory is left alone.
-    """
-    made = [math.prod(out.shape) for step in steps if not is_view(step) for out in step.outputs if out is not None]
-    if not FEWEST < len(steps) <= LONGEST or sum(made) > AVERAGE * len(made):
-        return list(steps)
-    results = {variable.memory for variable in kept}
-    steps = merge_products(reassociate_sums(merge_equal_views(steps, kept), FEWEST, LARGEST), results, LARGEST)
-    graph = _Graph(steps, results)
+
+def _side_by_side(x: Variable, products: Sequence[Instruction]) -> list[Instruction]:
+    weight = new_constant(torch.cat([product.args[1].tensor for product in products], 1))
+    whole = new_variable((x.shape[0], weight.shape[1]), x.dtype)
+    widths, outs = [p.args[1].shape[1] for p in products], [p.outputs[0] for p in products]
+    return [
+        Instruction(aten.mm.default, (x, weight), {}, [whole], False),
+        Instruction(aten.split_with_sizes.default, (whole, widths, 1), {}, outs, True),
+    ]
+
+
+def stack_equal_operators(program: Instructions) -> Instructions:
+    """Run equal small operators on independent operands as one operator on the stacked operands."""
+    graph = _DependenceGraph(program)
     for key in graph.candidates():
         for members in graph.independent(key):
             graph.merge(members)
-    return graph.ordered()
+    return program.with_body(graph.ordered())
 
 
-def _same(variable: Variable) -> Hashable:
-    """Equal for equal operands: the same memory seen alike, or the same number."""
+def _identity(variable: Variable) -> Hashable:
+    """Equal for equal operands: the same memory in the same layout, or the same number."""
     tensor = variable.tensor
     if tensor is None or not fixed(variable):
         return id(variable)
@@ -79,64 +81,63 @@ def _same(variable: Variable) -> Hashable:
     return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, variable.memory.written)
 
 
-def _key(step: Instruction, made: set[Variable]) -> tuple[Hashable, list[Variable]] | None:
-    """What steps that can be one have in common, and the operands in which they differ; None for other steps."""
-    name = name_of(step)
-    if step.written or step.many or len(step.outputs) != 1 or step.outputs[0] is None:
+# What instructions have in common that can run as one, and the operands in which they differ.
+_Key = tuple[Hashable, list[Variable]]
+
+
+def _key(instruction: Instruction, made: set[Variable]) -> _Key | None:
+    """The key of an instruction; None where it cannot be stacked."""
+    name = name_of(instruction)
+    out = instruction.outputs[0] if len(instruction.outputs) == 1 else None
+    product = PRODUCTS.get(name)
+    if out is None or instruction.written or instruction.many or (product is None and name not in _ELEMENTWISE):
         return None
-    out = step.outputs[0]
-    place = PRODUCTS.get(name)
-    if place is None and name not in _ELEMENTWISE:
-        return None
-    varied: list[Variable] = []
-    shared: list[Hashable] = [str(step.op), out.dtype]
-    for position, argument in enumerate((*step.args, *step.kwargs.items())):
-        own = (
-            position == place
-            if place is not None
-            else (isinstance(argument, Variable) and argument in made and argument.shape == out.shape)
-        )
-        if own:
-            assert isinstance(argument, Variable)
-            varied.append(argument)
-            shared.append((position, argument.shape[1:] if place is not None else argument.shape, argument.dtype))
-        elif isinstance(argument, Variable):
-            shared.append(_same(argument))
-        elif any(True for _ in slots_in(argument)):
-            return None
-        else:
+    different: list[Variable] = []
+    shared: list[Hashable] = [str(instruction.op), out.dtype]
+    for position, argument in enumerate((*instruction.args, *instruction.kwargs.items())):
+        if not isinstance(argument, Variable):
+            if any(True for _ in slots_in(argument)):
+                return None
             shared.append(repr(argument))
-    small = varied and all(s in made and math.prod(s.shape) <= LARGEST for s in (*varied, out))
-    if not small or out.stride != contiguous(out.shape):
-        return None
-    return tuple(shared), varied
+        elif position == product or (product is None and argument in made and argument.shape == out.shape):
+            different.append(argument)
+            shared.append((position, argument.shape if product is None else argument.shape[1:], argument.dtype))
+        else:
+            shared.append(_identity(argument))
+    small = all(v in made and math.prod(v.shape) <= call_overhead.LARGEST for v in (*different, out))
+    return (tuple(shared), different) if different and small and out.stride == contiguous(out.shape) else None
 
 
-class _Graph:
-    """Steps by what they need of each other."""
+class _DependenceGraph:
+    """Instructions by what they need of each other; merged ones stand at the place of the first.
 
-    def __init__(self, steps: Sequence[Instruction], results: set[AliasSet]) -> None:
-        self.groups: list[list[Instruction]] = [[step] for step in steps]
-        self.needs = _needs(steps)
-        self.keys: dict[int, tuple[Hashable, list[Variable]]] = {}
-        made = made_by(steps)
-        seen_whole = {s.memory for step in steps if "as_strided" in name_of(step) for s in slots_in(step.args)}
-        for number, step in enumerate(steps):
-            found = _key(step, made)
-            out = step.outputs[0] if step.outputs else None
-            if found is not None and out is not None and out.memory not in results | seen_whole:
-                self.keys[number] = found
+    ``groups[n]``: the instructions that stand at position n; ``needs[n]``: the positions that must run before.
+    """
+
+    def __init__(self, program: Instructions) -> None:
+        self.groups: list[list[Instruction]] = [[instruction] for instruction in program.body]
+        self.needs = _needs(program.body)
+        self.keys: dict[int, _Key] = {}
+        made = made_by(program.body)
+        # ``as_strided`` counts from the start of a storage, which stacking would move.
+        fixed_storage = {v.memory for i in program.body if "as_strided" in name_of(i) for v in slots_in(i.args)}
+        left_alone = program.result_memory | fixed_storage
+        for position, instruction in enumerate(program.body):
+            key = _key(instruction, made)
+            out = instruction.outputs[0] if instruction.outputs else None
+            if key is not None and out is not None and out.memory not in left_alone:
+                self.keys[position] = key
 
     def candidates(self) -> list[Hashable]:
-        """Keys that several steps share."""
+        """Keys that several instructions share."""
         count: dict[Hashable, int] = {}
         for key, _ in self.keys.values():
             count[key] = count.get(key, 0) + 1
-        return [key for key, n in count.items() if n >= FEWEST]
+        return [key for key, n in count.items() if n >= call_overhead.FEWEST]
 
     def independent(self, key: Hashable) -> list[list[int]]:
-        """Steps of a key in lists within which none needs another."""
-        members = [n for n, (k, _) in self.keys.items() if k == key]
+        """The instructions of a key in lists within which none needs another."""
+        members = [n for n, (other, _) in self.keys.items() if other == key]
         above = self._above()
         levels: dict[int, int] = {}
         for n in sorted(members, key=lambda n: above[n].bit_count()):
@@ -144,11 +145,12 @@ class _Graph:
         lists: dict[int, list[int]] = {}
         for n in members:
             lists.setdefault(levels[n], []).append(n)
-        fewest = FEWEST if name_of(self.groups[members[0]][0]) in PRODUCTS else FEWEST_ELEMENTWISE
-        return [found for found in lists.values() if len(found) >= fewest]
+        is_product = name_of(self.groups[members[0]][0]) in PRODUCTS
+        fewest = call_overhead.FEWEST if is_product else FEWEST_ELEMENTWISE
+        return [level for level in lists.values() if len(level) >= fewest]
 
     def _above(self) -> list[int]:
-        """All that each step needs, directly or not, as bits."""
+        """All that each instruction needs, directly or not, as the bits of a number."""
         above = [0] * len(self.groups)
         for n in self._order():
             for m in self.needs[n]:
@@ -156,13 +158,12 @@ class _Graph:
         return above
 
     def merge(self, members: Sequence[int]) -> None:
-        """These steps as one."""
-        above = self._above()  # earlier merges may have tied them together
+        """Run these as one, unless earlier merges have made one of them need another."""
+        above = self._above()
         if any(above[n] >> m & 1 for n in members for m in members):
             return
         first, *rest = members
-        varied = [self.keys[n][1] for n in members]
-        self.groups[first] = _as_one([self.groups[n][0] for n in members], varied)
+        self.groups[first] = _stack([self.groups[n][0] for n in members], [self.keys[n][1] for n in members])
         gone = set(rest)
         for n in rest:
             self.needs[first] |= self.needs[n]
@@ -174,7 +175,7 @@ class _Graph:
                 self.needs[n] = (needs - gone) | {first}
 
     def _order(self) -> list[int]:
-        """What is needed first, else as it was."""
+        """A topological order that keeps to the order of the body where it can."""
         missing = [len(needs) for needs in self.needs]
         users: list[list[int]] = [[] for _ in self.groups]
         for n, needs in enumerate(self.needs):
@@ -192,66 +193,58 @@ class _Graph:
         return order
 
     def ordered(self) -> list[Instruction]:
-        """The program."""
-        return [step for n in self._order() for step in self.groups[n]]
+        """The body after all merges."""
+        return [instruction for n in self._order() for instruction in self.groups[n]]
 
 
-def _needs(steps: Sequence[Instruction]) -> list[set[int]]:
-    """The earlier steps that each needs done: those that make or write what it takes, or take what it writes."""
+def _needs(body: Sequence[Instruction]) -> list[set[int]]:
+    """For each instruction, those before it that make or write its operands, or read what it writes."""
     maker: dict[Variable, int] = {}
     writer: dict[AliasSet, int] = {}
     readers: dict[AliasSet, list[int]] = {}
-    found: list[set[int]] = []
-    for number, step in enumerate(steps):
-        needs: set[int] = set()
-        given = taken(step)
-        for variable in given:
-            if variable in maker:
-                needs.add(maker[variable])
-            if variable.memory in writer:
-                needs.add(writer[variable.memory])
-        for variable in step.written:
+    needs_of: list[set[int]] = []
+    for position, instruction in enumerate(body):
+        read = operands(instruction)
+        needs = {maker[v] for v in read if v in maker} | {writer[v.memory] for v in read if v.memory in writer}
+        for variable in instruction.written:
             needs.update(readers.pop(variable.memory, ()))
-            writer[variable.memory] = number
-        for variable in given:
-            readers.setdefault(variable.memory, []).append(number)
-        for out in step.outputs:
+            writer[variable.memory] = position
+        for variable in read:
+            readers.setdefault(variable.memory, []).append(position)
+        for out in instruction.outputs:
             if out is not None:
-                maker.setdefault(out, number)
-                writer.setdefault(out.memory, number)
-        found.append(needs - {number})
-    return found
+                maker.setdefault(out, position)
+                writer.setdefault(out.memory, position)
+        needs_of.append(needs - {position})
+    return needs_of
 
 
-def _as_one(steps: Sequence[Instruction], varied: Sequence[Sequence[Variable]]) -> list[Instruction]:
-    """Operands stacked, the operator once, and the results as views."""
-    first, product = steps[0], name_of(steps[0]) in PRODUCTS
+def _stack(instructions: Sequence[Instruction], different: Sequence[Sequence[Variable]]) -> list[Instruction]:
+    """Stack the operands in which instructions differ, run the operator once, and take the results apart as views.
+
+    Products ``(m_i, k) @ (k, n)`` are stacked by rows, ``(Σ m_i, n)``; others ``(*shape)`` as ``(count, *shape)``.
+    """
+    first, product = instructions[0], name_of(instructions[0]) in PRODUCTS
     stacked: dict[Variable, Variable] = {}
-    made: list[Instruction] = []
-    for own, *others in zip(*varied, strict=True):
-        if own not in stacked:
-            stacked[own], step = _stacked([own, *others], product)
-            made.append(step)
+    body: list[Instruction] = []
+
+    def stacked_like(variables: Sequence[Variable]) -> Variable:
+        shape = variables[0].shape
+        rows = (sum(v.shape[0] for v in variables), *shape[1:]) if product else (len(variables), *shape)
+        return new_variable(rows, variables[0].dtype)
+
+    for variables in zip(*different, strict=True):
+        if variables[0] not in stacked:
+            stacked[variables[0]] = whole = stacked_like(variables)
+            op = aten.cat.default if product else aten.stack.default
+            body.append(Instruction(op, (list(variables),), {}, [whole], False))
     args = tuple(stacked.get(a, a) if isinstance(a, Variable) else a for a in first.args)
-    outs = [step.outputs[0] for step in steps]
-    assert all(out is not None for out in outs)
-    rows = [out.shape[0] for out in outs if out is not None]
-    like = outs[0]
-    assert like is not None
-    shape = (sum(rows), *like.shape[1:]) if product else (len(steps), *like.shape)
-    whole = new_variable(shape, like.dtype)
-    made.append(Instruction(first.op, args, first.kwargs, [whole], False))
+    outs = [out for instruction in instructions for out in instruction.outputs if out is not None]
+    whole = stacked_like(outs)
+    body.append(Instruction(first.op, args, first.kwargs, [whole], False))
     if product:
-        made.append(Instruction(aten.split_with_sizes.default, (whole, rows), {}, list(outs), True))
+        rows = [out.shape[0] for out in outs]
+        body.append(Instruction(aten.split_with_sizes.default, (whole, rows), {}, list(outs), True))
     else:
-        made.append(Instruction(aten.unbind.int, (whole,), {}, list(outs), True))
-    return made
-
-
-def _stacked(variables: Sequence[Variable], product: bool) -> tuple[Variable, Instruction]:
-    first = variables[0]
-    if product:
-        whole = new_variable((sum(s.shape[0] for s in variables), *first.shape[1:]), first.dtype)
-        return whole, Instruction(aten.cat.default, (list(variables),), {}, [whole], False)
-    whole = new_variable((len(variables), *first.shape), first.dtype)
-    return whole, Instruction(aten.stack.default, (list(variables),), {}, [whole], False)
+        body.append(Instruction(aten.unbind.int, (whole,), {}, list(outs), True))
+    return body

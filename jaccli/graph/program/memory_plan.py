@@ -1,32 +1,38 @@
-"""Places for intermediate results in one piece of memory that a plan keeps.
+"""A static memory plan: fixed places for intermediate results in one arena that a plan of the user's keeps.
 
-Large new memory is mapped by the system for each result, and every page of it costs a fault: that is a
-quarter of the time of a network whose products are a few MiB. And views of what stays where it is are made
-once: in a recurrence they are two calls of three. J's own memory serves large ones until J is written.
-What does not live at the same time shares a place, largest first (Y. Pisarchyk and J. Lee, *Efficient
+The system maps large new memory for each result, and every page of it costs a fault: a quarter of the time of a network
+whose products are a few MiB. Views of a place that never moves are made once, not in each call: in a recurrence they
+are two calls of three. And J's own memory, which the caller receives, serves large results until J is written: a
+donated output.
+
+Results that do not live at the same time share a place, the largest placed first (Y. Pisarchyk and J. Lee, *Efficient
 Memory Management for Deep Neural Net Inference*, 2020: greedy by size).
+
+Invariants: buffers of results whose lives overlap do not; a result lives until the last use of any view of it; what
+the program returns lies in no buffer; a result in J's memory is dead before J is begun.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from jaccli.graph.trace.tracer import AliasSet, Instruction, Variable, name_of, roots, taken
+from jaccli.graph.program.instructions import Instructions, Uses
+from jaccli.graph.trace.tracer import Instruction, Variable, name_of, operands
 
 _ALIGNED = 64
-# Bytes from which on a result is put into J's memory, where its views have to be made in each call.
-LENT_FROM = 2**17
+# Smaller results, in bytes, are kept out of J's memory: there their views must be made in each call.
+DONATED_FROM = 2**17
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """The place of one step's result.
+    """The place of one result.
 
     Args:
         start: in bytes.
@@ -41,111 +47,99 @@ class Buffer:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Places by the step that makes the result, and the bytes of all of them together.
+    """Buffers by the position of the instruction that writes them.
 
-    ``lent``: places in the memory that J is going to be written into, which belongs to the call.
+    Args:
+        buffers: in the arena, which is kept between calls.
+        nbytes: size of the arena.
+        donated: in the memory of J, which is new in each call.
     """
 
-    places: dict[int, Buffer]
+    buffers: dict[int, Buffer]
     nbytes: int
-    lent: dict[int, Buffer] = field(default_factory=dict)
+    donated: dict[int, Buffer] = field(default_factory=dict)
 
-    def tensors(self, device: torch.device) -> list[Tensor]:
-        """New memory, seen as the results, in the order of the steps."""
-        memory = torch.empty(self.nbytes, dtype=torch.uint8, device=device).untyped_storage()
-        return [_tensor(memory, room, device) for room in self.places.values()]
+    def allocate(self, device: torch.device) -> list[Tensor]:
+        """A new arena, as the uninitialised tensors that lie in it, in the order of ``buffers``."""
+        arena = torch.empty(self.nbytes, dtype=torch.uint8, device=device).untyped_storage()
+        return [_tensor(arena, buffer, device) for buffer in self.buffers.values()]
 
 
-def _tensor(memory: torch.UntypedStorage, room: Buffer, device: torch.device) -> Tensor:
-    """A room as a tensor whose storage starts where it does: recorded steps count from there."""
-    own = memory[room.start : room.start + math.prod(room.shape) * room.dtype.itemsize]
-    empty: Any = torch.empty(0, dtype=room.dtype, device=device)
-    tensor: Tensor = empty.set_(own, 0, room.shape, room.stride)
+def _tensor(arena: torch.UntypedStorage, buffer: Buffer, device: torch.device) -> Tensor:
+    """A buffer as a tensor whose storage starts with it: ``as_strided`` counts from the start of a storage."""
+    own = arena[buffer.start : buffer.start + math.prod(buffer.shape) * buffer.dtype.itemsize]
+    empty: Any = torch.empty(0, dtype=buffer.dtype, device=device)
+    tensor: Tensor = empty.set_(own, 0, buffer.shape, buffer.stride)
     return tensor
 
 
-def plan_memory(
-    steps: Sequence[Instruction], kept: Sequence[Variable], fits: Callable[[Instruction], bool], lending: bool = False
-) -> MemoryPlan:
-    """Places for the results of some steps.
+class _Life(NamedTuple):
+    """The size of a result in bytes, and the positions at which its memory is made and used for the last time."""
+
+    nbytes: int
+    birth: int
+    death: int
+
+
+def plan_memory(program: Instructions, has_out: Callable[[Instruction], bool], donate: bool = False) -> MemoryPlan:
+    """Place the results of a program.
 
     Args:
-        steps: in order.
-        kept: what is returned, J first, and has no room.
-        fits: whether a step can put its result into a room.
-        lending: whether J comes to lie in memory of its own size that is there from the start.
+        program: its results are left where they are.
+        has_out: whether an instruction can write its result to a given place.
+        donate: whether J is written into memory of its own size that exists from the start.
     """
-    base = roots(steps)
-    births, deaths = _lives(steps, base)
-    results = [base.get(variable.memory, variable.memory) for variable in kept]
-    # Their steps count from the start of a storage.
-    counting = {base.get(s.memory, s.memory) for step in steps if "as_strided" in name_of(step) for s in taken(step)}
-    found: dict[int, Variable] = {}
-    wanted, early = [], []
-    for memory, birth in births.items():
-        step = steps[birth]
-        out = step.outputs[0]
-        if memory in results or step.many or len(step.outputs) != 1 or out is None or not fits(step):
+    uses, body, j = Uses(program), program.body, program.results[0]
+    by_storage = {uses.root(v) for step in body if "as_strided" in name_of(step) for v in operands(step)}
+    variables: dict[int, Variable] = {}
+    lives, donated = [], []
+    for memory, birth in uses.births.items():
+        outputs = body[birth].outputs
+        out = outputs[0] if len(outputs) == 1 and not body[birth].many else None
+        if memory in uses.results or out is None or not has_out(body[birth]) or not _is_dense(out):
             continue
-        if math.prod(out.shape) and _dense(out):
-            found[birth] = out
-            life = _nbytes(out), birth, deaths[memory]
-            wanted.append(life)
-            if lending and life[0] >= LENT_FROM and memory not in counting and out.dtype == kept[0].dtype:
-                early += [life] if deaths[memory] < births[results[0]] else []
-    lent = _packed(early, _nbytes(kept[0]))
-    own = _packed([life for life in wanted if life[1] not in lent])
-    most = max((start + _nbytes(found[n]) for n, start in own.items()), default=0)
-    return MemoryPlan(_rooms(own, found), most, _rooms(lent, found))
+        variables[birth] = out
+        lives.append(life := _Life(_nbytes(out), birth, uses.last(memory)))
+        large = life.nbytes >= DONATED_FROM and memory not in by_storage and out.dtype == j.dtype
+        if donate and large and life.death < uses.births[uses.root(j)]:
+            donated.append(life)
 
+    def buffers(starts: dict[int, int]) -> dict[int, Buffer]:
+        at = ((n, start, variables[n]) for n, start in sorted(starts.items()))
+        return {n: Buffer(start, v.shape, v.stride, v.dtype) for n, start, v in at}
 
-def _rooms(starts: dict[int, int], found: dict[int, Variable]) -> dict[int, Buffer]:
-    return {n: Buffer(start, found[n].shape, found[n].stride, found[n].dtype) for n, start in sorted(starts.items())}
+    in_output = _pack(donated, limit=_nbytes(j))
+    in_arena = _pack(life for life in lives if life.birth not in in_output)
+    nbytes = max((start + _nbytes(variables[n]) for n, start in in_arena.items()), default=0)
+    return MemoryPlan(buffers(in_arena), nbytes, buffers(in_output))
 
 
 def _nbytes(variable: Variable) -> int:
     return math.prod(variable.shape) * variable.dtype.itemsize
 
 
-def _packed(lives: Iterable[tuple[int, int, int]], limit: float = math.inf) -> dict[int, int]:
-    """Starts by birth, for as many (bytes, birth, death) as fit below the limit, largest first."""
-    taken: list[tuple[int, int, int, int]] = []  # start, stop, birth, death
+def _pack(lives: Iterable[_Life], limit: float = math.inf) -> dict[int, int]:
+    """Starts in bytes, by birth, of as many results as fit below the limit, the largest first."""
+    placed: list[tuple[int, int, _Life]] = []  # start, stop
     starts: dict[int, int] = {}
-    for size, birth, death in sorted(lives, reverse=True):
+    for life in sorted(lives, reverse=True):
         start = 0
-        for low, high, first, last in sorted(taken):
-            if first <= death and birth <= last:
-                if start + size <= low:
+        for low, high, other in sorted(placed):
+            if other.birth <= life.death and life.birth <= other.death:
+                if start + life.nbytes <= low:
                     break
                 start = max(start, -(-high // _ALIGNED) * _ALIGNED)
-        if start + size <= limit:
-            taken.append((start, start + size, birth, death))
-            starts[birth] = start
+        if start + life.nbytes <= limit:
+            placed.append((start, start + life.nbytes, life))
+            starts[life.birth] = start
     return starts
 
 
-def _lives(
-    steps: Sequence[Instruction], base: dict[AliasSet, AliasSet]
-) -> tuple[dict[AliasSet, int], dict[AliasSet, int]]:
-    """The steps at which each memory is made and last looked at; that of views is what they are views of."""
-    births: dict[AliasSet, int] = {}
-    deaths: dict[AliasSet, int] = {}
-    for number, step in enumerate(steps):
-        before = {base.get(variable.memory, variable.memory) for variable in taken(step)}
-        deaths.update(dict.fromkeys(before, number))
-        for out in (out for out in step.outputs if out is not None):
-            memory = base.get(out.memory, out.memory)
-            if memory not in before:
-                births.setdefault(memory, number)
-            deaths[memory] = number
-    return births, deaths
-
-
-def _dense(variable: Variable) -> bool:
-    """Every element once, without gaps, in whatever order."""
+def _is_dense(variable: Variable) -> bool:
+    """Whether it has elements, each once, without gaps, in whatever order."""
     step = 1
     for stride, n in sorted((s, n) for s, n in zip(variable.stride, variable.shape, strict=True) if n != 1):
         if stride != step:
             return False
         step *= n
-    return True
+    return math.prod(variable.shape) > 0

@@ -1,97 +1,88 @@
-"""Steps by oneDNN's kernels: matrix products, and the activation that follows.
+"""Matrix products by oneDNN's kernels, together with the activation that follows.
 
-Which library multiplies faster hangs on the machine (on AMD's, oneDNN by a tenth to a quarter), and its tanh is
-some times quicker at the same accuracy. Both ways become programs, and a plan takes the faster by the clock.
+Which library multiplies faster depends on the machine (on AMD's, oneDNN by a tenth to a quarter), and oneDNN's tanh
+is several times quicker at the same accuracy. Both become programs, and a plan takes the faster one by the clock.
+These kernels have no ``out=`` variant, so their results cannot lie in the static memory plan.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
-from jaccli.graph.program.peephole import PRODUCTS, fixed
-from jaccli.graph.trace.tracer import AliasSet, Instruction, Variable, contiguous, name_of, taken
+from jaccli.graph.program.instructions import PRODUCTS, Instructions, Uses, fixed
+from jaccli.graph.trace.tracer import Instruction, Variable, contiguous, name_of
 
 aten = torch.ops.aten
 
 # Smaller products are over before the kernel is looked up, in multiplications; unless a tanh of so many follows.
 SMALLEST = 2**22
 SMALLEST_TANH = 2**14
-# Not relu, which makes zero of NaN there.
+# Not relu: oneDNN's turns NaN into zero.
 _ACTIVATIONS = frozenset(["tanh", "sigmoid"])
 
 
-def pointwise(steps: Sequence[Instruction], kept: Sequence[Variable]) -> list[Instruction] | None:
-    """The same program with oneDNN's products; None where there is nothing that they could do.
-
-    Args:
-        steps: in order.
-        kept: results, whose memory is given: what makes it is left alone.
-    """
+def use_onednn(program: Instructions) -> Instructions:
+    """The same program with oneDNN's products; the program itself where there is nothing that they could do."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return None
-    op = torch.ops.mkldnn._linear_pointwise.default
-    results = {variable.memory for variable in kept}
-    users: dict[Variable, list[Instruction]] = {}
-    for step in steps:
-        for variable in taken(step):
-            users.setdefault(variable, []).append(step)
-    gone: set[int] = set()
-    found: list[Instruction] = []
-    for step in steps:
-        if id(step) in gone:
+        return program
+    uses, fused, body = Uses(program), set[Instruction](), list[Instruction]()
+    for instruction in program.body:
+        if instruction in fused:
             continue
-        out = step.outputs[0] if step.outputs else None
-        operands = _operands(step)
-        if operands is None or out is None or out.memory in results:
-            found.append(step)
+        product = _product(instruction, program)
+        out = instruction.outputs[0] if product is not None else None
+        if product is None or out is None:
+            body.append(instruction)
             continue
-        x, weight, bias = operands
-        after = _activation(out, users.get(out, []), results)
-        name = "none" if after is None else name_of(after)
+        x, weight, bias = product
+        activation = _activation(out, program, uses)
+        name = "none" if activation is None else name_of(activation)
         size = math.prod(out.shape)
         if size * weight.shape[0] < SMALLEST and (name != "tanh" or size < SMALLEST_TANH):
-            found.append(step)
+            body.append(instruction)
             continue
-        turned, turning = _turned(weight)
-        found += turning
-        found.append(Instruction(op, (x, turned, bias, name, [], ""), {}, (after or step).outputs, False))
-        if after is not None:
-            gone.add(id(after))
-    return found if any(step.op is op for step in found) else None
+        turned = _transposed(weight)
+        if turned.tensor is None:
+            body.append(Instruction(aten.t.default, (weight,), {}, [turned], False))
+        op, outputs = torch.ops.mkldnn._linear_pointwise.default, (activation or instruction).outputs
+        body.append(Instruction(op, (x, turned, bias, name, [], ""), {}, outputs, False))
+        if activation is not None:
+            fused.add(activation)
+    return program.with_body(body) if body != list(program.body) else program
 
 
-def _operands(step: Instruction) -> tuple[Variable, Variable, Variable | None] | None:
-    """x, weight and bias of a product."""
-    place = PRODUCTS.get(name_of(step))
-    if place is None or step.kwargs or step.written:
+def _product(instruction: Instruction, program: Instructions) -> tuple[Variable, Variable, Variable | None] | None:
+    """x ``(m, k)``, weight ``(k, n)`` and bias ``(n,)`` of a product that oneDNN can do, and that is no result."""
+    position = PRODUCTS.get(name_of(instruction))
+    if position is None or instruction.kwargs or instruction.written:
         return None
-    x, weight = step.args[place : place + 2]
-    bias = step.args[0] if place else None
-    row = bias is None or (fixed(bias) and bias.shape == weight.shape[1:])
-    rows_whole = x.stride == contiguous(x.shape)  # it would be copied
+    x, weight = instruction.args[position : position + 2]
+    bias = instruction.args[0] if position else None
+    is_row = bias is None or (fixed(bias) and bias.shape == weight.shape[1:])
+    contiguous_rows = x.stride == contiguous(x.shape)  # it would be copied
     on_cpu = all(variable.tensor is None or variable.tensor.device.type == "cpu" for variable in (x, weight))
-    if not row or not rows_whole or not on_cpu or {x.dtype, weight.dtype} != {torch.float32}:
+    if not is_row or not contiguous_rows or not on_cpu or {x.dtype, weight.dtype} != {torch.float32}:
         return None
-    return x, weight, bias
+    out = instruction.outputs[0]
+    return (x, weight, bias) if out is not None and out.memory not in program.result_memory else None
 
 
-def _activation(out: Variable, users: Sequence[Instruction], results: set[AliasSet]) -> Instruction | None:
-    """The step that alone takes the result, if the product's kernel can do it too."""
-    if len(users) != 1 or out.memory.written:
+def _activation(product: Variable, program: Instructions, uses: Uses) -> Instruction | None:
+    """The instruction that alone takes a product, if the product's kernel can do it too."""
+    readers = uses.readers.get(product, [])
+    if len(readers) != 1 or product.memory.written:
         return None
-    (step,) = users
-    after = step.outputs[0] if len(step.outputs) == 1 else None
-    fits = name_of(step) in _ACTIVATIONS and not step.written and not step.kwargs and len(step.args) == 1
-    return step if fits and after is not None and after.memory not in results else None
+    instruction = program.body[readers[0]]
+    out = instruction.outputs[0] if len(instruction.outputs) == 1 else None
+    plain = not instruction.written and not instruction.kwargs and len(instruction.args) == 1
+    fits = plain and name_of(instruction) in _ACTIVATIONS
+    return instruction if fits and out is not None and out.memory not in program.result_memory else None
 
 
-def _turned(weight: Variable) -> tuple[Variable, list[Instruction]]:
-    """The weight as a linear layer has it, and the step that turns it where it is no constant."""
-    shape, stride = weight.shape[::-1], weight.stride[::-1]
+def _transposed(weight: Variable) -> Variable:
+    """The weight ``(n, k)`` as a linear layer has it; with its tensor where it is a constant."""
     tensor = weight.tensor.t() if fixed(weight) and weight.tensor is not None else None
-    turned = replace(weight, tensor=tensor, shape=shape, stride=stride)
-    return turned, [] if tensor is not None else [Instruction(aten.t.default, (weight,), {}, [turned], False)]
+    return replace(weight, tensor=tensor, shape=weight.shape[::-1], stride=weight.stride[::-1])

@@ -1,18 +1,19 @@
-"""A program through ``torch.compile``."""
+"""A program through ``torch.compile``, for those who ask for it."""
 
 from __future__ import annotations
 
 import linecache
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from jaccli.graph.program.codegen import SOURCE, Program
+from jaccli.graph.program.verify import alike
 from jaccli.runtime.torch_errors import is_out_of_memory
 
 
@@ -20,55 +21,45 @@ class CompileGap(Exception):
     """The program could not be compiled; the message says why."""
 
 
-@dataclass(frozen=True)
-class CompiledProgram:
-    """What came of it.
-
-    Args:
-        call: takes and gives what ``Program.call`` does.
-        seconds: of compiling, the first call included.
-    """
-
-    call: Callable[..., tuple[Tensor, ...]]
-    seconds: float
-
-
-def compiled(program: Program, tensors: Sequence[Tensor], alike: Callable[[Tensor, Tensor], bool]) -> CompiledProgram:
-    """Compile for inputs like these, and hold the result against the program's own.
+def compiled(program: Program, tensors: Sequence[Tensor]) -> tuple[Program, float]:
+    """Compile for inputs like these, and compare the result with the program's own.
 
     Args:
         program: what to compile.
         tensors: the inputs.
-        alike: whether two J are equal up to rounding.
 
-    Cost: seconds, of which one or two are the import of the compiler in a process's first call.
+    Returns:
+        The program with a compiled ``call`` and without a memory plan; and the seconds that it took, the first call
+        included, of which one or two are the import of the compiler in a process's first call.
 
     Raises:
-        CompileGap: there is no compiler, it fails, or it gives something else.
+        CompileGap: there is no compiler, it fails, or the compiled program gives another J.
     """
     start = time.perf_counter()
+    device = tensors[0].device
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Of a function without a source torch 2.11 compiles a wrapper, one for all, and that eight times at most.
         linecache.cache[SOURCE] = (len(program.source), None, program.source.splitlines(keepends=True), SOURCE)
         try:
             call: Any = torch.compile(program.call, fullgraph=True, dynamic=False)
-            got = call(*tensors, _room(program, tensors[0]))
+            result, *guards = call(*tensors, _output(program, device))
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             raise CompileGap(_first_line(error)) from None
         seconds = time.perf_counter() - start
-        want = program.run(tensors, _room(program, tensors[0]), program.furnished(tensors[0].device))
-    if not alike(got[0], want[0]) or any(a.item() != b.item() for a, b in zip(got[1:], want[1:], strict=True)):
+        expected, *values = program.run(tensors, _output(program, device), program.buffers(device))
+    if not alike(result, expected) or any(a.item() != b.item() for a, b in zip(guards, values, strict=True)):
         raise CompileGap("the compiled program gives another J")
-    return CompiledProgram(call, seconds)
+    return replace(program, call=call, planned_call=None, memory_plan=None, views=None), seconds
 
 
-def _room(program: Program, like: Tensor) -> Tensor | None:
-    if not program.placing:
+def _output(program: Program, device: torch.device) -> Tensor | None:
+    """Memory for J, where the program takes it."""
+    if not program.fills_output:
         return None
-    return torch.empty(torch.Size(program.shape).numel(), dtype=program.dtype, device=like.device)
+    return torch.empty(torch.Size(program.shape).numel(), dtype=program.dtype, device=device)
 
 
 def _first_line(error: Exception) -> str:

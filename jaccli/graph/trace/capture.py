@@ -122,7 +122,7 @@ class _Mark:
     gives_copies = True
 
     def __init__(self, recorder: Recorder, source: ActivationLocation, target: ActivationLocation) -> None:
-        self.recorder, self.place, self.target = recorder, source, target
+        self.recorder, self.location, self.target = recorder, source, target
         self.paths: frozenset[str] | None = module_paths((source.boundary, target.boundary))
         self.source: Value | None = None
         self.reached: Tensor | None = None
@@ -134,12 +134,12 @@ class _Mark:
         return self.at((path, "out", call), output)
 
     def at(self, key: Boundary, value: Any) -> Any:
-        if key == self.place.boundary and self.source is None:
+        if key == self.location.boundary and self.source is None:
             # A copy: what else the model holds of this activation is not the variable.
-            h = self.place.get(value).clone()
+            h = self.location.get(value).clone()
             self.source = self.recorder.value_of(h)
             self.source.active = True
-            value = self.place.put(value, h)
+            value = self.location.put(value, h)
         if key == self.target.boundary and self.source is not None:
             self.reached = self.target.get(value)
             raise StopRun

@@ -143,7 +143,7 @@ def slots_in(tree: Any) -> Iterator[Variable]:
             yield from slots_in(item)
 
 
-def taken(step: Instruction) -> list[Variable]:
+def operands(step: Instruction) -> list[Variable]:
     """All slots among a step's arguments."""
     return list(slots_in((step.args, step.kwargs)))
 
@@ -162,7 +162,7 @@ def roots(steps: Iterable[Instruction]) -> dict[AliasSet, AliasSet]:
     """Of the memory of views, what they are views of: the results of a split have memory of their own."""
     found: dict[AliasSet, AliasSet] = {}
     for step in steps:
-        given = taken(step) if is_view(step) else []
+        given = operands(step) if is_view(step) else []
         for out in step.outputs if given else ():
             if out is not None:
                 found[out.memory] = found.get(given[0].memory, given[0].memory)

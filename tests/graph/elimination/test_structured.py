@@ -13,7 +13,7 @@ from tests.structured_networks import BY_NAME, SEGMENTS, Segment
 
 def replayed(plan: Plan) -> bool:
     """Whether a recorded program gave the last J."""
-    return plan.replay is not None and any(r is not None for r in plan.replay.programs.values())
+    return plan.program_cache is not None and any(r is not None for r in plan.program_cache.programs.values())
 
 
 @pytest.mark.parametrize("segment", SEGMENTS, ids=lambda s: s.name)

@@ -16,6 +16,7 @@ import jaccli
 from jaccli.graph.elimination.bracketing import Bracketing
 from jaccli.run.planned import Plan
 from tests import nets
+from tests.graph.elimination.test_structured import replayed
 from tests.oracle import error
 from tests.structured_networks import BY_NAME, Of, Segment, normal
 
@@ -28,10 +29,6 @@ def structured(model: nn.Module, x: Tensor, *pair: str, **options: Any) -> Plan:
 
 def loop(model: nn.Module, x: Tensor, **options: Any) -> Tensor:
     return jaccli.jacobian(model, x, method="loop", **options)
-
-
-def replayed(plan: Plan) -> bool:
-    return plan.replay is not None and any(r is not None for r in plan.replay.programs.values())
 
 
 def test_refused_field_by_field() -> None:
@@ -64,10 +61,10 @@ def test_another_number_of_samples_or_argument_gets_a_program_of_its_own() -> No
     plan = structured(model, x, args=(normal((3, 3), 7), 2))
     for batch, power in ((3, 3), (5, 2), (1, 1), (3, 2)):
         x, gate = normal((batch, 4), batch), normal((batch, 3), power)
-        for _ in range(2):  # recorded, then replayed
+        for _ in range(2):  # computed anew and recorded, then by the program
             assert error(plan(x, args=(gate, power)), loop(model, x, args=(gate, power))) < 1e-10
-    assert plan.replay is not None
-    assert len(plan.replay.programs) == 4
+    assert plan.program_cache is not None
+    assert len(plan.program_cache.programs) == 4
 
 
 class Holding(nn.Module):
@@ -162,12 +159,12 @@ def test_an_unchanged_model_is_recorded_once() -> None:
     """State that a pass leaves behind is put back, and does not look like a change."""
     model, x = nets.Remembering().double(), normal((1, 4), 1)
     plan = structured(model, x)
-    assert plan.replay is not None
+    assert plan.program_cache is not None
     assert replayed(plan)
-    recorded = list(plan.replay.programs.values())
+    programs = list(plan.program_cache.programs.values())
     for seed in (2, 3):
         assert error(plan(normal((1, 4), seed)), loop(model, normal((1, 4), seed))) < 1e-10
-    assert list(plan.replay.programs.values()) == recorded
+    assert list(plan.program_cache.programs.values()) == programs
 
 
 @pytest.mark.parametrize("segment", ["matrix", "softmax", "convolution windows", "view", "index"])
@@ -186,8 +183,8 @@ def test_results_are_the_callers_own(segment: str) -> None:
 def test_memory_of_a_dropped_result_is_used_again() -> None:
     s = BY_NAME["softmax"]
     plan = structured(s.model(), s.x(1))
-    assert plan.replay is not None
-    assert next(r for r in plan.replay.programs.values() if r is not None).program.placing
+    assert plan.program_cache is not None
+    assert next(r for r in plan.program_cache.programs.values() if r is not None).program.fills_output
     first = plan(s.x(1))
     place = first.data_ptr()
     row = first[0, 0]  # a view keeps the whole
@@ -289,7 +286,7 @@ def test_gaps_fall_back_with_a_note(model: nn.Module, why: str) -> None:
     truth = loop(model, x)
     assert error(matrix, truth) < 1e-10
     plan = structured(model, x)
-    assert plan.replay is None
+    assert plan.program_cache is None
     assert why.replace("\\", "") in str(plan)
     assert error(plan(2 * x), loop(model, 2 * x)) < 1e-10
 

@@ -1,4 +1,4 @@
-"""Steps that are one operator together: fewer of them, and the same numbers, whoever else looks at what."""
+"""Fusion: fewer instructions and the same numbers, whatever else reads or writes their operands."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from jaccli.graph.program.codegen import emitted
-from jaccli.graph.program.fusion import fused
-from jaccli.graph.program.trace import live_steps
+from jaccli.graph.program.codegen import generate
+from jaccli.graph.program.dead_code import remove_dead_code
+from jaccli.graph.program.instructions import Instructions
+from jaccli.graph.program.pipeline import STAGES
 from jaccli.graph.trace.tracer import Tracer, name_of
 
 
@@ -138,25 +139,26 @@ CASES: list[tuple[Callable[[Tensor], Tensor], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize("housed", [True, False], ids=["in rooms", "in new memory"])
+@pytest.mark.parametrize("static_memory", [True, False], ids=["memory plan", "new memory"])
 @pytest.mark.parametrize(("f", "left"), CASES, ids=[f.__name__ for f, _ in CASES])
-def test_fewer_steps_give_the_same(f: Callable[[Tensor], Tensor], left: list[str], housed: bool) -> None:
+def test_fewer_instructions_give_the_same(f: Callable[[Tensor], Tensor], left: list[str], static_memory: bool) -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 4, dtype=torch.float64)
     tracer = Tracer()
-    given = tracer.adopt(x, True)
+    variable = tracer.adopt(x, True)
     with torch.no_grad(), tracer:
         result = f(x)
-    wanted = [tracer.slot_of(result)]
-    steps = fused(live_steps(tracer.steps, wanted), wanted)
-    assert [
-        name_of(s) for s in steps if name_of(s) in ("mul", "mul_", "add", "add_", "addcmul", "addcmul_", "cat")
-    ] == left
-    program = emitted(steps, [given], wanted, housed)
+    instructions = remove_dead_code(Instructions(tracer.steps, [variable], [tracer.slot_of(result)]))
+    (fusion,) = (stage for stage in STAGES if stage.fuses)
+    for _, run in fusion.passes:
+        instructions = run(instructions)
+    names = map(name_of, instructions.body)
+    assert [n for n in names if n in ("mul", "mul_", "add", "add_", "addcmul", "addcmul_", "cat")] == left
+    program = generate(instructions, static_memory)
     for seed in (1, 2):
         torch.manual_seed(seed)
         y = torch.randn(4, 4, dtype=torch.float64)
-        out = torch.empty(result.numel(), dtype=torch.float64) if program.placing else None
+        out = torch.empty(result.numel(), dtype=torch.float64) if program.fills_output else None
         with torch.no_grad():
-            (got,) = program.run([y], out, program.furnished(y.device))
-            torch.testing.assert_close(got, f(y), rtol=1e-14, atol=1e-14)
+            (value,) = program.run([y], out, program.buffers(y.device))
+            torch.testing.assert_close(value, f(y), rtol=1e-14, atol=1e-14)

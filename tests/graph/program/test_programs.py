@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -19,15 +20,13 @@ from jaccli.graph.elimination import accumulate as engines
 from jaccli.graph.elimination.accumulate import jacobian
 from jaccli.graph.maps import convolution
 from jaccli.graph.maps import matrix as mixing
-from jaccli.graph.program import codegen as emit
-from jaccli.graph.program import horizontal_fusion as batching
-from jaccli.graph.program import memory_plan as plan_memory
-from jaccli.graph.program import onednn
-from jaccli.graph.program import trace as program
+from jaccli.graph.program import call_overhead, codegen, horizontal_fusion, memory_plan, onednn, pipeline
+from jaccli.graph.program.instructions import Instructions
 from jaccli.graph.program.memory_plan import MemoryPlan
 from jaccli.graph.program.result_pool import Pool
+from jaccli.graph.program.verify import alike
 from jaccli.graph.trace.tracer import AliasSet, Instruction, Variable, name_of
-from jaccli.run import autotune as tuning
+from jaccli.run import autotune
 from jaccli.run.program_runner import ProgramRunner, groupings
 from tests.graph.elimination.test_structured import replayed
 from tests.graph.elimination.test_structured_plans import in_four_threads
@@ -37,13 +36,13 @@ from tests.structured_networks import BY_NAME, SEGMENTS, Segment
 
 EVERYTHING: dict[str, dict[tuple[ModuleType, str], Any]] = {
     "equal steps as one": {
-        (batching, "AVERAGE"): math.inf,
-        (batching, "LARGEST"): math.inf,
-        (batching, "FEWEST"): 2,
-        (batching, "FEWEST_ELEMENTWISE"): 2,
+        (call_overhead, "AVERAGE"): math.inf,
+        (call_overhead, "LARGEST"): math.inf,
+        (call_overhead, "FEWEST"): 2,
+        (horizontal_fusion, "FEWEST_ELEMENTWISE"): 2,
     },
-    "no result in a room": {(emit, "_OUT"): frozenset()},
-    "in J's memory": {(plan_memory, "LENT_FROM"): 0},
+    "no memory plan": {(codegen, "_OUT"): frozenset()},
+    "in J's memory": {(memory_plan, "DONATED_FROM"): 0},
     "windows tap by tap": {(convolution, "NARROW"): 0, (convolution, "_TAPS"): 0},
     "products put off": {(mixing, "_OUTER"): 0},
 }
@@ -52,8 +51,8 @@ EVERYTHING: dict[str, dict[tuple[ModuleType, str], Any]] = {
 def later_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all programs the one tried last is taken."""
     clock = (2.0**-turn for turn in itertools.count())
-    monkeypatch.setattr(ProgramRunner, "raced", lambda recorded, *_: replace(recorded, seconds=next(clock)))
-    monkeypatch.setattr(ProgramRunner, "measured", lambda recorded, *_: recorded.seconds)
+    monkeypatch.setattr(ProgramRunner, "with_best_threads", lambda runner, _: replace(runner, seconds=next(clock)))
+    monkeypatch.setattr(ProgramRunner, "measure", lambda runner, _: runner.seconds)
 
 
 @pytest.mark.parametrize("settings", EVERYTHING.values(), ids=list(EVERYTHING))
@@ -80,10 +79,10 @@ def test_plans_done_group_by_group_are_right(monkeypatch: pytest.MonkeyPatch) ->
     for s in SEGMENTS:
         model, pair, args = s.model(), (s.source, s.target), s.args()
         plan = jaccli.plan(model, s.x(1), *pair, method="structured", args=args)
-        assert plan.replay is not None, s.name
-        (recorded,) = plan.replay.programs.values()
-        assert recorded is not None, s.name
-        assert recorded.groups == s.x(1).shape[plan.dim], s.name
+        assert plan.program_cache is not None, s.name
+        (runner,) = plan.program_cache.programs.values()
+        assert runner is not None, s.name
+        assert runner.groups == s.x(1).shape[plan.dim], s.name
         for x in (s.x(2) * 1.5, s.x(1)):
             truth = jaccli.jacobian(model, x, *pair, method="loop", args=args)
             off[s.name] = max(off.get(s.name, 0.0), error(plan(x, args=args), truth))
@@ -102,8 +101,8 @@ def test_every_group_goes_the_way_of_the_plan(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(defaults, "GROUPED_FROM", -1)
     x = torch.rand(4, 3, dtype=torch.float64)
     plan = jaccli.plan(Steered(), x, method="structured")
-    assert plan.replay is not None
-    assert plan.replay.groups == 4
+    assert plan.program_cache is not None
+    assert plan.program_cache.groups == 4
     assert "in 4 groups of 1;" in str(plan)
     assert error(plan(x), torch.diag_embed(x.cos())) < 1e-15
     x[3, 0] = 20.0
@@ -133,8 +132,8 @@ def test_samples_that_must_stay_together_do(model: nn.Module, monkeypatch: pytes
     x[3, 0] = 20.0
     plan = jaccli.plan(model, x, method="structured")
     assert replayed(plan)
-    assert plan.replay is not None
-    assert plan.replay.groups == 1
+    assert plan.program_cache is not None
+    assert plan.program_cache.groups == 1
     assert error(plan(x), torch.diag_embed(x.cos())) < 1e-15
 
 
@@ -170,10 +169,10 @@ def test_products_by_onednn_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
             continue
         model, x = s.model().float(), s.x(1).float()
         plan = jaccli.plan(model, x, s.source, s.target, method="structured")
-        assert plan.replay is not None, s.name
-        (recorded,) = plan.replay.programs.values()
-        assert recorded is not None, s.name
-        activations |= set(re.findall(r"_linear_pointwise_default\(.*'(\w+)', \[\]", recorded.program.source))
+        assert plan.program_cache is not None, s.name
+        (runner,) = plan.program_cache.programs.values()
+        assert runner is not None, s.name
+        activations |= set(re.findall(r"_linear_pointwise_default\(.*'(\w+)', \[\]", runner.program.source))
         x = s.x(2).float()
         off[s.name] = error(plan(x), jaccli.jacobian(model, x, s.source, s.target, method="loop"))
     assert {name: e for name, e in off.items() if not e < 1e-4} == {}
@@ -199,14 +198,14 @@ def test_slices_are_moved(name: str) -> None:
 def test_a_plan_says_what_the_clock_chose(name: str, last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever of the bracketings is the fastest, it is the one that is told and run."""
     clock = itertools.count(9.0, -1e-3) if last else itertools.count(1.0)
-    monkeypatch.setattr(ProgramRunner, "raced", lambda recorded, *_: replace(recorded, seconds=next(clock)))
-    monkeypatch.setattr(ProgramRunner, "measured", lambda recorded, *_: recorded.seconds)
+    monkeypatch.setattr(ProgramRunner, "with_best_threads", lambda runner, _: replace(runner, seconds=next(clock)))
+    monkeypatch.setattr(ProgramRunner, "measure", lambda runner, _: runner.seconds)
     monkeypatch.setattr(engines, "NEAR", math.inf)
     s = BY_NAME[name]
     plan = jaccli.plan(s.model(), s.x(1), method="structured")
-    assert plan.replay is not None
+    assert plan.program_cache is not None
     assert "step" in str(plan)
-    assert plan.decision.bracketing == plan.replay.decision.bracketing
+    assert plan.decision.bracketing == plan.program_cache.decision.bracketing
     assert error(plan(s.x(2)), jaccli.jacobian(s.model(), s.x(2), method="loop")) < 1e-12
 
 
@@ -214,7 +213,7 @@ def test_a_plan_says_what_the_clock_chose(name: str, last: bool, monkeypatch: py
 def test_a_search_that_was_cut_short_goes_on_for_a_plan(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(defaults, "SOON", 0.0)
     monkeypatch.setattr(defaults, "CLEARLY", math.inf)
-    monkeypatch.setattr(tuning, "_plain_seconds", lambda *_: math.inf)
+    monkeypatch.setattr(autotune, "_seconds_of_method", lambda *_: math.inf)
     s = BY_NAME[name]
     plan = jaccli.plan(s.model(), s.x(1))
     assert plan.decision.method == "structured"
@@ -244,12 +243,12 @@ def test_a_recurrence_takes_fewer_steps(every: bool, monkeypatch: pytest.MonkeyP
     model, x, y = Elman(every).double(), torch.randn(2, 9, 3).double(), torch.randn(2, 9, 3).double()
     count = {}
     for longest in (0, 10**6):
-        monkeypatch.setattr(batching, "LONGEST", longest)
+        monkeypatch.setattr(call_overhead, "LONGEST", longest)
         plan = jaccli.plan(model, x, method="structured")
-        assert plan.replay is not None
-        (recorded,) = plan.replay.programs.values()
-        assert recorded is not None
-        count[longest] = recorded.program.steps
+        assert plan.program_cache is not None
+        (runner,) = plan.program_cache.programs.values()
+        assert runner is not None
+        count[longest] = runner.program.length
         assert error(plan(y), jaccli.jacobian(model, y, method="loop")) < 1e-12
     assert count[10**6] < count[0]
 
@@ -257,6 +256,16 @@ def test_a_recurrence_takes_fewer_steps(every: bool, monkeypatch: pytest.MonkeyP
 def variable(*shape: int, tensor: Tensor | None = None) -> Variable:
     strides = torch.empty(shape).stride()
     return Variable(AliasSet(tensor is None), tensor, shape, strides, torch.float32)
+
+
+def merged(body: list[Instruction], result: Variable) -> Sequence[Instruction]:
+    """After the passes that run equal operators as one."""
+    (stage,) = (stage for stage in pipeline.STAGES if stage.pays is call_overhead.calls_dominate)
+    instructions = Instructions(body, [], [result])
+    assert stage.pays(instructions)
+    for _, run in stage.passes:
+        instructions = run(instructions)
+    return instructions.body
 
 
 def test_steps_that_need_each_other_stay_apart() -> None:
@@ -269,15 +278,14 @@ def test_steps_that_need_each_other_stay_apart() -> None:
         Instruction(aten.mm.default, (first, weight), {}, [second], False),
         Instruction(aten.mm.default, (second, weight), {}, [third], False),
     ]
-    assert (
-        len(batching.batched([*chain, Instruction(aten.neg.default, (third,), {}, [changed], False)], [changed])) == 4
-    )
+    kept_apart = [*chain, Instruction(aten.neg.default, (third,), {}, [changed], False)]
+    assert len(merged(kept_apart, changed)) == 4
     start = Instruction(aten.neg.default, (x,), {}, [first], False)
     products = [Instruction(aten.mm.default, (first, weight), {}, [out], False) for out in (second, third)]
     write = Instruction(aten.neg_.default, (first,), {}, [first], False, [first])
     total = Instruction(aten.add.Tensor, (second, third), {}, [changed], False)
-    assert sum(step.op is aten.mm.default for step in batching.batched([start, *products, total], [changed])) == 1
-    apart = batching.batched([start, products[0], write, products[1], total], [changed])
+    assert sum(step.op is aten.mm.default for step in merged([start, *products, total], changed)) == 1
+    apart = merged([start, products[0], write, products[1], total], changed)
     assert [step.op for step in apart] == [step.op for step in (start, products[0], write, products[1], total)]
 
 
@@ -286,11 +294,11 @@ def test_a_plan_says_what_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = jaccli.plan(s.model(), s.x(1), method="structured")
     assert plan.kept_bytes > 0
     assert "kept between calls" in str(plan)
-    monkeypatch.setattr(emit, "_OUT", frozenset())
+    monkeypatch.setattr(codegen, "_OUT", frozenset())
     assert jaccli.plan(s.model(), s.x(1), method="structured").kept_bytes == 0
 
 
-def test_rooms_of_what_lives_together_are_apart() -> None:
+def test_buffers_of_what_lives_together_are_apart() -> None:
     aten = torch.ops.aten
     values = [variable(8) for _ in range(6)]
     view = variable(2, 4)
@@ -298,39 +306,41 @@ def test_rooms_of_what_lives_together_are_apart() -> None:
     steps.insert(2, Instruction(aten.view.default, (values[1], [2, 4]), {}, [view], False))
     end = variable(2, 4)
     steps.append(Instruction(aten.neg.default, (view,), {}, [end], False))
-    found = plan_memory.plan_memory(steps, [end], lambda step: step.op is aten.neg.default)
-    places = {values.index(steps[n].outputs[0]): room.start for n, room in found.places.items()}  # type: ignore[arg-type]
+    plan = memory_plan.plan_memory(Instructions(steps, [], [end]), lambda step: step.op is aten.neg.default)
+    places = {values.index(steps[n].outputs[0]): buffer.start for n, buffer in plan.buffers.items()}  # type: ignore[arg-type]
     assert places.keys() == {1, 2, 3, 4, 5}
     assert all(places[1] != places[n] for n in (2, 3, 4, 5))  # seen through the view at the end
     assert places[2] != places[3] != places[4] != places[5]
-    assert found.nbytes == 3 * 64 - 32
+    assert plan.nbytes == 3 * 64 - 32
 
 
 def test_what_lies_in_the_memory_of_j_is_gone_when_j_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_memory, "LENT_FROM", 0)
+    monkeypatch.setattr(memory_plan, "DONATED_FROM", 0)
     neg = torch.ops.aten.neg.default
     values = [variable(8) for _ in range(5)]
     end, whole = variable(32), variable(16)
     steps = [Instruction(neg, (a,), {}, [b], False) for a, b in itertools.pairwise(values)]
     steps.append(Instruction(torch.ops.aten.cat.default, ([values[3], values[4]],), {}, [end], False))
-    fits = lambda step: step.op is neg  # noqa: E731
-    found = plan_memory.plan_memory(steps, [end], fits, lending=True)
-    assert {n: room.start for n, room in found.lent.items()} == {0: 64, 1: 0}
-    assert found.places.keys() == {2, 3}
-    assert plan_memory.plan_memory(steps, [end], fits).places.keys() == {0, 1, 2, 3}
+
+    def planned(donate: bool) -> MemoryPlan:
+        return memory_plan.plan_memory(Instructions(steps, [], [end]), lambda step: step.op is neg, donate)
+
+    assert {n: buffer.start for n, buffer in planned(True).donated.items()} == {0: 64, 1: 0}
+    assert planned(True).buffers.keys() == {2, 3}
+    assert planned(False).buffers.keys() == {0, 1, 2, 3}
     steps[1:1] = [Instruction(torch.ops.aten.as_strided.default, (values[1], [16], [1], 0), {}, [whole], False)]
-    assert plan_memory.plan_memory(steps, [end], fits, lending=True).lent.keys() == {2}
+    assert planned(True).donated.keys() == {2}
 
 
 @pytest.mark.parametrize("name", ["residual", "LSTM", "attention heads"])
-def test_a_program_whose_rooms_overlap_is_not_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_whose_buffers_overlap_is_not_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs is what was seen to give J."""
 
-    def heaped(*given: Any, **named: Any) -> MemoryPlan:
-        found = plan_memory.plan_memory(*given, **named)
-        return MemoryPlan({n: replace(room, start=0) for n, room in found.places.items()}, found.nbytes)
+    def overlapping(*args: Any, **options: Any) -> MemoryPlan:
+        plan = memory_plan.plan_memory(*args, **options)
+        return MemoryPlan({n: replace(buffer, start=0) for n, buffer in plan.buffers.items()}, plan.nbytes)
 
-    monkeypatch.setattr(emit, "rooms", heaped)
+    monkeypatch.setattr(codegen, "plan_memory", overlapping)
     s = BY_NAME[name]
     plan = jaccli.plan(s.model(), s.x(1), s.source, s.target, method="structured", args=s.args())
     assert replayed(plan)
@@ -353,13 +363,13 @@ def test_plans_go_in_and_out_of_inference_mode(inside: bool) -> None:
 
 def test_equal_up_to_rounding_and_finite_in_the_same_places() -> None:
     a = torch.tensor([1.0, 2.0, math.nan])
-    assert program.alike(a, a.clone())
-    assert not program.alike(a, torch.tensor([1.0, math.nan, 2.0]))
-    assert not program.alike(a, torch.tensor([1.0, 2.0, 3.0]))
-    assert not program.alike(torch.tensor([1.0, 2.5, math.nan]), a)
+    assert alike(a, a.clone())
+    assert not alike(a, torch.tensor([1.0, math.nan, 2.0]))
+    assert not alike(a, torch.tensor([1.0, 2.0, 3.0]))
+    assert not alike(torch.tensor([1.0, 2.5, math.nan]), a)
     half = torch.ones(100, dtype=torch.bfloat16)
-    assert program.alike(half * 1.01, half)
-    assert not program.alike(half * 1.2, half)
+    assert alike(half * 1.01, half)
+    assert not alike(half * 1.2, half)
 
 
 def test_operators_of_others_are_not_taken_for_torchs() -> None:
@@ -405,10 +415,12 @@ def test_no_two_callers_get_one_piece_of_memory() -> None:
 
 
 def test_a_quicker_program_that_is_not_the_same_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(steps: list[Instruction], kept: list[Variable]) -> list[Instruction]:
-        return [step for step in batching.batched(steps, kept) if not step.written]
+    def wrong(program: Instructions) -> Instructions:
+        return program.with_body(step for step in program.body if not step.written)
 
-    monkeypatch.setattr(program, "batched", wrong)
+    *others, last = pipeline.STAGES
+    broken = replace(last, passes=(*last.passes, ("wrong", wrong)))
+    monkeypatch.setattr(pipeline, "STAGES", (*others, broken))
     s = BY_NAME["residual"]
     plan = jaccli.plan(s.model(), s.x(1), method="structured")
     assert replayed(plan)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from jaccli.activations.address import parse_address
 from jaccli.activations.record import Inputs
-from jaccli.graph.program.codegen import emitted
-from jaccli.graph.program.trace import live_steps
+from jaccli.graph.program.codegen import generate
+from jaccli.graph.program.dead_code import remove_dead_code
+from jaccli.graph.program.instructions import Instructions
 from jaccli.graph.trace.tracer import Tracer
 from jaccli.methods.base import MethodGap
 from jaccli.models.adapt import as_network
@@ -310,8 +311,7 @@ def test_constants_written_into_are_made_anew_in_every_run() -> None:
     with torch.no_grad(), tracer:
         made = torch.ops.aten._unsafe_view.default((constant * 2).transpose(0, 1).contiguous(), [4, 6])
         made.mul_(x.t())
-    live = live_steps(tracer.steps, [tracer.slot_of(made)])
-    program = emitted(live, [x_slot], [tracer.slot_of(made)])
+    program = generate(remove_dead_code(Instructions(tracer.steps, [x_slot], [tracer.slot_of(made)])))
     for point in (there, x, there):
         truth = (constant * 2).transpose(0, 1).reshape(4, 6) * point.t()
         assert torch.equal(program.call(point, torch.empty(24, dtype=x.dtype))[0].view(4, 6), truth)

@@ -24,6 +24,7 @@ from jaccli.activations.record import Inputs
 from jaccli.graph.elimination.compressed import Compressed, compressed_plan
 from jaccli.graph.elimination.cuts import active_nodes
 from jaccli.graph.elimination.sweep import Segment, derivatives
+from jaccli.graph.program import pipeline
 from jaccli.graph.program import trace as program
 from jaccli.graph.rules.registry import Map
 from jaccli.graph.sparsity.coloring import Coloring, coloring, fewest, greedy, largest_first, periodic
@@ -306,7 +307,7 @@ def test_coloured_passes_give_j(name: str, by: Any, monkeypatch: pytest.MonkeyPa
             assert colours.fits(known)
             assert colours.by == by
             plan = Compressed(Segment(nodes, graph.source, graph.target, maps_of), known, colours, chunk)
-            (recorded, *_), here = program.trace(graph, plan)  # type: ignore[arg-type]
+            (recorded, *_), here = pipeline.programs_of(graph, plan)  # type: ignore[arg-type]
             assert (here - jaccli.jacobian(model, x, method="reverse")).abs().max() < 1e-12
             further = len(inspect.signature(recorded.call).parameters) - len(graph.inputs)
             with torch.no_grad():

@@ -28,7 +28,7 @@ COMPARABLE = [
 ]
 
 
-class Record:
+class ForwardRecord:
     """Keeps every boundary; replaces what ``swap`` names: ``(path, call, "in"|"out") → tensor function``."""
 
     def __init__(self, paths: frozenset[str] | None = None, swap: dict[Any, Any] | None = None) -> None:
@@ -54,7 +54,7 @@ class Record:
         return self._pass((path, call, "out"), output)
 
 
-def eager_run(module: nn.Module, args: Any, tap: Record) -> Any:
+def eager_run(module: nn.Module, args: Any, tap: ForwardRecord) -> Any:
     """The same taps as forward hooks of an eager module."""
     counts: dict[str, int] = {}
     handles = []
@@ -82,7 +82,7 @@ def eager_run(module: nn.Module, args: Any, tap: Record) -> Any:
 def test_boundaries_are_those_of_eager_hooks(name: str, load: bool) -> None:
     eager, module, args = scenario(name)
     network = ScriptNetwork(reloaded(module) if load else module)
-    ours, theirs = Record(), Record()
+    ours, theirs = ForwardRecord(), ForwardRecord()
     with torch.no_grad():
         out = network.run(args, {}, ours)
         same(out, eager_run(eager, tuple(a.clone() for a in args), theirs))
@@ -93,22 +93,22 @@ def test_boundaries_are_those_of_eager_hooks(name: str, load: bool) -> None:
 @pytest.mark.parametrize("name", COMPARABLE)
 def test_replacing_an_activation_does_what_a_hook_does(name: str) -> None:
     eager, module, args = scenario(name)
-    seen = Record()
+    seen = ForwardRecord()
     with torch.no_grad():
         ScriptNetwork(module).run(args, {}, seen)
     for key in seen.values:
         swap = {key: lambda t: (t * 2 + 1).requires_grad_()}
         if name == "state":  # eager mode keeps what a call leaves behind
             eager, module, args = scenario(name)
-        out = ScriptNetwork(module).run(args, {}, Record(swap=swap))
+        out = ScriptNetwork(module).run(args, {}, ForwardRecord(swap=swap))
         with torch.no_grad():
-            reference = eager_run(eager, tuple(a.clone() for a in args), Record(swap={key: lambda t: t * 2 + 1}))
+            reference = eager_run(eager, tuple(a.clone() for a in args), ForwardRecord(swap={key: lambda t: t * 2 + 1}))
         same(out.detach(), reference)
 
 
 def test_only_the_wanted_paths_are_reported_and_a_stop_goes_through() -> None:
     _, module, args = make(Twice, (2, 4))
-    tap = Record(paths=frozenset({"fc"}))
+    tap = ForwardRecord(paths=frozenset({"fc"}))
     ScriptNetwork(module).run(args, {}, tap)
     assert tap.events == [("enter", "fc", 1), ("leave", "fc", 1), ("enter", "fc", 2), ("leave", "fc", 2)]
 
@@ -116,14 +116,14 @@ def test_only_the_wanted_paths_are_reported_and_a_stop_goes_through() -> None:
         raise StopRun
 
     with pytest.raises(StopRun):
-        ScriptNetwork(module).run(args, {}, Record(swap={("fc", 2, "in"): stop}))
+        ScriptNetwork(module).run(args, {}, ForwardRecord(swap={("fc", 2, "in"): stop}))
 
 
 def test_a_leaf_put_before_an_in_place_operator_stays_whole_and_gets_its_gradient() -> None:
     _, module, args = make(Inplace, (2, 4))
     leaf = torch.tensor([[1.0, -1.0, 2.0, -2.0]] * 2, requires_grad=True)
     kept = leaf.detach().clone()
-    out = ScriptNetwork(module).run(args, {}, Record(swap={("fc", 1, "out"): lambda _: leaf}))
+    out = ScriptNetwork(module).run(args, {}, ForwardRecord(swap={("fc", 1, "out"): lambda _: leaf}))
     (grad,) = torch.autograd.grad(out.sum(), leaf)
     same(leaf.detach(), kept)
     same(grad, torch.tensor([[1.0, 0.0, 2.0, 0.0]] * 2))
@@ -131,20 +131,20 @@ def test_a_leaf_put_before_an_in_place_operator_stays_whole_and_gets_its_gradien
 
 def test_an_identity_in_a_trace_is_found_in_a_sequential_and_refused_elsewhere() -> None:
     _, module, args = scenario("chain traced")
-    tap = Record(paths=frozenset({"0", "1"}))
+    tap = ForwardRecord(paths=frozenset({"0", "1"}))
     ScriptNetwork(module).run(args, {}, tap)
     same(tap.values["1", 1, "in"], tap.values["0", 1, "out"])
     same(tap.values["1", 1, "out"], tap.values["0", 1, "out"])
     _, module, args = scenario("twice traced")
     network = ScriptNetwork(module)
-    network.run(args, {}, Record())
+    network.run(args, {}, ForwardRecord())
     with pytest.raises(UnsupportedError, match="skip"):
-        network.run(args, {}, Record(paths=frozenset({"skip"})))
+        network.run(args, {}, ForwardRecord(paths=frozenset({"skip"})))
 
 
 def test_interface_and_container_choices_are_reported_by_their_path() -> None:
     _, module, args = scenario("dynamic")
-    tap = Record()
+    tap = ForwardRecord()
     ScriptNetwork(module).run(args, {}, tap)
     assert [path for kind, path, _ in tap.events if kind == "enter"] == ["table.a", "pick", "table.b"]
 
@@ -152,7 +152,7 @@ def test_interface_and_container_choices_are_reported_by_their_path() -> None:
 @pytest.mark.parametrize("name", ["encoder", "attention", "transformer"])
 def test_attention_layers_are_reached_without_gradients_too(name: str) -> None:
     _, module, args = scenario(name)
-    network, tap = ScriptNetwork(module), Record()
+    network, tap = ScriptNetwork(module), ForwardRecord()
     with torch.no_grad(), network.session():
         network.run(args, {}, tap)
     called = {path for _, path, _ in tap.events}
@@ -171,7 +171,7 @@ def test_shared_layers_are_listed_and_called_by_name() -> None:
             return self.b(torch.tanh(self.a(x)))
 
     _, module, args = make(Shared, (2, 4))
-    network, tap = ScriptNetwork(reloaded(module)), Record()
+    network, tap = ScriptNetwork(reloaded(module)), ForwardRecord()
     out = network.run(args, {}, tap)
     assert list(network.layers()) == ["a", "b"]
     assert [path for kind, path, _ in tap.events if kind == "leave"] == ["a", "b"]

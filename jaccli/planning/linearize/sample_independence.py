@@ -7,13 +7,20 @@ from torch import Tensor
 
 from jaccli.linearization.linearization import LinearizedFunction
 from jaccli.linearization.rounding import apart, norms, value_rounding
-from jaccli.methods.base import is_out_of_memory, perturbed
+from jaccli.planning.linearize.nearby import perturbed, value_at
 
 
 def leak(linear: LinearizedFunction, u: Tensor, row: Tensor) -> bool:
     """Whether samples whose cotangent in ``u`` is zero have a gradient in ``row`` = Jᵀu, but not in Jᵀ0.
 
-    Zeros stay zeros whatever the rounding; what does not is a backward pass that adds numbers of its own.
+    Zeros stay zeros whatever the rounding, unless a backward pass adds numbers of its own: then Jᵀ0 has them too.
+
+    Args:
+        linear: f.
+        u: cotangent ``(batch, n_out)``, zero at some samples.
+        row: ``(batch, n_in)``.
+
+    Cost: a backward pass, of zeros, where there is such a gradient.
     """
     sent, size = u.any(1).cpu(), norms(row.nan_to_num(0.0, 0.0, 0.0))
     reach = torch.finfo(row.dtype).eps * max(float(size[sent].sum()), torch.finfo(row.dtype).tiny)
@@ -21,37 +28,37 @@ def leak(linear: LinearizedFunction, u: Tensor, row: Tensor) -> bool:
 
 
 def leaks(linear: LinearizedFunction) -> bool:
-    """Whether any sample's target hangs on any other sample, by gradients.
+    """Whether any sample's target depends on any other sample, by gradients.
 
-    Cost: 2 log2(batch) backward passes; of any two samples one takes part in one of them and the other does not.
+    Cost: 2 log2(batch) backward passes. In one of them, of any two samples one has a cotangent and the other does not.
     """
-    number = torch.arange(linear.batch)
+    numbers = torch.arange(linear.batch)
     u = torch.randn(linear.batch, linear.f.n_out, generator=torch.Generator().manual_seed(0)).to(linear.value)
     for bit in range((linear.batch - 1).bit_length()):
         for side in (0, 1):
-            some = u * ((number >> bit) % 2 == side).to(u)[:, None]
+            some = u * ((numbers >> bit) % 2 == side).to(u)[:, None]
             if leak(linear, some, linear.vjp(some)):
                 return True
     return False
 
 
 def moves_others(linear: LinearizedFunction) -> bool:
-    """Whether the targets of some samples change with the rest of the samples: the same question without gradients.
+    """Whether the targets of some samples change when the other samples change: the question without gradients.
 
-    Cost: four evaluations, in which every other sample takes the place of the next one, then one half of them, each
-    way round; where that changes a digit, three more, which tell what rounding does.
+    Cost: four evaluations, in which every other sample is moved, then one half of them, each way round; where that
+    changes a digit, three more, which show what rounding does.
     """
     halves = [slice(0, None, 2), slice(1, None, 2), slice(0, linear.batch // 2), slice(linear.batch // 2, None)]
     noise: Tensor | None = None
     for still in halves if linear.batch > 1 else ():
         for away in (_exchanged(linear.point), perturbed(linear.point)):
             away[still] = linear.point[still]
-            there = value_at(linear, away)
-            if there is not None:
+            moved = value_at(linear, away)
+            if moved is not None:
                 break
         else:
             return False
-        change = apart(there, linear.value)[still]
+        change = apart(moved, linear.value)[still]
         if bool(change.any()):
             noise = value_rounding(linear) if noise is None else noise
             if bool((change > noise[still]).any()):
@@ -60,19 +67,7 @@ def moves_others(linear: LinearizedFunction) -> bool:
 
 
 def _exchanged(point: Tensor) -> Tensor:
-    """Each sample in the place of the next one; a little off where they are equal."""
+    """Each sample of ``(batch, …)`` in the place of the next one, perturbed where they are equal."""
     rolled = point.roll(1, 0)
     same = (rolled == point).reshape(len(point), -1).all(1).reshape(-1, *[1] * (point.dim() - 1))
     return torch.where(same, perturbed(point), rolled)
-
-
-def value_at(linear: LinearizedFunction, point: Tensor) -> Tensor | None:
-    """f at a point nearby; None where the model does not take it, or goes another way there."""
-    try:
-        with torch.no_grad():
-            value = linear.evaluate(point)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        return None
-    return value if value.shape == linear.value.shape else None

@@ -1,8 +1,8 @@
-"""What passes through a network are going to take, from counts: never the clock, so that two runs choose alike.
+"""Predicted seconds of passes through a network, from counts and never by the clock, so that two runs decide alike.
 
-A forward pass is looked at operator by operator. Each pass back, or forward in dual numbers, is taken to do the
-work of the operators once more for every row or column, at the speed of a common machine, and to cost so much for
-every operator that is called. What is compared with each other is right within a factor of two or three.
+One forward pass is watched operator by operator. A backward pass, or a forward pass with tangents, is assumed to do the
+work of every operator once more for each row or column, at the speed of a typical machine, with a fixed cost for each
+call of an operator. Predictions are right within a factor of two or three, which suffices to compare methods.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.calibration import TYPICAL
+from jaccli.linearization.activation_memory import ActivationMemory
 from jaccli.linearization.linearization import LinearizedFunction
-from jaccli.planning.memory import ActivationMemory
 from jaccli.runtime.dispatch import Mode, passed
 
 aten = torch.ops.aten
-# Seconds of an operator that takes so many rows at once, or columns.
+# From a number of rows or columns to an operator's seconds for them.
 Cost = Callable[[int], float]
 
 
 @dataclass(frozen=True)
 class Work:
-    """The operators of f, and what each takes for so many rows."""
+    """The operators of f, each with its cost."""
 
     costs: list[Cost]
 
@@ -51,7 +51,7 @@ class Work:
 
 
 def roughly(linear: LinearizedFunction, sizes: ActivationMemory) -> float:
-    """Seconds of the loop over rows, at least, from the size of the gradient graph and of what it touches."""
+    """Least seconds of the loop over rows, from the size of the gradient graph and the bytes that it touches."""
     assert linear.live is not None
     touched = sizes.total + sum(t.numel() * t.element_size() for t in linear.f.network.tensors())
     each = defaults.PASS_S + linear.live.operators() * defaults.NODE_S + touched / defaults.TOUCHED_BYTES_S
@@ -59,7 +59,7 @@ def roughly(linear: LinearizedFunction, sizes: ActivationMemory) -> float:
 
 
 def counted(linear: LinearizedFunction) -> Work:
-    """The operators of f, none where they cannot be seen. Cost: one evaluation, and some 20 µs an operator."""
+    """The operators of f; none where they cannot be watched. Cost: one evaluation, and some 20 µs an operator."""
     if linear.f.network.refuses_modes:
         return Work([])
     counter = _Counter(1.0 if linear.value.device.type == "cpu" else defaults.ACCELERATOR_SPEED)
@@ -69,7 +69,7 @@ def counted(linear: LinearizedFunction) -> Work:
 
 
 class _Counter(Mode):
-    """Notes the operators that compute something."""
+    """Counts the operators that compute something, which views do not."""
 
     def __init__(self, speed: float) -> None:
         super().__init__()
@@ -82,29 +82,30 @@ class _Counter(Mode):
 
     def _count(self, op: Any, args: tuple[Any, ...], result: Any) -> None:
         results = result if isinstance(result, tuple | list) else (result,)
-        held = [t for t in (*args, *results) if isinstance(t, Tensor)]
+        tensors = [t for t in (*args, *results) if isinstance(t, Tensor)]
         first = op._schema.arguments[0] if op._schema.arguments else None
-        if not held or (first is not None and first.alias_info is not None and not first.alias_info.is_write):
+        if not tensors or (first is not None and first.alias_info is not None and not first.alias_info.is_write):
             return  # a view
-        self.costs.append(_cost(op, [t for t in args if isinstance(t, Tensor)], args, held, self.speed))
+        self.costs.append(_cost(op, [t for t in args if isinstance(t, Tensor)], args, tensors, self.speed))
 
 
-def _cost(op: Any, given: list[Tensor], args: tuple[Any, ...], held: list[Tensor], speed: float) -> Cost:
-    machine, dtype = TYPICAL, held[-1].dtype
+def _cost(op: Any, operands: list[Tensor], args: tuple[Any, ...], tensors: list[Tensor], speed: float) -> Cost:
+    """The cost of an operator, from its tensor operands, all arguments, and its operands and results together."""
+    machine, dtype = TYPICAL, tensors[-1].dtype
     packet = op.overloadpacket
     if packet in (aten.mm, aten.addmm, aten.bmm, aten.baddbmm):
-        a, b = given[-2].shape, given[-1].shape
+        a, b = operands[-2].shape, operands[-1].shape
         batch = a[0] if len(a) == 3 else 1
         return lambda rows: machine.gemm_seconds(rows * a[-2], a[-1], b[-1], batch, dtype) / speed
     if packet in (aten.convolution, aten._convolution):
-        transposed, out = bool(args[6]), held[-1]
-        weight, groups = given[1], int(args[8])
-        channels = (out.shape[1] // groups, given[0].shape[1] // groups)
-        spots = (given[0] if transposed else out).numel() // (weight.shape[0] if transposed else out.shape[1])
+        transposed, out = bool(args[6]), tensors[-1]
+        weight, groups = operands[1], int(args[8])
+        channels = (out.shape[1] // groups, operands[0].shape[1] // groups)
+        spots = (operands[0] if transposed else out).numel() // (weight.shape[0] if transposed else out.shape[1])
         flops = 2.0 * spots * weight.numel()
         return lambda rows: rows * machine.conv_seconds(flops, channels, False, not transposed, dtype) / speed
     if any(part in op.name() for part in ("rnn", "lstm", "gru")):
-        flops = 2.0 * sum(t.numel() for t in given if t.dim() == 2) * given[0].numel() / given[0].shape[-1]
+        flops = 2.0 * sum(t.numel() for t in operands if t.dim() == 2) * operands[0].numel() / operands[0].shape[-1]
         return lambda rows: rows * flops / defaults.RECURRENT_FLOPS / speed
-    moved = sum(t.numel() * t.element_size() for t in held)
+    moved = sum(t.numel() * t.element_size() for t in tensors)
     return lambda rows: machine.elementwise_seconds(rows * moved) / speed

@@ -1,0 +1,66 @@
+"""How much memory the activations of f take, which every pass through it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jaccli.autograd.walk import node_shape
+from jaccli.linearization.linearization import LinearizedFunction, graph_nodes
+from jaccli.runtime.dispatch import Mode, passed
+
+
+@dataclass(frozen=True)
+class ActivationMemory:
+    """Bytes of f's activations, of all samples: of all activations together, and of the largest one."""
+
+    total: int
+    widest: int
+
+
+def footprint(linear: LinearizedFunction) -> ActivationMemory:
+    """The memory of f's activations, from the gradient graph. Without a graph: from one evaluation."""
+    sizes = _graph_sizes(linear.live.target) if linear.live is not None else _run_sizes(linear)
+    sizes += [_bytes(linear.point), _bytes(linear.value)]
+    return ActivationMemory(sum(sizes), max(sizes))
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _graph_sizes(value: Tensor) -> list[int]:
+    """Bytes of each operator's result in a gradient graph, which are those of its cotangent."""
+    sizes = []
+    for node in graph_nodes(value):
+        for meta in getattr(node, "_input_metadata", ()):
+            # Of rows of several lengths (a nested tensor) one size is no number.
+            known = [s if isinstance(s, int) else 1 for s in node_shape(meta)]
+            sizes.append(torch.Size(known).numel() * value.element_size())
+    return sizes
+
+
+def _run_sizes(linear: LinearizedFunction) -> list[int]:
+    if linear.f.network.refuses_modes:
+        return []
+    sizes = _Sizes()
+    with torch.no_grad(), sizes:
+        linear.evaluate(linear.point)
+    return sizes.sizes
+
+
+class _Sizes(Mode):
+    """Bytes of every operator's results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def see(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = passed(op, args, kwargs)
+        results = result if isinstance(result, tuple | list) else (result,)
+        self.sizes.extend(_bytes(item) for item in results if isinstance(item, Tensor))
+        return result

@@ -1,0 +1,129 @@
+"""``auto``: the method that selects another one, by the decision table of single calls and of plans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf
+
+from jaccli import defaults
+from jaccli.errors import note
+from jaccli.linearization.linearization import LinearizedFunction, batching_imported
+from jaccli.methods.base import Method, MethodGap, MethodTask, Selection, SelectionInput
+from jaccli.methods.operator_costs import roughly
+from jaccli.names import MethodName
+from jaccli.planning.linearize.linearization import Linearization
+from jaccli.text.quantities import seconds
+
+_BY_BACKWARD_PASSES: tuple[MethodName, ...] = ("reverse", "loop", "replicate", "functional")
+_FIRST_BATCHED = f"the first batched pass of a process imports for {seconds(defaults.SYMPY_IMPORT)}"
+
+
+class Auto(Method):
+    """Selects the method that is predicted to be the fastest. A single call uses this table, top to bottom:
+
+        no path from source to target              nothing to compute: zeros
+        the backward pass fails                    forward; finite-difference where that fails too
+        the loop takes less than SOON              loop, or reverse where its imports are done
+        the loop takes less than a graph capture   the fastest of the last row, without structured
+        structured takes CLEARLY less than loop    structured
+        otherwise                                  the fastest of loop, reverse, forward and structured
+
+    A plan (``jaccli.plan``) takes the method of this table, searches the structure without a limit of time, records it
+    as a program, and times both: the faster one is used. A structure that does not fit the memory is replaced by
+    reverse. A method that fails later is replaced by its ``fallbacks``, and in the end by those of ``auto``.
+
+    Times of single calls are predicted from counts of operators and sizes (``operator_costs``), not measured: two runs
+    select alike. Reverse and forward are left out where the imports of their first pass take longer than the others.
+    The constants are in ``jaccli.defaults``.
+
+    Cost: what ``counted`` and ``Linearization.search_structure`` cost, unless the loop takes less than SOON.
+
+    Args:
+        methods: those to select from, by name; read at each call.
+    """
+
+    name = "auto"
+    fallbacks = ("finite-difference",)
+
+    def __init__(self, methods: Mapping[MethodName, Method]) -> None:
+        self.methods = methods
+
+    def fill(self, task: MethodTask) -> None:
+        raise NotImplementedError("auto fills nothing: the method that it selects does")
+
+    def select(self, inputs: SelectionInput) -> Selection:
+        """The method, by the table above but for its first row, which is decided before."""
+        linear = inputs.linear
+        if linear.live is None or inputs.linearization.probe.backward_gap:
+            return self._without_backward(inputs)
+        loop_s = roughly(linear, inputs.sizes)
+        return _soon_done(linear, loop_s) if loop_s < defaults.SOON else self._fastest(inputs)
+
+    def _fastest(self, inputs: SelectionInput) -> Selection:
+        """Structured where it is clearly faster than the loop, else the least predicted time."""
+        linear = inputs.linear
+        loop_s = inputs.work.loop(linear.f.n_out)
+        gap, structured_s = structure_within(inputs.linearization, loop_s)
+        if structured_s < defaults.CLEARLY * loop_s:
+            why = f"{_shape(linear)}: {seconds(structured_s)} predicted from the network's structure"
+            reasons = dict.fromkeys(("reverse", "loop"), f"at most {seconds(loop_s)}")
+            return Selection("structured", why, reasons, structured_s)
+        others: dict[str, str] = {}
+        if not batching_imported() and min(structured_s, loop_s) < defaults.SYMPY_IMPORT:
+            others |= {name: _FIRST_BATCHED for name, method in self.methods.items() if method.batched}
+        if gap is not None:
+            others["structured"] = gap
+        candidates = [method for name, method in self.methods.items() if name not in others]
+        times = {method.name: method.predict(inputs) for method in candidates}
+        predicted = {name: time for name, time in times.items() if time is not None}
+        best = min(predicted, key=lambda name: predicted[name])
+        others |= {name: f"{seconds(time)} predicted" for name, time in predicted.items() if name != best}
+        if "forward" not in others and best != "forward":
+            others["forward"] = f"{linear.f.n_in} columns against {linear.f.n_out} rows"
+        why = f"{_shape(linear)}: {seconds(predicted[best])} predicted, the least"
+        return Selection(best, why, others, predicted[best])
+
+    def _without_backward(self, inputs: SelectionInput) -> Selection:
+        """Forward where that works, else finite-difference, with a note. Cost: J by forward passes."""
+        linear, linearization = inputs.linear, inputs.linearization
+        gap = linearization.probe.backward_gap or "no gradients"
+        others: dict[str, str] = dict.fromkeys(_BY_BACKWARD_PASSES, f"the backward pass fails: {gap}")
+        try:
+            task = MethodTask(linear, linear.value.new_zeros(linear.shape), inputs.chunk_of("forward"))
+            self.methods["forward"].fill(task)
+        except MethodGap as forward_gap:
+            others["forward"] = str(forward_gap)
+            note(
+                f"{linearization.name}: the backward pass fails ({gap}), and so does forward mode; "
+                "taken by finite differences"
+            )
+            return Selection("finite-difference", "neither backward nor forward passes work", others)
+        note(f"{linearization.name}: the backward pass fails ({gap}); taken in forward mode")
+        return Selection("forward", "the backward pass fails", others)
+
+
+def structure_within(linearization: Linearization, loop_s: float) -> tuple[str | None, float]:
+    """Why a single call cannot use ``structured``, or None, and its predicted seconds, infinite where it cannot.
+
+    Args:
+        linearization: f at the samples; keeps the structure.
+        loop_s: seconds of the loop over rows. The search for a structure may take a share of them.
+    """
+    assert linearization.linear.live is not None
+    search_s = linearization.linear.live.operators() * defaults.ENGINE_OPERATOR_S
+    if loop_s < search_s:
+        return f"a search for structure takes {seconds(search_s)}, the loop {seconds(loop_s)}", inf
+    gap = linearization.search_structure(defaults.SEARCH_SHARE * loop_s)
+    return gap, linearization.structure.seconds if linearization.structure is not None else inf
+
+
+def _soon_done(linear: LinearizedFunction, loop_s: float) -> Selection:
+    why = f"{_shape(linear)}: backward passes are soon done"
+    if not batching_imported():
+        return Selection("loop", why, {"reverse": _FIRST_BATCHED}, loop_s)
+    forward = f"{linear.f.n_in} columns, not fewer"
+    return Selection("reverse", why, {"loop": "rows one by one, where they go together", "forward": forward})
+
+
+def _shape(linear: LinearizedFunction) -> str:
+    return f"{linear.f.n_out} rows, {linear.f.n_in} columns"

@@ -1,0 +1,64 @@
+"""The first backward pass: whether there is a path, whether samples mix, and whether backward passes work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from jaccli.linearization.linearization import LinearizedFunction
+from jaccli.planning.linearize.sample_independence import leak
+from jaccli.runtime.torch_errors import is_out_of_memory, reason
+
+
+@dataclass(frozen=True)
+class AdjointProbe:
+    """One backward pass with a random cotangent, zero outside of ``samples``.
+
+    It shows whether there is a path and whether samples mix; later J is compared with its row.
+
+    Args:
+        cotangent: u, ``(batch, n_out)``; None where no backward pass was made, or none leads to the source.
+        row: Jᵀu, ``(batch, n_in)``; None likewise.
+        backward_gap: why there is no backward pass; None where there is one.
+        samples: those whose cotangent is not zero: every other one; where samples mix, the first.
+    """
+
+    cotangent: Tensor | None = None
+    row: Tensor | None = None
+    backward_gap: str | None = None
+    samples: slice = field(default_factory=lambda: slice(0, None, 2))
+
+    def first_sample(self, linear: LinearizedFunction) -> AdjointProbe:
+        """A probe whose row holds the first sample's own block, for samples that mix. Cost: one backward pass."""
+        assert self.cotangent is not None
+        u = self.cotangent.clone()
+        u[1:] = 0
+        return AdjointProbe(u, linear.vjp(u), samples=slice(0, 1))
+
+
+def probed(linear: LinearizedFunction) -> tuple[AdjointProbe, bool]:
+    """The probe of f, and whether samples mix.
+
+    Cost: one backward pass, and one of zeros where samples seem to mix; of two samples one more, and one more again
+    where samples mix.
+    """
+    assert linear.live is not None
+    if not linear.live.target.requires_grad:
+        return AdjointProbe(), False
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(linear.batch, linear.f.n_out, generator=generator).to(linear.value)
+    u[1::2] = 0
+    try:
+        row = linear.vjp_or_none(u)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return AdjointProbe(backward_gap=reason(error)), False
+    if row is None:
+        return AdjointProbe(), False
+    probe = AdjointProbe(u, row)
+    # Of two samples the second may depend on the first, which only its own row shows.
+    mix = leak(linear, u, row) or (linear.batch == 2 and leak(linear, u.flip(0), linear.vjp(u.flip(0))))
+    return (probe.first_sample(linear) if mix else probe), mix
