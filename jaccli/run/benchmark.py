@@ -17,7 +17,7 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.errors import JaccliError
-from jaccli.graph.layout.cost import meter
+from jaccli.graph.layout.cost import measured_rates
 from jaccli.methods import MethodGap
 from jaccli.methods.base import reason
 from jaccli.names import MethodName
@@ -150,7 +150,7 @@ def _enter(
     start = time.perf_counter()
     replay = None
     try:
-        with meter.as_measured():
+        with measured_rates():
             with computing(network), exact_attention(choice.exact_attention):
                 (linearization,) = linearize(network, inputs, [pair], graph=choice.needs_graph)
                 decision = decide(
