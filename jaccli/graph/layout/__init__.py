@@ -1,6 +1,6 @@
 """Matrices between two activations, stored by their structure, and the algebra of such matrices.
 
-    layout ─→ cost ─→ contraction ─→ spread, dense_write ─→ block ─→ windows ─→ algebra
+    layout ─→ cost ─→ contraction ─→ spread, dense_write ─→ block ─→ windows ─→ alignment ─→ algebra
 
 In: two activations' shapes, and numbers or a cost model. Out: a ``Block``, J or a part of it, with the axes that
 both activations share stored once (a diagonal) or as windows (a convolution). It is added, multiplied, transposed

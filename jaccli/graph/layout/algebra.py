@@ -8,14 +8,13 @@ Sum (``total``), as in a residual connection y = x + f(x)
     1. two blocks that differ in the range of one seed axis only are put side by side (``_joined``);
     2. seed axes are split at the same places and cover the same ranges (``aligned``);
     3. axis factors are split at the same places; banded axes that disagree are padded, given a common window, or
-       stored in full, on the side where that costs less (``_same_axes``);
+       stored in full, on the side where that costs less (``same_axes``);
     4. then the axes of one block contain those of the other: its data is added into the diagonal or the windows of
        the larger one, in place where that is owned.
 
     With f a linear layer on each of 2 tokens (``layout``'s example with 4 = 3 features), x has layout
     ``(banded, banded)``, data (1, 1), and f has ``(banded, dense)``, data (2, 3, 3): the 1 is added to the diagonal
-    of each 3 x 3 matrix. With f a convolution over tokens, a window of 3, the identity becomes a window of 3 too:
-    0, 1, 0 for each token.
+    of each 3 x 3 matrix. With f a convolution over tokens, a window of 3, it is added to the middle of each window.
 
 Product (``product``), where rows of the later part meet columns of the earlier part
     J[target, source] = Σ_m rows[target, m] columns[source, m]. Both live on the middle activation. An axis that is
@@ -41,22 +40,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from jaccli.graph.layout.block import (
-    Block,
-    densify,
-    merged,
-    split_axis_factor,
-    split_seed_axis,
-    whole,
-    widened,
-    without_ones,
-    zero_padded,
-)
+from jaccli.graph.layout.alignment import aligned, containing, covering, same_axes, same_axis_factors
+from jaccli.graph.layout.block import Block, densify, whole, without_ones
 from jaccli.graph.layout.contraction import LabelledTensor
 from jaccli.graph.layout.cost import CostModel
 from jaccli.graph.layout.dense_write import write
 from jaccli.graph.layout.layout import AxisFactor, BandedAxis, DenseAxis, Key, Label, Layout, SeedAxis
-from jaccli.graph.layout.windows import WIDE, grown, in_cells, split_window
 
 
 def total(a: Block, b: Block) -> Block:
@@ -73,12 +62,12 @@ def total(a: Block, b: Block) -> Block:
     a, b = aligned(a, b)
     while a.layout.primal_axes != b.layout.primal_axes:
         before = (a.layout, b.layout)
-        a, b = aligned(*_same_axes(a, b))
+        a, b = aligned(*same_axes(a, b))
         if (a.layout, b.layout) == before:  # they differ by banded axes of one of them alone
             break
     if (len(a.layout.banded), -a.layout.numel) > (len(b.layout.banded), -b.layout.numel):
         a, b = b, a
-    a, b = _containing(a, b)
+    a, b = containing(a, b)
     if a.layout.primal_axes == b.layout.primal_axes:
         return _sum_of_equals(a, b)
     return _sum_into(a, b)
@@ -123,7 +112,7 @@ def _joined(a: Block, b: Block) -> Block | None:
         or keys[0] in x.banded
     ):
         return None
-    layout = Layout(_covering(a, b), x.primal_axes, x.broadcast & y.broadcast)
+    layout = Layout(covering(a, b), x.primal_axes, x.broadcast & y.broadcast)
     if x.seed_axis[keys[0]].start > y.seed_axis[keys[0]].start:
         a, b = b, a
     first, second = a.layout.seed_axis[keys[0]], b.layout.seed_axis[keys[0]]
@@ -140,122 +129,6 @@ def _joined(a: Block, b: Block) -> Block | None:
         return out
 
     return a.step(layout, compute, layout.numel + 2 * (x.numel + y.numel), layout.numel)
-
-
-def aligned(a: Block, b: Block) -> tuple[Block, Block]:
-    """Both with seed axes that are split at the same places and cover the same ranges."""
-    a = _split_as(a, b)
-    b = _split_as(b, a)
-    seed_axes = _covering(a, b)
-    return widened(a, seed_axes), widened(b, seed_axes)
-
-
-def _covering(a: Block, b: Block) -> tuple[SeedAxis, ...]:
-    """Seed axes whose ranges cover those of both."""
-    return tuple(x if x == y else x.covering(y) for x, y in zip(a.layout.seed_axes, b.layout.seed_axes, strict=True))
-
-
-def _split_as(a: Block, b: Block) -> Block:
-    """``a`` with its seed axes split where those of ``b`` are."""
-    for other in b.layout.seed_axes:
-        if other.key in a.layout.seed_axis:
-            continue
-        dim, stride = other.key
-        for seed in a.layout.seed_axes:
-            if seed.key[0] == dim and seed.key[1] < stride < seed.key[1] * seed.full:
-                return _split_as(_split(a, seed, stride // seed.key[1]), b)
-    return a
-
-
-def _split(block: Block, seed: SeedAxis, low: int) -> Block:
-    """A seed axis as ``high x low``, with what is tied to it; a range grows to whole groups of ``low``."""
-    if not seed.divisible(low):
-        start, stop = seed.start // low * low, -(-(seed.start + seed.size) // low) * low
-        wide = replace(seed, start=start, size=stop - start)
-        block = widened(block, tuple(wide if e is seed else e for e in block.layout.seed_axes))
-    banded = block.layout.banded
-    if seed.key in banded and not block.layout.plain(banded[seed.key][2]):
-        return split_window(block, seed.key, low)
-    return split_seed_axis(block, seed.key, low)
-
-
-def _containing(a: Block, b: Block) -> tuple[Block, Block]:
-    """``a`` with its windows made as wide as those of ``b``."""
-    for key in a.layout.banded.keys() & b.layout.banded.keys():
-        (d, i, x), (_, _, y) = a.layout.banded[key], b.layout.banded[key]
-        if _alike(x, y):
-            low, high = min(x.offset, y.offset), max(x.offset + x.width, y.offset + y.width)
-            a = grown(a, d, i, low, high - low)
-    return a, b
-
-
-def _same_axes(a: Block, b: Block) -> tuple[Block, Block]:
-    """Both with the same axis factors, except that one may have banded axes where the other has dense ones."""
-    for d in range(len(a.layout.primal_axes)):
-        a, b = _same_axis_factors(a, b, d)
-    x, y = a.layout.banded, b.layout.banded
-    shared = {key for key in x.keys() & y.keys() if x[key][:2] == y[key][:2] and _alike(x[key][2], y[key][2])}
-    a_more, b_more = x.keys() - shared, y.keys() - shared
-    if a_more and b_more:
-        if a.layout.numel < b.layout.numel:
-            a = densify(a, a_more)
-        else:
-            b = densify(b, b_more)
-        return _same_axes(a, b) if a.layout.banded.keys() & b.layout.banded.keys() - shared else (a, b)
-    return a, b
-
-
-def _same_axis_factors(a: Block, b: Block, d: int, bands: bool = True) -> tuple[Block, Block]:
-    """One dimension of both split at the same places; with ``bands``, banded axes that disagree made equal too."""
-    position = 0
-    while position < max(len(a.layout.primal_axes[d]), len(b.layout.primal_axes[d])):
-        if position >= min(len(a.layout.primal_axes[d]), len(b.layout.primal_axes[d])):
-            return merged(a, d), merged(b, d)
-        x, y = a.layout.primal_axes[d][position], b.layout.primal_axes[d][position]
-        if bands and isinstance(x, BandedAxis) and isinstance(y, BandedAxis) and not _alike(x, y):
-            changed = _same_bands(a, b, x, y)
-            if changed is not None:
-                a, b = changed
-                continue
-        if x.size == y.size:
-            position += 1
-            continue
-        if x.size > y.size:
-            a, ok = _cut(a, d, position, y.size)
-        else:
-            b, ok = _cut(b, d, position, x.size)
-        if not ok:
-            return merged(a, d), merged(b, d)
-    return a, b
-
-
-def _alike(x: BandedAxis, y: BandedAxis) -> bool:
-    """Whether two banded axes differ by their windows at most, and a window that holds both is small."""
-    width = max(x.offset + x.width, y.offset + y.width) - min(x.offset, y.offset)
-    near = width == max(x.width, y.width) or width <= WIDE * x.size
-    return near and x.zero_padded and y.zero_padded and replace(x, offset=y.offset, width=y.width) == y
-
-
-def _same_bands(a: Block, b: Block, x: BandedAxis, y: BandedAxis) -> tuple[Block, Block] | None:
-    """Two banded axes that differ, as padded ones or stored in full; None where splitting has to come first."""
-    if x.size != y.size:
-        return None
-    if x.key == y.key and x.stride == y.stride and not (x.zero_padded and y.zero_padded):
-        return zero_padded(a), zero_padded(b)
-    return densify(a, [x.key]), densify(b, [y.key])
-
-
-def _cut(block: Block, d: int, a: int, high: int) -> tuple[Block, bool]:
-    """Split an axis factor so that its first part has size ``high``; False where it does not divide."""
-    axis = block.layout.primal_axes[d][a]
-    if axis.size % high:
-        return block, False
-    if isinstance(axis, BandedAxis) and not block.layout.plain(axis):
-        cells = in_cells(block, d, a, axis.size // high)
-        if cells is not None:
-            return cells, True
-        block = densify(block, [axis.key])
-    return split_axis_factor(block, d, a, axis.size // high), True
 
 
 def without_windows(block: Block) -> Block:
@@ -311,7 +184,7 @@ def product(rows: Block, columns: Block, shape: tuple[int, ...]) -> Block:
     """
     rows, columns = without_windows(without_ones(rows)), without_windows(without_ones(columns))
     for d in range(len(rows.layout.primal_axes)):
-        rows, columns = _same_axis_factors(rows, columns, d, bands=False)
+        rows, columns = same_axis_factors(rows, columns, d, bands=False)
     r, c = rows.layout, columns.layout
     a_labels, b_labels, tied = _product_labels(r, c)
     primal_axes: list[list[AxisFactor]] = [[] for _ in shape]

@@ -9,8 +9,9 @@ Example: rows over 8 pixels, the identity: ``offset=0, stride=1, width=1``. Pull
 2, three taps wide, with padding 1 (adjoint: pixel p reaches 2 p - 1, 2 p, 2 p + 1 of 16) they become ``offset=-1,
 stride=2, width=3``. Pushed forward through it, pixel q of the 8 inputs reaches one or two of the 4 results. With
 ``low=2``, inputs 2 g and 2 g + 1 have the window ``stride=2, width=2`` together, and that goes through: ``offset=0,
-stride=1, width=2``, results g and g + 1. Data ``(8, 1)`` becomes ``(4, 2, 2)``: high, low, window; of the pair's
-common window each low element stores zeros where the other's is.
+stride=1, width=2``, results g and g + 1. Data ``(8,)`` becomes ``(4, 2, 2)``: high, low, window; of the pair's common
+window each low element stores zeros where the other's is. (Of the identity itself, which is broadcast, ``(1,)`` becomes
+``(1, 2, 2)``.)
 
 ``in_cells`` does the same for reshapes, which split an axis into cells: ``(16,)`` → ``(8, 2)``. A window has to become
 one of whole cells. ``as_window`` is the way back.

@@ -10,8 +10,8 @@ product, or tap by tap (``toeplitz``). Images in full go by phases (``polyphase`
 few channels.
 
 Example: a convolution of 3 taps, padding 1, on the identity over 8 pixels: window ``offset=0, width=1`` → ``offset=-1,
-width=3``, data (8, 1) → (8, 3), each row the kernel. What sticks out, left of row 0 and right of row 7, is computed
-like the rest and wrong: the result has ``zero_padded=False``, and is padded before the next sum or convolution.
+width=3``. The data is a single 1 and becomes the kernel, sizes (1, 3), the same for all pixels. So what sticks out,
+left of row 0 and right of row 7, is not zero: the result has ``zero_padded=False``, and is padded before a sum.
 """
 
 from __future__ import annotations

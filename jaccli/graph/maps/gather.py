@@ -14,12 +14,12 @@ from jaccli.graph.maps.base import LazyTensor, Primitive, Shape
 
 
 @dataclass(frozen=True)
-class Pick(Primitive):
-    """``index_select``: ``y[i] = x[index[i]]`` along dimension ``dim`` of size ``full``.
+class _Indexed(Primitive):
+    """Elements of one dimension by an index.
 
     Args:
         dim: the dimension.
-        full: its size.
+        full: its size in x.
         index: ``(n,)`` of int64.
     """
 
@@ -27,12 +27,16 @@ class Pick(Primitive):
     full: int
     index: Tensor
 
+    def prepared(self, block: Block) -> Block:
+        return merged(block, self.dim)
+
+
+class Pick(_Indexed):
+    """``index_select``: ``y[i] = x[index[i]]``."""
+
     @property
     def T(self) -> Drop:
         return Drop(self.dim, self.full, self.index)
-
-    def prepared(self, block: Block) -> Block:
-        return merged(block, self.dim)
 
     def layout(self, old: Layout) -> Layout:
         count = self.index.numel()
@@ -46,20 +50,12 @@ class Pick(Primitive):
         return Block.of(new, data.reshape(new.sizes))
 
 
-@dataclass(frozen=True)
-class Drop(Primitive):
+class Drop(_Indexed):
     """The transpose of ``Pick``: ``x[index[i]] += y[i]``."""
-
-    dim: int
-    full: int
-    index: Tensor
 
     @property
     def T(self) -> Pick:
         return Pick(self.dim, self.full, self.index)
-
-    def prepared(self, block: Block) -> Block:
-        return merged(block, self.dim)
 
     def layout(self, old: Layout) -> Layout:
         return old.with_dim(self.dim, (DenseAxis(self.full),))
@@ -73,8 +69,8 @@ class Drop(Primitive):
 
 
 @dataclass(frozen=True)
-class Gather(Primitive):
-    """``gather`` along dimension ``dim`` of size ``full``, by indices that differ from place to place.
+class _IndexedEverywhere(Primitive):
+    """Elements of one dimension by indices that differ from place to place.
 
     Args:
         dim: the dimension.
@@ -88,12 +84,17 @@ class Gather(Primitive):
     index: LazyTensor
     shape: Shape
 
+    def prepared(self, block: Block) -> Block:
+        """One dense axis for this dimension, also where it has size 1; no windows anywhere."""
+        return merged(densify(block, block.layout.window_keys()), self.dim)
+
+
+class Gather(_IndexedEverywhere):
+    """``gather``: ``y[…, i, …] = x[…, index[…, i, …], …]``."""
+
     @property
     def T(self) -> Scatter:
         return Scatter(self.dim, self.full, self.index, self.shape)
-
-    def prepared(self, block: Block) -> Block:
-        return _without_windows(block, self.dim)
 
     def layout(self, old: Layout) -> Layout:
         return replace(old.with_dim(self.dim, (DenseAxis(self.shape[self.dim]),)), broadcast=frozenset())
@@ -109,21 +110,12 @@ class Gather(Primitive):
         return Block.of(new, block.tensor.expand(sizes).gather(axis, index))
 
 
-@dataclass(frozen=True)
-class Scatter(Primitive):
+class Scatter(_IndexedEverywhere):
     """The transpose of ``Gather``: each element is added where its index says."""
-
-    dim: int
-    full: int
-    index: LazyTensor
-    shape: Shape
 
     @property
     def T(self) -> Gather:
         return Gather(self.dim, self.full, self.index, self.shape)
-
-    def prepared(self, block: Block) -> Block:
-        return _without_windows(block, self.dim)
 
     def layout(self, old: Layout) -> Layout:
         return replace(old.with_dim(self.dim, (DenseAxis(self.full),)), broadcast=frozenset())
@@ -137,8 +129,3 @@ class Scatter(Primitive):
         out = block.tensor.new_zeros(new.sizes)
         out.scatter_add_(new.labels.index((self.dim, 0)), index, block.tensor.expand(old.sizes))
         return Block.of(new, out)
-
-
-def _without_windows(block: Block, dim: int) -> Block:
-    """One dense axis for this dimension, also where it has size 1; no windows anywhere."""
-    return merged(densify(block, block.layout.window_keys()), dim)

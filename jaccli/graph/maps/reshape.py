@@ -22,20 +22,23 @@ from jaccli.graph.maps.base import Primitive, Shape
 
 
 @dataclass(frozen=True)
-class Reshape(Primitive):
+class _ShapeChange(Primitive):
+    """From shape ``old`` to shape ``new``."""
+
+    old: Shape
+    new: Shape
+
+    def apply(self, block: Block) -> Block | None:
+        return block if self.old == self.new else super().apply(block)
+
+
+class Reshape(_ShapeChange):
     """Another shape, elements in the same order.
 
     Axis factors are split until each new dimension is a product of whole ones; then they only change dimensions.
     Where the shapes cut the elements at places that do not divide each other, the dimensions between two common cuts
     are stored in full.
-
-    Args:
-        old: shape before.
-        new: shape after.
     """
-
-    old: Shape
-    new: Shape
 
     @property
     def T(self) -> Reshape:
@@ -160,19 +163,12 @@ class Permute(Primitive):
         return Block.of(new, data, block.owned)
 
 
-@dataclass(frozen=True)
-class Expand(Primitive):
-    """Dimensions of size 1 repeated: shape ``old`` to ``new``, of as many dimensions."""
-
-    old: Shape
-    new: Shape
+class Expand(_ShapeChange):
+    """Dimensions of size 1 repeated; the shapes have as many dimensions."""
 
     @property
     def T(self) -> SumTo:
         return SumTo(self.new, self.old)
-
-    def apply(self, block: Block) -> Block | None:
-        return block if self.old == self.new else super().apply(block)
 
     def layout(self, old: Layout) -> Layout:
         sizes = zip(self.old, self.new, old.primal_axes, strict=True)
@@ -183,12 +179,8 @@ class Expand(Primitive):
         return Block.of(new, data.expand(new.sizes), owned=False)
 
 
-@dataclass(frozen=True)
-class SumTo(Primitive):
+class SumTo(_ShapeChange):
     """Sums over the dimensions that become 1: the transpose of ``Expand``."""
-
-    old: Shape
-    new: Shape
 
     @property
     def T(self) -> Expand:
@@ -197,9 +189,6 @@ class SumTo(Primitive):
     @property
     def _summed(self) -> list[int]:
         return [d for d, (m, n) in enumerate(zip(self.old, self.new, strict=True)) if m != n]
-
-    def apply(self, block: Block) -> Block | None:
-        return block if self.old == self.new else super().apply(block)
 
     def prepared(self, block: Block) -> Block:
         return zero_padded(block)

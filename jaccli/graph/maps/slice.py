@@ -16,18 +16,27 @@ from jaccli.graph.maps.base import Primitive
 
 
 @dataclass(frozen=True)
-class Slice(Primitive):
-    """``start, start + step, …``: ``count`` elements of one dimension of size ``full``.
-
-    A dimension that is banded as a whole stays so: of a diagonal the seed axis is narrowed, since all other seed
-    elements give zero; of windows those elements that are cut off stick out.
-    """
+class _Places(Primitive):
+    """``start, start + step, …``: ``count`` elements of dimension ``dim`` of size ``full``."""
 
     dim: int
     full: int
     start: int
     count: int
     step: int = 1
+
+    @property
+    def index(self) -> slice:
+        """The elements."""
+        return slice(self.start, self.start + self.step * (self.count - 1) + 1, self.step)
+
+
+class Slice(_Places):
+    """``y[i] = x[start + step i]`` along one dimension.
+
+    A dimension that is banded as a whole stays so: of a diagonal the seed axis is narrowed, since all other seed
+    elements give zero; of windows those elements that are cut off stick out.
+    """
 
     @property
     def T(self) -> Embed:
@@ -46,11 +55,8 @@ class Slice(Primitive):
         block = merged(block, self.dim)
         layout = block.layout.with_dim(self.dim, (DenseAxis(self.count),) if self.count > 1 else ())
         place = block.layout.labels.index((self.dim, 0))
-        return block.view(layout, lambda data: data[(slice(None),) * place + (self._index,)])
-
-    @property
-    def _index(self) -> slice | int:
-        return self.start if self.count == 1 else self.T.index
+        index = self.start if self.count == 1 else self.index
+        return block.view(layout, lambda data: data[(slice(None),) * place + (index,)])
 
     def _of_diagonal(self, block: Block, axis: BandedAxis) -> Block | None:
         old = block.layout
@@ -75,15 +81,8 @@ class Slice(Primitive):
         return block.view(layout, compute)
 
 
-@dataclass(frozen=True)
-class Embed(Primitive):
+class Embed(_Places):
     """The transpose of ``Slice``: the elements at their places, zeros elsewhere."""
-
-    dim: int
-    full: int
-    start: int
-    count: int
-    step: int = 1
 
     @property
     def T(self) -> Slice:
@@ -104,11 +103,6 @@ class Embed(Primitive):
             zero_padded=True,
         )
         return block.relabelled(block.layout.with_dim(self.dim, (moved,)))
-
-    @property
-    def index(self) -> slice:
-        """The places of the elements."""
-        return slice(self.start, self.start + self.step * (self.count - 1) + 1, self.step)
 
 
 def _band(layout: Layout, dim: int) -> BandedAxis | None:
