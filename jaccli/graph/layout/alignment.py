@@ -10,7 +10,7 @@ until nothing changes: ``algebra.total`` has the loop.
 
 Invariants
     * blocks only ever get more axes, larger ranges, wider windows or more dense axes, so that this ends;
-    * what has to be stored in full is stored so on the side where it has fewer elements.
+    * where it is enough to store the banded axes of one of the two in full, it is the one with fewer elements.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ A ``Block`` is a layout and its data. The data is one of three things:
 
 Operations are written once for numbers and dry runs. Each says three things, apart from each other: the layout of the
 result, what it costs, and how the data is computed. ``Block.step`` takes all three and ``Block.view`` takes two, for
-what costs nothing; they are the only places that ask whether a block is abstract, but for those that write in place
-or take several blocks.
+what costs nothing. They ask whether a block is abstract, and so does ``maps.base.Primitive.apply``; elsewhere only what
+multiplies blocks, writes in place, or chooses between several ways asks that.
 
 Example: pooling over the two tokens of the per-token linear layer of ``layout`` needs them in one row. The block has
 data of sizes ``(2, 4, 3)``; ``densify`` stores the token axis of the primal in full::

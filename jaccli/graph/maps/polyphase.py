@@ -1,9 +1,15 @@
 """Convolutions by phases: pixel s i + r of the result from the inputs around i, with a filter for each phase r.
 
-For transposed convolutions that stride, and for convolutions of what was repeated s times in each direction
-(nearest upsampling): the filter of a phase is the sum of the taps that fall on the same input (W. Shi et al.,
-*Is the deconvolution layer the same as a convolutional layer?*, 2016). And for convolutions to a handful of
-channels, which leave vector units idle: with a block of pixels as so many channels they do not.
+The phases become channels of one ordinary convolution over the places i. It serves three cases:
+
+* a transposed convolution of stride s, without the zeros between its inputs;
+* a convolution of pixels that were repeated s times in each direction (nearest upsampling), without the repetitions:
+  the filter of a phase is the sum of the taps that fall on the same input (W. Shi et al., *Is the deconvolution layer
+  the same as a convolutional layer?*, 2016);
+* a convolution to fewer channels than a vector unit takes at once: a block of s pixels becomes s times the channels.
+
+Example: 3 taps a, b, c and padding 1 on inputs that are repeated twice. Result 2 i sees inputs i - 1, i, i and has the
+filter (a, b + c); result 2 i + 1 sees i, i, i + 1 and has (a + b, c).
 """
 
 from __future__ import annotations

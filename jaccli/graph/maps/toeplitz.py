@@ -1,8 +1,12 @@
 """Convolutions of windows as matrix products: all directions as one matrix, or the first one tap by tap.
 
-A window of w pixels becomes one of w + k - 1. As one (Toeplitz) matrix that is w (w + k - 1) products of
-channels, most of them with zeros; tap by tap k w, each tap added to a run of rows of the result. Matrix
-products reach rates that convolutions of small images do not.
+A window of w pixels becomes one of w + k - 1. As one (Toeplitz) matrix that takes w (w + k - 1) products of channels,
+most of them with zeros. Tap by tap it takes k w, and each tap is added to a run of rows of the result. Both do more
+work than a convolution, or the same, at a higher rate: convolutions of small images are slow.
+
+Example: a window of 2 pixels and 3 taps a, b, c, transposed. As a matrix ``(2, 4)`` its rows are (a, b, c, 0) and
+(0, a, b, c). Tap by tap, the window times a is added to pixels 0 and 1 of the result, times b to 1 and 2, times c to 2
+and 3.
 """
 
 from __future__ import annotations
