@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from jaccli.errors import note
-from jaccli.graph.layout.cost import meter
+from jaccli.graph.layout.cost import measured_rates
 from jaccli.names import check_compile, check_count, check_method
 from jaccli.planning.bind import bind
 from jaccli.planning.decide import decide
@@ -92,7 +92,7 @@ def plan(
     check_compile(compile, method)
     network, pair, inputs = bind(model, x, source, target, args, kwargs)
     calibrate_once(x.device)
-    with meter.as_measured():
+    with measured_rates():
         with computing(network), exact_attention(choice.exact_attention):
             batch, graph, limit = inputs.batch, choice.needs_graph, choice.max_memory
             refuse_too_large(network, inputs, [pair], choice.method, limit, graph=graph, keep=batch)

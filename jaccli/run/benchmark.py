@@ -21,7 +21,7 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.errors import JaccliError
-from jaccli.graph.layout.cost import meter
+from jaccli.graph.layout.cost import measured_rates
 from jaccli.methods import MethodGap
 from jaccli.methods.base import reason
 from jaccli.names import MethodName
@@ -155,7 +155,7 @@ def _contender(
     start = time.perf_counter()
     cache = None
     try:
-        with meter.as_measured():
+        with measured_rates():
             with computing(network), exact_attention(options.exact_attention):
                 (linearization,) = linearize(network, inputs, [pair], graph=options.needs_graph)
                 decision = decide(

@@ -217,13 +217,13 @@ def _matrix(rows: Block, out: Tensor | None = None) -> Tensor:
 
 def _put(rows: Block, part: Part, place: Tensor) -> None:
     """The rows of one part and no others, written to their place."""
-    top = next(e for e in rows.form.seed_axes if e.key[0] == part.dim)
+    top = next(e for e in rows.layout.seed_axes if e.key[0] == part.dim)
     step = top.key[1]
     low = min(part.start // step, top.start)
     high = max(-(-(part.start + part.size) // step), top.start + top.size)
     seed_axes = tuple(
         replace(e, start=low, size=high - low) if e is top else replace(e, start=0, size=e.full)
-        for e in rows.form.seed_axes
+        for e in rows.layout.seed_axes
     )
     rows = widened(rows, seed_axes)
     if (low * step, high * step) == (part.start, part.start + part.size):

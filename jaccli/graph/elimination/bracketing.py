@@ -9,7 +9,6 @@ matrix products*, 2003; U. Naumann, *Matrix-Free Jacobian Chaining*, 2024).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from jaccli.graph.elimination.sweep import Segment
 from jaccli.graph.layout.algebra import product, transposed
 from jaccli.graph.layout.block import Block, identity_block, narrowed
-from jaccli.graph.layout.cost import meter
+from jaccli.graph.layout.cost import CostModel
 from jaccli.graph.rules.registry import Map
 from jaccli.graph.trace.ir import Node, Value
 
@@ -107,43 +106,43 @@ class Chain:
         self.spent, self._within = 0.0, within
         count = len(self.cuts)
         table: dict[tuple[int, int], tuple[Bracketing, IntervalJacobian]] = {}
-        with self._counting():
-            for length in range(1, count):
-                for i in range(count - length):
-                    table[i, i + length] = self._interval(table, i, i + length)
+        cost = self._cost_model()
+        for length in range(1, count):
+            for i in range(count - length):
+                table[i, i + length] = self._interval(table, i, i + length, cost)
         return table[0, count - 1][0]
 
     def sweeps(self, within: float, other_than: Bracketing) -> list[Bracketing]:
         """All rows back, and all columns forward, where predicted to take no longer than ``within`` seconds."""
         found = []
-        with self._counting():
-            for way in ("pull", "push"):
-                bracketing = self._sweep(way)
-                if bracketing.seconds <= within and _ways(bracketing) != _ways(other_than):
-                    found.append(bracketing)
+        cost = self._cost_model()
+        for way in ("pull", "push"):
+            bracketing = self._sweep(way, cost)
+            if bracketing.seconds <= within and _ways(bracketing) != _ways(other_than):
+                found.append(bracketing)
         return found
 
-    def _counting(self) -> AbstractContextManager[None]:
+    def _cost_model(self) -> CostModel:
         tensor = self.cuts[0].tensor
-        return meter.counting(tensor.device, tensor.dtype)
+        return CostModel.of(tensor.device, tensor.dtype)
 
-    def _sweep(self, way: Literal["pull", "push"]) -> Bracketing:
+    def _sweep(self, way: Literal["pull", "push"], cost: CostModel) -> Bracketing:
         count = len(self.cuts) - 1
         bracketing, sides = None, None
         for step in range(1, count + 1):
             i, j = (count - step, count) if way == "pull" else (0, step)
-            meter.reset()
-            sides = self._do(way, i, j, i, [sides] if sides is not None else [], None)
+            cost.reset()
+            sides = self._do(way, i, j, i, [sides] if sides is not None else [], cost)
             before = bracketing.seconds if bracketing is not None else 0.0
-            peak = max(meter.peak, bracketing.peak if bracketing is not None else 0)
+            peak = max(cost.peak, bracketing.peak if bracketing is not None else 0)
             bracketing = Bracketing(
-                i, j, way, (bracketing,) if bracketing is not None else (), before + meter.seconds, peak
+                i, j, way, (bracketing,) if bracketing is not None else (), before + cost.seconds, peak
             )
         assert bracketing is not None
         return bracketing
 
     def _interval(
-        self, table: dict[tuple[int, int], tuple[Bracketing, IntervalJacobian]], i: int, j: int
+        self, table: dict[tuple[int, int], tuple[Bracketing, IntervalJacobian]], i: int, j: int, cost: CostModel
     ) -> tuple[Bracketing, IntervalJacobian]:
         found: list[tuple[Bracketing, IntervalJacobian]] = []
         options: list[tuple[EliminationMode, tuple[tuple[int, int], ...], int | None]] = []
@@ -162,16 +161,16 @@ class Chain:
                 continue
             if meet is not None and self.spent > self._within:
                 continue
-            meter.reset()
+            cost.reset()
             self.spent += _NODE_S * (
                 1 if way == "product" else len(self.stretches[j - 1 if way == "push" else i].nodes)
             )
             middle = keys[0][0] if way == "product" else i
-            sides = self._do(way, i, j, middle, [table[key][1] for key in keys], None, meet)
-            peak = max([meter.peak, *(p.peak for p in parts)])
+            sides = self._do(way, i, j, middle, [table[key][1] for key in keys], cost, meet)
+            peak = max([cost.peak, *(p.peak for p in parts)])
             if j - i == len(self.cuts) - 1 and sides.rows is None and sides.columns is not None:
-                meter.strided(sides.columns.form.numel)  # J is wanted as rows
-            found.append((Bracketing(i, j, way, parts, before + meter.seconds, peak, meet), sides))
+                cost.strided(sides.columns.layout.numel)  # J is wanted as rows
+            found.append((Bracketing(i, j, way, parts, before + cost.seconds, peak, meet), sides))
         return min(found, key=lambda item: item[0].seconds)
 
     def _do(
@@ -181,7 +180,7 @@ class Chain:
         j: int,
         k: int,
         parts: Sequence[IntervalJacobian],
-        like: Tensor | None,
+        like: Tensor | CostModel,
         meet: int | None = None,
         part: Part | None = None,
     ) -> IntervalJacobian:
@@ -205,7 +204,7 @@ class Chain:
         assert columns is not None
         return IntervalJacobian(rows=product(rows, columns, source.shape))
 
-    def _seeds(self, cut: int, like: Tensor | None, part: Part | None) -> Block:
+    def _seeds(self, cut: int, like: Tensor | CostModel, part: Part | None) -> Block:
         """The identity on a cut, or the part of it that was asked for."""
         whole = identity_block(self.cuts[cut].shape, like)
         return narrowed(whole, part.dim, part.start, part.size) if part is not None and part.cut == cut else whole

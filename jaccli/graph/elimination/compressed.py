@@ -18,7 +18,7 @@ from jaccli.defaults import WORKING_SET
 from jaccli.graph.elimination.sweep import Segment
 from jaccli.graph.layout.algebra import matrix
 from jaccli.graph.layout.block import Block
-from jaccli.graph.layout.cost import meter
+from jaccli.graph.layout.cost import CostModel
 from jaccli.graph.layout.layout import BandedAxis, DenseAxis, Layout, SeedAxis
 from jaccli.graph.rules.registry import Map
 from jaccli.graph.sparsity.coloring import By, Coloring, coloring, fewest
@@ -106,14 +106,13 @@ class Compressed:
         """Seconds and elements of the largest intermediate result, by a dry run of one chunk."""
         start = self._start
         batch, count = start.shape[0], min(self.chunk, self.passes)
-        with meter.counting(start.tensor.device, start.tensor.dtype):
-            meter.reset()
-            self._through(_bundle(start.shape, count, None))
-            seconds, peak = meter.seconds * -(-self.passes // self.chunk), meter.peak
-            meter.reset()
-            full = batch * math.prod(self.pattern.shape)
-            meter.move(full + 3 * batch * self.pattern.nnz, fresh=full)
-            return seconds + meter.seconds, peak
+        cost = CostModel.of(start.tensor.device, start.tensor.dtype)
+        self._through(_bundle(start.shape, count, cost))
+        seconds, peak = cost.seconds * -(-self.passes // self.chunk), cost.peak
+        cost.reset()
+        full = batch * math.prod(self.pattern.shape)
+        cost.move(full + 3 * batch * self.pattern.nnz, full)
+        return seconds + cost.seconds, peak
 
     def _through(self, bundle: Block) -> Block | None:
         return self.stretch.pull(bundle) if self._by_row else self.stretch.push(bundle)
@@ -134,7 +133,7 @@ class Compressed:
         return rows * n_in + columns, self.coloring.groups[columns] * n_out + rows
 
 
-def _bundle(shape: tuple[int, ...], count: int, seeds: Tensor | None) -> Block:
+def _bundle(shape: tuple[int, ...], count: int, seeds: Tensor | CostModel) -> Block:
     """Vectors over one activation, the same for every sample: samples linked, then one axis of vectors."""
     key = (0, 1)
     vectors = SeedAxis((len(shape), 1), count)
@@ -143,7 +142,7 @@ def _bundle(shape: tuple[int, ...], count: int, seeds: Tensor | None) -> Block:
         form = Layout((vectors,), ((), *inner))
     else:
         form = Layout((SeedAxis(key, shape[0]), vectors), ((BandedAxis(key, shape[0]),), *inner), frozenset({key}))
-    return Block(form, None if seeds is None else seeds.reshape(form.sizes))
+    return Block(form, seeds if isinstance(seeds, CostModel) else seeds.reshape(form.sizes))
 
 
 def compressed_plan(

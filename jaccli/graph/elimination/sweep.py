@@ -13,6 +13,7 @@ from torch import Tensor
 from jaccli.graph.elimination.cuts import MIXING, mixes
 from jaccli.graph.layout.algebra import product, total, transposed
 from jaccli.graph.layout.block import Block, identity_block, materialized, without_ones
+from jaccli.graph.layout.cost import CostModel
 from jaccli.graph.layout.layout import BandedAxis
 from jaccli.graph.maps.base import Primitive
 from jaccli.graph.maps.elementwise import Mul, Scale, multiplied
@@ -144,9 +145,9 @@ def _finished(waiting: dict[Value, list[_Contribution]]) -> dict[Value, Block]:
     return {value: part.scaled() for value, part in summed.items() if part is not None}
 
 
-def _like(bundle: Block, value: Value) -> Tensor | None:
-    """The tensor whose dtype and device an identity takes; none in a dry run."""
-    return None if bundle.data is None else value.tensor
+def _like(bundle: Block, value: Value) -> Tensor | CostModel:
+    """The tensor whose dtype and device an identity takes; in a dry run the cost model."""
+    return bundle.data if isinstance(bundle.data, CostModel) else value.tensor
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class _Contribution:
     def lent(self) -> _Contribution:
         """The same vectors, not to be written into."""
         bundle = self.scaled()
-        return _Contribution(Block(bundle.form, bundle.data, False))
+        return _Contribution(Block(bundle.layout, bundle.data, False))
 
 
 def _through(part: _Contribution | None, steps: Sequence[Primitive]) -> _Contribution | None:
@@ -196,7 +197,7 @@ def _through(part: _Contribution | None, steps: Sequence[Primitive]) -> _Contrib
 
 
 def _linked(bundle: Block, dim: int) -> bool:
-    return any(isinstance(axis_factor, BandedAxis) for axis_factor in bundle.form.dims[dim])
+    return any(isinstance(axis_factor, BandedAxis) for axis_factor in bundle.layout.primal_axes[dim])
 
 
 def _sum(parts: list[_Contribution]) -> _Contribution | None:
@@ -209,8 +210,8 @@ def _sum(parts: list[_Contribution]) -> _Contribution | None:
         if part.embed is None:
             bundles.append(part.scaled())
             continue
-        form, dim = part.bundle.form, part.embed.dim
-        rest = (*form.dims[:dim], *form.dims[dim + 1 :])
+        form, dim = part.bundle.layout, part.embed.dim
+        rest = (*form.primal_axes[:dim], *form.primal_axes[dim + 1 :])
         key = (dim, tuple(e.key for e in form.seed_axes), rest, part.embed.step)
         groups.setdefault(key, []).append((part.bundle, part.embed))
     for group in groups.values():
@@ -218,7 +219,7 @@ def _sum(parts: list[_Contribution]) -> _Contribution | None:
     # Those of one range first: a wider range costs zeros, and every sum there costs more.
     alike: dict[object, list[Block]] = {}
     for bundle in bundles:
-        alike.setdefault(bundle.form.seed_axes, []).append(bundle)
+        alike.setdefault(bundle.layout.seed_axes, []).append(bundle)
     return _Contribution(reduce(total, [reduce(total, group) for group in alike.values()])) if bundles else None
 
 

@@ -1,30 +1,86 @@
-"""Products of labelled tensors: one matrix product each, with as few copies as the labels allow."""
+"""Products of labelled tensors: one matrix product each, with as few copies as the labels allow.
+
+A labelled tensor has a name for each axis, as the data axes of a block have (``Layout.labels``). Axes of both
+factors with one name are multiplied with each other; those that the result does not have are summed over. This is
+``torch.einsum`` with names, and with one extension: an axis of size 1 stands for one along which a factor is
+constant.
+
+Example: rows ``(token, out, hidden)`` times a weight ``(hidden, in)`` give ``(token, out, in)``: a matrix product
+of ``(token · out, hidden)`` and ``(hidden, in)``. A weight for each token, ``(token, hidden, in)``, makes it a
+batched one.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from jaccli.graph.layout.cost import CostModel
 from jaccli.graph.layout.layout import Label
 
 
-def arranged(tensor: Tensor, labels: Sequence[Label], wanted: Sequence[Label]) -> Tensor:
-    """A tensor with its axes in another order, and axes of size 1 where it has none."""
-    have = [label for label in wanted if label in labels]
-    order = [labels.index(label) for label in have]
-    if order != list(range(len(order))):
-        tensor = tensor.permute(order)
-    if len(have) != len(wanted):
+@dataclass(frozen=True)
+class LabelledTensor:
+    """A tensor with a label for each axis; in a dry run sizes only, and the cost model.
+
+    Args:
+        sizes: label → size, in the order of the axes.
+        data: of these sizes.
+    """
+
+    sizes: dict[Label, int]
+    data: Tensor | CostModel
+
+    @classmethod
+    def of(cls, tensor: Tensor, labels: Sequence[Label]) -> LabelledTensor:
+        """A tensor with labels for its axes."""
+        return cls(dict(zip(labels, tensor.shape, strict=True)), tensor)
+
+    @property
+    def labels(self) -> list[Label]:
+        """Of the axes."""
+        return list(self.sizes)
+
+    @property
+    def numel(self) -> int:
+        """Elements."""
+        return math.prod(self.sizes.values())
+
+    def relabelled(self, new: Callable[[Label], Label]) -> LabelledTensor:
+        """The same with other labels."""
+        return LabelledTensor({new(x): n for x, n in self.sizes.items()}, self.data)
+
+    def times(self, other: LabelledTensor, out: Sequence[Label]) -> Tensor | CostModel:
+        """The product, summed over the labels that are not in ``out``; its axes are in that order."""
+        if isinstance(self.data, CostModel):
+            self.data.product(self.sizes, other.sizes, out)
+            return self.data
+        assert isinstance(other.data, Tensor)
+        return contract(self.data, self.labels, other.data, other.labels, out)
+
+
+def arranged(tensor: Tensor, labels: Sequence[Label], order: Sequence[Label]) -> Tensor:
+    """A tensor with its axes in another order, and axes of size 1 for labels that it does not have."""
+    present = [label for label in order if label in labels]
+    places = [labels.index(label) for label in present]
+    if places != list(range(len(places))):
+        tensor = tensor.permute(places)
+    if len(present) != len(order):
         sizes = iter(tensor.shape)
-        tensor = tensor.reshape([next(sizes) if label in labels else 1 for label in wanted])
+        tensor = tensor.reshape([next(sizes) if label in labels else 1 for label in order])
     return tensor
 
 
 def contract(a: Tensor, la: Sequence[Label], b: Tensor, lb: Sequence[Label], out: Sequence[Label]) -> Tensor:
-    """Σ over the labels that are not in ``out``; sizes of 1 stand for axes along which a factor is constant."""
+    """The product of two tensors with labels ``la`` and ``lb``, summed over the labels that are not in ``out``.
+
+    Returns:
+        A tensor with an axis for each label of ``out``, in that order; of the wider dtype of the two.
+    """
     if a.dtype != b.dtype:
         dtype = torch.promote_types(a.dtype, b.dtype)
         a, b = a.to(dtype), b.to(dtype)
@@ -37,7 +93,7 @@ def contract(a: Tensor, la: Sequence[Label], b: Tensor, lb: Sequence[Label], out
     only_a = [x for x in la if x not in lb]
     only_b = [x for x in lb if x not in la]
     if a.numel() < b.numel() and not batch and only_a and only_b and out.index(only_a[0]) > out.index(only_b[0]):
-        return contract(b, lb, a, la, out)  # the order that leaves the result as it is wanted
+        return contract(b, lb, a, la, out)  # the product comes out in the order of ``out``
     size_a, size_b = dict(zip(la, a.shape, strict=True)), dict(zip(lb, b.shape, strict=True))
     n, i, j, k = (math.prod(size_a.get(x, 0) or size_b[x] for x in group) for group in (batch, only_a, only_b, summed))
     left = arranged(a, la, [*batch, *only_a, *summed])
@@ -52,9 +108,9 @@ def contract(a: Tensor, la: Sequence[Label], b: Tensor, lb: Sequence[Label], out
 
 
 def _trimmed(a: Tensor, la: Sequence[Label], b: Tensor, lb: Sequence[Label]) -> tuple[Tensor, list[Label]]:
-    """Without the axes of size 1 along which the other factor varies."""
+    """``a`` without its axes of size 1 along which the other factor varies."""
     drop = [x for x, n in zip(la, a.shape, strict=True) if n == 1 and x in lb and b.shape[list(lb).index(x)] != 1]
     if not drop:
         return a, list(la)
-    kept = [x for x in la if x not in drop]
-    return arranged(a, la, [*kept, *drop]).reshape([a.shape[list(la).index(x)] for x in kept]), kept
+    rest = [x for x in la if x not in drop]
+    return arranged(a, la, [*rest, *drop]).reshape([a.shape[list(la).index(x)] for x in rest]), rest

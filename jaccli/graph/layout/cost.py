@@ -1,10 +1,24 @@
-"""What a dry run costs: operations, bytes moved and operators called, in seconds of this machine."""
+"""The cost model: what operations on blocks are predicted to take, in seconds of a machine.
+
+A plan is chosen by *dry runs*: the operations of a candidate are applied to blocks that have a layout and no
+numbers. Such a block has a ``CostModel`` where others have a tensor (``Block.data``), and each operation on it is
+charged to that model::
+
+    cost = CostModel.of(device, dtype)
+    rows = identity_block(shape, cost)          # abstract: nothing is allocated
+    segment.pull(rows)                          # the same code as for numbers
+    cost.seconds, cost.peak                     # predicted
+
+The model travels with the blocks, so that no state is shared: dry runs may be nested, and run in several threads at
+once. Seconds are sums over operators: work at the machine's rates (``Calibration``) and an overhead for each call.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
@@ -12,62 +26,74 @@ import torch
 from jaccli.calibration import TYPICAL, Calibration, known
 from jaccli.graph.layout.layout import Label
 
+_MEASURED: ContextVar[bool] = ContextVar("measured", default=False)
+# Seconds asked of a machine before, by operator; of the machine that was used last only.
+_Memo = tuple[Calibration, dict[Hashable, float]]
+_last: _Memo = (TYPICAL, {})
 
-@dataclass
-class Meter:
-    """Adds up what bundles in a dry run would do.
+
+@contextmanager
+def measured_rates() -> Iterator[None]:
+    """Cost models made in here, in this thread, use this machine's measured rates: for plans that are then timed.
+
+    Elsewhere they use those of a common machine, so that a network always gets the same plan.
+    """
+    token = _MEASURED.set(True)
+    try:
+        yield
+    finally:
+        _MEASURED.reset(token)
+
+
+def _memo_of(machine: Calibration) -> dict[Hashable, float]:
+    """Seconds of operators on a machine; a new table when the machine changes, old models keep theirs."""
+    global _last
+    last = _last
+    if machine != last[0]:
+        _last = last = (machine, {})
+    return last[1]
+
+
+@dataclass(eq=False)
+class CostModel:
+    """Adds up what the operations of a dry run would take. One dry run writes to it, in one thread.
 
     Attributes:
-        seconds: predicted.
-        flops: of matrix products and convolutions.
-        peak: the largest number of elements in one result.
-        machine: rates.
+        machine: its rates.
         dtype: of the elements.
-        on: whether it counts.
-        memo: what was asked of the machine before.
-        measured: this machine's rates are taken, once they were measured; else those of a common one, by which the
-            same network is always planned for alike.
+        seconds: predicted.
+        peak: the largest number of elements of one result.
     """
 
+    machine: Calibration
+    dtype: torch.dtype
     seconds: float = 0.0
-    flops: float = 0.0
     peak: int = 0
-    machine: Calibration = field(default=TYPICAL)
-    dtype: torch.dtype = torch.float32
-    on: bool = False
-    memo: dict[Hashable, float] = field(default_factory=dict)
-    measured: bool = False
+    _memo: dict[Hashable, float] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, device: torch.device, dtype: torch.dtype) -> CostModel:
+        """At the rates of a device; see ``measured_rates``."""
+        machine = known(device) if _MEASURED.get() else TYPICAL
+        return cls(machine, dtype, _memo=_memo_of(machine))
+
+    @classmethod
+    def unread(cls) -> CostModel:
+        """For a layout that is found by abstract evaluation, whose cost is of no interest."""
+        return cls(TYPICAL, torch.float32)
 
     def reset(self) -> None:
-        """Start again."""
-        self.seconds = self.flops = 0.0
-        self.peak = 0
-
-    @contextmanager
-    def counting(self, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-        """Count in here, at the rates of a device."""
-        machine = known(device) if self.measured else TYPICAL
-        if machine != self.machine:
-            self.memo.clear()
-        self.machine, self.dtype, self.on = machine, dtype, True
-        try:
-            yield
-        finally:
-            self.on = False
-
-    @contextmanager
-    def as_measured(self) -> Iterator[None]:
-        """In here plans are made for this machine, as for what is going to be raced by the clock anyway."""
-        before, self.measured = self.measured, True
-        try:
-            yield
-        finally:
-            self.measured = before
+        """Start again from zero."""
+        self.seconds, self.peak = 0.0, 0
 
     def product(self, a: Mapping[Label, int], b: Mapping[Label, int], out: Sequence[Label]) -> None:
-        """A contraction of labelled factors, with the copies that bring its axes in order."""
-        if not self.on:
-            return
+        """A contraction of two labelled tensors, with the copies that bring their axes in order.
+
+        Args:
+            a: label → size; size 1 where the tensor does not vary.
+            b: likewise.
+            out: labels of the result; the others are summed over.
+        """
         both = [x for x in a if x in b and not (a[x] == 1) ^ (b[x] == 1)]
         summed = [x for x in both if x not in out]
         size = {x: max(a.get(x, 1), b.get(x, 1)) for x in (*a, *b)}
@@ -77,48 +103,50 @@ class Meter:
         batch = [x for x in both if x in out]
         only_a = [x for x in a if x not in both and a[x] > 1]
         only_b = [x for x in b if x not in both and b[x] > 1]
-        for factor, wanted in ((a, [*batch, *only_a, *summed]), (b, [*batch, *summed, *only_b])):
-            order = [x for x in factor if x in wanted and size[x] > 1]
-            if order != [x for x in wanted if size[x] > 1] and (batch or order[-1:] != summed[-1:]):
+        for factor, ideal in ((a, [*batch, *only_a, *summed]), (b, [*batch, *summed, *only_b])):
+            order = [x for x in factor if x in ideal and size[x] > 1]
+            if order != [x for x in ideal if size[x] > 1] and (batch or order[-1:] != summed[-1:]):
                 self.seconds += self.machine.strided_seconds(2 * self._bytes(math.prod(factor.values())))
         n, i, j, k = (math.prod(size[x] for x in group) for group in (batch, only_a, only_b, summed))
         self.gemm(n, i, j, k)
 
     def gemm(self, batch: int, i: int, j: int, k: int) -> None:
-        """``batch`` products of (i, k) and (k, j)."""
-        if not self.on:
-            return
-        self.flops += 2.0 * batch * i * j * k
+        """``batch`` matrix products of (i, k) and (k, j)."""
         key = (i, j, k, batch, self.dtype)
-        if key not in self.memo:
-            self.memo[key] = self.machine.gemm_seconds(*key) + self.machine.overhead_s
-        self.seconds += self.memo[key]
+        if key not in self._memo:
+            self._memo[key] = self.machine.gemm_seconds(*key) + self.machine.overhead_s
+        self.seconds += self._memo[key]
         self._result(batch * i * j)
 
-    def move(self, elements: float, fresh: int = 0) -> None:
-        """An elementwise step that reads and writes so many elements."""
-        if not self.on:
-            return
+    def move(self, elements: float, result: int = 0) -> None:
+        """An elementwise step.
+
+        Args:
+            elements: read and written.
+            result: elements of the result where it is large and newly allocated.
+        """
         self.seconds += self.machine.elementwise_seconds(self._bytes(elements)) + self.machine.overhead_s
-        self._result(fresh)
+        self._result(result)
 
     def strided(self, elements: float) -> None:
-        """A copy into another order."""
-        if self.on:
-            self.seconds += self.machine.strided_seconds(self._bytes(2 * elements)) + self.machine.overhead_s
+        """A copy into another order of axes."""
+        self.seconds += self.machine.strided_seconds(self._bytes(2 * elements)) + self.machine.overhead_s
 
     def convolve(self, flops: float, elements: float, channels: tuple[int, int], transposed: bool) -> None:
-        """A convolution with its channels last."""
-        if not self.on:
-            return
-        self.flops += flops
+        """A convolution with its channels last in memory.
+
+        Args:
+            flops: operations.
+            elements: read and written.
+            channels: in and out, of one group.
+            transposed: whether it is a transposed convolution.
+        """
         key = (flops, channels, transposed, self.dtype)
-        if key not in self.memo:
-            self.memo[key] = self.machine.conv_seconds(flops, channels, True, transposed, self.dtype)
-        works = self.memo[key]
-        self.seconds += (
-            max(works, self.machine.elementwise_seconds(self._bytes(elements))) + 4 * self.machine.overhead_s
-        )
+        if key not in self._memo:
+            self._memo[key] = self.machine.conv_seconds(flops, channels, True, transposed, self.dtype)
+        work = self._memo[key]
+        memory = self.machine.elementwise_seconds(self._bytes(elements))
+        self.seconds += max(work, memory) + 4 * self.machine.overhead_s
         self._result(int(elements))
 
     def _result(self, elements: int) -> None:
@@ -127,6 +155,3 @@ class Meter:
 
     def _bytes(self, elements: float) -> int:
         return int(elements) * self.dtype.itemsize
-
-
-meter = Meter()

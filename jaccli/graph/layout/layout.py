@@ -1,13 +1,61 @@
-"""How a bundle of vectors lies in memory: which axes it shares with the activation it lives on.
+"""How a block of vectors lies in memory: which axes it shares with the activation that it belongs to.
 
-A bundle holds, for every element of one activation (its *ends*: the target when cotangents are pulled
-back, the source when tangents are pushed on), a vector over another activation (its *dims*). Often the
-two share axes: sample b of the one depends on sample b of the other only, token t on token t, and pixel
-p on the pixels around p. Such axes are *linked* and stored once, so that J of a per-token layer is a
-block a token, and that of a convolution a window a pixel. The identity has every axis linked, and
-nothing stored at all.
+A *block* holds one vector for every element of an activation, the *seed*: the target's elements when cotangents
+are pulled back, the source's when tangents are pushed forward. Each vector lives on another activation, the
+*primal*. So a block is a matrix with a row for every seed element and a column for every primal element, and both
+indices have as many axes as their activation. Often this matrix is mostly zero, because row and column share axes:
+sample b depends on sample b only, token t on token t, pixel p on the pixels around p. A ``Layout`` says which axes
+are shared; a shared axis is stored once.
 
-Data axes, in this order: linked ends, other ends, then what is not linked of the dims.
+Three kinds of axes
+    * a *seed axis* (``SeedAxis``): an axis of the seed, or a range of it; outside the range the block is zero;
+    * a *dense axis* (``DenseAxis``): an axis of the primal that is stored in full;
+    * a *banded axis* (``BandedAxis``): an axis of the primal that is tied to a seed axis. Seed element p reaches
+      the elements ``offset + stride p``, …, ``offset + stride p + width - 1`` of it: its *window*. With width 1 the
+      axis is diagonal and needs no axis of its own in the data.
+
+    A dense or banded axis is an *axis factor*: a dimension of the primal is a product of several of them, slowest
+    first, after a reshape has joined or split dimensions. ``primal_axes`` has one tuple of axis factors for each
+    dimension; a dimension of size 1 has none.
+
+Data axes, in this order
+    1. seed axes that a banded axis is tied to;
+    2. the other seed axes;
+    3. dense axes, and the windows of banded axes wider than 1, in the order of the primal.
+
+    ``labels`` names them: ``(-1, dimension, stride)`` is a seed axis, ``(dimension, place)`` an axis factor.
+
+Example: a linear layer on each of 2 tokens, 3 features → 4 features
+    The seed is y of shape (2, 4), the primal x of shape (2, 3). Token t of y depends on token t of x only::
+
+        Layout(
+            seed_axes=(SeedAxis((0, 1), 2), SeedAxis((1, 1), 4)),
+            primal_axes=((BandedAxis((0, 1), 2),), (DenseAxis(3),)),
+        )
+
+    Data of sizes (2, 4, 3), labels (-1, 0, 1), (-1, 1, 1), (1, 0): a 4 x 3 matrix for each token, 24 elements
+    instead of the 48 of the full matrix. It is the layer's weight twice, so with ``broadcast={(0, 1)}`` sizes
+    (1, 4, 3) are enough.
+
+Example: a convolution of 8 pixels with 3 taps and padding 1
+    The seed is y, the primal x, both of shape (8,). Pixel p of y depends on p - 1, p and p + 1 of x::
+
+        Layout(
+            seed_axes=(SeedAxis((0, 1), 8),),
+            primal_axes=((BandedAxis((0, 1), 8, offset=-1, width=3, zero_padded=False),),),
+        )
+
+    Data of sizes (8, 3), labels (-1, 0, 1), (0, 0): element (p, w) is ∂y[p] / ∂x[p - 1 + w]. Windows 0 and 7 stick
+    out of x; ``zero_padded=False`` says that what is stored there has no meaning and must be set to zero before it
+    is summed. A convolution of stride 2 would have ``stride=2`` and 4 seed elements.
+
+Invariants
+    * a key names one seed axis, and at most one banded axis is tied to it;
+    * a layout has no dense axis of size 1 once ``block.without_ones`` has been applied;
+    * ``broadcast`` holds keys of banded axes only. Along them the data does not vary and has size 1;
+    * sizes of the axis factors of a dimension multiply to its size.
+
+The identity has every axis banded with width 1 and broadcast: a single 1 is stored.
 """
 
 from __future__ import annotations
@@ -24,19 +72,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DenseAxis:
-    """An axis of the dims that is stored in full."""
+    """An axis of the primal that is stored in full."""
 
     size: int
 
 
 @dataclass(frozen=True)
 class BandedAxis:
-    """An axis of the dims that is tied to an end: end p reaches ``offset + stride p`` and ``width - 1`` after it.
+    """An axis of the primal tied to a seed axis: seed element p reaches ``offset + stride p`` and ``width - 1`` after.
 
     Args:
-        key: the end.
+        key: of the seed axis.
         size: of the axis in the activation; windows may stick out of it.
-        clean: what sticks out is known to be zero.
+        offset: first element of window 0, negative where it sticks out.
+        stride: elements between the windows of neighbouring seed elements.
+        width: of each window.
+        zero_padded: the data is zero wherever a window sticks out.
     """
 
     key: Key
@@ -44,11 +95,19 @@ class BandedAxis:
     offset: int = 0
     stride: int = 1
     width: int = 1
-    clean: bool = True
+    zero_padded: bool = True
 
     def shared(self, low: int) -> BandedAxis:
-        """The window that ``low`` neighbouring ends have together; the next such group starts as far on."""
+        """The window that ``low`` neighbouring seed elements have together, for each group of ``low``."""
         return replace(self, stride=self.stride * low, width=self.width + self.stride * (low - 1))
+
+    def stop(self, count: int) -> int:
+        """One past the last element that the first ``count`` windows reach."""
+        return self.offset + self.stride * (count - 1) + self.width
+
+    def inside(self, count: int) -> bool:
+        """Whether none of the first ``count`` windows sticks out."""
+        return self.offset >= 0 and self.stop(count) <= self.size
 
 
 AxisFactor = DenseAxis | BandedAxis
@@ -56,11 +115,13 @@ AxisFactor = DenseAxis | BandedAxis
 
 @dataclass(frozen=True)
 class SeedAxis:
-    """An axis of the ends, or a range of it; elsewhere the bundle is zero.
+    """An axis of the seed, or a range of it; outside the range the block is zero.
 
     Args:
-        key: its dimension in the activation, and its stride there where a dimension was split.
+        key: the seed's dimension, and the axis's stride in it: 1, or more where a dimension is split in several.
         full: size of the whole axis.
+        start: first element of the range.
+        size: of the range; all of the axis by default.
     """
 
     key: Key
@@ -74,15 +135,20 @@ class SeedAxis:
 
     @property
     def whole(self) -> bool:
-        """Not a part."""
+        """Whether the range is all of the axis."""
         return self.size == self.full
 
     def divisible(self, low: int) -> bool:
-        """Whether it, and its range, are made of whole groups of ``low``."""
+        """Whether the axis and its range consist of whole groups of ``low``."""
         return not any(n % low for n in (self.full, self.start, self.size))
 
+    def covering(self, other: SeedAxis) -> SeedAxis:
+        """The axis over the smallest range that contains both."""
+        start, stop = min(self.start, other.start), max(self.start + self.size, other.start + other.size)
+        return SeedAxis(self.key, self.full, start, stop - start)
+
     def split(self, low: int) -> tuple[SeedAxis, SeedAxis]:
-        """As ``high x low``."""
+        """The axis as two, ``high x low``."""
         assert self.divisible(low)
         high = (self.key[0], self.key[1] * low)
         return SeedAxis(high, self.full // low, self.start // low, self.size // low), SeedAxis(self.key, low)
@@ -90,51 +156,57 @@ class SeedAxis:
 
 @dataclass(frozen=True)
 class Layout:
-    """Ends, dims, and the linked ends along which the data does not vary (stored with size 1)."""
+    """The axes of a block; see the module's docstring.
+
+    Args:
+        seed_axes: in the order of the seed's dimensions, slowest first.
+        primal_axes: the axis factors of each dimension of the primal, slowest first.
+        broadcast: keys of banded axes along which the data does not vary.
+    """
 
     seed_axes: tuple[SeedAxis, ...]
-    dims: tuple[tuple[AxisFactor, ...], ...]
-    flat: frozenset[Key] = frozenset()
+    primal_axes: tuple[tuple[AxisFactor, ...], ...]
+    broadcast: frozenset[Key] = frozenset()
 
     @cached_property
     def banded(self) -> dict[Key, tuple[int, int, BandedAxis]]:
-        """Key → where its link is among the dims, and the link."""
+        """Key → dimension and place of the banded axis, and the axis."""
         return {
-            axis_factor.key: (d, a, axis_factor)
-            for d, axis_factors in enumerate(self.dims)
-            for a, axis_factor in enumerate(axis_factors)
-            if isinstance(axis_factor, BandedAxis)
+            axis.key: (d, a, axis)
+            for d, axes in enumerate(self.primal_axes)
+            for a, axis in enumerate(axes)
+            if isinstance(axis, BandedAxis)
         }
 
     @cached_property
-    def end(self) -> dict[Key, SeedAxis]:
-        """Ends by key."""
-        return {end.key: end for end in self.seed_axes}
+    def seed_axis(self) -> dict[Key, SeedAxis]:
+        """Key → seed axis."""
+        return {axis.key: axis for axis in self.seed_axes}
 
     @cached_property
-    def layout(self) -> tuple[Label, ...]:
-        """Labels of the data axes: an end's key with -1 in front, or the place of an atom."""
-        linked = [(-1, *e.key) for e in self.seed_axes if e.key in self.banded]
+    def labels(self) -> tuple[Label, ...]:
+        """Names of the data axes: ``(-1, *key)`` of a seed axis, ``(dimension, place)`` of an axis factor."""
+        tied = [(-1, *e.key) for e in self.seed_axes if e.key in self.banded]
         others = [(-1, *e.key) for e in self.seed_axes if e.key not in self.banded]
         columns = [
             (d, a)
-            for d, axis_factors in enumerate(self.dims)
-            for a, axis_factor in enumerate(axis_factors)
-            if isinstance(axis_factor, DenseAxis) or axis_factor.width > 1
+            for d, axes in enumerate(self.primal_axes)
+            for a, axis in enumerate(axes)
+            if isinstance(axis, DenseAxis) or axis.width > 1
         ]
-        return (*linked, *others, *columns)
+        return (*tied, *others, *columns)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Sizes of the data axes."""
-        return tuple(self._size(label) for label in self.layout)
+        return tuple(self._size(label) for label in self.labels)
 
     def _size(self, label: Label) -> int:
         if label[0] == -1:
             key = (label[1], label[2])
-            return 1 if key in self.flat else self.end[key].size
-        axis_factor = self.dims[label[0]][label[1]]
-        return axis_factor.size if isinstance(axis_factor, DenseAxis) else axis_factor.width
+            return 1 if key in self.broadcast else self.seed_axis[key].size
+        axis = self.primal_axes[label[0]][label[1]]
+        return axis.size if isinstance(axis, DenseAxis) else axis.width
 
     @property
     def numel(self) -> int:
@@ -143,34 +215,41 @@ class Layout:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The activation that the vectors live on."""
-        return tuple(math.prod(axis_factor.size for axis_factor in axis_factors) for axis_factors in self.dims)
+        """Shape of the primal."""
+        return tuple(math.prod(axis.size for axis in axes) for axes in self.primal_axes)
 
-    def with_dim(self, dim: int, axis_factors: tuple[AxisFactor, ...]) -> Layout:
-        """With other atoms in one dimension."""
-        return replace(self, dims=exchanged(self.dims, dim, axis_factors))
+    def with_dim(self, dim: int, axes: tuple[AxisFactor, ...]) -> Layout:
+        """Other axis factors in one dimension of the primal."""
+        return Layout(self.seed_axes, exchanged(self.primal_axes, dim, axes), self.broadcast)
 
-    def plain(self, axis_factor: AxisFactor) -> bool:
-        """Whether an atom is free, or linked one to one with a whole end."""
-        if isinstance(axis_factor, DenseAxis):
+    def with_band(self, axis: BandedAxis) -> Layout:
+        """Another banded axis in place of the one tied to the same seed axis."""
+        d, a, _ = self.banded[axis.key]
+        return self.with_dim(d, exchanged(self.primal_axes[d], a, axis))
+
+    def banded_keys(self, *dims: int) -> list[Key]:
+        """Keys of the banded axes in some dimensions of the primal."""
+        return [axis.key for d in dims for axis in self.primal_axes[d] if isinstance(axis, BandedAxis)]
+
+    def window_keys(self) -> list[Key]:
+        """Keys of the banded axes whose windows are wider than 1."""
+        return [key for key, (_, _, axis) in self.banded.items() if axis.width > 1]
+
+    def plain(self, axis: AxisFactor) -> bool:
+        """Whether an axis factor is dense, or the diagonal of a whole seed axis of its size."""
+        if isinstance(axis, DenseAxis):
             return True
-        end = self.end[axis_factor.key]
-        return (
-            end.whole
-            and axis_factor.width == 1
-            and axis_factor.stride == 1
-            and axis_factor.offset == 0
-            and axis_factor.size == end.size
-        )
+        seed = self.seed_axis[axis.key]
+        return seed.whole and axis.width == 1 and axis.stride == 1 and axis.offset == 0 and axis.size == seed.size
 
 
 def exchanged(items: tuple[T, ...], place: int, *new: T) -> tuple[T, ...]:
-    """With others in one place."""
+    """The items with one of them replaced by any number of others."""
     return (*items[:place], *new, *items[place + 1 :])
 
 
 def identity(shape: tuple[int, ...]) -> Layout:
-    """Every axis linked with itself; axes of size 1 are left out."""
+    """The identity on an activation: every axis is diagonal; axes of size 1 are left out."""
     seed_axes = tuple(SeedAxis((d, 1), n) for d, n in enumerate(shape) if n != 1)
-    dims = tuple((BandedAxis((d, 1), n),) if n != 1 else () for d, n in enumerate(shape))
-    return Layout(seed_axes, dims, frozenset(e.key for e in seed_axes))
+    primal_axes = tuple((BandedAxis((d, 1), n),) if n != 1 else () for d, n in enumerate(shape))
+    return Layout(seed_axes, primal_axes, frozenset(e.key for e in seed_axes))

@@ -1,4 +1,26 @@
-"""Windows at several resolutions: ends split in two where an operator strides, windows in cells and back."""
+"""Windows at several resolutions: what happens to banded axes where a network strides, pools and resamples.
+
+A banded axis ties seed element p to the elements from ``offset + stride p`` on. An operator that strides by s keeps
+windows only where they step whole multiples of s. Where they do not, the seed axis is split in two, ``high x low``:
+the ``low`` neighbours of a group get one window together, wide enough for all of them, and the high part strides
+``low`` times as far.
+
+Example: rows over 8 pixels, the identity: ``offset=0, stride=1, width=1``. Pulled back through a convolution of stride
+2, three taps wide, with padding 1 (adjoint: pixel p reaches 2 p - 1, 2 p, 2 p + 1 of 16) they become ``offset=-1,
+stride=2, width=3``. Pushed forward through it, pixel q of the 8 inputs reaches one or two of the 4 results. With
+``low=2``, inputs 2 g and 2 g + 1 have the window ``stride=2, width=2`` together, and that goes through: ``offset=0,
+stride=1, width=2``, results g and g + 1. Data ``(8,)`` becomes ``(4, 2, 2)``: high, low, window; of the pair's common
+window each low element stores zeros where the other's is. (Of the identity itself, which is broadcast, ``(1,)`` becomes
+``(1, 2, 2)``.)
+
+``in_cells`` does the same for reshapes, which split an axis into cells: ``(16,)`` → ``(8, 2)``. A window has to become
+one of whole cells. ``as_window`` is the way back.
+
+Invariants
+    * a window is never wider than ``WIDE`` of its axis where a choice exists; wider ones are stored in full;
+    * elements that are added to a window are zero;
+    * splitting a seed axis moves the banded axis to its high part; the low part is not tied to anything.
+"""
 
 from __future__ import annotations
 
@@ -6,101 +28,96 @@ import math
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from jaccli.graph.layout.block import Block, densify
 from jaccli.graph.layout.contraction import arranged
-from jaccli.graph.layout.cost import meter
 from jaccli.graph.layout.layout import BandedAxis, DenseAxis, Key, Label, Layout, exchanged
 
 # Windows of more than this share of their axis are stored in full.
 WIDE = 0.75
 
 
-def grown(bundle: Block, d: int, a: int, offset: int, width: int) -> Block:
-    """A window made wider, with zeros."""
-    old, form = bundle.form.dims[d][a], bundle.form
-    assert isinstance(old, BandedAxis)
-    if (old.offset, old.width) == (offset, width):
-        return bundle
-    wide = form.with_dim(d, exchanged(form.dims[d], a, replace(old, offset=offset, width=width)))
-    meter.move(form.numel + wide.numel)
-    data = bundle.data
-    if data is None:
-        return Block(wide, None)
-    if old.width == 1:
-        data = arranged(data, form.layout, wide.layout)
-    axis = wide.layout.index((d, a))
-    pads = [0, 0] * (data.dim() - 1 - axis) + [old.offset - offset, offset + width - old.offset - old.width]
-    return bundle.made(wide, torch.constant_pad_nd(data, pads))
+def grown(block: Block, d: int, a: int, offset: int, width: int) -> Block:
+    """A block with zeros at both ends of a window, which then begins at ``offset`` and has another ``width``."""
+    old = block.layout
+    axis = old.primal_axes[d][a]
+    assert isinstance(axis, BandedAxis)
+    if (axis.offset, axis.width) == (offset, width):
+        return block
+    layout = old.with_band(replace(axis, offset=offset, width=width))
+
+    def compute(data: Tensor) -> Tensor:
+        if axis.width == 1:
+            data = arranged(data, old.labels, layout.labels)
+        after = data.dim() - 1 - layout.labels.index((d, a))
+        pads = [0, 0] * after + [axis.offset - offset, offset + width - axis.offset - axis.width]
+        return torch.constant_pad_nd(data, pads)
+
+    return block.step(layout, compute, old.numel + layout.numel)
 
 
-def split_window(bundle: Block, key: Key, low: int) -> Block:
-    """Split an end of size ``high x low`` that has a window: the high part keeps it.
-
-    Ends that differ in the low part alone get one window, wide enough for all of them, so that the high part
-    strides ``low`` times as far. What a strided operator makes of such a window is a window again.
-    """
-    form = bundle.form
-    end = form.end[key]
-    d, a, axis_factor = form.banded[key]
-    pair = end.split(low)
+def split_window(block: Block, key: Key, low: int) -> Block:
+    """A seed axis that has a window as ``high x low``: the high part keeps it, in steps ``low`` times as long."""
+    old = block.layout
+    seed = old.seed_axis[key]
+    d, a, axis = old.banded[key]
+    pair = seed.split(low)
     high_key = pair[0].key
-    wide = replace(axis_factor.shared(low), key=high_key)
-    new = Layout(
-        tuple(x for e in form.seed_axes for x in (pair if e is end else (e,))),
-        form.with_dim(d, exchanged(form.dims[d], a, wide)).dims,
-        form.flat - {key} | ({high_key} if key in form.flat else set()),
+    wide = replace(axis.shared(low), key=high_key)
+    layout = Layout(
+        tuple(x for e in old.seed_axes for x in (pair if e is seed else (e,))),
+        exchanged(old.primal_axes, d, exchanged(old.primal_axes[d], a, wide)),
+        old.broadcast - {key} | ({high_key} if key in old.broadcast else set()),
     )
-    meter.move(2 * form.numel + new.numel, fresh=new.numel)
-    data = bundle.data
-    if data is None:
-        return Block(new, None)
-    axis = form.layout.index((-1, *key))
-    if key in form.flat:
-        data = data.unsqueeze(axis + 1).expand([*data.shape[: axis + 1], low, *data.shape[axis + 1 :]])
-    else:
-        data = data.unflatten(axis, (-1, low))
-    labels: tuple[Label, ...] = exchanged(form.layout, axis, (-1, *high_key), (-1, *key))
-    data = arranged(data, labels, new.layout)
-    out = data.new_zeros(new.sizes)
-    strides = dict(zip(new.layout, out.stride(), strict=True))
-    if wide.width > 1:
-        strides[-1, *key] += axis_factor.stride * strides[d, a]
-    out.as_strided(data.shape, [strides[x] for x in new.layout], 0).copy_(data)
-    return bundle.made(new, out)
+
+    def compute(data: Tensor) -> Tensor:
+        place = old.labels.index((-1, *key))
+        if key in old.broadcast:
+            data = data.unsqueeze(place + 1).expand([*data.shape[: place + 1], low, *data.shape[place + 1 :]])
+        else:
+            data = data.unflatten(place, (-1, low))
+        labels: tuple[Label, ...] = exchanged(old.labels, place, (-1, *high_key), (-1, *key))
+        data = arranged(data, labels, layout.labels)
+        out = data.new_zeros(layout.sizes)
+        strides = dict(zip(layout.labels, out.stride(), strict=True))
+        if wide.width > 1:  # of the common window each low element begins ``axis.stride`` after the one before it
+            strides[-1, *key] += axis.stride * strides[d, a]
+        out.as_strided(data.shape, [strides[x] for x in layout.labels], 0).copy_(data)
+        return out
+
+    return block.step(layout, compute, 2 * old.numel + layout.numel, layout.numel)
 
 
-def in_cells(bundle: Block, d: int, a: int, size: int) -> Block | None:
-    """A window's axis as cells of so many elements: the window is one of whole cells.
+def in_cells(block: Block, d: int, a: int, size: int) -> Block | None:
+    """A banded axis split into cells of ``size`` elements: a banded axis of cells, and a dense one within them.
 
-    None where the ends cannot be split so that they step whole cells, or where the window becomes wide.
+    None where the seed axis cannot be split so that its windows step whole cells, or where the window becomes wide.
     """
-    axis_factor = bundle.form.dims[d][a]
-    assert isinstance(axis_factor, BandedAxis)
-    low = size // math.gcd(axis_factor.stride, size)
-    first = axis_factor.offset // size
-    cells = (axis_factor.offset + axis_factor.shared(low).width - 1) // size - first + 1
-    if cells * size > WIDE * axis_factor.size or not bundle.form.end[axis_factor.key].divisible(low):
+    axis = block.layout.primal_axes[d][a]
+    assert isinstance(axis, BandedAxis)
+    low = size // math.gcd(axis.stride, size)
+    first = axis.offset // size
+    cells = (axis.offset + axis.shared(low).width - 1) // size - first + 1
+    if cells * size > WIDE * axis.size or not block.layout.seed_axis[axis.key].divisible(low):
         return None
     if low > 1:
-        bundle = split_window(bundle, axis_factor.key, low)
-    bundle = grown(bundle, d, a, first * size, cells * size)
-    axis_factor = bundle.form.dims[d][a]
-    assert isinstance(axis_factor, BandedAxis)
-    cell = replace(
-        axis_factor, size=axis_factor.size // size, offset=first, stride=axis_factor.stride // size, width=cells
+        block = split_window(block, axis.key, low)
+    block = grown(block, d, a, first * size, cells * size)
+    axis = block.layout.primal_axes[d][a]
+    assert isinstance(axis, BandedAxis)
+    cell = replace(axis, size=axis.size // size, offset=first, stride=axis.stride // size, width=cells)
+    return block.reinterpreted(
+        block.layout.with_dim(d, exchanged(block.layout.primal_axes[d], a, cell, DenseAxis(size)))
     )
-    form = bundle.form.with_dim(d, exchanged(bundle.form.dims[d], a, cell, DenseAxis(size)))
-    return bundle.regarded(form)
 
 
-def as_window(bundle: Block, d: int) -> Block:
-    """A dimension whose first axis is linked as one window."""
-    axis_factors = bundle.form.dims[d]
-    if len(axis_factors) < 2 or not isinstance(axis_factors[0], BandedAxis):
-        return bundle
-    bundle = densify(bundle, [x.key for x in axis_factors[1:] if isinstance(x, BandedAxis)])
-    link, n = axis_factors[0], math.prod(x.size for x in axis_factors[1:])
-    wide = replace(link, size=link.size * n, offset=link.offset * n, stride=link.stride * n, width=link.width * n)
-    form = bundle.form.with_dim(d, (wide,))
-    return bundle.regarded(form)
+def as_window(block: Block, d: int) -> Block:
+    """A dimension whose first axis factor is banded as one window over the whole dimension; others as they are."""
+    axes = block.layout.primal_axes[d]
+    if len(axes) < 2 or not isinstance(axes[0], BandedAxis):
+        return block
+    block = densify(block, [x.key for x in axes[1:] if isinstance(x, BandedAxis)])
+    band, n = axes[0], math.prod(x.size for x in axes[1:])
+    wide = replace(band, size=band.size * n, offset=band.offset * n, stride=band.stride * n, width=band.width * n)
+    return block.reinterpreted(block.layout.with_dim(d, (wide,)))

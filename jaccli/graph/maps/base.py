@@ -1,5 +1,15 @@
-"""A linear map between activations, applied to bundles. Each knows its transpose, so that one
-implementation serves tangents pushed forward and cotangents pulled back.
+"""What a linear map between activations consists of: layout, cost and computation of its result, each for itself.
+
+The derivative of every operator is a chain of *primitives*. A primitive applies one linear map to every vector of a
+block. Its transpose ``T`` is a primitive too, so that one implementation serves tangents that are pushed forward and
+cotangents that are pulled back::
+
+    block ─→ prepared(block) ─┬─→ layout(old)                 which axes the result has
+                              ├─→ charge(cost, old, new)      what it costs; in a dry run only
+                              └─→ compute(block, new)         the numbers; not in a dry run
+
+Primitives that consist of several steps, or of several ways to go, override ``apply`` instead, and build it from
+operations on blocks, each of which separates the three in the same way (``Block.step``).
 """
 
 from __future__ import annotations
@@ -7,34 +17,57 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 from torch import Tensor
 
 from jaccli.graph.layout.block import Block
+from jaccli.graph.layout.cost import CostModel
+from jaccli.graph.layout.layout import Layout
 
 Shape = tuple[int, ...]
 Make = Callable[[], Tensor]
 
 
-class Primitive(Protocol):
+class Primitive:
     """A linear map from one activation to another."""
-
-    def apply(self, bundle: Block) -> Block | None:
-        """The map applied to every vector; None when all of them become zero."""
 
     @property
     def T(self) -> Primitive:
         """The transpose."""
+        raise NotImplementedError
+
+    def apply(self, block: Block) -> Block | None:
+        """The map applied to every vector; None when all of them become zero. May write into data that is owned."""
+        block = self.prepared(block)
+        layout = self.layout(block.layout)
+        if isinstance(block.data, CostModel):
+            self.charge(block.data, block.layout, layout)
+            return Block(layout, block.data)
+        return self.compute(block, layout)
+
+    def prepared(self, block: Block) -> Block:
+        """The block with its axes stored as the map needs them."""
+        return block
+
+    def layout(self, old: Layout) -> Layout:
+        """Of the result, by that of the prepared block."""
+        raise NotImplementedError
+
+    def charge(self, cost: CostModel, old: Layout, new: Layout) -> None:
+        """Add what the map costs; nothing where it is a view."""
+
+    def compute(self, block: Block, new: Layout) -> Block:
+        """The result for a prepared block of numbers."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor made when it is first wanted: dry runs want none."""
+    """A tensor computed when it is first used: dry runs use none."""
 
     make: Make
 
     @cached_property
     def tensor(self) -> Tensor:
-        """Made once."""
+        """Computed once."""
         return self.make()

@@ -1,4 +1,18 @@
-"""Convolutions on bundles: dense ones stacked in the batch, local ones as windows of growing size."""
+"""Convolutions of blocks: rows in full are stacked in the batch, local ones stay windows that grow.
+
+A block over images has a vector for each seed element, an image each. Where every direction is banded, with windows
+that are small, only these are convolved: a window of w pixels becomes one of w + k - 1 for a kernel of k, and nothing
+outside is ever stored. The result is banded again. Else all images are stored in full, stacked in the batch of one
+convolution.
+
+Windows are convolved in one of three ways (``Conv._mode``): as a convolution of small images, as one matrix
+product, or tap by tap (``toeplitz``). Images in full go by phases (``polyphase``) where the result has a finer grid or
+few channels.
+
+Example: a convolution of 3 taps, padding 1, on the identity over 8 pixels: window ``offset=0, width=1`` → ``offset=-1,
+width=3``. The data is a single 1 and becomes the kernel, sizes (1, 3), the same for all pixels. So what sticks out,
+left of row 0 and right of row 7, is not zero: the result has ``zero_padded=False``, and is padded before a sum.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +24,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from jaccli.graph.layout.block import Block, cleaned, densify, merged
-from jaccli.graph.layout.cost import meter
-from jaccli.graph.layout.layout import AxisFactor, BandedAxis, DenseAxis, Layout
+from jaccli.graph.layout.block import Block, densify, merged, zero_padded
+from jaccli.graph.layout.cost import CostModel
+from jaccli.graph.layout.layout import BandedAxis, DenseAxis, Layout
 from jaccli.graph.layout.windows import as_window, split_window
-from jaccli.graph.maps.base import LazyTensor, Shape
+from jaccli.graph.maps.base import LazyTensor, Primitive, Shape
 from jaccli.graph.maps.polyphase import Taps, by_phases, repeated, transposed
-from jaccli.graph.maps.toeplitz import CHANNEL, NARROW, Windows, as_matrix, axis_of, by_taps
+from jaccli.graph.maps.toeplitz import CHANNEL, NARROW, Stack, Windows, as_matrix, axis_of, by_taps
 
 # A window's convolution as one matrix product does more work, at a higher rate than a convolution of small
 # images: worth it up to this many times the work, over the channels (a convolution of many is quick).
@@ -31,7 +45,7 @@ _LOCAL = 0.75
 
 
 @dataclass(frozen=True)
-class Conv:
+class Conv(Primitive):
     """A convolution ``x ↦ y`` or, with ``adjoint``, its transpose ``y ↦ x``.
 
     Args:
@@ -39,7 +53,7 @@ class Conv:
         kernel: its sizes.
         stride: in each direction; likewise ``padding`` and ``dilation``.
         groups: of channels.
-        x: shape of x.
+        x: shape of x, ``(batch, channels, *space)``.
         y: shape of y.
     """
 
@@ -58,88 +72,111 @@ class Conv:
         return replace(self, adjoint=not self.adjoint)
 
     @property
-    def _ends(self) -> tuple[Shape, Shape]:
+    def _shapes(self) -> tuple[Shape, Shape]:
+        """Of what the map takes, and of what it gives."""
         return (self.y, self.x) if self.adjoint else (self.x, self.y)
 
-    def apply(self, bundle: Block) -> Block:
-        for d in range(2, len(self.x)):
-            bundle = as_window(bundle, d)
-        bundle = merged(bundle, 1)
-        if self._local(bundle.form):
-            found = self._on_windows(cleaned(self._stepped(bundle)))
+    def apply(self, block: Block) -> Block:
+        space = range(2, len(self.x))
+        for d in space:
+            block = as_window(block, d)
+        block = merged(block, 1)
+        if self._stays_local(block.layout):
+            block = self._on_windows(zero_padded(self._split_for_stride(block)))
             # What multiplies an axis of size 1 broadcasts along it, and would leave what sticks out as it is.
-            return densify(found, [key for key, (_, _, x) in found.form.banded.items() if x.size == 1 and x.width > 1])
-        keys = [x.key for axis_factors in bundle.form.dims[2:] for x in axis_factors if isinstance(x, BandedAxis)]
-        bundle = densify(bundle, keys)
-        bundle, times = self._once(bundle)
-        for d in range(2, len(self.x)):
-            bundle = merged(bundle, d)
-        return self._on_all(bundle, times)
+            ones = [key for key in block.layout.window_keys() if block.layout.banded[key][2].size == 1]
+            return densify(block, ones)
+        block = densify(block, block.layout.banded_keys(*space))
+        block, times = self._unrepeated(block)
+        for d in space:
+            block = merged(block, d)
+        return self._in_full(block, times)
 
-    def _once(self, bundle: Block) -> tuple[Block, Shape]:
-        """Without the repetitions that nearest upsampling made in every direction, and how many they were."""
-        plain = self.groups == 1 and not self.adjoint and set(self.stride) == set(self.dilation) == {1}
-        data, form = bundle.data, bundle.form
-        if data is None or not plain:
-            return bundle, ()
-        axes = [
-            axis_of(form, (d, len(axis_factors) - 1))
-            for d, axis_factors in enumerate(form.dims)
-            if d > 1 and len(axis_factors) > 1
-        ]
-        inner = [axis for axis in axes if axis is not None and data.stride(axis) == 0]
-        times = tuple(data.shape[axis] for axis in inner)
-        if len(inner) < len(self.kernel) or any(n % s for n, s in zip(self.y[2:], times, strict=True)):
-            return bundle, ()
-        for axis in sorted(inner, reverse=True):
-            data = data.select(axis, 0)
-        dims = (*form.dims[:2], *(axis_factors[:-1] for axis_factors in form.dims[2:]))
-        return bundle.made(replace(form, dims=dims), data, fresh=False), times
+    # Windows
 
-    def _local(self, form: Layout) -> bool:
-        """Whether every direction stays linked and its windows stay small."""
-        axis_factors = form.dims[2:]
-        if not all(len(x) == 1 and isinstance(x[0], BandedAxis) for x in axis_factors):
+    def _stays_local(self, layout: Layout) -> bool:
+        """Whether every direction is banded, and the result's windows stay small."""
+        bands = _bands(layout)
+        if len(bands) < len(self.kernel):
             return False
         new = []
-        for d, x in enumerate(axis_factors):
-            assert isinstance(x[0], BandedAxis)
-            low = self._low(d, x[0])
-            if not form.end[x[0].key].divisible(low):
+        for d, band in enumerate(bands):
+            low = self._group(d, band)
+            if not layout.seed_axis[band.key].divisible(low):
                 return False
-            new.append(self._link(d, x[0].shared(low)))
+            new.append(self._band(d, band.shared(low)))
         return math.prod(x.width for x in new) <= _LOCAL * math.prod(x.size for x in new)
 
-    def _low(self, d: int, link: BandedAxis) -> int:
-        """How many neighbouring ends have to share a window, so that windows step as the convolution strides."""
-        return 1 if self.adjoint else self.stride[d] // math.gcd(self.stride[d], link.stride)
+    def _group(self, d: int, band: BandedAxis) -> int:
+        """How many neighbouring seed elements have to share a window, so that windows step as the map strides."""
+        return 1 if self.adjoint else self.stride[d] // math.gcd(self.stride[d], band.stride)
 
-    def _stepped(self, bundle: Block) -> Block:
-        """Ends split for the stride."""
-        for d in range(len(self.kernel)):
-            (axis_factor,) = bundle.form.dims[d + 2]
-            assert isinstance(axis_factor, BandedAxis)
-            if (low := self._low(d, axis_factor)) > 1:
-                bundle = split_window(bundle, axis_factor.key, low)
-        return bundle
+    def _split_for_stride(self, block: Block) -> Block:
+        for d, band in enumerate(_bands(block.layout)):
+            if (low := self._group(d, band)) > 1:
+                block = split_window(block, band.key, low)
+        return block
 
-    def _link(self, d: int, link: BandedAxis) -> BandedAxis:
+    def _band(self, d: int, band: BandedAxis) -> BandedAxis:
+        """The banded axis of the result in one direction."""
         reach = (self.kernel[d] - 1) * self.dilation[d]
-        size = self._ends[1][d + 2]
+        step, padding = self.stride[d], self.padding[d]
         if self.adjoint:
-            width = (link.width - 1) * self.stride[d] + reach + 1
-            new = replace(
-                link,
-                size=size,
-                offset=self.stride[d] * link.offset - self.padding[d],
-                stride=self.stride[d] * link.stride,
-                width=width,
-            )
+            first, stride = step * band.offset - padding, step * band.stride
+            width = (band.width - 1) * step + reach + 1
         else:
-            step, start = self.stride[d], link.offset + self.padding[d]
-            first, last = -(-(start - reach) // step), (start + link.width - 1) // step
-            new = replace(link, size=size, offset=first, stride=link.stride // step, width=last - first + 1)
-        return replace(new, clean=False)
+            start = band.offset + padding
+            first, stride = -(-(start - reach) // step), band.stride // step
+            width = (start + band.width - 1) // step - first + 1
+        size = self._shapes[1][d + 2]
+        return replace(band, size=size, offset=first, stride=stride, width=width, zero_padded=False)
+
+    def _on_windows(self, block: Block) -> Block:
+        """The map on a block that is banded in every direction."""
+        old, (inner, outer) = block.layout, self._shapes
+        bands = _bands(old)
+        new_bands = [self._band(d, band) for d, band in enumerate(bands)]
+        channels = (DenseAxis(outer[1]),) if outer[1] != 1 else ()
+        new = replace(old, primal_axes=(old.primal_axes[0], channels, *((x,) for x in new_bands)))
+        widths = tuple(x.width for x in bands)
+        lead = old.numel // (inner[1] * math.prod(widths))
+        stack = Stack(lead, (inner[1], *widths), (outer[1], *(x.width for x in new_bands)))
+        mode = self._mode(stack)
+        if isinstance(block.data, CostModel):
+            self._charge_windows(block.data, stack, mode)
+            return Block(new, block.data)
+        pads = [] if self.adjoint else self._pads(bands, new_bands)
+        weight = self.weight.tensor
+        if mode == "taps":
+            data = by_taps(block.tensor, old, new, stack, self._taps(pads))
+        elif mode == "matrix":
+            data = as_matrix(block.tensor, old, new, stack, lambda data: self._windows(data, pads, weight))
+        else:
+            data = self._windows(block.tensor.reshape(lead, *stack.inner), pads, weight).reshape(new.sizes)
+        return Block.of(new, data)
+
+    def _mode(self, stack: Stack) -> Literal["taps", "matrix", "convolution"]:
+        """How windows are convolved."""
+        inner, outer = stack.inner, stack.outer
+        if self.groups != 1:
+            return "convolution"
+        channels = math.sqrt(inner[0] * outer[0])
+        rest = math.prod(outer[2:]) / math.prod(self.kernel[1:]) * channels
+        wide = math.prod(outer) // outer[1] >= NARROW and outer[1] >= _TAPS * self.kernel[0]
+        if self.stride[0] == 1 and wide and (len(inner) == 2 or rest <= _TOEPLITZ):
+            return "taps"
+        return "matrix" if outer[1] / self.kernel[0] * rest <= _TOEPLITZ else "convolution"
+
+    def _charge_windows(self, cost: CostModel, stack: Stack, mode: str) -> None:
+        lead, inner, outer = stack
+        if mode == "taps":
+            cost.move(2 * lead * math.prod(outer))
+            for _ in range(self.kernel[0]):
+                cost.gemm(1, inner[1] * lead, math.prod(outer) // outer[1], math.prod(inner) // inner[1])
+        elif mode == "matrix":
+            cost.gemm(1, lead, math.prod(outer), math.prod(inner))
+        else:
+            self._charge(cost, stack, [])
 
     def _pads(self, old: Sequence[BandedAxis], new: Sequence[BandedAxis]) -> list[tuple[int, int]]:
         """Zeros before and after windows, so that the convolution gives the new ones; cropped where negative."""
@@ -149,51 +186,6 @@ class Conv:
             before = x.offset + self.padding[d] - self.stride[d] * y.offset
             pads.append((before, (y.width - 1) * self.stride[d] + reach + 1 - x.width - before))
         return pads
-
-    def _on_windows(self, bundle: Block) -> Block:
-        form = bundle.form
-        old = [x[0] for x in form.dims[2:] if isinstance(x[0], BandedAxis)]
-        links = [self._link(d, x) for d, x in enumerate(old)]
-        channels = self._ends[1][1]
-        dims: tuple[tuple[AxisFactor, ...], ...] = (
-            form.dims[0],
-            (DenseAxis(channels),) if channels != 1 else (),
-            *((x,) for x in links),
-        )
-        new = replace(form, dims=dims)
-        lead = form.numel // (self._ends[0][1] * math.prod(x.width for x in old))
-        inner = (self._ends[0][1], *(x.width for x in old))
-        outer = (channels, *(x.width for x in links))
-        pads = [] if self.adjoint else self._pads(old, links)
-        way = self._way(inner, outer)
-        if way == "taps":
-            meter.move(2 * lead * math.prod(outer))
-            for _ in range(self.kernel[0]):
-                meter.gemm(1, inner[1] * lead, math.prod(outer) // outer[1], math.prod(inner) // inner[1])
-        elif way == "matrix":
-            meter.gemm(1, lead, math.prod(outer), math.prod(inner))
-        else:
-            self._count(lead, inner, outer)
-        if bundle.data is None:
-            return Block(new, None)
-        if way == "taps":
-            return by_taps(bundle, new, lead, inner, outer, self._taps(pads))
-        weight = self.weight.tensor
-        if way == "matrix":
-            return as_matrix(bundle, new, lead, inner, outer, lambda data: self._windows(data, pads, weight))
-        out = self._windows(bundle.data.reshape(lead, *inner), pads, weight)
-        return bundle.made(new, out.reshape(new.sizes))
-
-    def _way(self, inner: Shape, outer: Shape) -> Literal["taps", "matrix", "convolution"]:
-        """How windows are convolved; ``inner`` and ``outer``: channels and widths before and after."""
-        if self.groups != 1:
-            return "convolution"
-        channels = math.sqrt(inner[0] * outer[0])
-        rest = math.prod(outer[2:]) / math.prod(self.kernel[1:]) * channels
-        wide = math.prod(outer) // outer[1] >= NARROW and outer[1] >= _TAPS * self.kernel[0]
-        if self.stride[0] == 1 and wide and (len(inner) == 2 or rest <= _TOEPLITZ):
-            return "taps"
-        return "matrix" if outer[1] / self.kernel[0] * rest <= _TOEPLITZ else "convolution"
 
     def _taps(self, pads: Sequence[tuple[int, int]]) -> list[tuple[int, Windows]]:
         """The taps of the first direction: where they start in the result, and what they do in the others."""
@@ -206,7 +198,7 @@ class Conv:
         return [((k if self.adjoint else last - k) * dilation, tap(k)) for k in range(self.kernel[0])]
 
     def _windows(self, data: Tensor, pads: Sequence[tuple[int, int]], weight: Tensor) -> Tensor:
-        """The convolution of windows by a weight or some of its taps, without padding, so that windows grow."""
+        """Windows ``(n, channels, *widths)`` convolved without padding, so that they grow; ``weight`` may be a tap."""
         nothing = [0] * len(self.kernel)
         if self.adjoint:
             return _convolution(data, weight, self.stride, nothing, self.dilation, True, nothing, self.groups)
@@ -215,51 +207,85 @@ class Conv:
             data, around = torch.constant_pad_nd(data, [n for pair in reversed(pads) for n in pair]), nothing
         return _convolution(data, weight, self.stride, around, self.dilation, False, nothing, self.groups)
 
-    def _on_all(self, bundle: Block, times: Shape = ()) -> Block:
-        """Vectors in full, stacked in the batch; ``times``: how often each pixel is repeated first."""
-        form, (inner, outer) = bundle.form, self._ends
-        lead = form.numel // math.prod(form.shape[1:])
-        taps = self._taps_of_phases(times)
-        self._count(lead, inner[1:], outer[1:], taps)
-        grid = (
-            [(n // t.phases, t.phases) for n, t in zip(outer[2:], taps, strict=True)]
-            if taps
-            else [(n,) for n in outer[2:]]
-        )
-        dims = (form.dims[0], *(tuple(DenseAxis(n) for n in sizes if n != 1) for sizes in [(outer[1],), *grid]))
-        new = replace(form, dims=dims)
-        if bundle.data is None:
-            return Block(new, None)
-        data = _stacked(bundle.data, form, lead, form.shape)
-        if taps:
-            out = self._by_phases(data, taps)
-        elif self.groups == 1 and set(self.kernel) == {1} and not any(self.padding):
-            out = _of_single_pixels(self, data, outer[2:])
-        else:
-            rest = [
-                n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) if self.adjoint else 0
-                for n, m, s, p, d, k in zip(
-                    outer[2:], inner[2:], self.stride, self.padding, self.dilation, self.kernel, strict=True
-                )
-            ]
-            out = _convolution(
-                data, self.weight.tensor, self.stride, self.padding, self.dilation, self.adjoint, rest, self.groups
-            )
-        lead_sizes = new.sizes[: len(new.sizes) - sum(len(x) for x in dims[1:])]
-        return bundle.made(new, out.unflatten(0, lead_sizes or (1,)).reshape(new.sizes))
+    # Images in full
 
-    def _by_phases(self, data: Tensor, taps: Sequence[Taps]) -> Tensor:
-        """``(n, channels, places, phases, …)``."""
+    def _unrepeated(self, block: Block) -> tuple[Block, Shape]:
+        """Without the repetitions of nearest upsampling in every direction, and how many they were.
+
+        They show as inner axis factors along which the numbers do not vary in memory: a dry run does not see them.
+        """
+        plain = self.groups == 1 and not self.adjoint and set(self.stride) == set(self.dilation) == {1}
+        if isinstance(block.data, CostModel) or not plain:
+            return block, ()
+        data, old = block.tensor, block.layout
+        last = [(d, len(axes) - 1) for d, axes in enumerate(old.primal_axes) if d > 1 and len(axes) > 1]
+        places = [axis_of(old, label) for label in last]
+        repeats = [axis for axis in places if axis is not None and data.stride(axis) == 0]
+        times = tuple(data.shape[axis] for axis in repeats)
+        if len(repeats) < len(self.kernel) or any(n % s for n, s in zip(self.y[2:], times, strict=True)):
+            return block, ()
+        for axis in sorted(repeats, reverse=True):
+            data = data.select(axis, 0)
+        primal_axes = (*old.primal_axes[:2], *(axes[:-1] for axes in old.primal_axes[2:]))
+        return Block.of(replace(old, primal_axes=primal_axes), data, owned=False), times
+
+    def _in_full(self, block: Block, times: Shape) -> Block:
+        """The map on vectors in full, stacked in the batch; ``times``: how often each pixel is repeated first."""
+        old, (inner, outer) = block.layout, self._shapes
+        stack = Stack(old.numel // math.prod(old.shape[1:]), inner[1:], outer[1:])
+        phases = self._phases(times)
+        counts = [t.phases for t in phases] or [1] * len(self.kernel)
+        grid = [(n // count, count) for n, count in zip(outer[2:], counts, strict=True)]
+        dense = [tuple(DenseAxis(n) for n in sizes if n != 1) for sizes in ((outer[1],), *grid)]
+        new = replace(old, primal_axes=(old.primal_axes[0], *dense))
+        if isinstance(block.data, CostModel):
+            self._charge(block.data, stack, phases)
+            return Block(new, block.data)
+        out = self._convolved(_stacked(block.tensor, old, stack.lead), phases)
+        lead = new.sizes[: len(new.sizes) - sum(map(len, dense))]
+        return Block.of(new, out.unflatten(0, lead or (1,)).reshape(new.sizes))
+
+    def _convolved(self, data: Tensor, phases: Sequence[Taps]) -> Tensor:
+        """Images ``(n, channels, *space)`` → ``(n, channels, *space)``, by phases ``(…, places, phases, …)``."""
+        inner, outer = self._shapes
+        if phases:
+            return self._by_phases(data, phases)
+        if self.groups == 1 and set(self.kernel) == {1} and not any(self.padding):
+            return self._of_single_pixels(data)
+        rest = [
+            n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) if self.adjoint else 0
+            for n, m, s, p, d, k in zip(
+                outer[2:], inner[2:], self.stride, self.padding, self.dilation, self.kernel, strict=True
+            )
+        ]
+        weight = self.weight.tensor
+        return _convolution(data, weight, self.stride, self.padding, self.dilation, self.adjoint, rest, self.groups)
+
+    def _by_phases(self, data: Tensor, phases: Sequence[Taps]) -> Tensor:
+        """Images ``(n, channels, *space)`` → ``(n, channels, places, phases, …)``."""
         weight = self.weight.tensor.transpose(0, 1) if self.adjoint else self.weight.tensor
-        nothing, one = [0] * len(taps), [1] * len(taps)
+        nothing, one = [0] * len(phases), [1] * len(phases)
 
         def convolve(data: Tensor, filters: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
             return _convolution(data, filters, stride, padding, one, False, nothing, 1)
 
-        places = tuple(n // t.phases for n, t in zip(self._ends[1][2:], taps, strict=True))
-        return by_phases(data, weight, taps, places, convolve)
+        places = tuple(n // t.phases for n, t in zip(self._shapes[1][2:], phases, strict=True))
+        return by_phases(data, weight, phases, places, convolve)
 
-    def _taps_of_phases(self, times: Shape) -> list[Taps]:
+    def _of_single_pixels(self, data: Tensor) -> Tensor:
+        """A kernel of one tap: a matrix product for the pixels that it strides over, zeros for the others."""
+        # With output padding there may be pixels at the end that none strides over.
+        strides = zip(self.stride, self.y[2:], strict=True)
+        strided = (slice(None), *(slice(0, s * (n - 1) + 1, s) for s, n in strides))
+        weight = self.weight.tensor.flatten(1)
+        data = data.movedim(1, -1)
+        if not self.adjoint:
+            return (data[strided] @ weight.t()).movedim(-1, 1)
+        out = data.new_zeros(data.shape[0], *self.x[2:], weight.shape[1])
+        out[strided] = data @ weight
+        return out.movedim(-1, 1)
+
+    def _phases(self, times: Shape) -> list[Taps]:
         """What each direction does where the convolution goes by phases; nothing where it does not.
 
         Args:
@@ -269,8 +295,8 @@ class Conv:
         finer = times or (self.stride if self.adjoint else (1,) * len(self.stride))
         if not plain or (set(self.kernel) == {1} and not times):
             return []
-        places = [n // s if n % s == 0 else 0 for n, s in zip(self._ends[1][2:], finer, strict=True)]
-        count = math.prod(finer) * self._ends[1][1]
+        places = [n // s if n % s == 0 else 0 for n, s in zip(self._shapes[1][2:], finer, strict=True)]
+        count = math.prod(finer) * self._shapes[1][1]
         fits = (b for b in _BLOCKS if b ** len(places) * count <= _LANES and all(n % b == 0 and n > b for n in places))
         block = next(fits, 1)
         if not all(places) or (not times and (count > _LANES or block * max(finer) == 1)):
@@ -278,30 +304,21 @@ class Conv:
         taps_of = transposed if self.adjoint else repeated
         return [taps_of(k, s, block, p) for k, s, p in zip(self.kernel, finer, self.padding, strict=True)]
 
-    def _count(self, lead: int, inner: Shape, outer: Shape, taps: Sequence[Taps] = ()) -> None:
+    def _charge(self, cost: CostModel, stack: Stack, phases: Sequence[Taps]) -> None:
+        lead, inner, outer = stack
         places = math.prod((inner if self.adjoint else outer)[1:])
         kernel, channels = math.prod(self.kernel), (inner[0] // self.groups, outer[0] // self.groups)
-        if taps:
-            phases = math.prod(t.phases for t in taps)
-            places, kernel = math.prod(outer[1:]) // phases, math.prod(t.width for t in taps)
-            channels = (inner[0], outer[0] * phases)
+        if phases:
+            count = math.prod(t.phases for t in phases)
+            places, kernel = math.prod(outer[1:]) // count, math.prod(t.width for t in phases)
+            channels = (inner[0], outer[0] * count)
         flops = 2.0 * lead * places * kernel * channels[0] * channels[1] * self.groups
-        moved = lead * (math.prod(inner) + math.prod(outer))
-        meter.convolve(flops, moved, channels, self.adjoint and not taps)
+        cost.convolve(flops, lead * (math.prod(inner) + math.prod(outer)), channels, self.adjoint and not phases)
 
 
-def _of_single_pixels(conv: Conv, data: Tensor, space: Shape) -> Tensor:
-    """A convolution of one tap: a matrix product for the pixels that it strides over, zeros for the others."""
-    # With output padding there may be pixels at the end that none strides over.
-    strides = zip(conv.stride, conv.y[2:], strict=True)
-    picked = (slice(None), *(slice(0, s * (n - 1) + 1, s) for s, n in strides))
-    weight = conv.weight.tensor.flatten(1)
-    data = data.movedim(1, -1)
-    if not conv.adjoint:
-        return (data[picked] @ weight.t()).movedim(-1, 1)
-    out = data.new_zeros(data.shape[0], *space, weight.shape[1])
-    out[picked] = data @ weight
-    return out.movedim(-1, 1)
+def _bands(layout: Layout) -> list[BandedAxis]:
+    """The directions that are banded as a whole."""
+    return [axes[0] for axes in layout.primal_axes[2:] if len(axes) == 1 and isinstance(axes[0], BandedAxis)]
 
 
 def _convolution(
@@ -314,6 +331,7 @@ def _convolution(
     rest: Sequence[int],
     groups: int,
 ) -> Tensor:
+    """``torch.convolution`` of ``data (n, channels, *space)``, images with their channels last in memory."""
     if data.dim() == 4:
         # One to two times faster on the CPU, and the result keeps the layout.
         data = data.contiguous(memory_format=torch.channels_last)
@@ -321,9 +339,10 @@ def _convolution(
     return torch.convolution(data, weight, None, stride, padding, dilation, transposed, rest, groups)
 
 
-def _stacked(data: Tensor, form: Layout, lead: int, inner: Shape) -> Tensor:
-    """All vectors stacked in the batch; where that takes a copy, it puts the channels last in memory."""
-    channel = axis_of(form, CHANNEL)
+def _stacked(data: Tensor, layout: Layout, lead: int) -> Tensor:
+    """All vectors in the batch, ``(lead, channels, *space)``; where that takes a copy, channels come last in memory."""
+    channels, *space = layout.shape[1:]
+    channel = axis_of(layout, CHANNEL)
     if channel is None:
-        return data.reshape(lead, *inner[1:])
-    return data.movedim(channel, -1).reshape(lead, *inner[2:], inner[1]).movedim(-1, 1)
+        return data.reshape(lead, channels, *space)
+    return data.movedim(channel, -1).reshape(lead, *space, channels).movedim(-1, 1)

@@ -9,16 +9,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from jaccli.graph.layout.block import Block, OuterFactor, materialized, spread
-from jaccli.graph.layout.contraction import arranged
-from jaccli.graph.layout.cost import meter
-from jaccli.graph.layout.layout import BandedAxis
-from jaccli.graph.maps.base import LazyTensor, Shape
+from jaccli.graph.layout.block import Block, OuterProduct, materialized
+from jaccli.graph.layout.cost import CostModel
+from jaccli.graph.layout.layout import Layout
+from jaccli.graph.layout.spread import laid_out
+from jaccli.graph.maps.base import LazyTensor, Primitive, Shape
 
 
 @dataclass(frozen=True)
-class Mul:
-    """Elementwise scaling by a factor that broadcasts to the activation; ``shape`` is the factor's."""
+class Mul(Primitive):
+    """Elementwise multiplication by a factor that broadcasts to the activation.
+
+    Args:
+        factor: of the activation's shape, with 1 where it does not vary.
+        shape: of the factor.
+    """
 
     factor: LazyTensor
     shape: Shape
@@ -27,37 +32,39 @@ class Mul:
     def T(self) -> Mul:
         return self
 
-    def apply(self, bundle: Block) -> Block:
-        form = bundle.form
-        full = {key for key, (d, _, _) in form.banded.items() if self.shape[d] != 1 or form.shape[d] == 1}
-        dims = tuple(
-            tuple(replace(x, clean=True) if isinstance(x, BandedAxis) and x.key in full else x for x in axis_factors)
-            for axis_factors in form.dims
-        )
-        new = replace(form, dims=dims, flat=form.flat - full)
-        meter.move(form.numel + new.numel)
-        if bundle.data is None:
-            return Block(new, None)
-        factor = self.factor.tensor.to(bundle.data.dtype)
-        windows = any(x.width > 1 for _, _, x in form.banded.values())
+    def layout(self, old: Layout) -> Layout:
+        """Along banded axes where the factor varies the data does too; ``spread`` pads the factor with zeros there."""
+        full = [x for d, _, x in old.banded.values() if self.shape[d] != 1 or old.shape[d] == 1]
+        new = old
+        for axis in full:
+            if not axis.zero_padded:
+                new = new.with_band(replace(axis, zero_padded=True))
+        broadcast = old.broadcast - {axis.key for axis in full}
+        return new if broadcast == old.broadcast else replace(new, broadcast=broadcast)
+
+    def charge(self, cost: CostModel, old: Layout, new: Layout) -> None:
+        cost.move(old.numel + new.numel)
+
+    def compute(self, block: Block, new: Layout) -> Block:
+        old, data = block.layout, block.tensor
+        factor = self.factor.tensor.to(data.dtype)
+        windows = bool(old.window_keys())
         if factor.dim() == 4 and windows:
-            factor = factor.contiguous(memory_format=torch.channels_last)  # as windows lie
-        factor, labels = spread(form, factor)
-        factor = _laid_out_as(arranged(factor, labels, form.layout), bundle.data)
-        if bundle.fresh and form.flat == new.flat:
-            return bundle.made(new, bundle.data.mul_(factor))
-        if math.prod(form.sizes) == 1:
-            return bundle.made(new, (bundle.data * factor).expand(new.sizes))
-        data = bundle.data
+            factor = factor.contiguous(memory_format=torch.channels_last)  # as windows lie in memory
+        factor = _ordered_like(laid_out(old, factor), data)
+        if block.owned and old.broadcast == new.broadcast:
+            return Block.of(new, data.mul_(factor))
+        if math.prod(old.sizes) == 1:
+            return Block.of(new, (data * factor).expand(new.sizes))
         if 2 * data.numel() <= new.numel and (not data.is_contiguous() or windows):
-            seed_axes = sum(label[0] == -1 for label in form.layout)
+            seed_axes = sum(label[0] == -1 for label in old.labels)
             order = sorted(_memory_order(factor), key=lambda d: d >= seed_axes)
             data = _in_order(data, order)  # the product lies in memory as its first factor does
-        return bundle.made(new, data * factor)
+        return Block.of(new, data * factor)
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(Primitive):
     """Multiplication by a number."""
 
     factor: float
@@ -66,17 +73,15 @@ class Scale:
     def T(self) -> Scale:
         return self
 
-    def apply(self, bundle: Block) -> Block:
+    def apply(self, block: Block) -> Block:
         if self.factor == 1:
-            return bundle
-        meter.move(2 * bundle.form.numel)
-        if bundle.data is None:
-            return bundle
-        return bundle.made(bundle.form, bundle.data * self.factor)
+            return block
+        moved = 2 * block.layout.numel
+        return block.step(block.layout, lambda data: data * self.factor, moved, owned=block.owned)
 
 
 @dataclass(frozen=True)
-class Cast:
+class Cast(Primitive):
     """Numbers in another dtype, where a model changes it: the vectors are those of the new activation."""
 
     old: torch.dtype
@@ -86,45 +91,53 @@ class Cast:
     def T(self) -> Cast:
         return Cast(self.new, self.old)
 
-    def apply(self, bundle: Block) -> Block:
-        meter.move(2 * bundle.form.numel)
-        data = bundle.data
-        if data is None or data.dtype == self.new:
-            return bundle
-        return bundle.made(bundle.form, data.to(self.new))
+    def apply(self, block: Block) -> Block:
+        if isinstance(block.data, Tensor) and block.data.dtype == self.new:
+            return block
+        moved = 2 * block.layout.numel
+        return block.step(block.layout, lambda data: data.to(self.new), moved, owned=block.owned)
 
 
-def multiplied(bundle: Block, factors: Sequence[Mul | Scale]) -> Block:
-    """Scaled by all factors, which are multiplied with each other first: they are the smaller."""
+def multiplied(block: Block, factors: Sequence[Mul | Scale]) -> Block:
+    """The block times all factors, which are multiplied with each other first: they are the smaller."""
     number = math.prod(f.factor for f in factors if isinstance(f, Scale))
     tensors = [f for f in factors if isinstance(f, Mul)]
-    if bundle.outer is not None and (tensors or number != 1):
-        bundle = materialized(bundle) if tensors else _smaller_scaled(bundle, bundle.outer, number)
-        number = number if tensors else 1.0
+    if isinstance(block.data, OuterProduct) and (tensors or number != 1):
+        if not tensors:
+            return replace(block, data=_smaller_scaled(block.data, number))
+        block = materialized(block)
     if not tensors:
-        return Scale(number).apply(bundle)
+        return Scale(number).apply(block)
     if len(tensors) == 1 and number == 1:
-        return tensors[0].apply(bundle)
-    shape = tuple(max(sizes) for sizes in zip(*(f.shape for f in tensors), strict=True))
-
-    def make() -> Tensor:
-        whole = tensors[0].factor.tensor if number == 1 else tensors[0].factor.tensor * number
-        for f in tensors[1:]:
-            whole = whole * f.factor.tensor
-        return whole
-
-    return Mul(LazyTensor(make), shape).apply(bundle)
+        factor = tensors[0]
+    else:
+        shape = tuple(max(sizes) for sizes in zip(*(f.shape for f in tensors), strict=True))
+        factor = Mul(LazyTensor(lambda: _product(tensors, number)), shape)
+    result = factor.apply(block)
+    assert result is not None
+    return result
 
 
-def _smaller_scaled(bundle: Block, outer: tuple[OuterFactor, OuterFactor], number: float) -> Block:
-    """Of two factors that are not multiplied yet the smaller one times a number."""
-    small, large = sorted(outer, key=lambda f: f.numel)
-    meter.move(2 * small.numel)
-    scaled = replace(small, tensor=None if small.tensor is None else small.tensor * number)
-    return replace(bundle, outer=(large, scaled))
+def _product(tensors: Sequence[Mul], number: float) -> Tensor:
+    """All factors and a number multiplied."""
+    result = tensors[0].factor.tensor
+    if number != 1:
+        result = result * number
+    for f in tensors[1:]:
+        result = result * f.factor.tensor
+    return result
 
 
-def _laid_out_as(factor: Tensor, data: Tensor) -> Tensor:
+def _smaller_scaled(outer: OuterProduct, number: float) -> OuterProduct:
+    """A product that is put off times a number: its smaller factor is multiplied."""
+    small, large = sorted((outer.a, outer.b), key=lambda f: f.numel)
+    if isinstance(small.data, CostModel):
+        small.data.move(2 * small.numel)
+        return OuterProduct(large, small)
+    return OuterProduct(large, replace(small, data=small.data * number))
+
+
+def _ordered_like(factor: Tensor, data: Tensor) -> Tensor:
     """A small factor with its axes in memory in the order of the data's: else every access of it strides."""
     if factor.numel() * 2 > data.numel() or factor.dim() < 3 or data.is_contiguous():
         return factor
@@ -132,7 +145,7 @@ def _laid_out_as(factor: Tensor, data: Tensor) -> Tensor:
 
 
 def _in_order(tensor: Tensor, order: list[int]) -> Tensor:
-    """The same in memory with its axes in another order."""
+    """The same tensor with its axes in memory in another order, slowest first."""
     back = [order.index(d) for d in range(len(order))]
     return tensor.permute(order).contiguous().permute(back)
 

@@ -6,117 +6,126 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from jaccli.graph.layout.block import Block, densify, merged, spread, without_ones
-from jaccli.graph.layout.contraction import arranged
-from jaccli.graph.layout.cost import meter
-from jaccli.graph.layout.layout import DenseAxis
-from jaccli.graph.maps.base import LazyTensor, Shape
+from jaccli.graph.layout.block import Block, densify, merged
+from jaccli.graph.layout.cost import CostModel
+from jaccli.graph.layout.layout import DenseAxis, Layout
+from jaccli.graph.layout.spread import laid_out
+from jaccli.graph.maps.base import LazyTensor, Primitive, Shape
 
 
 @dataclass(frozen=True)
-class Pick:
-    """``index_select`` in one dimension of size ``full``."""
+class _Indexed(Primitive):
+    """Elements of one dimension by an index.
+
+    Args:
+        dim: the dimension.
+        full: its size in x.
+        index: ``(n,)`` of int64.
+    """
 
     dim: int
     full: int
     index: Tensor
+
+    def prepared(self, block: Block) -> Block:
+        return merged(block, self.dim)
+
+
+class Pick(_Indexed):
+    """``index_select``: ``y[i] = x[index[i]]``."""
 
     @property
     def T(self) -> Drop:
         return Drop(self.dim, self.full, self.index)
 
-    def apply(self, bundle: Block) -> Block:
-        bundle = merged(bundle, self.dim)
+    def layout(self, old: Layout) -> Layout:
         count = self.index.numel()
-        form = bundle.form.with_dim(self.dim, (DenseAxis(count),) if count != 1 else ())
-        meter.move(2 * form.numel)
-        if bundle.data is None:
-            return Block(form, None)
-        data = bundle.data.index_select(bundle.form.layout.index((self.dim, 0)), self.index)
-        return bundle.made(form, data.reshape(form.sizes))
+        return old.with_dim(self.dim, (DenseAxis(count),) if count != 1 else ())
+
+    def charge(self, cost: CostModel, _old: Layout, new: Layout) -> None:
+        cost.move(2 * new.numel)
+
+    def compute(self, block: Block, new: Layout) -> Block:
+        data = block.tensor.index_select(block.layout.labels.index((self.dim, 0)), self.index)
+        return Block.of(new, data.reshape(new.sizes))
 
 
-@dataclass(frozen=True)
-class Drop:
-    """The transpose of ``Pick``: each element is added at its place."""
-
-    dim: int
-    full: int
-    index: Tensor
+class Drop(_Indexed):
+    """The transpose of ``Pick``: ``x[index[i]] += y[i]``."""
 
     @property
     def T(self) -> Pick:
         return Pick(self.dim, self.full, self.index)
 
-    def apply(self, bundle: Block) -> Block:
-        bundle = merged(bundle, self.dim)
-        form = bundle.form.with_dim(self.dim, (DenseAxis(self.full),))
-        meter.move(2 * form.numel + bundle.form.numel)
-        if bundle.data is None:
-            return Block(form, None)
-        out = bundle.data.new_zeros(form.sizes)
-        return bundle.made(form, out.index_add_(form.layout.index((self.dim, 0)), self.index, bundle.data))
+    def layout(self, old: Layout) -> Layout:
+        return old.with_dim(self.dim, (DenseAxis(self.full),))
+
+    def charge(self, cost: CostModel, old: Layout, new: Layout) -> None:
+        cost.move(2 * new.numel + old.numel)
+
+    def compute(self, block: Block, new: Layout) -> Block:
+        out = block.tensor.new_zeros(new.sizes)
+        return Block.of(new, out.index_add_(new.labels.index((self.dim, 0)), self.index, block.tensor))
 
 
 @dataclass(frozen=True)
-class Gather:
-    """``gather`` in one dimension of size ``full``, by indices that differ from place to place."""
+class _IndexedEverywhere(Primitive):
+    """Elements of one dimension by indices that differ from place to place.
+
+    Args:
+        dim: the dimension.
+        full: its size in x.
+        index: of y's shape, int64; other dimensions may have size 1.
+        shape: of y.
+    """
 
     dim: int
     full: int
     index: LazyTensor
     shape: Shape
+
+    def prepared(self, block: Block) -> Block:
+        """One dense axis for this dimension, also where it has size 1; no windows anywhere."""
+        return merged(densify(block, block.layout.window_keys()), self.dim)
+
+
+class Gather(_IndexedEverywhere):
+    """``gather``: ``y[…, i, …] = x[…, index[…, i, …], …]``."""
 
     @property
     def T(self) -> Scatter:
         return Scatter(self.dim, self.full, self.index, self.shape)
 
-    def apply(self, bundle: Block) -> Block:
-        bundle = _in_full(bundle, self.dim)
-        count = self.shape[self.dim]
-        new = bundle.form.with_dim(self.dim, (DenseAxis(count),))
-        new = replace(new, flat=frozenset())
-        meter.move(3 * new.numel)
-        if bundle.data is None:
-            return without_ones(Block(new, None))
-        axis = new.layout.index((self.dim, 0))
-        index = arranged(*spread(new, self.index.tensor), new.layout).expand(new.sizes)
+    def layout(self, old: Layout) -> Layout:
+        return replace(old.with_dim(self.dim, (DenseAxis(self.shape[self.dim]),)), broadcast=frozenset())
+
+    def charge(self, cost: CostModel, _old: Layout, new: Layout) -> None:
+        cost.move(3 * new.numel)
+
+    def compute(self, block: Block, new: Layout) -> Block:
+        axis = new.labels.index((self.dim, 0))
+        index = laid_out(new, self.index.tensor).expand(new.sizes)
         sizes = list(new.sizes)
         sizes[axis] = self.full
-        return without_ones(bundle.made(new, bundle.data.expand(sizes).gather(axis, index)))
+        return Block.of(new, block.tensor.expand(sizes).gather(axis, index))
 
 
-@dataclass(frozen=True)
-class Scatter:
+class Scatter(_IndexedEverywhere):
     """The transpose of ``Gather``: each element is added where its index says."""
-
-    dim: int
-    full: int
-    index: LazyTensor
-    shape: Shape
 
     @property
     def T(self) -> Gather:
         return Gather(self.dim, self.full, self.index, self.shape)
 
-    def apply(self, bundle: Block) -> Block:
-        bundle = _in_full(bundle, self.dim)
-        form = replace(bundle.form.with_dim(self.dim, (DenseAxis(self.full),)), flat=frozenset())
-        old = replace(bundle.form, flat=frozenset())
-        meter.move(3 * old.numel + form.numel)
-        if bundle.data is None:
-            return without_ones(Block(form, None))
-        index = arranged(*spread(old, self.index.tensor), old.layout).expand(old.sizes)
-        out = bundle.data.new_zeros(form.sizes)
-        out.scatter_add_(form.layout.index((self.dim, 0)), index, bundle.data.expand(old.sizes))
-        return without_ones(bundle.made(form, out))
+    def layout(self, old: Layout) -> Layout:
+        return replace(old.with_dim(self.dim, (DenseAxis(self.full),)), broadcast=frozenset())
 
+    def charge(self, cost: CostModel, old: Layout, new: Layout) -> None:
+        cost.move(3 * replace(old, broadcast=frozenset()).numel + new.numel)
 
-def _in_full(bundle: Block, dim: int) -> Block:
-    """One axis for this dimension, also where it has size 1; no windows anywhere."""
-    keys = [
-        key
-        for key, (_, _, axis_factor) in bundle.form.banded.items()
-        if not bundle.form.plain(axis_factor) and axis_factor.width > 1
-    ]
-    return merged(densify(bundle, keys), dim)
+    def compute(self, block: Block, new: Layout) -> Block:
+        old = replace(block.layout, broadcast=frozenset())
+        index = laid_out(old, self.index.tensor).expand(old.sizes)
+        out = block.tensor.new_zeros(new.sizes)
+        out.scatter_add_(new.labels.index((self.dim, 0)), index, block.tensor.expand(old.sizes))
+        return Block.of(new, out)

@@ -1,9 +1,15 @@
 """Convolutions by phases: pixel s i + r of the result from the inputs around i, with a filter for each phase r.
 
-For transposed convolutions that stride, and for convolutions of what was repeated s times in each direction
-(nearest upsampling): the filter of a phase is the sum of the taps that fall on the same input (W. Shi et al.,
-*Is the deconvolution layer the same as a convolutional layer?*, 2016). And for convolutions to a handful of
-channels, which leave vector units idle: with a block of pixels as so many channels they do not.
+The phases become channels of one ordinary convolution over the places i. It serves three cases:
+
+* a transposed convolution of stride s, without the zeros between its inputs;
+* a convolution of pixels that were repeated s times in each direction (nearest upsampling), without the repetitions:
+  the filter of a phase is the sum of the taps that fall on the same input (W. Shi et al., *Is the deconvolution layer
+  the same as a convolutional layer?*, 2016);
+* a convolution to fewer channels than a vector unit takes at once: a block of s pixels becomes s times the channels.
+
+Example: 3 taps a, b, c and padding 1 on inputs that are repeated twice. Result 2 i sees inputs i - 1, i, i and has the
+filter (a, b + c); result 2 i + 1 sees i, i, i + 1 and has (a + b, c).
 """
 
 from __future__ import annotations
@@ -22,44 +28,59 @@ Convolution = Callable[[Tensor, Tensor, Sequence[int], Sequence[int]], Tensor]
 
 @dataclass(frozen=True)
 class Taps:
-    """One direction: tap k serves phase r through input ``step`` i + q; ``found`` lists (r, q, k)."""
+    """One direction: what each phase of the result reads.
+
+    Args:
+        phases: number of phases.
+        kernel: number of taps.
+        uses: (r, q, k): phase r of place i reads input ``step`` i + q by tap k.
+        step: inputs from one place to the next.
+    """
 
     phases: int
     kernel: int
-    found: tuple[tuple[int, int, int], ...]
+    uses: tuple[tuple[int, int, int], ...]
     step: int = 1
 
     @property
     def low(self) -> int:
-        return min(q for _, q, _ in self.found)
+        """The first q."""
+        return min(q for _, q, _ in self.uses)
 
     @property
     def width(self) -> int:
-        return max(q for _, q, _ in self.found) - self.low + 1
+        """Inputs that one place reads."""
+        return max(q for _, q, _ in self.uses) - self.low + 1
 
     def selection(self, like: Tensor) -> Tensor:
         """``(phases · width, kernel)``: a filter's taps → those of its phases."""
         chosen = np.zeros((self.phases, self.width, self.kernel))
-        for r, q, k in self.found:
+        for r, q, k in self.uses:
             chosen[r, q - self.low, k] = 1
         return torch.from_numpy(chosen).flatten(0, 1).to(like)
 
 
 def transposed(kernel: int, stride: int, block: int, padding: int) -> Taps:
-    """Tap k puts input n to pixel stride n + k - padding of the result; a phase for each pixel of ``block`` strides."""
-    found = (
+    """Of a transposed convolution: tap k puts input n to pixel ``stride n + k - padding`` of the result.
+
+    There is a phase for each pixel of ``block`` strides.
+    """
+    uses = (
         (r, (r + padding - k) // stride, k)
         for r in range(stride * block)
         for k in range(kernel)
         if (r + padding - k) % stride == 0
     )
-    return Taps(stride * block, kernel, tuple(found), block)
+    return Taps(stride * block, kernel, tuple(uses), block)
 
 
 def repeated(kernel: int, times: int, block: int, padding: int) -> Taps:
-    """Tap k shows pixel m of the result the pixel m + k - padding of the inputs repeated so many times."""
-    found = ((r, (r + k - padding) // times, k) for r in range(times * block) for k in range(kernel))
-    return Taps(times * block, kernel, tuple(found), block)
+    """Of a convolution after upsampling: tap k shows pixel m the pixel ``m + k - padding`` of the repeated inputs.
+
+    There is a phase for each pixel of ``block`` repetitions.
+    """
+    uses = ((r, (r + k - padding) // times, k) for r in range(times * block) for k in range(kernel))
+    return Taps(times * block, kernel, tuple(uses), block)
 
 
 def by_phases(data: Tensor, weight: Tensor, taps: Sequence[Taps], places: Shape, convolve: Convolution) -> Tensor:
@@ -70,7 +91,7 @@ def by_phases(data: Tensor, weight: Tensor, taps: Sequence[Taps], places: Shape,
         weight: ``(channels out, channels in, *kernel)``.
         taps: for each direction.
         places: of the result in each direction, divided by the number of phases.
-        convolve: see there.
+        convolve: an ordinary convolution, see ``Convolution``.
 
     Returns:
         ``(n, channels out, places, phases, places, phases, …)``, in the memory of one convolution.

@@ -7,120 +7,138 @@ from dataclasses import dataclass, replace
 
 from jaccli.graph.layout.block import (
     Block,
-    OuterFactor,
-    cleaned,
+    OuterProduct,
     densify,
     materialized,
     split_axis_factor,
     without_ones,
+    zero_padded,
 )
 from jaccli.graph.layout.contraction import arranged
-from jaccli.graph.layout.cost import meter
+from jaccli.graph.layout.cost import CostModel
 from jaccli.graph.layout.layout import AxisFactor, BandedAxis, DenseAxis, Label, Layout
 from jaccli.graph.layout.windows import in_cells
-from jaccli.graph.maps.base import Shape
+from jaccli.graph.maps.base import Primitive, Shape
 
 
 @dataclass(frozen=True)
-class Reshape:
-    """Another shape, elements in the same order."""
+class _ShapeChange(Primitive):
+    """From shape ``old`` to shape ``new``."""
 
     old: Shape
     new: Shape
+
+    def apply(self, block: Block) -> Block | None:
+        return block if self.old == self.new else super().apply(block)
+
+
+class Reshape(_ShapeChange):
+    """Another shape, elements in the same order.
+
+    Axis factors are split until each new dimension is a product of whole ones; then they only change dimensions.
+    Where the shapes cut the elements at places that do not divide each other, the dimensions between two common cuts
+    are stored in full.
+    """
 
     @property
     def T(self) -> Reshape:
         return Reshape(self.new, self.old)
 
-    def apply(self, bundle: Block) -> Block:
+    def apply(self, block: Block) -> Block:
         if self.old == self.new:
-            return bundle
-        if bundle.outer is not None:
-            return self._regrouped(bundle, bundle.outer) or self.apply(materialized(bundle))
-        bundle = without_ones(bundle)
-        dims: list[tuple[AxisFactor, ...]] = []
-        position = 0  # of the atom that comes next, in reading order
-        for want in self.new:
-            have: list[AxisFactor] = []
-            got = 1
-            while got < want:
-                d, a = _place(bundle.form, position)
-                axis_factor = bundle.form.dims[d][a]
-                need = want // got
-                if want % got or (axis_factor.size % need and need % axis_factor.size):
-                    return self._merged(bundle)
-                if not bundle.form.plain(axis_factor) and axis_factor.size > need:
-                    assert isinstance(axis_factor, BandedAxis)
-                    bundle = in_cells(bundle, d, a, axis_factor.size // need) or densify(bundle, [axis_factor.key])
-                    axis_factor = bundle.form.dims[d][a]
-                if axis_factor.size > need:
-                    bundle = split_axis_factor(bundle, d, a, axis_factor.size // need)
-                    axis_factor = bundle.form.dims[d][a]
-                have.append(axis_factor)
-                got *= axis_factor.size
-                position += 1
-            if got != want:
-                return self._merged(bundle)
-            dims.append(tuple(have))
-        form = replace(bundle.form, dims=tuple(dims))
-        return bundle.made(form, bundle.data, bundle.fresh)
+            return block
+        if isinstance(block.data, OuterProduct):
+            return self._relabelled(block.layout, block.data) or self.apply(materialized(block))
+        block = without_ones(block)
+        primal_axes: list[tuple[AxisFactor, ...]] = []
+        position = 0  # of the next axis factor, in reading order
+        for size in self.new:
+            block, axes = _split_off(block, position, size)
+            if axes is None:
+                return self._merged(block)
+            primal_axes.append(axes)
+            position += len(axes)
+        return block.relabelled(replace(block.layout, primal_axes=tuple(primal_axes)))
 
-    def _regrouped(self, bundle: Block, outer: tuple[OuterFactor, OuterFactor]) -> Block | None:
+    def _relabelled(self, old: Layout, outer: OuterProduct) -> Block | None:
         """The same axes in other dimensions; None where axes have to be split or joined."""
-        old = bundle.form
-        new = self.apply(Block(old, None)).form
-        places = [
-            [(d, a) for d, axis_factors in enumerate(form.dims) for a in range(len(axis_factors))]
-            for form in (old, new)
-        ]
-        axis_factors = [[axis_factor for each in form.dims for axis_factor in each] for form in (old, new)]
-        if axis_factors[0] != axis_factors[1] or old.seed_axes != new.seed_axes or old.flat != new.flat:
+        cost = outer.a.data if isinstance(outer.a.data, CostModel) else CostModel.unread()
+        new = self.apply(Block(old, cost)).layout
+        axes = [[axis for axes in layout.primal_axes for axis in axes] for layout in (old, new)]
+        if axes[0] != axes[1] or old.seed_axes != new.seed_axes or old.broadcast != new.broadcast:
             return None
+        places = [
+            [(d, a) for d, axes in enumerate(layout.primal_axes) for a in range(len(axes))] for layout in (old, new)
+        ]
         names: dict[Label, Label] = dict(zip(*places, strict=True))
-        a, b = (factor.relabelled(lambda x: names.get(x, x)) for factor in outer)
-        return Block(new, None, outer=(a, b))
+        a, b = (factor.relabelled(lambda x: names.get(x, x)) for factor in (outer.a, outer.b))
+        return Block(new, OuterProduct(a, b))
 
-    def _merged(self, bundle: Block) -> Block:
-        """Where the two shapes cut the elements at different places: those dims in full, as one axis."""
-        start_old = start_new = 0
-        dims: list[tuple[AxisFactor, ...]] = []
-        old, new = list(self.old), list(self.new)
-        while start_old < len(old) or start_new < len(new):
-            stop_old, stop_new = start_old + 1, start_new + 1
-            a = math.prod(old[start_old:stop_old])
-            b = math.prod(new[start_new:stop_new])
-            while a != b:
-                if a < b and stop_old < len(old):
-                    a, stop_old = a * old[stop_old], stop_old + 1
-                else:
-                    b, stop_new = b * new[stop_new], stop_new + 1
-            if (old[start_old:stop_old], stop_new - start_new) == ([b], 1):
-                dims.append(bundle.form.dims[start_old])
+    def _merged(self, block: Block) -> Block:
+        """Dimensions between common cuts in full, as one axis, which is then cut anew."""
+        primal_axes: list[tuple[AxisFactor, ...]] = []
+        for dims, new in _common_cuts(self.old, self.new):
+            if len(dims) == 1 and new == (self.old[dims[0]],):
+                primal_axes.append(block.layout.primal_axes[dims[0]])
             else:
-                keys = [
-                    x.key
-                    for axis_factors in bundle.form.dims[start_old:stop_old]
-                    for x in axis_factors
-                    if isinstance(x, BandedAxis)
-                ]
-                bundle = densify(bundle, keys)
-                dims.extend((DenseAxis(n),) if n != 1 else () for n in new[start_new:stop_new])
-            start_old, start_new = stop_old, stop_new
-        form = replace(bundle.form, dims=tuple(dims))
-        return bundle.regarded(form)
+                block = densify(block, block.layout.banded_keys(*dims))
+                primal_axes.extend((DenseAxis(n),) if n != 1 else () for n in new)
+        return block.reinterpreted(replace(block.layout, primal_axes=tuple(primal_axes)))
 
 
-def _place(form: Layout, position: int) -> tuple[int, int]:
-    for d, axis_factors in enumerate(form.dims):
-        if position < len(axis_factors):
+def _split_off(block: Block, position: int, size: int) -> tuple[Block, tuple[AxisFactor, ...] | None]:
+    """The axis factors from a position on that multiply to ``size``; the last is split where it is larger.
+
+    Returns:
+        The block, with that axis split; the axis factors, or None where no number of them multiplies to the size.
+    """
+    axes: tuple[AxisFactor, ...] = ()
+    product = 1
+    while product < size:
+        d, a = _place(block.layout, position + len(axes))
+        axis, missing = block.layout.primal_axes[d][a], size // product
+        if size % product or (axis.size % missing and missing % axis.size):
+            return block, None
+        if axis.size > missing:
+            if isinstance(axis, BandedAxis) and not block.layout.plain(axis):
+                block = in_cells(block, d, a, axis.size // missing) or densify(block, [axis.key])
+            if block.layout.primal_axes[d][a].size > missing:
+                block = split_axis_factor(block, d, a, axis.size // missing)
+            axis = block.layout.primal_axes[d][a]
+        axes = (*axes, axis)
+        product *= axis.size
+    return block, axes if product == size else None
+
+
+def _place(layout: Layout, position: int) -> tuple[int, int]:
+    """Dimension, and place in it, of an axis factor by its number in reading order."""
+    for d, axes in enumerate(layout.primal_axes):
+        if position < len(axes):
             return d, position
-        position -= len(axis_factors)
+        position -= len(axes)
     raise IndexError(position)
 
 
+def _common_cuts(old: Shape, new: Shape) -> list[tuple[range, Shape]]:
+    """The smallest runs of dimensions with equal products: the old dimensions, and the new sizes."""
+    runs = []
+    start_old = start_new = 0
+    while start_old < len(old) or start_new < len(new):
+        stop_old, stop_new = start_old + 1, start_new + 1
+        a, b = math.prod(old[start_old:stop_old]), math.prod(new[start_new:stop_new])
+        while a != b:
+            if a < b and stop_old < len(old):
+                a, stop_old = a * old[stop_old], stop_old + 1
+            else:
+                b, stop_new = b * new[stop_new], stop_new + 1
+        runs.append((range(start_old, min(stop_old, len(old))), new[start_new:stop_new]))
+        start_old, start_new = stop_old, stop_new
+    return runs
+
+
 @dataclass(frozen=True)
-class Permute:
-    """Dimensions in another order."""
+class Permute(Primitive):
+    """Dimensions in another order: dimension d of the result is dimension ``order[d]``."""
 
     order: Shape
 
@@ -128,70 +146,66 @@ class Permute:
     def T(self) -> Permute:
         return Permute(tuple(self.order.index(d) for d in range(len(self.order))))
 
-    def apply(self, bundle: Block) -> Block:
-        form = replace(bundle.form, dims=tuple(bundle.form.dims[d] for d in self.order))
-        if bundle.outer is not None:
-            place = self.T.order
-            a, b = (f.relabelled(lambda x: x if x[0] == -1 else (place[x[0]], x[1])) for f in bundle.outer)
-            return Block(form, None, outer=(a, b))
-        if bundle.data is None:
-            return Block(form, None)
-        moved: list[Label] = [x if x[0] == -1 else (self.order[x[0]], x[1]) for x in form.layout]
-        order = [bundle.form.layout.index(x) for x in moved]
-        data = bundle.data if order == sorted(order) else bundle.data.permute(order)
-        return bundle.made(form, data, bundle.fresh)
+    def apply(self, block: Block) -> Block | None:
+        if not isinstance(block.data, OuterProduct):
+            return super().apply(block)
+        place = self.T.order
+        a, b = (f.relabelled(lambda x: x if x[0] == -1 else (place[x[0]], x[1])) for f in (block.data.a, block.data.b))
+        return Block(self.layout(block.layout), OuterProduct(a, b))
+
+    def layout(self, old: Layout) -> Layout:
+        return replace(old, primal_axes=tuple(old.primal_axes[d] for d in self.order))
+
+    def compute(self, block: Block, new: Layout) -> Block:
+        sources: list[Label] = [x if x[0] == -1 else (self.order[x[0]], x[1]) for x in new.labels]
+        order = [block.layout.labels.index(x) for x in sources]
+        data = block.tensor if order == sorted(order) else block.tensor.permute(order)
+        return Block.of(new, data, block.owned)
 
 
-@dataclass(frozen=True)
-class Expand:
-    """Dimensions of size 1 repeated: ``old`` to ``new``, of as many dimensions."""
-
-    old: Shape
-    new: Shape
+class Expand(_ShapeChange):
+    """Dimensions of size 1 repeated; the shapes have as many dimensions."""
 
     @property
     def T(self) -> SumTo:
         return SumTo(self.new, self.old)
 
-    def apply(self, bundle: Block) -> Block:
-        if self.old == self.new:
-            return bundle
-        grown = [d for d, (m, n) in enumerate(zip(self.old, self.new, strict=True)) if m != n]
-        form = replace(
-            bundle.form,
-            dims=tuple((DenseAxis(self.new[d]),) if d in grown else x for d, x in enumerate(bundle.form.dims)),
-        )
-        if bundle.data is None:
-            return Block(form, None)
-        return bundle.made(form, arranged(bundle.data, bundle.form.layout, form.layout).expand(form.sizes), False)
+    def layout(self, old: Layout) -> Layout:
+        sizes = zip(self.old, self.new, old.primal_axes, strict=True)
+        return replace(old, primal_axes=tuple(axes if m == n else (DenseAxis(n),) for m, n, axes in sizes))
+
+    def compute(self, block: Block, new: Layout) -> Block:
+        data = arranged(block.tensor, block.layout.labels, new.labels)
+        return Block.of(new, data.expand(new.sizes), owned=False)
 
 
-@dataclass(frozen=True)
-class SumTo:
+class SumTo(_ShapeChange):
     """Sums over the dimensions that become 1: the transpose of ``Expand``."""
-
-    old: Shape
-    new: Shape
 
     @property
     def T(self) -> Expand:
         return Expand(self.new, self.old)
 
-    def apply(self, bundle: Block) -> Block:
-        if self.old == self.new:
-            return bundle
-        bundle = cleaned(bundle)
-        gone = [d for d, (m, n) in enumerate(zip(self.old, self.new, strict=True)) if m != n]
-        old = bundle.form
-        keys = frozenset(x.key for d in gone for x in old.dims[d] if isinstance(x, BandedAxis))
-        form = Layout(old.seed_axes, tuple(() if d in gone else x for d, x in enumerate(old.dims)), old.flat - keys)
-        meter.move(old.numel + form.numel)
-        data = bundle.data
-        if data is None:
-            return Block(form, None)
-        axes = [axis for axis, label in enumerate(old.layout) if label[0] in gone]
-        labels = [label for label in old.layout if label[0] not in gone]
+    @property
+    def _summed(self) -> list[int]:
+        return [d for d, (m, n) in enumerate(zip(self.old, self.new, strict=True)) if m != n]
+
+    def prepared(self, block: Block) -> Block:
+        return zero_padded(block)
+
+    def layout(self, old: Layout) -> Layout:
+        summed = self._summed
+        primal_axes = tuple(() if d in summed else axes for d, axes in enumerate(old.primal_axes))
+        return Layout(old.seed_axes, primal_axes, old.broadcast - set(old.banded_keys(*summed)))
+
+    def charge(self, cost: CostModel, old: Layout, new: Layout) -> None:
+        cost.move(old.numel + new.numel)
+
+    def compute(self, block: Block, new: Layout) -> Block:
+        data, summed = block.tensor, self._summed
+        axes = [axis for axis, label in enumerate(block.layout.labels) if label[0] in summed]
+        labels = [label for label in block.layout.labels if label[0] not in summed]
         if axes:
             data = data.sum(axes)
-        data = arranged(data, labels, form.layout)
-        return bundle.made(form, data.expand(form.sizes), bool(axes) and tuple(data.shape) == form.sizes)
+        data = arranged(data, labels, new.labels)
+        return Block.of(new, data.expand(new.sizes), bool(axes) and tuple(data.shape) == new.sizes)

@@ -1,156 +1,152 @@
-"""Slices of one dimension, and their transposes: pieces put at their places."""
+"""Slices of one dimension, and their transposes: parts put at their places."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-from jaccli.graph.layout.block import Block, cleaned, densify, merged, widened
+from jaccli.graph.layout.block import Block, merged, widened, zero_padded
 from jaccli.graph.layout.contraction import arranged
-from jaccli.graph.layout.cost import meter
-from jaccli.graph.layout.layout import AxisFactor, BandedAxis, DenseAxis, Layout
+from jaccli.graph.layout.cost import CostModel
+from jaccli.graph.layout.layout import BandedAxis, DenseAxis, Layout, SeedAxis
+from jaccli.graph.maps.base import Primitive
 
 
 @dataclass(frozen=True)
-class Slice:
-    """``start, start + step, …``: ``count`` elements of one dimension of size ``full``."""
+class _Places(Primitive):
+    """``start, start + step, …``: ``count`` elements of dimension ``dim`` of size ``full``."""
 
     dim: int
     full: int
     start: int
     count: int
     step: int = 1
+
+    @property
+    def index(self) -> slice:
+        """The elements."""
+        return slice(self.start, self.start + self.step * (self.count - 1) + 1, self.step)
+
+
+class Slice(_Places):
+    """``y[i] = x[start + step i]`` along one dimension.
+
+    A dimension that is banded as a whole stays so: of a diagonal the seed axis is narrowed, since all other seed
+    elements give zero; of windows those elements that are cut off stick out.
+    """
 
     @property
     def T(self) -> Embed:
         return Embed(self.dim, self.full, self.start, self.count, self.step)
 
-    def apply(self, bundle: Block) -> Block | None:
+    def apply(self, block: Block) -> Block | None:
         if self.count == self.full:
-            return bundle
-        axis_factors = bundle.form.dims[self.dim]
-        if len(axis_factors) == 1 and isinstance(axis_factors[0], BandedAxis):
-            axis_factor = axis_factors[0]
-            if axis_factor.width == 1 and axis_factor.stride == 1 and self.step == 1:
-                return self._narrowed(bundle, axis_factor)
-            if self.step == 1 and self.count > 1:  # windows reach out of what is left
-                moved = replace(axis_factor, offset=axis_factor.offset - self.start, size=self.count, clean=False)
-                return bundle.made(bundle.form.with_dim(self.dim, (moved,)), bundle.data, bundle.fresh)
-            bundle = densify(bundle, [axis_factor.key])
-        bundle = merged(bundle, self.dim)
-        return self._picked(bundle)
+            return block
+        axis = _band(block.layout, self.dim)
+        if axis is not None and self.step == 1:
+            if axis.width == axis.stride == 1:
+                return self._of_diagonal(block, axis)
+            if self.count > 1:
+                moved = replace(axis, offset=axis.offset - self.start, size=self.count, zero_padded=False)
+                return block.relabelled(block.layout.with_dim(self.dim, (moved,)))
+        block = merged(block, self.dim)
+        layout = block.layout.with_dim(self.dim, (DenseAxis(self.count),) if self.count > 1 else ())
+        place = block.layout.labels.index((self.dim, 0))
+        index = self.start if self.count == 1 else self.index
+        return block.view(layout, lambda data: data[(slice(None),) * place + (index,)])
 
-    def _narrowed(self, bundle: Block, axis_factor: BandedAxis) -> Block | None:
-        end = bundle.form.end[axis_factor.key]
-        low = max(0, self.start - axis_factor.offset)
-        high = min(end.size, self.start + self.count - axis_factor.offset)
+    def _of_diagonal(self, block: Block, axis: BandedAxis) -> Block | None:
+        old = block.layout
+        seed = old.seed_axis[axis.key]
+        low = max(0, self.start - axis.offset)
+        high = min(seed.size, self.start + self.count - axis.offset)
         if high <= low:
             return None
-        seed_axes = tuple(
-            replace(e, start=e.start + low, size=high - low) if e is end else e for e in bundle.form.seed_axes
-        )
-        kept: tuple[AxisFactor, ...] = (
-            replace(axis_factor, offset=axis_factor.offset + low - self.start, size=self.count),
-        )
-        flat = bundle.form.flat
+        narrow = replace(seed, start=seed.start + low, size=high - low)
+        layout = replace(old, seed_axes=tuple(narrow if e is seed else e for e in old.seed_axes))
         if self.count == 1:
-            kept, flat = (), flat - {axis_factor.key}
-        old = bundle.form
-        form = Layout(seed_axes, (*old.dims[: self.dim], kept, *old.dims[self.dim + 1 :]), flat)
-        data = bundle.data
-        if data is None:
-            return Block(form, None)
-        if axis_factor.key not in old.flat:
-            data = data.narrow(old.layout.index((-1, *axis_factor.key)), low, high - low)
-        return bundle.made(form, arranged(data, old.layout, form.layout), bundle.fresh)
+            layout = replace(layout.with_dim(self.dim, ()), broadcast=old.broadcast - {axis.key})
+        else:
+            moved = replace(axis, offset=axis.offset + low - self.start, size=self.count)
+            layout = layout.with_dim(self.dim, (moved,))
 
-    def _picked(self, bundle: Block) -> Block:
-        form = bundle.form.with_dim(self.dim, (DenseAxis(self.count),) if self.count > 1 else ())
-        if bundle.data is None:
-            return Block(form, None)
-        axis = bundle.form.layout.index((self.dim, 0))
-        stop = self.start + self.step * (self.count - 1) + 1
-        if self.count == 1:
-            return bundle.made(form, bundle.data.select(axis, self.start), bundle.fresh)
-        cut = (slice(None),) * axis + (slice(self.start, stop, self.step),)
-        return bundle.made(form, bundle.data[cut], bundle.fresh)
+        def compute(data: Tensor) -> Tensor:
+            if axis.key not in old.broadcast:
+                data = data.narrow(old.labels.index((-1, *axis.key)), low, high - low)
+            return arranged(data, old.labels, layout.labels)
+
+        return block.view(layout, compute)
 
 
-@dataclass(frozen=True)
-class Embed:
+class Embed(_Places):
     """The transpose of ``Slice``: the elements at their places, zeros elsewhere."""
-
-    dim: int
-    full: int
-    start: int
-    count: int
-    step: int = 1
 
     @property
     def T(self) -> Slice:
         return Slice(self.dim, self.full, self.start, self.count, self.step)
 
-    def apply(self, bundle: Block) -> Block:
+    def apply(self, block: Block) -> Block:
         if self.count == self.full:
-            return bundle
-        axis_factors = bundle.form.dims[self.dim]
-        if (
-            len(axis_factors) == 1
-            and isinstance(axis_factors[0], BandedAxis)
-            and (axis_factors[0].width == 1 or self.step == 1)
-        ):
-            bundle = cleaned(bundle)
-            (axis_factor,) = bundle.form.dims[self.dim]
-            assert isinstance(axis_factor, BandedAxis)
-            moved = replace(
-                axis_factor,
-                size=self.full,
-                offset=self.start + self.step * axis_factor.offset,
-                stride=self.step * axis_factor.stride,
-                clean=True,
-            )
-            return bundle.made(bundle.form.with_dim(self.dim, (moved,)), bundle.data, bundle.fresh)
-        return assembled([(bundle, self)])
+            return block
+        axis = _band(block.layout, self.dim)
+        if axis is None or (axis.width > 1 and self.step > 1):
+            return assembled([(block, self)])
+        block = zero_padded(block)
+        moved = replace(
+            axis,
+            size=self.full,
+            offset=self.start + self.step * axis.offset,
+            stride=self.step * axis.stride,
+            zero_padded=True,
+        )
+        return block.relabelled(block.layout.with_dim(self.dim, (moved,)))
+
+
+def _band(layout: Layout, dim: int) -> BandedAxis | None:
+    """The banded axis that is all of a dimension; None where it is not stored so."""
+    axes = layout.primal_axes[dim]
+    return axes[0] if len(axes) == 1 and isinstance(axes[0], BandedAxis) else None
 
 
 def assembled(pieces: list[tuple[Block, Embed]]) -> Block:
-    """The sum of embedded bundles of one form that do not overlap: one tensor, each written once."""
-    first, embed = pieces[0]
-    free = [(merged(b, e.dim), e) for b, e in pieces]
+    """The sum of embedded blocks of one layout that do not overlap: one tensor, each written once.
+
+    Args:
+        pieces: blocks over the slices, and where these belong; all in one dimension, with one step.
+    """
+    embed = pieces[0][1]
+    blocks = [merged(block, e.dim) for block, e in pieces]
     seed_axes = tuple(
-        replace(
-            e,
-            start=(low := min(b.form.seed_axes[i].start for b, _ in free)),
-            size=max(b.form.seed_axes[i].start + b.form.seed_axes[i].size for b, _ in free) - low,
-        )
-        for i, e in enumerate(free[0][0].form.seed_axes)
+        reduce(SeedAxis.covering, axes) for axes in zip(*(b.layout.seed_axes for b in blocks), strict=True)
     )
-    free = [(widened(b, seed_axes), e) for b, e in free]
-    flat = frozenset.intersection(*(b.form.flat for b, _ in free))
-    form = replace(free[0][0].form.with_dim(embed.dim, (DenseAxis(embed.full),)), flat=flat)
-    meter.move(2 * form.numel, fresh=form.numel)
-    if any(b.data is None for b, _ in free):
-        return Block(form, None)
-    axis = form.layout.index((embed.dim, 0))
-    covered = sum(e.count for _, e in free)
-    data = free[0][0].data
-    assert data is not None
-    if covered == embed.full and all(e.step == 1 for _, e in free):
-        order = sorted(free, key=lambda piece: piece[1].start)
-        parts = [_expanded(b, form, axis) for b, _ in order]
-        return first.made(form, torch.cat(parts, axis))
-    out = data.new_zeros(form.sizes) if covered < embed.full else data.new_empty(form.sizes)
-    for bundle, e in free:
-        stop = e.start + e.step * (e.count - 1) + 1
-        assert bundle.data is not None
-        out[(slice(None),) * axis + (slice(e.start, stop, e.step),)] = bundle.data
-    return first.made(form, out)
+    blocks = [widened(b, seed_axes) for b in blocks]
+    broadcast = frozenset.intersection(*(b.layout.broadcast for b in blocks))
+    layout = replace(blocks[0].layout.with_dim(embed.dim, (DenseAxis(embed.full),)), broadcast=broadcast)
+    if isinstance(blocks[0].data, CostModel):
+        blocks[0].data.move(2 * layout.numel, layout.numel)
+        return Block(layout, blocks[0].data)
+    return Block.of(layout, _put_together([(b.tensor, e) for b, (_, e) in zip(blocks, pieces, strict=True)], layout))
 
 
-def _expanded(bundle: Block, form: Layout, axis: int) -> Tensor:
-    assert bundle.data is not None
-    sizes = list(form.sizes)
-    sizes[axis] = bundle.data.shape[axis]
-    return bundle.data.expand(sizes)
+def _put_together(pieces: list[tuple[Tensor, Embed]], layout: Layout) -> Tensor:
+    """Data of ``layout.sizes`` with each piece at its place, and zeros elsewhere."""
+    data, embed = pieces[0]
+    axis = layout.labels.index((embed.dim, 0))
+    covered = sum(e.count for _, e in pieces)
+    if covered == embed.full and all(e.step == 1 for _, e in pieces):
+        pieces = sorted(pieces, key=lambda piece: piece[1].start)
+        return torch.cat([_expanded(part, layout, axis) for part, _ in pieces], axis)
+    out = data.new_zeros(layout.sizes) if covered < embed.full else data.new_empty(layout.sizes)
+    for part, e in pieces:
+        out[(slice(None),) * axis + (e.index,)] = part
+    return out
+
+
+def _expanded(data: Tensor, layout: Layout, axis: int) -> Tensor:
+    """Data repeated along the axes on which it does not vary, but for ``axis``."""
+    sizes = list(layout.sizes)
+    sizes[axis] = data.shape[axis]
+    return data.expand(sizes)

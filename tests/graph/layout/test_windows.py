@@ -52,10 +52,10 @@ def planned(model: nn.Module, x: Tensor) -> engines.EliminationPlan:
 def sweeps(plan: engines.EliminationPlan) -> dict[str, engines.EliminationPlan]:
     """All rows back, and all columns forward, whatever is quickest."""
     assert plan.bracketing is not None
-    found = [plan.bracketing, *plan.chain.sweeps(float("inf"), plan.bracketing)]
+    bracketings = [plan.bracketing, *plan.chain.sweeps(float("inf"), plan.bracketing)]
     ways = {
         bracketing.way: replace(plan, bracketing=bracketing)
-        for bracketing in found
+        for bracketing in bracketings
         if set(ways_of(bracketing)) == {bracketing.way}
     }
     assert {"pull", "push"} <= ways.keys()

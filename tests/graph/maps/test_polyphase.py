@@ -66,7 +66,7 @@ def test_every_direction_in_its_own_way() -> None:
 
 def test_the_address_of_memory_that_is_gone_says_nothing() -> None:
     """A constant that comes to lie where a result lay does not vary for that."""
-    found = False
+    reused = False
     with Tracer() as tracer:
         x = torch.ones(8)
         tracer.adopt(x, True)
@@ -76,9 +76,9 @@ def test_the_address_of_memory_that_is_gone_says_nothing() -> None:
             address = gone.untyped_storage()._cdata
             del gone
             fresh = torch.from_numpy(normal((8,), 1).numpy())
-            found |= fresh.untyped_storage()._cdata == address
+            reused |= fresh.untyped_storage()._cdata == address
             assert not tracer.slot_of(fresh).memory.varies
-    assert found
+    assert reused
 
 
 def test_rows_and_columns_in_full_go_by_phases(monkeypatch: pytest.MonkeyPatch) -> None:
