@@ -16,6 +16,7 @@ from jaccli.activations.address import Address
 from jaccli.activations.boundary import MODEL_INPUT, MODEL_OUTPUT, Key, as_key, elements_in, key_of, module_paths
 from jaccli.activations.nested import get, locate
 from jaccli.activations.record import Inputs
+from jaccli.linear_maps.agreement import values_agree
 from jaccli.networks.network import Network
 
 # Neighbours part, and the first entry and the last: what looks back, or ahead, has other values then.
@@ -60,15 +61,7 @@ def _is_part(whole: Tensor, some: Tensor, dim: int, picked: Tensor) -> bool:
     if whole.shape[dim] <= int(picked.max()):
         return False
     part = whole.index_select(dim, picked.to(whole.device))
-    return part.shape == some.shape and close(some, part)
-
-
-def close(a: Tensor, b: Tensor, eps: float = 0.0) -> bool:
-    """Equal but for rounding, which may differ with the number of samples; ``eps`` of a coarser dtype met inside."""
-    tolerance = max(torch.finfo(b.dtype).eps, eps) ** 0.75
-    finite = b[b.isfinite()].abs()
-    scale = float(finite.max()) if finite.numel() else 0.0
-    return torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+    return part.shape == some.shape and values_agree(some, part)
 
 
 def tensors_or_none(network: Network, inputs: Inputs, addresses: Sequence[Address]) -> dict[Address, Tensor] | None:

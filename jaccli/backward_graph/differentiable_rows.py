@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
+from jaccli.autograd.products import DoubleVjp, vjp, vjps
+from jaccli.autograd.seeds import one_hot, spans
 from jaccli.backward_graph.passes import missing_graph
 from jaccli.errors import UnsupportedError
-from jaccli.linearization.linearization import gradient, gradients
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 from jaccli.text.wording import worded
 
@@ -55,7 +56,7 @@ class Rows:
         if not self.target.requires_grad:
             return self._zeros(1)[0]
         try:
-            row = gradient(self.target, self.source, u.reshape(self.target.shape), self.wanted or u.requires_grad)
+            (row,) = vjp(self.target, (self.source,), u.reshape(self.target.shape), self.wanted or u.requires_grad)
         except (RuntimeError, NotImplementedError) as error:
             if is_out_of_memory(error):
                 raise
@@ -92,14 +93,11 @@ class Rows:
         if not image.requires_grad and not bool(image.any()):  # no path
             return torch.zeros_like(u)
         try:
-            found = torch.autograd.grad(image, u, w, create_graph=True, allow_unused=True)[0]
+            return DoubleVjp(image, u).jvp(w, create_graph=True)
         except (RuntimeError, NotImplementedError) as error:
             if is_out_of_memory(error):
                 raise
             raise no_second(error) from error
-        if found is None:
-            raise no_second(RuntimeError("a backward pass leaves no graph of itself"))
-        return found
 
     def matrix(self) -> Tensor:
         """J, ``(batch, n_out, n_in)``: n_out backward passes, so many at once as fit a cache."""
@@ -109,12 +107,10 @@ class Rows:
     def _block(self, samples: slice) -> Tensor:
         batch, n_out = self.target.shape[0], self.target[0].numel()
         row_bytes = defaults.ROW_TENSORS * batch * n_out * self.target.element_size()
-        chunk, rows = max(1, defaults.WORKING_SET // row_bytes), []
-        for start in range(0, n_out, chunk):
-            numbers = torch.arange(start, min(start + chunk, n_out), device=self.target.device)
-            seeds = self.target.new_zeros(len(numbers), batch, n_out)
-            seeds[torch.arange(len(numbers)), samples, numbers] = 1
-            rows.append(self._rows(seeds)[:, samples])
+        rows = [
+            self._rows(one_hot(start, stop, batch, n_out, self.target, samples))[:, samples]
+            for start, stop in spans(n_out, defaults.WORKING_SET // row_bytes)
+        ]
         return torch.cat(rows).movedim(0, 1)
 
     def _zeros(self, count: int) -> Tensor:
@@ -125,7 +121,7 @@ class Rows:
         cotangents = seeds.reshape(len(seeds), *self.target.shape)
         if len(seeds) > 1 and not self.single:
             try:
-                rows = gradients(self.target, self.source, cotangents, self.wanted)
+                (rows,) = vjps(self.target, (self.source,), cotangents, self.wanted)
                 return self._zeros(len(seeds)) if rows is None else self.columns(rows)
             except (RuntimeError, NotImplementedError) as error:
                 if is_out_of_memory(error):

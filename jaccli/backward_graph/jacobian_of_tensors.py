@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
+from jaccli.autograd.products import batching_imported
 from jaccli.autograd.walk import mend_batch_norm
 from jaccli.backward_graph.passes import (
     AdjointCheck,
@@ -20,7 +21,6 @@ from jaccli.backward_graph.passes import (
     missing_graph,
 )
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, UsageError, note, warn
-from jaccli.linearization.linearization import batching_imported
 from jaccli.methods.base import is_out_of_memory, reason
 from jaccli.names import check_count
 from jaccli.planning.memory import available

@@ -12,12 +12,13 @@ from itertools import combinations, count, islice
 import torch
 from torch import Tensor
 
-from jaccli import defaults
-from jaccli.autograd.walk import node_shape
+from jaccli.autograd.products import vjp, vjps
+from jaccli.autograd.seeds import spans
+from jaccli.autograd.walk import graph_nodes, is_once_differentiable, result_sizes
 from jaccli.errors import UnsupportedError
+from jaccli.linear_maps.agreement import tolerance
 from jaccli.linear_maps.norms import norm
-from jaccli.linearization.linearization import batching_imported, graph_nodes
-from jaccli.methods.base import is_out_of_memory, reason, spans
+from jaccli.methods.base import is_out_of_memory, reason
 
 
 @dataclass(frozen=True)
@@ -49,31 +50,18 @@ class AutogradGraph:
 
     def vjps(self, u: Tensor) -> list[Tensor]:
         """Jᵀu for k cotangents at once, ``(k, batch, n_out)``: ``(k, batch, n_in)`` for each input."""
-        found: list[Tensor | None]
+        rows: list[Tensor | None]
         if len(u) == 1:
-            found = [row if row is None else row.to_dense()[None] for row in self._one(u.reshape(self.output.shape))]
+            one = vjp(self.output, self.inputs, u.reshape(self.output.shape), self.create_graph)
+            rows = [row if row is None else row.to_dense()[None] for row in one]
         else:
-            found = [*self._grad(self.output, u.reshape(-1, *self.output.shape), is_grads_batched=True)]
-        self.reached.update(i for i, row in enumerate(found) if row is not None)
+            rows = [*vjps(self.output, self.inputs, u.reshape(-1, *self.output.shape), self.create_graph)]
+        self.reached.update(i for i, row in enumerate(rows) if row is not None)
         shapes = [(len(u), self.batch, self.size(source)) for source in self.inputs]
         return [
             source.new_zeros(()).expand(shape) if row is None else row.reshape(shape)
-            for row, source, shape in zip(found, self.inputs, shapes, strict=True)
+            for row, source, shape in zip(rows, self.inputs, shapes, strict=True)
         ]
-
-    def _one(self, u: Tensor) -> Sequence[Tensor | None]:
-        """One pass. The first that is handed a cotangent imports sympy (0.4 s); an inner product's does not."""
-        if batching_imported():
-            return self._grad(self.output, u)
-        with torch.enable_grad():
-            inner = (self.output * u).sum()
-        return self._grad(inner)
-
-    def _grad(self, of: Tensor, u: Tensor | None = None, is_grads_batched: bool = False) -> Sequence[Tensor | None]:
-        found: Sequence[Tensor | None] = torch.autograd.grad(
-            of, self.inputs, u, True, self.create_graph, allow_unused=True, is_grads_batched=is_grads_batched
-        )
-        return found
 
     def widest(self) -> int:
         """Bytes of the widest result between inputs and output.
@@ -83,13 +71,12 @@ class AutogradGraph:
         """
         widest = self.output.numel()
         for node in graph_nodes(self.output, beyond=self.inputs):
-            if node.name() == "torch::autograd::Error":
+            if is_once_differentiable(node):
                 raise UnsupportedError(
                     "the graph leads through the gradient of a function that is marked once_differentiable",
                     "expected functions whose gradient has a derivative too",
                 )
-            shapes = [node_shape(meta) for meta in getattr(node, "_input_metadata", ())]
-            widest = max([widest, *(math.prod(size for size in shape if isinstance(size, int)) for shape in shapes)])
+            widest = max([widest, *result_sizes(node)])
         return widest * self.output.element_size()
 
 
@@ -125,7 +112,7 @@ class AdjointCheck:
         """The relative difference of uᵀJ from the passes, where it is more than rounding; else 0."""
         error = self._relative(found, [torch.einsum("kbo,boi->kbi", self.u.to(j), j.detach()) for j in found])
         eps = max(torch.finfo(t.dtype).eps for t in (self.graph.output, *self.graph.inputs))
-        return error if error > eps**defaults.BELIEF_POWER else 0.0
+        return error if error > tolerance(eps) else 0.0
 
     def noise(self, found: Sequence[Tensor]) -> float:
         """As ``off``, what the passes differ by from a third of those with three times the cotangents."""
@@ -213,18 +200,17 @@ def missing_graph(target: Tensor, sources: Sequence[Tensor]) -> str | None:
     u = torch.randn(target.shape, generator=generator).to(target.detach()).requires_grad_()
     lost: list[str] = []
     with ExitStack() as stack, torch.enable_grad():
-        inner = (target * u).sum()  # a cotangent handed over would import sympy
         for node in graph_nodes(target):
             stack.callback(node.register_prehook(_Watch(node.name(), lost)).remove)
         try:
-            rows = torch.autograd.grad(inner, sources, None, True, True, allow_unused=True)
+            rows = vjp(target, sources, u, create_graph=True)
         except (RuntimeError, NotImplementedError) as error:
             if is_out_of_memory(error):
                 raise
             return reason(error)
     if any(_is_constant(row) for row in rows):
         lost.append("its end")
-    if any(node.name() == "torch::autograd::Error" for row in rows if row is not None for node in graph_nodes(row)):
+    if any(is_once_differentiable(node) for node in graph_nodes(*(row for row in rows if row is not None))):
         return "a function of the model is marked once_differentiable"
     return f"a backward pass leaves no graph of itself at {lost[0]}" if lost else None
 

@@ -8,17 +8,13 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
+from jaccli.autograd.seeds import one_hot_blocks
 
 
-def one_hot_blocks(batch: int, size: int, other: int, like: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The identity in pieces that fit a cache: ``(start, (batch, size, k))``; results have ``other`` elements."""
-    step = max(1, defaults.WORKING_SET // max(batch * (size + other) * like.element_size(), 1))
-    for start in range(0, size, step):
-        k = min(step, size - start)
-        numbers = torch.arange(k, device=like.device)
-        seeds = like.new_zeros(batch, size, k)
-        seeds[:, start + numbers, numbers] = 1
-        yield start, seeds
+def identity_blocks(batch: int, size: int, other: int, like: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """``one_hot_blocks`` of as many columns as fit a cache with their products: these have ``other`` elements each."""
+    column_bytes = batch * (size + other) * like.element_size()
+    return one_hot_blocks(batch, size, defaults.WORKING_SET // max(column_bytes, 1), like)
 
 
 class ByRows:
@@ -51,7 +47,7 @@ class ByRows:
         keep = batch * n_out * n_in * v.element_size() <= self._hold
         kept = v.new_empty(self._shape) if keep else None
         out = v.new_empty(batch, n_out, v.shape[-1])
-        for start, seeds in one_hot_blocks(batch, n_out, n_in, v):
+        for start, seeds in identity_blocks(batch, n_out, n_in, v):
             rows = self._back(seeds).mT
             out[:, start : start + rows.shape[1]] = rows @ v
             if kept is not None:
@@ -63,7 +59,7 @@ class ByRows:
         batch, n_out, n_in = self._shape
         out = v.new_zeros(batch, n_out, v.shape[-1])
         for b in range(batch):
-            for start, seeds in one_hot_blocks(batch, n_out, n_in, v):
+            for start, seeds in identity_blocks(batch, n_out, n_in, v):
                 alone = torch.zeros_like(seeds)
                 alone[b] = seeds[b]
                 rows = self._back(alone)

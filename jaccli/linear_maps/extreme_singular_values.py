@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +14,7 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.errors import UnsupportedError, UsageError, warn
 from jaccli.linear_maps.matrix_free import MatrixFree
-from jaccli.linear_maps.norms import orthonormal, singular_values
+from jaccli.linear_maps.norms import orthonormal, power_of_two, singular_values
 from jaccli.linear_maps.rescaled import rescaled
 
 Which = Literal["largest", "smallest"]
@@ -91,6 +93,11 @@ def _of_the_matrix(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]
 
 
 def _by_arpack(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
+    """Values and bounds of one sample, ``(k,)`` float64 each.
+
+    Raises:
+        ArpackError: it does not converge.
+    """
     from scipy.sparse.linalg import svds
 
     from jaccli.linear_maps.scipy_operator import SciPyOperator
@@ -99,8 +106,7 @@ def _by_arpack(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
     start = np.random.default_rng(0).standard_normal(min(operator.shape))  # not at right angles to what is looked for
     tolerance = TOLERANCE.get(a.dtype, SHORT_TOLERANCE)
     kind = "LM" if which == "largest" else "SM"
-    limit = RESTARTS * max(k, 1)
-    u, s, vt = svds(operator, k=k, which=kind, v0=start, tol=tolerance, maxiter=limit, solver="arpack")
+    u, s, vt = svds(operator, k=k, which=kind, v0=start, tol=tolerance, maxiter=RESTARTS * k, solver="arpack")
     order = np.argsort(-s)
     u, s, v = u[:, order], s[order], vt[order].T
     gap = np.maximum(
@@ -108,6 +114,25 @@ def _by_arpack(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
     )
     rounding = torch.finfo(a.dtype).eps * float(s.max())
     return torch.from_numpy(s.astype(np.float64)), torch.from_numpy(gap.astype(np.float64)) + rounding
+
+
+def spectral_norm(matrix: Tensor) -> float:
+    """The largest singular value of a float64 matrix ``(n_out, n_in)`` on the CPU; NaN where entries are not finite.
+
+    Cost: a full decomposition of a small matrix, or where ARPACK gives up; of a large one some products.
+    """
+    if not bool(matrix.isfinite().all()):
+        return math.nan
+    n = min(matrix.shape)
+    if n > defaults.DENSE_SVD:
+        from scipy.sparse.linalg import ArpackError, svds
+
+        size = power_of_two(matrix)
+        start = np.ones(n) + np.linspace(0.0, 0.5, n)
+        with suppress(ArpackError):
+            unit = (matrix / size).numpy()
+            return float(svds(unit, k=1, v0=start, tol=1e-10, return_singular_vectors=False)[0] * size)
+    return float(singular_values(matrix)[0])
 
 
 def block_krylov(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:

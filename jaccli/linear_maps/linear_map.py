@@ -11,8 +11,9 @@ from torch import Tensor
 
 from jaccli.errors import UsageError
 from jaccli.linear_maps.extreme_singular_values import Which, extreme_singular_values
-from jaccli.linear_maps.matrix_free import MatrixFree, check_square
+from jaccli.linear_maps.matrix_free import MatrixFree
 from jaccli.linear_maps.norms import singular_values
+from jaccli.linear_maps.square import check_square
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -53,7 +54,8 @@ class LinearMap(MatrixFree):
         Raises:
             UsageError: not square.
         """
-        return Identity(check_square(self), self.dtype, self.device)
+        check_square(*self.shape[1:])
+        return Identity(self.shape, self.dtype, self.device)
 
     def __add__(self, other: LinearMap | Tensor) -> LinearMap:
         return Sum(self, as_map(other, self))

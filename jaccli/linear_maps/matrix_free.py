@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import ResourceError, UsageError
-from jaccli.linear_maps.by_rows import one_hot_blocks
+from jaccli.linear_maps.by_rows import identity_blocks
 from jaccli.linear_maps.norms import norm
+from jaccli.linear_maps.square import check_square
 
 
 class MatrixFree(ABC):
@@ -95,7 +96,7 @@ class MatrixFree(ABC):
         batch, n_out, n_in = self.shape
         take, sizes = (self._rmatmat, (n_out, n_in)) if n_out <= n_in else (self._matmat, (n_in, n_out))
         like = torch.empty(0, dtype=self.dtype, device=self.device)
-        for start, seeds in one_hot_blocks(batch, *sizes, like):
+        for start, seeds in identity_blocks(batch, *sizes, like):
             yield start, take(seeds)
 
     def frobenius(self) -> Tensor:
@@ -111,19 +112,8 @@ class MatrixFree(ABC):
         Raises:
             UsageError: not square.
         """
-        check_square(self)
+        check_square(*self.shape[1:])
         total = torch.zeros(self.shape[0], dtype=torch.float64, device=self.device)
         for start, block in self.blocks():
             total += block.double().diagonal(-start, dim1=1, dim2=2).sum(1)
         return total
-
-
-def check_square(a: MatrixFree) -> tuple[int, int, int]:
-    """The shape of a square map.
-
-    Raises:
-        UsageError: not square.
-    """
-    if a.shape[1] != a.shape[2]:
-        raise UsageError(f"J is {a.shape[1]} x {a.shape[2]}", "expected as many rows as columns")
-    return a.shape

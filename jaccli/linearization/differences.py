@@ -10,10 +10,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from jaccli import defaults
+from jaccli.linear_maps.agreement import tolerance
 from jaccli.linear_maps.norms import norm
 from jaccli.linearization.float64_copy import Twin, twin
-from jaccli.linearization.linearization import LinearizedFunction
+from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.runtime.torch_errors import is_out_of_memory
 
 # Steps in units of each sample's size: the largest, the ratio of neighbours, and how few units in the last place.
@@ -83,7 +83,7 @@ class Differences:
         claim = torch.where(known, found.detach().double()[self.moved], 0)
         gap, size = norm(claim - quotient, (1,)), torch.fmax(norm(claim, (1,)), norm(quotient, (1,)))
         size = size if usual is None else torch.fmax(size, usual[self.moved].to(size))
-        rounding = self._twin.inside**defaults.BELIEF_POWER + AMPLIFIED * self._twin.lost[self.moved]
+        rounding = tolerance(self._twin.inside) + AMPLIFIED * self._twin.lost[self.moved]
         off = ~(gap <= SURE * error + rounding * size) & known.any(1)
         settled = (SURE * error <= UNSETTLED * size) | (size == 0)
         worst = (gap / size)[off].nan_to_num(math.inf)

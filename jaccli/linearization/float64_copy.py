@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from jaccli.linear_maps.norms import norm
-from jaccli.linearization.linearization import LinearizedFunction
+from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.networks.network import Network
 from jaccli.runtime.dispatch import Mode, passed
 

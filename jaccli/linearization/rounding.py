@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from jaccli.autograd.products import vjp
 from jaccli.linear_maps.norms import norm
-from jaccli.linearization.linearization import LinearizedFunction, gradient
+from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.runtime.dispatch import Mode, passed
 from jaccli.runtime.torch_errors import is_out_of_memory
 
@@ -26,8 +27,6 @@ LOST = 0.25
 # What two runs at one point differ by is rounding (an accelerator's order of sums) up to this share of that.
 STEADY = 0.25
 DRAWS = 2
-# Values that differ by less than this power of eps of themselves differ by rounding; of more it is found out.
-VALUE_POWER = 0.75
 # A product is lost in rounding from this share of it on.
 DROWNED = 0.5
 
@@ -133,8 +132,8 @@ def _run(linear: LinearizedFunction, u: Tensor, units: float = 0.0, seed: int = 
     with torch.enable_grad(), _rounded_otherwise(units, seed):
         point = linear.point.detach().clone().requires_grad_()
         value = linear.f(point)
-        found = gradient(value, point, u.reshape(value.shape)) if value.requires_grad else None
-    row = torch.zeros_like(point) if found is None else found
+        (row,) = vjp(value, (point,), u.reshape(value.shape)) if value.requires_grad else (None,)
+    row = torch.zeros_like(point) if row is None else row
     return value.detach(), row.detach().reshape(linear.batch, -1)
 
 

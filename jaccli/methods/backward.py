@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from jaccli.activations.entry_dimension import close
 from jaccli.errors import JaccliError
+from jaccli.linear_maps.agreement import values_agree
 from jaccli.methods.base import Method, MethodGap, MethodTask, is_out_of_memory, perturbed, reason, spans
 from jaccli.names import MethodName
 
@@ -129,8 +129,8 @@ def check_tiling(task: MethodTask) -> None:
         raise MethodGap(f"the model does not take copies of the batch: {reason(error)}") from None
     # Other samples around it: identical copies would not show what one does to the next.
     same = values.shape[0] == 3 * linear.batch and values.shape[1:] == linear.value.shape[1:]
-    eps = linear.live.rounding if linear.live is not None else 0.0
-    if not same or not close(values[linear.batch : 2 * linear.batch], linear.value, eps):
+    eps = linear.recorded_pass.rounding if linear.recorded_pass is not None else 0.0
+    if not same or not values_agree(values[linear.batch : 2 * linear.batch], linear.value, eps):
         raise MethodGap("with copies of the batch the model gives other values")
 
 

@@ -9,9 +9,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from jaccli.autograd.seeds import one_hot, spans
 from jaccli.graph.elimination.accumulate import EliminationPlan
 from jaccli.graph.elimination.bracketing import Bracketing
-from jaccli.linearization.linearization import LinearizedFunction
+from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.names import MethodName
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 
@@ -58,9 +59,7 @@ class MethodTask:
 
     def seeds(self, start: int, stop: int, size: int, group: slice) -> Tensor:
         """One-hot vectors ``start:stop`` for the samples of a group, zero for others: ``(k, batch, size)``."""
-        seeds = self.out.new_zeros(stop - start, self.linear.batch, size)
-        seeds[:, group, start:stop] = torch.eye(stop - start, dtype=seeds.dtype, device=seeds.device).unsqueeze(1)
-        return seeds
+        return one_hot(start, stop, self.linear.batch, size, self.out, group)
 
 
 class Method(Protocol):
@@ -82,11 +81,6 @@ class Method(Protocol):
         Raises:
             MethodGap: the model has an operator that the method cannot do.
         """
-
-
-def spans(size: int, chunk: int) -> list[tuple[int, int]]:
-    """``0:size`` in pieces of at most ``chunk``."""
-    return [(start, min(start + chunk, size)) for start in range(0, size, max(chunk, 1))]
 
 
 def perturbed(point: Tensor) -> Tensor:

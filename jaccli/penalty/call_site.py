@@ -14,11 +14,12 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.activations.record import Inputs
+from jaccli.autograd.walk import graph_nodes
 from jaccli.backward_graph.differentiable_rows import Rows
-from jaccli.errors import ResourceError, UnsupportedError, UsageError, note, warn
+from jaccli.errors import ResourceError, UnsupportedError, note, warn
 from jaccli.graph.program.differentiable import Accumulation
 from jaccli.graph.trace.ir import CaptureGap, tensors_in
-from jaccli.linearization.linearization import graph_nodes
+from jaccli.linear_maps.square import check_square
 from jaccli.models.adapt import as_network
 from jaccli.networks.network import Network
 from jaccli.networks.state.fingerprint import Fingerprint
@@ -104,20 +105,20 @@ class CallSite:
         network.report_warnings()
         with computing(network), exact_attention(True):
             (linearization,) = linearize(network, inputs, [self.pair])
+            linear = linearization.linear
             if wish.square:
-                _check_square(linearization)
+                check_square(linear.f.n_out, linear.f.n_in, f"J of {linearization.name}")
             report_path(linearization, linearization.name)
             if linearization.samples_mix:
                 text = mixing(linearization)
                 warn(worded("{name}: {text}", name=linearization.name, text=text))
-            if linearization.linear.live is None:
+            if linear.recorded_pass is None:
                 raise UnsupportedError(
                     f"the model refuses a pass with gradients: {linearization.probe.backward_gap}",
                     "expected a model that can be differentiated",
                 )
-            nodes = graph_nodes(linearization.linear.live.target)
+            nodes = graph_nodes(linear.recorded_pass.target)
             fused = not network.fused or any(node.name().startswith(FUSED_NODES) for node in nodes)
-            linear = linearization.linear
             seen = Analysis(
                 live,
                 linearization.connected,
@@ -234,15 +235,6 @@ def accumulated(seen: Analysis, inputs: Inputs, *vectors: Tensor) -> tuple[Tenso
 def _device(inputs: Inputs) -> torch.device:
     first = inputs.args[0]
     return first.device if isinstance(first, Tensor) else torch.device("cpu")
-
-
-def _check_square(linearization: Linearization) -> None:
-    f = linearization.linear.f
-    if f.n_out != f.n_in:
-        raise UsageError(
-            f"J of {linearization.name} is {f.n_out} x {f.n_in}, and only a square J can be held against the identity",
-            "expected a source and a target of the same size",
-        )
 
 
 def _check_room(linearization: Linearization) -> None:

@@ -11,15 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from jaccli import defaults
 from jaccli.activations.record import Inputs
+from jaccli.autograd.walk import coarsest
 from jaccli.backward_graph.differentiable_rows import Rows, no_second, wide
 from jaccli.errors import UnsupportedError
 from jaccli.graph.program.differentiable import Accumulation, accumulation
-from jaccli.graph.program.trace import alike
 from jaccli.graph.trace.ir import tensors_in
-from jaccli.linearization.linearization import coarsest
-from jaccli.linearization.verify import dual, same, tolerance
+from jaccli.linear_maps.agreement import agrees, is_adjoint, programs_agree, tolerance
 from jaccli.penalty.slope import Moved
 from jaccli.planning.linearize import Linearization
 from jaccli.run.execute import disagreement
@@ -67,7 +65,7 @@ def recorded(linearization: Linearization, inputs: Inputs, live: list[Tensor], w
         got, want = (u.unsqueeze(-1) * found[0])[some].sum(1), row[some].square().sum(1, keepdim=True)
     else:
         got, want = found[0][some], row[some].unsqueeze(-1)
-    return made if alike(got, want.expand(got.shape)) else None
+    return made if programs_agree(got, want.expand(got.shape)) else None
 
 
 @dataclass(frozen=True)
@@ -98,18 +96,18 @@ class Trial:
         if self.wish.there_and_back:
             z = self._drawn(*pulled.shape, seed=9)
             try:
-                return not dual(rows.push(z).detach(), z, w, pulled.detach(), eps, rows.mixes)
+                return not is_adjoint(rows.push(z).detach(), z, w, pulled.detach(), eps, rows.mixes)
             except UnsupportedError:
                 return True
         if self.wish.probes or self.made is not None:
             return False
         pulled_by_j = (w.unsqueeze(1) @ self._matrix.detach()).squeeze(1)
-        return not rows.mixes and not same(pulled_by_j, pulled.detach(), eps)
+        return not rows.mixes and not agrees(pulled_by_j, pulled.detach(), eps)
 
     def program_is_right(self) -> bool:
         """Whether the program's product is that of plain passes."""
         u = self._u()
-        return self.made is not None and same(self._by_program(u).detach(), self._by_passes(u).detach(), self._eps)
+        return self.made is not None and agrees(self._by_program(u).detach(), self._by_passes(u).detach(), self._eps)
 
     def choose(self) -> tuple[Literal["program", "passes"], float]:
         """Through what the gradient is to be taken, and how far it is off the slope of the product.
@@ -134,7 +132,7 @@ class Trial:
         slope = self.moved.slope(u.detach(), w)
         if slope is not None and not math.isfinite(slope.value):
             slope = None
-        allowed = max(_LOOSE * self._eps**defaults.BELIEF_POWER, _LEAST)
+        allowed = max(_LOOSE * tolerance(self._eps), _LEAST)
         off = {
             name: slope.off(g) if slope is not None else 0.0
             for name, g in (("program", program), ("passes", passes))

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from jaccli.activations.record import Inputs, values
 from jaccli.errors import JaccliError, warn
-from jaccli.linearization.linearization import LinearizedFunction
-from jaccli.linearization.rounding import VALUE_POWER, apart, norms, rounding, value_rounding
-from jaccli.linearization.verify import tolerance
+from jaccli.linear_maps.agreement import tolerance, value_tolerance
+from jaccli.linearization.linearized_function import LinearizedFunction
+from jaccli.linearization.rounding import apart, norms, rounding, value_rounding
 from jaccli.networks.network import Network
 from jaccli.planning.linearize import Linearization, linearize, own, readable
 from jaccli.planning.memory import available, footprint
@@ -60,7 +60,7 @@ def influence(network: Network, inputs: Inputs, ready: Sequence[Linearization], 
         off = max(_off(linear, None, values, linear.value) for linear, values in pairs)
         if off:
             return f"values differ by {off:.2g} of themselves"
-        if company.linear.live is not None:
+        if company.linear.recorded_pass is not None:
             u = torch.randn(2 * n, block.linear.f.n_out, generator=torch.Generator().manual_seed(5)).to(whole)
             rows = company.linear.vjp(u)
             products = (head.linear, u[:n], rows[:n]), (tail.linear, u[n:], rows[n:])
@@ -84,7 +84,7 @@ def tell_influence(found: str, batch: int, block: int) -> None:
 
 
 def _prepared(network: Network, inputs: Inputs, ready: Sequence[Linearization]) -> list[Linearization]:
-    graph = ready[0].linear.live is not None
+    graph = ready[0].linear.recorded_pass is not None
     return linearize(network, inputs, [p.pair for p in ready], graph=graph, probe=False)
 
 
@@ -118,7 +118,7 @@ def _off(linear: LinearizedFunction, u: Tensor | None, found: Tensor, alone: Ten
         return 0.0
     difference, size = apart(found, alone), norms(alone)
     eps = torch.finfo(alone.dtype).eps
-    if not bool((difference > (eps**VALUE_POWER if u is None else tolerance(eps)) * size).any()):
+    if not bool((difference > (value_tolerance(eps) if u is None else tolerance(eps)) * size).any()):
         return 0.0
     if u is None:
         reach = value_rounding(linear)

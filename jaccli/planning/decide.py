@@ -22,12 +22,13 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from jaccli import defaults
+from jaccli.autograd.products import batching_imported
+from jaccli.autograd.seeds import one_hot
 from jaccli.errors import ResourceError, note
 from jaccli.graph.elimination.accumulate import engine
 from jaccli.graph.elimination.bracketing import Bracketing
 from jaccli.graph.trace.capture import Graph, capture
 from jaccli.graph.trace.ir import CaptureGap
-from jaccli.linearization.linearization import batching_imported
 from jaccli.methods import METHODS, MethodGap, MethodName, MethodTask
 from jaccli.methods.base import is_out_of_memory
 from jaccli.planning.linearize import Linearization, readable
@@ -188,7 +189,7 @@ def captured(linearization: Linearization) -> Graph:
     Raises:
         CaptureGap, LeftTorch: it cannot be captured, or its derivative cannot.
     """
-    with Within(dual=False) if linearization.linear.live is None else nullcontext():
+    with Within(dual=False) if linearization.linear.recorded_pass is None else nullcontext():
         return capture(linearization.linear.f)
 
 
@@ -281,7 +282,7 @@ _Verdict = tuple[MethodName, str, dict[str, str], float | None]
 
 def _auto(linearization: Linearization, sizes: ActivationMemory, chunk_of: Callable[[MethodName], int]) -> _Verdict:
     linear = linearization.linear
-    if linear.live is None or linearization.probe.backward_gap:
+    if linear.recorded_pass is None or linearization.probe.backward_gap:
         return _without_backward(linearization, chunk_of)
     n_out, n_in = linear.f.n_out, linear.f.n_in
     shape = f"{n_out} rows, {n_in} columns"
@@ -327,8 +328,8 @@ def structure(linearization: Linearization, loop_s: float) -> tuple[str | None, 
         prepared: f; keeps the engine.
         loop_s: seconds of the loop over rows, of which the search may take a share.
     """
-    assert linearization.linear.live is not None
-    search_s = linearization.linear.live.operators() * defaults.ENGINE_OPERATOR_S
+    assert linearization.linear.recorded_pass is not None
+    search_s = linearization.linear.recorded_pass.operators() * defaults.ENGINE_OPERATOR_S
     if loop_s < search_s:
         return f"a search for structure takes {seconds(search_s)}, the loop {seconds(loop_s)}", float("inf")
     gap = look(linearization, within=defaults.SEARCH_SHARE * loop_s)
@@ -369,8 +370,7 @@ def _trial(linearization: Linearization, name: MethodName, chunk: int) -> float 
     count = linear.f.n_out if by_row else linear.f.n_in
     chunk = min(chunk, count)
     run = linear.vjps if by_row else linear.jvps
-    seeds = linear.value.new_zeros(chunk, linear.batch, count)
-    seeds[torch.arange(chunk), :, torch.arange(chunk)] = 1
+    seeds = one_hot(0, chunk, linear.batch, count, linear.value)
     try:
         seconds = [_timed(lambda: run(seeds)) for _ in range(2)]
     except Exception as error:

@@ -14,10 +14,11 @@ from jaccli.activations.function import LayerFunction
 from jaccli.activations.misread import misread
 from jaccli.activations.record import Held, Inputs, Record, record
 from jaccli.activations.sample_view import MisplacedError, NowhereError
+from jaccli.autograd.walk import graph_nodes
 from jaccli.errors import JaccliError, RefusedError, ResourceError, UnsupportedError, note
 from jaccli.graph.elimination.accumulate import EliminationPlan
 from jaccli.linearization.differences import Differences
-from jaccli.linearization.linearization import LinearizedFunction, RecordedPass, graph_nodes
+from jaccli.linearization.linearized_function import LinearizedFunction, RecordedPass
 from jaccli.linearization.rounding import Rounding, rounding
 from jaccli.methods.base import is_out_of_memory, perturbed, reason
 from jaccli.networks.network import Network
@@ -326,8 +327,8 @@ def _prepared(network: Network, taken: Record, pair: Pair, graph: bool, probe: b
 
 def _probe(linearization: Linearization) -> None:
     linear = linearization.linear
-    assert linear.live is not None
-    if not linear.live.target.requires_grad:
+    assert linear.recorded_pass is not None
+    if not linear.recorded_pass.target.requires_grad:
         linearization.connected = False
         return
     generator = torch.Generator().manual_seed(0)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.autograd.walk import node_shape
-from jaccli.linearization.linearization import LinearizedFunction, graph_nodes
+from jaccli.autograd.walk import graph_nodes, result_sizes
+from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.runtime.dispatch import Mode, passed
 from jaccli.safety.memory import available_memory
 
@@ -53,7 +53,7 @@ def _all_of_it() -> int:
 
 def footprint(linear: LinearizedFunction) -> ActivationMemory:
     """What f holds: read off the gradient graph, or, without one, off one run operator by operator."""
-    sizes = _graph_sizes(linear.live.target) if linear.live is not None else _run_sizes(linear)
+    sizes = _graph_sizes(linear.recorded_pass.target) if linear.recorded_pass is not None else _run_sizes(linear)
     ends = [_bytes(linear.point), _bytes(linear.value)]
     return ActivationMemory(sum(sizes) + sum(ends), max([*sizes, *ends]))
 
@@ -64,13 +64,7 @@ def _bytes(tensor: Tensor) -> int:
 
 def _graph_sizes(value: Tensor) -> list[int]:
     """Bytes of each operator's result in a gradient graph, which are those of its cotangent."""
-    sizes = []
-    for node in graph_nodes(value):
-        for meta in getattr(node, "_input_metadata", ()):
-            # Of rows of several lengths (a nested tensor) one size is no number.
-            known = [s if isinstance(s, int) else 1 for s in node_shape(meta)]
-            sizes.append(torch.Size(known).numel() * value.element_size())
-    return sizes
+    return [size * value.element_size() for node in graph_nodes(value) for size in result_sizes(node)]
 
 
 def _run_sizes(linear: LinearizedFunction) -> list[int]:

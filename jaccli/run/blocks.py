@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.activations.entry_dimension import close
 from jaccli.activations.record import Inputs, record
 from jaccli.errors import RefusedError, UnsupportedError
+from jaccli.linear_maps.agreement import values_agree
 from jaccli.names import MethodName
 from jaccli.networks.network import Network
 from jaccli.planning.batch_influence import influence, tell_influence
@@ -222,7 +222,7 @@ def _separable(network: Network, inputs: Inputs, pairs: Sequence[Pair], size: in
     few = record(network, part(inputs, inputs.batch - size, size), sources, targets, live=False).targets
     return all(
         few[t].activation.shape[1:] == every[t].activation.shape[1:]
-        and close(few[t].activation, every[t].activation[-size:])
+        and values_agree(few[t].activation, every[t].activation[-size:])
         for t in set(targets)
         if t in every
     )

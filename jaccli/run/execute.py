@@ -11,9 +11,9 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, note, warn
 from jaccli.graph.elimination.bracketing import Bracketing
+from jaccli.linear_maps.agreement import tolerance
 from jaccli.linearization.differences import unchecked
 from jaccli.linearization.rounding import apart, norms
-from jaccli.linearization.verify import tolerance
 from jaccli.methods import METHODS, MethodGap, MethodName, MethodTask
 from jaccli.methods.base import is_out_of_memory, reason
 from jaccli.planning.decide import Decision
@@ -326,7 +326,7 @@ def report_unchecked(linearization: Linearization, name: str) -> None:
 
 def _report_rounding(linearization: Linearization, name: str) -> None:
     """Say of how many samples J is no more than rounding, where a disagreement led to the question."""
-    found, live = linearization.probe.rounding, linearization.linear.live
+    found, live = linearization.probe.rounding, linearization.linear.recorded_pass
     drowned = int(found.drowned().sum()) if found is not None and found.steady and live is not None else 0
     if not drowned or live is None or linearization.linear.f.network.draws.unsteady:
         return

@@ -16,7 +16,7 @@ from jaccli.linear_maps.by_rows import ByRows
 from jaccli.linear_maps.implementations import BATCHED, Implementation, Implementations
 from jaccli.linear_maps.linear_map import LinearMap
 from jaccli.linearization.differences import unchecked
-from jaccli.linearization.linearization import LinearizedFunction
+from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.linearization.verify import Truth
 
 Session = Callable[[], AbstractContextManager[None]]

@@ -17,8 +17,9 @@ from jaccli.graph.elimination.bracketing import Bracketing
 from jaccli.graph.program.codegen import Program
 from jaccli.graph.program.result_pool import Pool
 from jaccli.graph.program.torch_compile import CompileGap, compiled
-from jaccli.graph.program.trace import alike, trace
+from jaccli.graph.program.trace import trace
 from jaccli.graph.trace.capture import capture
+from jaccli.linear_maps.agreement import programs_agree
 from jaccli.methods.base import perturbed
 from jaccli.networks.network import Network
 from jaccli.networks.state.fingerprint import Fingerprint
@@ -201,7 +202,7 @@ class ProgramCache:
             held.append(recorded)
             try:
                 with threads(recorded.threads):
-                    done = compiled(recorded.program, tensors(inputs), alike)
+                    done = compiled(recorded.program, tensors(inputs), programs_agree)
             except CompileGap as gap:
                 gaps.append(gap)
                 continue
@@ -221,7 +222,7 @@ class ProgramCache:
             warnings.simplefilter("ignore")
             there = self._anew(elsewhere)
         got = self.replayed(recorded, elsewhere)
-        return got is None or alike(got, there)
+        return got is None or programs_agree(got, there)
 
     def _raced(
         self, inputs: Inputs, bracketing: Bracketing | None, truth: Tensor, groups: int = 1
@@ -230,7 +231,7 @@ class ProgramCache:
         programs = self._traced(part(inputs, 0, inputs.batch // groups), bracketing)
         recorded = ProgramRunner(programs[0], torch.get_num_threads(), groups=groups)
         matrix = self.replayed(recorded, inputs)
-        if matrix is None or not alike(matrix, truth):
+        if matrix is None or not programs_agree(matrix, truth):
             return None
         return recorded.raced(inputs, self.pool) if self.timed else recorded, programs[1:]
 

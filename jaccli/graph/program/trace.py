@@ -22,6 +22,7 @@ from jaccli.graph.program.peephole import column_major_constants
 from jaccli.graph.trace.capture import Graph
 from jaccli.graph.trace.ir import Node, Value, gap_where_it_fails, swap
 from jaccli.graph.trace.tracer import Instruction, Tracer, Variable, name_of, taken
+from jaccli.linear_maps.agreement import programs_agree
 from jaccli.runtime.torch_errors import is_out_of_memory
 
 
@@ -89,7 +90,7 @@ def _gives(program: Program, tensors: list[Tensor], found: list[Any]) -> bool:
         if is_out_of_memory(error):
             raise
         return False
-    return alike(got, matrix) and [guard.item() for guard in guards] == program.guards
+    return programs_agree(got, matrix) and [guard.item() for guard in guards] == program.guards
 
 
 def as_steps(nodes: Sequence[Node], inputs: Sequence[Value], tracer: Tracer) -> list[Instruction]:
@@ -127,8 +128,6 @@ def live_steps(steps: Sequence[Instruction], wanted: Sequence[Variable]) -> list
     return kept[::-1]
 
 
-# Of short floating-point formats: what goes wrong goes wrong by more.
-_LOOSEST = 0.05
 # These hand their input on when the result lies in memory as the input does.
 _HANDED_ON = frozenset(
     ["permute", "view", "expand", "reshape", "_unsafe_view", "alias", "detach", "clone", "_to_copy", "t", "transpose"]
@@ -159,17 +158,3 @@ def _plainer(steps: list[Instruction], wanted: list[Variable]) -> tuple[list[Ins
     for step in kept:
         step.args, step.kwargs = swap(step.args, now, Variable), swap(step.kwargs, now, Variable)
     return kept, [now(s) for s in wanted]
-
-
-def alike(a: Tensor, b: Tensor) -> bool:
-    """Equal up to rounding of their dtype, and finite in the same places."""
-    if a.shape != b.shape:
-        return False
-    finite = b.isfinite()
-    if not bool(finite.all()):
-        if not torch.equal(a.isfinite(), finite):
-            return False
-        a, b = a[finite], b[finite]
-    size = float(torch.linalg.vector_norm(b.double()))
-    off = float(torch.linalg.vector_norm((a - b).double()))
-    return off <= min(64 * torch.finfo(a.dtype).eps, _LOOSEST) * max(size, 1e-30)
