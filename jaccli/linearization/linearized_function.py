@@ -1,4 +1,4 @@
-"""f at a point: its value there and its derivative as products, counted."""
+"""``LinearizedFunction``: f at a point, its value there and products with its Jacobian, each counted as a pass."""
 
 from __future__ import annotations
 
@@ -19,24 +19,29 @@ from jaccli.runtime.dispatch import Within
 
 @dataclass
 class RecordedPass:
-    """The gradient graph of one forward pass: the raw source tensor and the target ``(batch, *shape)``."""
+    """The gradient graph of one forward pass.
+
+    Args:
+        source: the tensor in which the source activation lies, as the network computed it.
+        target: the target activation, ``(batch, *shape)``.
+    """
 
     source: Tensor
     target: Tensor
 
     @cached_property
     def rounding(self) -> float:
-        """See ``coarsest``; found once."""
+        """Machine epsilon of the shortest dtype in the graph (see ``coarsest``); the graph is walked once."""
         return max(coarsest(self.target), torch.finfo(self.source.dtype).eps)
 
     def operators(self) -> int:
-        """How many differentiable operators lead to the target; some microseconds each."""
+        """How many differentiable operators lead to the target. Cost: some microseconds each."""
         return sum(1 for _ in graph_nodes(self.target))
 
 
 @dataclass
 class LinearizedFunction:
-    """f near a point.
+    """f near a point: ``f(point + h) ≈ value + J h``.
 
     Products are batched over samples, and their vectors are flat: tangents ``(batch, n_in)``,
     cotangents ``(batch, n_out)``; the plural forms take k of them at once, ``(k, batch, n)``.
@@ -47,7 +52,7 @@ class LinearizedFunction:
         point: ``(batch, *source shape)``, detached.
         value: ``f(point)``, detached.
         recorded_pass: the graph for vjps; None where it was not recorded.
-        passes: how many products and evaluations of f were made.
+        passes: how many were made, by kind: ``forward``, ``vjp`` and ``jvp``.
     """
 
     f: LayerFunction
@@ -121,7 +126,7 @@ class LinearizedFunction:
         with quiet_vmap():
             tangents = v.to(self.point).reshape(v.shape[0], *self.point.shape)
             out: Tensor = torch.func.vmap(one, randomness="same")(tangents)
-        return out.detach()  # a tensor outside the model may ask for gradients
+        return out.detach()  # a tensor outside of the model may require gradients
 
     def jvp_by_transposition(self, v: Tensor) -> Tensor:
         """Jv without forward mode, ``(batch, n_in)`` → ``(batch, n_out)``: see ``DoubleVjp``.

@@ -1,8 +1,8 @@
-"""The one verifier: is a product that of J?
+"""Is a product that of J? It is compared with plain backward passes, or with differences of f.
 
-The truth is a plain backward pass, with a random cotangent and with a one-hot one (a row of J), or a difference of f
-where there is no backward pass. It is asked of every route, at every batch of points: rules of torch are wrong at
-some points only, and a route that agrees with its own transpose may be wrong both ways.
+The passes take a random cotangent and a one-hot one (a row of J). Every implementation is verified, at every batch of
+points: rules of torch are wrong at some points only, and an implementation that agrees with its own transpose may be
+wrong both ways. ``linear_maps/agreement.py`` has the tolerances.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jaccli.linear_maps.agreement import agrees, is_adjoint
 from jaccli.linearization.differences import Differences
 from jaccli.linearization.linearized_function import LinearizedFunction
 
-# By so much, and with the other sign, a cotangent is scaled that asks whether a backward pass is linear.
+# A cotangent times minus this shows whether a backward pass is linear.
 _SCALE = 8.0
 
 
@@ -31,7 +31,7 @@ class Truth:
         linear: f at the point.
         mixes: a sample's target depends on other samples.
         backward: whether there is a backward pass.
-        unsettled: of how many samples differences said nothing.
+        unsettled: how many samples the differences could not judge.
     """
 
     linear: LinearizedFunction
@@ -53,18 +53,18 @@ class Truth:
         """A random cotangent, ``(batch, n_out)``."""
         return self._drawn(self.linear.f.n_out, 3)
 
-    def is_image(self, found: Tensor) -> bool:
+    def is_image(self, image: Tensor) -> bool:
         """Whether ``(batch, n_out)`` is Jz."""
         if not self.backward:
-            verdict = self._differences.judge(found)
+            verdict = self._differences.judge(image)
             self.unsettled = verdict.unsettled
             return verdict.off is None
         eps = self.linear.rounding
-        return all(is_adjoint(found, self.z, w, pulled, eps, self.mixes) for w, pulled in self._pulled)
+        return all(is_adjoint(image, self.z, w, pulled, eps, self.mixes) for w, pulled in self._pulled)
 
-    def is_pulled(self, found: Tensor) -> bool:
+    def is_pulled(self, pulled: Tensor) -> bool:
         """Whether ``(batch, n_in)`` is Jᵀw."""
-        return not self.backward or agrees(found, self._pulled[0][1], self.linear.rounding)
+        return not self.backward or agrees(pulled, self._pulled[0][1], self.linear.rounding)
 
     @cached_property
     def _pulled(self) -> list[tuple[Tensor, Tensor]]:
@@ -80,10 +80,10 @@ class Truth:
 
 
 def is_odd(linear: LinearizedFunction, u: Tensor, row: Tensor) -> bool:
-    """Whether a backward pass of −8u gives −8 times ``row``, that of u: what is clipped, or rectified, does not.
+    """Whether a backward pass of −8u gives −8 times ``row``, that of u: a clipped or rectified gradient does not.
 
-    A power of two commutes with rounding. Cost: one backward pass, where the graph holds code in Python, which
-    torch's own derivatives need no question of.
+    A power of two commutes with rounding. Cost: one backward pass, where the graph holds an ``autograd.Function``;
+    torch's own derivatives are linear.
     """
     graph = linear.recorded_pass
     if graph is None or not any(isinstance(node, BackwardCFunction) for node in graph_nodes(graph.target)):
