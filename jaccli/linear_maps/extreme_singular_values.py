@@ -1,4 +1,4 @@
-"""The largest and the smallest singular values of a map, from products."""
+"""The largest and the smallest singular values of a map, from products, and the spectral norm of a matrix."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from jaccli.linear_maps.norms import orthonormal, power_of_two, singular_values
 from jaccli.linear_maps.rescaled import rescaled
 
 Which = Literal["largest", "smallest"]
-# Of ARPACK: residuals relative to the value that is asked for; singular values are the roots, and better.
+# Of ARPACK: residuals of the eigenvalues σ² relative to the largest; singular values are their roots, and better.
 TOLERANCE = {torch.float64: 1e-9}
 SHORT_TOLERANCE = 1e-5
-# Restarts; each is some 20 products.
+# Restarts of ARPACK; each is some 20 products.
 RESTARTS = 60
-# Of a block Krylov space: starting vectors beyond those asked for, and its dimension.
+# Of a block Krylov space: starting vectors beyond the k that are looked for, and its largest dimension.
 SPARE = 6
 WIDEST = 240
-# Up to so many times that J itself costs hardly more.
+# A J of up to so many times that size is decomposed itself: that costs hardly more.
 NOT_MUCH_LARGER = 4
-# Relative: a larger residual is told.
+# A larger residual, relative to the largest value, is a warning.
 DOUBTFUL = 1e-2
 
 
 @dataclass(frozen=True)
 class Extremes:
-    """Singular values of every sample, and how far off they can be.
+    """Singular values of every sample, and how far off they can be. Both are on the CPU.
 
     Args:
         values: ``(batch, k)`` float64, descending.
-        bounds: ``(batch, k)``: within so much of each lies a singular value (the residual of its triple).
+        bounds: ``(batch, k)`` float64: a singular value lies this near to each (the residual of its triple).
     """
 
     values: Tensor
@@ -64,15 +64,16 @@ def extreme_singular_values(a: MatrixFree, k: int, which: Which = "largest") -> 
     n = min(n_out, n_in)
     if not 1 <= k <= n:
         raise UsageError(f"k={k}", f"expected 1 to {n}, the number of singular values of a {n_out} x {n_in} J")
-    found = [_of_one(a.sample(b), k, which) for b in range(batch)]
-    return Extremes(torch.stack([v for v, _ in found]), torch.stack([e for _, e in found]))
+    values, bounds = zip(*(_of_one(a.sample(b), k, which) for b in range(batch)), strict=True)
+    return Extremes(torch.stack(values), torch.stack(bounds))
 
 
 def _of_one(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
+    """Values and bounds of a map with a batch of 1, ``(k,)`` float64 each."""
     n = min(a.shape[1:])
     if n <= defaults.DENSE_SVD or 3 * k >= n:
         return _of_the_matrix(a, k, which)
-    from scipy.sparse.linalg import ArpackError  # a third of a second, which smaller matrices need not wait for
+    from scipy.sparse.linalg import ArpackError  # here, since the import takes a third of a second
 
     near_one = rescaled(a)
     if not bool(near_one.finite):
@@ -87,6 +88,7 @@ def _of_one(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
 
 
 def _of_the_matrix(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
+    """The same by a full decomposition of J itself."""
     every = singular_values(a.materialise()[0]).cpu()
     chosen = every[:k] if which == "largest" else every[-k:]
     return chosen, every[:1].expand(k) * len(every) * torch.finfo(a.dtype).eps
@@ -103,7 +105,7 @@ def _by_arpack(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
     from jaccli.linear_maps.scipy_operator import SciPyOperator
 
     operator = SciPyOperator(a)
-    start = np.random.default_rng(0).standard_normal(min(operator.shape))  # not at right angles to what is looked for
+    start = np.random.default_rng(0).standard_normal(min(operator.shape))  # random: not orthogonal to a singular vector
     tolerance = TOLERANCE.get(a.dtype, SHORT_TOLERANCE)
     kind = "LM" if which == "largest" else "SM"
     u, s, vt = svds(operator, k=k, which=kind, v0=start, tol=tolerance, maxiter=RESTARTS * k, solver="arpack")
@@ -138,14 +140,14 @@ def spectral_norm(matrix: Tensor) -> float:
 def block_krylov(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
     """k singular values of one sample from a Krylov space of several starting vectors (C. Musco and C. Musco, 2015).
 
-    It finds values that occur several times, and all of them where the space closes. Else the largest are given as
-    they are when the space is full, with the residuals as their bounds.
+    It finds values that occur several times, and all of them where the space closes (no new directions). If the space
+    is full before they converge, the largest are returned as they are then, with their residuals as bounds.
 
     Returns:
         Values, descending, and bounds: ``(k,)`` float64 each.
 
     Raises:
-        UnsupportedError: the smallest are not in reach.
+        UnsupportedError: the smallest of a large J did not converge.
     """
     transposed = a.shape[1] < a.shape[2]
     push, pull = (a._rmatmat, a._matmat) if transposed else (a._matmat, a._rmatmat)
@@ -178,7 +180,7 @@ def block_krylov(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
 
 
 def _as_far(a: MatrixFree, values: Tensor, bounds: Tensor, which: Which) -> tuple[Tensor, Tensor]:
-    """Where a space is full: the values of J itself if it is not much larger, else what was found.
+    """Where the space is full: the values of J itself if it is not much larger, otherwise those of the space.
 
     Raises:
         UnsupportedError: the smallest of a large J.

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class LinearMap(MatrixFree):
     """A matrix for each sample, ``(batch, n_out, n_in)``, with products in place of entries.
 
-    ``A.T``, ``A + B``, ``A - B``, ``c * A``, ``-A`` and ``A @ B`` are such maps again, nothing is computed for
-    them; B may be a tensor ``(n_out, n_in)`` or ``(batch, n_out, n_in)``, and in ``A @ B`` with a tensor
+    ``A.T``, ``A + B``, ``A - B``, ``c * A``, ``-A`` and ``A @ B`` are such maps again, made without any computation;
+    B may be a tensor ``(n_out, n_in)`` or ``(batch, n_out, n_in)``, and in ``A @ B`` with a tensor
     ``(batch, n_in, k)`` it is multiplied at once. ``A - A.I`` is J − I. ``A[b]`` is sample b as a SciPy
     ``LinearOperator``.
 
@@ -32,7 +32,7 @@ class LinearMap(MatrixFree):
 
     @abstractmethod
     def sample(self, b: int) -> LinearMap:
-        """That of one sample alone, with a batch of 1."""
+        """The map of one sample alone, with a batch of 1."""
 
     @property
     def T(self) -> LinearMap:  # noqa: N802 - as in NumPy
@@ -49,7 +49,7 @@ class LinearMap(MatrixFree):
 
     @property
     def I(self) -> LinearMap:  # noqa: E743, N802 - the field's name
-        """The identity of this size.
+        """The identity of this size, as ``identity()``.
 
         Raises:
             UsageError: not square.
@@ -89,7 +89,7 @@ class LinearMap(MatrixFree):
 
         batch = self.shape[0]
         if b is not None and not -batch <= b < batch:
-            raise UsageError(f"sample {b} is not there", f"expected 0 to {batch - 1}")
+            raise UsageError(f"there is no sample {b}", f"expected 0 to {batch - 1}")
         return SciPyOperator(self if b is None else self.sample(b % batch))
 
     def singular_values(self, k: int | None = None, which: Which = "largest") -> Tensor:
@@ -111,7 +111,7 @@ class LinearMap(MatrixFree):
 
 
 class Derived(LinearMap):
-    """With the dtype and device of another."""
+    """A map that is made of another one, ``base``, and has its shape, dtype and device."""
 
     base: LinearMap
 
@@ -130,7 +130,7 @@ class Derived(LinearMap):
 
 @dataclass(frozen=True, repr=False)
 class Transposed(Derived):
-    """Jᵀ: the same products, the other way round."""
+    """Jᵀ: the products of ``base``, exchanged."""
 
     base: LinearMap
 
@@ -204,7 +204,7 @@ class Sum(Derived):
 
 @dataclass(frozen=True, repr=False)
 class Composed(Derived):
-    """BA: first A, then B, as of layer pairs that meet."""
+    """BA, B being ``base`` and A ``first``: as of two layer pairs of which the first ends where the second begins."""
 
     base: LinearMap
     first: LinearMap
@@ -235,7 +235,7 @@ class Composed(Derived):
 
 
 class Identity(LinearMap):
-    """I."""
+    """The identity of each sample, ``(batch, n, n)``."""
 
     def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
         self._shape, self._dtype, self._device = shape, dtype, device
@@ -271,7 +271,7 @@ class Identity(LinearMap):
 
 
 class Matrices(LinearMap):
-    """Matrices that are there, ``(batch, n_out, n_in)``."""
+    """The map of a tensor of matrices, ``(batch, n_out, n_in)``."""
 
     def __init__(self, matrices: Tensor) -> None:
         if matrices.dim() != 3:

@@ -1,4 +1,4 @@
-"""Batches of matrices that are known by their products, and what follows from products alone."""
+"""``MatrixFree``: a batch of matrices that is known by its products, and what follows from products alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from jaccli.linear_maps.square import check_square
 class MatrixFree(ABC):
     """A matrix for each sample, ``(batch, n_out, n_in)``, known by its products alone.
 
-    Products raise ``UsageError`` for vectors of other shapes.
+    A subclass writes ``shape``, ``dtype``, ``device``, the two products ``_matmat`` and ``_rmatmat``, and ``sample``.
+    The public products check their vectors and move them to the map's device and dtype; they raise ``UsageError`` for
+    other shapes.
     """
 
     @property
@@ -28,7 +30,7 @@ class MatrixFree(ABC):
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """Of the matrices, and of the vectors they take."""
+        """The dtype of the matrices, and of the vectors they take."""
 
     @property
     @abstractmethod
@@ -37,15 +39,15 @@ class MatrixFree(ABC):
 
     @abstractmethod
     def _matmat(self, v: Tensor) -> Tensor:
-        """As ``matmat``, of vectors that fit."""
+        """``matmat`` of vectors that have the right shape, device and dtype."""
 
     @abstractmethod
     def _rmatmat(self, u: Tensor) -> Tensor:
-        """As ``rmatmat``, of vectors that fit."""
+        """``rmatmat`` of vectors that have the right shape, device and dtype."""
 
     @abstractmethod
     def sample(self, b: int) -> MatrixFree:
-        """That of one sample alone, with a batch of 1."""
+        """The map of one sample alone, with a batch of 1."""
 
     def matvec(self, v: Tensor) -> Tensor:
         """Jv for each sample: ``(batch, n_in)`` → ``(batch, n_out)``."""
@@ -64,12 +66,12 @@ class MatrixFree(ABC):
         return self._rmatmat(self._checked(u, 3, 1))
 
     def _checked(self, vectors: Tensor, dims: int, side: int) -> Tensor:
-        want = (self.shape[0], self.shape[side])
-        if not isinstance(vectors, Tensor) or vectors.dim() != dims or tuple(vectors.shape[:2]) != want:
+        expected = (self.shape[0], self.shape[side])
+        if not isinstance(vectors, Tensor) or vectors.dim() != dims or tuple(vectors.shape[:2]) != expected:
             got = f"a tensor of shape {tuple(vectors.shape)}" if isinstance(vectors, Tensor) else type(vectors).__name__
             tail = ", k" if dims == 3 else ""
             size = ("", "n_out", "n_in")[side]
-            raise UsageError(f"got {got}", f"expected (batch, {size}{tail}) = ({want[0]}, {want[1]}{tail})")
+            raise UsageError(f"got {got}", f"expected (batch, {size}{tail}) = ({expected[0]}, {expected[1]}{tail})")
         return vectors.to(self.device, self.dtype)
 
     def materialise(self, max_memory: int | None = None) -> Tensor:
@@ -100,14 +102,14 @@ class MatrixFree(ABC):
             yield start, take(seeds)
 
     def frobenius(self) -> Tensor:
-        """‖J‖_F of each sample, exact: ``(batch,)`` float64. Cost: min(n_out, n_in) products, J is not held."""
+        """‖J‖_F of each sample, exact: ``(batch,)`` float64. Cost: min(n_out, n_in) products, without J in memory."""
         total = torch.zeros(self.shape[0], dtype=torch.float64, device=self.device)
         for _, block in self.blocks():
             total = torch.hypot(total, norm(block, (1, 2)))
         return total
 
     def trace(self) -> Tensor:
-        """The trace of each sample, exact: ``(batch,)`` float64. Cost: n products, J is not held.
+        """The trace of each sample, exact: ``(batch,)`` float64. Cost: n products, without J in memory.
 
         Raises:
             UsageError: not square.

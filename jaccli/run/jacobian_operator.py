@@ -101,19 +101,19 @@ class JacobianOperator(LinearMap):
             ]
             back += [Implementation("backward" + BATCHED, _together(linear.vjps), BATCHED_FROM, 2)]
             back += [Implementation("structured", pull, BATCHED_FROM, 2)] if pull is not None else []
-            back += [Implementation("backward", _one_by_one(linear.vjp), sure=True)]
+            back += [Implementation("backward", _one_by_one(linear.vjp), reference=True)]
         forth += [
             Implementation("forward mode" + BATCHED, _together(linear.jvps), BATCHED_FROM, 2),
             Implementation("forward mode", _one_by_one(linear.jvp)),
         ]
         if setting.backward:
             rows = ByRows(lambda u: self._back(u), linear.shape, setting.mixes, setting.hold)
-            forth += [Implementation("rows of J", rows, sure=True)]
+            forth += [Implementation("rows of J", rows, reference=True)]
         else:
             batch, n_out, n_in = linear.shape
             columns = ByRows(lambda v: self._forth(v), (batch, n_in, n_out), setting.mixes, setting.hold)
-            forth += [Implementation("J itself", lambda v: setting.last_resort() @ v, sure=True)]
-            back += [Implementation("columns of J", columns, sure=True)]
+            forth += [Implementation("J itself", lambda v: setting.last_resort() @ v, reference=True)]
+            back += [Implementation("columns of J", columns, reference=True)]
         return forth, back
 
     @property

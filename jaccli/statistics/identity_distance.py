@@ -1,4 +1,4 @@
-"""How far a square J is from the identity."""
+"""How far a square J is from the identity: exact figures of one sample, and their summary over samples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIELDS = ("frobenius", "relative", "spectral", "l1", "max_abs", "trace", "alpha"
 
 
 def deviation(matrix: Tensor) -> dict[str, float]:
-    """The contract's figures for one sample.
+    """The distance of one sample's J from the identity, by several norms.
 
     With D = J − I: ‖D‖_F, ‖D‖_F/√n, ‖D‖₂, Σ|D|, max|D|, tr J, α = tr J/n and α²n/‖J‖_F², which is the
     share of ‖J‖_F² that lies along the identity: NaN of J = 0. All are NaN where an entry is not finite.
@@ -54,7 +54,7 @@ def deviation(matrix: Tensor) -> dict[str, float]:
 
 
 def summary(samples: Sequence[dict[str, float]], fields: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Mean, standard deviation (of the population; inf where a value is), least and greatest of each field."""
+    """Mean, standard deviation (of the population; inf if a value is), least and greatest of each field."""
     table: dict[str, dict[str, float]] = {}
     for name in fields:
         values = np.array([sample[name] for sample in samples], dtype=np.float64)
