@@ -4,7 +4,7 @@
     a ``LinearMap``     ─→ product_estimates                            the same figures from products alone …
                              ├─ probing, quadrature                     … norms and traces; sums over the spectrum
                              └─ jackknife                               … each with its standard error
-    records             ─→ consistency, isometry                        figures that contradict each other; layer by layer
+    records             ─→ consistency, isometry                        contradictions among figures; layer by layer
 
 In: matrices, whose figures are computed in float64 on the CPU, or maps. Out: ``{name: float}`` of a sample,
 or ``Estimate``s of ``(batch,)``. A J of any magnitude from 1e-300 to 1e300 has all figures that float64 can hold.
