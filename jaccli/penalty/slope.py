@@ -38,9 +38,9 @@ class Slope:
             for g, d in zip(gradients, self.directions, strict=True)
             if g is not None and g.numel()
         ]
-        found = sum(float(t.sum()) for t in terms)
+        along = sum(float(t.sum()) for t in terms)
         size = sum(float(t.square().sum()) for t in terms) ** 0.5 + abs(self.value)
-        gap = abs(found - self.value)
+        gap = abs(along - self.value)
         if not gap <= _SPREAD * self.spread:  # NaN is far off
             return gap / size if size else float("inf")
         return 0.0

@@ -107,21 +107,6 @@ class Probing:
         return bool((varies * share.square() > CONCENTRATED).any())
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Figures, and what they took.
-
-    Args:
-        figures: by name.
-        products: with J and with Jᵀ.
-        probes: how many of these are independent probes; 0 if everything is exact.
-    """
-
-    figures: dict[str, Estimate]
-    products: int
-    probes: int
-
-
 def estimated(
     a: MatrixFree,
     figures: Callable[[Tensor], Figures],
@@ -130,7 +115,7 @@ def estimated(
     probes: int | None = None,
     tolerance: float | None = None,
     generator: torch.Generator,
-) -> Moments:
+) -> dict[str, Estimate]:
     """Figures of ‖J‖_F² and tr J, each with its standard error.
 
     Args:
@@ -142,38 +127,38 @@ def estimated(
             it is met.
         generator: draws the probes.
 
-    Cost: as many products; (batch, n, probes) numbers are held twice.
+    Cost: as many products; memory for (batch, n, probes) numbers, twice.
     """
     smaller = min(a.shape[1:])
     limit = probes if probes is not None else smaller if tolerance is not None else min(PROBES, smaller)
     if limit >= smaller and tolerance is None:
-        return _exact(a, figures, smaller, 0)
+        return _exact(a, figures)
     run = Probing(a, generator)
     run.draw(min(PILOT, limit) if tolerance is None else min(FIRST, smaller))
     while True:
         count = run.samples().shape[0]
         estimates = jackknifed(run.samples(), lambda mean: figures(mean + run.exact()))
         if tolerance is not None and within(estimates[main], tolerance):
-            return Moments(_rounded(estimates, a), run.spent, count)
+            return _rounded(estimates, a)
         if tolerance is not None and run.spent + count >= smaller:
-            return _exact(a, figures, smaller, run.spent)
+            return _exact(a, figures)
         left = limit - run.spent if tolerance is None else count
         if left <= 0:
-            return Moments(_rounded(estimates, a), run.spent, count)
+            return _rounded(estimates, a)
         if run.concentrated and run.basis is None and left >= PILOT:
             run.deflate(max(1, left // 4 if tolerance is None else left))
         else:
             run.draw(left)
 
 
-def _exact(a: MatrixFree, figures: Callable[[Tensor], Figures], products: int, spent: int) -> Moments:
+def _exact(a: MatrixFree, figures: Callable[[Tensor], Figures]) -> dict[str, Estimate]:
     square = a.shape[1] == a.shape[2]
     squares = a.frobenius().square()
     trace = a.trace() if square else torch.zeros_like(squares)
     values = figures(torch.stack([squares, trace], -1).cpu())
     note(f"as many products as J of {a.shape[1]} x {a.shape[2]} takes: the norm and the trace are exact")
     exact = {name: Estimate(value, torch.zeros_like(value)) for name, value in values.items()}
-    return Moments(_rounded(exact, a), spent + products * (1 + square), 0)
+    return _rounded(exact, a)
 
 
 def _rounded(estimates: dict[str, Estimate], a: MatrixFree) -> dict[str, Estimate]:

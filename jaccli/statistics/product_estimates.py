@@ -77,24 +77,24 @@ def estimated_deviation(a: LinearMap, effort: Effort) -> list[dict[str, float]]:
     small = size < SMALL
     size = torch.where(small, size, size.clamp(min=1.0))
     shift = torch.where(small, 0.0, 1 / size)
-    found = estimated(
+    figures = estimated(
         Rescaled(a, size, shift, finite),
         lambda moments: _of_moments(moments, n, size, shift),
         "frobenius",
         probes=effort.products,
         tolerance=effort.tolerance,
         generator=effort.generator,
-    ).figures
-    found["spectral"] = Estimate(largest.values[:, 0], largest.bounds[:, 0])
-    apart = torch.where(small, 1.0, size)
-    sizes = {"frobenius": [apart], "relative": [apart], "trace": [size], "alpha": [size]}
-    return _records(_of_size(found, sizes, finite), a.shape[0])
+    )
+    figures["spectral"] = Estimate(largest.values[:, 0], largest.bounds[:, 0])
+    of_d = torch.where(small, 1.0, size)
+    sizes = {"frobenius": [of_d], "relative": [of_d], "trace": [size], "alpha": [size]}
+    return _records(_of_size(figures, sizes, finite), a.shape[0])
 
 
 def _of_moments(moments: Tensor, n: int, size: Tensor, shift: Tensor) -> Figures:
-    """From ‖J/s − cI‖_F² and its trace, ``(…, batch, 2)``, with c = 1/s, or 0 of a small J: figures over s.
+    """Figures divided by s, ``(…, batch)``, from ‖J/s − cI‖_F² and its trace, ``(…, batch, 2)``, with c = 1/s.
 
-    Those of J − I where c = 0: ‖J − I‖_F² = n − 2 tr J + ‖J‖_F².
+    c is 0 for a small J; then they are not divided: ‖J − I‖_F² = n − 2 tr J + ‖J‖_F².
     """
     squares, trace = moments[..., 0].clamp(min=0), moments[..., 1] + n * shift
     whole = squares + 2 * shift * moments[..., 1] + n * shift.square()
@@ -155,12 +155,12 @@ def _estimates(j: LinearMap, effort: Effort, largest: Extremes) -> dict[str, Est
 
     def figures(moments: Tensor) -> Figures:
         squares = moments[..., 0].clamp(min=0)
-        found = {
+        values = {
             "frobenius": squares.sqrt(),
             "mean_squared_singular_value": squares / n,
             "stable_rank": torch.where(norm.value > 0, squares / norm.value.square(), 0.0),
         }
-        return found | ({"trace": moments[..., 1]} if a.shape[1] == a.shape[2] else {})
+        return values | ({"trace": moments[..., 1]} if a.shape[1] == a.shape[2] else {})
 
     moments = estimated(
         a,
@@ -169,18 +169,18 @@ def _estimates(j: LinearMap, effort: Effort, largest: Extremes) -> dict[str, Est
         probes=effort.products,
         tolerance=effort.tolerance,
         generator=effort.generator,
-    ).figures
+    )
     ratio = moments["stable_rank"]
     off = torch.where(norm.value > 0, norm.stderr / norm.value, 0.0)
     error = (ratio.stderr.square() + (2 * ratio.value * off).square()).sqrt()
-    found = {**moments, "stable_rank": Estimate(ratio.value, error), **_sums(a, effort)}
-    for name in {"log_volume", "log_abs_det"} & found.keys():
-        found[name] = Estimate(found[name].value + n * size.log(), found[name].stderr)
+    estimates = {**moments, "stable_rank": Estimate(ratio.value, error), **_sums(a, effort)}
+    for name in {"log_volume", "log_abs_det"} & estimates.keys():
+        estimates[name] = Estimate(estimates[name].value + n * size.log(), estimates[name].stderr)
     sizes = {"frobenius": [size], "trace": [size], "mean_squared_singular_value": [size, size]}
-    return _of_size(found, sizes, a.finite) | {"spectral_norm": absolute}
+    return _of_size(estimates, sizes, a.finite) | {"spectral_norm": absolute}
 
 
-def _of_size(found: dict[str, Estimate], sizes: dict[str, list[Tensor]], finite: Tensor) -> dict[str, Estimate]:
+def _of_size(estimates: dict[str, Estimate], sizes: dict[str, list[Tensor]], finite: Tensor) -> dict[str, Estimate]:
     """Figures of a rescaled J as those of J: multiplied by their sizes, NaN where J is not finite."""
     if not bool(finite.all()):
         first = int((~finite).nonzero()[0])
@@ -191,7 +191,7 @@ def _of_size(found: dict[str, Estimate], sizes: dict[str, list[Tensor]], finite:
             x = x * size
         return torch.where(finite, x, torch.nan)
 
-    return {name: Estimate(scaled(e.value, name), scaled(e.stderr, name)) for name, e in found.items()}
+    return {name: Estimate(scaled(e.value, name), scaled(e.stderr, name)) for name, e in estimates.items()}
 
 
 def estimated_spectrum(a: LinearMap, effort: Effort, top: int | None = None) -> list[dict[str, Any]]:
