@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jaccli.errors import UsageError
 from jaccli.linear_maps.extreme_singular_values import Which, extreme_singular_values
-from jaccli.linear_maps.matrix_free import MatrixFree
+from jaccli.linear_maps.matrix_free import Derived, MatrixFree
 from jaccli.linear_maps.norms import singular_values
 from jaccli.linear_maps.square import check_square
 
@@ -110,26 +110,8 @@ class LinearMap(MatrixFree):
         return self.singular_values(1)[:, 0]
 
 
-class Derived(LinearMap):
-    """A map that is made of another one, ``base``, and has its shape, dtype and device."""
-
-    base: LinearMap
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.base.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.base.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.base.device
-
-
 @dataclass(frozen=True, repr=False)
-class Transposed(Derived):
+class Transposed(Derived, LinearMap):
     """Jᵀ: the products of ``base``, exchanged."""
 
     base: LinearMap
@@ -157,7 +139,7 @@ class Transposed(Derived):
 
 
 @dataclass(frozen=True, repr=False)
-class Scaled(Derived):
+class Scaled(Derived, LinearMap):
     """cJ."""
 
     base: LinearMap
@@ -177,7 +159,7 @@ class Scaled(Derived):
 
 
 @dataclass(frozen=True, repr=False)
-class Sum(Derived):
+class Sum(Derived, LinearMap):
     """A + cB."""
 
     base: LinearMap
@@ -203,7 +185,7 @@ class Sum(Derived):
 
 
 @dataclass(frozen=True, repr=False)
-class Composed(Derived):
+class Composed(Derived, LinearMap):
     """BA, B being ``base`` and A ``first``: as of two layer pairs of which the first ends where the second begins."""
 
     base: LinearMap

@@ -119,3 +119,21 @@ class MatrixFree(ABC):
         for start, block in self.blocks():
             total += block.double().diagonal(-start, dim1=1, dim2=2).sum(1)
         return total
+
+
+class Derived(MatrixFree):
+    """A map that is made of another one, ``base``, and has its shape, dtype and device."""
+
+    base: MatrixFree
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.base.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jaccli.linear_maps.matrix_free import MatrixFree
+from jaccli.linear_maps.matrix_free import Derived, MatrixFree
 from jaccli.linear_maps.norms import power_of_two
 
 
 @dataclass(frozen=True, repr=False)
-class Rescaled(MatrixFree):
+class Rescaled(Derived):
     """J/s − cI, with s and c of each sample; in place of a J that is not finite the identity (1 on the diagonal).
 
     Args:
@@ -27,18 +27,6 @@ class Rescaled(MatrixFree):
     size: Tensor
     shift: Tensor
     finite: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.base.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.base.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.base.device
 
     def _matmat(self, v: Tensor) -> Tensor:
         return self._product(v, self.base._matmat, self.shape[1])
