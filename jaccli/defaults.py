@@ -69,9 +69,6 @@ TRIAL_ROWS = 8
 SYMPY_IMPORT = 0.4
 # The first vectorised forward pass of a process imports for about a second.
 FUNCTORCH_IMPORT = 1.0
-# J is held against an independent product; larger differences, relative to the size of the terms, are
-# reported. eps^0.5 leaves three to four digits for rounding in deep networks.
-BELIEF_POWER = 0.5
 # Samples of the first block, from which memory is predicted for the rest: this many, or this many bytes.
 PILOT_SAMPLES = 64
 PILOT_BYTES = 2**20

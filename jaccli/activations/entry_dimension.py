@@ -17,6 +17,7 @@ from jaccli.activations.address import Address
 from jaccli.activations.boundary import Boundary, BoundaryTap, as_key, boundary_of, elements_in, module_paths
 from jaccli.activations.nested import get, locate_tensor
 from jaccli.activations.record import Inputs
+from jaccli.linear_maps.agreement import values_agree
 from jaccli.networks.network import Network
 
 # Every second entry, and the others: neighbours are separated, and so are the first entry and the last. A layer that
@@ -62,18 +63,7 @@ def _is_part(whole: Tensor, some: Tensor, dim: int, picked: Tensor) -> bool:
     if whole.shape[dim] <= int(picked.max()):
         return False
     part = whole.index_select(dim, picked.to(whole.device))
-    return part.shape == some.shape and close(some, part)
-
-
-def close(a: Tensor, b: Tensor, eps: float = 0.0) -> bool:
-    """Whether two tensors of one shape are equal but for rounding, which depends on the number of samples.
-
-    ``eps`` is that of the coarsest dtype that the model computes in, if coarser than that of ``b``.
-    """
-    tolerance = max(torch.finfo(b.dtype).eps, eps) ** 0.75
-    finite = b[b.isfinite()].abs()
-    scale = float(finite.max()) if finite.numel() else 0.0
-    return torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+    return part.shape == some.shape and values_agree(some, part)
 
 
 def tensors_or_none(network: Network, inputs: Inputs, addresses: Sequence[Address]) -> dict[Address, Tensor] | None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from jaccli.activations.address import Address
-from jaccli.activations.entry_dimension import close, sample_dims, tensors_or_none
+from jaccli.activations.entry_dimension import sample_dims, tensors_or_none
 from jaccli.activations.record import Inputs
+from jaccli.linear_maps.agreement import values_agree
 from jaccli.networks.network import Network
 from jaccli.text.wording import Worded, worded
 
@@ -54,7 +55,7 @@ def _is_one_sample(
 
 def _same(a: Tensor, b: Tensor) -> bool:
     """Whether they are equal but for dimensions of size 1."""
-    return a.numel() == b.numel() and close(a.reshape(b.shape), b)
+    return a.numel() == b.numel() and values_agree(a.reshape(b.shape), b)
 
 
 def _may_be_sequence(x: Tensor) -> bool:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from jaccli.activations.address import Address
-from jaccli.activations.entry_dimension import close, sample_dims, tensors_at
+from jaccli.activations.entry_dimension import sample_dims, tensors_at
 from jaccli.activations.nested import leaves
 from jaccli.activations.record import Inputs
+from jaccli.linear_maps.agreement import values_agree
 from jaccli.networks.network import Network
 
 
@@ -65,4 +66,4 @@ def _agree(whole: Tensor, some: Tensor, batch: int, numbers: Sequence[int], eps:
     if not dims or not whole.is_floating_point():
         return True
     rows = whole.index_select(dims[0], torch.tensor(numbers, device=whole.device))
-    return rows.shape == some.shape and close(some, rows, eps)
+    return rows.shape == some.shape and values_agree(some, rows, eps)

@@ -1,4 +1,4 @@
-"""Rows of J as backward passes that can be differentiated again."""
+"""Rows of J, and products with it, by backward passes that can be differentiated again."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
+from jaccli.autograd.products import DoubleVjp, vjp, vjps
+from jaccli.autograd.seeds import one_hot, spans
 from jaccli.backward_graph.passes import missing_graph
 from jaccli.errors import UnsupportedError
-from jaccli.linearization.linearization import gradient, gradients
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 from jaccli.text.wording import worded
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Jᵀu for a graph that exists.
+    """Products with J of one recorded pass, ``(batch, n_out)`` ↔ ``(batch, n_in)``.
 
     Args:
         target: ``(batch, *shape)``.
-        source: what the activation lies in.
-        columns: of gradients by ``source`` to those by the activation, ``(k, batch, n)``.
+        source: the tensor in which the source activation lies.
+        columns: of k gradients by ``source``, ``(k, *source.shape)``, those by the activation, ``(k, batch, n_in)``.
         mixes: a sample's target depends on other samples: rows are taken sample by sample.
-        wanted: whether gradients of the result are.
+        differentiable: results are to be differentiated again.
         single: rows are taken one by one.
     """
 
@@ -33,7 +34,7 @@ class Rows:
     source: Tensor
     columns: Callable[[Tensor], Tensor]
     mixes: bool
-    wanted: bool
+    differentiable: bool
     single: bool = False
 
     @property
@@ -42,31 +43,39 @@ class Rows:
         return int(self._zeros(1).shape[2])
 
     def missing(self) -> str | None:
-        """Where a backward pass leaves no graph of itself, and does not say so; None where it leaves one."""
+        """Where a backward pass leaves no graph of itself, without an error; None where it leaves one."""
         return missing_graph(self.target, (self.source,)) if self.target.requires_grad else None
 
-    def images(self, v: Tensor, there_and_back: bool) -> Tensor:
-        """JᵀV, or JJᵀV, or JᵀJV of a J with fewer columns than rows: ``(batch, n, k)`` each; vector by vector."""
-        take = self._there_and_back if there_and_back else self.row
-        return torch.stack([take(column.to(self.target.dtype)) for column in v.unbind(-1)], -1)
+    def images(self, v: Tensor, gram: bool) -> Tensor:
+        """JᵀV; with ``gram`` JJᵀV, or JᵀJV of a J with fewer columns than rows.
+
+        ``(batch, n, k)`` → ``(batch, n_in or n, k)``, vector by vector.
+        """
+        product = self._gram if gram else self.row
+        return torch.stack([product(column.to(self.target.dtype)) for column in v.unbind(-1)], -1)
 
     def row(self, u: Tensor) -> Tensor:
-        """Jᵀu: ``(batch, n_out)`` → ``(batch, n_in)``."""
+        """Jᵀu: ``(batch, n_out)`` → ``(batch, n_in)``.
+
+        Raises:
+            UnsupportedError: an operator has no derivative, or no second one.
+        """
         if not self.target.requires_grad:
             return self._zeros(1)[0]
         try:
-            row = gradient(self.target, self.source, u.reshape(self.target.shape), self.wanted or u.requires_grad)
+            (row,) = vjp(
+                self.target, (self.source,), u.reshape(self.target.shape), self.differentiable or u.requires_grad
+            )
         except (RuntimeError, NotImplementedError) as error:
             if is_out_of_memory(error):
                 raise
             raise no_second(error) from error
         return self._zeros(1)[0] if row is None else self.columns(row[None])[0]
 
-    def _there_and_back(self, v: Tensor) -> Tensor:
-        """JJᵀv, or JᵀJv of a J with fewer columns than rows.
+    def _gram(self, v: Tensor) -> Tensor:
+        """JJᵀv, or JᵀJv of a J with fewer columns than rows: ``(batch, n)`` → ``(batch, n)``, n the smaller size.
 
-        Jw is the derivative along w of Jᵀu by u ("double vjp", J. Townsend 2017). Of rows that are taken one by one,
-        J is made of them: its product needs no second derivative.
+        Where rows are taken one by one, J is made of them: its product needs no second derivative.
         """
         few_rows = self.target[0].numel() <= self.n_in
         if self.single:
@@ -80,7 +89,7 @@ class Rows:
         return self.row(self.push(v))
 
     def push(self, v: Tensor) -> Tensor:
-        """Jv: ``(batch, n_in)`` → ``(batch, n_out)``.
+        """Jv: ``(batch, n_in)`` → ``(batch, n_out)``, see ``DoubleVjp``.
 
         Raises:
             UnsupportedError: there is no second derivative.
@@ -89,17 +98,15 @@ class Rows:
         return self._by(self.row(u), u, v)
 
     def _by(self, image: Tensor, u: Tensor, w: Tensor) -> Tensor:
+        """J w from ``image`` = Jᵀu."""
         if not image.requires_grad and not bool(image.any()):  # no path
             return torch.zeros_like(u)
         try:
-            found = torch.autograd.grad(image, u, w, create_graph=True, allow_unused=True)[0]
+            return DoubleVjp(image, u).jvp(w, create_graph=True)
         except (RuntimeError, NotImplementedError) as error:
             if is_out_of_memory(error):
                 raise
             raise no_second(error) from error
-        if found is None:
-            raise no_second(RuntimeError("a backward pass leaves no graph of itself"))
-        return found
 
     def matrix(self) -> Tensor:
         """J, ``(batch, n_out, n_in)``: n_out backward passes, so many at once as fit a cache."""
@@ -109,23 +116,21 @@ class Rows:
     def _block(self, samples: slice) -> Tensor:
         batch, n_out = self.target.shape[0], self.target[0].numel()
         row_bytes = defaults.ROW_TENSORS * batch * n_out * self.target.element_size()
-        chunk, rows = max(1, defaults.WORKING_SET // row_bytes), []
-        for start in range(0, n_out, chunk):
-            numbers = torch.arange(start, min(start + chunk, n_out), device=self.target.device)
-            seeds = self.target.new_zeros(len(numbers), batch, n_out)
-            seeds[torch.arange(len(numbers)), samples, numbers] = 1
-            rows.append(self._rows(seeds)[:, samples])
+        rows = [
+            self._rows(one_hot(start, stop, batch, n_out, self.target, samples))[:, samples]
+            for start, stop in spans(n_out, defaults.WORKING_SET // row_bytes)
+        ]
         return torch.cat(rows).movedim(0, 1)
 
     def _zeros(self, count: int) -> Tensor:
         return self.columns(torch.zeros_like(self.source).expand(count, *self.source.shape))
 
     def _rows(self, seeds: Tensor) -> Tensor:
-        """``(k, batch, n_out)`` → ``(k, batch, n_in)``: together, or one by one where that fails."""
+        """Jᵀ times k cotangents, ``(k, batch, n_out)`` → ``(k, batch, n_in)``: together, else one by one."""
         cotangents = seeds.reshape(len(seeds), *self.target.shape)
         if len(seeds) > 1 and not self.single:
             try:
-                rows = gradients(self.target, self.source, cotangents, self.wanted)
+                (rows,) = vjps(self.target, (self.source,), cotangents, self.differentiable)
                 return self._zeros(len(seeds)) if rows is None else self.columns(rows)
             except (RuntimeError, NotImplementedError) as error:
                 if is_out_of_memory(error):
@@ -134,7 +139,7 @@ class Rows:
 
 
 def no_second(error: BaseException) -> UnsupportedError:
-    """What to do where the graph cannot be differentiated once, or not again."""
+    """The error where the graph cannot be differentiated once, or not again."""
     text = reason(error)
     if "use_reentrant" in str(error) or "heckpoint" in str(error):
         return UnsupportedError(
@@ -156,5 +161,5 @@ def no_second(error: BaseException) -> UnsupportedError:
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """At least float32: sums of squares overflow and lose digits in shorter formats."""
+    """A tensor in float32 at least: sums of squares overflow and lose digits in shorter formats."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
+from jaccli.autograd.products import batching_imported
 from jaccli.autograd.walk import mend_batch_norm
 from jaccli.backward_graph.passes import (
     AdjointCheck,
@@ -20,15 +21,18 @@ from jaccli.backward_graph.passes import (
     missing_graph,
 )
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, UsageError, note, warn
-from jaccli.linearization.linearization import batching_imported
 from jaccli.methods.base import is_out_of_memory, reason
 from jaccli.names import check_count
 from jaccli.planning.memory import available
 from jaccli.runtime.kernels import full_precision
 
-_FEW = 3  # fewer passes than this are sooner done one by one than together
-_NARROW = 4  # columns are taken where there are so many times more rows: they go through a graph twice as long
-_ROUNDING = 100  # a difference of up to so many times what plain passes differ by among themselves is rounding
+# Fewer passes than this take less time one by one than together.
+_FEW = 3
+# J is taken by columns where it has so many times more rows: columns go through a graph twice as long.
+_NARROW = 4
+# ``tolerance`` is relative to ‖J‖. A J that is rounding itself may be off by so many times what plain passes differ by
+# among themselves.
+_ROUNDING = 100
 
 
 @overload
@@ -64,11 +68,11 @@ def graph_jacobian(
 
     Args:
         outputs: what is differentiated, one tensor or several; a 0-dim one (a loss) gives a gradient.
-        inputs: by what: tensors that the outputs were computed from, leaves or results in between.
+        inputs: tensors that the outputs were computed from, leaves or results in between.
         create_graph: make the result differentiable: for a loss on J, or a derivative of higher order.
         samples: the first dimension of every tensor holds the same ``batch`` independent samples. Where they mix,
             a warning says so, and J is each sample's own block, the others held.
-        chunk: rows or columns that go through the graph at once; by default what a cache holds.
+        chunk: rows or columns that go through the graph at once; by default as many as fit a cache.
 
     Returns:
         For one output and one input a tensor ``(*output.shape, *input.shape)``, with ``samples``
@@ -77,9 +81,9 @@ def graph_jacobian(
         outputs if they are. Zeros, and a note, where no path leads from an input to an output.
 
     Cost: for each output n_out backward passes, which serve all inputs, or n_in where that is a quarter of it or
-    less; many at once, whose working set is held to 32 MiB. One pass more to check; with ``samples``, where
-    n_out and n_in are a sample's, some log2(batch) more, which find out whether samples mix: then batch times as
-    many. Memory: J and a chunk of rows, and with ``create_graph`` the graph of every row.
+    less; many at once, in a working set of 32 MiB. One pass more to check. With ``samples`` n_out and n_in are a
+    sample's, some log2(batch) passes more find out whether samples mix, and if they do, all is done for each sample.
+    Memory: J and a chunk of rows, and with ``create_graph`` the graph of every row.
 
     The graph is kept: this function and ``backward`` can use it again. The ``grad`` of leaves, of outputs and of
     inputs stays as it is; into that of results in between torch adds where ``retain_grad()`` was called on them.
@@ -109,28 +113,30 @@ def graph_jacobian(
         torch.autocast(device, enabled=False),
         full_precision(),
     ):
-        kept = {t: t.grad for t in (*targets.values(), *sources.values()) if t.retains_grad}
+        grads = {t: t.grad for t in (*targets.values(), *sources.values()) if t.retains_grad}
         try:
             for name, target in targets.items():
                 graph = AutogradGraph(target, tuple(sources.values()), samples, create_graph)
-                found = _of_one(name, graph, list(sources), chunk)
+                jacobians = _of_one(name, graph, list(sources), chunk)
                 if not samples:
-                    found = [j.reshape(target.shape + x.shape) for j, x in zip(found, graph.inputs, strict=True)]
-                rows.append(found[0] if isinstance(inputs, Tensor) else tuple(found))
+                    jacobians = [
+                        j.reshape(target.shape + x.shape) for j, x in zip(jacobians, graph.inputs, strict=True)
+                    ]
+                rows.append(jacobians[0] if isinstance(inputs, Tensor) else tuple(jacobians))
         finally:
-            for tensor, grad in kept.items():
+            for tensor, grad in grads.items():
                 tensor.grad = grad
     return rows[0] if isinstance(outputs, Tensor) else tuple(rows)
 
 
 def _named(tensors: Tensor | Iterable[Tensor], name: str) -> dict[str, Tensor]:
-    """The tensors by how a message calls them: ``inputs``, or ``inputs[0]``, ``inputs[1]``."""
+    """The tensors by their names in messages: ``inputs``, or ``inputs[0]``, ``inputs[1]``."""
     if not isinstance(tensors, Tensor | Iterable):
         raise UsageError(f"{name} is a {type(tensors).__name__}", "expected a torch.Tensor or a sequence of them")
-    found = {name: tensors} if isinstance(tensors, Tensor) else {f"{name}[{i}]": t for i, t in enumerate(tensors)}
-    if not found:
+    named = {name: tensors} if isinstance(tensors, Tensor) else {f"{name}[{i}]": t for i, t in enumerate(tensors)}
+    if not named:
         raise UsageError(f"{name} is empty", "expected at least one tensor")
-    return found
+    return named
 
 
 def _check(targets: dict[str, Tensor], sources: dict[str, Tensor], samples: bool) -> None:
@@ -156,9 +162,16 @@ def _check(targets: dict[str, Tensor], sources: dict[str, Tensor], samples: bool
 
 
 def _of_one(name: str, graph: AutogradGraph, sources: Sequence[str], chunk: int | None) -> list[Tensor]:
-    """J of one output, ``(batch, n_out, n_in)`` for each input, and what is to be said of it."""
-    found = [x.new_zeros(()).expand(graph.batch, graph.n_out, graph.size(x)) for x in graph.inputs]
-    need = sum(j.numel() * j.element_size() for j in found)
+    """J of one output, ``(batch, n_out, n_in)`` for each input, with warnings and notes about it.
+
+    Args:
+        name: of the output.
+        graph: from the inputs to it.
+        sources: names of the inputs.
+        chunk: as of ``graph_jacobian``.
+    """
+    jacobians = [x.new_zeros(()).expand(graph.batch, graph.n_out, graph.size(x)) for x in graph.inputs]
+    need = sum(j.numel() * j.element_size() for j in jacobians)
     hooks: list[Any] = []
     try:
         if need > defaults.WORKING_SET and need > available(graph.output.device):
@@ -167,16 +180,9 @@ def _of_one(name: str, graph: AutogradGraph, sources: Sequence[str], chunk: int 
             warn(f"{name} has no graph, J is zero: was it computed under no_grad, or detached?")
         elif need:
             hooks = mend_batch_norm(graph.output, beyond=graph.inputs)
-            found = _solved(name, graph, chunk)
-            lost = [i for i in range(len(found)) if i not in graph.reached]
-            made = any(graph.inputs[i].grad_fn is not None for i in lost)
-            hint = " (is it a result made after the output, as x[0] of x would be?)" if made else ""
-            constant = missing_graph(graph.output, graph.inputs) if graph.create_graph else None
-            if constant is not None:
-                warn(f"{name}: {constant}: derivatives of J do not go through there")
-            if lost:
-                note(f"{name}: J is zero, no path leads there from {', '.join(sources[i] for i in lost)}{hint}")
-        return [j.contiguous() for j in found]
+            jacobians = _solved(name, graph, chunk)
+            _report(name, graph, sources)
+        return [j.contiguous() for j in jacobians]
     except (JaccliError, Warning):
         raise
     except Exception as error:
@@ -186,78 +192,122 @@ def _of_one(name: str, graph: AutogradGraph, sources: Sequence[str], chunk: int 
             hook.remove()
 
 
+def _report(name: str, graph: AutogradGraph, sources: Sequence[str]) -> None:
+    """Say which inputs no pass arrived at, and where derivatives of J are missing."""
+    constant = missing_graph(graph.output, graph.inputs) if graph.create_graph else None
+    if constant is not None:
+        warn(f"{name}: {constant}: derivatives of J do not go through there")
+    lost = [i for i in range(len(graph.inputs)) if i not in graph.reached]
+    if lost:
+        result = any(graph.inputs[i].grad_fn is not None for i in lost)
+        hint = " (is it a result made after the output, as x[0] of x would be?)" if result else ""
+        note(f"{name}: J is zero, no path leads there from {', '.join(sources[i] for i in lost)}{hint}")
+
+
+# Errors of torch that the caller can do something about: a part of their text → error, given, expected, remedy.
+_KNOWN_ERRORS: dict[str, tuple[type[JaccliError], str, str, str]] = {
+    "backward through the graph a second time": (
+        UsageError,
+        "the graph that led to {name} has been freed",
+        "expected one that is kept",
+        "call backward(retain_graph=True), or grad(..., retain_graph=True), or compute the outputs again",
+    ),
+    "modified by an inplace operation": (
+        UsageError,
+        "a tensor that the derivative of {name} needs was modified in place after it was computed",
+        "expected the graph's tensors as they were",
+        "compute the outputs again, or change a clone()",
+    ),
+    "RNN backward can only be called in training mode": (
+        UnsupportedError,
+        "the backward pass of {name} leads through cuDNN, whose recurrent layers go back in training mode only",
+        "expected one that goes without cuDNN",
+        "compute the outputs within torch.backends.cudnn.flags(enabled=False)",
+    ),
+    "donated buffers": (
+        UnsupportedError,
+        "the compiled model that led to {name} frees its graph in its backward pass",
+        "expected a graph that can be used again",
+        "call the model as it was before torch.compile, or set torch._functorch.config.donated_buffer = False",
+    ),
+}
+
+
 def _explained(name: str, error: Exception, need: int) -> JaccliError:
-    text = str(error)
+    """An error of a pass as one that says what to do; ``need`` is J's bytes."""
     if is_out_of_memory(error):
         return ResourceError(
             f"out of memory: the Jacobian of {name} takes {need / 2**20:.3g} MiB",
             "expected it and its passes to fit",
             "take part of the output, such as y[:100], or set a smaller chunk",
         )
-    if "backward through the graph a second time" in text:
-        return UsageError(
-            f"the graph that led to {name} has been freed",
-            "expected one that is kept",
-            "call backward(retain_graph=True), or grad(..., retain_graph=True), or compute the outputs again",
-        )
-    if "modified by an inplace operation" in text:
-        return UsageError(
-            f"a tensor that the derivative of {name} needs was modified in place after it was computed",
-            "expected the graph's tensors as they were",
-            "compute the outputs again, or change a clone()",
-        )
-    if "RNN backward can only be called in training mode" in text:
-        return UnsupportedError(
-            f"the backward pass of {name} leads through cuDNN, whose recurrent layers go back in training mode only",
-            "expected one that goes without cuDNN",
-            "compute the outputs within torch.backends.cudnn.flags(enabled=False)",
-        )
-    if "donated buffers" in text:
-        return UnsupportedError(
-            f"the compiled model that led to {name} frees its graph in its backward pass",
-            "expected a graph that can be used again",
-            "call the model as it was before torch.compile, or set torch._functorch.config.donated_buffer = False",
-        )
+    for text, (kind, given, expected, remedy) in _KNOWN_ERRORS.items():
+        if text in str(error):
+            return kind(given.format(name=name), expected, remedy)
     what = reason(error) if isinstance(error, RuntimeError) else f"{type(error).__name__}: {reason(error)}"
     return UnsupportedError(f"the backward pass of {name} fails: {what}", "expected operators with a derivative")
 
 
 def _solved(name: str, graph: AutogradGraph, chunk: int | None) -> list[Tensor]:
-    """J, held against plain backward passes."""
+    """J of each input, ``(batch, n_out, n_in)``, compared with plain backward passes."""
     row_bytes = defaults.ROW_TENSORS * graph.widest()
     if graph.batch == 1 and graph.n_out < _FEW:
         return by_rows(graph, False, 1)
-    evidence = AdjointCheck.of(graph, cotangents(graph, masks(graph.batch, graph.n_out)))
-    if graph.batch == 1 or not evidence.samples_mix():
-        found, plain = _taken(name, graph, False, chunk, row_bytes, evidence.seconds)
-        off = evidence.off(found)
-        if off and off < _ROUNDING * evidence.noise(found):
-            warn(f"{name}: J is no larger than its rounding errors ({off:.2g}): in truth it may be zero")
-            return found
-        again = by_rows(graph, False, 1) if off and not plain else found
-        still = evidence.off(again) if off else 0.0
-        if off and not still:
-            warn(f"{name}: J was {off:.2g} off an independent backward pass; it was taken again row by row")
-        if still and graph.batch == 1:
-            warn(f"{name}: two backward passes disagree by {still:.2g}: do not rely on J")
-        if not still or graph.batch == 1:
-            return again
+    truth = AdjointCheck.of(graph, cotangents(graph, masks(graph.batch, graph.n_out)))
+    if graph.batch == 1 or not truth.samples_mix():
+        jacobians, off = _verified(name, graph, truth, chunk, row_bytes)
+        if off and graph.batch == 1:
+            warn(f"{name}: two backward passes disagree by {off:.2g}: do not rely on J")
+        if not off or graph.batch == 1:
+            return jacobians
     warn(
         f"{name}: samples mix: a sample's output depends on the other samples; "
         "J is each sample's own block, the others held"
     )
-    found, plain = _taken(name, graph, True, chunk, row_bytes, evidence.seconds)
+    jacobians, plain = _quickest(name, graph, True, chunk, row_bytes, truth.seconds)
     first = torch.arange(graph.batch, device="cpu")[None] == 0
-    off = 0.0 if plain else AdjointCheck.of(graph, cotangents(graph, first)).off(found)
-    if off:
-        warn(f"{name}: J was {off:.2g} off an independent backward pass; it was taken again row by row")
-    return by_rows(graph, True, 1) if off else found
+    off = 0.0 if plain else AdjointCheck.of(graph, cotangents(graph, first)).off(jacobians)
+    if not off:
+        return jacobians
+    _warn_again(name, off)
+    return by_rows(graph, True, 1)
 
 
-def _taken(
+def _verified(
+    name: str, graph: AutogradGraph, truth: AdjointCheck, chunk: int | None, row_bytes: int
+) -> tuple[list[Tensor], float]:
+    """J of independent samples, taken again row by row where it is wrong, and by how much it is off then."""
+    jacobians, plain = _quickest(name, graph, False, chunk, row_bytes, truth.seconds)
+    off = truth.off(jacobians)
+    if not off:
+        return jacobians, 0.0
+    if off < _ROUNDING * truth.noise(jacobians):
+        warn(f"{name}: J is no larger than its rounding errors ({off:.2g}): in truth it may be zero")
+        return jacobians, 0.0
+    again = jacobians if plain else by_rows(graph, False, 1)
+    still = truth.off(again)
+    if not still:
+        _warn_again(name, off)
+    return again, still
+
+
+def _warn_again(name: str, off: float) -> None:
+    warn(f"{name}: J was {off:.2g} off an independent backward pass; it was taken again row by row")
+
+
+def _quickest(
     name: str, graph: AutogradGraph, apart: bool, chunk: int | None, row_bytes: int, seconds: float
 ) -> tuple[list[Tensor], bool]:
-    """J the quickest way that works, and whether that was row by row: then it needs no check."""
+    """J by the first way that works, and whether that was row by row, which needs no check.
+
+    Args:
+        name: of the output.
+        graph: from the inputs to it.
+        apart: samples mix.
+        chunk: rows or columns of a batched pass, as the user set it.
+        row_bytes: working set of a row.
+        seconds: what a pass takes.
+    """
     n_in = sum(graph.size(graph.inputs[i]) for i in graph.reached)
     columns = _NARROW * n_in <= graph.n_out
     passes = (n_in if columns else graph.n_out) * (graph.batch if apart else 1)
@@ -267,7 +317,7 @@ def _taken(
     gaps: list[Exception] = []
     for fill, k in [(f, k) for f in ([by_columns] if columns else []) + [by_rows] for k in dict.fromkeys((size, 1))]:
         try:
-            found = fill(graph, apart, k)
+            jacobians = fill(graph, apart, k)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -276,5 +326,5 @@ def _taken(
         if gaps:
             how = "rows" if fill is by_rows else "columns"
             note(f"{name}: taken by {how}{' one by one' * (k == 1)}: {reason(gaps[0])}")
-        return found, fill is by_rows and k == 1
+        return jacobians, fill is by_rows and k == 1
     raise gaps[-1]

@@ -1,4 +1,4 @@
-"""Passes through an autograd graph that exists: rows and columns of its Jacobian, and evidence of them."""
+"""Passes through an autograd graph that exists: J by rows or by columns, and backward passes to compare it with."""
 
 from __future__ import annotations
 
@@ -12,19 +12,25 @@ from itertools import combinations, count, islice
 import torch
 from torch import Tensor
 
-from jaccli import defaults
-from jaccli.autograd.walk import node_shape
+from jaccli.autograd.products import NoSecondDerivative, vjp, vjps
+from jaccli.autograd.seeds import one_hot, spans
+from jaccli.autograd.walk import graph_nodes, is_once_differentiable, result_sizes
 from jaccli.errors import UnsupportedError
+from jaccli.linear_maps.agreement import tolerance
 from jaccli.linear_maps.norms import norm
-from jaccli.linearization.linearization import batching_imported, graph_nodes
-from jaccli.methods.base import is_out_of_memory, reason, spans
+from jaccli.methods.base import is_out_of_memory, reason
 
 
 @dataclass(frozen=True)
 class AutogradGraph:
-    """The way from the inputs to one output. Without ``samples`` all of it is one sample.
+    """The graph from the inputs to one output.
 
-    ``reached`` is filled with the positions of the inputs that a pass arrived at.
+    Args:
+        output: ``(batch, *shape)``, or any shape without ``samples``.
+        inputs: likewise.
+        samples: the first dimension of every tensor counts samples; without, the whole tensor is one sample.
+        create_graph: results are to be differentiated again.
+        reached: filled with the positions of the inputs that a pass arrived at.
     """
 
     output: Tensor
@@ -44,58 +50,51 @@ class AutogradGraph:
         return self.size(self.output)
 
     def size(self, tensor: Tensor) -> int:
-        """Elements of a sample."""
+        """Elements of a sample of a tensor."""
         return math.prod(tensor.shape[int(self.samples) :])
 
     def vjps(self, u: Tensor) -> list[Tensor]:
-        """Jᵀu for k cotangents at once, ``(k, batch, n_out)``: ``(k, batch, n_in)`` for each input."""
-        found: list[Tensor | None]
+        """Jᵀ times k cotangents at once, ``(k, batch, n_out)`` → for each input ``(k, batch, n_in)``."""
+        rows: list[Tensor | None]
         if len(u) == 1:
-            found = [row if row is None else row.to_dense()[None] for row in self._one(u.reshape(self.output.shape))]
+            one = vjp(self.output, self.inputs, u.reshape(self.output.shape), self.create_graph)
+            rows = [row if row is None else row.to_dense()[None] for row in one]
         else:
-            found = [*self._grad(self.output, u.reshape(-1, *self.output.shape), is_grads_batched=True)]
-        self.reached.update(i for i, row in enumerate(found) if row is not None)
+            rows = [*vjps(self.output, self.inputs, u.reshape(-1, *self.output.shape), self.create_graph)]
+        self.reached.update(i for i, row in enumerate(rows) if row is not None)
         shapes = [(len(u), self.batch, self.size(source)) for source in self.inputs]
         return [
             source.new_zeros(()).expand(shape) if row is None else row.reshape(shape)
-            for row, source, shape in zip(found, self.inputs, shapes, strict=True)
+            for row, source, shape in zip(rows, self.inputs, shapes, strict=True)
         ]
-
-    def _one(self, u: Tensor) -> Sequence[Tensor | None]:
-        """One pass. The first that is handed a cotangent imports sympy (0.4 s); an inner product's does not."""
-        if batching_imported():
-            return self._grad(self.output, u)
-        with torch.enable_grad():
-            inner = (self.output * u).sum()
-        return self._grad(inner)
-
-    def _grad(self, of: Tensor, u: Tensor | None = None, is_grads_batched: bool = False) -> Sequence[Tensor | None]:
-        found: Sequence[Tensor | None] = torch.autograd.grad(
-            of, self.inputs, u, True, self.create_graph, allow_unused=True, is_grads_batched=is_grads_batched
-        )
-        return found
 
     def widest(self) -> int:
         """Bytes of the widest result between inputs and output.
 
         Raises:
-            UnsupportedError: a gradient that has no derivative, which torch would pass over in silence.
+            UnsupportedError: a gradient that has no derivative, which torch would leave out without an error.
         """
         widest = self.output.numel()
         for node in graph_nodes(self.output, beyond=self.inputs):
-            if node.name() == "torch::autograd::Error":
+            if is_once_differentiable(node):
                 raise UnsupportedError(
                     "the graph leads through the gradient of a function that is marked once_differentiable",
                     "expected functions whose gradient has a derivative too",
                 )
-            shapes = [node_shape(meta) for meta in getattr(node, "_input_metadata", ())]
-            widest = max([widest, *(math.prod(size for size in shape if isinstance(size, int)) for shape in shapes)])
+            widest = max([widest, *result_sizes(node)])
         return widest * self.output.element_size()
 
 
 @dataclass(frozen=True)
 class AdjointCheck:
-    """Plain backward passes, ``rows[i][k]`` = Jᵀ ``u[k]``, each with a random cotangent on some of the samples."""
+    """Plain backward passes, each with a random cotangent on some of the samples, that J is compared with.
+
+    Args:
+        graph: from the inputs to one output.
+        u: cotangents, ``(k, batch, n_out)``.
+        rows: Jᵀu of each input, ``(k, batch, n_in)``.
+        seconds: what the last pass took.
+    """
 
     graph: AutogradGraph
     u: Tensor
@@ -104,7 +103,7 @@ class AdjointCheck:
 
     @classmethod
     def of(cls, graph: AutogradGraph, u: Tensor) -> AdjointCheck:
-        """A pass for each of ``u``; ``seconds`` is what the last one took."""
+        """Make a pass for each of ``u``, ``(k, batch, n_out)``."""
         passes, start = [], 0.0
         for one in u:
             start = time.perf_counter()
@@ -113,7 +112,7 @@ class AdjointCheck:
         return cls(graph, u, [torch.cat(rows).detach() for rows in zip(*passes, strict=True)], seconds)
 
     def samples_mix(self) -> bool:
-        """Whether what is sent back from some samples arrives at others; where they are independent, zeros do."""
+        """Whether the cotangents of some samples give gradients of others, which of independent samples are zeros."""
         for rows in filter(torch.numel, self.rows):
             sizes, sent = rows.abs().nan_to_num(0.0, 0.0, 0.0).amax(-1), self.u.any(-1).to(rows.device)
             rounding = torch.finfo(rows.dtype).eps * max(float(sizes.max()), torch.finfo(rows.dtype).tiny)
@@ -121,19 +120,24 @@ class AdjointCheck:
                 return True
         return False
 
-    def off(self, found: Sequence[Tensor]) -> float:
-        """The relative difference of uᵀJ from the passes, where it is more than rounding; else 0."""
-        error = self._relative(found, [torch.einsum("kbo,boi->kbi", self.u.to(j), j.detach()) for j in found])
+    def off(self, jacobians: Sequence[Tensor]) -> float:
+        """The relative difference of uᵀJ from the passes, where it is more than rounding; else 0.
+
+        ``jacobians`` has J of each input, ``(batch, n_out, n_in)``.
+        """
+        rows = [torch.einsum("kbo,boi->kbi", self.u.to(j), j.detach()) for j in jacobians]
+        error = self._relative(jacobians, rows)
         eps = max(torch.finfo(t.dtype).eps for t in (self.graph.output, *self.graph.inputs))
-        return error if error > eps**defaults.BELIEF_POWER else 0.0
+        return error if error > tolerance(eps) else 0.0
 
-    def noise(self, found: Sequence[Tensor]) -> float:
-        """As ``off``, what the passes differ by from a third of those with three times the cotangents."""
-        return self._relative(found, [rows / 3 for rows in AdjointCheck.of(self.graph, 3 * self.u).rows])
+    def noise(self, jacobians: Sequence[Tensor]) -> float:
+        """Rounding in the same units: the passes against a third of those with three times the cotangents."""
+        return self._relative(jacobians, [rows / 3 for rows in AdjointCheck.of(self.graph, 3 * self.u).rows])
 
-    def _relative(self, found: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    def _relative(self, jacobians: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+        """The largest difference of ``others`` from the passes' rows, in units of ‖J‖_F ‖u‖ of a sample."""
         worst = 0.0
-        for j, rows, other in zip(found, self.rows, others, strict=True):
+        for j, rows, other in zip(jacobians, self.rows, others, strict=True):
             norm_u = norm(self.u.to(j), (-1,))
             size = norm(j.detach(), (1, 2)) * norm_u
             error = norm(rows - other, (-1,)) / size.clamp(min=torch.finfo(torch.float64).tiny)
@@ -144,7 +148,7 @@ class AdjointCheck:
 
 
 def cotangents(graph: AutogradGraph, chosen: Tensor) -> Tensor:
-    """Random ones ``(k, batch, n_out)``, zero where ``chosen`` ``(k, batch)`` is not."""
+    """Random cotangents ``(k, batch, n_out)``, zero for samples that ``chosen`` ``(k, batch)`` leaves out."""
     u = torch.randn(*chosen.shape, graph.n_out, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     return (u * chosen[..., None]).to(graph.output.detach())
 
@@ -164,74 +168,83 @@ def masks(batch: int, most: int) -> Tensor:
 
 
 def by_rows(graph: AutogradGraph, apart: bool, chunk: int) -> list[Tensor]:
-    """``(batch, n_out, n_in)`` for each input. ``apart``: each sample has passes of its own, and its rows count."""
-    groups, total = (1, graph.batch * graph.n_out) if apart else (graph.batch, graph.n_out)
+    """J of each input, ``(batch, n_out, n_in)``, by one pass for each row, ``chunk`` of them at once.
+
+    Args:
+        graph: from the inputs to one output.
+        apart: samples mix: each sample has passes of its own, and J is its own block.
+        chunk: rows of a batched pass.
+    """
+    batch, n_out = graph.batch, graph.n_out
+    groups, total = (1, batch * n_out) if apart else (batch, n_out)
     width = 0 if graph.create_graph else total
-    sheets = [x.new_empty(groups, width, graph.size(x)) for x in graph.inputs]
-    parts: list[list[Tensor]] = [[] for _ in sheets]
+    jacobians = [x.new_empty(groups, width, graph.size(x)) for x in graph.inputs]
+    parts: list[list[Tensor]] = [[] for _ in jacobians]
     for start, stop in spans(total, chunk):
-        at, row = torch.arange(stop - start, device="cpu"), torch.arange(start, stop, device="cpu")
-        sample = row // graph.n_out if apart else slice(None)
-        u = graph.output.new_zeros(stop - start, graph.batch, graph.n_out)
-        u[at, sample, row % graph.n_out] = 1
-        for sheet, part, found in zip(sheets, parts, graph.vjps(u), strict=True):
-            rows = found[at, sample][None] if apart else found.movedim(0, 1)
+        u = one_hot(start, stop, 1 if apart else batch, total, graph.output).reshape(-1, batch, n_out)
+        sample = torch.arange(start, stop, device="cpu") // n_out
+        at = torch.arange(stop - start, device="cpu")
+        for jacobian, part, images in zip(jacobians, parts, graph.vjps(u), strict=True):
+            rows = images[at, sample][None] if apart else images.movedim(0, 1)
             if graph.create_graph:
                 part.append(rows)
             else:
-                sheet[:, start:stop] = rows
-    whole = [torch.cat(part, 1) for part in parts] if graph.create_graph else sheets
-    return [j.reshape(graph.batch, graph.n_out, j.shape[-1]) for j in whole]
+                jacobian[:, start:stop] = rows
+    whole = [torch.cat(part, 1) for part in parts] if graph.create_graph else jacobians
+    return [j.reshape(batch, n_out, j.shape[-1]) for j in whole]
 
 
 def by_columns(graph: AutogradGraph, apart: bool, chunk: int) -> list[Tensor]:
-    """As ``by_rows``: Jᵀu is linear in u, and Jv its derivative along v (the double vjp, J. Townsend 2017)."""
+    """As ``by_rows``, by one pass for each column through Jᵀu, which is linear in u: see ``DoubleVjp``.
+
+    Raises:
+        NotImplementedError: a gradient has no second derivative.
+    """
     u = graph.output.new_zeros(graph.batch, graph.n_out).requires_grad_()
     with torch.enable_grad():
         rows = [row[0] for row in replace(graph, create_graph=True).vjps(u[None])]
-    found = []
+    jacobians = []
     for i, row in enumerate(rows):
         if i in graph.reached and row.numel():
-            turned = AutogradGraph(row, (u,), True, graph.create_graph)
-            turned.widest()
-            (columns,) = by_rows(turned, apart, chunk)
-            if not turned.reached:
-                raise NotImplementedError("a gradient without a second derivative")
-            found.append(columns.mT.to(row))
+            transposed = AutogradGraph(row, (u,), True, graph.create_graph)
+            transposed.widest()
+            (columns,) = by_rows(transposed, apart, chunk)
+            if not transposed.reached:
+                raise NoSecondDerivative
+            jacobians.append(columns.mT.to(row))
         else:
-            found.append(row.new_zeros(graph.batch, graph.n_out, row.shape[-1]))
-    return found
+            jacobians.append(row.new_zeros(graph.batch, graph.n_out, row.shape[-1]))
+    return jacobians
 
 
 def missing_graph(target: Tensor, sources: Sequence[Tensor]) -> str | None:
     """Where the backward pass from ``target`` leaves no graph of itself, in words; None where it leaves one.
 
-    In a pass whose cotangent asks for a gradient every gradient does, since it depends on the cotangent; one that is
-    not zero and does not ask was made under ``no_grad``, by a tensor hook, or outside of torch. Cost: a backward pass.
+    In a pass whose cotangent requires gradients every gradient does, since it depends on the cotangent. One that is
+    not zero and does not was made under ``no_grad``, by a tensor hook, or outside of torch. Cost: a backward pass.
     """
     generator = torch.Generator().manual_seed(7)
     u = torch.randn(target.shape, generator=generator).to(target.detach()).requires_grad_()
     lost: list[str] = []
     with ExitStack() as stack, torch.enable_grad():
-        inner = (target * u).sum()  # a cotangent handed over would import sympy
         for node in graph_nodes(target):
             stack.callback(node.register_prehook(_Watch(node.name(), lost)).remove)
         try:
-            rows = torch.autograd.grad(inner, sources, None, True, True, allow_unused=True)
+            rows = vjp(target, sources, u, create_graph=True)
         except (RuntimeError, NotImplementedError) as error:
             if is_out_of_memory(error):
                 raise
             return reason(error)
     if any(_is_constant(row) for row in rows):
         lost.append("its end")
-    if any(node.name() == "torch::autograd::Error" for row in rows if row is not None for node in graph_nodes(row)):
+    if any(is_once_differentiable(node) for node in graph_nodes(*(row for row in rows if row is not None))):
         return "a function of the model is marked once_differentiable"
     return f"a backward pass leaves no graph of itself at {lost[0]}" if lost else None
 
 
 @dataclass(frozen=True)
 class _Watch:
-    """Of an operator, looks at the gradients that arrive there."""
+    """A hook of one operator, that adds its name to ``lost`` if a gradient arrives there without a graph."""
 
     name: str
     lost: list[str]

@@ -15,6 +15,7 @@ from jaccli.cli.request import SavedRequest
 from jaccli.cli.results import Record
 from jaccli.cli.run_request import RunRequest
 from jaccli.errors import UsageError, note
+from jaccli.linear_maps.square import check_square
 from jaccli.names import UNKNOWN
 
 if TYPE_CHECKING:
@@ -157,12 +158,12 @@ def of_saved(saved: SavedRequest, figures: Figures) -> list[Record]:
     expect_pairs([f"{jacobian.source} -> {jacobian.target}" for jacobian in read])
     for jacobian in read:
         batch, n_out, n_in = jacobian.array.shape
-        if figures.square and n_out != n_in:
+        if figures.square:
             name = f"{jacobian.source} -> {jacobian.target} in {saved_name(saved.path)}"
-            raise _not_square(
-                name if jacobian.source != UNKNOWN else saved_name(saved.path),
+            check_square(
                 n_out,
                 n_in,
+                f"J of {name if jacobian.source != UNKNOWN else saved_name(saved.path)}",
                 "choose a square one, as FILE[KEY]" if len(read) > 1 else "save J of such a pair",
             )
         picked = saved.samples.indices(batch) if saved.samples else list(range(batch))
@@ -204,20 +205,11 @@ def is_square(linearization: Linearization) -> bool:
         UsageError: a J that is not square.
     """
     f = linearization.linear.f
-    if f.n_out == f.n_in:
-        return True
-    if linearization.pair[0].globbed:
+    if f.n_out != f.n_in and linearization.pair[0].globbed:
         note(f"left out: J of {linearization.name} is {f.n_out} x {f.n_in}, not square")
         return False
-    raise _not_square(linearization.name, f.n_out, f.n_in, "'jaccli layers MODEL -i INPUT' shows sizes")
-
-
-def _not_square(name: str, n_out: int, n_in: int, remedy: str) -> UsageError:
-    return UsageError(
-        f"J of {name} is {n_out} x {n_in}, and only a square J will do here",
-        "expected a source and a target of the same size",
-        remedy,
-    )
+    check_square(f.n_out, f.n_in, f"J of {linearization.name}", "'jaccli layers MODEL -i INPUT' shows sizes")
+    return True
 
 
 def _summed(records: list[Record], figures: Figures) -> list[Record]:

@@ -1,4 +1,4 @@
-"""Products by the rows of a matrix, where nothing but its transpose is known."""
+"""Products with J by its rows, where only products with its transpose are known."""
 
 from __future__ import annotations
 
@@ -8,64 +8,61 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
+from jaccli.autograd.seeds import one_hot_blocks
 
 
-def one_hot_blocks(batch: int, size: int, other: int, like: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The identity in pieces that fit a cache: ``(start, (batch, size, k))``; results have ``other`` elements."""
-    step = max(1, defaults.WORKING_SET // max(batch * (size + other) * like.element_size(), 1))
-    for start in range(0, size, step):
-        k = min(step, size - start)
-        numbers = torch.arange(k, device=like.device)
-        seeds = like.new_zeros(batch, size, k)
-        seeds[:, start + numbers, numbers] = 1
-        yield start, seeds
+def identity_blocks(batch: int, size: int, other: int, like: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """``one_hot_blocks`` of as many columns as fit a cache with their products: these have ``other`` elements each."""
+    column_bytes = batch * (size + other) * like.element_size()
+    return one_hot_blocks(batch, size, defaults.WORKING_SET // max(column_bytes, 1), like)
 
 
 class ByRows:
-    """JV by ``back``, JᵀU: n_out backward passes serve all vectors of a call; a J that is small is kept.
+    """JV from products JᵀU: n_out backward passes serve all vectors of a call; a small J is kept for later calls.
 
     Args:
-        back: ``(batch, n_out, k)`` → ``(batch, n_in, k)``.
+        rmatmat: JᵀU, ``(batch, n_out, k)`` → ``(batch, n_in, k)``.
         shape: ``(batch, n_out, n_in)``.
-        mixes: a sample's target depends on other samples: then a pass for each sample and row.
+        mixes: a sample's target depends on other samples: then there is a pass for each sample and row.
         hold: bytes up to which J is kept.
     """
 
     def __init__(
         self,
-        back: Callable[[Tensor], Tensor],
+        rmatmat: Callable[[Tensor], Tensor],
         shape: tuple[int, int, int],
         mixes: bool = False,
         hold: int = defaults.WORKING_SET,
     ) -> None:
-        self._back, self._shape, self._mixes, self._hold = back, shape, mixes, hold
-        self._kept: Tensor | None = None
+        self._rmatmat, self._shape, self._mixes, self._hold = rmatmat, shape, mixes, hold
+        self._matrix: Tensor | None = None
 
     def __call__(self, v: Tensor) -> Tensor:
         """``(batch, n_in, k)`` → ``(batch, n_out, k)``."""
         batch, n_out, n_in = self._shape
         if self._mixes:
             return self._across(v)
-        if self._kept is not None:
-            return self._kept @ v
-        keep = batch * n_out * n_in * v.element_size() <= self._hold
-        kept = v.new_empty(self._shape) if keep else None
+        if self._matrix is not None:
+            return self._matrix @ v
+        small = batch * n_out * n_in * v.element_size() <= self._hold
+        matrix = v.new_empty(self._shape) if small else None
         out = v.new_empty(batch, n_out, v.shape[-1])
-        for start, seeds in one_hot_blocks(batch, n_out, n_in, v):
-            rows = self._back(seeds).mT
+        for start, seeds in identity_blocks(batch, n_out, n_in, v):
+            rows = self._rmatmat(seeds).mT
             out[:, start : start + rows.shape[1]] = rows @ v
-            if kept is not None:
-                kept[:, start : start + rows.shape[1]] = rows
-        self._kept = kept
+            if matrix is not None:
+                matrix[:, start : start + rows.shape[1]] = rows
+        self._matrix = matrix
         return out
 
     def _across(self, v: Tensor) -> Tensor:
+        """J of the whole batch times V: every sample's rows reach every sample's source."""
         batch, n_out, n_in = self._shape
         out = v.new_zeros(batch, n_out, v.shape[-1])
         for b in range(batch):
-            for start, seeds in one_hot_blocks(batch, n_out, n_in, v):
+            for start, seeds in identity_blocks(batch, n_out, n_in, v):
                 alone = torch.zeros_like(seeds)
                 alone[b] = seeds[b]
-                rows = self._back(alone)
+                rows = self._rmatmat(alone)
                 out[b, start : start + rows.shape[-1]] = torch.einsum("bik,biq->kq", rows, v)
         return out

@@ -1,7 +1,9 @@
-"""The largest and the smallest singular values of a map, from products."""
+"""The largest and the smallest singular values of a map, from products, and the spectral norm of a matrix."""
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,31 +14,31 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.errors import UnsupportedError, UsageError, warn
 from jaccli.linear_maps.matrix_free import MatrixFree
-from jaccli.linear_maps.norms import orthonormal, singular_values
+from jaccli.linear_maps.norms import orthonormal, power_of_two, singular_values
 from jaccli.linear_maps.rescaled import rescaled
 
 Which = Literal["largest", "smallest"]
-# Of ARPACK: residuals relative to the value that is asked for; singular values are the roots, and better.
+# Of ARPACK: residuals of the eigenvalues σ² relative to the largest; singular values are their roots, and better.
 TOLERANCE = {torch.float64: 1e-9}
 SHORT_TOLERANCE = 1e-5
-# Restarts; each is some 20 products.
+# Restarts of ARPACK; each is some 20 products.
 RESTARTS = 60
-# Of a block Krylov space: starting vectors beyond those asked for, and its dimension.
+# Of a block Krylov space: starting vectors beyond the k that are looked for, and its largest dimension.
 SPARE = 6
 WIDEST = 240
-# Up to so many times that J itself costs hardly more.
+# A J of up to so many times that size is decomposed itself: that costs hardly more.
 NOT_MUCH_LARGER = 4
-# Relative: a larger residual is told.
+# A larger residual, relative to the largest value, is a warning.
 DOUBTFUL = 1e-2
 
 
 @dataclass(frozen=True)
 class Extremes:
-    """Singular values of every sample, and how far off they can be.
+    """Singular values of every sample, and how far off they can be. Both are on the CPU.
 
     Args:
         values: ``(batch, k)`` float64, descending.
-        bounds: ``(batch, k)``: within so much of each lies a singular value (the residual of its triple).
+        bounds: ``(batch, k)`` float64: a singular value lies this near to each (the residual of its triple).
     """
 
     values: Tensor
@@ -62,15 +64,16 @@ def extreme_singular_values(a: MatrixFree, k: int, which: Which = "largest") -> 
     n = min(n_out, n_in)
     if not 1 <= k <= n:
         raise UsageError(f"k={k}", f"expected 1 to {n}, the number of singular values of a {n_out} x {n_in} J")
-    found = [_of_one(a.sample(b), k, which) for b in range(batch)]
-    return Extremes(torch.stack([v for v, _ in found]), torch.stack([e for _, e in found]))
+    values, bounds = zip(*(_of_one(a.sample(b), k, which) for b in range(batch)), strict=True)
+    return Extremes(torch.stack(values), torch.stack(bounds))
 
 
 def _of_one(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
+    """Values and bounds of a map with a batch of 1, ``(k,)`` float64 each."""
     n = min(a.shape[1:])
     if n <= defaults.DENSE_SVD or 3 * k >= n:
         return _of_the_matrix(a, k, which)
-    from scipy.sparse.linalg import ArpackError  # a third of a second, which smaller matrices need not wait for
+    from scipy.sparse.linalg import ArpackError  # here, since the import takes a third of a second
 
     near_one = rescaled(a)
     if not bool(near_one.finite):
@@ -85,22 +88,27 @@ def _of_one(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
 
 
 def _of_the_matrix(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
+    """The same by a full decomposition of J itself."""
     every = singular_values(a.materialise()[0]).cpu()
     chosen = every[:k] if which == "largest" else every[-k:]
     return chosen, every[:1].expand(k) * len(every) * torch.finfo(a.dtype).eps
 
 
 def _by_arpack(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
+    """Values and bounds of one sample, ``(k,)`` float64 each.
+
+    Raises:
+        ArpackError: it does not converge.
+    """
     from scipy.sparse.linalg import svds
 
     from jaccli.linear_maps.scipy_operator import SciPyOperator
 
     operator = SciPyOperator(a)
-    start = np.random.default_rng(0).standard_normal(min(operator.shape))  # not at right angles to what is looked for
+    start = np.random.default_rng(0).standard_normal(min(operator.shape))  # random: not orthogonal to a singular vector
     tolerance = TOLERANCE.get(a.dtype, SHORT_TOLERANCE)
     kind = "LM" if which == "largest" else "SM"
-    limit = RESTARTS * max(k, 1)
-    u, s, vt = svds(operator, k=k, which=kind, v0=start, tol=tolerance, maxiter=limit, solver="arpack")
+    u, s, vt = svds(operator, k=k, which=kind, v0=start, tol=tolerance, maxiter=RESTARTS * k, solver="arpack")
     order = np.argsort(-s)
     u, s, v = u[:, order], s[order], vt[order].T
     gap = np.maximum(
@@ -110,17 +118,36 @@ def _by_arpack(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(s.astype(np.float64)), torch.from_numpy(gap.astype(np.float64)) + rounding
 
 
+def spectral_norm(matrix: Tensor) -> float:
+    """The largest singular value of a float64 matrix ``(n_out, n_in)`` on the CPU; NaN where entries are not finite.
+
+    Cost: a full decomposition of a small matrix, or where ARPACK gives up; of a large one some products.
+    """
+    if not bool(matrix.isfinite().all()):
+        return math.nan
+    n = min(matrix.shape)
+    if n > defaults.DENSE_SVD:
+        from scipy.sparse.linalg import ArpackError, svds
+
+        size = power_of_two(matrix)
+        start = np.ones(n) + np.linspace(0.0, 0.5, n)
+        with suppress(ArpackError):
+            unit = (matrix / size).numpy()
+            return float(svds(unit, k=1, v0=start, tol=1e-10, return_singular_vectors=False)[0] * size)
+    return float(singular_values(matrix)[0])
+
+
 def block_krylov(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
     """k singular values of one sample from a Krylov space of several starting vectors (C. Musco and C. Musco, 2015).
 
-    It finds values that occur several times, and all of them where the space closes. Else the largest are given as
-    they are when the space is full, with the residuals as their bounds.
+    It finds values that occur several times, and all of them where the space closes (no new directions). If the space
+    is full before they converge, the largest are returned as they are then, with their residuals as bounds.
 
     Returns:
         Values, descending, and bounds: ``(k,)`` float64 each.
 
     Raises:
-        UnsupportedError: the smallest are not in reach.
+        UnsupportedError: the smallest of a large J did not converge.
     """
     transposed = a.shape[1] < a.shape[2]
     push, pull = (a._rmatmat, a._matmat) if transposed else (a._matmat, a._rmatmat)
@@ -153,7 +180,7 @@ def block_krylov(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
 
 
 def _as_far(a: MatrixFree, values: Tensor, bounds: Tensor, which: Which) -> tuple[Tensor, Tensor]:
-    """Where a space is full: the values of J itself if it is not much larger, else what was found.
+    """Where the space is full: the values of J itself if it is not much larger, otherwise those of the space.
 
     Raises:
         UnsupportedError: the smallest of a large J.

@@ -1,4 +1,7 @@
-"""Routes of one and the same product: the first that works and is verified is taken, by numbers, never by the clock."""
+"""Implementations of one product: the first that works and is verified serves a call.
+
+Which one that is depends on the numbers of vectors, never on the clock, so that the same calls give the same digits.
+"""
 
 from __future__ import annotations
 
@@ -12,131 +15,137 @@ from jaccli.errors import JaccliError, ResourceError, UnsupportedError, note
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 from jaccli.text.wording import worded
 
-# How the names of routes end that take the vectors of a call together.
+# How the names of implementations end that take the vectors of a call together.
 BATCHED = ", batched"
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way of a product with vectors ``(batch, n, k)``.
+    """One way to compute a product with vectors ``(batch, n, k)``.
 
     Args:
         name: for people.
-        take: makes it.
-        least: so many vectors must have been asked for before: it imports or captures first.
+        compute: vectors ``(batch, n, k)`` → their images ``(batch, m, k)``.
+        least: so many vectors must have been asked for before, since it imports or captures first.
         width: so many vectors a call must have.
-        sure: needs no verification: it is what others are compared with.
+        reference: others are compared with it; it is not verified itself.
     """
 
     name: str
-    take: Callable[[Tensor], Tensor]
+    compute: Callable[[Tensor], Tensor]
     least: int = 0
     width: int = 1
-    sure: bool = False
+    reference: bool = False
 
 
 @dataclass
 class Implementations:
-    """The routes of one product, in order of preference; the last is sure.
+    """The implementations of one product, in order of preference; the last is the reference.
 
-    Each is verified with a random vector when it is first taken. One that raises, disagrees or gives what is not
-    finite where a sure one is, is set aside for good, with a note. Which route a call takes depends on the numbers of
-    vectors asked for, so that the same calls give the same digits.
+    Each candidate is verified with a random vector when it is first used. One that raises, disagrees, or is not finite
+    where the reference is finite, is set aside for good, with a note.
 
     Args:
         product: its name, for people.
-        routes: in order of preference.
-        probe: a random vector ``(batch, n)``.
-        holds: whether a product with the probe is right.
+        candidates: in order of preference, the reference last.
+        probe: gives a random vector ``(batch, n)``.
+        holds: whether a product with the probe, ``(batch, m)``, is right.
         truth: what it is compared with, for people.
         quiet: no notes.
-        set_aside: routes that failed.
-        verified: routes that did not.
+        set_aside: names of candidates that failed.
+        verified: names of candidates that did not.
+        requested: vectors so far.
     """
 
     product: str
-    routes: Sequence[Implementation]
+    candidates: Sequence[Implementation]
     probe: Callable[[], Tensor]
     holds: Callable[[Tensor], bool]
     truth: str = "a backward pass"
     quiet: bool = False
     set_aside: set[str] = field(default_factory=set)
     verified: set[str] = field(default_factory=set)
-    asked: int = 0
+    requested: int = 0
     _not_finite: bool = False
-    _untold: dict[str, str] = field(default_factory=dict)
+    _unreported: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """The product with ``(batch, n, k)``, k at least 1.
+        """The product with ``(batch, n, k)``, k at least 1: ``(batch, m, k)``.
 
         Raises:
-            UnsupportedError: no route works.
+            UnsupportedError: no implementation works.
             ResourceError: out of memory.
         """
         count = vectors.shape[-1]
-        self.asked += count
+        self.requested += count
         last: Exception | None = None
-        for route in self.routes:
-            if route.name in self.set_aside or self.asked < route.least or count < route.width:
+        for candidate in self.candidates:
+            if candidate.name in self.set_aside or self.requested < candidate.least or count < candidate.width:
                 continue
             try:
-                found = self._taken(route, vectors)
+                images = self._computed(candidate, vectors)
             except Exception as error:
                 if is_out_of_memory(error):
                     raise ResourceError(
                         f"out of memory in {self.product}", "", "give fewer samples at a time"
                     ) from None
                 last = error
-                self._leave(route, reason(error))
+                self._reject(candidate, reason(error))
                 continue
-            if found is not None:
-                self._tell(route)
-                return found
+            if images is not None:
+                self._report(candidate)
+                return images
+        raise self._none_left(last)
+
+    def _none_left(self, last: Exception | None) -> JaccliError:
         if isinstance(last, JaccliError):
-            raise last
-        raise UnsupportedError(
+            return last
+        error = UnsupportedError(
             f"no product {self.product}: {reason(last) if last is not None else 'no route is left'}",
             "expected a model that can be differentiated",
             worded("J itself with {method:finite-difference} needs no gradients"),
-        ) from last
+        )
+        error.__cause__ = last
+        return error
 
-    def _taken(self, route: Implementation, vectors: Tensor) -> Tensor | None:
+    def _computed(self, candidate: Implementation, vectors: Tensor) -> Tensor | None:
         """The product; None where it is wrong."""
-        if route.sure:
-            return route.take(vectors)
-        if route.name in self.verified:
-            found = route.take(vectors)
+        if candidate.reference:
+            return candidate.compute(vectors)
+        if candidate.name in self.verified:
+            images = candidate.compute(vectors)
         else:
-            both = route.take(torch.cat([vectors, self.probe().unsqueeze(-1)], dim=-1))
+            both = candidate.compute(torch.cat([vectors, self.probe().unsqueeze(-1)], dim=-1))
             if not self.holds(both[..., -1]):
-                self._leave(route, f"it disagrees with {self.truth}")
+                self._reject(candidate, f"it disagrees with {self.truth}")
                 return None
-            self.verified.add(route.name)
-            found = both[..., :-1]
-        if self._not_finite or _finite(found) or not _finite(vectors):
-            return found
-        return self._checked(route, found, vectors)
+            self.verified.add(candidate.name)
+            images = both[..., :-1]
+        if self._not_finite or _finite(images) or not _finite(vectors):
+            return images
+        return self._compared(candidate, images, vectors)
 
-    def _checked(self, route: Implementation, found: Tensor, vectors: Tensor) -> Tensor:
-        """A product that is not finite, beside that of a sure route."""
-        sure = self.routes[-1].take(vectors)
-        if torch.equal(sure.isfinite(), found.isfinite()):
+    def _compared(self, candidate: Implementation, images: Tensor, vectors: Tensor) -> Tensor:
+        """The reference's product in place of one that is not finite; where it is finite, the candidate is rejected."""
+        truth = self.candidates[-1].compute(vectors)
+        if torch.equal(truth.isfinite(), images.isfinite()):
             self._not_finite = True
         else:
-            self._leave(route, "it gives numbers that are not finite where a backward pass gives finite ones")
-        return sure
+            self._reject(candidate, "it gives numbers that are not finite where a backward pass gives finite ones")
+        return truth
 
-    def _leave(self, route: Implementation, why: str) -> None:
-        self.set_aside.add(route.name)
-        self._untold.setdefault(route.name.removesuffix(BATCHED), why)
+    def _reject(self, candidate: Implementation, why: str) -> None:
+        self.set_aside.add(candidate.name)
+        self._unreported.setdefault(candidate.name.removesuffix(BATCHED), why)
 
-    def _tell(self, taken: Implementation) -> None:
+    def _report(self, used: Implementation) -> None:
         """One note of all that was set aside since the last one."""
-        if self._untold and not self.quiet:
-            reasons = "; ".join(f"{name} ({why})" for name, why in self._untold.items())
-            note(f"{self.product} is taken by {taken.name}; set aside: {reasons}")
-        self._untold.clear()
+        if self._unreported and not self.quiet:
+            reasons = "; ".join(f"{name} ({why})" for name, why in self._unreported.items())
+            note(f"{self.product} is taken by {used.name}; set aside: {reasons}")
+        self._unreported.clear()
 
 
 def _finite(tensor: Tensor) -> bool:
+    """Whether all elements are finite; a finite norm says so at once, one that overflowed does not say."""
     return bool(torch.linalg.vector_norm(tensor).isfinite()) or bool(tensor.isfinite().all())

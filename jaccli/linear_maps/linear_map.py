@@ -11,8 +11,9 @@ from torch import Tensor
 
 from jaccli.errors import UsageError
 from jaccli.linear_maps.extreme_singular_values import Which, extreme_singular_values
-from jaccli.linear_maps.matrix_free import MatrixFree, check_square
+from jaccli.linear_maps.matrix_free import Derived, MatrixFree
 from jaccli.linear_maps.norms import singular_values
+from jaccli.linear_maps.square import check_square
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 class LinearMap(MatrixFree):
     """A matrix for each sample, ``(batch, n_out, n_in)``, with products in place of entries.
 
-    ``A.T``, ``A + B``, ``A - B``, ``c * A``, ``-A`` and ``A @ B`` are such maps again, nothing is computed for
-    them; B may be a tensor ``(n_out, n_in)`` or ``(batch, n_out, n_in)``, and in ``A @ B`` with a tensor
+    ``A.T``, ``A + B``, ``A - B``, ``c * A``, ``-A`` and ``A @ B`` are such maps again, made without any computation;
+    B may be a tensor ``(n_out, n_in)`` or ``(batch, n_out, n_in)``, and in ``A @ B`` with a tensor
     ``(batch, n_in, k)`` it is multiplied at once. ``A - A.I`` is J − I. ``A[b]`` is sample b as a SciPy
     ``LinearOperator``.
 
@@ -31,7 +32,7 @@ class LinearMap(MatrixFree):
 
     @abstractmethod
     def sample(self, b: int) -> LinearMap:
-        """That of one sample alone, with a batch of 1."""
+        """The map of one sample alone, with a batch of 1."""
 
     @property
     def T(self) -> LinearMap:  # noqa: N802 - as in NumPy
@@ -48,12 +49,13 @@ class LinearMap(MatrixFree):
 
     @property
     def I(self) -> LinearMap:  # noqa: E743, N802 - the field's name
-        """The identity of this size.
+        """The identity of this size, as ``identity()``.
 
         Raises:
             UsageError: not square.
         """
-        return Identity(check_square(self), self.dtype, self.device)
+        check_square(*self.shape[1:])
+        return Identity(self.shape, self.dtype, self.device)
 
     def __add__(self, other: LinearMap | Tensor) -> LinearMap:
         return Sum(self, as_map(other, self))
@@ -87,7 +89,7 @@ class LinearMap(MatrixFree):
 
         batch = self.shape[0]
         if b is not None and not -batch <= b < batch:
-            raise UsageError(f"sample {b} is not there", f"expected 0 to {batch - 1}")
+            raise UsageError(f"there is no sample {b}", f"expected 0 to {batch - 1}")
         return SciPyOperator(self if b is None else self.sample(b % batch))
 
     def singular_values(self, k: int | None = None, which: Which = "largest") -> Tensor:
@@ -108,27 +110,9 @@ class LinearMap(MatrixFree):
         return self.singular_values(1)[:, 0]
 
 
-class Derived(LinearMap):
-    """With the dtype and device of another."""
-
-    base: LinearMap
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.base.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.base.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.base.device
-
-
 @dataclass(frozen=True, repr=False)
-class Transposed(Derived):
-    """Jᵀ: the same products, the other way round."""
+class Transposed(Derived, LinearMap):
+    """Jᵀ: the products of ``base``, exchanged."""
 
     base: LinearMap
 
@@ -155,7 +139,7 @@ class Transposed(Derived):
 
 
 @dataclass(frozen=True, repr=False)
-class Scaled(Derived):
+class Scaled(Derived, LinearMap):
     """cJ."""
 
     base: LinearMap
@@ -175,7 +159,7 @@ class Scaled(Derived):
 
 
 @dataclass(frozen=True, repr=False)
-class Sum(Derived):
+class Sum(Derived, LinearMap):
     """A + cB."""
 
     base: LinearMap
@@ -201,8 +185,8 @@ class Sum(Derived):
 
 
 @dataclass(frozen=True, repr=False)
-class Composed(Derived):
-    """BA: first A, then B, as of layer pairs that meet."""
+class Composed(Derived, LinearMap):
+    """BA, B being ``base`` and A ``first``: as of two layer pairs of which the first ends where the second begins."""
 
     base: LinearMap
     first: LinearMap
@@ -233,7 +217,7 @@ class Composed(Derived):
 
 
 class Identity(LinearMap):
-    """I."""
+    """The identity of each sample, ``(batch, n, n)``."""
 
     def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
         self._shape, self._dtype, self._device = shape, dtype, device
@@ -269,7 +253,7 @@ class Identity(LinearMap):
 
 
 class Matrices(LinearMap):
-    """Matrices that are there, ``(batch, n_out, n_in)``."""
+    """The map of a tensor of matrices, ``(batch, n_out, n_in)``."""
 
     def __init__(self, matrices: Tensor) -> None:
         if matrices.dim() != 3:

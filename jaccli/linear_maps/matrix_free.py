@@ -1,4 +1,4 @@
-"""Batches of matrices that are known by their products, and what follows from products alone."""
+"""``MatrixFree``: a batch of matrices that is known by its products, and what follows from products alone."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import ResourceError, UsageError
-from jaccli.linear_maps.by_rows import one_hot_blocks
+from jaccli.linear_maps.by_rows import identity_blocks
 from jaccli.linear_maps.norms import norm
+from jaccli.linear_maps.square import check_square
 
 
 class MatrixFree(ABC):
     """A matrix for each sample, ``(batch, n_out, n_in)``, known by its products alone.
 
-    Products raise ``UsageError`` for vectors of other shapes.
+    A subclass writes ``shape``, ``dtype``, ``device``, the two products ``_matmat`` and ``_rmatmat``, and ``sample``.
+    The public products check their vectors and move them to the map's device and dtype; they raise ``UsageError`` for
+    other shapes.
     """
 
     @property
@@ -27,7 +30,7 @@ class MatrixFree(ABC):
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """Of the matrices, and of the vectors they take."""
+        """The dtype of the matrices, and of the vectors they take."""
 
     @property
     @abstractmethod
@@ -36,15 +39,15 @@ class MatrixFree(ABC):
 
     @abstractmethod
     def _matmat(self, v: Tensor) -> Tensor:
-        """As ``matmat``, of vectors that fit."""
+        """``matmat`` of vectors that have the right shape, device and dtype."""
 
     @abstractmethod
     def _rmatmat(self, u: Tensor) -> Tensor:
-        """As ``rmatmat``, of vectors that fit."""
+        """``rmatmat`` of vectors that have the right shape, device and dtype."""
 
     @abstractmethod
     def sample(self, b: int) -> MatrixFree:
-        """That of one sample alone, with a batch of 1."""
+        """The map of one sample alone, with a batch of 1."""
 
     def matvec(self, v: Tensor) -> Tensor:
         """Jv for each sample: ``(batch, n_in)`` → ``(batch, n_out)``."""
@@ -63,12 +66,12 @@ class MatrixFree(ABC):
         return self._rmatmat(self._checked(u, 3, 1))
 
     def _checked(self, vectors: Tensor, dims: int, side: int) -> Tensor:
-        want = (self.shape[0], self.shape[side])
-        if not isinstance(vectors, Tensor) or vectors.dim() != dims or tuple(vectors.shape[:2]) != want:
+        expected = (self.shape[0], self.shape[side])
+        if not isinstance(vectors, Tensor) or vectors.dim() != dims or tuple(vectors.shape[:2]) != expected:
             got = f"a tensor of shape {tuple(vectors.shape)}" if isinstance(vectors, Tensor) else type(vectors).__name__
             tail = ", k" if dims == 3 else ""
             size = ("", "n_out", "n_in")[side]
-            raise UsageError(f"got {got}", f"expected (batch, {size}{tail}) = ({want[0]}, {want[1]}{tail})")
+            raise UsageError(f"got {got}", f"expected (batch, {size}{tail}) = ({expected[0]}, {expected[1]}{tail})")
         return vectors.to(self.device, self.dtype)
 
     def materialise(self, max_memory: int | None = None) -> Tensor:
@@ -95,35 +98,42 @@ class MatrixFree(ABC):
         batch, n_out, n_in = self.shape
         take, sizes = (self._rmatmat, (n_out, n_in)) if n_out <= n_in else (self._matmat, (n_in, n_out))
         like = torch.empty(0, dtype=self.dtype, device=self.device)
-        for start, seeds in one_hot_blocks(batch, *sizes, like):
+        for start, seeds in identity_blocks(batch, *sizes, like):
             yield start, take(seeds)
 
     def frobenius(self) -> Tensor:
-        """‖J‖_F of each sample, exact: ``(batch,)`` float64. Cost: min(n_out, n_in) products, J is not held."""
+        """‖J‖_F of each sample, exact: ``(batch,)`` float64. Cost: min(n_out, n_in) products, without J in memory."""
         total = torch.zeros(self.shape[0], dtype=torch.float64, device=self.device)
         for _, block in self.blocks():
             total = torch.hypot(total, norm(block, (1, 2)))
         return total
 
     def trace(self) -> Tensor:
-        """The trace of each sample, exact: ``(batch,)`` float64. Cost: n products, J is not held.
+        """The trace of each sample, exact: ``(batch,)`` float64. Cost: n products, without J in memory.
 
         Raises:
             UsageError: not square.
         """
-        check_square(self)
+        check_square(*self.shape[1:])
         total = torch.zeros(self.shape[0], dtype=torch.float64, device=self.device)
         for start, block in self.blocks():
             total += block.double().diagonal(-start, dim1=1, dim2=2).sum(1)
         return total
 
 
-def check_square(a: MatrixFree) -> tuple[int, int, int]:
-    """The shape of a square map.
+class Derived(MatrixFree):
+    """A map that is made of another one, ``base``, and has its shape, dtype and device."""
 
-    Raises:
-        UsageError: not square.
-    """
-    if a.shape[1] != a.shape[2]:
-        raise UsageError(f"J is {a.shape[1]} x {a.shape[2]}", "expected as many rows as columns")
-    return a.shape
+    base: MatrixFree
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.base.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device

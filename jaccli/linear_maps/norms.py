@@ -1,7 +1,7 @@
-"""Norms and singular values of matrices of any size: in float64, of numbers that were brought near 1 first.
+"""Norms and singular values of matrices of any magnitude, in float64.
 
-Squares leave float64 beyond 1e154 and fourth powers beyond 1e77, while the norms made of them need not. All numbers are
-divided by a power of two, which rounds nothing, and what is made of them is multiplied by it again.
+Squares overflow float64 beyond 1e154 and fourth powers beyond 1e77, while norms made of them need not. So all numbers
+are divided by a power of two first, which rounds nothing, and results are multiplied by it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from torch import Tensor
 
 def power_of_two(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
     """The power of two just below max|x| over some dimensions, all of them if None: float64, without a graph.
+
+    ``(…,)`` → the shape without ``dims``.
 
     1 where the numbers are all zero, or one is not finite, or there are none.
     """
@@ -24,29 +26,35 @@ def power_of_two(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
 
 
 def norm(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
-    """√Σ|x|² over some dimensions, all of them if None: float64. Inf only where the norm itself is out of range."""
+    """√Σ|x|² over some dimensions, all of them if None: float64, of the shape without ``dims``.
+
+    Inf only where the norm itself is out of range.
+    """
     size = power_of_two(x, dims)
     shape = list(x.shape)
     for dim in range(x.dim()) if dims is None else dims:
         shape[dim] = 1
     near_one = x.double() / (size if not x.numel() else size.reshape(shape))
-    found: Tensor = torch.linalg.vector_norm(near_one, dim=dims)
-    return found * size
+    result: Tensor = torch.linalg.vector_norm(near_one, dim=dims)
+    return result * size
 
 
 def singular_values(matrices: Tensor) -> Tensor:
-    """All of each matrix, ``(…, n_out, n_in)`` → ``(…, min(n_out, n_in))`` float64, descending.
+    """All singular values of each matrix, ``(…, n_out, n_in)`` → ``(…, min(n_out, n_in))`` float64, descending.
 
     NaN for a matrix with an entry that is not finite.
     """
     finite = matrices.isfinite().all(-1).all(-1)[..., None, None]
     whole = torch.where(finite, matrices.double(), 0.0)
     size = power_of_two(whole, (-2, -1))
-    found: Tensor = torch.linalg.svdvals(whole / size[..., None, None]) * size[..., None]
-    return torch.where(finite[..., 0], found, torch.nan)
+    values: Tensor = torch.linalg.svdvals(whole / size[..., None, None]) * size[..., None]
+    return torch.where(finite[..., 0], values, torch.nan)
 
 
 def orthonormal(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Q and R of ``(…, n, k)`` in its dtype; taken in float32 of shorter formats, for which there is no QR."""
+    """Q ``(…, n, k)`` and R ``(…, k, k)`` of ``(…, n, k)``, n at least k, in its dtype.
+
+    Shorter formats than float32 have no QR: theirs is computed in float32.
+    """
     q, r = torch.linalg.qr(x.float() if x.dtype.itemsize < 4 else x)
     return q.to(x), r.to(x)

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jaccli.linear_maps.matrix_free import MatrixFree
+from jaccli.linear_maps.matrix_free import Derived, MatrixFree
 from jaccli.linear_maps.norms import power_of_two
 
 
 @dataclass(frozen=True, repr=False)
-class Rescaled(MatrixFree):
-    """J/s − cI, of each sample its own s and c; the identity (1 on the diagonal) in place of a J that is not finite.
+class Rescaled(Derived):
+    """J/s − cI, with s and c of each sample; in place of a J that is not finite the identity (1 on the diagonal).
 
     Args:
         base: J.
         size: s, powers of two, ``(batch,)`` float64, on the CPU as ``shift`` and ``finite``.
         shift: c, ``(batch,)`` float64; J is square where it is not 0.
-        finite: ``(batch,)``, which samples have a J to speak of.
+        finite: ``(batch,)`` booleans: products with this sample's J are finite.
     """
 
     base: MatrixFree
@@ -28,29 +28,17 @@ class Rescaled(MatrixFree):
     shift: Tensor
     finite: Tensor
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.base.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.base.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.base.device
-
     def _matmat(self, v: Tensor) -> Tensor:
         return self._product(v, self.base._matmat, self.shape[1])
 
     def _rmatmat(self, u: Tensor) -> Tensor:
         return self._product(u, self.base._rmatmat, self.shape[2])
 
-    def _product(self, vectors: Tensor, take: Callable[[Tensor], Tensor], n: int) -> Tensor:
+    def _product(self, vectors: Tensor, product: Callable[[Tensor], Tensor], n: int) -> Tensor:
         # Half of the exponent goes to the vectors: neither 1/s nor a product with small J need be in range.
         first = power_of_two(self.size.sqrt()[:, None], (1,)).reshape(-1, 1, 1)
         second = self.size.reshape(-1, 1, 1) / first
-        image = take(vectors / first.to(vectors)) / second.to(vectors)
+        image = product(vectors / first.to(vectors)) / second.to(vectors)
         if bool(self.shift.any()):
             image = image - self.shift.reshape(-1, 1, 1).to(vectors) * vectors
         if bool(self.finite.all()):
@@ -81,22 +69,22 @@ def measured(a: MatrixFree) -> tuple[Tensor, Tensor]:
     size = torch.zeros(a.shape[0], dtype=torch.float64)
     finite = torch.zeros_like(size, dtype=torch.bool)
     reach = torch.finfo(a.dtype)
-    for factor in (1.0, reach.tiny**0.5, reach.max**0.5):  # of the vectors: where products under- or overflow
-        found, whole = _probed(a, factor, generator)
+    for factor in (1.0, reach.tiny**0.5, reach.max**0.5):  # larger or smaller vectors where products under- or overflow
+        probed, whole = _probed(a, factor, generator)
         better = whole & (~finite | (size == 0))
-        size, finite = torch.where(better, found, size), finite | whole
+        size, finite = torch.where(better, probed, size), finite | whole
         if bool((finite & (size > 0)).all()):
             break
     return torch.where(finite & (size > 0), size, 1.0), finite
 
 
 def _probed(a: MatrixFree, factor: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The size of random products with J and Jᵀ, 0 where they are; and whether they are finite: ``(batch,)`` each."""
+    """The size of random products with J and Jᵀ, 0 if these are 0; and whether they are finite: ``(batch,)`` each."""
     batch, n_out, n_in = a.shape
     images = []
-    for take, n in ((a._matmat, n_in), (a._rmatmat, n_out)):
+    for product, n in ((a._matmat, n_in), (a._rmatmat, n_out)):
         v = torch.randn(batch, n, 1, generator=generator, dtype=torch.float64) * factor
-        images.append(take(v.to(a.device, a.dtype)).flatten(1).cpu().double())
+        images.append(product(v.to(a.device, a.dtype)).flatten(1).cpu().double())
     both = torch.cat(images, 1)
-    found = power_of_two(both, (1,)) / power_of_two(torch.tensor(factor))
-    return torch.where(both.any(1), found, 0.0), both.isfinite().all(1)
+    size = power_of_two(both, (1,)) / power_of_two(torch.tensor(factor))
+    return torch.where(both.any(1), size, 0.0), both.isfinite().all(1)

@@ -1,4 +1,4 @@
-"""A map as SciPy takes it: NumPy vectors, two dimensions."""
+"""A map as a SciPy ``LinearOperator``: NumPy vectors, two dimensions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaccli.linear_maps.matrix_free import MatrixFree
 
 
 class SciPyOperator(LinearOperator):  # type: ignore[misc]
-    """The samples of a map on the diagonal; of one sample its matrix.
+    """The block-diagonal matrix of a map's samples, ``(batch * n_out, batch * n_in)``; of one sample its matrix.
 
     float32 stays float32, shorter formats become float32.
     """
@@ -34,8 +34,8 @@ class SciPyOperator(LinearOperator):  # type: ignore[misc]
     def _rmatvec(self, u: Any) -> Any:
         return self._rmatmat(u.reshape(-1, 1)).reshape(-1)
 
-    def _product(self, vectors: Any, take: Any) -> Any:
-        given = torch.from_numpy(np.ascontiguousarray(vectors, dtype=self.dtype))
-        batch, k = self.of.shape[0], given.shape[1]
-        found = take(given.reshape(batch, -1, k).to(self.of.device, self.of.dtype))
-        return found.reshape(-1, k).to("cpu", torch.from_numpy(np.empty(0, self.dtype)).dtype).numpy()
+    def _product(self, vectors: Any, product: Any) -> Any:
+        columns = torch.from_numpy(np.ascontiguousarray(vectors, dtype=self.dtype))
+        batch, k = self.of.shape[0], columns.shape[1]
+        images = product(columns.reshape(batch, -1, k).to(self.of.device, self.of.dtype))
+        return images.reshape(-1, k).to("cpu", torch.from_numpy(np.empty(0, self.dtype)).dtype).numpy()

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaccli.autograd.walk import node_shape
-from jaccli.linearization.linearization import LinearizedFunction, graph_nodes
+from jaccli.autograd.walk import graph_nodes, result_sizes
+from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.runtime.dispatch import Mode, passed
 
 
@@ -23,7 +23,7 @@ class ActivationMemory:
 
 def footprint(linear: LinearizedFunction) -> ActivationMemory:
     """The memory of f's activations, from the gradient graph. Without a graph: from one evaluation."""
-    sizes = _graph_sizes(linear.live.target) if linear.live is not None else _run_sizes(linear)
+    sizes = _graph_sizes(linear.recorded_pass.target) if linear.recorded_pass is not None else _run_sizes(linear)
     sizes += [_bytes(linear.point), _bytes(linear.value)]
     return ActivationMemory(sum(sizes), max(sizes))
 
@@ -34,13 +34,7 @@ def _bytes(tensor: Tensor) -> int:
 
 def _graph_sizes(value: Tensor) -> list[int]:
     """Bytes of each operator's result in a gradient graph, which are those of its cotangent."""
-    sizes = []
-    for node in graph_nodes(value):
-        for meta in getattr(node, "_input_metadata", ()):
-            # Of rows of several lengths (a nested tensor) one size is no number.
-            known = [s if isinstance(s, int) else 1 for s in node_shape(meta)]
-            sizes.append(torch.Size(known).numel() * value.element_size())
-    return sizes
+    return [size * value.element_size() for node in graph_nodes(value) for size in result_sizes(node)]
 
 
 def _run_sizes(linear: LinearizedFunction) -> list[int]:

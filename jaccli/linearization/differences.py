@@ -1,4 +1,8 @@
-"""Jz by differences of f: what J and its products are compared with where there is no backward pass."""
+"""Jz by central differences of f: what J and its products are compared with where there is no backward pass.
+
+A difference with step h is off by h² times the third derivative, and by rounding divided by h. So quotients are taken
+at many steps, and the one is used whose neighbour is nearest and that no smaller step contradicts (``_limit``).
+"""
 
 from __future__ import annotations
 
@@ -10,19 +14,19 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from jaccli import defaults
+from jaccli.linear_maps.agreement import tolerance
 from jaccli.linear_maps.norms import norm
 from jaccli.linearization.float64_copy import Twin, twin
-from jaccli.linearization.linearization import LinearizedFunction
+from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.runtime.torch_errors import is_out_of_memory
 
 # Steps in units of each sample's size: the largest, the ratio of neighbours, and how few units in the last place.
 LARGEST, RATIO, LEAST_UNITS, LEAST = 0.25, 16.0, 8, 1e-13
-# Further steps of a tiny z, absolute.
+# Further steps where z is tiny: lengths of the step itself.
 BEYOND = (1e-1, 1e-2, 1e-3)
-# J may differ by so many times what values lose to rounding, relatively, and by so many errors of a difference.
+# J may differ from a quotient by so many times what values lose to rounding, relatively, and by so many of its errors.
 AMPLIFIED, SURE = 16.0, 3.0
-# A difference says nothing of a sample from this error on, relative to Jz.
+# From this error on, relative to Jz, a difference cannot judge a sample.
 UNSETTLED = 0.1
 
 
@@ -31,8 +35,8 @@ class Verdict:
     """What differences say of a claimed Jz.
 
     Args:
-        off: by how much it is off, relatively, where that is more than rounding and the differences' own error.
-        unsettled: of how many samples they say nothing: a kink at the point, or digits that f does not have.
+        off: its relative error, where that is more than rounding and the differences' own error; else None.
+        unsettled: how many samples they cannot judge: a kink at the point, or digits that f does not have.
     """
 
     off: float | None
@@ -40,7 +44,7 @@ class Verdict:
 
 
 def unchecked(what: str, count: int, batch: int) -> str:
-    """The warning of unsettled samples."""
+    """The warning that ``what`` could not be checked for ``count`` of ``batch`` samples."""
     return (
         f"{what} of {count} of {batch} samples could not be checked: there is no backward pass, "
         "and differences do not settle (a kink, too few digits, or no points nearby)"
@@ -49,16 +53,13 @@ def unchecked(what: str, count: int, batch: int) -> str:
 
 @dataclass
 class Differences:
-    """Central differences of f along a random z, at steps that shrink until they agree or rounding rules.
+    """Central differences of f along a random z, at steps that shrink until quotients agree or rounding dominates.
 
-    They are of a float64 copy of the model where there is such a form of it that has the same values. The derivative is
-    what quotients converge to: a step is taken only if no smaller one contradicts it.
-
-    Cost: a copy of the model, and up to 30 forward passes.
+    f is a float64 copy of the model where such a copy has the same values. Cost: the copy, and up to 30 forward passes.
 
     Args:
         linear: f at the point.
-        moved: the samples that move; with all of them it is the whole batch's Jz.
+        moved: the samples for which z is not zero; with all of them it is the whole batch's Jz.
     """
 
     linear: LinearizedFunction
@@ -74,16 +75,20 @@ class Differences:
         z[self.moved] = (drawn * torch.where(size > 0, size, 1).to(point)[:, None])[self.moved]
         return z
 
-    def judge(self, found: Tensor, usual: Tensor | None = None) -> Verdict:
-        """Of ``(batch, n_out)``, a claimed Jz; ``usual`` is its size without chance, where J is known, ``(batch,)``."""
-        taken = self._slope
-        if taken is None:
-            return Verdict(None, len(found[self.moved]))
-        quotient, error, known = (item[self.moved] for item in taken)
-        claim = torch.where(known, found.detach().double()[self.moved], 0)
+    def judge(self, image: Tensor, usual: Tensor | None = None) -> Verdict:
+        """Compare a claimed Jz with the differences.
+
+        Args:
+            image: the claim, ``(batch, n_out)``.
+            usual: the size that Jz has on the mean over z, ``(batch,)``, where J is known: by chance Jz may be smaller.
+        """
+        if self._slope is None:
+            return Verdict(None, len(image[self.moved]))
+        quotient, error, known = (item[self.moved] for item in self._slope)
+        claim = torch.where(known, image.detach().double()[self.moved], 0)
         gap, size = norm(claim - quotient, (1,)), torch.fmax(norm(claim, (1,)), norm(quotient, (1,)))
         size = size if usual is None else torch.fmax(size, usual[self.moved].to(size))
-        rounding = self._twin.inside**defaults.BELIEF_POWER + AMPLIFIED * self._twin.lost[self.moved]
+        rounding = tolerance(self._twin.inside) + AMPLIFIED * self._twin.lost[self.moved]
         off = ~(gap <= SURE * error + rounding * size) & known.any(1)
         settled = (SURE * error <= UNSETTLED * size) | (size == 0)
         worst = (gap / size)[off].nan_to_num(math.inf)
@@ -91,7 +96,10 @@ class Differences:
 
     @cached_property
     def _slope(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Quotients ``(batch, n_out)``, errors ``(batch,)``, and which elements are finite; None if f has none."""
+        """Quotients ``(batch, n_out)``, errors ``(batch,)``, and which elements are finite ``(batch, n_out)``.
+
+        None where f takes fewer than two of the steps.
+        """
         twin = self._twin
         z, known = self.z.to(twin.point).reshape(twin.point.shape), twin.value.isfinite()
         middle = torch.where(known, twin.value, 0)
@@ -114,7 +122,14 @@ class Differences:
 
 @dataclass(frozen=True)
 class _Trial:
-    """One step: ``(batch, n_out)`` quotients and what the slopes of both sides differ by; their rounding."""
+    """One step.
+
+    Args:
+        quotient: (f(x + hz) − f(x − hz)) / 2h, ``(batch, n_out)``.
+        kink: the difference of the one-sided slopes, ``(batch, n_out)``.
+        noise: rounding of the quotient, ``(batch,)``.
+        step: h.
+    """
 
     quotient: Tensor
     kink: Tensor
@@ -125,7 +140,10 @@ class _Trial:
 def _limit(trials: list[_Trial]) -> tuple[Tensor, Tensor]:
     """For each sample the quotient whose neighbour is nearest and that no smaller step contradicts; and its error.
 
-    Smaller steps contradict where they agree among themselves: noise that was not known of does not.
+    Smaller steps contradict a quotient where they agree among themselves. Noise of unknown origin does not agree.
+
+    Returns:
+        Quotients ``(batch, n_out)`` and errors ``(batch,)``.
     """
     quotients, noise = torch.stack([t.quotient for t in trials]), torch.stack([t.noise for t in trials])
     change = torch.full_like(noise, math.inf)
@@ -145,7 +163,7 @@ def _limit(trials: list[_Trial]) -> tuple[Tensor, Tensor]:
 
 
 def _kinks(trials: list[_Trial], best: Tensor, samples: Tensor) -> Tensor:
-    """By how much the slopes of both sides differ in the limit, ``(batch,)``: curvature shrinks with the step."""
+    """By how much the one-sided slopes differ in the limit, ``(batch,)``. What curvature adds shrinks with the step."""
     kinks, noise = torch.stack([t.kink for t in trials]), torch.stack([t.noise for t in trials])
     steps = torch.tensor([t.step for t in trials], dtype=torch.float64, device=best.device)
     near = (best + 1).clamp(max=len(trials) - 1)
@@ -155,7 +173,7 @@ def _kinks(trials: list[_Trial], best: Tensor, samples: Tensor) -> Tensor:
 
 
 def _steps(eps: float, size: float) -> list[float]:
-    """From large to small, as multiples of z, whose largest element is ``size``: samples may be tiny by chance."""
+    """Steps from large to small, as multiples of z, whose largest element is ``size``, which may be tiny."""
     least = max(LEAST, LEAST_UNITS * eps)
     count = max(3, math.ceil(math.log(LARGEST / least, RATIO)) + 1)
     beyond = [step / size for step in BEYOND if size and step / size > LARGEST]
@@ -163,7 +181,7 @@ def _steps(eps: float, size: float) -> list[float]:
 
 
 def _finite(f: Callable[[Tensor], Tensor], point: Tensor, known: Tensor) -> Tensor | None:
-    """f there, zero where it was not finite at the point; None where the model does not take it."""
+    """f at a point near by, zero where it was not ``known``, float64; None where the model refuses the point."""
     try:
         with torch.no_grad():
             value = f(point)

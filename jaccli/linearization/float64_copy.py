@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from jaccli.linear_maps.norms import norm
-from jaccli.linearization.linearization import LinearizedFunction
+from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.networks.network import Network
 from jaccli.runtime.dispatch import Mode, passed
 
-# The copy is the same function where its values are near in this power of eps.
+# The copy is the same function if its values differ by no more than eps to this power: further apart, it is another.
 NEAR = 0.3
 
 
@@ -24,13 +24,13 @@ class Twin:
     """f itself, or a copy of it in float64.
 
     Args:
-        f: it.
-        point: in its dtype.
-        value: there, float64 ``(batch, n_out)``.
-        eps: of the shortest dtype that it meets.
-        inside: of the shortest dtype that f itself meets.
-        lost: ``(batch,)`` relative difference of their values.
-        wide: it is the copy.
+        f: the one or the other, ``(batch, *source shape)`` → ``(batch, *target shape)``.
+        point: where f was linearized, in the dtype of this ``f``.
+        value: ``f(point)``, float64 ``(batch, n_out)``.
+        eps: machine epsilon of the shortest dtype that this ``f`` meets inside.
+        inside: the same of the network's own f.
+        lost: relative difference of the two values, ``(batch,)``: what the network's own dtype loses.
+        wide: this is the copy.
     """
 
     f: Callable[[Tensor], Tensor]
@@ -43,7 +43,7 @@ class Twin:
 
 
 def twin(linear: LinearizedFunction) -> Twin:
-    """f in float64, or as it is where there is no such form of it that has the same values, or numbers are drawn.
+    """f in float64; or f itself, where no such copy has the same values or the network draws random numbers.
 
     Cost: a copy of the model, and two forward passes.
     """
@@ -56,18 +56,18 @@ def twin(linear: LinearizedFunction) -> Twin:
     try:
         copy = network.cast(None, torch.float64)
         f = replace(linear.f, network=copy, inputs=linear.f.inputs.converted(dtype=torch.float64))
-        eps, there = _met(f, linear.point.double(), network)
-        lost, size = (norm(t.nan_to_num(0, 0, 0), (1,)) for t in (there.reshape(value.shape) - value, value))
-    except Exception:  # there is no such form of it, or no memory for one
+        eps, copied = _met(f, linear.point.double(), network)
+        lost, size = (norm(t.nan_to_num(0, 0, 0), (1,)) for t in (copied.reshape(value.shape) - value, value))
+    except Exception:  # an operator has no float64 form, or there is no memory for the copy
         return own
     lost = torch.where(size > 0, lost / size, 0)
-    wide = there.dtype == torch.float64 and bool((lost <= inside**NEAR).all())
-    copied = Twin(f, linear.point.double(), there.reshape(value.shape), eps, inside, lost, wide=True)
-    return copied if wide else replace(own, lost=lost)
+    if copied.dtype != torch.float64 or not bool((lost <= inside**NEAR).all()):
+        return replace(own, lost=lost)
+    return Twin(f, linear.point.double(), copied.reshape(value.shape), eps, inside, lost, wide=True)
 
 
 class _Met(Mode):
-    """The largest eps of the dtypes of real and complex numbers that operators give."""
+    """The largest machine epsilon among the floating-point and complex results of operators."""
 
     eps = 0.0
 
@@ -80,7 +80,7 @@ class _Met(Mode):
 
 
 def _met(f: Callable[[Tensor], Tensor], point: Tensor, network: Network) -> tuple[float, Tensor]:
-    """Eps of the shortest dtype that f meets, and its value."""
+    """Machine epsilon of the shortest dtype that f meets, and its value."""
     met = _Met()
     with torch.no_grad(), nullcontext() if network.refuses_modes else met:
         value = f(point)

@@ -1,4 +1,4 @@
-"""What rounding does to a value and to a product, found by rounding otherwise."""
+"""What rounding does to f(x) and to Jᵀu: measured by running the network again with other rounding errors."""
 
 from __future__ import annotations
 
@@ -10,37 +10,36 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from jaccli.autograd.products import vjp
 from jaccli.linear_maps.norms import norm
-from jaccli.linearization.linearization import LinearizedFunction, gradient
+from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.runtime.dispatch import Mode, passed
 from jaccli.runtime.torch_errors import is_out_of_memory
 
-# Results are moved by so many units in the last place, which stands out from the rounding that happens anyway, or by
-# this share of them where that is less: beyond, a network is another one.
+# Results are moved by so many units in the last place, which stands out from the rounding that happens anyway, but by
+# at most this share of themselves: beyond it, the network computes something else.
 UNITS = 16
 MOST = 2.0**-6
-# A difference is rounding up to so many times what one unit in the last place of every result makes.
+# A difference counts as rounding up to so many times the effect of one unit in the last place of every result.
 ALLOWED = 8
-# What moves by this share of itself has lost its digits: then how far it moves does not tell the rounding.
+# What moves by this share of itself has lost all digits: then the effect of one unit cannot be had by dividing.
 LOST = 0.25
-# What two runs at one point differ by is rounding (an accelerator's order of sums) up to this share of that.
+# Two runs at one point may differ by this share of the effect (an accelerator's order of sums) and still be the same.
 STEADY = 0.25
 DRAWS = 2
-# Values that differ by less than this power of eps of themselves differ by rounding; of more it is found out.
-VALUE_POWER = 0.75
-# A product is lost in rounding from this share of it on.
+# A product whose rounding is this share of it is lost in rounding.
 DROWNED = 0.5
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """What rounding may move f(x) and Jᵀu by; Euclidean norms of each sample, float64 ``(batch,)`` on the CPU.
+    """How far rounding may move f(x) and Jᵀu: Euclidean norms of each sample, float64 ``(batch,)`` on the CPU.
 
     Args:
-        value: for f(x).
-        row: for Jᵀu.
+        value: of the change of f(x).
+        row: of the change of Jᵀu.
         size: of Jᵀu itself.
-        steady: whether f and its backward pass are deterministic: twice the same, up to rounding.
+        steady: f and its backward pass are deterministic: two runs agree up to rounding.
     """
 
     value: Tensor
@@ -49,7 +48,7 @@ class Rounding:
     steady: bool
 
     def drowned(self) -> Tensor:
-        """Of which samples Jᵀu is not much more than rounding, ``(batch,)`` booleans."""
+        """The samples whose Jᵀu is not much more than rounding: ``(batch,)`` booleans."""
         return self.row > DROWNED * self.size
 
 
@@ -62,7 +61,7 @@ def rounding(linear: LinearizedFunction, u: Tensor) -> Rounding | None:
         u: a cotangent ``(batch, n_out)``.
 
     Returns:
-        None where the model does not run so.
+        None where the model does not run that way.
 
     Cost: three forward and five backward passes, each forward pass with a graph of its own.
     """
@@ -89,14 +88,14 @@ def _units(linear: LinearizedFunction) -> float:
 
 
 def _reach(moved: Tensor, size: Tensor, units: float) -> Tensor:
-    """What one unit may make, from what ``units`` of them make of samples of that size."""
+    """The largest effect that counts as rounding, from that of ``units`` units: ``(batch,)`` each."""
     return ALLOWED * torch.where(moved > LOST * size, moved, moved / units)
 
 
 def value_rounding(linear: LinearizedFunction) -> Tensor:
-    """What rounding may move f(x) by, ``(batch,)`` as in ``Rounding``, without gradients.
+    """How far rounding may move f(x), ``(batch,)`` as in ``Rounding``, without gradients.
 
-    Where the model does not run so, some units in the last place of each sample's largest value. Cost: three
+    Where the model does not run that way, some units in the last place of each sample's largest value. Cost: three
     evaluations.
     """
     roughly = ALLOWED**2 * torch.finfo(linear.value.dtype).eps * norms(linear.value)
@@ -127,14 +126,14 @@ def norms(a: Tensor) -> Tensor:
 
 
 def _run(linear: LinearizedFunction, u: Tensor, units: float = 0.0, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """f(x) and Jᵀu from a new forward pass; with ``units`` all results are rounded otherwise."""
+    """f(x) ``(batch, *shape)`` and Jᵀu ``(batch, n_in)`` of a new forward pass; with ``units``, rounded otherwise."""
     linear.passes["forward"] += 1
     linear.passes["vjp"] += 1
     with torch.enable_grad(), _rounded_otherwise(units, seed):
         point = linear.point.detach().clone().requires_grad_()
         value = linear.f(point)
-        found = gradient(value, point, u.reshape(value.shape)) if value.requires_grad else None
-    row = torch.zeros_like(point) if found is None else found
+        (row,) = vjp(value, (point,), u.reshape(value.shape)) if value.requires_grad else (None,)
+    row = torch.zeros_like(point) if row is None else row
     return value.detach(), row.detach().reshape(linear.batch, -1)
 
 
@@ -162,5 +161,5 @@ class _Otherwise(Mode):
 
 
 def _rounded_otherwise(units: float, seed: int) -> AbstractContextManager[object]:
-    """Within, results are moved by so many units; none: as they are."""
+    """A context in which results are moved by so many units; with 0 they stay as they are."""
     return _Otherwise(units, seed) if units else nullcontext()

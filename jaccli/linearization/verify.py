@@ -1,8 +1,8 @@
-"""The one verifier: is a product that of J?
+"""Is a product that of J? It is compared with plain backward passes, or with differences of f.
 
-The truth is a plain backward pass, with a random cotangent and with a one-hot one (a row of J), or a difference of f
-where there is no backward pass. It is asked of every route, at every batch of points: rules of torch are wrong at
-some points only, and a route that agrees with its own transpose may be wrong both ways.
+The passes take a random cotangent and a one-hot one (a row of J). Every implementation is verified, at every batch of
+points: rules of torch are wrong at some points only, and an implementation that agrees with its own transpose may be
+wrong both ways. ``linear_maps/agreement.py`` has the tolerances.
 """
 
 from __future__ import annotations
@@ -14,56 +14,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from jaccli import defaults
-from jaccli.linear_maps.norms import norm
+from jaccli.autograd.walk import graph_nodes
+from jaccli.linear_maps.agreement import agrees, is_adjoint
 from jaccli.linearization.differences import Differences
-from jaccli.linearization.linearization import LinearizedFunction, graph_nodes
+from jaccli.linearization.linearized_function import LinearizedFunction
 
-# An element of a product that is this much smaller than the others is judged by their size, not by its own.
-_NOT_SMALLER = 1e-2
-# By so much, and with the other sign, a cotangent is scaled that asks whether a backward pass is linear.
+# A cotangent times minus this shows whether a backward pass is linear.
 _SCALE = 8.0
-
-
-def tolerance(eps: float) -> float:
-    """Relative difference up to which two ways of one product agree, for a rounding of ``eps``."""
-    return float(eps**defaults.BELIEF_POWER)
-
-
-def same(found: Tensor, truth: Tensor, eps: float) -> bool:
-    """Whether vectors ``(batch, n)`` are those of the truth up to rounding.
-
-    A sample whose truth is not finite says nothing; else what is not finite is wrong.
-    """
-    floor = torch.finfo(truth.dtype).tiny
-    return _small(norm(found - truth, (1,)), norm(truth, (1,)), truth.isfinite().all(1), eps, floor)
-
-
-def dual(found: Tensor, z: Tensor, w: Tensor, pulled: Tensor, eps: float, together: bool = False) -> bool:
-    """Whether ⟨w, Jz⟩ = ⟨Jᵀw, z⟩ for ``found`` = Jz and ``pulled`` = Jᵀw, of each sample, or of all ``together``.
-
-    The gap is held against the size of the terms of the sums, whose errors are independent: of n terms one wrong one
-    is seen as long as n is below 1 / eps.
-    """
-    left, right = (torch.where(a != 0, a * b, 0).double() for a, b in ((w, found), (z, pulled)))
-    typical = norm(found, (1,)) / found.shape[1] ** 0.5
-    if together:
-        left, right, typical = left.reshape(1, -1), right.reshape(1, -1), typical.max()[None]
-    size = torch.maximum(norm(left, (1,)) + norm(right, (1,)), _NOT_SMALLER * typical)
-    floor = torch.finfo(found.dtype).tiny
-    return _small((left.sum(1) - right.sum(1)).abs(), size, right.isfinite().all(1), eps, floor)
-
-
-def _small(gap: Tensor, size: Tensor, known: Tensor, eps: float, floor: float) -> bool:
-    """Gaps ``(batch,)`` beside sizes, of ``known`` samples; one far below the others has their rounding.
-
-    Below ``floor``, the smallest normal number, digits are lost. A gap that is NaN is not small.
-    """
-    if not bool(known.any()):
-        return True
-    gap, size = gap[known], size[known]
-    reach = tolerance(eps)
-    return bool((gap <= reach * torch.maximum(size, reach * size.max()) + floor).all())
 
 
 @dataclass
@@ -74,7 +31,7 @@ class Truth:
         linear: f at the point.
         mixes: a sample's target depends on other samples.
         backward: whether there is a backward pass.
-        unsettled: of how many samples differences said nothing.
+        unsettled: how many samples the differences could not judge.
     """
 
     linear: LinearizedFunction
@@ -96,18 +53,18 @@ class Truth:
         """A random cotangent, ``(batch, n_out)``."""
         return self._drawn(self.linear.f.n_out, 3)
 
-    def is_image(self, found: Tensor) -> bool:
+    def is_image(self, image: Tensor) -> bool:
         """Whether ``(batch, n_out)`` is Jz."""
         if not self.backward:
-            verdict = self._differences.judge(found)
+            verdict = self._differences.judge(image)
             self.unsettled = verdict.unsettled
             return verdict.off is None
         eps = self.linear.rounding
-        return all(dual(found, self.z, w, pulled, eps, self.mixes) for w, pulled in self._pulled)
+        return all(is_adjoint(image, self.z, w, pulled, eps, self.mixes) for w, pulled in self._pulled)
 
-    def is_pulled(self, found: Tensor) -> bool:
+    def is_pulled(self, pulled: Tensor) -> bool:
         """Whether ``(batch, n_in)`` is Jᵀw."""
-        return not self.backward or same(found, self._pulled[0][1], self.linear.rounding)
+        return not self.backward or agrees(pulled, self._pulled[0][1], self.linear.rounding)
 
     @cached_property
     def _pulled(self) -> list[tuple[Tensor, Tensor]]:
@@ -123,11 +80,12 @@ class Truth:
 
 
 def is_odd(linear: LinearizedFunction, u: Tensor, row: Tensor) -> bool:
-    """Whether a backward pass of −8u gives −8 times ``row``, that of u: what is clipped, or rectified, does not.
+    """Whether a backward pass of −8u gives −8 times ``row``, that of u: a clipped or rectified gradient does not.
 
-    A power of two commutes with rounding. Cost: one backward pass, where the graph holds code in Python, which
-    torch's own derivatives need no question of.
+    A power of two commutes with rounding. Cost: one backward pass, where the graph holds an ``autograd.Function``;
+    torch's own derivatives are linear.
     """
-    if linear.live is None or not any(isinstance(n, BackwardCFunction) for n in graph_nodes(linear.live.target)):
+    graph = linear.recorded_pass
+    if graph is None or not any(isinstance(node, BackwardCFunction) for node in graph_nodes(graph.target)):
         return True
-    return same(linear.vjp(-_SCALE * u), -_SCALE * row, linear.rounding)
+    return agrees(linear.vjp(-_SCALE * u), -_SCALE * row, linear.rounding)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from math import inf
 
 from jaccli import defaults
+from jaccli.autograd.products import batching_imported
 from jaccli.errors import note
-from jaccli.linearization.linearization import LinearizedFunction, batching_imported
+from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.methods.base import Method, MethodGap, MethodTask, Selection, SelectionInput
 from jaccli.methods.operator_costs import roughly
 from jaccli.names import MethodName
@@ -54,7 +55,7 @@ class Auto(Method):
     def select(self, inputs: SelectionInput) -> Selection:
         """The method, by the table above but for its first row, which is decided before."""
         linear = inputs.linear
-        if linear.live is None or inputs.linearization.probe.backward_gap:
+        if linear.recorded_pass is None or inputs.linearization.probe.backward_gap:
             return self._without_backward(inputs)
         loop_s = roughly(linear, inputs.sizes)
         return _soon_done(linear, loop_s) if loop_s < defaults.SOON else self._fastest(inputs)
@@ -109,8 +110,8 @@ def structure_within(linearization: Linearization, loop_s: float) -> tuple[str |
         linearization: f at the samples; keeps the structure.
         loop_s: seconds of the loop over rows. The search for a structure may take a share of them.
     """
-    assert linearization.linear.live is not None
-    search_s = linearization.linear.live.operators() * defaults.ENGINE_OPERATOR_S
+    assert linearization.linear.recorded_pass is not None
+    search_s = linearization.linear.recorded_pass.operators() * defaults.ENGINE_OPERATOR_S
     if loop_s < search_s:
         return f"a search for structure takes {seconds(search_s)}, the loop {seconds(loop_s)}", inf
     gap = linearization.search_structure(defaults.SEARCH_SHARE * loop_s)

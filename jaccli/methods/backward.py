@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jaccli.activations.entry_dimension import close
+from jaccli.linear_maps.agreement import values_agree
 from jaccli.linearization.activation_memory import ActivationMemory
-from jaccli.linearization.linearization import LinearizedFunction
+from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.methods.base import Method, MethodGap, MethodTask, SelectionInput, attempt, is_out_of_memory, reason, spans
 from jaccli.planning.linearize.linearization import Linearization
 from jaccli.planning.linearize.nearby import perturbed
@@ -153,8 +153,8 @@ def check_tiling(task: MethodTask) -> None:
         raise MethodGap(f"the model does not take copies of the batch: {reason(error)}") from None
     # Other samples around it: identical copies would not show what one does to the next.
     same = values.shape[0] == 3 * linear.batch and values.shape[1:] == linear.value.shape[1:]
-    eps = linear.live.rounding if linear.live is not None else 0.0
-    if not same or not close(values[linear.batch : 2 * linear.batch], linear.value, eps):
+    eps = linear.recorded_pass.rounding if linear.recorded_pass is not None else 0.0
+    if not same or not values_agree(values[linear.batch : 2 * linear.batch], linear.value, eps):
         raise MethodGap("with copies of the batch the model gives other values")
 
 

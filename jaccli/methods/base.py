@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
+from jaccli.autograd.seeds import one_hot, spans
 from jaccli.errors import JaccliError
 from jaccli.graph.elimination.accumulate import EliminationPlan
 from jaccli.graph.elimination.bracketing import Bracketing
 from jaccli.linearization.activation_memory import ActivationMemory
-from jaccli.linearization.linearization import LinearizedFunction
+from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.methods.operator_costs import Work, counted
 from jaccli.names import MethodName
 from jaccli.planning.linearize.linearization import Linearization
@@ -84,9 +85,7 @@ class MethodTask:
 
     def seeds(self, start: int, stop: int, size: int, group: slice) -> Tensor:
         """One-hot vectors ``start:stop`` for the samples of a group, zero for others: ``(k, batch, size)``."""
-        seeds = self.out.new_zeros(stop - start, self.linear.batch, size)
-        seeds[:, group, start:stop] = torch.eye(stop - start, dtype=seeds.dtype, device=seeds.device).unsqueeze(1)
-        return seeds
+        return one_hot(start, stop, self.linear.batch, size, self.out, group)
 
 
 @dataclass(frozen=True)
@@ -199,8 +198,7 @@ class Method(ABC):
         count, single = self.passes(linear.f.n_out, linear.f.n_in).count, torch.ones_like(linear.value)
         if self.batched:
             chunk, products = min(chunk, count), linear.vjps if self.by == "row" else linear.jvps
-            seeds = linear.value.new_zeros(chunk, linear.batch, count)
-            seeds[torch.arange(chunk), :, torch.arange(chunk)] = 1
+            seeds = one_hot(0, chunk, linear.batch, count, linear.value)
             return _measured(lambda: products(seeds), count / chunk)
         if self.kind == "plain forward":
             with torch.no_grad():
@@ -223,11 +221,6 @@ def attempt(call: Callable[..., Result], *args: Any) -> Result:
         if is_out_of_memory(error):
             raise
         raise MethodGap(reason(error)) from error
-
-
-def spans(size: int, chunk: int) -> list[tuple[int, int]]:
-    """``0:size`` in pieces of at most ``chunk``."""
-    return [(start, min(start + chunk, size)) for start in range(0, size, max(chunk, 1))]
 
 
 def _measured(run: Callable[[], object], times: float) -> float | None:

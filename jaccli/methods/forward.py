@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.linearization.linearization import batching_imported
+from jaccli.autograd.products import batching_imported
 from jaccli.methods.base import Method, MethodGap, MethodTask, SelectionInput, attempt, spans
 from jaccli.runtime.kernels import unfused
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.calibration import TYPICAL
 from jaccli.linearization.activation_memory import ActivationMemory
-from jaccli.linearization.linearization import LinearizedFunction
+from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.runtime.dispatch import Mode, passed
 
 aten = torch.ops.aten
@@ -52,9 +52,9 @@ class Work:
 
 def roughly(linear: LinearizedFunction, sizes: ActivationMemory) -> float:
     """Least seconds of the loop over rows, from the size of the gradient graph and the bytes that it touches."""
-    assert linear.live is not None
+    assert linear.recorded_pass is not None
     touched = sizes.total + sum(t.numel() * t.element_size() for t in linear.f.network.tensors())
-    each = defaults.PASS_S + linear.live.operators() * defaults.NODE_S + touched / defaults.TOUCHED_BYTES_S
+    each = defaults.PASS_S + linear.recorded_pass.operators() * defaults.NODE_S + touched / defaults.TOUCHED_BYTES_S
     return linear.f.n_out * each
 
 

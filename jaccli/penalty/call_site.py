@@ -1,11 +1,11 @@
-"""A network whose parameters ask for gradients, between two of its activations, at work in a training step."""
+"""Per-layer-pair state of ``identity_deviation``: what the first call found out, reused in later training steps."""
 
 from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -14,16 +14,17 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.activations.record import Inputs
+from jaccli.autograd.walk import graph_nodes
 from jaccli.backward_graph.differentiable_rows import Rows
-from jaccli.errors import ResourceError, UnsupportedError, UsageError, note, warn
+from jaccli.errors import ResourceError, UnsupportedError, note, warn
 from jaccli.graph.program.differentiable import Accumulation
 from jaccli.graph.trace.ir import CaptureGap, tensors_in
-from jaccli.linearization.linearization import graph_nodes
+from jaccli.linear_maps.square import check_square
 from jaccli.models.adapt import as_network
 from jaccli.networks.network import Network
 from jaccli.networks.state.fingerprint import Fingerprint
 from jaccli.penalty.slope import Moved
-from jaccli.penalty.training_pass import FEWER, memory_told, training_pass
+from jaccli.penalty.training_pass import FEWER, out_of_memory_reported, training_pass
 from jaccli.penalty.verify import Request, Trial, recorded
 from jaccli.planning.bind import bind
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
@@ -38,21 +39,23 @@ from jaccli.text.wording import worded
 
 @dataclass
 class Analysis:
-    """What a first call found.
+    """What the first call with inputs of some shapes found out.
 
     Args:
-        live: tensors of the network that ask for gradients.
+        trainable: tensors of the network that require gradients.
         connected: a path leads from source to target.
-        mixes: a sample's target hangs on other samples.
+        mixes: a sample's target depends on other samples.
         fused: there are recurrent kernels without a second derivative.
+        shape: of J, ``(batch, n_out, n_in)``.
+        dtype: of J.
+        device: of J.
         accumulation: J, or its products, as a differentiable program, where there is one.
-        shape: of J; likewise ``dtype`` and ``device``.
-        single: rows are taken one by one: together, or by second derivatives, they are wrong.
-        told: that the gradient is not the slope was said.
+        single: rows are taken one by one, since together, or by second derivatives, they are wrong.
+        warned: that the gradient is not the slope was said.
         calls: how often it was used, without gradients and with.
     """
 
-    live: list[Tensor]
+    trainable: list[Tensor]
     connected: bool
     mixes: bool
     fused: bool
@@ -61,132 +64,153 @@ class Analysis:
     device: torch.device
     accumulation: Accumulation | None = None
     single: bool = False
-    told: bool = False
+    warned: bool = False
     calls: Counter[bool] = field(default_factory=Counter)
     _elsewhere: Analysis | None = None
 
     def elsewhere(self) -> Analysis:
-        """The same where the model takes another branch than the program was recorded for."""
+        """The same where the model takes another branch than the program was recorded for: without the program."""
         if self._elsewhere is None:
             self._elsewhere = replace(self, accumulation=None, calls=Counter())
         return self._elsewhere
 
+    def variables(self, inputs: Inputs) -> list[Tensor]:
+        """Tensors of the network and of the inputs that the result has gradients by."""
+        return [*self.trainable, *(t for t in _tensors(inputs) if t.requires_grad)]
+
+    def rows(self, network: Network, pair: Pair, inputs: Inputs, differentiable: bool) -> AbstractContextManager[Rows]:
+        """Rows of J of a new forward pass, as ``training_pass``."""
+        return training_pass(
+            network,
+            pair,
+            inputs,
+            differentiable=differentiable,
+            mixes=self.mixes,
+            fused=self.fused,
+            single=self.single,
+        )
+
+    def accumulated(self, inputs: Inputs, *vectors: Tensor) -> tuple[Tensor, ...] | None:
+        """J ``(batch, n_out, n_in)``, its two factors, or products ``(batch, n, k)`` with vectors, by the program.
+
+        None without a program, or where the model takes another branch than it was recorded for.
+        """
+        if self.accumulation is None:
+            return None
+        # Casts are part of the program.
+        with torch.autocast(_device(inputs).type, enabled=False), full_precision(), out_of_memory_reported():
+            return self.accumulation([*_tensors(inputs), *self.trainable, *vectors])
+
 
 @dataclass
 class CallSite:
-    """A layer pair of a network, with what was seen there, by the shapes of inputs and the state of the network.
+    """A layer pair of a network, with an ``Analysis`` for each shape of the inputs and state of the network.
 
-    It holds on to no module, so that it does not keep alive the model that it is kept for.
+    It refers to no module, so that it does not keep alive the model that it is kept for.
+
+    Args:
+        pair: source and target.
+        dim: the dimension of the inputs that counts samples.
+        known: the latest analyses, each with what it holds for.
     """
 
     pair: Pair
     dim: int
     known: list[tuple[Signature, Fingerprint, Analysis]] = field(default_factory=list)
 
-    def look(self, network: Network, inputs: Inputs, wish: Request) -> Analysis:
+    def look(self, network: Network, inputs: Inputs, request: Request) -> Analysis:
         """What holds for these inputs. Cost: of a first call a forward and two backward passes, and planning.
 
         Raises:
             UsageError: J is not square.
         """
-        key = (wish, torch.is_autocast_enabled(_device(inputs).type), signature(inputs))
-        live = [t for t in network.tensors() if t.requires_grad]
-        stamp = network.fingerprint({id(t) for t in live})
-        for shapes, then, seen in self.known:
-            if shapes == key and then == stamp:
-                return seen
-        seen = self._first(network, inputs, live, wish)
-        stamp.references = [item for item in stamp.references if isinstance(item, Tensor)]
-        self.known = [*self.known[1 - defaults.REPLAY_KEPT :], (key, stamp, seen)]
-        return seen
-
-    def _first(self, network: Network, inputs: Inputs, live: list[Tensor], wish: Request) -> Analysis:
-        network.report_warnings()
+        key = (request, torch.is_autocast_enabled(_device(inputs).type), signature(inputs))
+        trainable = [t for t in network.tensors() if t.requires_grad]
+        fingerprint = network.fingerprint({id(t) for t in trainable})
+        for shapes, then, analysis in self.known:
+            if shapes == key and then == fingerprint:
+                return analysis
         with computing(network), exact_attention(True):
-            (linearization,) = linearize(network, inputs, [self.pair])
-            if wish.square:
-                _check_square(linearization)
-            report_path(linearization)
-            if linearization.samples_mix:
-                text = mixing(linearization)
-                warn(worded("{name}: {text}", name=linearization.name, text=text))
-            if linearization.linear.live is None:
-                raise UnsupportedError(
-                    f"the model refuses a pass with gradients: {linearization.probe.backward_gap}",
-                    "expected a model that can be differentiated",
-                )
-            nodes = graph_nodes(linearization.linear.live.target)
-            fused = not network.fused or any(node.name().startswith(FUSED_NODES) for node in nodes)
-            linear = linearization.linear
-            seen = Analysis(
-                live,
-                linearization.connected,
-                linearization.samples_mix,
-                fused,
-                linear.shape,
-                linear.value.dtype,
-                linear.value.device,
+            analysis = self._first(network, inputs, trainable, request)
+        fingerprint.references = [held for held in fingerprint.references if isinstance(held, Tensor)]
+        self.known = [*self.known[1 - defaults.REPLAY_KEPT :], (key, fingerprint, analysis)]
+        return analysis
+
+    def _first(self, network: Network, inputs: Inputs, trainable: list[Tensor], request: Request) -> Analysis:
+        network.report_warnings()
+        (linearization,) = linearize(network, inputs, [self.pair])
+        linear, value = linearization.linear, linearization.linear.value
+        if request.square:
+            check_square(linear.f.n_out, linear.f.n_in, f"J of {linearization.name}")
+        report_path(linearization)
+        if linearization.samples_mix:
+            warn(worded("{name}: {text}", name=linearization.name, text=mixing(linearization)))
+        if linear.recorded_pass is None:
+            raise UnsupportedError(
+                f"the model refuses a pass with gradients: {linearization.probe.backward_gap}",
+                "expected a model that can be differentiated",
             )
-            if seen.mixes or not seen.connected:
-                return seen
-            if not wish.probes:
-                _check_room(linearization)
-            with suppress(CaptureGap):
-                seen.accumulation = recorded(linearization, inputs, live, wish)
-        return seen
+        nodes = graph_nodes(linear.recorded_pass.target)
+        fused = not network.fused or any(node.name().startswith(FUSED_NODES) for node in nodes)
+        connected, mixes = linearization.connected, linearization.samples_mix
+        analysis = Analysis(trainable, connected, mixes, fused, linear.shape, value.dtype, value.device)
+        if mixes or not connected:
+            return analysis
+        if not request.probes:
+            _check_room(linearization)
+        with suppress(CaptureGap):
+            analysis.accumulation = recorded(linearization, inputs, trainable, request)
+        return analysis
 
-    def verify(self, network: Network, inputs: Inputs, seen: Analysis, wish: Request, wanted: bool) -> None:
-        """At calls 1, 2, 4, 8, …: is what is computed right, and its gradient if it is ``wanted``?
+    def verify(
+        self, network: Network, inputs: Inputs, analysis: Analysis, request: Request, differentiable: bool
+    ) -> None:
+        """At calls 1, 2, 4, 8, …: verify what is computed, and its gradient if it is ``differentiable``.
 
-        Rules are wrong at some points only, and training moves. Cost: there, a step more, or some.
+        Rules are wrong at some points only, and training moves. Cost: in these calls a step more, or some.
 
         Raises:
             UnsupportedError: there is no gradient.
         """
-        seen.calls[wanted] += 1
-        if seen.calls[wanted] & (seen.calls[wanted] - 1) or not seen.connected:
+        analysis.calls[differentiable] += 1
+        if analysis.calls[differentiable] & (analysis.calls[differentiable] - 1) or not analysis.connected:
             return
-        asked = asking(seen, inputs) if wanted else []
-        with torch.enable_grad(), live_pass(network, self.pair, seen, inputs, bool(asked)) as rows:
-            trial = self._trial(network, inputs, seen, wish, asked, rows)
-            if not seen.single and trial.single_rows():
+        variables = analysis.variables(inputs) if differentiable else []
+        with torch.enable_grad(), analysis.rows(network, self.pair, inputs, bool(variables)) as rows:
+            vectors = _vectors(rows, request)
+            factors = analysis.accumulated(inputs, *([] if vectors is None else [vectors]))
+            moved = Moved(network, self.pair, inputs, variables, analysis.mixes, request.gram)
+            trial = Trial(rows, factors, vectors, request, variables, moved)
+            if not analysis.single and trial.single_rows():
                 note("products by second derivatives, or of several rows at once, are wrong: rows are taken one by one")
-                seen.single, trial = True, replace(trial, rows=replace(rows, single=True))
-            if seen.accumulation is not None and not trial.program_is_right():
+                analysis.single, trial = True, replace(trial, rows=replace(rows, single=True))
+            if analysis.accumulation is not None and not trial.program_is_right():
                 note("products by the engine's operators disagree with backward passes, which are taken instead")
-                seen.accumulation, trial = None, replace(trial, made=None)
-            if asked:
-                _take(seen, *trial.choose())
-
-    def _trial(
-        self, network: Network, inputs: Inputs, seen: Analysis, wish: Request, asked: list[Tensor], rows: Rows
-    ) -> Trial:
-        v = None
-        if wish.probes:
-            size = rows.target[0].numel()
-            shape = (rows.target.shape[0], min(size, rows.n_in) if wish.there_and_back else size, wish.probes)
-            v = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(rows.target.detach())
-        made = accumulated(seen, inputs, *([] if v is None else [v]))
-        moved = Moved(network, self.pair, inputs, asked, seen.mixes, wish.there_and_back)
-        return Trial(rows, made, v, wish, asked, moved)
+                analysis.accumulation, trial = None, replace(trial, factors=None)
+            if variables:
+                _use(analysis, *trial.choose())
 
 
-def _take(seen: Analysis, through: Literal["program", "passes"], off: float) -> None:
-    """Gradients go through this from now on; how far they are off the slope is told once."""
-    if through == "passes" and seen.accumulation is not None:
+def _vectors(rows: Rows, request: Request) -> Tensor | None:
+    """Random vectors ``(batch, n, probes)`` to verify products with; None where J itself is computed."""
+    if not request.probes:
+        return None
+    size = rows.target[0].numel()
+    shape = (rows.target.shape[0], min(size, rows.n_in) if request.gram else size, request.probes)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(rows.target.detach())
+
+
+def _use(analysis: Analysis, through: Literal["program", "passes"], off: float) -> None:
+    """Take gradients through this from now on; say once how far they are off the slope."""
+    if through == "passes" and analysis.accumulation is not None:
         note("gradients through the engine's operators disagree with slopes; passes are taken")
-        seen.accumulation = None
-    if off and not seen.told:
-        seen.told = True
+        analysis.accumulation = None
+    if off and not analysis.warned:
+        analysis.warned = True
         warn(
             f"the gradient of the deviation is {off:.2g} off its slope: some of what J depends on carries no gradient "
             "(detach, or a backward pass or a hook without a derivative of its own)"
         )
-
-
-def asking(seen: Analysis, inputs: Inputs) -> list[Tensor]:
-    """What gradients may be wanted by: tensors of the network, and of the inputs."""
-    return [*seen.live, *(t for t in tensors_in((inputs.args, dict(inputs.kwargs))) if t.requires_grad)]
 
 
 def site_of(
@@ -198,37 +222,22 @@ def site_of(
         UsageError: not a model, an unknown layer, no samples.
     """
     try:
-        kept = _SITES.setdefault(model, {})
+        sites = _SITES.setdefault(model, {})
     except TypeError:  # not a model either
-        kept = {}
-    site, network = kept.get(names), as_network(model)
+        sites = {}
+    site, network = sites.get(names), as_network(model)
     if site is None or not isinstance(x, Tensor):
         with torch.no_grad():
             _, pair, inputs = bind(network, x, *names, args, kwargs)
-        site = kept[names] = CallSite(pair, inputs.dim)
+        site = sites[names] = CallSite(pair, inputs.dim)
     return network, site
 
 
 _SITES: weakref.WeakKeyDictionary[Any, dict[tuple[str, str], CallSite]] = weakref.WeakKeyDictionary()
 
 
-@contextmanager
-def live_pass(network: Network, pair: Pair, seen: Analysis, inputs: Inputs, wanted: bool) -> Iterator[Rows]:
-    """A forward pass, recorded from the parameters on where gradients are ``wanted``; rows of J of it."""
-    with training_pass(
-        network, pair, inputs, wanted=wanted, mixes=seen.mixes, fused=seen.fused, single=seen.single
-    ) as rows:
-        yield rows
-
-
-def accumulated(seen: Analysis, inputs: Inputs, *vectors: Tensor) -> tuple[Tensor, ...] | None:
-    """J, its factors or products by the differentiable program; None without one, or where another branch is taken."""
-    if seen.accumulation is None:
-        return None
-    given = [*tensors_in((inputs.args, dict(inputs.kwargs))), *seen.live, *vectors]
-    # Casts are part of the program.
-    with torch.autocast(_device(inputs).type, enabled=False), full_precision(), memory_told():
-        return seen.accumulation(given)
+def _tensors(inputs: Inputs) -> list[Tensor]:
+    return [*tensors_in((inputs.args, dict(inputs.kwargs)))]
 
 
 def _device(inputs: Inputs) -> torch.device:
@@ -236,17 +245,12 @@ def _device(inputs: Inputs) -> torch.device:
     return first.device if isinstance(first, Tensor) else torch.device("cpu")
 
 
-def _check_square(linearization: Linearization) -> None:
-    f = linearization.linear.f
-    if f.n_out != f.n_in:
-        raise UsageError(
-            f"J of {linearization.name} is {f.n_out} x {f.n_in}, and only a square J can be held against the identity",
-            "expected a source and a target of the same size",
-        )
-
-
 def _check_room(linearization: Linearization) -> None:
-    """J, J − I and what their backward pass makes of them."""
+    """Refuse where J, J − I and their gradient do not fit the memory.
+
+    Raises:
+        ResourceError: they do not.
+    """
     batch, n_out, n_in = linearization.linear.shape
     value = linearization.linear.value
     need, room = 3 * batch * n_out * n_in * value.element_size(), available(value.device)

@@ -1,4 +1,4 @@
-"""How far J is from what a training step wants it to be: ``jaccli.identity_deviation``, and further ends."""
+"""``jaccli.identity_deviation``: the squared distance of J from the identity, and from other goals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaccli.backward_graph.differentiable_rows import wide
 from jaccli.errors import UsageError, warn
 from jaccli.linear_maps.norms import power_of_two
 from jaccli.names import check_count
-from jaccli.penalty.call_site import Analysis, accumulated, asking, live_pass, site_of
+from jaccli.penalty.call_site import Analysis, site_of
 from jaccli.penalty.verify import Request
 from jaccli.run.program_runner import contiguous
 
@@ -81,19 +81,17 @@ def deviation_from(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """As ``identity_deviation``, of J from another end.
+    """As ``identity_deviation``, of J from another goal.
 
     ``scaled-identity``: ‖J − αI‖_F² at its best α = tr J/n; by ``hutchinson`` with α of the same probe, which
     makes it too small by 2‖J‖_F²/n at most. ``orthogonal``: ‖JJᵀ − I‖_F², or ‖JᵀJ − I‖_F² of a J with fewer columns
     than rows; a probe takes two products more. ``zero``: ‖J‖_F². The last two take a J of any shape.
     """
     _check(towards, estimator, probes)
-    given = (towards, model, x, (source, target), estimator, probes, generator, args, kwargs)
-    if torch.compiler.is_compiling():
-        # Dynamo would trace hooks and dispatch modes; what is disabled runs as it is, between two graphs.
-        apart: Tensor = torch.compiler.disable(_deviation)(*given)
-        return apart
-    return _deviation(*given)
+    # Dynamo would trace hooks and dispatch modes; a disabled function runs as it is, between two graphs.
+    compute = torch.compiler.disable(_deviation) if torch.compiler.is_compiling() else _deviation
+    result: Tensor = compute(towards, model, x, (source, target), estimator, probes, generator, args, kwargs)
+    return result
 
 
 def _check(towards: str, estimator: str, probes: int) -> None:
@@ -114,34 +112,33 @@ def _deviation(
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None,
 ) -> Tensor:
-    wanted = torch.is_grad_enabled()
     network, site = site_of(model, x, names, args, kwargs)
     inputs = contiguous(Inputs.of(x, args, kwargs, site.dim))
-    count, there_and_back = (probes if estimator == "hutchinson" else 0), towards == "orthogonal"
-    wish = Request(count, there_and_back and count > 0, "identity" in towards)
-    seen = site.look(network, inputs, wish)
-    wanted = wanted and bool(asking(seen, inputs))
-    site.verify(network, inputs, seen, wish, wanted)
-    v = _signs(seen, count, there_and_back, generator) if count else None
-    made = accumulated(seen, inputs, *([] if v is None else [v]))
-    if made is None and seen.accumulation is not None:  # another branch
-        seen = seen.elsewhere()
-        site.verify(network, inputs, seen, wish, wanted)
-    if made is None:
-        with live_pass(network, site.pair, seen, inputs, wanted) as rows:
-            made = (rows.matrix() if v is None else rows.images(v, there_and_back),)
-    take = partial(of_factors, towards) if v is None else partial(_of_probes, towards, v)
-    found = take(*made)
-    if found.device.type == "cpu" or not wanted:  # elsewhere each look would wait for the device
-        found = _in_range(found, made, take, relative=towards in ("zero", "scaled-identity"))
-    return found if wanted else found.detach()
+    count, gram = (probes if estimator == "hutchinson" else 0), towards == "orthogonal"
+    request = Request(count, gram and count > 0, "identity" in towards)
+    analysis = site.look(network, inputs, request)
+    differentiable = torch.is_grad_enabled() and bool(analysis.variables(inputs))
+    site.verify(network, inputs, analysis, request, differentiable)
+    v = _signs(analysis, count, gram, generator) if count else None
+    factors = analysis.accumulated(inputs, *([] if v is None else [v]))
+    if factors is None and analysis.accumulation is not None:  # the model takes another branch
+        analysis = analysis.elsewhere()
+        site.verify(network, inputs, analysis, request, differentiable)
+    if factors is None:
+        with analysis.rows(network, site.pair, inputs, differentiable) as rows:
+            factors = (rows.matrix() if v is None else rows.images(v, gram),)
+    distance = partial(of_factors, towards) if v is None else partial(_of_probes, towards, v)
+    squares = distance(*factors)
+    if squares.device.type == "cpu" or not differentiable:  # on an accelerator each look would wait for the device
+        squares = _in_range(squares, factors, distance, relative=towards in ("zero", "scaled-identity"))
+    return squares if differentiable else squares.detach()
 
 
-def _signs(seen: Analysis, count: int, there_and_back: bool, generator: torch.Generator | None) -> Tensor:
+def _signs(analysis: Analysis, count: int, gram: bool, generator: torch.Generator | None) -> Tensor:
     """±1, ``(batch, n, count)``, over the target; over the source where products go there and back from it."""
-    batch, n_out, n_in = seen.shape
-    n = min(n_out, n_in) if there_and_back else n_out
-    signs = torch.empty(batch, n, count, dtype=seen.dtype, device=seen.device)
+    batch, n_out, n_in = analysis.shape
+    n = min(n_out, n_in) if gram else n_out
+    signs = torch.empty(batch, n, count, dtype=analysis.dtype, device=analysis.device)
     return signs.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
 
 
@@ -154,50 +151,63 @@ def _of_probes(towards: Towards, v: Tensor, image: Tensor) -> Tensor:
     return wide(image).square().sum(1).mean(1)
 
 
-def _in_range(found: Tensor, made: Sequence[Tensor], take: Callable[..., Tensor], relative: bool) -> Tensor:
-    """A square that its dtype has no number for is a warning, and inf, not NaN, where it is too large.
+def _in_range(squares: Tensor, factors: Sequence[Tensor], distance: Callable[..., Tensor], relative: bool) -> Tensor:
+    """The squares, with a warning where their dtype has no such number; too large ones are inf, not NaN.
 
     Args:
-        found: ``take(*made)``, ``(batch,)``.
-        made: J of each sample, its factors, or products with it.
-        take: squared distance.
+        squares: ``distance(*factors)``, ``(batch,)``.
+        factors: J of each sample, its factors, or products with it, ``(batch, …)`` each.
+        distance: squared distance.
         relative: it is 0 with J, so that it may be too small as well.
     """
-    kind, value = torch.finfo(found.dtype), found.detach()
+    kind, value = torch.finfo(squares.dtype), squares.detach()
     if not bool((~value.isfinite() | (value < kind.tiny)).any()):
-        return found
-    finite = torch.stack([factor.detach().isfinite().flatten(1).all(1) for factor in made]).all(0)
+        return squares
+    finite = torch.stack([factor.detach().isfinite().flatten(1).all(1) for factor in factors]).all(0)
     beyond = over = ~value.isfinite() & finite
     if relative:
-        near_one = (f.detach() / power_of_two(f, (1, 2)).reshape(-1, 1, 1).to(f) for f in made)
-        beyond = over | ((value < kind.tiny) & (take(*near_one) > kind.eps))
+        near_one = (f.detach() / power_of_two(f, (1, 2)).reshape(-1, 1, 1).to(f) for f in factors)
+        beyond = over | ((value < kind.tiny) & (distance(*near_one) > kind.eps))
     if not bool(beyond.any()):
-        return found
-    name = str(found.dtype).removeprefix("torch.")
-    warn(f"the squared distance of {int(beyond.sum())} of {len(found)} samples is beyond the range of {name}")
-    return torch.where(over, torch.inf, found)
+        return squares
+    name = str(squares.dtype).removeprefix("torch.")
+    warn(f"the squared distance of {int(beyond.sum())} of {len(squares)} samples is beyond the range of {name}")
+    return torch.where(over, torch.inf, squares)
 
 
 def of_factors(towards: Towards, *factors: Tensor) -> Tensor:
-    """The squared distance of J, ``(batch, …)``, or of J = LR without multiplying: ``(batch,)``."""
-    first, last = (wide(factor) for factor in (factors[0], factors[-1]))
-    n = min(first.shape[1], last.shape[2])
-    if len(factors) == 1 and towards == "identity":
-        return (first - torch.eye(n, dtype=first.dtype, device=first.device)).square().sum((1, 2))
+    """The squared distance of J, or of J = LR without multiplying L by R.
+
+    Args:
+        towards: from what.
+        factors: J, ``(batch, n_out, n_in)``; or L, ``(batch, n_out, m)``, and R, ``(batch, m, n_in)``.
+
+    Returns:
+        ``(batch,)``, in float32 at least.
+    """
     if len(factors) == 1:
-        j = first
-        gram = (j @ j.mT if j.shape[1] <= j.shape[2] else j.mT @ j) if towards == "orthogonal" else None
-        squares = j.square().sum((1, 2))
-        trace = j.diagonal(dim1=1, dim2=2).sum(1)
-    else:
-        left, right = first.mT @ first, last @ last.mT
-        gram = left @ right if towards == "orthogonal" else None
-        squares = (left * right).sum((1, 2))
-        trace = (first * last.mT).sum((1, 2)) if "identity" in towards else squares
-    if gram is not None and len(factors) == 1:
-        return (gram - torch.eye(n, dtype=gram.dtype, device=gram.device)).square().sum((1, 2))
-    if gram is not None:  # ‖JJᵀ‖² = tr (LᵀL RRᵀ)²
+        return _of_matrix(towards, wide(factors[0]))
+    first, last = (wide(factor) for factor in factors)
+    n = min(first.shape[1], last.shape[2])
+    left, right = first.mT @ first, last @ last.mT
+    squares = (left * right).sum((1, 2))
+    if towards == "zero":
+        return squares
+    if towards == "orthogonal":  # ‖JJᵀ‖² = tr (LᵀL RRᵀ)²
+        gram = left @ right
         return (gram * gram.mT).sum((1, 2)) - 2 * squares + n
-    if towards == "identity":  # ‖J - I‖² is n - m at least, so that little cancels
-        return squares - 2 * trace + n
-    return squares - trace.square() / n if towards == "scaled-identity" else squares
+    trace = (first * last.mT).sum((1, 2))
+    # ‖J - I‖² is n - m at least, so that little cancels.
+    return squares - 2 * trace + n if towards == "identity" else squares - trace.square() / n
+
+
+def _of_matrix(towards: Towards, j: Tensor) -> Tensor:
+    """``of_factors`` of J itself, ``(batch, n_out, n_in)``."""
+    if towards == "orthogonal":
+        j = j @ j.mT if j.shape[1] <= j.shape[2] else j.mT @ j
+    if towards in ("identity", "orthogonal"):
+        return (j - torch.eye(j.shape[1], dtype=j.dtype, device=j.device)).square().sum((1, 2))
+    squares = j.square().sum((1, 2))
+    if towards == "zero":
+        return squares
+    return squares - j.diagonal(dim1=1, dim2=2).sum(1).square() / j.shape[1]

@@ -1,4 +1,4 @@
-"""How a product with J moves with the parameters and the samples, by differences of plain backward passes."""
+"""The slope of a product with J along random changes of parameters and samples, by differences of backward passes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from jaccli.runtime.torch_errors import is_out_of_memory
 # Steps relative to the size of what is moved: small, since J of a network with kinks jumps from piece to piece.
 _STEP = {torch.float64: 1e-6}
 _SHORT_STEP = 5e-3
-# A difference is believed to so many times what two steps of it differ by.
+# The error of a difference is taken as so many times what two steps of it differ by.
 _SPREAD = 8.0
 
 
 @dataclass(frozen=True)
 class Slope:
-    """The derivative of Σ ⟨w, J…u⟩ along ``directions``, one for each tensor, and how far off it may be."""
+    """The derivative of Σ ⟨w, J…u⟩ along ``directions``, one for each tensor, and its error ``spread``."""
 
     directions: list[Tensor]
     value: float
@@ -38,9 +38,9 @@ class Slope:
             for g, d in zip(gradients, self.directions, strict=True)
             if g is not None and g.numel()
         ]
-        found = sum(float(t.sum()) for t in terms)
+        along = sum(float(t.sum()) for t in terms)
         size = sum(float(t.square().sum()) for t in terms) ** 0.5 + abs(self.value)
-        gap = abs(found - self.value)
+        gap = abs(along - self.value)
         if not gap <= _SPREAD * self.spread:  # NaN is far off
             return gap / size if size else float("inf")
         return 0.0
@@ -54,17 +54,17 @@ class Moved:
         network: the model; what moves is a copy of it.
         pair: source and target.
         inputs: of the pass.
-        wanted: tensors of the network and of the inputs that gradients are wanted by.
+        variables: tensors of the network and of the inputs that the product has gradients by.
         mixes: a sample's target depends on other samples.
-        there_and_back: the product is with JJᵀ, or JᵀJ of a J with fewer columns than rows; else with Jᵀ.
+        gram: the product is with JJᵀ, or JᵀJ of a J with fewer columns than rows; otherwise with Jᵀ.
     """
 
     network: Network
     pair: Pair
     inputs: Inputs
-    wanted: Sequence[Tensor]
+    variables: Sequence[Tensor]
     mixes: bool
-    there_and_back: bool
+    gram: bool
 
     def slope(self, u: Tensor, w: Tensor) -> Slope | None:
         """By central differences with two steps, on a copy in float64 where there is such a form of the model.
@@ -86,8 +86,8 @@ class Moved:
     def _of_copy(self, copy: Network, dtype: torch.dtype, u: Tensor, w: Tensor) -> Slope:
         generator = torch.Generator().manual_seed(6)
         twins = {id(t): twin for t, twin in zip(self.network.tensors(), copy.tensors(), strict=True)}
-        directions = [_direction(t, generator) for t in self.wanted]
-        along = {id(t): d for t, d in zip(self.wanted, directions, strict=True)}
+        directions = [_direction(t, generator) for t in self.variables]
+        along = {id(t): d for t, d in zip(self.variables, directions, strict=True)}
         moving = [(twin, twin.detach().clone(), along[key]) for key, twin in twins.items() if key in along]
 
         def product(h: float) -> float:
@@ -97,7 +97,7 @@ class Moved:
             inputs = _moved(self.inputs, dtype, along, h)
             with (
                 torch.enable_grad(),
-                training_pass(copy, self.pair, inputs, wanted=False, mixes=self.mixes, fused=False) as rows,
+                training_pass(copy, self.pair, inputs, differentiable=False, mixes=self.mixes, fused=False) as rows,
             ):
                 return self._product(rows, u.to(dtype), w.to(dtype))
 
@@ -107,7 +107,7 @@ class Moved:
 
     def _product(self, rows: Rows, u: Tensor, w: Tensor) -> float:
         """⟨w, Jᵀu⟩, ⟨w, JJᵀu⟩ or ⟨w, JᵀJu⟩, of first derivatives alone."""
-        if not self.there_and_back:
+        if not self.gram:
             return float((rows.row(u) * w).double().sum())
         if rows.target[0].numel() <= rows.n_in:
             return float((rows.row(u) * rows.row(w)).double().sum())

@@ -19,15 +19,22 @@ FEWER = worded("give fewer samples at a time, or take {estimator:hutchinson}")
 
 @contextmanager
 def training_pass(
-    network: Network, pair: Pair, inputs: Inputs, *, wanted: bool, mixes: bool, fused: bool, single: bool = False
+    network: Network,
+    pair: Pair,
+    inputs: Inputs,
+    *,
+    differentiable: bool,
+    mixes: bool,
+    fused: bool,
+    single: bool = False,
 ) -> Iterator[Rows]:
-    """Rows of J of a forward pass.
+    """Record a forward pass; what comes out gives rows of J and products with it.
 
     Args:
         network: the model.
         pair: source and target.
         inputs: of the pass.
-        wanted: gradients of the rows are: the pass is recorded from the parameters on.
+        differentiable: rows are to be differentiated: the pass is recorded from the parameters on.
         mixes: a sample's target depends on other samples.
         fused: there are recurrent kernels without a second derivative.
         single: rows are taken one by one.
@@ -37,20 +44,20 @@ def training_pass(
     """
     source, target = pair
     with ExitStack() as stack:
-        stack.enter_context(memory_told())
+        stack.enter_context(out_of_memory_reported())
         stack.enter_context(exact_attention(True))
-        stack.enter_context(computing(network, frozen=not wanted))
+        stack.enter_context(computing(network, frozen=not differentiable))
         if fused:
             stack.enter_context(unfused())
         with readable(inputs):
-            taken = record_backward(network, inputs, [source], [target], live=True)
-        held = taken.sources[source]
-        yield Rows(taken.targets[target].activation, held.raw, held.location.view.columns, mixes, wanted, single)
+            recording = record_backward(network, inputs, [source], [target], live=True)
+        start, end = recording.sources[source], recording.targets[target]
+        yield Rows(end.activation, start.raw, start.location.view.columns, mixes, differentiable, single)
 
 
 @contextmanager
-def memory_told() -> Iterator[None]:
-    """Out of memory as an error that a user can act on.
+def out_of_memory_reported() -> Iterator[None]:
+    """A context in which out of memory is an error that a user can act on.
 
     Raises:
         ResourceError: out of memory.

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from jaccli.activations.record import Inputs, values
 from jaccli.errors import JaccliError, warn
+from jaccli.linear_maps.agreement import tolerance, value_tolerance
 from jaccli.linearization.activation_memory import footprint
-from jaccli.linearization.linearization import LinearizedFunction
-from jaccli.linearization.rounding import VALUE_POWER, apart, norms, rounding, value_rounding
-from jaccli.linearization.verify import tolerance
+from jaccli.linearization.linearized_function import LinearizedFunction
+from jaccli.linearization.rounding import apart, norms, rounding, value_rounding
 from jaccli.networks.network import Network
 from jaccli.planning.linearize import Linearization, linearize, own, readable
 from jaccli.planning.memory import available
@@ -63,7 +63,7 @@ def influence(network: Network, inputs: Inputs, block: Sequence[Linearization], 
         off = max(_off(linear, None, target, linear.value) for linear, target in targets)
         if off:
             return f"values differ by {off:.2g} of themselves"
-        if company.linear.live is not None:
+        if company.linear.recorded_pass is not None:
             u = torch.randn(2 * n, alone.linear.f.n_out, generator=torch.Generator().manual_seed(5)).to(whole)
             rows = company.linear.vjp(u)
             products = (head.linear, u[:n], rows[:n]), (tail.linear, u[n:], rows[n:])
@@ -87,7 +87,7 @@ def tell_influence(difference: str, batch: int, block: int) -> None:
 
 
 def _linearized(network: Network, inputs: Inputs, block: Sequence[Linearization]) -> list[Linearization]:
-    graph = block[0].linear.live is not None
+    graph = block[0].linear.recorded_pass is not None
     return linearize(network, inputs, [p.pair for p in block], graph=graph, probe=False)
 
 
@@ -128,7 +128,7 @@ def _off(linear: LinearizedFunction, u: Tensor | None, among: Tensor, alone: Ten
         return 0.0
     difference, size = apart(among, alone), norms(alone)
     eps = torch.finfo(alone.dtype).eps
-    if not bool((difference > (eps**VALUE_POWER if u is None else tolerance(eps)) * size).any()):
+    if not bool((difference > (value_tolerance(eps) if u is None else tolerance(eps)) * size).any()):
         return 0.0
     if u is None:
         reach = value_rounding(linear)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from jaccli.linear_maps.agreement import tolerance
 from jaccli.linearization.rounding import apart, norms
-from jaccli.linearization.verify import tolerance
 from jaccli.planning.linearize import Linearization
 
 

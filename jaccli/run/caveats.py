@@ -87,7 +87,7 @@ def report_unchecked(linearization: Linearization, unsettled: int) -> None:
 
 def _report_rounding(linearization: Linearization) -> None:
     """Say of how many samples J is no more than rounding, where a disagreement led to the question."""
-    rounding, live, name = linearization.known_rounding, linearization.linear.live, linearization.name
+    rounding, live, name = linearization.known_rounding, linearization.linear.recorded_pass, linearization.name
     drowned = int(rounding.drowned().sum()) if rounding is not None and rounding.steady and live is not None else 0
     if not drowned or live is None or linearization.linear.f.network.draws.nondeterminism:
         return

@@ -19,7 +19,7 @@ from jaccli.linear_maps.by_rows import ByRows
 from jaccli.linear_maps.implementations import BATCHED, Implementation, Implementations
 from jaccli.linear_maps.linear_map import LinearMap
 from jaccli.linearization.differences import unchecked
-from jaccli.linearization.linearization import LinearizedFunction
+from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.linearization.verify import Truth
 
 Session = Callable[[], AbstractContextManager[None]]
@@ -106,19 +106,19 @@ class JacobianOperator(LinearMap):
             ]
             rmatmat += [Implementation("backward" + BATCHED, _together(linear.vjps), BATCHED_FROM, 2)]
             rmatmat += [Implementation("structured", pull, BATCHED_FROM, 2)] if pull is not None else []
-            rmatmat += [Implementation("backward", _one_by_one(linear.vjp), sure=True)]
+            rmatmat += [Implementation("backward", _one_by_one(linear.vjp), reference=True)]
         matmat += [
             Implementation("forward mode" + BATCHED, _together(linear.jvps), BATCHED_FROM, 2),
             Implementation("forward mode", _one_by_one(linear.jvp)),
         ]
         if setting.backward:
             rows = ByRows(lambda u: self._rmatmat_by(u), linear.shape, setting.mixes, setting.hold)
-            matmat += [Implementation("rows of J", rows, sure=True)]
+            matmat += [Implementation("rows of J", rows, reference=True)]
         else:
             batch, n_out, n_in = linear.shape
             columns = ByRows(lambda v: self._matmat_by(v), (batch, n_in, n_out), setting.mixes, setting.hold)
-            matmat += [Implementation("J itself", lambda v: setting.last_resort() @ v, sure=True)]
-            rmatmat += [Implementation("columns of J", columns, sure=True)]
+            matmat += [Implementation("J itself", lambda v: setting.last_resort() @ v, reference=True)]
+            rmatmat += [Implementation("columns of J", columns, reference=True)]
         return matmat, rmatmat
 
     @property

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.activations.entry_dimension import close
 from jaccli.activations.record import Inputs
 from jaccli.errors import JaccliError, UnsupportedError, UsageError, warn
 from jaccli.graph.elimination.products import Products
+from jaccli.linear_maps.agreement import values_agree
 from jaccli.linear_maps.linear_map import LinearMap
 from jaccli.linearization.verify import is_odd
 from jaccli.networks.network import Network
@@ -98,15 +98,15 @@ def _report(linearization: Linearization, is_linear: bool) -> None:
 def _same_alone(single: JacobianOperator, linearization: Linearization, b: int) -> bool:
     """Whether sample b has the value and a product alone that it has among all. Cost: two backward passes."""
     linear = linearization.linear
-    if not close(single.value, linear.value[b : b + 1], linear.rounding):
+    if not values_agree(single.value, linear.value[b : b + 1], linear.rounding):
         return False
-    if linear.live is None or linearization.probe.backward_gap is not None:
+    if linear.recorded_pass is None or linearization.probe.backward_gap is not None:
         return True
     u = torch.zeros(linear.batch, linear.f.n_out).to(linear.value)
     u[b] = torch.randn(linear.f.n_out, generator=torch.Generator().manual_seed(5)).to(u)
     with computing(linear.f.network), exact_attention(True):
         row = linear.vjp(u)[b : b + 1]
-    return close(single.rmatvec(u[b : b + 1]), row, linear.rounding)
+    return values_agree(single.rmatvec(u[b : b + 1]), row, linear.rounding)
 
 
 def _by_any_method(linearization: Linearization) -> Tensor:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.activations.entry_dimension import close
 from jaccli.activations.record import Inputs, record
 from jaccli.errors import UnsupportedError
+from jaccli.linear_maps.agreement import values_agree
 from jaccli.networks.network import Network
 from jaccli.planning.linearize import Pair
 from jaccli.text.wording import worded
@@ -64,7 +64,7 @@ def has_row_a_sample(network: Network, inputs: Inputs, pairs: Sequence[Pair], si
     few = record(network, last, sources, targets, live=False).targets
     return all(
         few[t].activation.shape[1:] == every[t].activation.shape[1:]
-        and close(few[t].activation, every[t].activation[-size:])
+        and values_agree(few[t].activation, every[t].activation[-size:])
         for t in set(targets)
         if t in every
     )

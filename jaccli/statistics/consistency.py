@@ -1,4 +1,4 @@
-"""Figures of one J against each other: inequalities between norms, ranks and traces that hold for every matrix."""
+"""Figures of one J compared with each other: inequalities of norms, ranks and traces that hold for every matrix."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 
 from jaccli.errors import warn
 
-ForwardRecord = Mapping[str, Any]
-# Relative: figures that are exact agree to more; of estimates so many standard errors are allowed as well.
+Record = Mapping[str, Any]
+# Allowed differences: a relative one, which exact figures keep to, and of estimates so many standard errors as well.
 ROUNDING = 1e-6
 ERRORS = 6.0
-# NaN is an answer: a logarithm that an estimate cannot know, and what J = 0 has no value of.
+# Figures that may be NaN: a logarithm that an estimate cannot know, and what J = 0 has no value of.
 _MAY_BE_NAN = ("log_abs_det", "log_volume", "condition", "identity_share")
+# The smallest normal number of float64.
 _NORMAL = 2.2250738585072014e-308
 
 
@@ -23,9 +24,9 @@ class _Side:
     """One side of an inequality.
 
     Args:
-        text: how it is told.
-        value: of the figure, times what stands before it.
-        error: its standard error, likewise.
+        text: for people, as ``1.5 × frobenius``.
+        value: of the figure, times its factor.
+        error: its standard error, times the factor.
     """
 
     text: str
@@ -49,7 +50,7 @@ Read = Callable[[str], _Side]
 
 
 def _of_identity(side: Read, n: int) -> list[tuple[_Side, _Side]]:
-    """Smaller and larger sides, of ``deviation``'s figures of D = J − I."""
+    """Pairs (smaller side, larger side) of the inequalities of ``deviation``'s figures, D = J − I being n × n."""
     frobenius, spectral, trace = side("frobenius"), side("spectral"), side("trace")
     root = math.sqrt(n)
     of_d = _Side(f"|trace - {n}|", abs(trace.value - n), trace.error + ROUNDING * n)
@@ -67,7 +68,7 @@ def _of_identity(side: Read, n: int) -> list[tuple[_Side, _Side]]:
 
 
 def _of_spectrum(side: Read, rank: int) -> list[tuple[_Side, _Side]]:
-    """Smaller and larger sides, of ``spectrum``'s figures of J."""
+    """Pairs (smaller side, larger side) of the inequalities of ``spectrum``'s figures of J."""
     frobenius, spectral, stable = side("frobenius"), side("spectral_norm"), side("stable_rank")
     trace, volume, squares = side("trace"), side("log_volume"), side("mean_squared_singular_value")
     most, root = _Side("the rank of J,", float(rank)), math.sqrt(rank)
@@ -102,12 +103,12 @@ def _equal(a: _Side, b: _Side) -> list[tuple[_Side, _Side]]:
     return [(a, b), (b, a)]
 
 
-def contradictions(record: ForwardRecord, shape: tuple[int, int]) -> Iterator[str]:
-    """What does not hold among the figures of one sample; figures that are not there are passed over.
+def contradictions(record: Record, shape: tuple[int, int]) -> Iterator[str]:
+    """The inequalities that do not hold for the figures of one sample, in words; missing figures are skipped.
 
     Args:
         record: figures by name, and their standard errors.
-        shape: of J.
+        shape: of J, ``(n_out, n_in)``.
     """
 
     def side(name: str) -> _Side:
@@ -126,8 +127,8 @@ def contradictions(record: ForwardRecord, shape: tuple[int, int]) -> Iterator[st
     yield from (f"{small} is above {large}" for small, large in sides if small.above(large))
 
 
-def _out_of_range(record: ForwardRecord) -> list[str]:
-    """Figures of a J that is not zero which are beyond float64, as inf or as 0."""
+def _out_of_range(record: Record) -> list[str]:
+    """Names of figures that overflow to inf, or underflow to 0 though J is not zero."""
     if not (0 < record.get("frobenius", 0.0) < math.inf):
         names = ("frobenius", "spectral_norm", "spectral", "l1", "max_abs")
         return [name for name in names if record.get(name) == math.inf]
@@ -136,21 +137,21 @@ def _out_of_range(record: ForwardRecord) -> list[str]:
     return beyond + [name for name in ("l1",) if record.get(name) == math.inf]
 
 
-def check_records(records: Sequence[ForwardRecord], shape: tuple[int, int], name: str) -> None:
-    """Warn of figures that contradict each other, and of such that float64 has no number for.
+def check_records(records: Sequence[Record], shape: tuple[int, int], name: str) -> None:
+    """Warn of figures that contradict each other, and of figures beyond the range of float64.
 
     Args:
-        records: one a sample, with its number under ``sample`` where that is not its position.
-        shape: of each J.
-        name: of the pair.
+        records: one for each sample, with its number under ``sample`` if that is not its position.
+        shape: of each J, ``(n_out, n_in)``.
+        name: of the layer pair.
     """
-    found: dict[str, str] = {}
+    wrong: dict[str, str] = {}
     for position, record in enumerate(records):
         for text in contradictions(record, shape):
-            found.setdefault(str(record.get("sample", position)), text)
-    if found:
-        sample, text = next(iter(found.items()))
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            wrong.setdefault(str(record.get("sample", position)), text)
+    if wrong:
+        sample, text = next(iter(wrong.items()))
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         warn(f"{name}: figures of sample {sample}{more} contradict each other: {text}; do not rely on them")
     beyond = [names for record in records if (names := _out_of_range(record))]
     if beyond:

@@ -11,29 +11,29 @@ from torch import Tensor
 
 Matrix = npt.NDArray[np.float64]
 
-# Entries further apart than this are brought nearer: what elimination makes of them may leave float64.
+# Matrices whose nonzero entries differ by more than this factor are balanced: elimination could overflow otherwise.
 _FAR = 1e30
-# Rounds of dividing rows and columns by powers of two.
+# Rounds of balancing: dividing rows and columns by powers of two.
 _ROUNDS = 4
-# Primes below 2³¹: products of two residues fit 63 bits. That a determinant is a multiple of both by chance: 1 in 10¹⁸.
+# Primes below 2³¹: products of two residues fit 63 bits. A determinant is a multiple of both by chance once in 10¹⁸.
 _PRIMES = (2**31 - 1, 2**31 - 19)
-# Larger matrices are left to LU alone.
+# Larger matrices are not tested with primes: LU alone decides.
 _MOST = 256
 
 
 def sign_and_log(matrix: Tensor, sigma: Tensor) -> tuple[float, float]:
     """Sign 1, -1 or 0 and log|det J| of a square J in float64, by LU decomposition: 0 and -inf of a J that is singular.
 
-    Both are of the entries as they stand, and exact for a J that differs from this one by about n eps ‖J‖₂. Where the
-    smallest singular value is below that, whole numbers tell whether det J is zero; where it is not, the sign may be
-    one of rounding, and ``singular_to_precision`` tells. Nothing leaves float64 on the way: J is scaled by powers of
-    two, which rounds nothing.
+    LU is exact for a matrix that differs from J by about n eps ‖J‖₂. If the smallest singular value is below that,
+    arithmetic modulo two primes finds out whether det J is exactly zero; if it is not zero, its sign may come from
+    rounding, which ``singular_to_precision`` reports. J is scaled by powers of two, which rounds nothing, so that
+    nothing overflows.
 
     Args:
         matrix: ``(n, n)``, finite.
         sigma: its singular values, descending.
 
-    Cost: O(n³), a part of that of a singular value decomposition.
+    Cost: O(n³), a fraction of a singular value decomposition.
     """
     j = matrix.detach().to("cpu", torch.float64)
     warnings = float(sigma[-1]) <= len(j) * torch.finfo(torch.float64).eps * float(sigma[0])
@@ -46,7 +46,7 @@ def sign_and_log(matrix: Tensor, sigma: Tensor) -> tuple[float, float]:
 
 
 def _balanced(j: Matrix) -> tuple[Matrix, int]:
-    """Rows and columns divided by powers of two where entries are far apart, and the sum of the exponents."""
+    """J with rows and columns divided by powers of two if entries are far apart, and the sum of the exponents."""
     total, sizes = 0, np.abs(j[j != 0])
     if not sizes.size or sizes.max() / _FAR < sizes.min():
         return j, total
@@ -59,7 +59,10 @@ def _balanced(j: Matrix) -> tuple[Matrix, int]:
 
 
 def _vanishes(j: Matrix, prime: int) -> bool:
-    """Whether the determinant of the entries, as whole numbers times a power of two, is a multiple of a prime."""
+    """Whether det J is a multiple of a prime, all entries being taken as integers times one power of two.
+
+    By Gaussian elimination modulo the prime.
+    """
     mantissas, exponents = np.frexp(j)
     shifts, which = np.unique(exponents - exponents.min(), return_inverse=True)
     powers = np.array([pow(2, int(shift), prime) for shift in shifts], dtype=np.int64)

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-ForwardRecord = Mapping[str, Any]
+Record = Mapping[str, Any]
 
 
-def isometry(pairs: Sequence[ForwardRecord]) -> list[dict[str, Any]]:
-    """One line a layer, means over samples: how far J from it is from an isometry, whose σ are all 1.
+def isometry(pairs: Sequence[Record]) -> list[dict[str, Any]]:
+    """A record for each layer, means over samples: how far J from that layer is from an isometry, whose σ are all 1.
 
     With m₁ = mean σ² and m₂ = mean σ⁴, ``relative_variance`` is m₂/m₁² − 1, 0 where all σ are equal (J. Pennington,
     S. Schoenholz and S. Ganguli, *Resurrecting the sigmoid in deep learning through dynamical isometry*, 2017, σ²_JJᵀ
-    at m₁ = 1); ``gain`` is m₁ over that of the next layer: what the stretch between the two multiplies squared
-    gradients by, on the mean (their χ), where J is long.
+    at m₁ = 1); ``gain`` is m₁ over that of the next layer: the factor by which the layers between the two multiply
+    squared gradients on the mean (their χ), if J spans many layers.
 
     Args:
         pairs: records with ``samples`` of ``spectrum`` figures, in the order of the layers.
@@ -44,8 +44,11 @@ def isometry(pairs: Sequence[ForwardRecord]) -> list[dict[str, Any]]:
     return lines
 
 
-def _gain(record: ForwardRecord, following: ForwardRecord) -> float | None:
-    """m₁ of one layer over that of the next, by way of norms, which are in range where squares are not."""
+def _gain(record: Record, following: Record) -> float | None:
+    """m₁ of one layer over that of the next, from norms, which are in range where their squares are not.
+
+    None where the next layer's J is zero.
+    """
     norms = [[s["frobenius"] for s in r["samples"]] for r in (record, following)]
     size = max(map(abs, norms[1]))
     if not size:
@@ -57,18 +60,20 @@ def _gain(record: ForwardRecord, following: ForwardRecord) -> float | None:
     return float(first / after)
 
 
-def _rank(record: ForwardRecord) -> int:
+def _rank(record: Record) -> int:
+    """The number of singular values of J."""
     shapes = (record[end]["shape"] for end in ("source", "target"))
     return min(map(math.prod, shapes))
 
 
-def smallest(record: ForwardRecord, sample: ForwardRecord) -> float | None:
-    """The smallest singular value of a sample of ``record``; None where only the largest ones are listed."""
+def smallest(record: Record, sample: Record) -> float | None:
+    """The smallest singular value of a sample of ``record``; None if it lists only the largest, or estimates."""
     values: list[float] = sample["singular_values"]
     return values[-1] if len(values) == _rank(record) and "singular_values_stderr" not in sample else None
 
 
-def _mean(record: ForwardRecord, name: str) -> float | None:
+def _mean(record: Record, name: str) -> float | None:
+    """The mean of a figure over the samples that have it; None if none has."""
     values = [smallest(record, s) if name == "smallest" else s.get(name) for s in record["samples"]]
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 Figures = Mapping[str, Tensor]
-# Of a normal distribution, 95 % lie within so many standard deviations.
+# 95 % of a normal distribution lie within so many standard deviations.
 NORMAL_95 = 1.959964
 # Samples in the repr of an estimate.
 SHOWN = 4
@@ -37,14 +37,17 @@ class Estimate:
 
 
 def jackknifed(probes: Tensor, figures: Callable[[Tensor], Figures]) -> dict[str, Estimate]:
-    """Figures of the mean over probes, with standard errors from leaving out one probe at a time.
+    """Figures of the mean over probes, with standard errors from leaving out one probe at a time (the jackknife).
 
-    (J. W. Tukey, *Bias and confidence in not-quite large samples*, 1958.) Of a mean itself that is the usual
-    standard error.
+    J. W. Tukey, *Bias and confidence in not-quite large samples*, 1958. For a mean itself this is the usual standard
+    error. With one probe the errors are infinite.
 
     Args:
-        probes: ``(m, batch, q)``: what each probe gave, independent of the others.
+        probes: ``(m, batch, q)``: the q numbers that each of m independent probes gave.
         figures: means ``(…, batch, q)`` → named figures ``(…, batch)``.
+
+    Returns:
+        By name, value and standard error of ``(batch,)`` each.
     """
     m = probes.shape[0]
     mean = probes.mean(0)
@@ -56,14 +59,14 @@ def jackknifed(probes: Tensor, figures: Callable[[Tensor], Figures]) -> dict[str
     from scipy.special import stdtrit
 
     factor = float(stdtrit(m - 1, 0.975)) / NORMAL_95
-    found = {}
+    estimates = {}
     for name, value in whole.items():
         spread = without[name] - without[name].mean(0)
-        found[name] = Estimate(value, factor * ((m - 1) / m * spread.square().sum(0)).sqrt())
-    return found
+        estimates[name] = Estimate(value, factor * ((m - 1) / m * spread.square().sum(0)).sqrt())
+    return estimates
 
 
 def within(estimate: Estimate, tolerance: float) -> bool:
-    """Whether the 95 % interval of every sample reaches no further than this share of its value."""
+    """Whether the 95 % interval of every sample is at most this share of its value to either side."""
     reach = NORMAL_95 * estimate.stderr
     return bool((reach <= tolerance * estimate.value.abs()).all())

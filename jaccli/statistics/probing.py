@@ -13,31 +13,36 @@ from jaccli.linear_maps.matrix_free import MatrixFree
 from jaccli.linear_maps.norms import orthonormal
 from jaccli.statistics.jackknife import Estimate, Figures, jackknifed, within
 
-# Products of a first look, which tells whether a few directions make up most of the map.
+# Products of a first look, which shows whether a few directions make up most of the map.
 PILOT = 8
-# ... which they do where one probe's square varies by this share of its mean, or more: 2 over the number of
+# They do if the square of one probe varies by this share of its mean, or more: the share is 2 over the number of
 # directions that count.
 CONCENTRATED = 0.5
-# By tolerance: the first number of probes.
+# With a tolerance: the first number of probes.
 FIRST = 16
+# Without one, and without a number of probes: so many.
 PROBES = 64
-# Of products, in units of their precision.
+# The rounding of products, in units of their machine epsilon.
 ROUNDING = 4
 
 
 @dataclass
 class Probing:
-    """Probes of a map, and the part of it that is known exactly.
+    """Probes of a map, and the directions that are known exactly.
 
     With Q an orthonormal basis of r directions, ‖J‖² = ‖QᵀJ‖² + ‖(I − QQᵀ)J‖² and tr J = tr QᵀJQ + tr (I − QQᵀ)J;
     the first terms are known, the second ones are means over probes g of ±1 of ‖(I − QQᵀ)Jg‖² and gᵀ(I − QQᵀ)Jg
-    (R. A. Meyer, C. Musco, C. Musco and D. P. Woodruff, *Hutch++*, 2021). Q comes of products with vectors of its
-    own, so that given Q the probes are independent and unbiased, and their spread is an honest error.
+    (R. A. Meyer, C. Musco, C. Musco and D. P. Woodruff, *Hutch++*, 2021). Q comes from products with other vectors,
+    so that given Q the probes are independent and unbiased, and their spread is an honest error.
 
     Args:
         a: the map.
         generator: draws the probes, on the CPU.
         spent: products so far, with J and with Jᵀ.
+        vectors: the probes g, ``(batch, n_in, k)`` each, of a square map.
+        images: Jg, ``(batch, n_out, k)`` each.
+        basis: Q, ``(batch, n_out, r)``.
+        known: JᵀQ, ``(batch, n_in, r)``.
     """
 
     a: MatrixFree
@@ -50,11 +55,11 @@ class Probing:
 
     @property
     def square(self) -> bool:
-        """Whether there is a trace."""
+        """Whether the map is square: only then it has a trace."""
         return self.a.shape[1] == self.a.shape[2]
 
     def draw(self, count: int) -> None:
-        """More probes. Cost: as many products."""
+        """Take ``count`` more probes. Cost: as many products."""
         g = self._signs(count)
         self.images.append(self.a.matmat(g))
         if self.square:
@@ -62,7 +67,7 @@ class Probing:
         self.spent += count
 
     def deflate(self, rank: int) -> None:
-        """Know ``rank`` directions exactly. Cost: twice as many products, and a QR decomposition."""
+        """Make ``rank`` directions known exactly. Cost: twice as many products, and a QR decomposition."""
         image = self.a.matmat(self._signs(rank))
         if self.basis is not None:
             image = torch.cat([self.basis, image], 2)
@@ -77,13 +82,13 @@ class Probing:
 
     def samples(self) -> Tensor:
         """‖(I − QQᵀ)Jg‖² and gᵀ(I − QQᵀ)Jg of every probe: ``(m, batch, 2)`` float64, on the CPU."""
-        found = []
+        samples = []
         for number, image in enumerate(self.images):
             rest = image if self.basis is None else image - self.basis @ (self.basis.mT @ image)
             squares = rest.double().square().sum(1)
             traces = (rest.double() * self.vectors[number]).sum(1) if self.square else torch.zeros_like(squares)
-            found.append(torch.stack([squares, traces], -1).movedim(1, 0))
-        return torch.cat(found).cpu()
+            samples.append(torch.stack([squares, traces], -1).movedim(1, 0))
+        return torch.cat(samples).cpu()
 
     def exact(self) -> Tensor:
         """‖QᵀJ‖² and tr QᵀJQ: ``(batch, 2)`` float64, on the CPU."""
@@ -95,26 +100,11 @@ class Probing:
 
     @property
     def concentrated(self) -> bool:
-        """Whether few directions make up most of what is not known yet, of any sample."""
+        """Whether, for any sample, few directions make up most of what is not known yet."""
         squares = self.samples()[..., 0]
         share = squares.mean(0) / (squares.mean(0) + self.exact()[:, 0]).clamp(min=1e-300)
         varies = squares.var(0) / squares.mean(0).square().clamp(min=1e-300)
         return bool((varies * share.square() > CONCENTRATED).any())
-
-
-@dataclass(frozen=True)
-class Moments:
-    """What was found, and what it took.
-
-    Args:
-        figures: by name.
-        products: with J and with Jᵀ.
-        probes: of these, the independent ones; 0 where everything is exact.
-    """
-
-    figures: dict[str, Estimate]
-    products: int
-    probes: int
 
 
 def estimated(
@@ -125,56 +115,56 @@ def estimated(
     probes: int | None = None,
     tolerance: float | None = None,
     generator: torch.Generator,
-) -> Moments:
+) -> dict[str, Estimate]:
     """Figures of ‖J‖_F² and tr J, each with its standard error.
 
     Args:
         a: the map.
         figures: ``(…, batch, 2)``, the squared norm and the trace (0 of a map that is not square) → figures.
         main: the figure that ``tolerance`` is of.
-        probes: products to spend; 64 if neither is given. As many as rows or columns, and it is exact.
-        tolerance: share of the main figure that its 95 % interval may reach to either side; probes are
-            doubled until it does.
+        probes: products to spend; 64 if neither is given. With as many as rows or columns figures are exact.
+        tolerance: the largest 95 % interval to either side, as a share of the main figure; probes are doubled until
+            it is met.
         generator: draws the probes.
 
-    Cost: as many products; (batch, n, probes) numbers are held twice.
+    Cost: as many products; memory for (batch, n, probes) numbers, twice.
     """
     smaller = min(a.shape[1:])
     limit = probes if probes is not None else smaller if tolerance is not None else min(PROBES, smaller)
     if limit >= smaller and tolerance is None:
-        return _exact(a, figures, smaller, 0)
+        return _exact(a, figures)
     run = Probing(a, generator)
     run.draw(min(PILOT, limit) if tolerance is None else min(FIRST, smaller))
     while True:
         count = run.samples().shape[0]
-        found = jackknifed(run.samples(), lambda mean: figures(mean + run.exact()))
-        if tolerance is not None and within(found[main], tolerance):
-            return Moments(_rounded(found, a), run.spent, count)
+        estimates = jackknifed(run.samples(), lambda mean: figures(mean + run.exact()))
+        if tolerance is not None and within(estimates[main], tolerance):
+            return _rounded(estimates, a)
         if tolerance is not None and run.spent + count >= smaller:
-            return _exact(a, figures, smaller, run.spent)
+            return _exact(a, figures)
         left = limit - run.spent if tolerance is None else count
         if left <= 0:
-            return Moments(_rounded(found, a), run.spent, count)
+            return _rounded(estimates, a)
         if run.concentrated and run.basis is None and left >= PILOT:
             run.deflate(max(1, left // 4 if tolerance is None else left))
         else:
             run.draw(left)
 
 
-def _exact(a: MatrixFree, figures: Callable[[Tensor], Figures], products: int, spent: int) -> Moments:
+def _exact(a: MatrixFree, figures: Callable[[Tensor], Figures]) -> dict[str, Estimate]:
     square = a.shape[1] == a.shape[2]
     squares = a.frobenius().square()
     trace = a.trace() if square else torch.zeros_like(squares)
-    found = figures(torch.stack([squares, trace], -1).cpu())
+    values = figures(torch.stack([squares, trace], -1).cpu())
     note(f"as many products as J of {a.shape[1]} x {a.shape[2]} takes: the norm and the trace are exact")
-    exact = {name: Estimate(value, torch.zeros_like(value)) for name, value in found.items()}
-    return Moments(_rounded(exact, a), spent + products * (1 + square), 0)
+    exact = {name: Estimate(value, torch.zeros_like(value)) for name, value in values.items()}
+    return _rounded(exact, a)
 
 
-def _rounded(found: dict[str, Estimate], a: MatrixFree) -> dict[str, Estimate]:
+def _rounded(estimates: dict[str, Estimate], a: MatrixFree) -> dict[str, Estimate]:
     """Standard errors no smaller than the rounding of products."""
     eps = ROUNDING * torch.finfo(a.dtype).eps
     return {
         name: Estimate(e.value, torch.maximum(e.stderr, eps * e.value.abs().clamp(min=a.shape[2] ** 0.5 * eps)))
-        for name, e in found.items()
+        for name, e in estimates.items()
     }

@@ -23,25 +23,25 @@ from jaccli.statistics.jackknife import Estimate, Figures, within
 from jaccli.statistics.probing import PROBES, estimated
 from jaccli.text.wording import worded
 
-# Figures of J − I that need its entries.
+# Figures of J − I that need its entries, and have no estimate.
 ENTRIES = ("l1", "max_abs")
-# Relative to 1: smaller ones would lose digits beside the identity.
+# A J below this size would lose digits in J − I.
 SMALL = 2.0**-10
-# The largest singular values that are looked for when none are asked for.
+# How many of the largest singular values are computed by default.
 TOP = 6
-# By tolerance, starting vectors of the quadrature are doubled up to this many.
+# With a tolerance, starting vectors of the quadrature are doubled up to this many.
 MOST_PROBES = 256
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much to spend.
+    """How much an estimate may cost.
 
     Args:
         probes: independent random vectors; each figure's own number if None.
-        tolerance: share of the main figure that its 95 % interval may reach to either side.
+        tolerance: the largest 95 % interval to either side, as a share of the main figure.
         generator: draws the probes.
-        most: vectors that may be held at once.
+        most: vectors that may be in memory at once.
     """
 
     probes: int | None
@@ -51,7 +51,7 @@ class Effort:
 
     @property
     def products(self) -> int | None:
-        """Of a probing by number: those asked for, or as many as may be held."""
+        """Products of a probing without a tolerance: ``probes``, or as many as fit the memory."""
         if self.tolerance is not None or self.probes is not None or self.most is None:
             return self.probes
         return min(self.most, PROBES)
@@ -63,7 +63,7 @@ def effort_of(probes: int | None, tolerance: float | None, seed: int) -> Effort:
 
 
 def estimated_deviation(a: LinearMap, effort: Effort) -> list[dict[str, float]]:
-    """‖D‖_F, ‖D‖_F/√n, ‖D‖₂, tr J, α and the identity's share, D = J − I, one record a sample.
+    """‖D‖_F, ‖D‖_F/√n, ‖D‖₂, tr J, α and the identity's share, D = J − I: a record for each sample.
 
     From ‖D‖_F² and tr D by probing; ‖J‖_F² = ‖D‖_F² + 2 tr D + n. ``tolerance`` is of ``frobenius``. The error of
     ``spectral`` is the residual of its singular triple.
@@ -73,28 +73,28 @@ def estimated_deviation(a: LinearMap, effort: Effort) -> list[dict[str, float]]:
     """
     n, largest = a.shape[2], extreme_singular_values(a - a.I, 1)
     size, finite = measured(a)
-    # Beside I a small J is lost: of such it is J itself that is probed.
+    # A small J has no digits left in J − I: then J itself is probed.
     small = size < SMALL
     size = torch.where(small, size, size.clamp(min=1.0))
     shift = torch.where(small, 0.0, 1 / size)
-    found = estimated(
+    figures = estimated(
         Rescaled(a, size, shift, finite),
         lambda moments: _of_moments(moments, n, size, shift),
         "frobenius",
         probes=effort.products,
         tolerance=effort.tolerance,
         generator=effort.generator,
-    ).figures
-    found["spectral"] = Estimate(largest.values[:, 0], largest.bounds[:, 0])
-    apart = torch.where(small, 1.0, size)
-    sizes = {"frobenius": [apart], "relative": [apart], "trace": [size], "alpha": [size]}
-    return _records(_of_size(found, sizes, finite), a.shape[0])
+    )
+    figures["spectral"] = Estimate(largest.values[:, 0], largest.bounds[:, 0])
+    of_d = torch.where(small, 1.0, size)
+    sizes = {"frobenius": [of_d], "relative": [of_d], "trace": [size], "alpha": [size]}
+    return _records(_of_size(figures, sizes, finite), a.shape[0])
 
 
 def _of_moments(moments: Tensor, n: int, size: Tensor, shift: Tensor) -> Figures:
-    """From ‖J/s − cI‖_F² and its trace, ``(…, batch, 2)``, with c = 1/s, or 0 of a small J: figures over s.
+    """Figures divided by s, ``(…, batch)``, from ‖J/s − cI‖_F² and its trace, ``(…, batch, 2)``, with c = 1/s.
 
-    Those of J − I where c = 0: ‖J − I‖_F² = n − 2 tr J + ‖J‖_F².
+    c is 0 for a small J; then they are not divided: ‖J − I‖_F² = n − 2 tr J + ‖J‖_F².
     """
     squares, trace = moments[..., 0].clamp(min=0), moments[..., 1] + n * shift
     whole = squares + 2 * shift * moments[..., 1] + n * shift.square()
@@ -118,8 +118,8 @@ def estimate(
         a: from ``jaccli.operator``, or made of such: ``A - A.I`` is J − I.
         probes: random vectors; 64 products for the norm and the trace, 16 starting vectors for sums over the
             spectrum if neither is given.
-        tolerance: share of ``mean_squared_singular_value`` and ``effective_rank`` that a 95 % interval may reach to
-            either side; vectors are doubled until it does.
+        tolerance: the largest 95 % interval to either side, as a share of ``mean_squared_singular_value`` and
+            ``effective_rank``; vectors are doubled until it is met.
         seed: of the vectors.
 
     Returns:
@@ -131,20 +131,20 @@ def estimate(
     Cost: as many products; the quadrature takes 30 with J and 30 with Jᵀ for each starting vector.
     """
     _check(a, probes, tolerance)
-    found = _estimates(a, effort_of(probes, tolerance, seed), extreme_singular_values(a, 1))
-    check_records(_records(found, a.shape[0]), a.shape[1:], "estimate")
-    return found
+    estimates = _estimates(a, effort_of(probes, tolerance, seed), extreme_singular_values(a, 1))
+    check_records(_records(estimates, a.shape[0]), a.shape[1:], "estimate")
+    return estimates
 
 
 def _check(a: object, probes: object, tolerance: object) -> None:
     if not isinstance(a, LinearMap):
-        given = f"what is to be estimated is an object of type {type(a).__name__}"
-        raise UsageError(given, "expected a linear map", "jaccli.operator(model, x) makes one")
+        what = f"what is to be estimated is an object of type {type(a).__name__}"
+        raise UsageError(what, "expected a linear map", "jaccli.operator(model, x) makes one")
     if probes is not None:
         check_count("probes", probes, ", or None")
     if tolerance is not None and not (isinstance(tolerance, Real) and 0 < float(tolerance) < 1):
-        given = worded("{tolerance:{value}}", value=repr(tolerance))
-        raise UsageError(given, "expected a share between 0 and 1, or None")
+        what = worded("{tolerance:{value}}", value=repr(tolerance))
+        raise UsageError(what, "expected a share between 0 and 1, or None")
 
 
 def _estimates(j: LinearMap, effort: Effort, largest: Extremes) -> dict[str, Estimate]:
@@ -155,12 +155,12 @@ def _estimates(j: LinearMap, effort: Effort, largest: Extremes) -> dict[str, Est
 
     def figures(moments: Tensor) -> Figures:
         squares = moments[..., 0].clamp(min=0)
-        found = {
+        values = {
             "frobenius": squares.sqrt(),
             "mean_squared_singular_value": squares / n,
             "stable_rank": torch.where(norm.value > 0, squares / norm.value.square(), 0.0),
         }
-        return found | ({"trace": moments[..., 1]} if a.shape[1] == a.shape[2] else {})
+        return values | ({"trace": moments[..., 1]} if a.shape[1] == a.shape[2] else {})
 
     moments = estimated(
         a,
@@ -169,20 +169,19 @@ def _estimates(j: LinearMap, effort: Effort, largest: Extremes) -> dict[str, Est
         probes=effort.products,
         tolerance=effort.tolerance,
         generator=effort.generator,
-    ).figures
+    )
     ratio = moments["stable_rank"]
     off = torch.where(norm.value > 0, norm.stderr / norm.value, 0.0)
     error = (ratio.stderr.square() + (2 * ratio.value * off).square()).sqrt()
-    found = {**moments, "stable_rank": Estimate(ratio.value, error), **_sums(a, effort)}
-    for name in {"log_volume", "log_abs_det"} & found.keys():
-        found[name] = Estimate(found[name].value + n * size.log(), found[name].stderr)
+    estimates = {**moments, "stable_rank": Estimate(ratio.value, error), **_sums(a, effort)}
+    for name in {"log_volume", "log_abs_det"} & estimates.keys():
+        estimates[name] = Estimate(estimates[name].value + n * size.log(), estimates[name].stderr)
     sizes = {"frobenius": [size], "trace": [size], "mean_squared_singular_value": [size, size]}
-    return _of_size(found, sizes, a.finite) | {"spectral_norm": absolute}
+    return _of_size(estimates, sizes, a.finite) | {"spectral_norm": absolute}
 
 
-def _of_size(found: dict[str, Estimate], sizes: dict[str, list[Tensor]], finite: Tensor) -> dict[str, Estimate]:
+def _of_size(estimates: dict[str, Estimate], sizes: dict[str, list[Tensor]], finite: Tensor) -> dict[str, Estimate]:
     """Figures of a rescaled J as those of J: multiplied by their sizes, NaN where J is not finite."""
-
     if not bool(finite.all()):
         first = int((~finite).nonzero()[0])
         warn(f"J of {int((~finite).sum())} of {len(finite)} samples is not finite (first: {first}): figures are NaN")
@@ -192,22 +191,22 @@ def _of_size(found: dict[str, Estimate], sizes: dict[str, list[Tensor]], finite:
             x = x * size
         return torch.where(finite, x, torch.nan)
 
-    return {name: Estimate(scaled(e.value, name), scaled(e.stderr, name)) for name, e in found.items()}
+    return {name: Estimate(scaled(e.value, name), scaled(e.stderr, name)) for name, e in estimates.items()}
 
 
 def estimated_spectrum(a: LinearMap, effort: Effort, top: int | None = None) -> list[dict[str, Any]]:
-    """The largest singular values, and the figures of ``estimate``, one record a sample.
+    """The ``top`` largest singular values, and the figures of ``estimate``: a record for each sample.
 
-    ``condition`` is there where the smallest singular value is to be had.
+    A record has ``condition`` if the smallest singular value converges.
     """
     batch, n_out, n_in = a.shape
     largest = extreme_singular_values(a, min(top or TOP, n_out, n_in))
-    found = _estimates(a, effort, largest)
-    records: list[dict[str, Any]] = _records(found, batch)
+    estimates = _estimates(a, effort, largest)
+    records: list[dict[str, Any]] = _records(estimates, batch)
     for b, record in enumerate(records):
         record["singular_values"] = largest.values[b].tolist()
         record["singular_values_stderr"] = largest.bounds[b].tolist()
-    for record, condition in zip(records, _conditions(a, found["spectral_norm"]), strict=True):
+    for record, condition in zip(records, _conditions(a, estimates["spectral_norm"]), strict=True):
         record.update(condition)
     return records
 
@@ -215,43 +214,38 @@ def estimated_spectrum(a: LinearMap, effort: Effort, top: int | None = None) -> 
 def _sums(a: MatrixFree, effort: Effort) -> dict[str, Estimate]:
     probes = effort.probes or quadrature.PROBES
     while True:
-        found = quadrature.spectral_figures(a, probes, quadrature.STEPS, effort.generator, effort.most)
-        if effort.tolerance is None or within(found["effective_rank"], effort.tolerance):
-            return found
+        sums = quadrature.spectral_figures(a, probes, quadrature.STEPS, effort.generator, effort.most)
+        if effort.tolerance is None or within(sums["effective_rank"], effort.tolerance):
+            return sums
         if 2 * probes > MOST_PROBES:
             share, text = (
                 f"{effort.tolerance:g}",
                 "{tolerance:{share}}: after {n} starting vectors the effective rank is further off",
             )
             note(worded(text, share=share, n=probes))
-            return found
+            return sums
         probes *= 2
 
 
 def _conditions(a: LinearMap, norm: Estimate) -> list[dict[str, float]]:
-    """σ_max/σ_min, where the smallest singular value converges."""
+    """σ_max/σ_min and its standard error of each sample; no entry if the smallest singular value does not converge."""
     try:
         smallest = extreme_singular_values(a, 1, "smallest")
     except UnsupportedError:
         note("condition: the smallest singular value did not converge in products alone; it needs J")
         return [{} for _ in range(a.shape[0])]
     low, error = smallest.values[:, 0], smallest.bounds[:, 0]
-    safe = low > 2 * error  # else it may as well be zero
-    found: list[dict[str, float]] = []
-    for b in range(a.shape[0]):
-        if bool(low[b].isnan()):
-            found.append({"condition": math.nan, "condition_stderr": math.nan})
-            continue
-        if not bool(safe[b]):
-            found.append({})
-            continue
-        value = float(norm.value[b] / low[b])
-        share = math.hypot(float(error[b] / low[b]), float(norm.stderr[b] / norm.value[b]))
-        found.append({"condition": value, "condition_stderr": value * share})
-    return found
+    safe = low > 2 * error  # otherwise it may be zero
+    ratio = norm.value / low
+    stderr = ratio * torch.hypot(error / low, norm.stderr / norm.value)
+    return [
+        {"condition": float(ratio[b]), "condition_stderr": float(stderr[b])} if bool(safe[b] | low[b].isnan()) else {}
+        for b in range(a.shape[0])
+    ]
 
 
 def _records(figures: dict[str, Estimate], batch: int) -> list[dict[str, Any]]:
+    """Estimates of ``(batch,)`` as a record for each sample: each figure, and its error as ``NAME_stderr``."""
     return [
         {
             key: float(value[b])
@@ -263,6 +257,6 @@ def _records(figures: dict[str, Estimate], batch: int) -> list[dict[str, Any]]:
 
 
 def ordered(record: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
-    """A record in the order of the exact one, each error behind its figure."""
+    """A record in the order of ``fields``, each error after its figure."""
     names = [key for name in fields for key in (name, f"{name}_stderr")]
     return {key: record[key] for key in names if key in record}

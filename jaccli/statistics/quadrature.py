@@ -17,23 +17,27 @@ from jaccli.errors import warn
 from jaccli.linear_maps.matrix_free import MatrixFree
 from jaccli.statistics.jackknife import Estimate, jackknifed
 
-# Elements of the Lanczos vectors that are held at once.
+# Elements of the Lanczos vectors that are in memory at once.
 HELD = 2**26
-# A rule with so much fewer steps shows how far the quadrature itself is off.
+# A rule with this share of the steps shows the error of the quadrature itself.
 SHORTER = 0.75
-# log σ of a map that is singular to its precision cannot be summed; so many roundings are told from 0.
+# A singular value of up to so many roundings may be zero: then log σ cannot be summed.
 SINGULAR = 30
-# The smallest node is known where its residual is at most this share of it: then the value nearby is not 0.
+# The smallest node is known if its residual is at most this share of it: then the singular value near it is not 0.
 KNOWN = 0.9
+# Steps of each starting vector, and how many of these, by default.
 STEPS = 30
 PROBES = 16
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Of each probe the nodes σ, their weights, and within how much of a node J has a singular value.
+    """A quadrature rule for sums over singular values, of each probe.
 
-    ``(probes, batch, steps)`` each.
+    Args:
+        nodes: σ, ``(probes, batch, steps)`` float64 on the CPU, as the other two.
+        weights: they sum up to n, the number of singular values.
+        residuals: J has a singular value this near to each node.
     """
 
     nodes: Tensor
@@ -51,17 +55,17 @@ class Rule:
 
 
 def bidiagonalised(a: MatrixFree, starts: Tensor, steps: int, transposed: bool = False) -> tuple[Tensor, Tensor]:
-    """Golub–Kahan–Lanczos from k vectors of each sample, reorthogonalised in full.
+    """Golub–Kahan–Lanczos bidiagonalisation from k starting vectors of each sample, with full reorthogonalisation.
 
     Args:
         a: the map.
         starts: ``(batch, n_in, k)``, of length 1 each.
         steps: of the recurrence; each is one product with J and one with Jᵀ, for all k.
-        transposed: of Jᵀ in place of J; the starts have its n_out then.
+        transposed: bidiagonalise Jᵀ in place of J; then the starts are ``(batch, n_out, k)``.
 
     Returns:
-        The diagonal and the superdiagonal of B, ``(batch, k, steps)`` float64, JV = UB; zeros once the vectors
-        span an invariant space.
+        The diagonal and the superdiagonal of B in JV = UB, ``(batch, k, steps)`` float64 each; zeros once the
+        vectors span an invariant space.
     """
     push, pull = (a.rmatmat, a.matmat) if transposed else (a.matmat, a.rmatmat)
     v, vs = starts, [starts]
@@ -86,7 +90,7 @@ def bidiagonalised(a: MatrixFree, starts: Tensor, steps: int, transposed: bool =
 
 
 def _apart(vectors: Tensor, before: list[Tensor]) -> Tensor:
-    """Made orthogonal to those before, twice: once is not enough in floating point."""
+    """Vectors ``(batch, n, k)`` made orthogonal to those before, twice: once is not enough in floating point."""
     basis = torch.stack(before, -1)
     for _ in range(2):
         along = torch.einsum("bnks,bnk->bks", basis, vectors)
@@ -95,12 +99,15 @@ def _apart(vectors: Tensor, before: list[Tensor]) -> Tensor:
 
 
 def _unit(vectors: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors of length 1 and their lengths; what is rounding, beside the largest length so far, becomes zero."""
+    """Vectors ``(batch, n, k)`` divided by their lengths ``(batch, k)``; both are zero for a length that is rounding.
+
+    ``scale`` is the largest length so far, ``(batch, k)``.
+    """
     length = torch.linalg.vector_norm(vectors.double(), dim=1)
     eps = torch.finfo(vectors.dtype).eps * vectors.shape[1] ** 0.5
-    kept = length > (4 * eps * scale).clamp(min=1e-300)
-    share = torch.where(kept, 1 / length.clamp(min=1e-300), 0.0).to(vectors.dtype)
-    return vectors * share[:, None], torch.where(kept, length, 0.0)
+    nonzero = length > (4 * eps * scale).clamp(min=1e-300)
+    factor = torch.where(nonzero, 1 / length.clamp(min=1e-300), 0.0).to(vectors.dtype)
+    return vectors * factor[:, None], torch.where(nonzero, length, 0.0)
 
 
 def rules(
@@ -108,25 +115,27 @@ def rules(
 ) -> tuple[Rule, Rule]:
     """The rule of ``steps`` steps, and one of fewer.
 
-    Cost: ``probes * steps`` products with J and as many with Jᵀ; the vectors of a group of probes are held.
+    Cost: ``probes * steps`` products with J and as many with Jᵀ; memory: the vectors of a group of probes, which is
+    as large as fits, or has at most ``most`` vectors.
     """
     batch, n_out, n_in = a.shape
     n = min(n_out, n_in)
     group = max(1, min(probes, HELD // max(2 * batch * n * (steps + 1), 1)))
     if most is not None:
         group = max(1, min(group, most // steps))
-    found = []
+    groups = []
     for start in range(0, probes, group):
         count = min(group, probes - start)
         signs = 2 * torch.randint(0, 2, (batch, n, count), generator=generator, dtype=torch.int8) - 1
         starts = signs.to(a.device, a.dtype) / math.sqrt(n)
-        found.append(bidiagonalised(a, starts, steps, n_out < n_in))
-    diagonal = torch.cat([d for d, _ in found], 1)
-    above = torch.cat([b for _, b in found], 1)
+        groups.append(bidiagonalised(a, starts, steps, n_out < n_in))
+    diagonal = torch.cat([d for d, _ in groups], 1)
+    above = torch.cat([b for _, b in groups], 1)
     return _rule(diagonal, above, steps, n), _rule(diagonal, above, max(1, int(SHORTER * steps)), n)
 
 
 def _rule(diagonal: Tensor, above: Tensor, steps: int, n: int) -> Rule:
+    """The rule of the first ``steps`` rows of B, whose diagonals are ``(batch, probes, steps or more)``."""
     b = torch.diag_embed(diagonal[..., :steps])
     if steps > 1:
         b = b + torch.diag_embed(above[..., : steps - 1], 1)
@@ -140,23 +149,23 @@ def spectral_figures(
 ) -> dict[str, Estimate]:
     """The figures of a spectrum that are functions of sums over it, each with its standard error.
 
-    The errors hold the spread over probes and the difference to the shorter rule, which is what the quadrature
-    still moves by. ``log_abs_det`` and ``log_volume`` are NaN, with a warning, where J is singular to its precision
-    or the rule has not settled.
+    An error has two parts: the spread over probes, and the difference from the shorter rule, for the quadrature.
+    ``log_abs_det`` and ``log_volume`` are NaN, with a warning, if J is singular to its precision or the rule has not
+    converged.
 
     Args:
         a: the map.
         probes: independent starting vectors.
         steps: of each.
-        generator: draws them.
-        most: vectors over source and target that may be held at once; steps are cut short to fit.
+        generator: draws the starting vectors.
+        most: vectors over source and target that may be in memory at once; steps are reduced to fit.
     """
     batch, n_out, n_in = a.shape
     n = min(n_out, n_in)
     steps = min(steps, n, max(2, most // 2) if most is not None else n)
     rule, shorter = rules(a, probes, steps, generator, most)
-    found, rough = (jackknifed(r.sums(), _figures) for r in (rule, shorter))
-    found = {name: _widened(e, rough[name], name.startswith("log_"), a.dtype, n) for name, e in found.items()}
+    fine, rough = (jackknifed(r.sums(), _figures) for r in (rule, shorter))
+    estimates = {name: _widened(e, rough[name], name.startswith("log_"), a.dtype, n) for name, e in fine.items()}
     singular, settled = _bottom(rule, torch.finfo(a.dtype).eps * n**0.5)
     bad = singular | ~settled
     if bool(bad.any()):
@@ -164,24 +173,28 @@ def spectral_figures(
         warn(f"log|det J| cannot be estimated for {int(bad.sum())} of {batch} samples: {why} after {steps} steps")
         nan = torch.full(bad.shape, torch.nan, dtype=torch.float64)
         for name in ("log_volume", "log_abs_det"):
-            e = found[name]
-            found[name] = Estimate(torch.where(bad, nan, e.value), torch.where(bad, nan, e.stderr))
+            e = estimates[name]
+            estimates[name] = Estimate(torch.where(bad, nan, e.value), torch.where(bad, nan, e.stderr))
     if n_out != n_in:
-        del found["log_abs_det"]
-    return found
+        del estimates["log_abs_det"]
+    return estimates
 
 
 def _widened(e: Estimate, rough: Estimate, logs: bool, dtype: torch.dtype, n: int) -> Estimate:
-    """With the error of the rule and of rounding; a logarithm's rule converges like 1/steps where σ comes near 0."""
-    moved = (e.value - rough.value) * (2 if logs else 1)
+    """An estimate with the errors of the rule and of rounding added.
+
+    The rule of a logarithm converges like 1/steps where σ comes near 0: its error counts twice.
+    """
+    of_rule = (e.value - rough.value) * (2 if logs else 1)
     rounding = torch.finfo(dtype).eps * (e.value.abs() + (n if logs else 0))
-    return Estimate(e.value, (e.stderr.square() + moved.square() + rounding.square()).sqrt())
+    return Estimate(e.value, (e.stderr.square() + of_rule.square() + rounding.square()).sqrt())
 
 
 def _bottom(rule: Rule, eps: float) -> tuple[Tensor, Tensor]:
-    """Of each sample: is its smallest singular value zero to its precision; and is it known to be none?
+    """Whether the smallest singular value is zero to precision, and whether it is known not to be: ``(batch,)`` each.
 
-    The logarithm has no bound near 0, so that a rule that has not found the end of the spectrum may miss anything.
+    The logarithm has no bound near 0, so that a rule that has not found the lower end of the spectrum may be off by any
+    amount.
     """
     used = rule.weights > 1e-12 * rule.weights.sum(-1, keepdim=True)
     nodes = torch.where(used, rule.nodes, torch.inf)
@@ -193,6 +206,7 @@ def _bottom(rule: Rule, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def _figures(sums: Tensor) -> dict[str, Tensor]:
+    """Figures ``(…)`` of ``Rule.sums``, ``(…, 5)``."""
     one, two, four, plogp, logs = sums.unbind(-1)
     return {
         # H(σ/Σσ) = log Σσ − Σσ log σ / Σσ; of J = 0 no direction counts.

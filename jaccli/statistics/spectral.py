@@ -27,7 +27,7 @@ FIELDS = (
 
 
 def spectrum(matrix: Tensor) -> dict[str, Any]:
-    """The contract's figures of one sample's J, exact.
+    """The figures of the spectrum of one sample's J, exact.
 
     With singular values σ, n of them: condition σ_max/σ_min; log|det J| and the sign of det J of a square J, see
     ``determinant``; the log-volume ½ log det JᵀJ (JJᵀ of a J with more columns than rows), which is log|det J| of a
@@ -52,7 +52,10 @@ def _names(square: bool) -> list[str]:
 
 
 def figures(sigma: Tensor, determinant: tuple[float, float] | None) -> dict[str, Any]:
-    """The figures of all singular values, descending float64, and of sign and logarithm of a square J's determinant."""
+    """The figures of all singular values, ``(n,)`` float64, descending.
+
+    ``determinant`` is sign and logarithm of a square J's determinant.
+    """
     size = float(power_of_two(sigma))
     unit = sigma / size
     largest, smallest = float(unit[0]), float(unit[-1])
@@ -74,7 +77,7 @@ def figures(sigma: Tensor, determinant: tuple[float, float] | None) -> dict[str,
 
 
 def singular_to_precision(matrix: Tensor, record: dict[str, Any]) -> bool:
-    """Whether the smallest singular value is below the rounding of J's own entries: n eps σ_max, as for a rank."""
+    """Whether the smallest singular value is below the rounding of J's entries, n eps σ_max, as in a numerical rank."""
     values, kind = record["singular_values"], torch.finfo(matrix.dtype)
     # Below ``tiny`` the spacing of numbers does not shrink further.
     return bool(values[0] > 0 and values[-1] < max(matrix.shape) * kind.eps * max(values[0], kind.tiny))
@@ -100,12 +103,12 @@ def eigenvalues(matrix: Tensor) -> dict[str, Any]:
     order = torch.argsort(values.abs(), descending=True, stable=True)
     values = values[order]
     squares = float(unit.square().sum())
-    apart = max(squares - float(values.abs().square().sum()), 0.0)
+    departure = max(squares - float(values.abs().square().sum()), 0.0)
     return {
         "eigenvalues": [[float(v.real) * size, float(v.imag) * size] for v in values],
         "spectral_radius": float(values[0].abs()) * size,
         "spectral_abscissa": float(values.real.max()) * size,
-        "non_normality": math.sqrt(apart / squares) if squares else 0.0,
+        "non_normality": math.sqrt(departure / squares) if squares else 0.0,
     }
 
 
@@ -114,10 +117,10 @@ def lyapunov(matrices: list[Tensor]) -> Tensor:
 
     The logarithms of the diagonal of R in the QR decomposition of the product, one factor at a time, over the
     number of factors (G. Benettin, L. Galgani, A. Giorgilli and J.-M. Strelcyn, 1980; J.-P. Eckmann and D. Ruelle,
-    1985). Of a chain as short as a network they are those of this stretch, not a limit.
+    1985). A network is a short chain: they describe these layers, and are no limit.
 
     Args:
-        matrices: J of each pair, the first layer's first, ``(n_out, n_in)`` with sizes that meet.
+        matrices: J of each pair, in the order of layers; n_in of each is n_out of the one before.
     """
     basis: Tensor | None = None
     total: Tensor | None = None

@@ -10,8 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from jaccli.errors import UnsupportedError, UsageError, note
+from jaccli.errors import UnsupportedError, note
 from jaccli.linear_maps.norms import norm
+from jaccli.linear_maps.square import check_square
 from jaccli.networks.network import Network
 from jaccli.penalty.identity import Estimator, Towards, deviation_from, of_factors
 from jaccli.planning.decide import TooLarge
@@ -101,11 +102,8 @@ def _fits(linearization: Linearization, square: bool) -> bool:
     size = f"J of {linearization.name} is {f.n_out} x {f.n_in}"
     if square and f.n_out != f.n_in:
         if not globbed:
-            raise UsageError(
-                f"{size}, and only a square J can come near the identity",
-                worded("expected a source and a target of the same size, or {towards:orthogonal} or {towards:zero}"),
-                worded("{layer_sizes}"),
-            )
+            remedy = worded("{layer_sizes}; {towards:orthogonal} and {towards:zero} take any J")
+            check_square(f.n_out, f.n_in, f"J of {linearization.name}", remedy)
         note(f"left out: {size}, not square")
     elif linearization.trivial:
         given = f"{linearization.name}: source and target are the same activation"

@@ -179,7 +179,7 @@ def test_a_way_that_is_wrong_is_left_out() -> None:
     found = [Implementation("lies", lies), Implementation("fails", fails), Implementation("overflows", overflows)]
     routes = Implementations(
         "Jv",
-        [*found, Implementation("single", lambda v: A @ v, sure=True)],
+        [*found, Implementation("single", lambda v: A @ v, reference=True)],
         lambda: z,
         lambda image: torch.allclose(image, (A @ z[..., None])[..., 0]),
     )

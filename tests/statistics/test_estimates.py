@@ -110,10 +110,10 @@ def test_tolerance_is_met(tolerance: float) -> None:
     found = estimated(
         Matrices(matrix), moments, "squares", tolerance=tolerance, generator=torch.Generator().manual_seed(0)
     )
-    e, truth = found.figures["squares"], matrix.square().sum((1, 2))
+    e, truth = found["squares"], matrix.square().sum((1, 2))
     assert torch.all(1.96 * e.stderr <= tolerance * e.value)
     assert torch.all((e.value - truth).abs() <= 2 * tolerance * truth)
-    assert (found.probes == 0) == (tolerance == 1e-5)  # at last it is exact
+    assert bool((e.stderr <= 1e-12 * e.value).all()) == (tolerance == 1e-5)  # at last it is exact
 
 
 def test_products_are_what_was_asked_for() -> None:
@@ -132,10 +132,8 @@ def test_products_are_what_was_asked_for() -> None:
 
     for matrix in (MATRICES["gaussian"], MATRICES["1/k"]):
         made = 0
-        found = estimated(
-            Counted(matrix[None]), moments, "squares", probes=40, generator=torch.Generator().manual_seed(0)
-        )
-        assert made == found.products == 40
+        estimated(Counted(matrix[None]), moments, "squares", probes=40, generator=torch.Generator().manual_seed(0))
+        assert made == 40
 
 
 @pytest.mark.parametrize("shape", [(60, 40), (40, 60), (50, 50)])

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
-from jaccli.linear_maps.extreme_singular_values import block_krylov, extreme_singular_values
+from jaccli.linear_maps.extreme_singular_values import block_krylov, extreme_singular_values, spectral_norm
 from jaccli.linear_maps.linear_map import Matrices
 from jaccli.linear_maps.norms import norm, power_of_two, singular_values
 from jaccli.linear_maps.rescaled import rescaled
 from jaccli.penalty.identity import Towards, deviation_from
 from jaccli.run.reference import relative_error
-from jaccli.statistics.identity_distance import deviation, spectral_norm, summary
+from jaccli.statistics.identity_distance import deviation, summary
 from jaccli.statistics.isometry import isometry
 from jaccli.statistics.product_estimates import effort_of, estimated_deviation, estimated_spectrum
 from jaccli.statistics.spectral import eigenvalues, lyapunov, singular_to_precision, spectrum

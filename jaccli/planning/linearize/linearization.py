@@ -16,7 +16,7 @@ from jaccli.graph.elimination.accumulate import EliminationPlan, engine
 from jaccli.graph.trace.capture import Graph, capture
 from jaccli.graph.trace.ir import CaptureGap
 from jaccli.linearization.differences import Differences
-from jaccli.linearization.linearization import LinearizedFunction
+from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.linearization.rounding import Rounding, rounding
 from jaccli.planning.linearize.probe import AdjointProbe
 from jaccli.planning.linearize.session import readable
@@ -80,7 +80,7 @@ class Linearization:
         Raises:
             CaptureGap, LeftTorch: f cannot be captured, or its derivative cannot.
         """
-        with Within(dual=False) if self.linear.live is None else nullcontext():
+        with Within(dual=False) if self.linear.recorded_pass is None else nullcontext():
             return capture(self.linear.f)
 
     def search_structure(self, within: float = inf) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jaccli.linearization.linearization import LinearizedFunction
+from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.runtime.torch_errors import is_out_of_memory
 
 

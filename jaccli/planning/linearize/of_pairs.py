@@ -12,7 +12,7 @@ from jaccli.activations.misread import misread
 from jaccli.activations.record import ForwardRecord, Inputs, RecordedActivation
 from jaccli.activations.sample_view import MisplacedError, NowhereError
 from jaccli.errors import RefusedError, UnsupportedError, note
-from jaccli.linearization.linearization import LinearizedFunction, RecordedPass
+from jaccli.linearization.linearized_function import LinearizedFunction, RecordedPass
 from jaccli.networks.network import Network
 from jaccli.networks.quantized import no_derivative
 from jaccli.planning.linearize.linearization import HIDDEN_PATH, Linearization, Pair
@@ -131,8 +131,8 @@ def _with_probe(linearization: Linearization, source: RecordedActivation, target
     Cost: see ``probed``; without a backward pass see ``moves_others``, and up to two evaluations more.
     """
     linear, network = linearization.linear, linearization.linear.f.network
-    probe, mix = probed(linear) if linear.live is not None else (linearization.probe, False)
-    if (linear.live is None or probe.backward_gap) and not network.draws.nondeterminism:
+    probe, mix = probed(linear) if linear.recorded_pass is not None else (linearization.probe, False)
+    if (linear.recorded_pass is None or probe.backward_gap) and not network.draws.nondeterminism:
         mix = moves_others(linear)
     why_zero = "" if _has_path(linear, probe) else _why_zero(linear, source, target)
     if network.packed and why_zero not in ("", _COMPUTED_BEFORE):
@@ -144,7 +144,7 @@ def _has_path(linear: LinearizedFunction, probe: AdjointProbe) -> bool:
     """Whether the target depends on the source: by the backward pass; without a graph by values, one evaluation."""
     if probe.backward_gap is not None or probe.row is not None:
         return True
-    if linear.live is not None:
+    if linear.recorded_pass is not None:
         return False
     moved = value_at(linear, perturbed(linear.point))
     return moved is None or not torch.equal(moved, linear.value)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from jaccli.linearization.linearization import LinearizedFunction
+from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.planning.linearize.sample_independence import leak
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 
@@ -44,8 +44,8 @@ def probed(linear: LinearizedFunction) -> tuple[AdjointProbe, bool]:
     Cost: one backward pass, and one of zeros where samples seem to mix; of two samples one more, and one more again
     where samples mix.
     """
-    assert linear.live is not None
-    if not linear.live.target.requires_grad:
+    assert linear.recorded_pass is not None
+    if not linear.recorded_pass.target.requires_grad:
         return AdjointProbe(), False
     generator = torch.Generator().manual_seed(0)
     u = torch.randn(linear.batch, linear.f.n_out, generator=generator).to(linear.value)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from jaccli.activations.address import Address
 from jaccli.activations.record import ForwardRecord, Inputs, record
+from jaccli.autograd.walk import graph_nodes
 from jaccli.errors import JaccliError
-from jaccli.linearization.linearization import graph_nodes
 from jaccli.networks.network import Network
 from jaccli.planning.linearize.linearization import Pair
 from jaccli.runtime.kernels import LIBRARY_NODES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jaccli.linearization.linearization import LinearizedFunction
+from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.linearization.rounding import apart, norms, value_rounding
 from jaccli.planning.linearize.nearby import perturbed, value_at
 
