@@ -1,6 +1,6 @@
 """Fusion: two operators in one, where the second only adds the first's result, or only puts it beside others.
 
-``y += a b`` is one pass over y, ``b - a`` needs no ``-a`` first, and a result that becomes part of a larger one is
+``y += a b`` is one pass over y, and a result that becomes part of a larger one is
 written to its place there at once. For small operators that saves calls, for large ones passes over memory.
 
 Invariant: an operator moves to a later place only if nothing writes into its operands in between (``Uses.unwritten``),
@@ -28,12 +28,12 @@ _Fused = tuple[int, Instruction]
 
 
 def fuse_sums(program: Instructions) -> Instructions:
-    """Compute products that are only added as part of the sum, and multiples of what is added to likewise."""
+    """Compute products that are only added as part of the sum."""
     uses, body = Uses(program), list[Instruction | None](program.body)
     for position, instruction in enumerate(program.body):
         if name_of(instruction) not in ("add", "add_") or instruction.kwargs or len(instruction.args) != 2:
             continue
-        fused = _add_product(instruction, position, body, uses) or _add_to_multiple(instruction, position, body, uses)
+        fused = _add_product(instruction, position, body, uses)
         if fused is not None:
             gone, body[position] = fused
             body[gone] = None
@@ -72,25 +72,6 @@ def _add_product(
         op = aten.addcmul_.default if instruction.written else aten.addcmul.default
         return maker, replace(instruction, op=op, args=(other, *factors))
     return None
-
-
-def _add_to_multiple(
-    instruction: Instruction, position: int, body: Sequence[Instruction | None], uses: Uses
-) -> _Fused | None:
-    """``t = k a; t += b`` as ``t = b + k a``, and the position of ``k a``."""
-    t, b = instruction.args
-    if name_of(instruction) != "add_" or not isinstance(t, Variable) or not isinstance(b, Variable):
-        return None
-    multiple = body[uses.makers[t]] if t in uses.makers else None
-    if multiple is None or name_of(multiple) != "mul" or multiple.kwargs or multiple.written:
-        return None
-    (a, k), maker = multiple.args, uses.makers[t]
-    if not isinstance(a, Variable) or not isinstance(k, int | float) or not a.dtype == b.dtype == t.dtype:
-        return None
-    moves = not uses.read_between(t, maker, position) and uses.unwritten([a], maker, position)
-    if not a.shape == b.shape == t.shape or not moves:
-        return None
-    return maker, Instruction(aten.add.Tensor, (b, a), {"alpha": k}, [t], False)
 
 
 def write_parts_in_place(program: Instructions) -> Instructions:

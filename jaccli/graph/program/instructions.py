@@ -91,10 +91,6 @@ class Uses:
         """The position at which a memory is made, read or written for the last time."""
         return self._touched.get(memory, [self.births[memory]])[-1]
 
-    def read_between(self, variable: Variable, first: int, last: int) -> bool:
-        """Whether an instruction between two others takes a variable, or a view of the same memory."""
-        return any(first < n < last for n in self._touched.get(self.root(variable), ()))
-
     def only_reader(self, variable: Variable, reader: int) -> bool:
         """Whether one instruction alone takes a result, and nothing writes into it."""
         memory = self.root(variable)

@@ -10,13 +10,12 @@ and what it relies on:
     copies         takes a tensor itself for a copy, or for a view that looks the same; nothing writes into either
     column-major   stores narrow constant weights by columns: their products run up to four times as fast
     views          makes equal views once: each costs a call
-    reassociation  computes u + (b + x W) as (u + b) + x W, for constants b, so that u + b need not wait for x
     products       multiplies one operand by several weights at once: fewer calls; nothing writes into it in between
     stacking       runs equal operators on independent operands at once: fewer calls; none needs another's result
-    sums           computes products and multiples within the sum that alone takes them: fewer passes over memory
+    sums           computes products within the sum that alone takes them: fewer passes over memory
     parts          writes results that only a concatenation takes to their places in the whole: no ``cat``
 
-Views, reassociation, products and stacking run where calls cost more than the work (``call_overhead``).
+Views, products and stacking run where calls cost more than the work (``call_overhead``).
 
 Then ``codegen`` asks ``memory_plan`` for the places of intermediate results and writes a Python function, and
 ``verify`` runs it at the point of the capture, in memory filled with NaN. Where it does not give J, the output of the
@@ -39,7 +38,7 @@ from jaccli.graph.program.fusion import fuse_sums, write_parts_in_place
 from jaccli.graph.program.horizontal_fusion import merge_products, stack_equal_operators
 from jaccli.graph.program.instructions import Instructions
 from jaccli.graph.program.onednn import use_onednn
-from jaccli.graph.program.peephole import column_major_constants, merge_equal_views, reassociate_sums
+from jaccli.graph.program.peephole import column_major_constants, merge_equal_views
 from jaccli.graph.program.trace import trace
 from jaccli.graph.program.verify import gives
 from jaccli.graph.trace.capture import Graph
@@ -69,7 +68,6 @@ STAGES = (
     Stage(
         (
             ("views", merge_equal_views),
-            ("reassociation", reassociate_sums),
             ("products", merge_products),
             ("stacking", stack_equal_operators),
             ("dead code", remove_dead_code),

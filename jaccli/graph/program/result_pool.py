@@ -1,18 +1,12 @@
-"""Memory for J: that of an earlier result which nobody holds any longer is used again; new memory is in large pages."""
+"""Memory for J: that of an earlier result which nobody holds any longer is used again."""
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 from collections import deque
 
 import torch
 from torch import Tensor
-
-# From this size in bytes on the C library maps new memory for each result, and every page of it costs a fault.
-MAPPED = 32 * 2**20
-_MADV_HUGEPAGE = 14
 
 
 class Pool:
@@ -32,7 +26,7 @@ class Pool:
         except IndexError:
             storage = None
         if storage is None or storage.nbytes() != size or storage.device != device or _holders(storage) > 1:
-            storage = _new_storage(size, device)
+            storage = torch.empty(size, dtype=torch.uint8, device=device).untyped_storage()
         # set_ takes untyped storages too, whatever its annotation says.
         out: Tensor = torch.empty(0, dtype=dtype, device=device).set_(storage, 0, torch.Size(shape))  # type: ignore[call-overload]
         self._last.append(storage)  # only now: somebody holds it, and other callers see that
@@ -47,12 +41,3 @@ def _holders(storage: torch.UntypedStorage) -> int:
     if storage.device.type == "cpu" and storage.is_shared():
         return 2  # another process may hold it
     return int(torch._C._storage_Use_Count(storage._cdata))
-
-
-def _new_storage(size: int, device: torch.device) -> torch.UntypedStorage:
-    """New memory; on Linux in huge pages where it would be mapped anyway."""
-    storage = torch.empty(size, dtype=torch.uint8, device=device).untyped_storage()
-    if device.type == "cpu" and size >= MAPPED and sys.platform == "linux":
-        start = -(-storage.data_ptr() // 4096) * 4096
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size - 4096), _MADV_HUGEPAGE)
-    return storage
