@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from jaccli.graph.elimination.accumulate import engine, jacobian
+from jaccli.graph.elimination.accumulate import jacobian, plan_elimination
 from jaccli.graph.trace.capture import capture
 from jaccli.graph.trace.ir import CaptureGap
 from jaccli.methods.base import Method, MethodGap, MethodTask
@@ -25,7 +25,7 @@ class Structured(Method):
         if task.samples_mix:
             raise MethodGap("samples mix in this model")
         try:
-            task.engine = task.engine or engine(capture(task.linear.f), task.bracketing)
+            task.engine = task.engine or plan_elimination(capture(task.linear.f), task.bracketing)
             task.out = jacobian(task.engine)
         except CaptureGap as gap:
             raise MethodGap(str(gap)) from None

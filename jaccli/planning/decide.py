@@ -23,7 +23,7 @@ import torch
 
 from jaccli import defaults
 from jaccli.errors import ResourceError, note
-from jaccli.graph.elimination.accumulate import engine
+from jaccli.graph.elimination.accumulate import plan_elimination
 from jaccli.graph.elimination.bracketing import Bracketing
 from jaccli.graph.trace.capture import Graph, capture
 from jaccli.graph.trace.ir import CaptureGap
@@ -176,7 +176,7 @@ def look(linearization: Linearization, within: float = float("inf")) -> str | No
             return "samples mix"
         with readable(linearization.linear.f.inputs):
             try:
-                linearization.engine = engine(captured(linearization), within=within)
+                linearization.engine = plan_elimination(captured(linearization), within=within)
             except (CaptureGap, LeftTorch) as gap:
                 return str(gap)
     return None

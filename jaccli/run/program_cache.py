@@ -12,7 +12,7 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.errors import ResourceError, UsageError, note, warn
-from jaccli.graph.elimination.accumulate import engine
+from jaccli.graph.elimination.accumulate import plan_elimination
 from jaccli.graph.elimination.bracketing import Bracketing
 from jaccli.graph.program.codegen import Program
 from jaccli.graph.program.result_pool import Pool
@@ -282,7 +282,7 @@ class ProgramCache:
         with computing(self.network), exact_attention(self.choice.exact_attention):
             (linearization,) = linearize(self.network, inputs, [self.pair], graph=False, probe=False)
             graph = capture(linearization.linear.f)
-            return trace(graph, engine(graph, bracketing), fusing=not self.compile)[0]
+            return trace(graph, plan_elimination(graph, bracketing), fusing=not self.compile)[0]
 
 
 def _warn_of_nonfinite(matrix: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jaccli.activations.function import LayerFunction
-from jaccli.graph.elimination.accumulate import accumulated, engine, factors
+from jaccli.graph.elimination.accumulate import accumulated, factors, plan_elimination
 from jaccli.graph.elimination.products import Products
 from jaccli.graph.program.codegen import Program, emitted
 from jaccli.graph.program.trace import as_steps, live_steps
@@ -66,7 +66,7 @@ def accumulation(
     recorder.derive()
     with recording(recorder):
         # Planning makes tensors of its own, as filters with an upsampling folded in.
-        plan = engine(graph) if vectors is None else None
+        plan = plan_elimination(graph) if vectors is None else None
         products = Products(graph) if vectors is not None else None
         if products is not None and vectors is not None:
             inputs.append(recorder.declare(vectors))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jaccli.graph.maps.base import Primitive, Shape
-from jaccli.graph.maps.elementwise import Cast, Scale
+from jaccli.graph.maps.elementwise import Scale
 from jaccli.graph.maps.reshape import Reshape
 from jaccli.graph.maps.slice import Slice
 from jaccli.graph.trace.ir import CaptureGap, Node, Value, swap
@@ -27,8 +27,6 @@ class Map:
 
 Rule = Callable[[Node], list[Map]]
 RULES: dict[str, Rule] = {}
-# Of these one argument may be overwritten whole by another.
-_OVERWRITE = frozenset(["aten.copy", "aten.slice_scatter", "aten.select_scatter"])
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -40,34 +38,6 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
-
-
-def maps(node: Node) -> list[Map]:
-    """The maps of an active node.
-
-    Raises:
-        CaptureGap: an operator without a rule, or an active argument that its rule does not know.
-    """
-    if not any(v.active and 0 not in v.shape for v in node.outputs):
-        return []
-    if any(v.active and not v.tensor.is_floating_point() for v in (*node.inputs(), *node.outputs)):
-        raise CaptureGap(f"{node.name} computes with complex numbers")
-    known = RULES.get(node.name)
-    if known is None and torch.Tag.pointwise in node.op.tags:
-        known = RULES["pointwise"]
-    if known is None:
-        raise CaptureGap(f"no rule for the operator {node.name}")
-    found = [m for m in known(node) if m.target.active and 0 not in m.source.shape + m.target.shape]
-    reached = {m.source for m in found}
-    if node.name not in _OVERWRITE and any(v.active and 0 not in v.shape and v not in reached for v in node.inputs()):
-        raise CaptureGap(f"{node.name} with an argument that no rule covers")
-    return [_cast(m) for m in found]
-
-
-def _cast(m: Map) -> Map:
-    """A map between dtypes begins with the change: its factors are in that of the result."""
-    old, new = m.source.tensor.dtype, m.target.tensor.dtype
-    return m if old == new else Map(m.source, m.target, (Cast(old, new), *m.steps))
 
 
 def bound(node: Node) -> dict[str, Any]:
