@@ -67,7 +67,9 @@ def _joined(first: Map, second: Map) -> Map | None:
         step = first.steps[position]
         if isinstance(step, Matrix) and (cut.dim == step.dim or not _alike_along(step, cut.dim)):
             narrow = _narrowed(step, cut)
-            return narrow and Map(first.source, second.target, (*first.steps[:position], narrow, *later))
+            if narrow is None:
+                return None
+            return Map(first.source, second.target, (*first.steps[:position], narrow, *later))
         if not isinstance(step, Matrix):
             exchange = _before(step, cut)
             if exchange is None:

@@ -79,6 +79,11 @@ class Node:
         """``aten.addmm``."""
         return str(self.op.overloadpacket)
 
+    @property
+    def short_name(self) -> str:
+        """``addmm``: of torch's own operators, without the namespace."""
+        return self.name.removeprefix("aten.")
+
     def inputs(self) -> list[Value]:
         """The values among the arguments, in order."""
         found: list[Value] = []
