@@ -104,7 +104,7 @@ def index_put(node: Node) -> list[Map]:
 
 
 def _repeats(index: Tensor) -> bool:
-    return index.unique().numel() != index.numel()
+    return bool(index.unique().numel() != index.numel())
 
 
 def _written(out: Value, piece: Any, steps: Steps, base: Any, base_steps: Steps) -> list[Map]:

@@ -259,11 +259,13 @@ def glu(node: Node) -> list[Map]:
     full = value.shape[dim]
 
     def slope_of_a() -> Tensor:
-        return torch.sigmoid(value.tensor.chunk(2, dim)[1])
+        _, b = value.tensor.chunk(2, dim)
+        return torch.sigmoid(b)
 
     def slope_of_b() -> Tensor:
+        a, _ = value.tensor.chunk(2, dim)
         gate = slope_of_a()
-        return value.tensor.chunk(2, dim)[0] * gate * (1 - gate)
+        return a * gate * (1 - gate)
 
     return [
         Map(value, out, (*sliced(dim, full, start, full // 2), Mul(LazyTensor(slope), out.shape)))
