@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaccli.graph.elimination.accumulate import engine, jacobian
+from jaccli.graph.elimination.accumulate import jacobian, plan_elimination
 from jaccli.graph.trace.capture import capture
 from jaccli.graph.trace.ir import CaptureGap
 from jaccli.methods.base import Method, MethodGap, MethodTask, Selection, SelectionInput
@@ -24,7 +24,7 @@ class Structured(Method):
 
     def fill(self, task: MethodTask) -> None:
         try:
-            plan = task.structure or engine(capture(task.linear.f), task.bracketing)
+            plan = task.structure or plan_elimination(capture(task.linear.f), task.bracketing)
             task.out = jacobian(plan)
         except CaptureGap as gap:
             raise MethodGap(str(gap)) from None

@@ -19,7 +19,7 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.errors import note
-from jaccli.graph.elimination.accumulate import engine
+from jaccli.graph.elimination.accumulate import plan_elimination
 from jaccli.graph.elimination.bracketing import Bracketing
 from jaccli.graph.program.codegen import Program
 from jaccli.graph.program.pipeline import programs_of
@@ -114,7 +114,7 @@ class ProgramBuilder:
         with computing(self.network), exact_attention(self.options.exact_attention):
             (linearization,) = linearize(self.network, samples, [self.pair], graph=False, probe=False)
             graph = capture(linearization.linear.f)
-            (program, *rivals), _ = programs_of(graph, engine(graph, bracketing), fusing=not self.compile)
+            (program, *rivals), _ = programs_of(graph, plan_elimination(graph, bracketing), fusing=not self.compile)
         runner = ProgramRunner(program, self.pool, groups=groups)
         matrix = runner.jacobian(inputs)
         if matrix is None or not alike(matrix, truth):

@@ -1,4 +1,9 @@
-"""The Jacobian of a captured graph."""
+"""The Jacobian of a captured graph: planned once, then run.
+
+graph ─→ maps of its operators ─→ segments between cuts ─→ bracketing ─┐
+                                                                       ├─→ EliminationPlan ─→ jacobian
+         pattern of J ─→ colours ─→ compressed passes ─────────────────┘
+"""
 
 from __future__ import annotations
 
@@ -10,44 +15,49 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from jaccli.graph.elimination.bracketing import Bracketing, Chain, Part
+from jaccli.graph.elimination.bracketing import Bracketing, Chain, SeedRange
 from jaccli.graph.elimination.compressed import Compressed, compressed_plan
-from jaccli.graph.elimination.cuts import active_nodes, stretches
+from jaccli.graph.elimination.cuts import active_nodes, segments
 from jaccli.graph.elimination.describe import describe, describe_passes
-from jaccli.graph.elimination.slice_pushdown import folded
-from jaccli.graph.elimination.sweep import derivatives
+from jaccli.graph.elimination.slice_pushdown import pushed_down
 from jaccli.graph.layout.algebra import matrix
 from jaccli.graph.layout.block import Block, identity_block, whole, widened
+from jaccli.graph.rules.derivatives import derivatives
 from jaccli.graph.rules.registry import Map
 from jaccli.graph.trace.capture import Graph
 from jaccli.graph.trace.ir import CaptureGap, Node, gap_where_it_fails
 
-# One intermediate result is this share of J at most, or this many bytes where that is more; else J is taken
-# part by part, in so many parts at most: each has its own steps in a recorded program.
+# An intermediate result larger than this share of J, and than this many bytes, makes J be computed part by part, in
+# at most so many parts: each has its own instructions in a recorded program.
 SHARE = 0.25
 AT_LEAST = 6 * 2**20
 MOST_PARTS = 32
 # The rows of a part come in multiples of the first of these that fits.
 GRAINS = (4, 2, 1)
-# From this predicted time on, in seconds, a sparsity pattern is looked for: that takes some milliseconds.
-COLOURED_FROM = 0.01
-# A sweep is tried by the clock when it is predicted to take at most so many times the best bracketing.
+# From this predicted time on, in seconds, the sparsity pattern of J is computed: that takes some milliseconds.
+COMPRESSED_FROM = 0.01
+# An alternative is raced when it is predicted to take at most so many times what the best bracketing takes.
 NEAR = 2.0
 
 
 @dataclass
 class EliminationPlan:
-    """A graph with its chain and the bracketing chosen for it.
+    """A graph, its chain, and the bracketing chosen for it.
 
-    ``rival``: the best bracketing with slices moved before matrices, or without, whichever was predicted to lose.
-    ``thorough``: the search was not cut short.
+    Args:
+        graph: what was captured.
+        chain: its segments.
+        bracketing: None where J is zero or the identity.
+        compressed: coloured passes from end to end, where they may pay; used if ``bracketing.mode`` says so.
+        alternative: the best bracketing with slices pushed down, or without, whichever is predicted to lose.
+        thorough: whether the search ran to its end.
     """
 
     graph: Graph
     chain: Chain
     bracketing: Bracketing | None
-    coloured: Compressed | None = None
-    rival: Bracketing | None = None
+    compressed: Compressed | None = None
+    alternative: Bracketing | None = None
     thorough: bool = True
 
     @property
@@ -57,102 +67,122 @@ class EliminationPlan:
 
     @property
     def work_bytes(self) -> int:
-        """Predicted most memory beside J: the activations, and an operand and a result of the largest step."""
-        tensors = {id(s): s for s in (v.tensor.untyped_storage() for n in self.graph.nodes for v in n.outputs)}
-        held = {s.data_ptr(): s.nbytes() for s in tensors.values()}
+        """Predicted peak memory beside J: the activations, and an operand and a result of the largest step."""
+        storages = (v.tensor.untyped_storage() for n in self.graph.nodes for v in n.outputs)
+        activations = sum({s.data_ptr(): s.nbytes() for s in storages}.values())
         if self.bracketing is None:
-            return sum(held.values())
+            return activations
         largest = self.bracketing.peak
-        if _parts(self):
+        if _seed_ranges(self):
             largest = min(largest, max(int(SHARE * _elements(self.graph)), 1))
-        return sum(held.values()) + 2 * largest * self.graph.target.tensor.element_size()
+        return activations + 2 * largest * self.graph.target.tensor.element_size()
+
+    @property
+    def passes_in_use(self) -> Compressed | None:
+        """The compressed passes, where they are what this plan runs."""
+        return self.compressed if self.bracketing is not None and self.bracketing.mode == "compressed" else None
 
     def bracketings(self) -> list[Bracketing]:
-        """The best bracketing and, where they may come near it, all rows back and all columns forward."""
+        """The best bracketing, then those predicted to come near it: sweeps, the alternative, compressed passes."""
         if self.bracketing is None:
             return []
         within = NEAR * self.bracketing.seconds
         sweeps = self.chain.sweeps(within=within, other_than=self.bracketing)
-        found = [self.bracketing, *(replace(sweep, folded=self.bracketing.folded) for sweep in sweeps)]
-        if self.rival is not None and self.rival.seconds <= within:
-            found.append(self.rival)
-        if self.coloured is not None and self.bracketing.way != "coloured" and self.coloured.seconds <= 4 * within:
-            found.append(_as_bracket(self.chain, self.coloured))
-        return found
+        options = [self.bracketing, *(replace(s, pushed_down=self.bracketing.pushed_down) for s in sweeps)]
+        if self.alternative is not None and self.alternative.seconds <= within:
+            options.append(self.alternative)
+        if self.compressed is not None and not self.passes_in_use and self.compressed.seconds <= 4 * within:
+            options.append(_bracketing_of(self.chain, self.compressed))
+        return options
 
     def describe(self) -> list[str]:
-        """The cuts and the steps, for people."""
-        if self.bracketing is not None and self.bracketing.way == "coloured":
-            assert self.coloured is not None
-            return [f"step    coloured: {self.coloured.describe()}, {self.coloured.seconds * 1e3:.3g} ms"]
+        """The cuts and the steps as lines of text."""
+        if (passes := self.passes_in_use) is not None:
+            return [f"step    coloured: {passes.describe()}, {passes.seconds * 1e3:.3g} ms"]
         return describe(self.chain, self.bracketing) if self.bracketing is not None else []
 
     def passes(self) -> str:
-        """How many rows and columns travel, for people."""
-        if self.bracketing is not None and self.bracketing.way == "coloured":
-            assert self.coloured is not None
-            return self.coloured.describe()
+        """``32 rows and 32 columns, 1 product``: how many vectors travel."""
+        if (passes := self.passes_in_use) is not None:
+            return passes.describe()
         return describe_passes(self.chain, self.bracketing) if self.bracketing is not None else "nothing to multiply"
 
 
 @gap_where_it_fails()
-def engine(graph: Graph, bracketing: Bracketing | None = None, within: float = float("inf")) -> EliminationPlan:
-    """Plan for a graph, or take a bracketing that was found for another capture of it.
+def plan_elimination(
+    graph: Graph, bracketing: Bracketing | None = None, within: float = float("inf")
+) -> EliminationPlan:
+    """Find the cheapest bracketing for a graph, or use one that was found for another capture of the same network.
 
     Args:
         graph: what was captured.
-        bracket: found before.
+        bracketing: found before; ignored where it does not fit this graph.
         within: predicted seconds after which the search takes the best that it has.
 
+    Cost: some 50 µs for each interval of cuts and each node; nothing of the point is computed.
+
     Raises:
-        CaptureGap: an operator is out of reach.
+        CaptureGap: an operator has no rule.
     """
     nodes = active_nodes(graph.nodes, graph.source, graph.target)
     maps_of = derivatives(nodes, graph.target)
-    if bracketing is not None and bracketing.folded:
-        maps_of = folded(nodes, maps_of, graph.target) or maps_of
+    plan = None if bracketing is None else _planned_as(bracketing, graph, nodes, maps_of)
+    return plan or _searched(graph, nodes, maps_of, within)
+
+
+def _planned_as(
+    bracketing: Bracketing, graph: Graph, nodes: Sequence[Node], maps_of: dict[Node, list[Map]]
+) -> EliminationPlan | None:
+    """A plan with a given bracketing; None where it does not fit the graph."""
+    if bracketing.pushed_down:
+        maps_of = pushed_down(nodes, maps_of, graph.target) or maps_of
     chain = _chain(graph, nodes, maps_of)
-    if not chain.stretches:
+    if bracketing.mode == "compressed":
+        passes = compressed_plan(graph.source, graph.target, nodes, maps_of) if chain.segments else None
+        return None if passes is None else EliminationPlan(graph, chain, bracketing, passes)
+    return (
+        EliminationPlan(graph, chain, bracketing) if chain.segments and bracketing.last == len(chain.segments) else None
+    )
+
+
+def _searched(graph: Graph, nodes: Sequence[Node], maps_of: dict[Node, list[Map]], within: float) -> EliminationPlan:
+    """The cheapest of: bracketings, bracketings with slices pushed down, compressed passes."""
+    chain = _chain(graph, nodes, maps_of)
+    if not chain.segments:
         return EliminationPlan(graph, chain, None)
-    if bracketing is not None and bracketing.way == "coloured":
-        found = compressed_plan(graph.source, graph.target, nodes, maps_of)
-        if found is not None:
-            return EliminationPlan(graph, chain, bracketing, found)
-    elif bracketing is not None and bracketing.last == len(chain.stretches):
-        return EliminationPlan(graph, chain, bracketing)
-    best, found, rival = chain.best(within), None, None
-    other = folded(nodes, maps_of, graph.target) if 2 * chain.spent < within else None
-    if other is not None:
-        second = _chain(graph, nodes, other)
-        rival = replace(second.best(within - chain.spent), folded=True)
-        if rival.seconds < best.seconds:
-            chain, best, rival = second, rival, best
-    if best.seconds >= COLOURED_FROM and best.peak >= SHARE * _elements(graph):  # else windows and blocks are in use
-        found = compressed_plan(graph.source, graph.target, nodes, maps_of)
-        if found is not None and found.seconds < best.seconds:
-            best = _as_bracket(chain, found)
-    return EliminationPlan(graph, chain, best, found, rival, thorough=within == float("inf"))
+    best, alternative, passes = chain.best(within), None, None
+    other_maps = pushed_down(nodes, maps_of, graph.target) if 2 * chain.search_s < within else None
+    if other_maps is not None:
+        other_chain = _chain(graph, nodes, other_maps)
+        alternative = replace(other_chain.best(within - chain.search_s), pushed_down=True)
+        if alternative.seconds < best.seconds:
+            chain, best, alternative = other_chain, alternative, best
+    # With smaller results than this, bands and blocks of J are in use already.
+    if best.seconds >= COMPRESSED_FROM and best.peak >= SHARE * _elements(graph):
+        passes = compressed_plan(graph.source, graph.target, nodes, maps_of)
+        if passes is not None and passes.seconds < best.seconds:
+            best = _bracketing_of(chain, passes)
+    return EliminationPlan(graph, chain, best, passes, alternative, thorough=within == float("inf"))
 
 
 def with_bracketing(plan: EliminationPlan, bracketing: Bracketing) -> EliminationPlan:
     """The same plan with another of its ``bracketings``."""
-    if plan.bracketing is not None and plan.bracketing.folded == bracketing.folded:
+    if plan.bracketing is not None and plan.bracketing.pushed_down == bracketing.pushed_down:
         return replace(plan, bracketing=bracketing)
-    return engine(plan.graph, bracketing)
+    return plan_elimination(plan.graph, bracketing)
 
 
 def _chain(graph: Graph, nodes: Sequence[Node], maps_of: dict[Node, list[Map]]) -> Chain:
-    cuts, parts = stretches(nodes, graph.source, graph.target, maps_of)
-    return Chain(cuts, parts, maps_of)
+    return Chain(*segments(nodes, graph.source, graph.target, maps_of), maps_of)
 
 
-def _as_bracket(chain: Chain, found: Compressed) -> Bracketing:
-    return Bracketing(0, len(chain.cuts) - 1, "coloured", (), found.seconds, found.peak)
+def _bracketing_of(chain: Chain, passes: Compressed) -> Bracketing:
+    return Bracketing(0, len(chain.cuts) - 1, "compressed", (), passes.seconds, passes.peak)
 
 
 @gap_where_it_fails()
 def jacobian(plan: EliminationPlan) -> Tensor:
-    """J at the point of the capture, ``(batch, n_out, n_in)``.
+    """J at the point of the capture, ``(batch, n_out, n_in)``, in the target's dtype, without gradients.
 
     Raises:
         CaptureGap: samples mix, or an operator's rule fails.
@@ -162,47 +192,47 @@ def jacobian(plan: EliminationPlan) -> Tensor:
 
 
 def accumulated(plan: EliminationPlan) -> Tensor:
-    """As ``jacobian``, in the caller's gradient mode."""
+    """As ``jacobian``, in the caller's gradient mode, so that gradients may flow through J."""
     source, target = plan.graph.source.tensor, plan.graph.target.tensor
-    batch, n_out, n_in = source.shape[0], target[0].numel(), source[0].numel()
+    n_in = source[0].numel()
     if plan.bracketing is None:
         same = plan.graph.source is plan.graph.target
-        return _whole(identity_block(plan.graph.source.shape, source) if same else None, target, n_in)
-    if plan.coloured is not None and plan.bracketing.way == "coloured":
-        return plan.coloured.run().to(target.dtype).contiguous()
-    parts = _parts(plan)
-    if len(parts) < 2:
-        return _whole(plan.chain.run(plan.bracketing, source), target, n_in)
-    out = target.new_empty(batch, n_out, n_in)
-    position = 0
-    step = n_out // plan.chain.cuts[parts[0].cut].shape[parts[0].dim]
-    for part in parts:
-        rows = plan.chain.run(plan.bracketing, source, part)
-        place = out.narrow(1, position * step, part.size * step)
-        if rows is None:
-            place.zero_()
+        return _dense(identity_block(plan.graph.source.shape, source) if same else None, target, n_in)
+    if (passes := plan.passes_in_use) is not None:
+        return passes.run().to(target.dtype).contiguous()
+    ranges = _seed_ranges(plan)
+    if len(ranges) < 2:
+        return _dense(plan.chain.run(plan.bracketing, source), target, n_in)
+    n_out = target[0].numel()
+    out = target.new_empty(source.shape[0], n_out, n_in)
+    rows_per_seed = n_out // plan.chain.cuts[ranges[0].cut].shape[ranges[0].dim]
+    for seeds in ranges:
+        block = plan.chain.run(plan.bracketing, source, seeds)
+        rows = out.narrow(1, seeds.start * rows_per_seed, seeds.size * rows_per_seed)
+        if block is None:
+            rows.zero_()
         else:
-            _put(rows, part, place)
-        position += part.size
+            _write_rows(block, seeds, rows)
     return out
 
 
 def factors(plan: EliminationPlan) -> tuple[Tensor, Tensor] | None:
-    """J as a product over a bottleneck, ``(batch, n_out, m)`` and ``(batch, m, n_in)``, where m is at most half
-    of each side and the bracketing multiplies there; else None.
+    """J as a product over a bottleneck of m elements: L ``(batch, n_out, m)``, R ``(batch, m, n_in)``, J = L R.
+
+    None unless the bracketing multiplies at a cut that has at most half as many elements as source and target each.
     """
     source, target, bracketing = plan.graph.source.tensor, plan.graph.target.tensor, plan.bracketing
-    if bracketing is None or bracketing.way != "product":
+    if bracketing is None or bracketing.mode != "product":
         return None
     middle = plan.chain.cuts[bracketing.parts[0].first].tensor
     if 2 * middle[0].numel() > min(target[0].numel(), source[0].numel()):
         return None
     later, earlier = (plan.chain.run(part, source) for part in bracketing.parts)
-    return _whole(later, target, middle[0].numel()), _whole(earlier, middle, source[0].numel())
+    return _dense(later, target, middle[0].numel()), _dense(earlier, middle, source[0].numel())
 
 
-def _whole(rows: Block | None, target: Tensor, n_in: int) -> Tensor:
-    """All of J."""
+def _dense(rows: Block | None, target: Tensor, n_in: int) -> Tensor:
+    """Rows of all seeds as a tensor ``(batch, n_out, n_in)``; None is zero."""
     if rows is None:
         return target.new_zeros(target.shape[0], target[0].numel(), n_in)
     return _matrix(whole(rows)).to(target.dtype)
@@ -215,22 +245,25 @@ def _matrix(rows: Block, out: Tensor | None = None) -> Tensor:
         raise CaptureGap(str(error)) from None
 
 
-def _put(rows: Block, part: Part, place: Tensor) -> None:
-    """The rows of one part and no others, written to their place."""
-    top = next(e for e in rows.layout.seed_axes if e.key[0] == part.dim)
+def _write_rows(rows: Block, seeds: SeedRange, out: Tensor) -> None:
+    """The rows of one range of seeds and no others, written to ``out (batch, rows, n_in)``.
+
+    Seed axes may be split by the stride of an operator, so that ``rows`` hold some more than were asked for.
+    """
+    top = next(axis for axis in rows.layout.seed_axes if axis.key[0] == seeds.dim)
     step = top.key[1]
-    low = min(part.start // step, top.start)
-    high = max(-(-(part.start + part.size) // step), top.start + top.size)
-    seed_axes = tuple(
-        replace(e, start=low, size=high - low) if e is top else replace(e, start=0, size=e.full)
-        for e in rows.layout.seed_axes
+    low = min(seeds.start // step, top.start)
+    high = max(-(-(seeds.start + seeds.size) // step), top.start + top.size)
+    axes = tuple(
+        replace(axis, start=low, size=high - low) if axis is top else replace(axis, start=0, size=axis.full)
+        for axis in rows.layout.seed_axes
     )
-    rows = widened(rows, seed_axes)
-    if (low * step, high * step) == (part.start, part.start + part.size):
-        _matrix(rows, place)
+    rows = widened(rows, axes)
+    if (low * step, high * step) == (seeds.start, seeds.start + seeds.size):
+        _matrix(rows, out)
     else:
-        each = place.shape[1] // part.size
-        place.copy_(_matrix(rows).narrow(1, (part.start - low * step) * each, place.shape[1]))
+        rows_per_seed = out.shape[1] // seeds.size
+        out.copy_(_matrix(rows).narrow(1, (seeds.start - low * step) * rows_per_seed, out.shape[1]))
 
 
 def _elements(graph: Graph) -> int:
@@ -238,20 +271,20 @@ def _elements(graph: Graph) -> int:
     return math.prod(graph.target.shape) * math.prod(graph.source.shape[1:])
 
 
-def _parts(plan: EliminationPlan) -> list[Part]:
-    """Ranges of rows, so that what is held between steps stays small beside J and within the caches."""
+def _seed_ranges(plan: EliminationPlan) -> list[SeedRange]:
+    """Ranges of rows of J, so that intermediate results stay small beside J and fit the caches; none for one range."""
     assert plan.bracketing is not None
-    cut = plan.chain.divisible(plan.bracketing)
+    cut = plan.chain.seed_cut(plan.bracketing)
     limit = max(SHARE * _elements(plan.graph), AT_LEAST // plan.graph.target.tensor.element_size())
-    if cut is None or cut == 0 or plan.bracketing.peak <= limit:
+    if not cut or plan.bracketing.peak <= limit:  # columns (cut 0) would be written with gaps
         return []
     shape = plan.chain.cuts[cut].shape
     dim = next((d for d in range(1, len(shape)) if shape[d] > 1), None)
     if dim is None:
         return []
     count = min(shape[dim], MOST_PARTS, -(-int(plan.bracketing.peak) // int(limit)))
-    # Where operators stride, ends are split by the stride: parts should not cut across.
+    # Operators that stride split seed axes by the stride: a range should not end between two such seeds.
     grain = next(g for g in GRAINS if shape[dim] % g == 0 and 2 * shape[dim] // g >= count)
     count = min(count, shape[dim] // grain)
     edges = [round(i * (shape[dim] // grain) / count) * grain for i in range(count + 1)]
-    return [Part(cut, dim, a, b - a) for a, b in pairwise(edges)]
+    return [SeedRange(cut, dim, a, b - a) for a, b in pairwise(edges)]

@@ -1,14 +1,26 @@
-"""How to bracket the chain of stretches between the values that every path passes.
+"""The order in which J is multiplied out: a bracketing of the chain of segments.
 
-J = J_m ⋯ J_1. Each stretch's J may be known as a bundle, or used as products only: rows are pulled back
-through it, columns pushed forward. The best bracketing is found by dynamic programming over intervals,
-each possibility dry-run on forms (A. Griewank and U. Naumann, *Accumulating Jacobians as chained sparse
-matrix products*, 2003; U. Naumann, *Matrix-Free Jacobian Chaining*, 2024).
+    J = J_m ⋯ J_2 J_1        J_k = ∂(cut k) / ∂(cut k - 1)
+
+A *cut* is a value that every path from source to target passes; the operators between two cuts are a *segment*.
+J between cuts i < j is obtained in one of three modes:
+
+    pull      rows of J between i + 1 and j, pulled back through segment i        (reverse mode)
+    push      columns of J between i and j - 1, pushed through segment j - 1      (forward mode)
+    product   J between k and j times J between i and k, for some cut k between
+
+Where j = i + 1, the rows or columns are those of the identity.
+Pull and push may also stop at a *vertex* inside the segment: rows are pulled back to it, columns pushed forward to
+it, and the two are multiplied there (cross-country elimination). The cheapest bracketing is found by dynamic
+programming over intervals of cuts. Costs come from dry runs on blocks without data.
+
+Sources: A. Griewank and U. Naumann, *Accumulating Jacobians as chained sparse matrix products*, 2003;
+U. Naumann, *Matrix-Free Jacobian Chaining*, 2024.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,11 +33,12 @@ from jaccli.graph.layout.cost import CostModel
 from jaccli.graph.rules.registry import Map
 from jaccli.graph.trace.ir import Node, Value
 
-# Places within a stretch where rows and columns are tried to meet.
-MEETINGS = 4
-# Seconds of a dry run through one node, about.
-_NODE_S = 5e-5
-EliminationMode = Literal["pull", "push", "product", "coloured"]
+# Vertices of one segment that are tried.
+MOST_VERTICES = 4
+# Seconds that a dry run takes for each node, about.
+_DRY_RUN_NODE_S = 5e-5
+EliminationMode = Literal["pull", "push", "product", "compressed"]
+Interval = tuple[int, int]  # of cuts: earlier, later
 
 
 @dataclass(frozen=True)
@@ -33,50 +46,60 @@ class Bracketing:
     """How J between two cuts is obtained.
 
     Args:
-        first: the earlier cut, by its number.
-        last: the later one.
-        way: pull ``parts[0]`` back through the first stretch, push it through the last one, or multiply
-            ``parts``, later and earlier; or coloured passes from end to end.
+        first: number of the earlier cut.
+        last: number of the later one.
+        mode: ``pull`` ``parts[0]`` through the first segment, ``push`` it through the last one, or the ``product`` of
+            ``parts`` (the later first); or ``compressed`` passes from end to end.
         seconds: predicted.
-        peak: the largest number of elements of one intermediate result.
-        meet: where in the stretch rows and columns meet; see ``Segment.pull``.
-        folded: of the whole: found for the maps of ``folding``.
+        peak: elements of the largest intermediate result.
+        vertex: position in the segment where rows and columns are multiplied; see ``Segment.pull``.
+        pushed_down: whether it was found for the maps of ``slice_pushdown``; said of the whole only.
     """
 
     first: int
     last: int
-    way: EliminationMode
+    mode: EliminationMode
     parts: tuple[Bracketing, ...] = ()
     seconds: float = 0.0
     peak: int = 0
-    meet: int | None = None
-    folded: bool = False
+    vertex: int | None = None
+    pushed_down: bool = False
+
+    def has_order_of(self, other: Bracketing) -> bool:
+        """Whether both take the same steps, whatever they are predicted to cost."""
+        step = (self.mode, self.first, self.last, self.vertex, len(self.parts))
+        return step == (other.mode, other.first, other.last, other.vertex, len(other.parts)) and all(
+            mine.has_order_of(theirs) for mine, theirs in zip(self.parts, other.parts, strict=True)
+        )
 
 
 @dataclass
 class IntervalJacobian:
-    """J of an interval as rows (ends: the later cut) or as columns (ends: the earlier one)."""
+    """J of an interval as rows (seeds: the later cut), as columns (seeds: the earlier one), or zero: neither."""
 
     rows: Block | None = None
     columns: Block | None = None
-    zero: bool = False
+
+    @property
+    def is_zero(self) -> bool:
+        return self.rows is None and self.columns is None
 
     def as_rows(self, source: Value) -> Block | None:
-        """Over the earlier cut."""
+        """Over the earlier cut, ``source``."""
         if self.rows is None and self.columns is not None:
             self.rows = transposed(self.columns, source.shape)
         return self.rows
 
     def as_columns(self, target: Value) -> Block | None:
-        """Over the later cut."""
+        """Over the later cut, ``target``."""
         if self.columns is None and self.rows is not None:
             self.columns = transposed(self.rows, target.shape)
         return self.columns
 
 
 @dataclass(frozen=True)
-class Part:
-    """A range of one dimension of the activation at a cut."""
+class SeedRange:
+    """A range of one dimension of the activation at a cut: the seeds of one part of J."""
 
     cut: int
     dim: int
@@ -85,166 +108,179 @@ class Part:
 
 
 class Chain:
-    """The stretches from source to target."""
+    """The segments from source to target, with all that is needed to bracket and to run them.
 
-    def __init__(self, cuts: Sequence[Value], stretches: Sequence[Sequence[Node]], maps_of: dict[Node, list[Map]]):
+    Attributes:
+        cuts: values; source first, target last.
+        segments: ``segments[k]`` lies between ``cuts[k]`` and ``cuts[k + 1]``.
+        maps_of: the derivative of every node.
+        vertices: of each segment, those that are tried.
+        search_s: seconds of dry runs that the last search took, as predicted from counts of nodes and not measured,
+            so that a search is cut short at the same place every time.
+    """
+
+    def __init__(self, cuts: Sequence[Value], segments: Sequence[Sequence[Node]], maps_of: dict[Node, list[Map]]):
         self.cuts = list(cuts)
         self.maps_of = maps_of
-        self.stretches = [
-            Segment(nodes, a, b, maps_of) for nodes, a, b in zip(stretches, self.cuts, self.cuts[1:], strict=False)
+        self.segments = [
+            Segment(nodes, a, b, maps_of) for nodes, a, b in zip(segments, self.cuts, self.cuts[1:], strict=False)
         ]
-        self.meetings = [stretch.meetings(MEETINGS) for stretch in self.stretches]
-        self.spent = 0.0  # seconds of dry runs, as predicted: a search is cut short at the same place every time
-        self._within = float("inf")
+        self.vertices = [segment.vertices(MOST_VERTICES) for segment in self.segments]
+        self.search_s = 0.0
 
     def best(self, within: float = float("inf")) -> Bracketing:
-        """The cheapest bracketing by dry runs. Cost: some 50 µs for each pair of cuts and each node (``_NODE_S``).
+        """The cheapest bracketing by dry runs.
 
         Args:
-            within: predicted seconds after which rows and columns are no longer tried to meet within stretches.
+            within: predicted seconds after which no more vertices are tried.
+
+        Cost: some 50 µs for each interval of cuts and each node (``_DRY_RUN_NODE_S``).
         """
-        self.spent, self._within = 0.0, within
+        self.search_s = 0.0
         count = len(self.cuts)
-        table: dict[tuple[int, int], tuple[Bracketing, IntervalJacobian]] = {}
+        table: dict[Interval, tuple[Bracketing, IntervalJacobian]] = {}
         cost = self._cost_model()
         for length in range(1, count):
             for i in range(count - length):
-                table[i, i + length] = self._interval(table, i, i + length, cost)
+                table[i, i + length] = self._best_of_interval(table, i, i + length, within, cost)
         return table[0, count - 1][0]
 
     def sweeps(self, within: float, other_than: Bracketing) -> list[Bracketing]:
         """All rows back, and all columns forward, where predicted to take no longer than ``within`` seconds."""
-        found = []
+        modes: tuple[Literal["pull", "push"], ...] = ("pull", "push")
         cost = self._cost_model()
-        for way in ("pull", "push"):
-            bracketing = self._sweep(way, cost)
-            if bracketing.seconds <= within and _ways(bracketing) != _ways(other_than):
-                found.append(bracketing)
-        return found
+        sweeps = [self._sweep(mode, cost) for mode in modes]
+        return [s for s in sweeps if s.seconds <= within and not s.has_order_of(other_than)]
 
     def _cost_model(self) -> CostModel:
         tensor = self.cuts[0].tensor
         return CostModel.of(tensor.device, tensor.dtype)
 
-    def _sweep(self, way: Literal["pull", "push"], cost: CostModel) -> Bracketing:
+    def _sweep(self, mode: Literal["pull", "push"], cost: CostModel) -> Bracketing:
+        """One mode from end to end, costs added up segment by segment."""
         count = len(self.cuts) - 1
-        bracketing, sides = None, None
-        for step in range(1, count + 1):
-            i, j = (count - step, count) if way == "pull" else (0, step)
+        parts: tuple[Bracketing, ...] = ()
+        jacobians: list[IntervalJacobian] = []
+        for length in range(1, count + 1):
+            i, j = (count - length, count) if mode == "pull" else (0, length)
             cost.reset()
-            sides = self._do(way, i, j, i, [sides] if sides is not None else [], cost)
-            before = bracketing.seconds if bracketing is not None else 0.0
-            peak = max(cost.peak, bracketing.peak if bracketing is not None else 0)
-            bracketing = Bracketing(
-                i, j, way, (bracketing,) if bracketing is not None else (), before + cost.seconds, peak
-            )
-        assert bracketing is not None
-        return bracketing
+            jacobians = [self._eliminate(mode, i, j, jacobians, cost)]
+            seconds = sum(p.seconds for p in parts) + cost.seconds
+            parts = (Bracketing(i, j, mode, parts, seconds, max([cost.peak, *(p.peak for p in parts)])),)
+        return parts[0]
 
-    def _interval(
-        self, table: dict[tuple[int, int], tuple[Bracketing, IntervalJacobian]], i: int, j: int, cost: CostModel
-    ) -> tuple[Bracketing, IntervalJacobian]:
-        found: list[tuple[Bracketing, IntervalJacobian]] = []
-        options: list[tuple[EliminationMode, tuple[tuple[int, int], ...], int | None]] = []
-        back, forth = ((i + 1, j),), ((i, j - 1),)
-        if j == i + 1:
-            back = forth = ()  # type: ignore[assignment]
-        options = [("pull", back, None), ("push", forth, None)]
-        options += [("product", ((k, j), (i, k)), None) for k in range(i + 1, j)]
-        options += [("pull", back, p) for p in self.meetings[i]]
-        if j > i + 1:
-            options += [("push", forth, p) for p in self.meetings[j - 1]]
-        for way, keys, meet in options:
-            parts = tuple(table[key][0] for key in keys)
-            before = sum(p.seconds for p in parts)
-            if found and before >= min(b.seconds for b, _ in found):
-                continue
-            if meet is not None and self.spent > self._within:
-                continue
-            cost.reset()
-            self.spent += _NODE_S * (
-                1 if way == "product" else len(self.stretches[j - 1 if way == "push" else i].nodes)
-            )
-            middle = keys[0][0] if way == "product" else i
-            sides = self._do(way, i, j, middle, [table[key][1] for key in keys], cost, meet)
-            peak = max([cost.peak, *(p.peak for p in parts)])
-            if j - i == len(self.cuts) - 1 and sides.rows is None and sides.columns is not None:
-                cost.strided(sides.columns.layout.numel)  # J is wanted as rows
-            found.append((Bracketing(i, j, way, parts, before + cost.seconds, peak, meet), sides))
-        return min(found, key=lambda item: item[0].seconds)
-
-    def _do(
+    def _best_of_interval(
         self,
-        way: EliminationMode,
+        table: dict[Interval, tuple[Bracketing, IntervalJacobian]],
         i: int,
         j: int,
-        k: int,
+        within: float,
+        cost: CostModel,
+    ) -> tuple[Bracketing, IntervalJacobian]:
+        """The cheapest way to J between cuts i and j, given all shorter intervals."""
+        best: tuple[Bracketing, IntervalJacobian] | None = None
+        for mode, intervals, vertex in self._options(i, j):
+            parts = tuple(table[interval][0] for interval in intervals)
+            seconds = sum(p.seconds for p in parts)
+            if (best is not None and seconds >= best[0].seconds) or (vertex is not None and self.search_s > within):
+                continue
+            cost.reset()
+            segment = self.segments[j - 1 if mode == "push" else i]
+            self.search_s += _DRY_RUN_NODE_S * (1 if mode == "product" else len(segment.nodes))
+            jacobians = [table[interval][1] for interval in intervals]
+            jacobian = self._eliminate(mode, i, j, jacobians, cost, vertex, middle=parts[0].first if parts else 0)
+            peak = max([cost.peak, *(p.peak for p in parts)])
+            if j - i == len(self.cuts) - 1 and jacobian.rows is None and jacobian.columns is not None:
+                cost.strided(jacobian.columns.layout.numel)  # J is to be returned as rows
+            bracketing = Bracketing(i, j, mode, parts, seconds + cost.seconds, peak, vertex)
+            if best is None or bracketing.seconds < best[0].seconds:
+                best = bracketing, jacobian
+        assert best is not None
+        return best
+
+    def _options(self, i: int, j: int) -> Iterator[tuple[EliminationMode, tuple[Interval, ...], int | None]]:
+        """Mode, the intervals that it starts from, and vertex, of everything that gives J between cuts i and j."""
+        later, earlier = (((i + 1, j),), ((i, j - 1),)) if j > i + 1 else ((), ())
+        yield "pull", later, None
+        yield "push", earlier, None
+        for k in range(i + 1, j):
+            yield "product", ((k, j), (i, k)), None
+        for vertex in self.vertices[i]:
+            yield "pull", later, vertex
+        for vertex in self.vertices[j - 1] if j > i + 1 else ():
+            yield "push", earlier, vertex
+
+    def _eliminate(
+        self,
+        mode: EliminationMode,
+        i: int,
+        j: int,
         parts: Sequence[IntervalJacobian],
         like: Tensor | CostModel,
-        meet: int | None = None,
-        part: Part | None = None,
+        vertex: int | None = None,
+        seeds: SeedRange | None = None,
+        middle: int = 0,
     ) -> IntervalJacobian:
-        source = self.cuts[i]
-        if any(p.zero for p in parts):
-            return IntervalJacobian(zero=True)
-        if way == "pull":
-            rows = parts[0].as_rows(self.cuts[i + 1]) if parts else self._seeds(j, like, part)
-            assert rows is not None
-            rows = self.stretches[i].pull(rows, meet or 0)
-            return IntervalJacobian(rows=rows, zero=rows is None)
-        if way == "push":
-            columns = parts[0].as_columns(self.cuts[j - 1]) if parts else self._seeds(i, like, part)
-            assert columns is not None
-            columns = self.stretches[j - 1].push(columns, source.shape, meet)
-            return IntervalJacobian(columns=columns, zero=columns is None)
-        middle = self.cuts[k]
-        later, earlier = parts
-        rows, columns = later.as_rows(middle), earlier.as_columns(middle)
-        assert rows is not None
-        assert columns is not None
-        return IntervalJacobian(rows=product(rows, columns, source.shape))
-
-    def _seeds(self, cut: int, like: Tensor | CostModel, part: Part | None) -> Block:
-        """The identity on a cut, or the part of it that was asked for."""
-        whole = identity_block(self.cuts[cut].shape, like)
-        return narrowed(whole, part.dim, part.start, part.size) if part is not None and part.cut == cut else whole
-
-    def run(self, bracketing: Bracketing, like: Tensor, part: Part | None = None) -> Block | None:
-        """J as rows over the source; None where it is zero.
+        """J between cuts i and j from J of shorter intervals.
 
         Args:
-            bracket: how.
-            like: a tensor of the dtype and on the device wanted.
-            part: the rows or columns wanted, of those that ``divisible`` gives.
+            mode: as in the module's docstring; ``product`` multiplies at the cut ``middle``.
+            i: the earlier cut.
+            j: the later one.
+            parts: none where rows or columns start from the identity.
+            like: a tensor of the dtype and device of the result, or the cost model of a dry run.
+            vertex: where in the segment rows and columns are multiplied.
+            seeds: the part of the identity to start from; None for all of it.
+            middle: the cut that the factors share.
         """
-        return self._run(bracketing, like, part).as_rows(self.cuts[bracketing.first])
+        if any(part.is_zero for part in parts):
+            return IntervalJacobian()
+        if mode == "pull":
+            rows = parts[0].as_rows(self.cuts[i + 1]) if parts else self._identity(j, like, seeds)
+            assert rows is not None
+            return IntervalJacobian(rows=self.segments[i].pull(rows, vertex))
+        if mode == "push":
+            columns = parts[0].as_columns(self.cuts[j - 1]) if parts else self._identity(i, like, seeds)
+            assert columns is not None
+            return IntervalJacobian(columns=self.segments[j - 1].push(columns, self.cuts[i].shape, vertex))
+        rows, columns = parts[0].as_rows(self.cuts[middle]), parts[1].as_columns(self.cuts[middle])
+        assert rows is not None
+        assert columns is not None
+        return IntervalJacobian(rows=product(rows, columns, self.cuts[i].shape))
 
-    def _run(self, bracketing: Bracketing, like: Tensor, part: Part | None) -> IntervalJacobian:
-        parts = [self._run(p, like, part) for p in bracketing.parts]
-        middle = bracketing.parts[0].first if bracketing.way == "product" else bracketing.first
-        return self._do(bracketing.way, bracketing.first, bracketing.last, middle, parts, like, bracketing.meet, part)
+    def _identity(self, cut: int, like: Tensor | CostModel, seeds: SeedRange | None) -> Block:
+        """The identity on a cut, or the range of its rows that was asked for."""
+        block = identity_block(self.cuts[cut].shape, like)
+        return narrowed(block, seeds.dim, seeds.start, seeds.size) if seeds is not None and seeds.cut == cut else block
 
-    def divisible(self, bracketing: Bracketing) -> int | None:
-        """The cut whose identity J grows from alone, so that J can be had part by part: target, source or neither.
+    def run(self, bracketing: Bracketing, like: Tensor, seeds: SeedRange | None = None) -> Block | None:
+        """J as rows over the earlier cut; None where it is zero.
 
-        With parts, all that does not grow from that identity is computed once for each of them.
+        Args:
+            bracketing: how.
+            like: a tensor of the dtype and device of the result.
+            seeds: the rows or columns wanted, at the cut that ``seed_cut`` names; None for all of them.
         """
-        count = len(self.cuts) - 1
-        for way, cut in (("pull", count), ("push", 0)):
-            at: Bracketing | None = bracketing
-            while at is not None and at.parts and at.way == way and at.meet is None:
-                at = at.parts[0]
-            # Where rows and columns meet, a product makes all rows whole.
-            if at is not None and not at.parts and at.way == way and at.meet is None and cut in (at.first, at.last):
+        return self._run(bracketing, like, seeds).as_rows(self.cuts[bracketing.first])
+
+    def _run(self, bracketing: Bracketing, like: Tensor, seeds: SeedRange | None) -> IntervalJacobian:
+        parts = [self._run(part, like, seeds) for part in bracketing.parts]
+        middle = bracketing.parts[0].first if parts else 0
+        return self._eliminate(
+            bracketing.mode, bracketing.first, bracketing.last, parts, like, bracketing.vertex, seeds, middle
+        )
+
+    def seed_cut(self, bracketing: Bracketing) -> int | None:
+        """The cut whose identity alone J grows from, so that J can be had part by part: target, source or none.
+
+        With a ``SeedRange`` at any other cut, all that does not grow from it would be computed once for each part.
+        A vertex disqualifies: the product there makes all rows whole.
+        """
+        for mode, cut in (("pull", len(self.cuts) - 1), ("push", 0)):
+            step = bracketing
+            while step.parts and step.mode == mode and step.vertex is None:
+                step = step.parts[0]
+            is_start = not step.parts and step.mode == mode and step.vertex is None
+            if is_start and cut in (step.first, step.last):
                 return cut
         return None
-
-
-def _ways(bracketing: Bracketing) -> object:
-    return (
-        bracketing.way,
-        bracketing.first,
-        bracketing.last,
-        bracketing.meet,
-        tuple(_ways(p) for p in bracketing.parts),
-    )

@@ -1,7 +1,9 @@
 """J from few passes: rows (or columns) of one colour are pulled back (pushed forward) as one vector.
 
-In the result of a colour's pass every column (row) has entries of one row (column) at most, so that J is read
-off by indices that are known from the pattern.
+    pattern ─→ colours ─→ seeds (colours, n_out) ─→ one sweep ─→ packed (batch, colours, n_in) ─→ J
+
+No column (row) of J has entries in two rows (columns) of one colour. So every entry of J stands alone in the packed
+result, at an index that is known from the pattern.
 """
 
 from __future__ import annotations
@@ -15,27 +17,26 @@ import torch
 from torch import Tensor
 
 from jaccli.defaults import WORKING_SET
-from jaccli.graph.elimination.sweep import Segment
+from jaccli.graph.elimination.sweep import Segment, sample_vectors
 from jaccli.graph.layout.algebra import matrix
 from jaccli.graph.layout.block import Block
 from jaccli.graph.layout.cost import CostModel
-from jaccli.graph.layout.layout import BandedAxis, DenseAxis, Layout, SeedAxis
 from jaccli.graph.rules.registry import Map
 from jaccli.graph.sparsity.coloring import By, Coloring, coloring, fewest
 from jaccli.graph.sparsity.index_sets import IntArray
 from jaccli.graph.sparsity.pattern import DENSEST, Pattern, pattern
 from jaccli.graph.trace.ir import Node, Value
 
-# More passes than this share of the rows (or columns) save nothing over all of them.
+# With more passes than this share of the rows and of the columns, nothing is saved.
 _MOST_PASSES = 0.5
 
 
 @dataclass
 class Compressed:
-    """J of a stretch of a graph by coloured passes.
+    """J of a segment by coloured passes.
 
     Args:
-        stretch: the active nodes between two values whose dimension 0 is the samples.
+        segment: the active nodes between two values whose dimension 0 is the samples.
         pattern: of one sample's J.
         coloring: of its rows or columns.
         chunk: colours that go through the network at once.
@@ -43,15 +44,15 @@ class Compressed:
         peak: elements of the largest intermediate result.
     """
 
-    stretch: Segment
+    segment: Segment
     pattern: Pattern
     coloring: Coloring
     chunk: int
     seconds: float = 0.0
     peak: int = 0
     _seeds: Tensor = field(init=False)
-    _places: Tensor = field(init=False)
-    _sources: Tensor = field(init=False)
+    _in_matrix: Tensor = field(init=False)
+    _in_packed: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         # Made before any run, so that they are constants where a run is traced.
@@ -61,7 +62,7 @@ class Compressed:
         seeds = np.zeros((self.passes, size), np.float32)
         seeds[groups[filled], filled] = 1
         self._seeds = torch.from_numpy(seeds).to(like)
-        self._places, self._sources = (torch.from_numpy(x).to(like.device) for x in self._indices())
+        self._in_matrix, self._in_packed = (torch.from_numpy(x).to(like.device) for x in self._indices())
 
     @property
     def passes(self) -> int:
@@ -75,7 +76,7 @@ class Compressed:
     @property
     def _start(self) -> Value:
         """Where the passes begin."""
-        return self.stretch.target if self._by_row else self.stretch.source
+        return self.segment.target if self._by_row else self.segment.source
 
     def describe(self) -> str:
         """``49 VJPs instead of 1024``."""
@@ -88,15 +89,16 @@ class Compressed:
         Raises:
             ValueError: samples mix.
         """
-        start, like = self._start, self.stretch.target.tensor
+        start, like = self._start, self.segment.target.tensor
         batch = start.shape[0]
         n_out, n_in = self.pattern.shape
         parts = []
         for first in range(0, self.passes, self.chunk):
             count = min(self.chunk, self.passes - first)
-            bundle = self._through(_bundle(start.shape, count, self._seeds[first : first + count]))
+            seeds = self._seeds[first : first + count]
+            block = self._through(sample_vectors(start.shape, count, seeds, shared=True))
             end = n_in if self._by_row else n_out
-            parts.append(like.new_zeros(batch, count, end) if bundle is None else matrix(bundle))
+            parts.append(like.new_zeros(batch, count, end) if block is None else matrix(block))
         if not parts:
             return like.new_zeros(batch, n_out, n_in)
         packed = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
@@ -107,42 +109,30 @@ class Compressed:
         start = self._start
         batch, count = start.shape[0], min(self.chunk, self.passes)
         cost = CostModel.of(start.tensor.device, start.tensor.dtype)
-        self._through(_bundle(start.shape, count, cost))
+        self._through(sample_vectors(start.shape, count, cost, shared=True))
         seconds, peak = cost.seconds * -(-self.passes // self.chunk), cost.peak
         cost.reset()
         full = batch * math.prod(self.pattern.shape)
         cost.move(full + 3 * batch * self.pattern.nnz, full)
         return seconds + cost.seconds, peak
 
-    def _through(self, bundle: Block) -> Block | None:
-        return self.stretch.pull(bundle) if self._by_row else self.stretch.push(bundle)
+    def _through(self, block: Block) -> Block | None:
+        return self.segment.pull(block) if self._by_row else self.segment.push(block)
 
     def _unpacked(self, packed: Tensor) -> Tensor:
-        """Entries put at their places: ``packed (batch, colours, n_in or n_out)``."""
+        """Entries put at their places: ``packed (batch, colours, n_in or n_out)`` → ``(batch, n_out, n_in)``."""
         n_out, n_in = self.pattern.shape
         batch = packed.shape[0]
         out = packed.new_zeros(batch, n_out * n_in)
-        out.index_copy_(1, self._places, packed.reshape(batch, -1).index_select(1, self._sources))
+        out.index_copy_(1, self._in_matrix, packed.reshape(batch, -1).index_select(1, self._in_packed))
         return out.view(batch, n_out, n_in)
 
     def _indices(self) -> tuple[IntArray, IntArray]:
-        """Of every entry: where it is in J, and where among the results of the passes."""
+        """Of every entry: its index in J, flattened, and its index in the packed result, flattened."""
         (n_out, n_in), rows, columns = self.pattern.shape, self.pattern.rows, self.pattern.indices
         if self._by_row:
             return rows * n_in + columns, self.coloring.groups[rows] * n_in + columns
         return rows * n_in + columns, self.coloring.groups[columns] * n_out + rows
-
-
-def _bundle(shape: tuple[int, ...], count: int, seeds: Tensor | CostModel) -> Block:
-    """Vectors over one activation, the same for every sample: samples linked, then one axis of vectors."""
-    key = (0, 1)
-    vectors = SeedAxis((len(shape), 1), count)
-    inner = tuple((DenseAxis(n),) if n != 1 else () for n in shape[1:])
-    if shape[0] == 1:
-        form = Layout((vectors,), ((), *inner))
-    else:
-        form = Layout((SeedAxis(key, shape[0]), vectors), ((BandedAxis(key, shape[0]),), *inner), frozenset({key}))
-    return Block(form, seeds if isinstance(seeds, CostModel) else seeds.reshape(form.sizes))
 
 
 def compressed_plan(
@@ -153,7 +143,7 @@ def compressed_plan(
     densest: float = DENSEST,
     work: float | None = None,
 ) -> Compressed | None:
-    """The quickest coloured passes between two values; None where J is too dense or its pattern not known.
+    """The cheapest coloured passes between two values; None where J is too dense or its pattern unknown.
 
     Args:
         source: dimension 0 is the samples.
@@ -161,29 +151,30 @@ def compressed_plan(
         nodes: the active nodes between them, in order.
         maps_of: their derivatives.
         densest: the largest share of entries of a J worth colouring.
-        work: what may be spent on the pattern, see ``pattern``.
+        work: limit of the search for the pattern, see ``pattern``.
 
-    Cost: the pattern, its colouring, and two dry runs; nothing of the point is used or kept.
+    Cost: the pattern, its colourings, and up to four dry runs; nothing of the point is used or kept.
     """
-    found = pattern(nodes, maps_of, source, target, densest, work)
-    if found is None:
+    entries = pattern(nodes, maps_of, source, target, densest, work)
+    if entries is None:
         return None
-    stretch = Segment(nodes, source, target, maps_of)
-    sizes: dict[By, int] = {"row": found.shape[0], "column": found.shape[1]}
+    segment = Segment(nodes, source, target, maps_of)
+    sizes: dict[By, int] = {"row": entries.shape[0], "column": entries.shape[1]}
+    most = _MOST_PASSES * min(sizes.values())
     plans = []
     for by, size in sizes.items():
-        if fewest(found, by) > _MOST_PASSES * min(sizes.values()):
+        if fewest(entries, by) > most:
             continue
-        colours = coloring(found, target.shape[1:], source.shape[1:], by)
-        if colours.count <= _MOST_PASSES * min(sizes.values()) and colours.count < size:
-            plans.append(_planned(Compressed(stretch, found, colours, max(colours.count, 1))))
+        colours = coloring(entries, target.shape[1:], source.shape[1:], by)
+        if colours.count <= most and colours.count < size:
+            plans.append(_chunked(Compressed(segment, entries, colours, max(colours.count, 1))))
     return min(plans, key=lambda plan: plan.seconds) if plans else None
 
 
-def _planned(plan: Compressed) -> Compressed:
-    """With a chunk that fits the working set, and what it costs."""
+def _chunked(plan: Compressed) -> Compressed:
+    """With a chunk whose intermediate results fit the working set, and its predicted cost."""
     plan.seconds, plan.peak = plan.predict()
-    most = WORKING_SET // plan.stretch.target.tensor.element_size()
+    most = WORKING_SET // plan.segment.target.tensor.element_size()
     if plan.peak > most and plan.passes > 1:
         plan.chunk = max(1, plan.chunk * most // plan.peak)
         plan.seconds, plan.peak = plan.predict()

@@ -1,8 +1,9 @@
-"""The values that every path from source to target passes through, and the stretches between them."""
+"""The values that every path from source to target passes, and the segments of nodes between them."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 from jaccli.graph.maps.convolution import Conv
@@ -13,71 +14,68 @@ from jaccli.graph.trace.ir import Node, Value
 
 # The linear maps that mix elements: others scale them, move them or add them up.
 MIXING = (Matrix, Conv, Projection, Gather, Pick)
-# Bracketings of so many stretches are searched in milliseconds; longer chains are cut at their narrow places.
+# Bracketings of so many segments are searched in milliseconds; longer chains are cut at their narrow values only.
 MOST_CUTS = 12
+
+Cuts = tuple[list[Value], list[list[Node]]]  # one cut more than segments
 
 
 def active_nodes(nodes: Sequence[Node], source: Value, target: Value) -> list[Node]:
-    """The nodes on a path from source to target, in order."""
+    """The nodes on a path from source to target, in order; none where there is no path."""
     reaching = {target}
-    kept = []
+    on_path = []
     for node in reversed(nodes):
-        if any(v in reaching for v in node.outputs):
-            inputs = [v for v in node.inputs() if v.active]
-            if inputs:
-                kept.append(node)
-                reaching.update(inputs)
-    return kept[::-1] if source in reaching else []
+        inputs = [v for v in node.inputs() if v.active]
+        if inputs and any(v in reaching for v in node.outputs):
+            on_path.append(node)
+            reaching.update(inputs)
+    return on_path[::-1] if source in reaching else []
 
 
-def _last_uses(nodes: Sequence[Node], maps_of: dict[Node, list[Map]]) -> dict[Value, int]:
-    return {m.source: position for position, node in enumerate(nodes) for m in maps_of[node]}
+def last_uses(nodes: Sequence[Node], maps_of: dict[Node, list[Map]], target: Value) -> dict[Value, int]:
+    """Of every value that a map starts from, the position of the last node that does; of the target, beyond the end."""
+    return {**{m.source: position for position, node in enumerate(nodes) for m in maps_of[node]}, target: len(nodes)}
 
 
-def cut_values(nodes: Sequence[Node], source: Value, target: Value, maps_of: dict[Node, list[Map]]) -> list[int]:
-    """Positions in ``nodes`` after which one value alone carries everything."""
-    last_use = {**_last_uses(nodes, maps_of), target: len(nodes)}
-    seed_axes: dict[int, int] = {}
-    for use in last_use.values():
-        seed_axes[use] = seed_axes.get(use, 0) + 1
-    alive, places = int(source in last_use), []
-    for position, node in enumerate(nodes):
-        alive += sum(v in last_use for v in node.outputs)
-        alive -= seed_axes.get(position, 0)
-        if alive == 1 and any(last_use.get(v, -1) > position for v in node.outputs):
-            places.append(position)
-    return places
-
-
-def stretches(
+def segments(
     nodes: Sequence[Node], source: Value, target: Value, maps_of: dict[Node, list[Map]], most: int = MOST_CUTS
-) -> tuple[list[Value], list[list[Node]]]:
+) -> Cuts:
     """Cuts worth bracketing at, source and target among them, and the nodes between them.
 
-    A stretch that holds nothing but diagonals and views is joined to the one before it.
+    A segment that holds nothing but diagonals and views is joined to the one before it.
+
+    Args:
+        nodes: active ones, in order.
+        source: the first cut.
+        target: the last cut.
+        maps_of: their derivatives.
+        most: so many cuts at most: the widest ones go.
     """
-    last_use = _last_uses(nodes, maps_of)
-    cuts, parts = [source], [[]]  # type: ignore[var-annotated]
-    places = set(cut_values(nodes, source, target, maps_of))
+    cuts, parts = _all_cuts(nodes, source, target, maps_of)
+    cuts, parts = _without_idle_segments(cuts, parts, maps_of)
+    while len(cuts) > most:
+        cuts, parts = _without_widest(cuts, parts)
+    return cuts, parts
+
+
+def _all_cuts(nodes: Sequence[Node], source: Value, target: Value, maps_of: dict[Node, list[Map]]) -> Cuts:
+    """A cut wherever one value alone is alive: made, and in use further on."""
+    last_use = last_uses(nodes, maps_of, target)
+    dying = Counter(last_use.values())
+    alive = int(source in last_use)
+    cuts: list[Value] = [source]
+    parts: list[list[Node]] = [[]]
     for position, node in enumerate(nodes):
         parts[-1].append(node)
-        if position in places:
-            value = (
-                target
-                if position == len(nodes) - 1
-                else next(v for v in node.outputs if last_use.get(v, -1) > position)
-            )
-            cuts.append(value)
+        alive += sum(v in last_use for v in node.outputs) - dying[position]
+        survivors = [v for v in node.outputs if last_use.get(v, -1) > position]
+        if alive == 1 and survivors:
+            cuts.append(survivors[0])
             parts.append([])
     if not parts[-1]:
         parts.pop()
-    if not parts:
-        return [source], []
-    if cuts[-1] is not target:
+    if parts and cuts[-1] is not target:
         cuts.append(target)
-    cuts, parts = _joined(cuts, parts, maps_of)
-    while len(cuts) > most:
-        cuts, parts = _without_widest(cuts, parts)
     return cuts, parts
 
 
@@ -86,21 +84,20 @@ def mixes(nodes: Sequence[Node], maps_of: dict[Node, list[Map]]) -> bool:
     return any(isinstance(step, MIXING) for node in nodes for m in maps_of[node] for step in m.steps)
 
 
-def _joined(
-    cuts: list[Value], parts: list[list[Node]], maps_of: dict[Node, list[Map]]
-) -> tuple[list[Value], list[list[Node]]]:
-    kept_cuts, kept_parts = [cuts[0]], []  # type: ignore[var-annotated]
+def _without_idle_segments(cuts: list[Value], parts: list[list[Node]], maps_of: dict[Node, list[Map]]) -> Cuts:
+    """Joined with their neighbours: segments that mix nothing."""
+    new_cuts, new_parts = [cuts[0]], list[list[Node]]()
     for value, part in zip(cuts[1:], parts, strict=True):
-        if (kept_parts and not mixes(part, maps_of)) or (kept_parts and not mixes(kept_parts[-1], maps_of)):
-            kept_parts[-1] = kept_parts[-1] + part
-            kept_cuts[-1] = value
+        if new_parts and not (mixes(part, maps_of) and mixes(new_parts[-1], maps_of)):
+            new_parts[-1] = new_parts[-1] + part
+            new_cuts[-1] = value
         else:
-            kept_parts.append(part)
-            kept_cuts.append(value)
-    return kept_cuts, kept_parts
+            new_parts.append(part)
+            new_cuts.append(value)
+    return new_cuts, new_parts
 
 
-def _without_widest(cuts: list[Value], parts: list[list[Node]]) -> tuple[list[Value], list[list[Node]]]:
+def _without_widest(cuts: list[Value], parts: list[list[Node]]) -> Cuts:
     """One cut fewer: of the inner ones the widest, which would cost most to stop at."""
     widths = [math.prod(v.shape) for v in cuts[1:-1]]
     drop = widths.index(max(widths)) + 1

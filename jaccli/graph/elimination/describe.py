@@ -1,4 +1,7 @@
-"""A bracketing told to people: what is known at once, which rows and columns travel, what is multiplied."""
+"""Human-readable description of a bracketing: the first derivatives, the sweeps through segments, the products.
+
+``describe`` gives the steps that ``str(plan)`` prints; ``describe_passes`` gives them in a few words.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +14,25 @@ from jaccli.graph.trace.ir import Value
 if TYPE_CHECKING:
     from jaccli.graph.elimination.bracketing import Bracketing, Chain
 
-_MUCH = 0.5  # a smaller share of the full size is worth a word
+_MUCH = 0.5  # a smaller share of the full size is mentioned
 _LISTED = 4  # names in a line before the rest is counted
 
 
 def describe(chain: Chain, bracketing: Bracketing) -> list[str]:
-    """The steps in the order in which they are taken, equal ones in one line."""
+    """The steps in the order in which they are computed, equal ones in one line."""
     batch = chain.cuts[0].shape[0]
     lines = [f"cuts    {_cuts(chain, batch)}"]
-    known: dict[str, list[Bracketing]] = {}
+    leaves_of: dict[str, list[Bracketing]] = {}
     for leaf in _leaves(bracketing):
-        stretch = chain.stretches[leaf.first]
-        side = "" if _at_once(leaf) else ", by rows" if leaf.way == "pull" else ", by columns"
-        met = ", rows and columns meeting within" if leaf.meet is not None else ""
-        known.setdefault(f"{stretch.contents()}{side}{met}", []).append(leaf)
-    for what, leaves in known.items():
+        segment = chain.segments[leaf.first]
+        side = "" if _at_once(leaf) else ", by rows" if leaf.mode == "pull" else ", by columns"
+        at = ", rows and columns meeting within" if leaf.vertex is not None else ""
+        leaves_of.setdefault(f"{segment.contents()}{side}{at}", []).append(leaf)
+    for contents, leaves in leaves_of.items():
         names = [_name(leaf) for leaf in leaves]
         listed = ", ".join(names[:_LISTED]) + f" and {len(names) - _LISTED} more" * (len(names) > _LISTED)
-        lines.append(
-            f"step    {listed}: {'each ' * (len(names) > 1)}from {what}, {_time(sum(x.seconds for x in leaves))}"
-        )
+        each, seconds = "each " * (len(names) > 1), sum(leaf.seconds for leaf in leaves)
+        lines.append(f"step    {listed}: {each}from {contents}, {_time(seconds)}")
     lines += [f"step    {line}" for line in _moves(chain, bracketing, batch)]
     return lines
 
@@ -40,17 +42,17 @@ def describe_passes(chain: Chain, bracketing: Bracketing) -> str:
     batch = chain.cuts[0].shape[0]
     rows = columns = products = alone = 0
     for part in _walk(bracketing):
-        if part.way == "product":
+        if part.mode == "product":
             products += 1
             alone += sum(not p.parts and not _at_once(p) for p in part.parts)
             continue
-        starts = part is bracketing if not part.parts else part.parts[0].way != part.way or not part.parts[0].parts
-        rows += _size(chain.cuts[part.last], batch) if starts and part.way == "pull" else 0
-        columns += _size(chain.cuts[part.first], batch) if starts and part.way == "push" else 0
-    told = [f"{alone} stretches by themselves"] if alone else []
-    told += [f"{count} {name}" for count, name in ((rows, "rows"), (columns, "columns")) if count]
-    told += [f"{products} product" + "s" * (products > 1)] if products else []
-    return ", ".join(told)
+        starts = part is bracketing if not part.parts else part.parts[0].mode != part.mode or not part.parts[0].parts
+        rows += _size(chain.cuts[part.last], batch) if starts and part.mode == "pull" else 0
+        columns += _size(chain.cuts[part.first], batch) if starts and part.mode == "push" else 0
+    texts = [f"{alone} stretches by themselves"] if alone else []
+    texts += [f"{count} {name}" for count, name in ((rows, "rows"), (columns, "columns")) if count]
+    texts += [f"{products} product" + "s" * (products > 1)] if products else []
+    return ", ".join(texts)
 
 
 def _walk(bracketing: Bracketing) -> Iterator[Bracketing]:
@@ -64,59 +66,59 @@ def _leaves(bracketing: Bracketing) -> Iterator[Bracketing]:
 
 
 def _at_once(leaf: Bracketing) -> bool:
-    """One matrix and diagonals around it: nothing of size is computed."""
-    return not leaf.peak and leaf.meet is None
+    """Whether it is one matrix with diagonals around it: no dense result is computed."""
+    return not leaf.peak and leaf.vertex is None
 
 
 def _moves(chain: Chain, bracketing: Bracketing, batch: int) -> Iterator[str]:
-    """Sweeps and products; a sweep through several stretches and a tree of products are one line each."""
+    """Sweeps and products; a sweep through several segments and a tree of products are one line each."""
     if not bracketing.parts:
         return
-    seed_axes = f"{_size(chain.cuts[bracketing.last], batch)} x {_size(chain.cuts[bracketing.first], batch)}"
-    if bracketing.way == "product":
+    size = f"{_size(chain.cuts[bracketing.last], batch)} x {_size(chain.cuts[bracketing.first], batch)}"
+    if bracketing.mode == "product":
         factors = _factors(bracketing)
         for factor in factors:
             yield from _moves(chain, factor, batch)
         own = bracketing.seconds - sum(f.seconds for f in factors)
-        yield f"{_name(bracketing)} = {_bracketed(bracketing)[1:-1]}, {seed_axes}, {_time(own)}"
+        yield f"{_name(bracketing)} = {_bracketed(bracketing)[1:-1]}, {size}, {_time(own)}"
         return
     inner, through = bracketing, []
-    while inner.parts and inner.way == bracketing.way:
-        place = inner.first if bracketing.way == "pull" else inner.last - 1
-        through.append(chain.stretches[place].contents() + (", meeting" if inner.meet is not None else ""))
+    while inner.parts and inner.mode == bracketing.mode:
+        place = inner.first if bracketing.mode == "pull" else inner.last - 1
+        through.append(chain.segments[place].contents() + (", meeting" if inner.vertex is not None else ""))
         inner = inner.parts[0]
     yield from _moves(chain, inner, batch)
     own = bracketing.seconds - inner.seconds
-    what = "rows of {} pulled back" if bracketing.way == "pull" else "columns of {} pushed forward"
-    how = f"{what.format(_name(inner))} through {_folded(through[::-1])}"
-    yield f"{_name(bracketing)} = {how}, {seed_axes}{_stored(chain, bracketing, batch)}, {_time(own)}"
+    what = "rows of {} pulled back" if bracketing.mode == "pull" else "columns of {} pushed forward"
+    how = f"{what.format(_name(inner))} through {_grouped(through[::-1])}"
+    yield f"{_name(bracketing)} = {how}, {size}{_stored(chain, bracketing, batch)}, {_time(own)}"
 
 
 def _stored(chain: Chain, bracketing: Bracketing, batch: int) -> str:
-    """What windows and blocks leave of the largest result on the way."""
-    end = chain.cuts[bracketing.last if bracketing.way == "pull" else bracketing.first]
+    """The share of the largest intermediate result that is stored, where bands and blocks make it small."""
+    end = chain.cuts[bracketing.last if bracketing.mode == "pull" else bracketing.first]
     widest = max(_size(cut, batch) for cut in chain.cuts[bracketing.first : bracketing.last + 1])
     share = bracketing.peak / (batch * widest * _size(end, batch))
-    full = "rows" if bracketing.way == "pull" else "columns"
+    full = "rows" if bracketing.mode == "pull" else "columns"
     return f" ({share:.1%} of the full {full} stored)" if 0 < share < _MUCH else ""
 
 
 def _factors(bracketing: Bracketing) -> list[Bracketing]:
-    """The factors of a tree of products, the earliest first."""
-    if bracketing.way != "product":
+    """The factors of a tree of products, earliest first."""
+    if bracketing.mode != "product":
         return [bracketing]
     later, earlier = bracketing.parts
     return [*_factors(earlier), *_factors(later)]
 
 
 def _bracketed(bracketing: Bracketing) -> str:
-    if bracketing.way != "product":
+    if bracketing.mode != "product":
         return _name(bracketing)
     later, earlier = bracketing.parts
     return f"({_bracketed(later)} {_bracketed(earlier)})"
 
 
-def _folded(contents: list[str]) -> str:
+def _grouped(contents: list[str]) -> str:
     """``2 x (1 matrix), 1 convolution``."""
     runs: list[tuple[str, int]] = []
     for text in contents:
@@ -132,7 +134,7 @@ def _name(bracketing: Bracketing) -> str:
 
 
 def _cuts(chain: Chain, batch: int) -> str:
-    """``0: 784, 1: 256, 2: 32``: the activations that everything passes, by number and shape of one sample."""
+    """``0: 784, 1: 256, 2: 32``: the cuts, by number and shape of one sample."""
     return ", ".join(f"{number}: {_shape(value, batch)}" for number, value in enumerate(chain.cuts))
 
 

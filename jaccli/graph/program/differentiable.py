@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jaccli.activations.function import LayerFunction
-from jaccli.graph.elimination.accumulate import accumulated, engine, factors
+from jaccli.graph.elimination.accumulate import accumulated, factors, plan_elimination
 from jaccli.graph.elimination.products import Products
 from jaccli.graph.program.codegen import Program, generate
 from jaccli.graph.program.dead_code import remove_dead_code
@@ -72,7 +72,7 @@ def accumulation(
     recorder.derive()
     with recording(recorder):  # planning makes tensors of its own, as filters with an upsampling folded in
         if vectors is None:
-            plan = engine(graph)
+            plan = plan_elimination(graph)
             matrices = factors(plan) or (accumulated(plan),)
         else:
             products = Products(graph)

@@ -1,4 +1,4 @@
-"""Operators whose derivative is taken as a matrix for each sample, by autograd through the operator alone."""
+"""Operators whose derivative is a dense matrix for each sample, by autograd through the operator alone."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from torch import Tensor
 
 from jaccli.graph.maps.base import LazyTensor
 from jaccli.graph.maps.matrix import Matrix
-from jaccli.graph.rules.registry import Map, active, bound, normal, only_active, reshaped, rule
-from jaccli.graph.trace.ir import CaptureGap, Node, Value, swap
+from jaccli.graph.rules.registry import Map, active, arguments, from_front, local_rows, only_active, reshaped, rule
+from jaccli.graph.trace.ir import CaptureGap, Node, Value
 
-# Beyond so many outputs a sample, passes through the whole network are no worse.
+# With more outputs than this for each sample, passes through the whole network are no worse.
 _MOST = 4096
-
 
 # How many trailing dimensions are one problem: of the arguments that may be active, and of the first result.
 _CORES: dict[str, tuple[dict[str, int], int]] = {
@@ -39,27 +38,26 @@ _CORES: dict[str, tuple[dict[str, int], int]] = {
 
 @rule(*_CORES)
 def by_sample(node: Node) -> list[Map]:
-    """Its first dimension is the samples, in and out; all else is one matrix a sample."""
-    name = node.name.removeprefix("aten.")
-    cores, core = _CORES[name]
-    found = only_active(node, *cores)
-    if name.endswith("linalg_solve_ex") and found["B"].shape == found["A"].shape[:-1]:
+    """y[b] = f(x[b]): ∂y[b]/∂x[b], where dimension 0 is the samples of arguments and result."""
+    cores, core = _CORES[node.short_name]
+    args = only_active(node, *cores)
+    if node.short_name.endswith("linalg_solve_ex") and args["B"].shape == args["A"].shape[:-1]:
         cores, core = {"A": 2, "B": 1}, 1  # a vector for each matrix
-    return _matrices(node, {found[key]: n for key, n in cores.items() if active(found[key])}, core)
+    return _matrices(node, {args[key]: n for key, n in cores.items() if active(args[key])}, core)
 
 
-@rule("linalg_cross", "renorm", "_trilinear")
+@rule("linalg_cross renorm _trilinear")
 def by_dimension(node: Node) -> list[Map]:
-    """The same for operators that say themselves which dimensions they mix."""
-    name, found, out = node.name.removeprefix("aten."), bound(node), node.outputs[0]
+    """y[b] = f(x[b]), as above, of operators whose arguments say which dimensions they mix."""
+    args, out = arguments(node), node.outputs[0]
     inputs = list(dict.fromkeys(v for v in node.inputs() if v.active))
-    if name == "linalg_cross":
-        apart = normal(found["dim"], len(out.shape)) != 0
-    elif name == "renorm":
-        apart = normal(found["dim"], len(out.shape)) == 0
+    if node.short_name == "linalg_cross":
+        apart = from_front(args["dim"], len(out.shape)) != 0
+    elif node.short_name == "renorm":
+        apart = from_front(args["dim"], len(out.shape)) == 0
     else:
-        inserted = [d for i in (1, 2, 3) if found[f"i{i}"] in inputs for d in found[f"expand{i}"]]
-        apart = 0 not in found["sumdim"] and 0 not in inserted
+        inserted = [d for i in (1, 2, 3) if args[f"i{i}"] in inputs for d in args[f"expand{i}"]]
+        apart = 0 not in args["sumdim"] and 0 not in inserted
     return _matrices(node, {v: len(v.shape) - apart for v in inputs}, len(out.shape) - apart)
 
 
@@ -86,15 +84,8 @@ def _map(node: Node, value: Value, out: Value) -> Map:
     batch, n_in, n_out = value.shape[0], math.prod(value.shape[1:]), math.prod(out.shape[1:])
 
     def make() -> Tensor:
-        leaf = value.tensor.detach().requires_grad_()
-        with torch.enable_grad():
-            result = node.op(*swap(node.args, lambda v: leaf if v is value else v.tensor), **node.kwargs)
-            flat = (result[0] if isinstance(result, tuple | list) else result).reshape(batch, n_out)
-            rows = [
-                torch.autograd.grad(flat[:, i].sum(), leaf, retain_graph=True)[0].reshape(batch, n_in)
-                for i in range(n_out)
-            ]
-        return torch.stack(rows, -1)
+        rows = local_rows(node, value, lambda result, i: result.reshape(batch, n_out)[:, i], n_out)
+        return torch.stack([row.reshape(batch, n_in) for row in rows], -1)
 
     flat_in, flat_out = (batch, n_in), (batch, n_out)
     matrix = Matrix(1, LazyTensor(make), (batch, n_in, n_out), (0,))

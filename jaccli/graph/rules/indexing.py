@@ -1,286 +1,226 @@
-"""Derivatives of operators that pick elements by index, or put them there."""
+"""Derivatives of operators that read elements at an index, or write them there.
+
+Reading at an index that is constant is a ``Pick``, at one that depends on the input a ``Gather``; writing is their
+transpose, ``Drop`` or ``Scatter``. What is written over loses its derivative, so that positions must not repeat.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from jaccli.graph.maps.base import LazyTensor, Primitive
+from jaccli.graph.layout.layout import exchanged
+from jaccli.graph.maps.base import LazyTensor, Primitive, Shape
 from jaccli.graph.maps.elementwise import Mul
-from jaccli.graph.maps.gather import Drop, Gather, Pick, Scatter
-from jaccli.graph.maps.reshape import Expand
-from jaccli.graph.rules.elementwise import broadcast
-from jaccli.graph.rules.registry import Map, active, bound, normal, number, only_active, reshaped, rule, scaled, sliced
+from jaccli.graph.maps.gather import Drop, Gather, Scatter
+from jaccli.graph.rules.reductions import reduction
+from jaccli.graph.rules.registry import (
+    Map,
+    Steps,
+    UnaryCall,
+    active,
+    arguments,
+    broadcast,
+    from_front,
+    number_or_one,
+    on_one_dim,
+    only_active,
+    picked,
+    reshaped,
+    rule,
+    scaled,
+    sliced,
+    unary_rule,
+    zeroed,
+)
 from jaccli.graph.trace.ir import CaptureGap, Node, Value
 
 
-@rule("index_select")
-def index_select(node: Node) -> list[Map]:
-    """Positions of one dimension."""
-    found = only_active(node, "self")
-    value, index, out = found["self"], found["index"], node.outputs[0]
-    dim = normal(found["dim"], len(value.shape))
-    return [Map(value, out, _picked(value, dim, index, out))]
+@unary_rule("index_select")
+def index_select(call: UnaryCall) -> Steps:
+    """y[i] = x[index[i]], in one dimension."""
+    value, index, wide, dim = call.value, call.args["index"], call.out.shape, call.dim
+    if not index.varies:
+        return picked(value.shape, dim, index.tensor.reshape(-1))
+    shape = on_one_dim(len(wide), dim, wide[dim])
+    return (Gather(dim, value.shape[dim], LazyTensor(lambda: index.tensor.reshape(shape).expand(wide)), wide),)
 
 
-def _picked(value: Value, dim: int, index: Value, out: Value) -> tuple[Primitive, ...]:
-    if index.varies:
-        shape = tuple(out.shape[dim] if d == dim else 1 for d in range(len(out.shape)))
-        wide = tuple(out.shape)
-        late = LazyTensor(lambda: index.tensor.reshape(shape).expand(wide))
-        return (Gather(dim, value.shape[dim], late, wide),)
-    if value.shape[dim] == 1:
-        return () if index.tensor.numel() == 1 else (Expand(value.shape, out.shape),)
-    return (Pick(dim, value.shape[dim], index.tensor.reshape(-1)),)
+@unary_rule("index _unsafe_index")
+def index(call: UnaryCall) -> Steps:
+    """y[k] = x[i[k], j[k], …]: adjacent indices are one index into those dimensions flattened."""
+    dim, merged, flat = _flat_index(call.value.shape, call.args["indices"])
+    steps = picked(merged, dim, flat.reshape(-1))
+    after = exchanged(merged, dim, flat.numel())
+    return (*reshaped(call.value.shape, merged), *steps, *reshaped(after, call.out.shape))
 
 
-@rule("index", "_unsafe_index")
-def index(node: Node) -> list[Map]:
-    """Indexing with tensors: adjacent ones are one index into those dimensions flattened."""
-    found = only_active(node, "self")
-    value, out, indices = found["self"], node.outputs[0], list(found["indices"])
-    places = [d for d, i in enumerate(indices) if i is not None]
-    if places != list(range(places[0], places[-1] + 1)):
+def _flat_index(shape: Shape, indices: Sequence[Value | None]) -> tuple[int, Shape, Tensor]:
+    """Constant indices, or masks, into adjacent dimensions as one index into those dimensions flattened.
+
+    Returns:
+        The flattened dimension, the shape with it, and the index, in the shape that the indices broadcast to.
+
+    Raises:
+        CaptureGap: dimensions apart, or an index that depends on the input.
+    """
+    dims = [d for d, i in enumerate(indices) if i is not None]
+    values = [i for i in indices if i is not None]
+    if dims != list(range(dims[0], dims[-1] + 1)):
         raise CaptureGap("indices with a gap between them")
-    chosen = [indices[d] for d in places]
-    if any(i.tensor.dtype in (torch.bool, torch.uint8) for i in chosen):
-        return _masked(value, chosen, places, out)
-    if any(i.varies for i in chosen):
-        raise CaptureGap("an index that hangs on the input")
-    sizes = [value.shape[d] for d in places]
-    flat = _flat_index([i.tensor for i in chosen], sizes)
-    first = places[0]
-    merged = (*value.shape[:first], math.prod(sizes), *value.shape[places[-1] + 1 :])
-    picked = (*value.shape[:first], flat.numel(), *value.shape[places[-1] + 1 :])
-    steps: tuple[Primitive, ...] = reshaped(value.shape, merged)
-    if merged[first] == 1:
-        steps += (Expand(merged, picked),) if merged != picked else ()
-    else:
-        steps += (Pick(first, merged[first], flat.reshape(-1)),)
-    return [Map(value, out, (*steps, *reshaped(picked, out.shape)))]
-
-
-def _masked(value: Value, chosen: list[Value], places: list[int], out: Value) -> list[Map]:
-    if len(chosen) != 1 or chosen[0].varies:
-        raise CaptureGap("a mask that hangs on the input")
-    mask, first = chosen[0].tensor, places[0]
-    width = mask.dim()
-    merged = (*value.shape[:first], mask.numel(), *value.shape[first + width :])
-    index_ = mask.reshape(-1).nonzero().reshape(-1)
-    if merged[first] == 1:
-        return [Map(value, out, reshaped(value.shape, out.shape))]
-    picked = (*merged[:first], index_.numel(), *merged[first + 1 :])
-    return [
-        Map(
-            value,
-            out,
-            (*reshaped(value.shape, merged), Pick(first, merged[first], index_), *reshaped(picked, out.shape)),
-        )
-    ]
-
-
-def _flat_index(indices: list[Tensor], sizes: list[int]) -> Tensor:
-    """One index into the flattened dimensions."""
-    wide = torch.broadcast_tensors(*indices)
-    flat = torch.zeros_like(wide[0])
-    for position, size in zip(wide, sizes, strict=True):
+    if any(i.varies for i in values):
+        raise CaptureGap("an index that depends on the input")
+    positions = torch.broadcast_tensors(*(p for i in values for p in _positions(i.tensor)))
+    first, sizes = dims[0], shape[dims[0] : dims[0] + len(positions)]
+    flat = torch.zeros_like(positions[0])
+    for position, size in zip(positions, sizes, strict=True):
         flat = flat * size + position % size
-    return flat
+    return first, (*shape[:first], math.prod(sizes), *shape[first + len(sizes) :]), flat
 
 
-@rule("index_put", "_unsafe_index_put")
+def _positions(index: Tensor) -> list[Tensor]:
+    """A mask as an index for each of its dimensions."""
+    return list(index.nonzero().unbind(1)) if index.dtype in (torch.bool, torch.uint8) else [index]
+
+
+@rule("index_put _unsafe_index_put")
 def index_put(node: Node) -> list[Map]:
-    """Positions replaced, or added to."""
-    found = only_active(node, "self", "values")
-    base, values, out = found["self"], found["values"], node.outputs[0]
-    indices = list(found["indices"])
-    places = [d for d, i in enumerate(indices) if i is not None]
-    if places != list(range(places[0], places[-1] + 1)) or any(indices[d].varies for d in places):
-        raise CaptureGap("an index_put whose indices are apart or hang on the input")
-    tensors = [t for d in places for t in _positions(indices[d].tensor)]
-    first, count = places[0], len(tensors)
-    sizes = list(base.shape[first : first + count])
-    flat = _flat_index(tensors, sizes)
-    merged = (*base.shape[:first], math.prod(sizes), *base.shape[first + count :])
-    result = []
-    wide = (*base.shape[:first], *flat.shape, *base.shape[first + count :])
-    picked = (*base.shape[:first], flat.numel(), *base.shape[first + count :])
-    flat = flat.reshape(-1)
-    if merged[first] == 1 or (not found["accumulate"] and flat.unique().numel() != flat.numel()):
+    """y = x but y[index[k]] = values[k], or with ``accumulate`` y[index[k]] += values[k]."""
+    args = only_active(node, "self", "values")
+    base, values, out = args["self"], args["values"], node.outputs[0]
+    dim, merged, index = _flat_index(base.shape, args["indices"])
+    wide = (*base.shape[:dim], *index.shape, *merged[dim + 1 :])
+    flat = index.reshape(-1)
+    if merged[dim] == 1 or (not args["accumulate"] and _repeats(flat)):
         raise CaptureGap("an index_put with repeated positions")
-    if active(values):
-        drop = Drop(first, merged[first], flat)
-        steps = (*broadcast(values.shape, wide), *reshaped(wide, picked), drop, *reshaped(merged, out.shape))
-        result.append(Map(values, out, steps))
-    if active(base):
-        steps_: tuple[Primitive, ...] = ()
-        if not found["accumulate"]:
-            shape = tuple(merged[first] if d == first else 1 for d in range(len(merged)))
-
-            def mask() -> Tensor:
-                keep = torch.ones(merged[first], dtype=out.tensor.dtype, device=out.tensor.device)
-                return keep.index_fill(0, flat, 0).reshape(shape)
-
-            steps_ = (*reshaped(base.shape, merged), Mul(LazyTensor(mask), shape), *reshaped(merged, out.shape))
-        result.append(Map(base, out, steps_))
-    return result
+    drop = (*reshaped(wide, exchanged(merged, dim, flat.numel())), Drop(dim, merged[dim], flat))
+    added = (*broadcast(values.shape, wide), *drop, *reshaped(merged, out.shape))
+    keep = (*reshaped(base.shape, merged), zeroed(out, dim, merged, flat), *reshaped(merged, out.shape))
+    return _written(out, values, added, base, () if args["accumulate"] else keep)
 
 
-def _positions(index_: Tensor) -> list[Tensor]:
-    if index_.dtype in (torch.bool, torch.uint8):
-        return list(index_.nonzero().unbind(1))
-    return [index_]
+def _repeats(index: Tensor) -> bool:
+    return bool(index.unique().numel() != index.numel())
 
 
-@rule("index_add", "scatter_add", "scatter", "index_copy", "scatter_reduce")
-def scattered(node: Node) -> list[Map]:
-    """Rows added or put at positions of one dimension, the positions being constant."""
-    found = only_active(node, "self", "src", "source")
-    base, index_, out = found["self"], found["index"], node.outputs[0]
-    piece = found.get("src", found.get("source"))
-    name = node.name.removeprefix("aten.")
-    if index_.varies or name == "scatter_reduce" or found.get("reduce") is not None:
-        raise CaptureGap(f"{node.name} with an index that hangs on the input, or a reduction")
-    dim = normal(found["dim"], len(base.shape))
-    full, alpha = base.shape[dim], number(found.get("alpha"))
-    adds = name in ("index_add", "scatter_add")
-    result = []
-    if name.startswith("index"):
-        steps: tuple[Primitive, ...] = (Drop(dim, full, index_.tensor.reshape(-1)), *scaled(alpha))
-        used = index_.tensor.reshape(-1)
-        shape = tuple(full if d == dim else 1 for d in range(len(base.shape)))
+def _written(out: Value, piece: Any, steps: Steps, base: Any, base_steps: Steps) -> list[Map]:
+    """The maps of a piece that is written into a base, of those of the two that are active."""
+    pairs = ((piece, steps), (base, base_steps))
+    return [Map(value, out, tuple(value_steps)) for value, value_steps in pairs if active(value)]
 
-        def mask() -> Tensor:
-            keep = torch.ones(full, dtype=out.tensor.dtype, device=out.tensor.device)
-            return keep.index_fill(0, used, 0).reshape(shape)
-    else:
-        trimmed = [(d, n, index_.shape[d]) for d, n in enumerate(piece.shape)] if isinstance(piece, Value) else []
-        cut = [s for d, n, m in trimmed for s in sliced(d, n, 0, m)]
-        if any(index_.shape[d] != n for d, n in enumerate(base.shape) if d != dim):
-            raise CaptureGap(f"{node.name} into part of the other dimensions")
-        steps = (*cut, Scatter(dim, full, LazyTensor(lambda: index_.tensor), index_.shape))
-        shape = base.shape
 
-        def mask() -> Tensor:
-            return torch.ones(shape, dtype=out.tensor.dtype, device=out.tensor.device).scatter(dim, index_.tensor, 0)
-
-        if not adds and bool(
-            (torch.zeros(shape).scatter_add(dim, index_.tensor.cpu(), torch.ones(index_.shape)) > 1).any()
-        ):
-            raise CaptureGap(f"{node.name} with repeated positions")
-    if name == "index_copy" and index_.tensor.unique().numel() != index_.tensor.numel():
+@rule("index_add index_copy")
+def index_add(node: Node) -> list[Map]:
+    """y[index[i]] = x[index[i]] + α source[i], or, of ``index_copy``, source[i], in one dimension."""
+    args = only_active(node, "self", "source")
+    base, out = args["self"], node.outputs[0]
+    adds = node.short_name == "index_add"
+    if args["index"].varies:
+        raise CaptureGap(f"{node.name} with an index that depends on the input")
+    index, dim = args["index"].tensor.reshape(-1), from_front(args["dim"], len(base.shape))
+    if not adds and _repeats(index):
         raise CaptureGap("an index_copy with repeated positions")
-    if isinstance(piece, Value) and piece.active:
-        result.append(Map(piece, out, steps))
-    if active(base):
-        result.append(Map(base, out, () if adds else (Mul(LazyTensor(mask), shape),)))
-    return result
+    steps = (Drop(dim, base.shape[dim], index), *scaled(number_or_one(args.get("alpha"))))
+    return _written(out, args["source"], steps, base, () if adds else (zeroed(out, dim, base.shape, index),))
 
 
-@rule("gather")
-def gather(node: Node) -> list[Map]:
-    """Elements by an index of the result's shape."""
-    found = only_active(node, "self")
-    value, index_, out = found["self"], found["index"], node.outputs[0]
-    if not value.shape:
-        return [Map(value, out, broadcast((), out.shape))]
-    dim = normal(found["dim"], len(value.shape))
-    steps: list[Primitive] = []
-    for d, (n, m) in enumerate(zip(value.shape, index_.shape, strict=True)):
-        if d != dim:
-            steps += sliced(d, n, 0, m)
-    return [Map(value, out, (*steps, Gather(dim, value.shape[dim], LazyTensor(lambda: index_.tensor), index_.shape)))]
+@rule("scatter scatter_add")
+def scatter(node: Node) -> list[Map]:
+    """y[index[i, j], j] = src[i, j], or, of ``scatter_add``, added there; dimension 0 stands for ``dim``."""
+    args = only_active(node, "self", "src")
+    base, piece, index, out = args["self"], args.get("src"), args["index"], node.outputs[0]
+    adds, shape, dim = node.short_name == "scatter_add", base.shape, from_front(args["dim"], len(base.shape))
+    if index.varies or args.get("reduce") is not None:
+        raise CaptureGap(f"{node.name} with an index that depends on the input, or a reduction")
+    if any(index.shape[d] != n for d, n in enumerate(shape) if d != dim):
+        raise CaptureGap(f"{node.name} into part of the other dimensions")
+    if not adds and bool((torch.zeros(shape).scatter_add(dim, index.tensor.cpu(), torch.ones(index.shape)) > 1).any()):
+        raise CaptureGap(f"{node.name} with repeated positions")
+
+    def mask() -> Tensor:
+        return torch.ones(shape, dtype=out.tensor.dtype, device=out.tensor.device).scatter(dim, index.tensor, 0)
+
+    cut = _cut_to(index.shape, piece.shape) if isinstance(piece, Value) else ()
+    steps = (*cut, Scatter(dim, shape[dim], LazyTensor(lambda: index.tensor), index.shape))
+    return _written(out, piece, steps, base, () if adds else (Mul(LazyTensor(mask), shape),))
 
 
-@rule("sort", "topk", "kthvalue", "median", "mode", "max", "min", "cummax", "cummin")
+def _cut_to(small: Shape, shape: Shape) -> tuple[Primitive, ...]:
+    """The first elements of every dimension."""
+    return tuple(s for d, (n, m) in enumerate(zip(shape, small, strict=True)) for s in sliced(d, n, 0, m))
+
+
+@unary_rule("gather")
+def gather(call: UnaryCall) -> Steps:
+    """y[i, j] = x[index[i, j], j]; dimension 0 stands for ``dim``."""
+    shape, index = call.value.shape, call.args["index"]
+    if not shape:
+        return broadcast((), call.out.shape)
+    n = shape[call.dim]
+    cut = _cut_to(exchanged(index.shape, call.dim, n), shape)
+    return (*cut, Gather(call.dim, n, LazyTensor(lambda: index.tensor), index.shape))
+
+
+@rule("sort topk kthvalue median mode max min cummax cummin")
 def chosen(node: Node) -> list[Map]:
-    """Values picked along a dimension, with the indices as second output."""
-    found = bound(node)
-    value = found["self"]
+    """y[i] = x[index[i]] along a dimension, the index being the second output; without one, as ``reduction``."""
     if len(node.outputs) < 2:
-        from jaccli.graph.rules.reductions import reduction
-
         return reduction(node)
-    out, places = node.outputs
+    args, (out, places) = arguments(node), node.outputs
+    value = args["self"]
     if not value.shape:
         return [Map(value, out, ())]
-    dim = normal(found["dim"], len(value.shape))
-    shape = tuple(n for n in value.shape)
-    count = out.shape[dim] if len(out.shape) == len(shape) else 1
-    kept = (*shape[:dim], count, *shape[dim + 1 :])
-    late = LazyTensor(lambda: places.tensor.reshape(kept))
-    return [Map(value, out, (Gather(dim, shape[dim], late, kept), *reshaped(kept, out.shape)))]
+    dim = from_front(args["dim"], len(value.shape))
+    after = exchanged(value.shape, dim, out.shape[dim] if len(out.shape) == len(value.shape) else 1)
+    index = LazyTensor(lambda: places.tensor.reshape(after))
+    return [Map(value, out, (Gather(dim, value.shape[dim], index, after), *reshaped(after, out.shape)))]
 
 
-@rule("diagonal")
-def diagonal(node: Node) -> list[Map]:
-    """A diagonal: an index into two dimensions flattened."""
-    return _by_positions(node)
-
-
-@rule(
-    "unfold",
-    "as_strided",
-    "tril",
-    "triu",
-    "im2col",
-    "reflection_pad1d",
-    "reflection_pad2d",
-    "reflection_pad3d",
-    "replication_pad1d",
-    "replication_pad2d",
-    "replication_pad3d",
-    "pixel_shuffle",
-    "pixel_unshuffle",
-    "channel_shuffle",
-    "native_channel_shuffle",
-    "rot90",
-    "diag_embed",
+@unary_rule(
+    "unfold as_strided tril triu im2col diagonal diag_embed rot90 pixel_shuffle pixel_unshuffle channel_shuffle "
+    "native_channel_shuffle reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
+    "replication_pad3d"
 )
-def moved(node: Node) -> list[Map]:
-    """Any operator that only moves elements."""
-    return _by_positions(node)
+def moved(call: UnaryCall) -> Steps:
+    """y[k] = x[index[k]] or 0, of any operator that only moves elements.
 
+    The index is found by running the operator on the numbers 1, 2, …; 0 is what it fills in.
 
-def _by_positions(node: Node) -> list[Map]:
-    """Where every element comes from, found by running the operator on numbers; samples stay apart."""
-    found = bound(node)
-    value, out = found[next(iter(found))], node.outputs[0]
-    batch = value.shape[0]
-    if not value.shape:
+    Raises:
+        CaptureGap: samples mix.
+    """
+    node, shape, out = call.node, call.value.shape, call.out.shape
+    if not shape:
         raise CaptureGap(f"{node.name} of a single number")
-    result = node.op(_numbered(node, value), *node.args[1:], **node.kwargs)
-    if not out.shape or out.shape[0] != batch:
-        # samples are elsewhere: one index into all elements
-        source, target, lead = (1, math.prod(value.shape)), (1, math.prod(out.shape)), 1
-        places = result.reshape(1, -1).long() - 1
+    places = node.op(_numbered(node, call.value), *node.args[1:], **node.kwargs).long() - 1
+    if not out or out[0] != shape[0]:
+        # Dimension 0 is not the samples in both: one index into all elements.
+        n_in, places = math.prod(shape), places.reshape(1, -1)
     else:
-        inner = math.prod(value.shape[1:])
-        source, target, lead = (batch, inner), (batch, math.prod(out.shape[1:])), batch
-        places = result.reshape(batch, -1).long() - 1
-        offset = torch.arange(lead, device=places.device)[:, None] * inner
+        n_in, places = math.prod(shape[1:]), places.reshape(shape[0], -1)
+        offset = torch.arange(shape[0], device=places.device)[:, None] * n_in
         places = torch.where(places >= 0, places - offset, places)
-        if not bool((places == places[0]).all()) or bool((places >= inner).any()):
+        if not bool((places == places[0]).all()) or bool((places >= n_in).any()):
             raise CaptureGap(f"{node.name} across samples")
-    index_ = places[0]
-    empty = index_ < 0
-    shape = (1, target[1])
-    if source[1] == 1:
-        steps: tuple[Primitive, ...] = (Expand(source, target),) if source != target else ()
-    else:
-        steps = (Pick(1, source[1], index_.clamp(min=0)),)
+    index = places[0]
+    empty = index < 0
+    before, after = (len(places), n_in), (len(places), len(index))
+    steps = picked(before, 1, index.clamp(min=0))
     if bool(empty.any()):
-        steps += (Mul(LazyTensor(lambda: (~empty).to(out.tensor.dtype).reshape(shape)), shape),)
-    return [Map(value, out, (*reshaped(value.shape, source), *steps, *reshaped(target, out.shape)))]
+        filled = LazyTensor(lambda: (~empty).to(call.out.tensor.dtype).reshape(1, -1))
+        steps += (Mul(filled, (1, len(index))),)
+    return (*reshaped(shape, before), *steps, *reshaped(after, out))
 
 
 def _numbered(node: Node, value: Value) -> Tensor:
-    """1, 2, … in the place of the elements; 0 is what an operator fills in."""
+    """1, 2, … in the place of the elements, in the value's shape."""
     tensor = value.tensor
     numbers = torch.arange(1, tensor.numel() + 1, dtype=torch.float64, device=tensor.device).reshape(value.shape)
-    if node.name != "aten.as_strided":
+    if node.short_name != "as_strided":
         return numbers
     # It reads memory, whatever the shape: the numbers must lie as the elements do.
     size = tensor.untyped_storage().nbytes() // tensor.element_size()

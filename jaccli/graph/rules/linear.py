@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+import re
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,329 +14,275 @@ from jaccli.graph.maps.convolution import Conv
 from jaccli.graph.maps.elementwise import Mul, Scale
 from jaccli.graph.maps.gather import Gather
 from jaccli.graph.maps.matrix import Matrix
-from jaccli.graph.maps.reshape import Expand, Reshape, SumTo
-from jaccli.graph.rules.elementwise import broadcast
-from jaccli.graph.rules.registry import Map, active, bound, only_active, reshaped, rule, scaled, sliced
+from jaccli.graph.maps.reshape import Reshape, SumTo
+from jaccli.graph.rules.registry import (
+    Map,
+    Steps,
+    UnaryCall,
+    active,
+    arguments,
+    broadcast,
+    expanded,
+    per_dimension,
+    reshaped,
+    rule,
+    scaled,
+    sliced,
+    unary_rule,
+)
 from jaccli.graph.trace.ir import CaptureGap, Node, Value
 
 
-def _left(a: Value, b: Value, out: Value, scale: float = 1.0) -> list[Map]:
-    """∂(a b) / ∂a and ∂b of matrix products ``(n, i, k) (n, k, j)``, or without n."""
+def _product(a: Value, b: Value, out: Value, scale: float = 1.0) -> list[Map]:
+    """y = α a b, ``(n, i, k) (n, k, j)`` or without n: dy = α da b + α a db."""
+    n = len(a.shape) - 2
     result = []
-    lead = len(a.shape) - 2
-    more = scaled(scale)
     if a.active:
-        parallel = tuple(range(lead))
-        tensor = b.tensor
-        if lead and tensor.stride(0) == 0:  # one weight for all: an expanded view
-            shape = (1, *b.shape[1:])
-            factor = LazyTensor(lambda: b.tensor[:1])
-        else:
-            shape, factor = b.shape, LazyTensor(lambda: b.tensor)
-        result.append(Map(a, out, (Matrix(lead + 1, factor, shape, parallel), *more)))
+        result.append(Map(a, out, (_factor(n + 1, b, transposed=False), *scaled(scale))))
     if b.active:
-        parallel = tuple(range(lead))
-        if lead and a.tensor.stride(0) == 0:
-            shape = (1, *a.shape[1:])
-            factor = LazyTensor(lambda: a.tensor[:1].transpose(-1, -2))
-        else:
-            shape, factor = a.shape, LazyTensor(lambda: a.tensor.transpose(-1, -2))
-        shape = (*shape[:-2], shape[-1], shape[-2])
-        result.append(Map(b, out, (Matrix(lead, factor, shape, parallel), *more)))
+        result.append(Map(b, out, (_factor(n, a, transposed=True), *scaled(scale))))
     return result
 
 
-@rule("mm", "bmm")
+def _factor(dim: int, x: Value, transposed: bool) -> Matrix:
+    """``x (n, k, j)`` or ``(k, j)`` as a matrix that acts on one dimension; of an expanded view one for all n."""
+    lead = len(x.shape) - 2
+    one_for_all = bool(lead) and x.tensor.stride(0) == 0
+    rows, columns = x.shape[-2:]
+
+    def make() -> Tensor:
+        tensor = x.tensor[:1] if one_for_all else x.tensor
+        return tensor.transpose(-1, -2) if transposed else tensor
+
+    shape = (*((1,) if one_for_all else x.shape[:-2]), *((columns, rows) if transposed else (rows, columns)))
+    return Matrix(dim, LazyTensor(make), shape, tuple(range(lead)))
+
+
+@rule("mm bmm")
 def products(node: Node) -> list[Map]:
-    """a b."""
-    found = bound(node)
-    return _left(found["self"], found["mat2"], node.outputs[0])
+    """y = a b."""
+    args = arguments(node)
+    return _product(args["self"], args["mat2"], node.outputs[0])
 
 
-@rule("addmm", "baddbmm")
+@rule("addmm baddbmm")
 def added_products(node: Node) -> list[Map]:
-    """β c + α a b."""
-    found = bound(node)
-    a, b = (found[n] for n in (("mat1", "mat2") if "mat1" in found else ("batch1", "batch2")))
-    out = node.outputs[0]
-    result = _left(a, b, out, float(found["alpha"]))
-    if active(found["self"]):
-        beta = float(found["beta"])
-        result.append(Map(found["self"], out, (*broadcast(found["self"].shape, out.shape), *scaled(beta))))
+    """y = β c + α a b."""
+    args, out = arguments(node), node.outputs[0]
+    a, b = (args[n] for n in (("mat1", "mat2") if "mat1" in args else ("batch1", "batch2")))
+    result = _product(a, b, out, float(args["alpha"]))
+    if active(args["self"]):
+        steps = (*broadcast(args["self"].shape, out.shape), *scaled(float(args["beta"])))
+        result.append(Map(args["self"], out, steps))
     return result
 
 
 @rule("mv")
 def matrix_vector(node: Node) -> list[Map]:
-    """A x."""
-    found = bound(node)
-    a, x, out = found["self"], found["vec"], node.outputs[0]
+    """y = A x: ∂y/∂x = A; ∂y/∂A: rows times x, summed."""
+    args, out = arguments(node), node.outputs[0]
+    a, x = args["self"], args["vec"]
     result = []
     if x.active:
-        result.append(Map(x, out, (Matrix(0, LazyTensor(lambda: a.tensor.t()), a.shape[::-1]),)))
+        result.append(Map(x, out, (_factor(0, a, transposed=True),)))
     if a.active:
-        shape = (1, x.shape[0])
-        kept = (a.shape[0], 1)
+        shape, column = (1, x.shape[0]), (a.shape[0], 1)
         factor = Mul(LazyTensor(lambda: x.tensor.reshape(shape)), shape)
-        steps: tuple[Primitive, ...] = (factor, SumTo(a.shape, kept), *reshaped(kept, out.shape))
-        result.append(Map(a, out, steps))
+        result.append(Map(a, out, (factor, SumTo(a.shape, column), *reshaped(column, out.shape))))
     return result
 
 
-@rule("dot", "vdot")
+@rule("dot vdot")
 def dot(node: Node) -> list[Map]:
-    """⟨x, y⟩."""
-    found = bound(node)
-    out = node.outputs[0]
-    pair = (found["self"], found.get("tensor") or found["other"])
-    return [
-        Map(
-            v,
-            out,
-            (Mul(LazyTensor(partial(getattr, other, "tensor")), v.shape), SumTo(v.shape, (1,)), Reshape((1,), ())),
-        )
-        for v, other in (pair, pair[::-1])
-        if v.active
-    ]
+    """y = Σ aᵢ bᵢ: ∂y/∂a = bᵀ, ∂y/∂b = aᵀ."""
+    args, out = arguments(node), node.outputs[0]
+    pair = (args["self"], args.get("tensor") or args["other"])
+
+    def steps(factor: Value) -> tuple[Primitive, ...]:
+        times = Mul(LazyTensor(lambda: factor.tensor), factor.shape)
+        return (times, SumTo(factor.shape, (1,)), Reshape((1,), ()))
+
+    return [Map(v, out, steps(other)) for v, other in (pair, pair[::-1]) if v.active]
 
 
-@rule("linear")
-def linear(node: Node) -> list[Map]:
-    """x Wᵀ + b."""
-    found = only_active(node, "input")
-    value, weight = found["input"], found["weight"]
-    return [
-        Map(
-            value,
-            node.outputs[0],
-            (Matrix(len(value.shape) - 1, LazyTensor(lambda: weight.tensor.t()), weight.shape[::-1]),),
-        )
-    ]
+@unary_rule("linear", "input")
+def linear(call: UnaryCall) -> Steps:
+    """y = x Wᵀ + b: Wᵀ on the last dimension."""
+    weight = call.args["weight"]
+    return (Matrix(len(call.value.shape) - 1, LazyTensor(lambda: weight.tensor.t()), weight.shape[::-1]),)
 
 
-@rule("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution")
-def convolution(node: Node) -> list[Map]:
-    """A convolution of any number of dimensions, or a transposed one."""
-    found = only_active(node, "input", "self")
-    value, weight, out = found.get("input") or found["self"], found["weight"], node.outputs[0]
+@unary_rule("convolution _convolution cudnn_convolution mkldnn_convolution", "input self")
+def convolution(call: UnaryCall) -> Steps:
+    """y = w ∗ x, of any number of dimensions, or its transpose; with kernels of one element a matrix on channels."""
+    args, x, y, weight = call.args, call.value.shape, call.out.shape, call.args["weight"]
     n = len(weight.shape) - 2
-    if len(value.shape) != n + 2:
+    if len(x) != n + 2:
         raise CaptureGap("a convolution without a dimension for samples")
-
-    def each(name: str, default: int) -> tuple[int, ...]:
-        given = found.get(name) or [default]
-        return tuple(given) if len(given) == n else tuple(given) * n
-
-    adjoint = bool(found.get("transposed"))
-    strides, pads = each("stride", 1), each("padding", 0)
-    if found["groups"] == 1 and set(weight.shape[2:]) == set(strides) == {1} and value.shape[2:] == out.shape[2:]:
+    adjoint = bool(args.get("transposed"))
+    stride, padding, dilation = (
+        per_dimension(args.get(name), n, (default,))
+        for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
+    )
+    if args["groups"] == 1 and set(weight.shape[2:]) == set(stride) == {1} and x[2:] == y[2:]:
         channels = weight.shape[:2] if adjoint else weight.shape[1::-1]
         mixing = LazyTensor(lambda: weight.tensor.flatten(1) if adjoint else weight.tensor.flatten(1).t())
-        return [Map(value, out, (Matrix(1, mixing, channels),))]
-    conv = Conv(
-        LazyTensor(lambda: weight.tensor),
-        weight.shape[2:],
-        strides,
-        pads,
-        each("dilation", 1),
-        found["groups"],
-        x=out.shape if adjoint else value.shape,
-        y=value.shape if adjoint else out.shape,
-        adjoint=adjoint,
-    )
-    return [Map(value, out, (conv,))]
+        return (Matrix(1, mixing, channels),)
+    x, y = (y, x) if adjoint else (x, y)
+    filters = LazyTensor(lambda: weight.tensor)
+    return (Conv(filters, weight.shape[2:], stride, padding, dilation, args["groups"], x=x, y=y, adjoint=adjoint),)
 
 
-@rule(
-    "max_pool2d_with_indices",
-    "max_pool3d_with_indices",
-    "adaptive_max_pool2d",
-    "adaptive_max_pool3d",
-    "fractional_max_pool2d",
-)
+@rule("max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d")
 def max_pool(node: Node) -> list[Map]:
-    """The largest of each window: a mask where windows lie side by side, else elements by index."""
-    found = bound(node)
-    value, (out, places) = found["self"], node.outputs
-    n = 3 if "3d" in node.name else 2
-    blocks = _side_by_side(value, out, n)
+    """y[k] = max of window k = x[index[k]]: a mask and sums where windows tile the space, else elements by index."""
+    args, (out, places) = arguments(node), node.outputs
+    value, n = args["self"], 3 if "3d" in node.name else 2
+    blocks = _tiles(value, out, n)
     lead, space = value.shape[:-n], value.shape[-n:]
-    if blocks is not None and _tiling(found, blocks, n):
-        return [Map(value, out, _masked_blocks(value, out, places, blocks, n))]
-    flat, picked = (*lead, math.prod(space)), (*lead, math.prod(out.shape[-n:]))
+    if blocks is not None and _covers(args, blocks):
+        return [Map(value, out, _masked_blocks(value, out, places, blocks))]
+    flat, after = (*lead, math.prod(space)), (*lead, math.prod(out.shape[-n:]))
     if flat[-1] == 1:  # padding is never the largest
         return [Map(value, out, broadcast(value.shape, out.shape))]
-    late = LazyTensor(lambda: places.tensor.reshape(picked))
-    gather = Gather(len(lead), flat[-1], late, picked)
-    return [Map(value, out, (*reshaped(value.shape, flat), gather, *reshaped(picked, out.shape)))]
+    gather = Gather(len(lead), flat[-1], LazyTensor(lambda: places.tensor.reshape(after)), after)
+    return [Map(value, out, (*reshaped(value.shape, flat), gather, *reshaped(after, out.shape)))]
 
 
-def _side_by_side(value: Value, out: Value, n: int) -> list[int] | None:
-    """Sizes of the blocks that tile the space."""
-    pairs = list(zip(value.shape[-n:], out.shape[-n:], strict=True))
+def _tiles(wide: Value, small: Value, n: int) -> list[int] | None:
+    """Sizes of the blocks of the wide activation that stand for one element each of the small one; None if uneven."""
+    pairs = list(zip(wide.shape[-n:], small.shape[-n:], strict=True))
     return [a // b for a, b in pairs] if all(a % b == 0 for a, b in pairs) else None
 
 
-def _tiling(found: dict[str, object], blocks: list[int], n: int) -> bool:
-    if "kernel_size" not in found:
+def _covers(args: dict[str, Any], blocks: list[int]) -> bool:
+    """Whether the windows of a pooling are these blocks."""
+    if "kernel_size" not in args:
         return True  # adaptive, and sizes divide
-
-    def wide(name: str, default: list[int]) -> list[int]:
-        given = found.get(name)
-        given = list(given) if isinstance(given, list | tuple) else []
-        return (given if len(given) == n else given * n) or default
-
-    kernel = wide("kernel_size", [])
+    kernel, n = per_dimension(args["kernel_size"], len(blocks)), len(blocks)
     return (
-        kernel == blocks
-        and wide("stride", kernel) == blocks
-        and not any(wide("padding", []))
-        and set(wide("dilation", [1])) <= {1}
+        list(kernel) == blocks
+        and per_dimension(args.get("stride"), n, kernel) == kernel
+        and not any(per_dimension(args.get("padding"), n))
+        and set(per_dimension(args.get("dilation"), n)) <= {1}
     )
 
 
-def _block_shapes(value: Value, out: Value, blocks: list[int], n: int) -> tuple[Shape, Shape, Shape]:
-    """``(…, h k, w l)``, ``(…, h, k, w, l)`` and ``(…, h, 1, w, 1)``."""
-    lead, small = value.shape[:-n], out.shape[-n:]
-    pairs = (*lead, *(m for a, k in zip(small, blocks, strict=True) for m in (a, k)))
-    return value.shape, pairs, (*lead, *(m for a in small for m in (a, 1)))
+def _summed_blocks(value: Value, out: Value, blocks: list[int]) -> tuple[Primitive, ...]:
+    """Σ over blocks: ``(…, h k, w l)`` as ``(…, h, k, w, l)`` to ``(…, h, 1, w, 1)``."""
+    pairs, ones = _paired(out.shape, blocks), _paired(out.shape, [1] * len(blocks))
+    return (Reshape(value.shape, pairs), SumTo(pairs, ones), Reshape(ones, out.shape))
 
 
-def _summed_blocks(value: Value, out: Value, blocks: list[int], n: int) -> tuple[Primitive, ...]:
-    """``(…, h k, w l)`` to ``(…, h, w)``."""
-    whole, pairs, ones = _block_shapes(value, out, blocks, n)
-    return (Reshape(whole, pairs), SumTo(pairs, ones), Reshape(ones, out.shape))
+def _paired(shape: Shape, blocks: list[int]) -> Shape:
+    """``(…, h, w)`` → ``(…, h, k, w, l)`` for blocks k, l."""
+    lead, space = shape[: -len(blocks)], shape[-len(blocks) :]
+    return (*lead, *(m for pair in zip(space, blocks, strict=True) for m in pair))
 
 
-def _masked_blocks(value: Value, out: Value, places: Value, blocks: list[int], n: int) -> tuple[Primitive, ...]:
-    """A mask on the input, which joins the factors of what comes before it, and sums of blocks."""
-    _, pairs, ones = _block_shapes(value, out, blocks, n)
+def _masked_blocks(value: Value, out: Value, places: Value, blocks: list[int]) -> tuple[Primitive, ...]:
+    """A mask on the input, which joins the factors of what comes before it, and sums over blocks."""
+    n = len(blocks)
+    pairs, ones = _paired(out.shape, blocks), _paired(out.shape, [1] * n)
 
     def mask() -> Tensor:
         position = torch.arange(math.prod(value.shape[-n:]), device=places.tensor.device).reshape(pairs[-2 * n :])
         return (places.tensor.reshape(ones) == position).to(value.tensor.dtype).reshape(value.shape)
 
-    return (Mul(LazyTensor(mask), value.shape), *_summed_blocks(value, out, blocks, n))
+    return (Mul(LazyTensor(mask), value.shape), *_summed_blocks(value, out, blocks))
 
 
-@rule(
-    "avg_pool1d",
-    "avg_pool2d",
-    "avg_pool3d",
-    "_adaptive_avg_pool2d",
-    "_adaptive_avg_pool3d",
-    "adaptive_avg_pool1d",
-    "upsample_nearest1d",
-    "upsample_nearest2d",
-    "upsample_nearest3d",
-    "upsample_bilinear2d",
-    "upsample_linear1d",
-    "upsample_bicubic2d",
-    "upsample_trilinear3d",
-    "_upsample_nearest_exact1d",
-    "_upsample_nearest_exact2d",
-    "_upsample_bilinear2d_aa",
-    "_upsample_bicubic2d_aa",
-    "_upsample_nearest_exact3d",
+@unary_rule(
+    "avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d "
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d "
+    "upsample_trilinear3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d "
+    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa",
+    "self input",
 )
-def separable(node: Node) -> list[Map]:
-    """Pooling by means and resampling: a matrix along each direction; blocks where they tile the space."""
-    found = bound(node)
-    value, out = found["self"] if "self" in found else found["input"], node.outputs[0]
-    n = int(node.name.split("d")[-2][-1]) if node.name.endswith("d") else int(node.name.split("d_")[0][-1])
-    down, up = _side_by_side(value, out, n), _side_by_side(out, value, n)
-    if "avg_pool" in node.name and down is not None and (_tiling(found, down, n)):
-        divisor = found.get("divisor_override") or math.prod(down)
-        return [Map(value, out, (*_summed_blocks(value, out, down, n), Scale(1 / float(divisor))))]
-    if "nearest" in node.name and up is not None and _even(node, value, out):
-        return [Map(value, out, _repeated(value, out, up, n))]
-    return [Map(value, out, _matrices(node, value, out, n))]
+def separable(call: UnaryCall) -> Steps:
+    """y = (A ⊗ B) x: means of windows and resampling, a matrix along each direction; blocks where they tile."""
+    value, out, name = call.value, call.out, call.node.short_name
+    n = int(re.findall(r"(\d)d", name)[-1])
+    down, up = _tiles(value, out, n), _tiles(out, value, n)
+    if "avg_pool" in name and down is not None and _covers(call.args, down):
+        divisor = call.args.get("divisor_override") or math.prod(down)
+        return (*_summed_blocks(value, out, down), Scale(1 / float(divisor)))
+    if "nearest" in name and up is not None and _repeats(call):
+        ones, wide = _paired(value.shape, [1] * n), _paired(value.shape, up)
+        return (*reshaped(value.shape, ones), *expanded(ones, wide), *reshaped(wide, out.shape))
+    return _matrices(call, n)
 
 
-def _even(node: Node, value: Value, out: Value) -> bool:
-    """Whether each element is repeated in a block: found by asking the operator for one row of numbers."""
-    probe = torch.arange(float(max(value.shape)), dtype=torch.float64)
-    for d in range(2, len(value.shape)):
-        shape = tuple(n if e == d else (1 if e < 2 else n) for e, n in enumerate(value.shape))
-        row = probe[: value.shape[d]].reshape([-1 if e == d else 1 for e in range(len(shape))]).expand(shape)
-        got = node.op(row, *node.args[1:], **node.kwargs)
-        times = out.shape[d] // value.shape[d]
-        line = got.movedim(d, 0).reshape(out.shape[d], -1)[:, 0]
-        if not torch.equal(line, probe[: value.shape[d]].repeat_interleave(times)):
+def _repeats(call: UnaryCall) -> bool:
+    """Whether each element is repeated in a block: the operator is run on one row of numbers for each direction."""
+    shape = call.value.shape
+    for d in range(2, len(shape)):
+        row = torch.arange(float(shape[d]), dtype=torch.float64)
+        image = row.reshape([-1 if e == d else 1 for e in range(len(shape))]).expand(1, 1, *shape[2:])
+        result = call.node.op(image, *call.node.args[1:], **call.node.kwargs).movedim(d, 0)
+        line = result.reshape(len(result), -1)[:, 0]
+        if not torch.equal(line, row.repeat_interleave(call.out.shape[d] // shape[d])):
             return False
     return True
 
 
-def _repeated(value: Value, out: Value, times: list[int], n: int) -> tuple[Primitive, ...]:
-    lead = value.shape[:-n]
-    ones = (*lead, *(m for a in value.shape[-n:] for m in (a, 1)))
-    wide = (*lead, *(m for a, k in zip(value.shape[-n:], times, strict=True) for m in (a, k)))
-    return (*reshaped(value.shape, ones), *((Expand(ones, wide),) if ones != wide else ()), *reshaped(wide, out.shape))
+def _matrices(call: UnaryCall, n: int) -> Steps:
+    """A matrix for each direction, from the operator's results for images of one line: they are a tensor product."""
+    node, value, out = call.node, call.value, call.out
+    space, lead = value.shape[-n:], len(value.shape) - n
 
-
-def _matrices(node: Node, value: Value, out: Value, n: int) -> tuple[Primitive, ...]:
-    """A matrix for each direction, read off the operator's answers to lines: it is their tensor product."""
-    dtype, device = value.tensor.dtype, value.tensor.device
-    space = value.shape[-n:]
-
-    def ask(image: Tensor) -> Tensor:
-        args = [image[None, None] if len(value.shape) == n + 2 else image[None], *node.args[1:]]
-        result: Tensor = node.op(*args, **node.kwargs)
+    def run(image: Tensor) -> Tensor:
+        result: Tensor = node.op(image[(None,) * lead], *node.args[1:], **node.kwargs)
         return result.reshape(out.shape[-n:])
 
-    ones = torch.ones(space, dtype=torch.float64, device=device)
-    total = float(ask(ones)[(0,) * n])
-    steps: list[Primitive] = []
+    blank = torch.zeros(space, dtype=torch.float64, device=value.tensor.device)
+    total = float(run(blank + 1)[(0,) * n])
+    steps = []
     for d in range(n):
-        columns = []
-        for i in range(space[d]):
-            line = torch.zeros(space, dtype=torch.float64, device=device)
-            line.select(d, i).fill_(1)
-            columns.append(ask(line).movedim(d, 0).reshape(out.shape[len(out.shape) - n + d], -1)[:, 0])
-        table = torch.stack(columns)
-        if d:
-            table = table / total
-        table = table.to(dtype)
-        dim = len(value.shape) - n + d
-        steps.append(_along_dim(dim, table, space[d], out.shape[dim]))
-    return tuple(steps)
+        lines = [run(blank.select_scatter(torch.ones_like(blank.select(d, i)), d, i)) for i in range(space[d])]
+        table = torch.stack([line.movedim(d, 0).reshape(out.shape[lead + d], -1)[:, 0] for line in lines])
+        table = (table / total if d else table).to(value.tensor.dtype)
+        steps.append(_on_dim(lead + d, table))
+    return steps
 
 
-def _along_dim(dim: int, table: Tensor, n_in: int, n_out: int) -> Primitive:
-    return Matrix(dim, LazyTensor(lambda: table), (n_in, n_out))
+def _on_dim(dim: int, table: Tensor) -> Matrix:
+    return Matrix(dim, LazyTensor(lambda: table), tuple(table.shape))
 
 
 @rule("glu")
 def glu(node: Node) -> list[Map]:
-    """a σ(b), the two halves of a dimension."""
-    found = bound(node)
-    value, out = found["self"], node.outputs[0]
-    dim = found["dim"] % len(value.shape)
-    half = value.shape[dim] // 2
-
-    def parts() -> tuple[Tensor, Tensor]:
-        a, b = value.tensor.chunk(2, dim)
-        return a, torch.sigmoid(b)
-
-    first = Mul(LazyTensor(lambda: parts()[1]), out.shape)
-    second = Mul(LazyTensor(lambda: parts()[0] * parts()[1] * (1 - parts()[1])), out.shape)
+    """y = a σ(b), a and b the halves of x in a dimension: ∂y/∂a = diag(σ(b)), ∂y/∂b = diag(a σ(b) (1 - σ(b)))."""
+    args, out = arguments(node), node.outputs[0]
+    value = args["self"]
+    dim = args["dim"] % len(value.shape)
     full = value.shape[dim]
+
+    def slope_of_a() -> Tensor:
+        _, b = value.tensor.chunk(2, dim)
+        return torch.sigmoid(b)
+
+    def slope_of_b() -> Tensor:
+        a, _ = value.tensor.chunk(2, dim)
+        gate = slope_of_a()
+        slope: Tensor = a * gate * (1 - gate)
+        return slope
+
     return [
-        Map(value, out, (*sliced(dim, full, 0, half), first)),
-        Map(value, out, (*sliced(dim, full, half, half), second)),
+        Map(value, out, (*sliced(dim, full, start, full // 2), Mul(LazyTensor(slope), out.shape)))
+        for start, slope in ((0, slope_of_a), (full // 2, slope_of_b))
     ]
 
 
-@rule("prelu", "_prelu_kernel")
-def prelu(node: Node) -> list[Map]:
-    """1 or the slope, by sign."""
-    found = only_active(node, "self")
-    value, out, weight = found["self"], node.outputs[0], found["weight"]
+@unary_rule("prelu _prelu_kernel")
+def prelu(call: UnaryCall) -> Steps:
+    """y = x where x > 0, else w x: diag(1 or w)."""
+    value, weight = call.value, call.args["weight"]
 
-    def make() -> Tensor:
-        slope = weight.tensor
-        if slope.dim() < 2 and slope.numel() > 1 and value.tensor.dim() > 1:
-            slope = slope.reshape([1, -1] + [1] * (value.tensor.dim() - 2))
-        return torch.where(value.tensor > 0, torch.ones_like(slope), slope)
+    def slope() -> Tensor:
+        slopes = weight.tensor
+        if slopes.dim() < 2 and slopes.numel() > 1 and value.tensor.dim() > 1:
+            slopes = slopes.reshape([1, -1] + [1] * (value.tensor.dim() - 2))
+        return torch.where(value.tensor > 0, torch.ones_like(slopes), slopes)
 
-    return [Map(value, out, (Mul(LazyTensor(make), out.shape),))]
+    return (Mul(LazyTensor(slope), call.out.shape),)

@@ -41,8 +41,8 @@ class Coloring:
         colours = self.groups[matrix.rows]
         if (colours < 0).any():
             return False
-        taken = np.bincount(colours * matrix.shape[1] + matrix.indices)
-        return not taken.size or int(taken.max()) <= 1
+        operands = np.bincount(colours * matrix.shape[1] + matrix.indices)
+        return not operands.size or int(operands.max()) <= 1
 
 
 def coloring(pattern: Pattern, out_shape: tuple[int, ...], in_shape: tuple[int, ...], by: By | None = None) -> Coloring:
@@ -132,10 +132,10 @@ def greedy(matrix: Pattern, order: IntArray) -> IntArray:
     for row in order.tolist():
         mine = columns[bounds[row] : bounds[row + 1]]
         if mine:
-            taken = 0
+            operands = 0
             for column in mine:
-                taken |= seen[column]
-            free = ~taken & (taken + 1)
+                operands |= seen[column]
+            free = ~operands & (operands + 1)
             for column in mine:
                 seen[column] |= free
             colours[row] = free.bit_length() - 1

@@ -119,8 +119,8 @@ def along(pool: IndexSets, sets: IntArray, dim: int, links: Links | None, n_out:
     if links is None:
         one = pool.unite(lines.reshape(-1), np.arange(0, lines.size, n)).reshape(*lead, 1)
         return np.moveaxis(np.broadcast_to(one, (*lead, n_out)), -1, dim)
-    taken = lines[:, links.places]
-    starts = np.arange(len(lines))[:, None] * taken.shape[1] + links.starts
+    operands = lines[:, links.places]
+    starts = np.arange(len(lines))[:, None] * operands.shape[1] + links.starts
     found = np.full((len(lines), len(links.starts) + 1), NOTHING)
-    found[:, 1:] = pool.unite(taken.reshape(-1), starts.reshape(-1)).reshape(len(lines), -1)
+    found[:, 1:] = pool.unite(operands.reshape(-1), starts.reshape(-1)).reshape(len(lines), -1)
     return np.moveaxis(found[:, links.kind].reshape(*lead, -1), -1, dim)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from jaccli.graph.maps.base import LazyTensor
-from jaccli.graph.rules.registry import bound, number
+from jaccli.graph.rules.registry import arguments, number_or_one
 from jaccli.graph.trace.ir import Node, Value, swap
 from jaccli.graph.trace.tracer import Tracer
 
@@ -63,7 +63,7 @@ class Known:
             return self.where(node.inputs()[0], fact, depth)
         if name in _MOVED:
             return self._moved(node, value, fact, depth)
-        found = bound(node)
+        found = arguments(node)
         if name in ("masked_fill", "where"):
             return self._chosen(found, value, fact, depth)
         if name in _SOFTMAX and fact == "zero":
@@ -87,7 +87,7 @@ class Known:
             if name == "div":
                 return None if masks[0] is None else masks[0].expand(value.shape)
             return None if masks[0] is None or masks[1] is None else masks[0] & masks[1]
-        if name == "add" and number(found.get("alpha")) > 0:
+        if name == "add" and number_or_one(found.get("alpha")) > 0:
             return _either(masks, value)
         scale = 0.0 if isinstance(found["other"], Value) else float(found["other"])
         if name == "sub" or (name in ("mul", "div") and _MILD[0] <= scale <= _MILD[1]):
@@ -144,7 +144,7 @@ def _either(masks: list[Tensor | None], value: Value) -> Tensor | None:
 def constant(late: LazyTensor, node: Node) -> Tensor | None:
     """A factor of a node's derivative, if it is the same at every point.
 
-    It is made under a tracer and not kept: a plan that had looked at a factor before would be bound to it.
+    It is made under a tracer and not kept: a plan that had looked at a factor before would be arguments to it.
     """
     tracer = Tracer()
     for value in (*node.inputs(), *node.outputs):

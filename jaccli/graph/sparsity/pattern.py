@@ -17,7 +17,7 @@ from jaccli.graph.maps.convolution import Conv
 from jaccli.graph.maps.elementwise import Mul
 from jaccli.graph.maps.gather import Gather
 from jaccli.graph.maps.matrix import Matrix, Projection
-from jaccli.graph.rules.registry import Map, bound, normal
+from jaccli.graph.rules.registry import Map, arguments, from_front
 from jaccli.graph.sparsity.dependency import Along, DependencySets, Factors, Links, SamplesMixed
 from jaccli.graph.sparsity.index_sets import BoolArray, IndexSets, IntArray, TooMuchWork
 from jaccli.graph.sparsity.known_zeros import Known, constant
@@ -172,7 +172,7 @@ def _steps(node: Node, m: Map) -> tuple[Primitive | Along, ...]:
     """The primitives of a map, or what says more about it: an index that hangs on the values keeps to a window."""
     name = _name(node)
     if name in _RUNNING and m.source.shape:
-        dim = normal(bound(node)["dim"], len(m.source.shape))
+        dim = from_front(arguments(node)["dim"], len(m.source.shape))
         n = m.source.shape[dim]
         return (Along(dim, Links.of(np.tri(n, dtype=np.bool_))),)
     if name in _WINDOWED_POOLS | _ADAPTIVE_POOLS and any(isinstance(s, Gather) for s in m.steps):
@@ -185,7 +185,7 @@ def _steps(node: Node, m: Map) -> tuple[Primitive | Along, ...]:
 def _window(node: Node, m: Map, d: int, n: int) -> IntArray:
     """``(n_out, width)``: positions that a pooling looks at along direction ``d`` of ``n``, -1 for none."""
     size, count = m.source.shape[len(m.source.shape) - n + d], m.target.shape[len(m.target.shape) - n + d]
-    places, found = np.arange(count)[:, None], bound(node)
+    places, found = np.arange(count)[:, None], arguments(node)
     if _name(node) in _ADAPTIVE_POOLS:
         low, high = places * size // count, -(-(places + 1) * size // count)
         table = low + np.arange(int((high - low).max()))
@@ -222,7 +222,7 @@ def _zeros(step: Any, node: Node, m: Map, known: Known) -> Tensor | None:
     if isinstance(step, Projection):
         return known.where(node.outputs[0], "zero") if step.kind == "softmax" else None
     if isinstance(step, Conv):
-        weight = bound(node)["weight"]
+        weight = arguments(node)["weight"]
         return known.where(weight, "zero")
     other = _other_factor(step, node, m)
     if other is not None:
@@ -237,7 +237,7 @@ def _zeros(step: Any, node: Node, m: Map, known: Known) -> Tensor | None:
 
 def _other_factor(step: Any, node: Node, m: Map) -> Value | None:
     """The value that a product multiplies by, where the factor is nothing else."""
-    found = bound(node)
+    found = arguments(node)
     name = _name(node)
     if isinstance(step, Matrix) and name in _PRODUCTS:
         left, right = (found[key] for key in _PRODUCTS[name])

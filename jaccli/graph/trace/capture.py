@@ -1,4 +1,7 @@
-"""f recorded as an operator graph, from one forward pass."""
+"""f recorded as a graph of operators, from one forward pass.
+
+LayerFunction f at a point ─→ run of the network below a Recorder ─→ Graph: nodes from source to target
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,13 @@ class Graph:
     """The operators that lead to the target.
 
     Args:
-        nodes: in order of execution, those that the target needs.
+        nodes: in order of execution, those that the target and the guards need.
         inputs: of the model: the samples first, then further tensors.
         source: h, ``(batch, *shape)``.
         target: f(h), ``(batch, *shape)``.
         recorder: what recorded them; recording can go on.
-        guards: values that steered the run, with what was read.
+        guards: values that steered the run, with the number that was read of each. At a point where another number
+            is read, the graph does not hold.
     """
 
     nodes: list[Node]
@@ -50,32 +54,31 @@ def capture(f: LayerFunction, also: Sequence[Tensor] = ()) -> Graph:
 
     Args:
         f: the function.
-        also: tensors of the network that are inputs of the graph too, after those of the call; every operator
-            on them counts as one that a gradient flows through.
+        also: tensors of the network that are inputs of the graph too, after those of the call; gradients must
+            flow through every operator on them.
 
-    Cost: one forward pass, and some 20 µs an operator.
+    Cost: one forward pass, and some 20 µs for each operator.
 
     Raises:
         CaptureGap: the network does something that cannot be recorded.
     """
-    if any(t.device.type != "cpu" for t in tensors_in(f.inputs.args)):  # there also what lies before the source
-        with unfused():
-            return _captured(f, also)
-    graph = _captured(f, also)
-    if any(node.name in FUSED_OPERATORS for node in graph.nodes):
-        # One kernel for a layer has no parts to see; without it an LSTM is made of products and activations.
-        with unfused():
-            return _captured(f, also)
-    return graph
+    on_cpu = all(t.device.type == "cpu" for t in tensors_in(f.inputs.args))
+    graph = _captured(f, also) if on_cpu else None
+    if graph is not None and not any(node.name in FUSED_OPERATORS for node in graph.nodes):
+        return graph
+    # A fused kernel for a whole layer cannot be derived; without it an LSTM is made of products and activations.
+    # On accelerators, layers before the source are fused too.
+    with unfused():
+        return _captured(f, also)
 
 
 def _captured(f: LayerFunction, also: Sequence[Tensor]) -> Graph:
     if f.network.refuses_modes:
         raise CaptureGap("the model uses an operator that takes functions")
-    recorder, drawn = Recorder(whole=bool(also)), f.network.draws.passes
+    recorder, draws_before = Recorder(whole=bool(also)), f.network.draws.passes
     args, kwargs = f.inputs.args, dict(f.inputs.kwargs)
     inputs = [recorder.declare(t) for t in (*tensors_in((args, kwargs)), *also)]
-    tap = _Mark(recorder, f.source, f.target)
+    tap = _SourceAndTarget(recorder, f.source, f.target)
     with recording(recorder):
         try:
             args = (tap.at(MODEL_INPUT, args[0]), *args[1:])
@@ -86,38 +89,33 @@ def _captured(f: LayerFunction, also: Sequence[Tensor]) -> Graph:
         if tap.reached is None or tap.source is None:
             raise CaptureGap("the target was not reached")
         target = recorder.value_of(tap.reached)
-    if f.network.draws.passes != drawn:  # by a generator that is not torch's: what it gave would be a constant
+    if f.network.draws.passes != draws_before:  # by a generator other than torch's: its numbers would be constants
         raise CaptureGap("the model draws random numbers")
-    return Graph(
-        needed(recorder.nodes, [target, *(v for v, _ in recorder.guards)]),
-        inputs,
-        tap.source,
-        target,
-        recorder,
-        list(recorder.guards),
-    )
+    guards = list(recorder.guards)
+    nodes = needed(recorder.nodes, [target, *(v for v, _ in guards)])
+    return Graph(nodes, inputs, tap.source, target, recorder, guards)
 
 
 @contextmanager
 def recording(recorder: Recorder) -> Iterator[None]:
-    """Operators are recorded in here; nothing requires a gradient, yet the model may switch gradients off."""
+    """Record operators in here. Gradient mode is on, so that the recorder notices where the model switches it off."""
     with torch.set_grad_enabled(True), recorder:
         yield
 
 
-def needed(nodes: list[Node], wanted: list[Value]) -> list[Node]:
-    """The nodes that the wanted values are computed from."""
-    alive = set(wanted)
-    kept = []
+def needed(nodes: list[Node], values: list[Value]) -> list[Node]:
+    """The nodes that the values are computed from, in order."""
+    alive = set(values)
+    needed_nodes = []
     for node in reversed(nodes):
         if any(v in alive for v in node.outputs):
-            kept.append(node)
+            needed_nodes.append(node)
             alive.update(node.inputs())
-    return kept[::-1]
+    return needed_nodes[::-1]
 
 
-class _Mark:
-    """The tap of a capture: makes the source a value of its own and stops at the target."""
+class _SourceAndTarget:
+    """The tap of a capture: it makes the source a value of its own and stops the run at the target."""
 
     gives_copies = True
 
@@ -135,7 +133,7 @@ class _Mark:
 
     def at(self, key: Boundary, value: Any) -> Any:
         if key == self.location.boundary and self.source is None:
-            # A copy: what else the model holds of this activation is not the variable.
+            # A copy: other references that the model has to this activation are not what J is taken by.
             h = self.location.get(value).clone()
             self.source = self.recorder.value_of(h)
             self.source.active = True

@@ -8,27 +8,24 @@ from typing import Any, Literal
 import torch
 
 aten = torch.ops.aten
-Kind = Literal["read", "write", "shape", "random", "view", "plain"]
+Effect = Literal["read", "write", "shape", "random", "view", "none"]
 
-# Of their tensor argument these take the shape, dtype and device only.
+# Of their tensor argument these use the shape, dtype and device only, so that the result does not depend on it.
 BLIND = frozenset(
     getattr(aten, name)
-    for name in ["zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"]
+    for name in ("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty")
 ) | {aten.new_empty_strided}
-
-# These change what the tensor object means, and no element.
-RELABELLED = frozenset(
-    getattr(aten, name) for name in ["transpose_", "t_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_"]
-)
+# These change shape and strides of the tensor object in place, and no element.
+RELABELLING = frozenset((aten.transpose_, aten.t_, aten.squeeze_, aten.unsqueeze_, aten.swapaxes_, aten.swapdims_))
 
 
 @cache
-def kind_of(op: Any) -> Kind:
-    """Of an overload of an operator.
+def effect_of(op: Any) -> Effect:
+    """What an overload of an operator does besides computing.
 
     Returns:
-        ``read``: gives a number out of a tensor. ``write``: in place. ``shape``: the result's hangs on values.
-        ``random``: draws. ``view``: the result shares memory with the first argument.
+        ``read``: turns a tensor into a Python number. ``write``: in place. ``shape``: the shape of the result depends
+        on values. ``random``: draws. ``view``: the result shares memory with the first argument.
     """
     schema = op._schema
     if op is aten._local_scalar_dense.default:
@@ -40,4 +37,4 @@ def kind_of(op: Any) -> Kind:
     if torch.Tag.nondeterministic_seeded in op.tags:
         return "random"
     first = schema.arguments[0] if schema.arguments else None
-    return "view" if first is not None and first.alias_info is not None else "plain"
+    return "view" if first is not None and first.alias_info is not None else "none"

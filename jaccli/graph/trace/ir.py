@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
 from jaccli.errors import JaccliError
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 
-Kind = Literal["input", "constant", "node"]
+T = TypeVar("T")
+Origin = Literal["input", "constant", "node"]
 
 
 class CaptureGap(Exception):
@@ -21,10 +22,10 @@ class CaptureGap(Exception):
 
 @contextmanager
 def gap_where_it_fails() -> Iterator[None]:
-    """Whatever goes wrong in here is a ``CaptureGap``: an operator's own rule may raise, and other methods have J.
+    """Turn every error in here into a ``CaptureGap``: an operator's own rule may raise, and other methods have J.
 
-    The border of the engine: all that is called from outside of ``graph/`` and runs operators is within it.
-    Out of memory, and errors that a user can act on, are let through.
+    All functions that are called from outside of ``graph/`` and run operators are within it. Out of memory, and
+    errors that a user can act on, are let through.
     """
     try:
         yield
@@ -38,18 +39,18 @@ def gap_where_it_fails() -> Iterator[None]:
 
 @dataclass(eq=False, slots=True)
 class Value:
-    """One tensor of the graph.
+    """One tensor of the graph. Its content never changes: what writes in place makes a new value.
 
     Args:
-        tensor: what it was when recorded.
-        kind: handed in, found outside (a weight), or computed by ``node``.
+        tensor: its content at the point of the capture.
+        origin: an ``input`` of the graph, a ``constant`` that was found outside (a weight), or computed by a ``node``.
         node: what computed it, as its output number ``out``.
-        varies: hangs on an input of the graph.
-        active: hangs on the source.
+        varies: depends on an input of the graph.
+        active: depends on the source, differentiably.
     """
 
     tensor: Tensor
-    kind: Kind = "node"
+    origin: Origin = "node"
     node: Node | None = None
     out: int = 0
     varies: bool = False
@@ -65,7 +66,7 @@ class Value:
 class Node:
     """One operator call; ``Value`` stands in for tensors in its arguments, also inside lists.
 
-    ``view``: its outputs were memory of its inputs, whatever its schema says.
+    ``view``: its outputs shared memory with its inputs, whatever its schema says.
     """
 
     op: Any
@@ -79,25 +80,36 @@ class Node:
         """``aten.addmm``."""
         return str(self.op.overloadpacket)
 
+    @property
+    def short_name(self) -> str:
+        """``addmm``: of torch's own operators, without the namespace."""
+        return self.name.removeprefix("aten.")
+
     def inputs(self) -> list[Value]:
         """The values among the arguments, in order."""
-        found: list[Value] = []
-        each(self.args, found.append)
-        each(tuple(self.kwargs.values()), found.append)
-        return found
+        return items_in((self.args, self.kwargs), Value)
 
 
-def each(tree: Any, see: Callable[[Value], Any]) -> None:
-    """Call ``see`` on every value in nested lists and tuples."""
-    for item in tree:
-        if isinstance(item, Value):
-            see(item)
-        elif isinstance(item, list | tuple):
-            each(item, see)
+def items_in(tree: Any, kind: type[T]) -> list[T]:
+    """All items of a kind in nested lists, tuples and dicts, in order."""
+    items: list[T] = []
+    _collect(tree, kind, items)
+    return items
+
+
+def _collect(tree: Any, kind: type[T], items: list[T]) -> None:
+    if isinstance(tree, kind):
+        items.append(tree)
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            _collect(item, kind, items)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            _collect(item, kind, items)
 
 
 def swap(tree: Any, change: Callable[[Any], Any], kind: type = Value) -> Any:
-    """The same nesting with every value, or whatever is of that kind, changed."""
+    """The same nesting of lists, tuples and dicts with every item of a kind changed."""
     if isinstance(tree, kind):
         return change(tree)
     if isinstance(tree, list | tuple):
@@ -108,21 +120,15 @@ def swap(tree: Any, change: Callable[[Any], Any], kind: type = Value) -> Any:
 
 
 def storage_of(tensor: Tensor) -> int:
-    """The same for tensors that share memory."""
+    """A number that tensors have in common when they share memory; free for others when none of them lives."""
     return int(tensor.untyped_storage()._cdata)
 
 
-def shares(given: Iterable[Tensor], made: Iterable[Tensor]) -> bool:
-    """Whether any memory of the one is memory of the other."""
-    return not {storage_of(t) for t in given}.isdisjoint(storage_of(t) for t in made)
+def share_memory(some: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
+    """Whether any tensor of the one shares memory with any of the other."""
+    return not {storage_of(t) for t in some}.isdisjoint(storage_of(t) for t in others)
 
 
-def tensors_in(tree: Any) -> Iterator[Tensor]:
-    """All tensors in nested lists, tuples and dicts."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, list | tuple):
-        for item in tree:
-            yield from tensors_in(item)
-    elif isinstance(tree, dict):
-        yield from tensors_in(tuple(tree.values()))
+def tensors_in(tree: Any) -> list[Tensor]:
+    """All tensors in nested lists, tuples and dicts, in order."""
+    return items_in(tree, Tensor)

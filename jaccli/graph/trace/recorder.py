@@ -1,21 +1,29 @@
 """Operators as they are dispatched, in single-assignment form.
 
-A ``Recorder`` is a dispatch mode. Every operator below autograd becomes a ``Node`` whose tensors are
-``Value``s. Writes in place are turned into new values (see ``aliases``), so that what a later step
-needs is never overwritten.
+A ``Recorder`` is a dispatch mode: while it is entered, every operator below autograd comes to ``see``, which runs it
+and records a ``Node`` whose tensors are ``Value``s.
+
+    operator ─→ effect ─┬─ none, view   run, recorded as a node
+                        ├─ write        recorded without the write (``functionalize``), then run; tensors that share
+                        │               the memory stand for new values from then on (``aliasing``)
+                        ├─ read         of a value that varies: a guard, whose content is checked in every later run
+                        └─ shape, random   a gap where the values steer the result
+
+Which value a tensor object stands for, after writes and through views, is kept by ``aliasing.TensorTable``; its
+docstring explains how, and lists the invariants.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jaccli.graph.trace.effects import BLIND, RELABELLED, kind_of
-from jaccli.graph.trace.functionalize import functional, written_into
-from jaccli.graph.trace.ir import CaptureGap, Node, Value, shares, storage_of, swap, tensors_in
+from jaccli.graph.trace.aliasing import TensorTable
+from jaccli.graph.trace.effects import BLIND, RELABELLING, effect_of
+from jaccli.graph.trace.functionalize import View, functional
+from jaccli.graph.trace.ir import CaptureGap, Node, Value, share_memory, swap, tensors_in
 from jaccli.graph.trace.recurrent_cells import CELLS
 from jaccli.runtime.dispatch import Mode, passed
 from jaccli.runtime.kernels import FUSED_OPERATORS
@@ -23,32 +31,16 @@ from jaccli.runtime.kernels import FUSED_OPERATORS
 aten = torch.ops.aten
 
 
-@dataclass(eq=False, slots=True)
-class _Entry:
-    """A tensor object of the run, what it stands for now, and the view it came by."""
-
-    tensor: Tensor
-    value: Value
-    parent: _Entry | None = None
-    view: tuple[Any, tuple[Any, ...], dict[str, Any], int] | None = None
-    epoch: int = 0
-
-    @property
-    def root(self) -> _Entry:
-        entry = self
-        while entry.parent is not None:
-            entry = entry.parent
-        return entry
-
-
 class Recorder(Mode):
     """Records while it is entered.
 
+    Args:
+        whole: gradients are wanted by every input, not by the source alone.
+
     Attributes:
         nodes: in order of execution.
-        guards: values whose content steered the run (a branch), with what was read.
-        whole: gradients are wanted by every input, not by the source alone.
-        derived: what is recorded now are derivatives, which autograd computes without gradients of its own.
+        guards: values whose content steered the run (a branch), with the Python number that was read.
+        derived: whether what is recorded now are derivatives, which autograd computes without gradients of its own.
     """
 
     def __init__(self, whole: bool = False) -> None:
@@ -56,63 +48,27 @@ class Recorder(Mode):
         self.whole, self.derived = whole, False
         self.nodes: list[Node] = []
         self.guards: list[tuple[Value, Any]] = []
-        self.entries: dict[int, _Entry] = {}
-        self.storages: dict[int, _Entry] = {}
-        self.changes: dict[int, int] = {}
-        self.lying: dict[int, list[Value]] = {}
+        self.table = TensorTable(self.emit)
 
     def declare(self, tensor: Tensor, *, active: bool = False) -> Value:
         """An input of the graph."""
         value = Value(tensor, "input", varies=True, active=active)
-        self._enter(tensor, value)
-        self.lying.setdefault(storage_of(tensor), []).append(value)
+        self.table.enter(tensor, value)
+        self.table.add_value(value)
         return value
 
     def value_of(self, tensor: Tensor) -> Value:
         """What a tensor of the run stands for now."""
-        entry = self.entries.get(id(tensor))
-        if entry is None:
-            return self._foreign(tensor)
-        return self._current(entry)
+        if self.derived and tensor not in self.table and self.table.varies_beside(tensor):
+            raise CaptureGap("a derivative rests on a tensor that lies in another's memory")
+        return self.table.value_of(tensor)
 
     def derive(self) -> None:
         """What is recorded from now on are derivatives, of values that the network may have written over since."""
         self.derived = True
         for value in [v for node in self.nodes for v in (*node.inputs(), *node.outputs)]:
-            if id(value.tensor) not in self.entries:
-                self._enter(value.tensor, value)
-
-    def _foreign(self, tensor: Tensor) -> Value:
-        if self.derived and any(v.varies for v in self.lying.get(storage_of(tensor), ())):
-            raise CaptureGap("a derivative rests on a tensor that lies in another's memory")
-        known = self.storages.get(storage_of(tensor))
-        if known is not None and (self.changes.get(id(known.root)) or known.root.value.kind != "constant"):
-            raise CaptureGap("a tensor is shared with another one behind the recording's back")
-        value = Value(tensor, "constant")
-        self._enter(tensor, value)
-        self.lying.setdefault(storage_of(tensor), []).append(value)
-        return value
-
-    def _enter(self, tensor: Tensor, value: Value, parent: _Entry | None = None, view: Any = None) -> _Entry:
-        entry = _Entry(tensor, value, parent, view)
-        self.entries[id(tensor)] = entry
-        if parent is None:
-            self.storages[storage_of(tensor)] = entry
-        else:
-            entry.epoch = self.changes.get(id(entry.root), 0)
-        return entry
-
-    def _current(self, entry: _Entry) -> Value:
-        if entry.parent is None:
-            return entry.value
-        epoch = self.changes.get(id(entry.root), 0)
-        if entry.epoch != epoch:  # something that it is a view of was written to
-            assert entry.view is not None
-            op, args, kwargs, out = entry.view
-            parent = self._current(entry.parent)
-            entry.value = self.emit(op, (parent, *args), kwargs)[out]
-            entry.epoch = epoch
-        return entry.value
+            if value.tensor not in self.table:
+                self.table.enter(value.tensor, value)
 
     def emit(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> list[Value]:
         """Run an operator on values and record it."""
@@ -120,31 +76,47 @@ class Recorder(Mode):
         return self._record(op, args, kwargs or {}, op(*tensors, **named), (tensors, named))
 
     def _record(
-        self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, given: tuple[Any, ...]
+        self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, tensors: tuple[Any, ...]
     ) -> list[Value]:
-        """``result`` came of the operator with ``given``: of a value that was written since, ``args`` hold a copy."""
+        """A node for an operator that was run; the values of its results.
+
+        Args:
+            op: the operator.
+            args: its arguments, values in the place of tensors.
+            kwargs: likewise.
+            result: what it gave.
+            tensors: the arguments that it ran with, args and kwargs; of a value that was written over since, ``args``
+                hold a copy.
+        """
         node = Node(op, args, kwargs)
-        inputs = node.inputs()
-        varies, active = any(v.varies for v in inputs), any(v.active for v in inputs)
-        if op.overloadpacket in BLIND:
-            varies = active = False
-        elif op.overloadpacket is aten.detach:
-            active = False
-        elif (active or (self.whole and varies)) and not (self.derived or torch.is_grad_enabled()):
-            raise CaptureGap("the model computes without gradients, or by an autograd function of its own")
-        outputs = result if isinstance(result, list | tuple) else (result,)
-        for position, tensor in enumerate(outputs):
+        varies, active = self._dependence(op, node.inputs())
+        for position, tensor in enumerate(result if isinstance(result, list | tuple) else (result,)):
             if isinstance(tensor, Tensor):
                 floating = tensor.is_floating_point() or tensor.is_complex()
                 value = Value(tensor, "node", node, position, varies, active and floating)
                 node.outputs.append(value)
-                self.lying.setdefault(storage_of(tensor), []).append(value)
-        node.view = shares(tensors_in(given), (v.tensor for v in node.outputs))
+                self.table.add_value(value)
+        node.view = share_memory(tensors_in(tensors), (v.tensor for v in node.outputs))
         self.nodes.append(node)
         return node.outputs
 
+    def _dependence(self, op: Any, inputs: list[Value]) -> tuple[bool, bool]:
+        """Whether results vary, and whether they are active.
+
+        Raises:
+            CaptureGap: gradients would have to flow through an operator that runs without them.
+        """
+        varies, active = any(v.varies for v in inputs), any(v.active for v in inputs)
+        if op.overloadpacket in BLIND:
+            return False, False
+        if op.overloadpacket is aten.detach:
+            return varies, False
+        if (active or (self.whole and varies)) and not (self.derived or torch.is_grad_enabled()):
+            raise CaptureGap("the model computes without gradients, or by an autograd function of its own")
+        return varies, active
+
     def see(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        kind = kind_of(op)
+        """One dispatched operator, run and recorded; its result."""
         if op is aten.rrelu_with_noise.default and not (*args, *[0.125, 1 / 3, False][len(args) - 2 :])[4]:
             # In eval mode it is a leaky ReLU, though its schema says that it writes noise.
             low, high = (*args, 0.125, 1 / 3)[2:4]
@@ -152,100 +124,57 @@ class Recorder(Mode):
         if op in CELLS:
             with self:
                 return CELLS[op](*args, **kwargs)
+        effect = effect_of(op)
         values, named = swap(args, self.value_of, Tensor), swap(kwargs, self.value_of, Tensor)
-        if kind == "write":
-            return self._write(op, args, values, kwargs, named)
+        if effect == "write":
+            self._write(op, args, values, named)
+            op(*args, **kwargs)
+            return args[0]
         result = passed(op, args, kwargs)
-        if kind == "read":
+        if effect == "read":
             self._guard(values[0], result)
             return result
-        if kind == "shape" and any(v.varies for v in _steering(op, values, named)):
-            raise CaptureGap(f"the shape of {op.overloadpacket}'s result hangs on the values")
-        if kind == "random" and str(op.overloadpacket) not in FUSED_OPERATORS:  # these draw for dropout alone
+        if effect == "shape" and any(v.varies for v in _steering(op, values, named)):
+            raise CaptureGap(f"the shape of {op.overloadpacket}'s result depends on the values")
+        if effect == "random" and str(op.overloadpacket) not in FUSED_OPERATORS:  # these draw for dropout alone
             raise CaptureGap(f"{op.overloadpacket} draws random numbers")
-        if kind == "view" and isinstance(values[0], Value):
-            return self._view(op, args, kwargs, values, named, result)
-        outputs = iter(self._record(op, values, named, result, (args, kwargs)))
-        for tensor in result if isinstance(result, list | tuple) else (result,):
-            if isinstance(tensor, Tensor):
-                value = next(outputs)
-                if id(tensor) not in self.entries:
-                    self._enter(tensor, value)
+        is_view = effect == "view" and isinstance(values[0], Value)
+        base = self.table.entry(args[0]) if is_view else None
+        for value in self._record(op, values, named, result, (args, kwargs)):
+            view = View(op, values[1:], named, value.out) if is_view else None
+            if value.tensor not in self.table:
+                self.table.enter(value.tensor, value, base, view)
         return result
 
-    def _view(self, op: Any, args: Any, kwargs: Any, values: Any, named: Any, result: Any) -> Any:
-        parent = self.entries[id(args[0])]
-        outputs = self._record(op, values, named, result, (args, kwargs))
-        for value in outputs:
-            view = (op, values[1:], named, value.out)
-            if value.tensor is not args[0]:
-                self._enter(value.tensor, value, parent, view)
-        return result
+    def _guard(self, value: Value, number: Any) -> None:
+        """A number that was read out of a tensor.
 
-    def _guard(self, value: Value, result: Any) -> None:
+        Raises:
+            CaptureGap: it may be computed with: a floating-point number that varies.
+        """
         if not value.varies:
             return
         if value.tensor.is_floating_point() or value.tensor.is_complex():
             raise CaptureGap("the model reads a number out of a tensor (.item()) and computes with it")
-        self.guards.append((value, result))
+        self.guards.append((value, number))
 
-    def _write(self, op: Any, args: Any, values: Any, kwargs: Any, named: Any) -> Any:
-
-        if op.overloadpacket in RELABELLED:
-            return self._relabel(op, args, kwargs, named)
+    def _write(self, op: Any, args: Any, values: Any, named: Any) -> None:
+        """An operator that is about to write into its first argument, or to relabel it."""
         pure = functional(op)
+        if op.overloadpacket in RELABELLING:
+            pure = pure or aten.transpose.int
+            before = self.table.relabel(args[0])
+            (new,) = self.emit(pure, (before.value, *args[1:]), named)
+            self.table.enter(args[0], new, before, View(pure, args[1:], named, 0))
+            return
         if pure is None:
             raise CaptureGap(f"{op.overloadpacket} writes in place, and no form of it does not")
-        entry = self.entries[id(args[0])]
         (new,) = self.emit(pure, values, named)
-        self._keep_old(entry)
-        while True:
-            root, parent = entry.root, entry.parent
-            entry.value = new
-            if parent is None:
-                break
-            assert entry.view is not None
-            new = written_into(self.emit, self._current(parent), new, entry.view)
-            self.changes[id(root)] = self.changes.get(id(root), 0) + 1
-            entry.epoch = self.changes[id(root)]
-            entry = parent
-        self.changes[id(entry)] = self.changes.get(id(entry), 0) + 1
-        below = self.entries[id(args[0])]
-        while below.parent is not None:
-            below.epoch = self.changes[id(entry)]
-            below = below.parent
-        op(*args, **kwargs)
-        return args[0]
-
-    def _relabel(self, op: Any, args: Any, kwargs: Any, named: Any) -> Any:
-        """``transpose_`` and the like: the object becomes a view of what it was."""
-
-        old = self.entries[id(args[0])]
-        pure = functional(op) or aten.transpose.int
-        before = _Entry(args[0].view_as(args[0]), self._current(old), old.parent, old.view, old.epoch)
-        for value in self.lying.get(storage_of(args[0]), ()):
-            if value.tensor is args[0]:
-                value.tensor = before.tensor
-        (new,) = self.emit(pure, (before.value, *args[1:]), named)
-        op(*args, **kwargs)
-        if old.parent is None:
-            self.storages[storage_of(args[0])] = before
-            self.changes[id(before)] = self.changes.pop(id(old), 0)
-            for entry in self.entries.values():
-                if entry.parent is old:
-                    entry.parent = before
-        view = (pure, args[1:], named, 0)
-        self.entries[id(args[0])] = _Entry(args[0], new, before, view, self.changes.get(id(before.root), 0))
-        return args[0]
-
-    def _keep_old(self, entry: _Entry) -> None:
-        """Values that lie in the memory about to be written get a copy of their own."""
-        for value in self.lying.pop(storage_of(entry.tensor), ()):
-            value.tensor = value.tensor.clone()
+        self.table.write(args[0], new)
 
 
 def _steering(op: Any, values: Any, named: Any) -> list[Value]:
-    """The values that the result's shape hangs on: of an index its masks, else all."""
+    """The values that the shape of the result depends on: of an index its masks, else all."""
     node = Node(op, values, named)
     if op.overloadpacket in (aten.index, aten._unsafe_index):
         return [v for v in node.inputs()[1:] if v.tensor.dtype in (torch.bool, torch.uint8)]

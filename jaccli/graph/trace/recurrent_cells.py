@@ -1,7 +1,4 @@
-"""Cells of recurrent layers that accelerators run as one kernel, by the operators that they are made of.
-
-Other operators have rules; these kernels, whose results are the same, have none.
-"""
+"""Cells of recurrent layers that accelerators run as one kernel, in terms of operators that have rules."""
 
 from __future__ import annotations
 
@@ -15,37 +12,44 @@ aten = torch.ops.aten
 Cell = tuple[Tensor, ...]
 
 
-def _lstm(given: Tensor, hidden: Tensor, c: Tensor, *biases: Tensor | None) -> Cell:
-    """S. Hochreiter and J. Schmidhuber's cell as torch has it: the new h and c, ``(batch, n)``, and the gates.
+def _lstm(x: Tensor, hidden: Tensor, c: Tensor, *biases: Tensor | None) -> Cell:
+    """LSTM cell (S. Hochreiter and J. Schmidhuber 1997): c' = σ(f) c + σ(i) tanh(g), h' = σ(o) tanh(c').
 
     Args:
-        given, hidden: ``(batch, 4 n)``: what the input and the state before say to the gates i, f, g and o.
+        x: ``(batch, 4 n)``: the input's part of i, f, g and o.
+        hidden: likewise, of the state before.
         c: ``(batch, n)``.
-        biases: of both, ``(4 n,)``.
+        biases: of both parts, ``(4 n,)``.
+
+    Returns:
+        h' and c', ``(batch, n)``, and the gates, ``(batch, 4 n)``.
     """
-    for one in (hidden, *biases):
-        given = given if one is None else given + one
-    i, f, g, o = given.chunk(4, 1)
+    for term in (hidden, *biases):
+        x = x if term is None else x + term
+    i, f, g, o = x.chunk(4, 1)
     i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
     new = f * c + i * g
     return o * new.tanh(), new, torch.cat([i, f, g, o], 1)
 
 
-def _gru(
-    given: Tensor, hidden: Tensor, h: Tensor, given_bias: Tensor | None = None, hidden_bias: Tensor | None = None
-) -> Cell:
-    """K. Cho's cell as torch has it: the new h ``(batch, n)``, and what the kernel keeps for its backward pass.
+def _gru(x: Tensor, hidden: Tensor, h: Tensor, x_bias: Tensor | None = None, hidden_bias: Tensor | None = None) -> Cell:
+    """GRU cell (K. Cho et al. 2014, as torch has it): h' = n + z (h - n), n = tanh(nₓ + r nₕ), r and z sigmoids.
 
     Args:
-        given, hidden: ``(batch, 3 n)``: what the input and the state before say to the gates r, z and n.
+        x: ``(batch, 3 n)``: the input's part of r, z and n.
+        hidden: likewise, of the state before.
         h: ``(batch, n)``.
-        given_bias, hidden_bias: ``(3 n,)``.
+        x_bias: ``(3 n,)``.
+        hidden_bias: ``(3 n,)``.
+
+    Returns:
+        h', ``(batch, n)``, and what the kernel keeps for its backward pass, ``(batch, 5 n)``.
     """
-    given = given if given_bias is None else given + given_bias
+    x = x if x_bias is None else x + x_bias
     hidden = hidden if hidden_bias is None else hidden + hidden_bias
-    (given_r, given_z, given_n), (hidden_r, hidden_z, hidden_n) = given.chunk(3, 1), hidden.chunk(3, 1)
-    r, z = (given_r + hidden_r).sigmoid(), (given_z + hidden_z).sigmoid()
-    n = (given_n + r * hidden_n).tanh()
+    (x_r, x_z, x_n), (hidden_r, hidden_z, hidden_n) = x.chunk(3, 1), hidden.chunk(3, 1)
+    r, z = (x_r + hidden_r).sigmoid(), (x_z + hidden_z).sigmoid()
+    n = (x_n + r * hidden_n).tanh()
     return n + z * (h - n), torch.cat([r, z, n, h, hidden_n], 1)
 
 

@@ -1,10 +1,15 @@
-"""The operators that a run of the engine makes, recorded so that they can be made again at another point."""
+"""The operators that an accumulation of J runs, recorded so that they can be run again at another point.
+
+The code below the mode is jaccli's own: it branches on no value, and writes in place where it owns the memory. So
+instructions may write, unlike nodes of a ``Graph``; alias sets say which variables share memory.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,15 +17,17 @@ import torch
 from torch import Tensor
 
 from jaccli.graph.trace.effects import BLIND
-from jaccli.graph.trace.ir import CaptureGap, shares, storage_of, tensors_in
+from jaccli.graph.trace.ir import CaptureGap, items_in, share_memory, storage_of, swap, tensors_in
 from jaccli.runtime.dispatch import Mode
 
 
 @dataclass(eq=False, slots=True)
 class AliasSet:
-    """What tensors that are views of each other share.
+    """All variables that share one storage are of one alias set.
 
-    ``written``: some operator writes into it.
+    Args:
+        varies: some content depends on the inputs.
+        written: some instruction writes into it.
     """
 
     varies: bool = False
@@ -29,7 +36,7 @@ class AliasSet:
 
 @dataclass(eq=False, slots=True)
 class Variable:
-    """One tensor of a program; only constants and inputs are held on to."""
+    """One tensor of a program; ``tensor`` is kept of constants and inputs only."""
 
     memory: AliasSet
     tensor: Tensor | None = None
@@ -40,9 +47,16 @@ class Variable:
 
 @dataclass(eq=False, slots=True)
 class Instruction:
-    """One operator call on slots; ``outputs`` that stand among the arguments were written in place.
+    """One operator call on variables; ``outputs`` that are among the arguments were written in place.
 
-    ``view``: its results were seen to be memory of its arguments.
+    Args:
+        op: the overload.
+        args: variables in the place of tensors.
+        kwargs: likewise.
+        outputs: None for results that are no tensors.
+        many: the operator returns a list or tuple.
+        written: the arguments that it writes into.
+        view: its results shared memory with its arguments.
     """
 
     op: Any
@@ -55,53 +69,69 @@ class Instruction:
 
 
 class Tracer(Mode):
-    """Records while it is entered, on top of the values of a captured graph."""
+    """Records while it is entered, on top of the values of a captured graph.
+
+    Attributes:
+        steps: the instructions, in order.
+
+    Both dictionaries have keys that are used again once a tensor is dead (an ``id``, the number of a storage), and hold
+    weak references only, so that tracing keeps no intermediate result alive. An item counts while its tensor lives.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[Instruction] = []
-        self.known: dict[int, tuple[Any, Variable]] = {}
-        self.memories: dict[int, tuple[AliasSet, list[Any]]] = {}  # and weak references to the tensors seen in it
+        self._variable_of_id: dict[int, tuple[weakref.ref[Tensor], Variable]] = {}
+        self._alias_set_of_storage: dict[int, tuple[AliasSet, list[weakref.ref[Tensor]]]] = {}
 
     def adopt(self, tensor: Tensor, varies: bool) -> Variable:
-        """A tensor that exists before."""
-        memory = self._memory(tensor)
+        """A variable for a tensor that exists already: an input, a value of the graph, or a constant."""
+        memory = self._alias_set(tensor)
         memory.varies |= varies
-        variable = Variable(memory, tensor, tuple(tensor.shape), tensor.stride(), tensor.dtype)
-        self.known[id(tensor)] = (weakref.ref(tensor), variable)
+        return self._enter(tensor, memory, tensor)
+
+    def _enter(self, tensor: Tensor, memory: AliasSet, constant: Tensor | None) -> Variable:
+        variable = Variable(memory, constant, tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        self._variable_of_id[id(tensor)] = (weakref.ref(tensor), variable)
         return variable
 
-    def _memory(self, tensor: Tensor, new: bool = False) -> AliasSet:
-        """What it lies in; a storage that nobody holds any longer may have left its address to another."""
+    def _alias_set(self, tensor: Tensor, new: bool = False) -> AliasSet:
+        """Of the tensor's storage; a new one where no tensor that was seen in that storage lives any longer."""
         storage = storage_of(tensor)
-        memory, seen = self.memories.get(storage, (AliasSet(), []))
-        if new or all(r() is None for r in seen):
-            memory, seen = AliasSet(), []
-        self.memories[storage] = memory, [*(r for r in seen if r() is not None), weakref.ref(tensor)]
+        memory, tensors = self._alias_set_of_storage.get(storage, (AliasSet(), []))
+        living = [r for r in tensors if r() is not None]
+        if new or not living:
+            memory, living = AliasSet(), []
+        self._alias_set_of_storage[storage] = memory, [*living, weakref.ref(tensor)]
         return memory
 
+    def _lookup(self, tensor: Tensor) -> Variable | None:
+        reference, variable = self._variable_of_id.get(id(tensor), (None, None))
+        return variable if reference is not None and reference() is tensor else None
+
     def slot_of(self, tensor: Tensor) -> Variable:
-        """What a tensor is in the program; unknown ones are constants."""
-        found = self.known.get(id(tensor))
-        if found is not None and found[0]() is tensor:
-            return found[1]
-        return self.adopt(tensor, False)
+        """The variable of a tensor; one that was never seen is a constant."""
+        return self._lookup(tensor) or self.adopt(tensor, False)
 
     def see(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One dispatched operator, run and recorded; its result.
+
+        Raises:
+            CaptureGap: a number is read out of a tensor that varies.
+        """
         if op is torch.ops.aten._local_scalar_dense.default and self.slot_of(args[0]).memory.varies:
             raise CaptureGap("the engine read a number out of a tensor")
-        inputs: list[Variable] = []
-        variables, named = self._slots(args, inputs), self._slots(kwargs, inputs)
+        variables, named = swap(args, self.slot_of, Tensor), swap(kwargs, self.slot_of, Tensor)
+        inputs = slots_in((variables, named))
         varies = any(s.memory.varies for s in inputs) and op.overloadpacket not in BLIND
         result = op(*args, **kwargs)
         many = isinstance(result, list | tuple)
         step = Instruction(op, variables, named, [], many)
         results = result if many else (result,)
-        step.view = shares(tensors_in((args, kwargs)), (t for t in results if isinstance(t, Tensor)))
-        for argument, given in zip(op._schema.arguments, args, strict=False):
+        step.view = share_memory(tensors_in((args, kwargs)), (t for t in results if isinstance(t, Tensor)))
+        for argument, variable in zip(op._schema.arguments, variables, strict=False):
             alias = argument.alias_info
-            if alias is not None and alias.is_write and isinstance(given, Tensor):
-                variable = self.slot_of(given)
+            if alias is not None and alias.is_write and isinstance(variable, Variable):
                 variable.memory.varies |= varies
                 variable.memory.written = True
                 step.written.append(variable)
@@ -111,69 +141,51 @@ class Tracer(Mode):
         return result
 
     def _output(self, tensor: Tensor, varies: bool, step: Instruction) -> Variable:
-        found = self.known.get(id(tensor))
-        if found is not None and found[0]() is tensor:
-            return found[1]
-        new = not is_view(step) or storage_of(tensor) not in self.memories
-        memory = self._memory(tensor, new)
+        variable = self._lookup(tensor)
+        if variable is not None:
+            return variable
+        new = not is_view(step) or storage_of(tensor) not in self._alias_set_of_storage
+        memory = self._alias_set(tensor, new)
         memory.varies |= new and varies
-        variable = Variable(memory, None if varies else tensor, tuple(tensor.shape), tensor.stride(), tensor.dtype)
-        self.known[id(tensor)] = (weakref.ref(tensor), variable)
-        return variable
-
-    def _slots(self, tree: Any, seen: list[Variable]) -> Any:
-        if isinstance(tree, Tensor):
-            seen.append(self.slot_of(tree))
-            return seen[-1]
-        if isinstance(tree, list | tuple):
-            return type(tree)([self._slots(item, seen) for item in tree])
-        if isinstance(tree, dict):
-            return {key: self._slots(item, seen) for key, item in tree.items()}
-        return tree
+        return self._enter(tensor, memory, None if varies else tensor)
 
 
-def slots_in(tree: Any) -> Iterator[Variable]:
-    """All slots among arguments."""
-    if isinstance(tree, Variable):
-        yield tree
-    elif isinstance(tree, dict):
-        yield from slots_in(tuple(tree.values()))
-    elif isinstance(tree, list | tuple):
-        for item in tree:
-            yield from slots_in(item)
+def slots_in(tree: Any) -> list[Variable]:
+    """All variables among arguments, in order."""
+    return items_in(tree, Variable)
 
 
 def operands(step: Instruction) -> list[Variable]:
-    """All slots among a step's arguments."""
-    return list(slots_in((step.args, step.kwargs)))
+    """All variables among an instruction's arguments, in order."""
+    return slots_in((step.args, step.kwargs))
 
 
 def made_by(steps: Iterable[Instruction]) -> set[Variable]:
-    """All slots that steps put out."""
+    """All variables that instructions put out."""
     return {out for step in steps for out in step.outputs if out is not None}
 
 
 def is_view(step: Instruction) -> bool:
-    """Whether its results may be memory of its arguments; what schemas do not say, names and storages do."""
+    """Whether its results may share memory with its arguments, as seen or as its schema says."""
     return step.view or any(a.alias_info is not None for a in step.op._schema.arguments)
 
 
 def roots(steps: Iterable[Instruction]) -> dict[AliasSet, AliasSet]:
-    """Of the memory of views, what they are views of: the results of a split have memory of their own."""
-    found: dict[AliasSet, AliasSet] = {}
+    """The alias set that the alias set of each view belongs to: each result of a split has one of its own."""
+    root_of: dict[AliasSet, AliasSet] = {}
     for step in steps:
-        given = operands(step) if is_view(step) else []
-        for out in step.outputs if given else ():
+        bases = operands(step)[:1] if is_view(step) else []
+        for base, out in itertools.product(bases, step.outputs):
             if out is not None:
-                found[out.memory] = found.get(given[0].memory, given[0].memory)
-    return found
+                root_of[out.memory] = root_of.get(base.memory, base.memory)
+    return root_of
 
 
 def name_of(step: Instruction) -> str:
-    """Of its operator, without overload; with its namespace where that is not torch's own."""
+    """Of its operator, without overload, and with its namespace where that is not torch's own."""
     return str(step.op._schema.name.removeprefix("aten::"))
 
 
 def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    """Strides of elements in reading order."""
+    """Strides of a tensor whose elements lie in reading order."""
     return tuple(math.prod(max(n, 1) for n in shape[d + 1 :]) for d in range(len(shape)))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jaccli.activations.address import Address
-from jaccli.graph.elimination.accumulate import EliminationPlan, engine
+from jaccli.graph.elimination.accumulate import EliminationPlan, plan_elimination
 from jaccli.graph.trace.capture import Graph, capture
 from jaccli.graph.trace.ir import CaptureGap
 from jaccli.linearization.differences import Differences
@@ -99,7 +99,7 @@ class Linearization:
             return "samples mix"
         with readable(self.linear.f.inputs):
             try:
-                self._computed["structure"] = engine(self.captured(), within=within)
+                self._computed["structure"] = plan_elimination(self.captured(), within=within)
             except (CaptureGap, LeftTorch) as gap:
                 return str(gap)
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import jaccli
-from jaccli.graph.elimination import accumulate as engine
+from jaccli.graph.elimination import accumulate as plan_elimination
 from jaccli.run.planned import Plan
 from tests.oracle import error
 from tests.structured_networks import BY_NAME, SEGMENTS, Segment
@@ -31,15 +31,15 @@ def test_a_plan_holds_nothing_of_its_point(segment: Segment) -> None:
     assert error(fresh, jaccli.jacobian(model, second, *pair, method="loop", args=args)) < 1e-10
 
 
-PARTS = {"SHARE": 0.01, "AT_LEAST": 8, "COLOURED_FROM": float("inf")}
-COLOURED = {"COLOURED_FROM": 0.0}
+PARTS = {"SHARE": 0.01, "AT_LEAST": 8, "COMPRESSED_FROM": float("inf")}
+COMPRESSED = {"COMPRESSED_FROM": 0.0}
 
 
-@pytest.mark.parametrize("settings", [PARTS, COLOURED], ids=["part by part", "coloured"])
+@pytest.mark.parametrize("settings", [PARTS, COMPRESSED], ids=["part by part", "compressed"])
 def test_all_ways_give_one_number(settings: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     """What the engine does for large J only, done for small ones."""
     for name, value in settings.items():
-        monkeypatch.setattr(engine, name, value)
+        monkeypatch.setattr(plan_elimination, name, value)
     off = {}
     for segment in SEGMENTS:
         model, x, args = segment.model(), segment.x(1), segment.args()
@@ -49,11 +49,11 @@ def test_all_ways_give_one_number(settings: dict[str, float], monkeypatch: pytes
     assert {name: e for name, e in off.items() if not e < 1e-10} == {}
 
 
-@pytest.mark.parametrize("settings", [PARTS, COLOURED], ids=["part by part", "coloured"])
+@pytest.mark.parametrize("settings", [PARTS, COMPRESSED], ids=["part by part", "compressed"])
 @pytest.mark.parametrize("name", ["convolution windows", "residual", "attention", "pooling"])
 def test_plans_of_all_ways_hold_nothing_of_their_point(
     name: str, settings: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for key, value in settings.items():
-        monkeypatch.setattr(engine, key, value)
+        monkeypatch.setattr(plan_elimination, key, value)
     test_a_plan_holds_nothing_of_its_point(BY_NAME[name])

@@ -236,7 +236,7 @@ def test_an_autoencoder_multiplies_at_its_bottleneck() -> None:
     widths = [96, 64, 4, 64, 96]
     layers = [m for a, b in itertools.pairwise(widths) for m in (nn.Linear(a, b), nn.Tanh())]
     bracketing = bracket_of(nn.Sequential(*layers), (96,))
-    assert bracketing.way == "product"
+    assert bracketing.mode == "product"
     later, earlier = bracketing.parts
     assert (earlier.first, earlier.last, later.first, later.last) == (0, 2, 2, 4)
     assert max(later.peak, earlier.peak) <= 2 * 4 * 96  # rows and columns of the bottleneck
@@ -254,15 +254,15 @@ def test_a_local_convolutional_net_stays_local() -> None:
     assert bracketing.peak <= 400 * 4 * 7 * 7
 
 
-def _ways(bracketing: Bracketing) -> set[str]:
+def _modes(bracketing: Bracketing) -> set[str]:
     """Of all steps but the first: from one matrix alone, rows and columns are the same."""
-    return {bracketing.way}.union(*(_ways(part) for part in bracketing.parts)) if bracketing.parts else set()
+    return {bracketing.mode}.union(*(_modes(part) for part in bracketing.parts)) if bracketing.parts else set()
 
 
-@pytest.mark.parametrize(("widths", "way"), [((96, 64, 64, 3), "pull"), ((3, 64, 64, 96), "push")])
-def test_the_narrow_end_decides_the_direction(widths: tuple[int, ...], way: str) -> None:
+@pytest.mark.parametrize(("widths", "mode"), [((96, 64, 64, 3), "pull"), ((3, 64, 64, 96), "push")])
+def test_the_narrow_end_decides_the_direction(widths: tuple[int, ...], mode: str) -> None:
     layers = [m for a, b in itertools.pairwise(widths) for m in (nn.Linear(a, b), nn.Tanh())]
-    assert _ways(bracket_of(nn.Sequential(*layers), widths[:1])) == {way}
+    assert _modes(bracket_of(nn.Sequential(*layers), widths[:1])) == {mode}
 
 
 def _item(self: Any, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from jaccli.calibration import TYPICAL
-from jaccli.graph.elimination.accumulate import engine
+from jaccli.graph.elimination.accumulate import plan_elimination
 from jaccli.graph.layout.algebra import product, total
 from jaccli.graph.layout.block import Block, densify, identity_block
 from jaccli.graph.layout.cost import CostModel, measured_rates
@@ -43,12 +43,12 @@ def graph_of(width: int) -> Graph:
 @pytest.mark.usefixtures("hasty")
 def test_plans_in_two_threads() -> None:
     graphs = [graph_of(8), graph_of(48)]
-    alone = [engine(graph).bracketing for graph in graphs]
+    alone = [plan_elimination(graph).bracketing for graph in graphs]
     start = Barrier(2)
 
     def plan_repeatedly(graph: Graph) -> list[object]:
         start.wait()
-        return [engine(graph).bracketing for _ in range(20)]
+        return [plan_elimination(graph).bracketing for _ in range(20)]
 
     with ThreadPoolExecutor(2) as pool:
         together = list(pool.map(plan_repeatedly, graphs))

@@ -14,7 +14,7 @@ import jaccli
 from jaccli.activations.record import Inputs
 from jaccli.activations.resolve import resolve
 from jaccli.graph.elimination import accumulate as engines
-from jaccli.graph.elimination.accumulate import engine, jacobian
+from jaccli.graph.elimination.accumulate import jacobian, plan_elimination
 from jaccli.graph.elimination.bracketing import Bracketing
 from jaccli.graph.trace.capture import capture
 from jaccli.models.adapt import as_network
@@ -46,7 +46,7 @@ def planned(model: nn.Module, x: Tensor) -> engines.EliminationPlan:
     net = as_network(model.double().eval())
     with computing(net), exact_attention(True):
         (linearization,) = linearize(net, Inputs((x,)), [(resolve(net, "input"), resolve(net, "output"))])
-        return engine(capture(linearization.linear.f))
+        return plan_elimination(capture(linearization.linear.f))
 
 
 def sweeps(plan: engines.EliminationPlan) -> dict[str, engines.EliminationPlan]:
@@ -63,7 +63,7 @@ def sweeps(plan: engines.EliminationPlan) -> dict[str, engines.EliminationPlan]:
 
 
 def ways_of(bracketing: Bracketing) -> list[str]:
-    return [bracketing.way, *(way for part in bracketing.parts for way in ways_of(part))]
+    return [bracketing.mode, *(way for part in bracketing.parts for way in ways_of(part))]
 
 
 @pytest.mark.parametrize("parts", [False, True], ids=["whole", "part by part"])

@@ -182,15 +182,15 @@ def test_products_by_onednn_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("s", [s for s in SEGMENTS if s.target == "output" and not s.args()], ids=lambda s: s.name)
 def test_slices_moved_before_matrices_change_nothing(s: Segment) -> None:
     plan = planned(s.model(), s.x(1))
-    if plan.rival is not None:
-        other = engines.engine(plan.graph, plan.rival)
+    if plan.alternative is not None:
+        other = engines.plan_elimination(plan.graph, plan.alternative)
         assert error(jacobian(other), jaccli.jacobian(s.model(), s.x(1), method="loop")) < 1e-12
 
 
 @pytest.mark.parametrize("name", ["attention heads", "coupling", "GRU"])
 def test_slices_are_moved(name: str) -> None:
     s = BY_NAME[name]
-    assert planned(s.model(), s.x(1)).rival is not None
+    assert planned(s.model(), s.x(1)).alternative is not None
 
 
 @pytest.mark.parametrize("name", ["attention heads", "coupling", "residual", "pooling"])

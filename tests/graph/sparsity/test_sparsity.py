@@ -23,9 +23,10 @@ from jaccli.activations.address import parse_address
 from jaccli.activations.record import Inputs
 from jaccli.graph.elimination.compressed import Compressed, compressed_plan
 from jaccli.graph.elimination.cuts import active_nodes
-from jaccli.graph.elimination.sweep import Segment, derivatives
+from jaccli.graph.elimination.sweep import Segment
 from jaccli.graph.program import pipeline
 from jaccli.graph.program import trace as program
+from jaccli.graph.rules.derivatives import derivatives
 from jaccli.graph.rules.registry import Map
 from jaccli.graph.sparsity.coloring import Coloring, coloring, fewest, greedy, largest_first, periodic
 from jaccli.graph.sparsity.index_sets import EVERYTHING, IndexSets, TooMuchWork
