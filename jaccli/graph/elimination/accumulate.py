@@ -150,11 +150,11 @@ def _searched(graph: Graph, nodes: Sequence[Node], maps_of: dict[Node, list[Map]
     chain = _chain(graph, nodes, maps_of)
     if not chain.segments:
         return EliminationPlan(graph, chain, None)
-    best, alternative, passes = chain.best(within), None, None
+    best, alternative, passes = chain.best(), None, None
     other_maps = pushed_down(nodes, maps_of, graph.target) if 2 * chain.search_s < within else None
     if other_maps is not None:
         other_chain = _chain(graph, nodes, other_maps)
-        alternative = replace(other_chain.best(within - chain.search_s), pushed_down=True)
+        alternative = replace(other_chain.best(), pushed_down=True)
         if alternative.seconds < best.seconds:
             chain, best, alternative = other_chain, alternative, best
     # With smaller results than this, bands and blocks of J are in use already.

@@ -9,10 +9,9 @@ J between cuts i < j is obtained in one of three modes:
     push      columns of J between i and j - 1, pushed through segment j - 1      (forward mode)
     product   J between k and j times J between i and k, for some cut k between
 
-Where j = i + 1, the rows or columns are those of the identity.
-Pull and push may also stop at a *vertex* inside the segment: rows are pulled back to it, columns pushed forward to
-it, and the two are multiplied there (cross-country elimination). The cheapest bracketing is found by dynamic
-programming over intervals of cuts. Costs come from dry runs on blocks without data.
+Where j = i + 1, the rows or columns are those of the identity. The cheapest bracketing is found by dynamic programming
+over intervals of cuts. Costs come from dry runs on blocks without data. Rows and columns that meet inside of a segment
+(cross-country elimination) are not tried: on none of the benchmark's networks did that win (``docs/engine.md``).
 
 Sources: A. Griewank and U. Naumann, *Accumulating Jacobians as chained sparse matrix products*, 2003;
 U. Naumann, *Matrix-Free Jacobian Chaining*, 2024.
@@ -33,8 +32,6 @@ from jaccli.graph.layout.cost import CostModel
 from jaccli.graph.rules.registry import Map
 from jaccli.graph.trace.ir import Node, Value
 
-# Vertices of one segment that are tried.
-MOST_VERTICES = 4
 # Seconds that a dry run takes for each node, about.
 _DRY_RUN_NODE_S = 5e-5
 EliminationMode = Literal["pull", "push", "product", "compressed"]
@@ -52,7 +49,6 @@ class Bracketing:
             ``parts`` (the later first); or ``compressed`` passes from end to end.
         seconds: predicted.
         peak: elements of the largest intermediate result.
-        vertex: position in the segment where rows and columns are multiplied; see ``Segment.pull``.
         pushed_down: whether it was found for the maps of ``slice_pushdown``; said of the whole only.
     """
 
@@ -62,13 +58,12 @@ class Bracketing:
     parts: tuple[Bracketing, ...] = ()
     seconds: float = 0.0
     peak: int = 0
-    vertex: int | None = None
     pushed_down: bool = False
 
     def has_order_of(self, other: Bracketing) -> bool:
         """Whether both take the same steps, whatever they are predicted to cost."""
-        step = (self.mode, self.first, self.last, self.vertex, len(self.parts))
-        return step == (other.mode, other.first, other.last, other.vertex, len(other.parts)) and all(
+        step = (self.mode, self.first, self.last, len(self.parts))
+        return step == (other.mode, other.first, other.last, len(other.parts)) and all(
             mine.has_order_of(theirs) for mine, theirs in zip(self.parts, other.parts, strict=True)
         )
 
@@ -114,7 +109,6 @@ class Chain:
         cuts: values; source first, target last.
         segments: ``segments[k]`` lies between ``cuts[k]`` and ``cuts[k + 1]``.
         maps_of: the derivative of every node.
-        vertices: of each segment, those that are tried.
         search_s: seconds of dry runs that the last search took, as predicted from counts of nodes and not measured,
             so that a search is cut short at the same place every time.
     """
@@ -125,24 +119,17 @@ class Chain:
         self.segments = [
             Segment(nodes, a, b, maps_of) for nodes, a, b in zip(segments, self.cuts, self.cuts[1:], strict=False)
         ]
-        self.vertices = [segment.vertices(MOST_VERTICES) for segment in self.segments]
         self.search_s = 0.0
 
-    def best(self, within: float = float("inf")) -> Bracketing:
-        """The cheapest bracketing by dry runs.
-
-        Args:
-            within: predicted seconds after which no more vertices are tried.
-
-        Cost: some 50 µs for each interval of cuts and each node (``_DRY_RUN_NODE_S``).
-        """
+    def best(self) -> Bracketing:
+        """The cheapest bracketing by dry runs. Cost: O(cuts³) of them, some 50 µs a node each."""
         self.search_s = 0.0
         count = len(self.cuts)
         table: dict[Interval, tuple[Bracketing, IntervalJacobian]] = {}
         cost = self._cost_model()
         for length in range(1, count):
             for i in range(count - length):
-                table[i, i + length] = self._best_of_interval(table, i, i + length, within, cost)
+                table[i, i + length] = self._best_of_interval(table, i, i + length, cost)
         return table[0, count - 1][0]
 
     def sweeps(self, within: float, other_than: Bracketing) -> list[Bracketing]:
@@ -174,41 +161,36 @@ class Chain:
         table: dict[Interval, tuple[Bracketing, IntervalJacobian]],
         i: int,
         j: int,
-        within: float,
         cost: CostModel,
     ) -> tuple[Bracketing, IntervalJacobian]:
         """The cheapest way to J between cuts i and j, given all shorter intervals."""
         best: tuple[Bracketing, IntervalJacobian] | None = None
-        for mode, intervals, vertex in self._options(i, j):
+        for mode, intervals in self._options(i, j):
             parts = tuple(table[interval][0] for interval in intervals)
             seconds = sum(p.seconds for p in parts)
-            if (best is not None and seconds >= best[0].seconds) or (vertex is not None and self.search_s > within):
+            if best is not None and seconds >= best[0].seconds:
                 continue
             cost.reset()
             segment = self.segments[j - 1 if mode == "push" else i]
             self.search_s += _DRY_RUN_NODE_S * (1 if mode == "product" else len(segment.nodes))
             jacobians = [table[interval][1] for interval in intervals]
-            jacobian = self._eliminate(mode, i, j, jacobians, cost, vertex, middle=parts[0].first if parts else 0)
+            jacobian = self._eliminate(mode, i, j, jacobians, cost, middle=parts[0].first if parts else 0)
             peak = max([cost.peak, *(p.peak for p in parts)])
             if j - i == len(self.cuts) - 1 and jacobian.rows is None and jacobian.columns is not None:
                 cost.strided(jacobian.columns.layout.numel)  # J is to be returned as rows
-            bracketing = Bracketing(i, j, mode, parts, seconds + cost.seconds, peak, vertex)
+            bracketing = Bracketing(i, j, mode, parts, seconds + cost.seconds, peak)
             if best is None or bracketing.seconds < best[0].seconds:
                 best = bracketing, jacobian
         assert best is not None
         return best
 
-    def _options(self, i: int, j: int) -> Iterator[tuple[EliminationMode, tuple[Interval, ...], int | None]]:
-        """Mode, the intervals that it starts from, and vertex, of everything that gives J between cuts i and j."""
+    def _options(self, i: int, j: int) -> Iterator[tuple[EliminationMode, tuple[Interval, ...]]]:
+        """Mode, and the intervals that it starts from, of everything that gives J between cuts i and j."""
         later, earlier = (((i + 1, j),), ((i, j - 1),)) if j > i + 1 else ((), ())
-        yield "pull", later, None
-        yield "push", earlier, None
+        yield "pull", later
+        yield "push", earlier
         for k in range(i + 1, j):
-            yield "product", ((k, j), (i, k)), None
-        for vertex in self.vertices[i]:
-            yield "pull", later, vertex
-        for vertex in self.vertices[j - 1] if j > i + 1 else ():
-            yield "push", earlier, vertex
+            yield "product", ((k, j), (i, k))
 
     def _eliminate(
         self,
@@ -217,7 +199,6 @@ class Chain:
         j: int,
         parts: Sequence[IntervalJacobian],
         like: Tensor | CostModel,
-        vertex: int | None = None,
         seeds: SeedRange | None = None,
         middle: int = 0,
     ) -> IntervalJacobian:
@@ -229,7 +210,6 @@ class Chain:
             j: the later one.
             parts: none where rows or columns start from the identity.
             like: a tensor of the dtype and device of the result, or the cost model of a dry run.
-            vertex: where in the segment rows and columns are multiplied.
             seeds: the part of the identity to start from; None for all of it.
             middle: the cut that the factors share.
         """
@@ -238,11 +218,11 @@ class Chain:
         if mode == "pull":
             rows = parts[0].as_rows(self.cuts[i + 1]) if parts else self._identity(j, like, seeds)
             assert rows is not None
-            return IntervalJacobian(rows=self.segments[i].pull(rows, vertex))
+            return IntervalJacobian(rows=self.segments[i].pull(rows))
         if mode == "push":
             columns = parts[0].as_columns(self.cuts[j - 1]) if parts else self._identity(i, like, seeds)
             assert columns is not None
-            return IntervalJacobian(columns=self.segments[j - 1].push(columns, self.cuts[i].shape, vertex))
+            return IntervalJacobian(columns=self.segments[j - 1].push(columns))
         rows, columns = parts[0].as_rows(self.cuts[middle]), parts[1].as_columns(self.cuts[middle])
         assert rows is not None
         assert columns is not None
@@ -266,21 +246,18 @@ class Chain:
     def _run(self, bracketing: Bracketing, like: Tensor, seeds: SeedRange | None) -> IntervalJacobian:
         parts = [self._run(part, like, seeds) for part in bracketing.parts]
         middle = bracketing.parts[0].first if parts else 0
-        return self._eliminate(
-            bracketing.mode, bracketing.first, bracketing.last, parts, like, bracketing.vertex, seeds, middle
-        )
+        return self._eliminate(bracketing.mode, bracketing.first, bracketing.last, parts, like, seeds, middle)
 
     def seed_cut(self, bracketing: Bracketing) -> int | None:
         """The cut whose identity alone J grows from, so that J can be had part by part: target, source or none.
 
         With a ``SeedRange`` at any other cut, all that does not grow from it would be computed once for each part.
-        A vertex disqualifies: the product there makes all rows whole.
         """
         for mode, cut in (("pull", len(self.cuts) - 1), ("push", 0)):
             step = bracketing
-            while step.parts and step.mode == mode and step.vertex is None:
+            while step.parts and step.mode == mode:
                 step = step.parts[0]
-            is_start = not step.parts and step.mode == mode and step.vertex is None
+            is_start = not step.parts and step.mode == mode
             if is_start and cut in (step.first, step.last):
                 return cut
         return None

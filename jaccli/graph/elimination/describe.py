@@ -26,8 +26,7 @@ def describe(chain: Chain, bracketing: Bracketing) -> list[str]:
     for leaf in _leaves(bracketing):
         segment = chain.segments[leaf.first]
         side = "" if _at_once(leaf) else ", by rows" if leaf.mode == "pull" else ", by columns"
-        at = ", rows and columns meeting within" if leaf.vertex is not None else ""
-        leaves_of.setdefault(f"{segment.contents()}{side}{at}", []).append(leaf)
+        leaves_of.setdefault(f"{segment.contents()}{side}", []).append(leaf)
     for contents, leaves in leaves_of.items():
         names = [_name(leaf) for leaf in leaves]
         listed = ", ".join(names[:_LISTED]) + f" and {len(names) - _LISTED} more" * (len(names) > _LISTED)
@@ -67,7 +66,7 @@ def _leaves(bracketing: Bracketing) -> Iterator[Bracketing]:
 
 def _at_once(leaf: Bracketing) -> bool:
     """Whether it is one matrix with diagonals around it: no dense result is computed."""
-    return not leaf.peak and leaf.vertex is None
+    return not leaf.peak
 
 
 def _moves(chain: Chain, bracketing: Bracketing, batch: int) -> Iterator[str]:
@@ -85,7 +84,7 @@ def _moves(chain: Chain, bracketing: Bracketing, batch: int) -> Iterator[str]:
     inner, through = bracketing, []
     while inner.parts and inner.mode == bracketing.mode:
         place = inner.first if bracketing.mode == "pull" else inner.last - 1
-        through.append(chain.segments[place].contents() + (", meeting" if inner.vertex is not None else ""))
+        through.append(chain.segments[place].contents())
         inner = inner.parts[0]
     yield from _moves(chain, inner, batch)
     own = bracketing.seconds - inner.seconds

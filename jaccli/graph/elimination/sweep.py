@@ -9,7 +9,6 @@ has reached, the contributions of the paths that led there:
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ from functools import reduce
 
 from torch import Tensor
 
-from jaccli.graph.elimination.cuts import MIXING, last_uses, mixes
-from jaccli.graph.layout.algebra import product, total, transposed
-from jaccli.graph.layout.block import Block, identity_block, materialized, without_ones
+from jaccli.graph.elimination.cuts import MIXING
+from jaccli.graph.layout.algebra import total
+from jaccli.graph.layout.block import Block, materialized, without_ones
 from jaccli.graph.layout.cost import CostModel
 from jaccli.graph.layout.layout import BandedAxis, DenseAxis, Layout, SeedAxis
 from jaccli.graph.maps.base import Primitive
@@ -52,49 +51,10 @@ class Segment:
         texts = (f"{n} {_NAMES.get(name, (name, name))[n > 1]}" for name, n in counts.items())
         return ", ".join(texts) or "diagonals and views"
 
-    def pull(self, rows: Block, vertex: int | None = None) -> Block | None:
-        """Rows over the target → rows over the source; None where they are zero.
-
-        Args:
-            rows: ∂y/∂target of some y.
-            vertex: position of a node. Rows are pulled back only to the values that are alive before it, and
-                multiplied with the columns pushed forward to them: for many rows and few columns, as in attention.
-        """
-        if vertex is None:
-            return self._pulled(rows, 0).get(self.source)
-        columns = self._pushed(identity_block(self.source.shape, _like(rows, self.source)), vertex)
-        return _multiplied_at(self._pulled(rows, vertex), columns, self.source.shape)
-
-    def push(self, columns: Block, seed_shape: tuple[int, ...] = (), vertex: int | None = None) -> Block | None:
-        """Columns over the source → columns over the target; None where they are zero.
-
-        Args:
-            columns: ∂source/∂x of some x.
-            seed_shape: of x, the activation that the columns belong to; needed with ``vertex``.
-            vertex: as for ``pull``.
-        """
-        if vertex is None:
-            return self._pushed(columns, len(self.nodes)).get(self.target)
-        rows = self._pulled(identity_block(self.target.shape, _like(columns, self.target)), vertex)
-        jacobian = _multiplied_at(rows, self._pushed(columns, vertex), seed_shape)
-        return None if jacobian is None else transposed(jacobian, self.target.shape)
-
-    def vertices(self, most: int) -> list[int]:
-        """Positions before which several values are alive, after a node that mixes elements: the narrowest ones."""
-        last = last_uses(self.nodes, self.maps_of, self.target)
-        widths: dict[int, int] = {}
-        alive = {self.source}
-        for position, node in enumerate(self.nodes[:-1]):
-            alive |= {v for v in node.outputs if v in last}
-            alive = {v for v in alive if last.get(v, -1) > position}
-            if len(alive) > 1 and mixes([node], self.maps_of):
-                widths[position + 1] = sum(math.prod(v.shape) for v in alive if v is not self.source)
-        return sorted(sorted(widths, key=lambda p: widths[p])[:most])
-
-    def _pulled(self, rows: Block, stop: int) -> dict[Value, Block]:
-        """Rows over every value that is alive before node ``stop``."""
+    def pull(self, rows: Block) -> Block | None:
+        """Rows over the target → rows over the source; None where they are zero. ``rows``: ∂y/∂target of some y."""
         waiting: dict[Value, list[_Contribution]] = {self.target: [_Contribution(rows)]}
-        for node in reversed(self.nodes[stop:]):
+        for node in reversed(self.nodes):
             sums = {out: _sum(waiting.pop(out)) for out in node.outputs if out in waiting}
             for out, block in sums.items():
                 maps_to_out = [m for m in self.maps_of[node] if m.target is out]
@@ -104,15 +64,18 @@ class Segment:
                     image = _through(block, [step.T for step in reversed(m.steps)])
                     if image is not None:
                         waiting.setdefault(m.source, []).append(image)
-        return _summed(waiting)
+        return _total(waiting.get(self.source, []))
 
-    def _pushed(self, columns: Block, stop: int) -> dict[Value, Block]:
-        """Columns over every value that is alive before node ``stop``."""
+    def push(self, columns: Block) -> Block | None:
+        """Columns over the source → columns over the target; None where they are zero.
+
+        ``columns``: ∂source/∂x of some x.
+        """
         waiting: dict[Value, list[_Contribution]] = {self.source: [_Contribution(columns)]}
         sums: dict[Value, _Contribution | None] = {}
         uses = Counter(m.source for node in self.nodes for m in self.maps_of[node])
         uses_left = uses.copy()
-        for m in (m for node in self.nodes[:stop] for m in self.maps_of[node]):
+        for m in (m for node in self.nodes for m in self.maps_of[node]):
             if m.source not in sums:
                 block = _sum(waiting.pop(m.source)) if m.source in waiting else None
                 sums[m.source] = block if block is None or uses[m.source] == 1 else block.read_only()
@@ -122,7 +85,7 @@ class Segment:
                 del sums[m.source]
             if image is not None:
                 waiting.setdefault(m.target, []).append(image)
-        return {**{v: block.scaled() for v, block in sums.items() if block is not None}, **_summed(waiting)}
+        return _total(waiting.get(self.target, []))
 
 
 def sample_vectors(shape: tuple[int, ...], count: int, data: Tensor | CostModel, shared: bool = False) -> Block:
@@ -142,20 +105,9 @@ def sample_vectors(shape: tuple[int, ...], count: int, data: Tensor | CostModel,
     return Block(layout, data if isinstance(data, CostModel) else data.reshape(layout.sizes))
 
 
-def _multiplied_at(rows: dict[Value, Block], columns: dict[Value, Block], shape: tuple[int, ...]) -> Block | None:
-    """Σ rows of v · columns of v over the values v that both have reached; ``shape`` is that of the columns' seeds."""
-    terms = [product(rows[v], columns[v], shape) for v in rows if v in columns]
-    return reduce(total, terms) if terms else None
-
-
-def _summed(waiting: dict[Value, list[_Contribution]]) -> dict[Value, Block]:
-    sums = {value: _sum(contributions) for value, contributions in waiting.items()}
-    return {value: block.scaled() for value, block in sums.items() if block is not None}
-
-
-def _like(block: Block, value: Value) -> Tensor | CostModel:
-    """The tensor whose dtype and device an identity takes; in a dry run the cost model."""
-    return block.data if isinstance(block.data, CostModel) else value.tensor
+def _total(contributions: list[_Contribution]) -> Block | None:
+    contribution = _sum(contributions)
+    return None if contribution is None else contribution.scaled()
 
 
 @dataclass(frozen=True)

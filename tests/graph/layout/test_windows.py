@@ -54,9 +54,9 @@ def sweeps(plan: engines.EliminationPlan) -> dict[str, engines.EliminationPlan]:
     assert plan.bracketing is not None
     bracketings = [plan.bracketing, *plan.chain.sweeps(float("inf"), plan.bracketing)]
     ways = {
-        bracketing.way: replace(plan, bracketing=bracketing)
+        bracketing.mode: replace(plan, bracketing=bracketing)
         for bracketing in bracketings
-        if set(ways_of(bracketing)) == {bracketing.way}
+        if set(ways_of(bracketing)) == {bracketing.mode}
     }
     assert {"pull", "push"} <= ways.keys()
     return ways
