@@ -57,27 +57,6 @@ def own_factor(x: Tensor) -> Tensor:
     return y.exp()
 
 
-def opposite(x: Tensor) -> Tensor:
-    y = x.sin() * -1.0
-    y += x.cos()
-    return y.exp()
-
-
-def opposite_looked_at(x: Tensor) -> Tensor:
-    y = x.sin() * -1.0
-    z = y.exp()
-    y += x.cos()
-    return y + z
-
-
-def opposite_of_what_changes(x: Tensor) -> Tensor:
-    a = x.sin()
-    y = a * -1.0
-    a.mul_(2)
-    y += x.cos()
-    return y + a
-
-
 def merge_products(x: Tensor) -> Tensor:
     return torch.cat([x.sin(), x * x, x.cos()], 1).exp()
 
@@ -125,9 +104,6 @@ CASES: list[tuple[Callable[[Tensor], Tensor], list[str]]] = [
     (seen_through_a_view, ["mul", "add", "add"]),
     (factor_changed, ["mul", "mul_", "add_", "add"]),
     (own_factor, ["mul", "add_"]),
-    (opposite, ["add"]),
-    (opposite_looked_at, ["mul", "add_", "add"]),
-    (opposite_of_what_changes, ["mul", "mul_", "add_", "add"]),
     (merge_products, ["mul"]),
     (above_each_other, ["mul"]),
     (part_looked_at, ["cat", "mul"]),
