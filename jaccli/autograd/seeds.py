@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 
@@ -19,8 +18,7 @@ def one_hot(start: int, stop: int, batch: int, size: int, like: Tensor, samples:
     They have the dtype and device of ``like``.
     """
     seeds = like.new_zeros(stop - start, batch, size)
-    rows = torch.arange(stop - start, device=like.device)
-    seeds[rows, samples, start + rows] = 1
+    seeds[:, samples, start:stop].diagonal(dim1=0, dim2=2).fill_(1)
     return seeds
 
 

@@ -36,9 +36,9 @@ def identity_deviation(
 ) -> Tensor:
     """‖J − I‖_F² of each sample, differentiable in the parameters of the model and in ``x``.
 
-    ``exact`` accumulates J by the structured method and lets gradients flow through that; a J that goes
-    through a bottleneck LR is never multiplied out, ‖LR − I‖² = ⟨LᵀL, RRᵀ⟩ − 2 tr RL + n. Where the engine
-    cannot see the network, J is made of n backward passes. ``hutchinson`` is the mean over probes of
+    ``exact`` computes J by the structured method, and gradients flow through that. A J = LR that goes through a
+    bottleneck is never multiplied out: ‖LR − I‖² = ⟨LᵀL, RRᵀ⟩ − 2 tr RL + n. If the engine cannot capture the
+    network, J comes from n backward passes. ``hutchinson`` is the mean over probes of
     ‖Jᵀv − v‖² with entries of v drawn from ±1: unbiased, E vvᵀ = I (M. F. Hutchinson, *A stochastic estimator
     of the trace of the influence matrix*, 1989).
 
@@ -58,7 +58,7 @@ def identity_deviation(
         ``(batch,)`` in the dtype of the target, float32 where that is shorter. Without a graph under ``no_grad``.
 
     Cost: a forward pass; and for each probe of ``hutchinson`` one backward pass that is differentiated again.
-    Of the first call with samples of a shape, a look at the network: whether samples mix, and how J is made.
+    The first call with samples of a shape also finds out whether samples mix, and records how J is computed.
 
     Raises:
         UsageError: an unknown layer or estimator, a J that is not square.
@@ -85,7 +85,8 @@ def deviation_from(
 
     ``scaled-identity``: ‖J − αI‖_F² at its best α = tr J/n; by ``hutchinson`` with α of the same probe, which
     makes it too small by 2‖J‖_F²/n at most. ``orthogonal``: ‖JJᵀ − I‖_F², or ‖JᵀJ − I‖_F² of a J with fewer columns
-    than rows; a probe takes two products more. ``zero``: ‖J‖_F². The last two take a J of any shape.
+    than rows; a probe takes two products more. ``zero``: ‖J‖_F². The last two take a J of any shape. Arguments, cost
+    and errors are those of ``identity_deviation``; ``(batch,)`` is returned.
     """
     _check(towards, estimator, probes)
     # Dynamo would trace hooks and dispatch modes; a disabled function runs as it is, between two graphs.

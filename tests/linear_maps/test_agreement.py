@@ -54,7 +54,12 @@ def test_each_tolerance_from_both_sides(dtype: torch.dtype) -> None:
 
 
 def test_programs_are_finite_in_the_same_places() -> None:
-    values = torch.tensor([1.0, math.inf, math.nan])
-    assert programs_agree(values, values)
-    assert not programs_agree(torch.tensor([1.0, math.inf, 0.0]), values)
-    assert not programs_agree(values[:2], values)
+    a = torch.tensor([1.0, 2.0, math.nan])
+    assert programs_agree(a, a.clone())
+    assert not programs_agree(a, torch.tensor([1.0, math.nan, 2.0]))
+    assert not programs_agree(a, torch.tensor([1.0, 2.0, 3.0]))
+    assert not programs_agree(torch.tensor([1.0, 2.5, math.nan]), a)
+    half = torch.ones(100, dtype=torch.bfloat16)
+    assert programs_agree(half * 1.01, half)
+    assert not programs_agree(half * 1.2, half)
+    assert not programs_agree(a[:2], a)
