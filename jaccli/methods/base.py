@@ -15,8 +15,7 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.autograd.seeds import one_hot, spans
 from jaccli.errors import JaccliError
-from jaccli.graph.elimination.accumulate import EliminationPlan
-from jaccli.graph.elimination.bracketing import Bracketing
+from jaccli.graph import Bracketing, EliminationPlan
 from jaccli.linearization.activation_memory import ActivationMemory
 from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.methods.operator_costs import Work, counted

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from jaccli.graph.elimination.accumulate import jacobian, plan_elimination
-from jaccli.graph.trace.capture import capture
-from jaccli.graph.trace.ir import CaptureGap
+from jaccli.graph import CaptureGap, capture, jacobian, plan_elimination
 from jaccli.methods.base import Method, MethodGap, MethodTask, Selection, SelectionInput
 from jaccli.planning.linearize.linearization import Linearization
 

@@ -17,8 +17,7 @@ from jaccli.activations.record import Inputs
 from jaccli.autograd.walk import graph_nodes
 from jaccli.backward_graph.differentiable_rows import Rows
 from jaccli.errors import ResourceError, UnsupportedError, note, warn
-from jaccli.graph.program.differentiable import Accumulation
-from jaccli.graph.trace.ir import CaptureGap, tensors_in
+from jaccli.graph import Accumulation, CaptureGap, tensors_in
 from jaccli.linear_maps.square import check_square
 from jaccli.models.adapt import as_network
 from jaccli.networks.network import Network

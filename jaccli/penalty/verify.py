@@ -15,8 +15,7 @@ from jaccli.activations.record import Inputs
 from jaccli.autograd.walk import coarsest
 from jaccli.backward_graph.differentiable_rows import Rows, no_second, wide
 from jaccli.errors import UnsupportedError
-from jaccli.graph.program.differentiable import Accumulation, accumulation
-from jaccli.graph.trace.ir import tensors_in
+from jaccli.graph import Accumulation, accumulation, tensors_in
 from jaccli.linear_maps.agreement import agrees, is_adjoint, programs_agree, tolerance
 from jaccli.penalty.slope import Moved
 from jaccli.planning.linearize import Linearization

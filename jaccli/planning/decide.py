@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from jaccli import defaults
 from jaccli.errors import ResourceError
-from jaccli.graph.elimination.accumulate import EliminationPlan
-from jaccli.graph.elimination.bracketing import Bracketing
+from jaccli.graph import Bracketing, EliminationPlan
 from jaccli.linearization.activation_memory import ActivationMemory, footprint
 from jaccli.methods import METHODS, MethodName
 from jaccli.methods.base import SelectionInput

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, note, warn
-from jaccli.graph.elimination.bracketing import Bracketing
+from jaccli.graph import Bracketing
 from jaccli.methods import METHODS, MethodGap, MethodName, MethodTask
 from jaccli.methods.base import Tick, is_out_of_memory, reason
 from jaccli.planning.decide import Decision

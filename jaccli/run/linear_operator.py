@@ -15,7 +15,7 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.errors import JaccliError, UnsupportedError, UsageError, warn
-from jaccli.graph.elimination.products import Products
+from jaccli.graph import Products
 from jaccli.linear_maps.agreement import values_agree
 from jaccli.linear_maps.linear_map import LinearMap
 from jaccli.linearization.verify import is_odd

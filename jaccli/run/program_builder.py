@@ -19,14 +19,7 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.errors import note
-from jaccli.graph.elimination.accumulate import plan_elimination
-from jaccli.graph.elimination.bracketing import Bracketing
-from jaccli.graph.program.codegen import Program
-from jaccli.graph.program.pipeline import programs_of
-from jaccli.graph.program.result_pool import Pool
-from jaccli.graph.program.torch_compile import CompileGap, compiled
-from jaccli.graph.program.verify import alike
-from jaccli.graph.trace.capture import capture
+from jaccli.graph import Bracketing, CompileGap, Pool, Program, alike, capture, compiled, plan_elimination, programs_of
 from jaccli.methods.base import perturbed
 from jaccli.networks.network import Network
 from jaccli.planning.decide import Decision

@@ -12,7 +12,7 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.errors import ResourceError, UsageError, note, warn
-from jaccli.graph.elimination.bracketing import Bracketing
+from jaccli.graph import Bracketing
 from jaccli.networks.state.fingerprint import Fingerprint
 from jaccli.planning.decide import Decision
 from jaccli.planning.linearize import computing, exact_attention, linearize

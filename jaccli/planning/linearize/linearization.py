@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from jaccli.activations.address import Address
-from jaccli.graph.elimination.accumulate import EliminationPlan, plan_elimination
-from jaccli.graph.trace.capture import Graph, capture
-from jaccli.graph.trace.ir import CaptureGap
+from jaccli.graph import CaptureGap, EliminationPlan, Graph, capture, plan_elimination
 from jaccli.linearization.differences import Differences
 from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.linearization.rounding import Rounding, rounding

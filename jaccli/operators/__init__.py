@@ -1,1 +1,0 @@
-"""The Jacobian as products: what every method is made of."""
