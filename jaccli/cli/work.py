@@ -282,18 +282,17 @@ def pieces(
                 _explain(decisions, ready, loaded.inputs.batch)
             on_plan(decisions, ready)
 
+        options, watch = choice_of(request), loaded.timing.watch
         run = stream(
             loaded.network,
             loaded.inputs,
             pairs,
-            choice_of(request),
+            options,
             accept=accept,
             on_plan=planned,
             tick=bar.tick,
-            watch=loaded.timing.watch,
-            instead=CompiledBlocks(loaded.network, choice_of(request), loaded.timing.watch)
-            if request.compile
-            else None,
+            watch=watch,
+            instead=CompiledBlocks(loaded.network, options, watch) if request.compile else None,
         )
         with contextlib.closing(run):
             for piece in run:

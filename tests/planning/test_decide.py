@@ -207,8 +207,8 @@ def test_auto_looks_for_structure_only_where_the_loop_takes_longer() -> None:
     pair = resolve(network, "input"), resolve(network, "output")
     with computing(network):
         (linearization,) = linearize(network, Inputs((torch.randn(2, 3),)), [pair])
-        assert linearization.linear.live is not None
-        assert linearization.linear.live.operators() > 40
+        assert linearization.linear.recorded_pass is not None
+        assert linearization.linear.recorded_pass.operators() > 40
         gap, predicted = structure_within(linearization, loop_s=0.03)
         assert gap is not None
         assert "takes" in gap
