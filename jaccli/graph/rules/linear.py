@@ -263,9 +263,9 @@ def glu(node: Node) -> list[Map]:
         return torch.sigmoid(b)
 
     def slope_of_b() -> Tensor:
-        a, _ = value.tensor.chunk(2, dim)
-        gate = slope_of_a()
-        return a * gate * (1 - gate)
+        a, gate = value.tensor.chunk(2, dim)[0], slope_of_a()
+        slope: Tensor = a * gate * (1 - gate)
+        return slope
 
     return [
         Map(value, out, (*sliced(dim, full, start, full // 2), Mul(LazyTensor(slope), out.shape)))
