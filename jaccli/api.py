@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from jaccli.errors import note
-from jaccli.graph.layout.cost import meter
+from jaccli.graph import meter
 from jaccli.names import check_compile, check_count, check_method
 from jaccli.planning.bind import bind
 from jaccli.planning.decide import decide

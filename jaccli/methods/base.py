@@ -9,8 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from jaccli.graph.elimination.accumulate import EliminationPlan
-from jaccli.graph.elimination.bracketing import Bracketing
+from jaccli.graph import Bracketing, EliminationPlan
 from jaccli.linearization.linearization import LinearizedFunction
 from jaccli.names import MethodName
 from jaccli.runtime.torch_errors import is_out_of_memory, reason

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from jaccli.graph.elimination.accumulate import jacobian, plan_elimination
-from jaccli.graph.trace.capture import capture
-from jaccli.graph.trace.ir import CaptureGap
+from jaccli.graph import CaptureGap, capture, jacobian, plan_elimination
 from jaccli.methods.base import Method, MethodGap, MethodTask
 from jaccli.names import MethodName
 

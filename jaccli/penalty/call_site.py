@@ -16,8 +16,7 @@ from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.backward_graph.differentiable_rows import Rows
 from jaccli.errors import ResourceError, UnsupportedError, UsageError, note, warn
-from jaccli.graph.program.differentiable import Accumulation
-from jaccli.graph.trace.ir import CaptureGap, tensors_in
+from jaccli.graph import Accumulation, CaptureGap, tensors_in
 from jaccli.linearization.linearization import graph_nodes
 from jaccli.models.adapt import as_network
 from jaccli.networks.network import Network

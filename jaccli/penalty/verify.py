@@ -15,9 +15,8 @@ from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.backward_graph.differentiable_rows import Rows, no_second, wide
 from jaccli.errors import UnsupportedError
-from jaccli.graph.program.differentiable import Accumulation, accumulation
+from jaccli.graph import Accumulation, accumulation, tensors_in
 from jaccli.graph.program.trace import alike
-from jaccli.graph.trace.ir import tensors_in
 from jaccli.linearization.linearization import coarsest
 from jaccli.linearization.verify import dual, same, tolerance
 from jaccli.penalty.slope import Moved

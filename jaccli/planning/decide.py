@@ -23,10 +23,7 @@ import torch
 
 from jaccli import defaults
 from jaccli.errors import ResourceError, note
-from jaccli.graph.elimination.accumulate import plan_elimination
-from jaccli.graph.elimination.bracketing import Bracketing
-from jaccli.graph.trace.capture import Graph, capture
-from jaccli.graph.trace.ir import CaptureGap
+from jaccli.graph import Bracketing, CaptureGap, Graph, capture, plan_elimination
 from jaccli.linearization.linearization import batching_imported
 from jaccli.methods import METHODS, MethodGap, MethodName, MethodTask
 from jaccli.methods.base import is_out_of_memory

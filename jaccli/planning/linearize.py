@@ -15,7 +15,7 @@ from jaccli.activations.misread import misread
 from jaccli.activations.record import Held, Inputs, Record, record
 from jaccli.activations.sample_view import MisplacedError, NowhereError
 from jaccli.errors import JaccliError, RefusedError, ResourceError, UnsupportedError, note
-from jaccli.graph.elimination.accumulate import EliminationPlan
+from jaccli.graph import EliminationPlan
 from jaccli.linearization.differences import Differences
 from jaccli.linearization.linearization import LinearizedFunction, RecordedPass, graph_nodes
 from jaccli.linearization.rounding import Rounding, rounding

@@ -11,7 +11,7 @@ import torch
 from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.calibration import calibrate, load
-from jaccli.graph.elimination.accumulate import with_bracketing
+from jaccli.graph import with_bracketing
 from jaccli.networks.network import Network
 from jaccli.planning.decide import Decision, look, seconds, with_structure
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention

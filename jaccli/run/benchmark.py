@@ -17,7 +17,7 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.errors import JaccliError
-from jaccli.graph.layout.cost import meter
+from jaccli.graph import meter
 from jaccli.methods import MethodGap
 from jaccli.methods.base import reason
 from jaccli.names import MethodName

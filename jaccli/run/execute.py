@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, note, warn
-from jaccli.graph.elimination.bracketing import Bracketing
+from jaccli.graph import Bracketing
 from jaccli.linearization.differences import unchecked
 from jaccli.linearization.rounding import apart, norms
 from jaccli.linearization.verify import tolerance

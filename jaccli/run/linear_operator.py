@@ -13,7 +13,7 @@ from jaccli import defaults
 from jaccli.activations.entry_dimension import close
 from jaccli.activations.record import Inputs
 from jaccli.errors import JaccliError, UnsupportedError, UsageError, warn
-from jaccli.graph.elimination.products import Products
+from jaccli.graph import Products
 from jaccli.linear_maps.linear_map import LinearMap
 from jaccli.linearization.verify import is_odd
 from jaccli.networks.network import Network

@@ -12,13 +12,8 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.errors import ResourceError, UsageError, note, warn
-from jaccli.graph.elimination.accumulate import plan_elimination
-from jaccli.graph.elimination.bracketing import Bracketing
-from jaccli.graph.program.codegen import Program
-from jaccli.graph.program.result_pool import Pool
-from jaccli.graph.program.torch_compile import CompileGap, compiled
+from jaccli.graph import Bracketing, CompileGap, Pool, Program, capture, compiled, plan_elimination
 from jaccli.graph.program.trace import alike, trace
-from jaccli.graph.trace.capture import capture
 from jaccli.methods.base import perturbed
 from jaccli.networks.network import Network
 from jaccli.networks.state.fingerprint import Fingerprint

@@ -13,9 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from jaccli import defaults
 from jaccli.activations.record import Inputs
-from jaccli.graph.program.codegen import Program
-from jaccli.graph.program.result_pool import Pool
-from jaccli.graph.trace.ir import tensors_in
+from jaccli.graph import Pool, Program, tensors_in
 from jaccli.run.blocks import part
 
 

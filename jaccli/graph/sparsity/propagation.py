@@ -221,13 +221,13 @@ def _(step: Conv, deps: DependencySets, factors: Factors) -> DependencySets:
     ids = deps.ids.reshape(-1, step.groups, n_in, *inner[2:])
     mask = factors.nonzero(step)
     if mask is None:
-        found = np.repeat(_box(deps.pool, unite_along(deps.pool, ids, 2, None)[:, :, 0], tables), n_out, 1)
+        united = np.repeat(_box(deps.pool, unite_along(deps.pool, ids, 2, None)[:, :, 0], tables), n_out, 1)
     else:
         mask = mask.reshape(step.groups, step.y[1] // step.groups, step.x[1] // step.groups, -1)
         mask = mask.swapaxes(1, 2) if step.adjoint else mask  # (group, channel out, channel in, tap)
         masked = (_masked(deps.pool, ids[:, g], mask[g], tables, step.kernel) for g in range(step.groups))
-        found = np.concatenate(list(masked), 1)
-    return deps.with_ids(found.reshape(-1, *outer[1:]))
+        united = np.concatenate(list(masked), 1)
+    return deps.with_ids(united.reshape(-1, *outer[1:]))
 
 
 def _both_shapes(step: Conv) -> tuple[tuple[int, ...], tuple[int, ...]]:
