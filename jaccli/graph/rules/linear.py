@@ -263,8 +263,7 @@ def glu(node: Node) -> list[Map]:
         return torch.sigmoid(b)
 
     def slope_of_b() -> Tensor:
-        a, _ = value.tensor.chunk(2, dim)
-        gate = slope_of_a()
+        a, gate = value.tensor.chunk(2, dim)[0], slope_of_a()
         slope: Tensor = a * gate * (1 - gate)
         return slope
 

@@ -1,7 +1,7 @@
 """Where rules register, and what they are made of.
 
 A rule takes a node and returns its ``Map``s. Factors are ``LazyTensor``s: they read the tensors of the graph's values
-when J is computed, never while a rule runs. Only constants may be looked at in a rule.
+when J is computed, never while a rule runs. A rule itself may read constants only.
 """
 
 from __future__ import annotations

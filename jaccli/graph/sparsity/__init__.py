@@ -1,10 +1,11 @@
-"""Which entries of J can be nonzero, at any point, and which rows or columns may therefore share a pass.
+"""The sparsity of J, for compressed passes: which entries are zero at every point, and which rows may share a pass.
 
-    maps of the nodes ─→ propagation of dependency sets ─→ Pattern ─→ coloring ─→ Coloring ─→ elimination.compressed
-                            ├─ index_sets     sets of source elements, each kept once, by id
-                            ├─ dependency     an id for each element of an activation
-                            └─ known_zeros    masks before a softmax make the sets smaller
+    Graph, maps ─→ pattern ─→ Pattern (n_out, n_in) ─→ coloring ─→ colour of each row or column
+                     ├─ propagation   dependency sets from a primitive's input to its output
+                     ├─ dependency    ids of index sets in the shape of an activation
+                     ├─ index_sets    the pool of sets of source elements
+                     └─ known_zeros   structural zeros: masks, masked weights
 
-In: the linear maps between source and target. Out: the positions ``(rows, columns)`` of the entries, and groups of
-rows or columns no two of which share an entry. Why: a J of 1024 rows with 9 entries each takes some 9 passes.
+In: the active nodes of a graph with their maps. Out: the pattern of one sample's J, which misses no dependency at any
+point, and colours such that two rows of one colour share no column. Nothing here reads a value that varies.
 """

@@ -15,7 +15,7 @@ import numpy as np
 from jaccli.graph.sparsity.index_sets import IntArray, distinct
 from jaccli.graph.sparsity.pattern import Pattern
 
-# The greedy way looks at every entry once or twice, some 0.15 µs each; above, only periodic colours are tried.
+# The greedy colouring reads every entry once or twice, some 0.15 µs each; above, only periodic colours are tried.
 _MOST_ENTRIES = 500_000
 
 By = Literal["row", "column"]
@@ -36,13 +36,13 @@ class Coloring:
     by: By
 
     def fits(self, pattern: Pattern) -> bool:
-        """Whether every entry is alone in its place of the compressed matrix."""
+        """Whether every entry is alone at its place in the compressed matrix."""
         matrix = pattern if self.by == "row" else pattern.T
         colours = self.groups[matrix.rows]
         if (colours < 0).any():
             return False
-        operands = np.bincount(colours * matrix.shape[1] + matrix.indices)
-        return not operands.size or int(operands.max()) <= 1
+        entries = np.bincount(colours * matrix.shape[1] + matrix.indices)
+        return not entries.size or int(entries.max()) <= 1
 
 
 def coloring(pattern: Pattern, out_shape: tuple[int, ...], in_shape: tuple[int, ...], by: By | None = None) -> Coloring:
@@ -57,13 +57,13 @@ def coloring(pattern: Pattern, out_shape: tuple[int, ...], in_shape: tuple[int, 
     Cost: some 20 ns an entry where colours repeat along the axes with the fewest possible of them, as for
     convolutions; 0.3 µs an entry else, for a greedy colouring in the natural and in the largest-first order.
     """
-    ways: list[By] = ["row", "column"] if by is None else [by]
-    least: dict[By, int] = {way: fewest(pattern, way) for way in ways}
+    sides: list[By] = ["row", "column"] if by is None else [by]
+    bound: dict[By, int] = {side: fewest(pattern, side) for side in sides}
     best: Coloring | None = None
-    for way in sorted(ways, key=lambda w: least[w]):
-        if best is None or least[way] < best.count:
-            found = _colored(pattern, way, out_shape if way == "row" else in_shape, least[way])
-            best = found if best is None or found.count < best.count else best
+    for side in sorted(sides, key=lambda s: bound[s]):
+        if best is None or bound[side] < best.count:
+            colours = _colored(pattern, side, out_shape if side == "row" else in_shape, bound[side])
+            best = colours if best is None or colours.count < best.count else best
     assert best is not None
     return best
 
@@ -76,18 +76,17 @@ def fewest(pattern: Pattern, by: By) -> int:
 
 def _colored(pattern: Pattern, by: By, shape: tuple[int, ...], least: int) -> Coloring:
     matrix = pattern if by == "row" else pattern.T
-    best = _dense(periodic(matrix, shape), by)
+    best = _renumbered(periodic(matrix, shape), by)
     if best.count > least and matrix.nnz <= _MOST_ENTRIES:
         natural = np.arange(matrix.shape[0])
         for order in (natural, largest_first(matrix)):
-            found = _dense(greedy(matrix, order), by)
-            best = found if found.count < best.count else best
+            best = min(best, _renumbered(greedy(matrix, order), by), key=lambda c: c.count)
             if best.count == least:
                 break
     return best
 
 
-def _dense(groups: IntArray, by: By) -> Coloring:
+def _renumbered(groups: IntArray, by: By) -> Coloring:
     """Colours numbered without gaps."""
     first, back = distinct(groups[groups >= 0])
     numbered = np.full(len(groups), -1)
@@ -115,10 +114,10 @@ def periodic(matrix: Pattern, shape: tuple[int, ...]) -> IntArray:
 
 
 def largest_first(matrix: Pattern) -> IntArray:
-    """Rows that meet most others first (D. J. A. Welsh and M. B. Powell 1967); others are counted once a column."""
+    """Rows that share columns with most others first (D. J. A. Welsh and M. B. Powell 1967); counted once a column."""
     others = np.bincount(matrix.indices, minlength=matrix.shape[1]) - 1
-    met = np.bincount(matrix.rows, weights=others[matrix.indices], minlength=matrix.shape[0])
-    return np.argsort(-met, kind="stable")
+    shared = np.bincount(matrix.rows, weights=others[matrix.indices], minlength=matrix.shape[0])
+    return np.argsort(-shared, kind="stable")
 
 
 def greedy(matrix: Pattern, order: IntArray) -> IntArray:
@@ -132,10 +131,10 @@ def greedy(matrix: Pattern, order: IntArray) -> IntArray:
     for row in order.tolist():
         mine = columns[bounds[row] : bounds[row + 1]]
         if mine:
-            operands = 0
+            used = 0
             for column in mine:
-                operands |= seen[column]
-            free = ~operands & (operands + 1)
+                used |= seen[column]
+            free = ~used & (used + 1)  # its lowest bit that is 0
             for column in mine:
                 seen[column] |= free
             colours[row] = free.bit_length() - 1

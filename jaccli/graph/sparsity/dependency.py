@@ -1,4 +1,4 @@
-"""What each element of an activation can depend on: numbers of sets in the activation's shape."""
+"""Which source elements each element of an activation can depend on: ids of index sets, in the activation's shape."""
 
 from __future__ import annotations
 
@@ -12,62 +12,62 @@ from jaccli.graph.sparsity.index_sets import NOTHING, BoolArray, IndexSets, IntA
 
 
 class SamplesMixed(Exception):
-    """An element cannot be said to belong to one sample."""
+    """An element does not belong to one sample."""
 
 
 @dataclass(frozen=True)
 class DependencySets:
-    """Numbers of sets, in the value's shape with the samples left out.
+    """Ids of index sets, in the value's shape with the samples left out.
 
     Args:
-        pool: the sets.
-        sets: of one sample.
-        dim: the dimension that the samples are in.
-        inner: elements of that dimension that come after one step of the sample.
+        pool: the index sets.
+        ids: of one sample.
+        dim: the dimension of the activation that the samples are in.
+        inner: how many elements of that dimension belong to one sample before the next sample begins.
         batch: how many samples.
     """
 
     pool: IndexSets
-    sets: IntArray
+    ids: IntArray
     dim: int
     inner: int
     batch: int
 
-    def at(self, dim: int) -> bool:
+    def has_samples_in(self, dim: int) -> bool:
         """Whether the samples are in this dimension."""
         return self.batch > 1 and dim == self.dim
 
-    def apart(self, *dims: int) -> None:
+    def refuse_samples_in(self, *dims: int) -> None:
         """Raises ``SamplesMixed`` if the samples are in one of these dimensions."""
-        if any(self.at(d) for d in dims):
+        if any(self.has_samples_in(d) for d in dims):
             raise SamplesMixed
 
-    def made(self, sets: IntArray) -> DependencySets:
+    def with_ids(self, ids: IntArray) -> DependencySets:
         """Other sets, the samples where they were."""
-        return replace(self, sets=sets)
+        return replace(self, ids=ids)
 
-    def along(self, dim: int, links: Links | None = None, n_out: int = 1) -> DependencySets:
-        """Unions along one dimension, see ``along``."""
-        self.apart(dim)
-        return self.made(along(self.pool, self.sets, dim, links, n_out))
+    def united_along(self, dim: int, links: Links | None = None, n_out: int = 1) -> DependencySets:
+        """Unions along one dimension, see ``unite_along``."""
+        self.refuse_samples_in(dim)
+        return self.with_ids(unite_along(self.pool, self.ids, dim, links, n_out))
 
     def any_sample(self, mask: BoolArray, axis: int, dim: int) -> BoolArray:
-        """A mask true where it is so for any of the samples; ``axis`` of it is ``dim`` of the activation."""
-        if not self.at(dim) or mask.shape[axis] == 1:
+        """A mask without samples: true where it is true for any of them; its ``axis`` is ``dim`` of the activation."""
+        if not self.has_samples_in(dim) or mask.shape[axis] == 1:
             return mask
         shape = mask.shape
         split = mask.reshape(*shape[:axis], -1, self.batch, self.inner, *shape[axis + 1 :])
-        found: BoolArray = split.any(axis + 1).reshape(*shape[:axis], -1, *shape[axis + 1 :])
-        return found
+        any_of: BoolArray = split.any(axis + 1).reshape(*shape[:axis], -1, *shape[axis + 1 :])
+        return any_of
 
 
 @dataclass(frozen=True)
 class Factors:
-    """What is known of the numbers in a map.
+    """What holds of the numbers in a map at every point.
 
     Args:
         nonzero: where a factor may be nonzero at some point, in the factor's shape; None for everywhere.
-        index: a constant index; None if it hangs on the inputs.
+        index: a constant index; None if it depends on the inputs.
     """
 
     nonzero: Callable[[Any], BoolArray | None]
@@ -76,7 +76,15 @@ class Factors:
 
 @dataclass(frozen=True)
 class Links:
-    """Along one dimension, which elements each new one takes: ``kind`` of row, and the rows' places."""
+    """Along one dimension, which input elements each output element depends on.
+
+    Rows of output elements that are equal are kept once.
+
+    Args:
+        kind: ``(n_out,)``, number of the row of each output element; 0 is the empty row.
+        places: the input elements of row 1, then of row 2, …
+        starts: where each row begins in ``places``.
+    """
 
     kind: IntArray
     places: IntArray
@@ -105,22 +113,22 @@ class Links:
 
 @dataclass(frozen=True)
 class Along:
-    """A structure along one dimension that a primitive does not show: stands in for it."""
+    """Stands in for a primitive whose factors depend on the input, with what is known of it along one dimension."""
 
     dim: int
     links: Links
 
 
-def along(pool: IndexSets, sets: IntArray, dim: int, links: Links | None, n_out: int = 1) -> IntArray:
-    """Unions along one dimension: by links, or, without, of all of it, ``n_out`` times the same."""
-    lines = np.moveaxis(sets, dim, -1)
+def unite_along(pool: IndexSets, ids: IntArray, dim: int, links: Links | None, n_out: int = 1) -> IntArray:
+    """Ids of unions along one dimension: by links, or, without, of all of it, ``n_out`` times the same."""
+    lines = np.moveaxis(ids, dim, -1)
     lead, n = lines.shape[:-1], lines.shape[-1]
     lines = np.ascontiguousarray(lines).reshape(-1, n)
     if links is None:
         one = pool.unite(lines.reshape(-1), np.arange(0, lines.size, n)).reshape(*lead, 1)
         return np.moveaxis(np.broadcast_to(one, (*lead, n_out)), -1, dim)
-    operands = lines[:, links.places]
-    starts = np.arange(len(lines))[:, None] * operands.shape[1] + links.starts
-    found = np.full((len(lines), len(links.starts) + 1), NOTHING)
-    found[:, 1:] = pool.unite(operands.reshape(-1), starts.reshape(-1)).reshape(len(lines), -1)
-    return np.moveaxis(found[:, links.kind].reshape(*lead, -1), -1, dim)
+    members = lines[:, links.places]
+    starts = np.arange(len(lines))[:, None] * members.shape[1] + links.starts
+    rows = np.full((len(lines), len(links.starts) + 1), NOTHING)
+    rows[:, 1:] = pool.unite(members.reshape(-1), starts.reshape(-1)).reshape(len(lines), -1)
+    return np.moveaxis(rows[:, links.kind].reshape(*lead, -1), -1, dim)

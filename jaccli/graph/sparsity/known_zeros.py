@@ -1,10 +1,11 @@
-"""What is known of a value at every point: where it is zero, and where it is -inf (a mask before a softmax).
+"""Structural zeros: elements of a value that are zero at every point, or -inf (a mask before a softmax).
 
-Found from constants and operators only, never from a value that hangs on the inputs.
+Derived from constants and operators only, never from the content of a value that depends on the inputs.
 """
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -17,15 +18,15 @@ from jaccli.graph.trace.tracer import Tracer
 
 Fact = Literal["zero", "-inf"]
 
-# Masks of finite numbers: below this, exp is zero next to any score that a network works with.
+# Masks of finite numbers: exp of such a number is zero beside exp of any score that a network computes.
 _AS_GOOD_AS_INFINITE = -1e30
-# Scores are scaled by such numbers, which leave that so.
+# A scaling of scores by a number in this range leaves that so.
 _MILD = (1e-3, 1e3)
 # Facts are followed back through so many operators.
 _DEEPEST = 60
 
-_SAME = {"clone", "alias", "detach", "contiguous", "_to_copy", "to", "dropout", "lift_fresh"}
-_MOVED = {
+_IDENTITIES = {"clone", "alias", "detach", "contiguous", "_to_copy", "to", "dropout", "lift_fresh"}
+_MOVES = {
     "view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze", "permute", "t", "transpose", "expand",
     "repeat", "slice", "narrow", "select", "unbind", "split", "split_with_sizes", "chunk", "cat", "stack", "flip",
     "roll", "index_select", "index", "diagonal", "unfold",
@@ -34,20 +35,20 @@ _ZERO_TO_ZERO = {"neg", "relu", "tanh", "sin", "abs", "gelu", "silu", "sqrt", "s
 _SOFTMAX = {"_softmax", "_safe_softmax", "softmax"}
 
 
-class Known:
-    """Facts of the values of a graph, found when they are asked for."""
+class StructuralZeros:
+    """Of the values of a graph, computed on demand and kept."""
 
     def __init__(self) -> None:
         self._facts: dict[tuple[Value, Fact], Tensor | None] = {}
 
     def where(self, value: Value, fact: Fact, depth: int = 0) -> Tensor | None:
-        """The elements of which the fact is known: a mask of the value's shape, or None where there are none."""
+        """The elements that are ``fact`` at every point: a mask of the value's shape, or None where there are none."""
         key = (value, fact)
         if key not in self._facts:
-            self._facts[key] = self._found(value, fact, depth) if depth < _DEEPEST else None
+            self._facts[key] = self._where(value, fact, depth) if depth < _DEEPEST else None
         return self._facts[key]
 
-    def _found(self, value: Value, fact: Fact, depth: int) -> Tensor | None:
+    def _where(self, value: Value, fact: Fact, depth: int) -> Tensor | None:
         if not value.varies:
             if value.tensor.is_meta or (fact == "-inf" and not value.tensor.is_floating_point()):
                 return None
@@ -55,41 +56,42 @@ class Known:
             return mask if bool(mask.any()) else None
         if value.node is None or not value.tensor.is_floating_point():
             return None
-        return self._computed(value.node, value, fact, depth + 1)
+        return self._by_operator(value.node, value, fact, depth + 1)
 
-    def _computed(self, node: Node, value: Value, fact: Fact, depth: int) -> Tensor | None:
-        name = node.name.removeprefix("aten.")
-        if name in _SAME or (fact == "zero" and name in _ZERO_TO_ZERO):
+    def _by_operator(self, node: Node, value: Value, fact: Fact, depth: int) -> Tensor | None:
+        """From what holds of the operator's arguments."""
+        name = node.short_name
+        if name in _IDENTITIES or (fact == "zero" and name in _ZERO_TO_ZERO):
             return self.where(node.inputs()[0], fact, depth)
-        if name in _MOVED:
+        if name in _MOVES:
             return self._moved(node, value, fact, depth)
-        found = arguments(node)
+        args = arguments(node)
         if name in ("masked_fill", "where"):
-            return self._chosen(found, value, fact, depth)
+            return self._by_condition(args, value, fact, depth)
         if name in _SOFTMAX and fact == "zero":
-            mask = self.where(found["self"], "-inf", depth)
-            # A row with nothing else in it is not zero, but undefined or even.
-            return None if mask is None else mask & ~torch.all(mask, int(found["dim"]), keepdim=True)
-        if name in ("addmm", "baddbmm") and fact == "-inf" and found["beta"] == 1:
-            mask = self.where(found["self"], "-inf", depth)
+            mask = self.where(args["self"], "-inf", depth)
+            # A softmax of -inf alone is not zero: it is nan, or, of large finite numbers, uniform.
+            return None if mask is None else mask & ~torch.all(mask, int(args["dim"]), keepdim=True)
+        if name in ("addmm", "baddbmm") and fact == "-inf" and args["beta"] == 1:
+            mask = self.where(args["self"], "-inf", depth)
             return None if mask is None else mask.expand(value.shape)
         if name == "exp" and fact == "zero":
-            return self.where(found["self"], "-inf", depth)
-        return self._arithmetic(name, found, value, fact, depth)
+            return self.where(args["self"], "-inf", depth)
+        return self._arithmetic(name, args, value, fact, depth)
 
-    def _arithmetic(self, name: str, found: dict[str, Any], value: Value, fact: Fact, depth: int) -> Tensor | None:
+    def _arithmetic(self, name: str, args: dict[str, Any], value: Value, fact: Fact, depth: int) -> Tensor | None:
         if name not in ("add", "mul", "div", "sub"):
             return None
-        masks = [self._operand(found[key], fact, depth) for key in ("self", "other")]
+        masks = [self._operand(args[key], fact, depth) for key in ("self", "other")]
         if fact == "zero":
             if name == "mul":
                 return _either(masks, value)
             if name == "div":
                 return None if masks[0] is None else masks[0].expand(value.shape)
             return None if masks[0] is None or masks[1] is None else masks[0] & masks[1]
-        if name == "add" and number_or_one(found.get("alpha")) > 0:
+        if name == "add" and number_or_one(args.get("alpha")) > 0:
             return _either(masks, value)
-        scale = 0.0 if isinstance(found["other"], Value) else float(found["other"])
+        scale = 0.0 if isinstance(args["other"], Value) else float(args["other"])
         if name == "sub" or (name in ("mul", "div") and _MILD[0] <= scale <= _MILD[1]):
             return None if masks[0] is None else masks[0].expand(value.shape)
         return None
@@ -100,12 +102,12 @@ class Known:
         is_so = operand == 0 if fact == "zero" else operand <= _AS_GOOD_AS_INFINITE
         return torch.ones((), dtype=torch.bool) if is_so else None
 
-    def _chosen(self, found: dict[str, Any], value: Value, fact: Fact, depth: int) -> Tensor | None:
-        """``masked_fill`` and ``where``: by a constant condition, one or the other."""
-        condition = found["mask"] if "mask" in found else found["condition"]
+    def _by_condition(self, args: dict[str, Any], value: Value, fact: Fact, depth: int) -> Tensor | None:
+        """``masked_fill`` and ``where`` with a constant condition: of one argument or the other."""
+        condition = args["mask"] if "mask" in args else args["condition"]
         if condition.varies:
             return None
-        yes, no = (found["value"], found["self"]) if "mask" in found else (found["self"], found["other"])
+        yes, no = (args["value"], args["self"]) if "mask" in args else (args["self"], args["other"])
         none = torch.zeros((), dtype=torch.bool, device=condition.tensor.device)
         masks = [self._operand(x, fact, depth) for x in (yes, no)]
         if masks == [None, None]:
@@ -135,20 +137,19 @@ class Known:
 
 
 def _either(masks: list[Tensor | None], value: Value) -> Tensor | None:
-    found = [m.to(value.tensor.device).expand(value.shape) for m in masks if m is not None]
-    if not found:
-        return None
-    return found[0] if len(found) == 1 else found[0] | found[1]
+    known = [m.to(value.tensor.device).expand(value.shape) for m in masks if m is not None]
+    return reduce(torch.logical_or, known) if known else None
 
 
-def constant(late: LazyTensor, node: Node) -> Tensor | None:
-    """A factor of a node's derivative, if it is the same at every point.
+def constant(factor: LazyTensor, node: Node) -> Tensor | None:
+    """A factor of a node's derivative, where it is the same at every point; else None.
 
-    It is made under a tracer and not kept: a plan that had looked at a factor before would be arguments to it.
+    It is computed below a tracer, which says whether it varies, and not kept in the ``LazyTensor``: a program that is
+    traced later would contain it as a constant.
     """
     tracer = Tracer()
     for value in (*node.inputs(), *node.outputs):
         tracer.adopt(value.tensor, value.varies)
     with torch.no_grad(), tracer:
-        tensor = late.make()
+        tensor = factor.make()
     return None if tracer.slot_of(tensor).memory.varies else tensor

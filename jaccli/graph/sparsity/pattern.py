@@ -1,4 +1,7 @@
-"""Which source elements each target element can depend on, at any point: the sparsity of J."""
+"""The sparsity pattern of J: which source elements each target element can depend on, at any point.
+
+graph ─→ for each map: factors (structural zeros, constants) ─→ propagate ─→ dependency sets of the target ─→ Pattern
+"""
 
 from __future__ import annotations
 
@@ -17,29 +20,29 @@ from jaccli.graph.maps.convolution import Conv
 from jaccli.graph.maps.elementwise import Mul
 from jaccli.graph.maps.gather import Gather
 from jaccli.graph.maps.matrix import Matrix, Projection
-from jaccli.graph.rules.registry import Map, arguments, from_front
+from jaccli.graph.rules.registry import Map, arguments, from_front, per_dimension
 from jaccli.graph.sparsity.dependency import Along, DependencySets, Factors, Links, SamplesMixed
 from jaccli.graph.sparsity.index_sets import BoolArray, IndexSets, IntArray, TooMuchWork
-from jaccli.graph.sparsity.known_zeros import Known, constant
-from jaccli.graph.sparsity.propagation import reach
+from jaccli.graph.sparsity.known_zeros import StructuralZeros, constant
+from jaccli.graph.sparsity.propagation import propagate
 from jaccli.graph.trace.ir import Node, Value
 
-# A denser J is not worth colouring.
+# A denser J is not worth compressing.
 DENSEST = 0.25
-# Numbers of sets that may be looked at, some 15 ns each: so many, and a share of the elements of J, which take
-# as long to write.
+# Limit of work, in ids read at some 15 ns each: a constant, and a share of the elements of J, whose writing takes
+# about as long.
 _WORK = 1e5
 _WORK_SHARE = 0.4
 
 _RUNNING = {"cumprod", "logcumsumexp", "cummax", "cummin"}
 _WINDOWED_POOLS = {"max_pool2d_with_indices", "max_pool3d_with_indices"}
 _ADAPTIVE_POOLS = {"adaptive_max_pool2d", "adaptive_max_pool3d"}
-# These scale by masks of their own, made of positions alone.
+# These multiply by masks that depend on positions alone.
 _BY_PLACE = {
     "slice_scatter", "select_scatter", "index_put", "_unsafe_index_put", "as_strided", "tril", "triu", "im2col",
     "diag_embed",
 }  # fmt: skip
-# The only elementwise operators whose factors may be the same at every point.
+# The only elementwise operators whose factors may be constant.
 _CHOICES = {"where", "masked_fill", "mul", "div"}
 # The arguments of matrix products, left and right.
 _PRODUCTS = {
@@ -99,7 +102,7 @@ def pattern(
 ) -> Pattern | None:
     """The pattern of one sample's J, ``(n_out, n_in)``.
 
-    No dependency is missed at any point at which the graph is the same: values that hang on the inputs never
+    No dependency is missed at any point at which the graph is the same: values that depend on the inputs never
     count as zero; constant weights and masks that are zero do. Dimension 0 of source and target is the samples.
 
     Args:
@@ -108,12 +111,12 @@ def pattern(
         source: ``(batch, …)``.
         target: ``(batch, …)``.
         densest: the largest share of entries of a pattern worth having.
-        work: numbers of sets that may be looked at, some 15 ns each; by default as long as J takes to write.
+        work: ids that may be read, some 15 ns each; by default about as long as J takes to write.
 
     Cost: some 50 µs a map, and the work.
 
     Returns:
-        None where samples cannot be told apart, J is denser, or it is too much work to find out.
+        None where samples mix, J is denser, or the work exceeds the limit.
     """
     batch, target_size = source.shape[0], math.prod(target.shape[1:])
     size = math.prod(source.shape[1:])
@@ -123,54 +126,48 @@ def pattern(
         work = _WORK + _WORK_SHARE * batch * size * target_size
     pool = IndexSets(size, min(1.0, 2 * densest), work)  # rows may be denser than J
     try:
-        foot = _swept(nodes, maps_of, source, target, pool)
+        deps = _of_target(nodes, maps_of, source, target, pool)
     except (SamplesMixed, TooMuchWork):
         return None
-    numbers = np.zeros(target_size, np.int64) if foot is None else foot.sets.reshape(-1)
-    if foot is not None and batch > 1 and (foot.dim, foot.inner, foot.sets.shape[0]) != (0, 1, 1):
+    ids = np.zeros(target_size, np.int64) if deps is None else deps.ids.reshape(-1)
+    if deps is not None and batch > 1 and (deps.dim, deps.inner, deps.ids.shape[0]) != (0, 1, 1):
         return None
-    if pool.count[numbers].sum() > densest * size * target_size:
+    if pool.count[ids].sum() > densest * size * target_size:
         return None
-    return Pattern(*pool.rows(numbers), (target_size, size))
+    return Pattern(*pool.rows(ids), (target_size, size))
 
 
-def _swept(
+def _of_target(
     nodes: Sequence[Node], maps_of: dict[Node, list[Map]], source: Value, target: Value, pool: IndexSets
 ) -> DependencySets | None:
-    """The footprint of the target; None where nothing of the source gets there."""
-    known = Known()
+    """The dependency sets of the target; None where no path leads there."""
+    zeros = StructuralZeros()
     batch = source.shape[0]
-    feet = {source: DependencySets(pool, pool.singles((1, *source.shape[1:])), 0, 1, batch)}
+    deps_of = {source: DependencySets(pool, pool.singles((1, *source.shape[1:])), 0, 1, batch)}
     last_use = {m.source: node for node in nodes for m in maps_of[node]}
     for node in nodes:
         for m in maps_of[node]:
-            if m.source not in feet:
+            if m.source not in deps_of:
                 continue
-            foot = feet[m.source]
+            deps = deps_of[m.source]
             for step in _steps(node, m):
-                foot = reach(step, foot, _factors(node, m, known))
-            if m.target in feet:
-                foot = _joined(feet[m.target], foot)
-            feet[m.target] = foot
+                deps = propagate(step, deps, _factors(node, m, zeros))
+            deps_of[m.target] = _united(deps_of[m.target], deps) if m.target in deps_of else deps
         for value in {m.source for m in maps_of[node]}:
             if last_use[value] is node and value is not target:
-                feet.pop(value, None)
-    return feet.get(target)
+                deps_of.pop(value, None)
+    return deps_of.get(target)
 
 
-def _joined(a: DependencySets, b: DependencySets) -> DependencySets:
+def _united(a: DependencySets, b: DependencySets) -> DependencySets:
     if a.batch > 1 and (a.dim, a.inner) != (b.dim, b.inner):
         raise SamplesMixed
-    return a.made(a.pool.pairs(a.sets, b.sets))
-
-
-def _name(node: Node) -> str:
-    return node.name.removeprefix("aten.")
+    return a.with_ids(a.pool.pairs(a.ids, b.ids))
 
 
 def _steps(node: Node, m: Map) -> tuple[Primitive | Along, ...]:
-    """The primitives of a map, or what says more about it: an index that hangs on the values keeps to a window."""
-    name = _name(node)
+    """The primitives of a map, or what holds of them at every point: an index of a pooling stays in its window."""
+    name = node.short_name
     if name in _RUNNING and m.source.shape:
         dim = from_front(arguments(node)["dim"], len(m.source.shape))
         n = m.source.shape[dim]
@@ -183,68 +180,63 @@ def _steps(node: Node, m: Map) -> tuple[Primitive | Along, ...]:
 
 
 def _window(node: Node, m: Map, d: int, n: int) -> IntArray:
-    """``(n_out, width)``: positions that a pooling looks at along direction ``d`` of ``n``, -1 for none."""
+    """``(n_out, width)``: positions in the windows of a pooling along direction ``d`` of ``n``, -1 for none."""
     size, count = m.source.shape[len(m.source.shape) - n + d], m.target.shape[len(m.target.shape) - n + d]
-    places, found = np.arange(count)[:, None], arguments(node)
-    if _name(node) in _ADAPTIVE_POOLS:
+    places, args = np.arange(count)[:, None], arguments(node)
+    if node.short_name in _ADAPTIVE_POOLS:
         low, high = places * size // count, -(-(places + 1) * size // count)
         table = low + np.arange(int((high - low).max()))
         return np.where(table < high, table, -1)
-
-    def each(name: str, default: int) -> int:
-        given = list(found.get(name) or [])
-        return int(given[d] if len(given) == n else given[0] if given else default)
-
-    kernel = each("kernel_size", 1)
-    table = places * each("stride", kernel) - each("padding", 0) + each("dilation", 1) * np.arange(kernel)
+    kernel = per_dimension(args["kernel_size"], n)
+    stride = per_dimension(args.get("stride"), n, kernel)[d]
+    padding, dilation = (per_dimension(args.get(k), n, (v,))[d] for k, v in (("padding", 0), ("dilation", 1)))
+    table = places * stride - padding + dilation * np.arange(kernel[d])
     return np.where((table >= 0) & (table < size), table, -1)
 
 
-def _factors(node: Node, m: Map, known: Known) -> Factors:
-    """What is known of the numbers in a map of a node."""
+def _factors(node: Node, m: Map, zeros: StructuralZeros) -> Factors:
+    """What holds of the numbers in a map of a node at every point."""
 
     def nonzero(step: Any) -> BoolArray | None:
-        zero = _zeros(step, node, m, known)
+        zero = _zero_factors(step, node, m, zeros)
         if zero is None or not bool(zero.any()):
             return None
         mask: BoolArray = (~zero).cpu().numpy()
         return mask
 
     def index(step: Any) -> IntArray | None:
-        found = constant(step.index, node)
-        return None if found is None else found.cpu().numpy()
+        tensor = constant(step.index, node)
+        return None if tensor is None else tensor.cpu().numpy()
 
     return Factors(nonzero, index)
 
 
-def _zeros(step: Any, node: Node, m: Map, known: Known) -> Tensor | None:
+def _zero_factors(step: Any, node: Node, m: Map, zeros: StructuralZeros) -> Tensor | None:
     """Where a factor of a map is zero at every point."""
     if isinstance(step, Projection):
-        return known.where(node.outputs[0], "zero") if step.kind == "softmax" else None
+        return zeros.where(node.outputs[0], "zero") if step.kind == "softmax" else None
     if isinstance(step, Conv):
         weight = arguments(node)["weight"]
-        return known.where(weight, "zero")
+        return zeros.where(weight, "zero")
     other = _other_factor(step, node, m)
     if other is not None:
-        mask = known.where(other, "zero")
+        mask = zeros.where(other, "zero")
         return None if mask is None else _shaped(step, node, m, mask)
     if isinstance(step, Mul | Matrix) and _may_be_constant(node, step):
-        late = step.factor
-        factor = constant(late, node)
+        factor = constant(step.factor, node)
         return None if factor is None else factor == 0
     return None
 
 
 def _other_factor(step: Any, node: Node, m: Map) -> Value | None:
     """The value that a product multiplies by, where the factor is nothing else."""
-    found = arguments(node)
-    name = _name(node)
+    args, name = arguments(node), node.short_name
     if isinstance(step, Matrix) and name in _PRODUCTS:
-        left, right = (found[key] for key in _PRODUCTS[name])
+        left, right = (args[key] for key in _PRODUCTS[name])
         factor: Value = right if step.dim == len(m.source.shape) - 1 else left
         return factor
     if isinstance(step, Mul) and name == "mul":
-        other = found["other"] if m.source is found["self"] else found["self"]
+        other = args["other"] if m.source is args["self"] else args["self"]
         return other if isinstance(other, Value) else None
     return None
 
@@ -253,7 +245,7 @@ def _shaped(step: Any, node: Node, m: Map, mask: Tensor) -> Tensor:
     """A mask over that value, in the shape of the factor."""
     if isinstance(step, Mul):
         return mask.reshape(step.shape)
-    if _name(node) == "linear" or step.dim != len(m.source.shape) - 1:
+    if node.short_name == "linear" or step.dim != len(m.source.shape) - 1:
         mask = mask.transpose(-1, -2)
     if mask.dim() == 3 and step.shape[0] == 1 and mask.shape[0] != 1:
         mask = mask.all(0, keepdim=True)
@@ -261,10 +253,10 @@ def _shaped(step: Any, node: Node, m: Map, mask: Tensor) -> Tensor:
 
 
 def _may_be_constant(node: Node, step: Mul | Matrix) -> bool:
-    """Whether it is worth asking: not where the factor is surely one of the values."""
-    if _name(node) in _BY_PLACE:
+    """Whether it is worth computing the factor: not where it is certainly a value that varies."""
+    if node.short_name in _BY_PLACE:
         return True
     if isinstance(step, Matrix):
         return not step.parallel
     constants = [v for v in node.inputs() if not v.varies]
-    return bool(constants) and (torch.Tag.pointwise not in node.op.tags or _name(node) in _CHOICES)
+    return bool(constants) and (torch.Tag.pointwise not in node.op.tags or node.short_name in _CHOICES)
