@@ -13,6 +13,7 @@ from networks import CASES, Case
 
 from jaccli.run.benchmark import ratio_interval
 from jaccli.sinks.numbers import markdown_table
+from jaccli.sinks.table import TableView
 
 BEST_GOAL, EAGER_GOAL, FIRST_GOAL, MEMORY_GOAL = 0.5, 0.4, 1.0, 1.0
 
@@ -140,7 +141,7 @@ def row(result: Result) -> dict[str, str]:
 
 def table(results: Sequence[Result]) -> str:
     """The main table in Markdown, and the geometric means below it."""
-    return markdown_table([row(result) for result in results]) + "\n" + summary(results)
+    return markdown_table(TableView([row(result) for result in results])) + "\n" + summary(results)
 
 
 def summary(results: Sequence[Result]) -> str:
@@ -167,7 +168,7 @@ def geometric_mean(values: Sequence[float]) -> float:
 def details(result: Result) -> str:
     """Every contender of one network, fastest first."""
     order = sorted(result.contenders, key=lambda c: c.median_s)
-    return markdown_table([_detail(result, contender) for contender in order])
+    return markdown_table(TableView([_detail(result, contender) for contender in order]))
 
 
 def _detail(result: Result, contender: Contender) -> dict[str, str]:

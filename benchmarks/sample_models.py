@@ -27,6 +27,7 @@ from jaccli.models.adapt import as_network
 from jaccli.names import METHOD_NAMES
 from jaccli.run.benchmark import race, ratio_interval
 from jaccli.sinks.numbers import markdown_table
+from jaccli.sinks.table import TableView
 
 SAMPLES = Path(__file__).parents[1] / "sample_models"
 
@@ -93,7 +94,7 @@ def main() -> None:
         print(f"racing {name}", file=sys.stderr)
         table += rows(name, CASES[name], options.rounds)
     columns = ("network", "method", "median ms", "to the fastest", "peak MiB", "error", "note")
-    print(markdown_table(table, columns))
+    print(markdown_table(TableView(table, columns)))
 
 
 if __name__ == "__main__":
