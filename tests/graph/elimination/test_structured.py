@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import jaccli
-from jaccli.graph.elimination import accumulate as plan_elimination
+from jaccli.graph.elimination import accumulate as accumulate_module
 from jaccli.run.planned import Plan
 from tests.oracle import error
 from tests.structured_networks import BY_NAME, SEGMENTS, Segment
@@ -39,7 +39,7 @@ COMPRESSED = {"COMPRESSED_FROM": 0.0}
 def test_all_ways_give_one_number(settings: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     """What the engine does for large J only, done for small ones."""
     for name, value in settings.items():
-        monkeypatch.setattr(plan_elimination, name, value)
+        monkeypatch.setattr(accumulate_module, name, value)
     off = {}
     for segment in SEGMENTS:
         model, x, args = segment.model(), segment.x(1), segment.args()
@@ -55,5 +55,5 @@ def test_plans_of_all_ways_hold_nothing_of_their_point(
     name: str, settings: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for key, value in settings.items():
-        monkeypatch.setattr(plan_elimination, key, value)
+        monkeypatch.setattr(accumulate_module, key, value)
     test_a_plan_holds_nothing_of_its_point(BY_NAME[name])

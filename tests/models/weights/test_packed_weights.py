@@ -29,8 +29,8 @@ class Net(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def plan_elimination() -> Iterator[None]:
-    if torch.backends.quantized.plan_elimination == "none":
+def engine() -> Iterator[None]:
+    if torch.backends.quantized.engine == "none":
         pytest.skip("this build has no int8 kernels")
     with warnings.catch_warnings():
         yield
