@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from jaccli.graph.program.pipeline import programs_of
     from jaccli.graph.program.result_pool import Pool
     from jaccli.graph.program.torch_compile import CompileGap, compiled
-    from jaccli.graph.program.verify import alike
     from jaccli.graph.trace.capture import Graph, capture
     from jaccli.graph.trace.ir import CaptureGap, tensors_in
 
@@ -44,7 +43,6 @@ _HOMES = {
     "program.pipeline": ("programs_of",),
     "program.result_pool": ("Pool",),
     "program.torch_compile": ("CompileGap", "compiled"),
-    "program.verify": ("alike",),
     "trace.capture": ("Graph", "capture"),
     "trace.ir": ("CaptureGap", "tensors_in"),
 }
@@ -61,7 +59,6 @@ __all__ = [
     "Products",
     "Program",
     "accumulation",
-    "alike",
     "capture",
     "compiled",
     "jacobian",

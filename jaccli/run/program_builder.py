@@ -19,7 +19,8 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.errors import note
-from jaccli.graph import Bracketing, CompileGap, Pool, Program, alike, capture, compiled, plan_elimination, programs_of
+from jaccli.graph import Bracketing, CompileGap, Pool, Program, capture, compiled, plan_elimination, programs_of
+from jaccli.linear_maps.agreement import programs_agree
 from jaccli.methods.base import perturbed
 from jaccli.networks.network import Network
 from jaccli.planning.decide import Decision
@@ -110,7 +111,7 @@ class ProgramBuilder:
             (program, *rivals), _ = programs_of(graph, plan_elimination(graph, bracketing), fusing=not self.compile)
         runner = ProgramRunner(program, self.pool, groups=groups)
         matrix = runner.jacobian(inputs)
-        if matrix is None or not alike(matrix, truth):
+        if matrix is None or not programs_agree(matrix, truth):
             return None
         return _Candidate(runner.with_best_threads(inputs) if self.timed else runner, rivals, bracketing)
 
@@ -144,7 +145,7 @@ class ProgramBuilder:
             warnings.simplefilter("ignore")
             truth = self.without_program(elsewhere, decision)
         matrix = runner.jacobian(elsewhere)
-        return matrix is None or alike(matrix, truth)
+        return matrix is None or programs_agree(matrix, truth)
 
     def _against_rivals(self, candidate: _Candidate, inputs: Inputs) -> ProgramRunner:
         """The program, or one with other kernels where that is clearly faster: those cannot use the memory plan."""

@@ -53,9 +53,3 @@ def reading(name: str, expected: str = "", remedy: str = COPY_AGAIN) -> Iterator
             ) from error
         reason = str(error) if isinstance(error, DamagedError) else f"it cannot be read ({type(error).__name__})"
         raise RefusedError(f"{name} is damaged: {reason}", expected, remedy) from error
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or any(
-        word in str(error) for word in ("DefaultCPUAllocator", "bad_alloc", "Cannot allocate memory")
-    )

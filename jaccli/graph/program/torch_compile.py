@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jaccli.graph.program.codegen import SOURCE, Program
-from jaccli.graph.program.verify import alike
+from jaccli.linear_maps.agreement import programs_agree
 from jaccli.runtime.torch_errors import is_out_of_memory
 
 
@@ -50,7 +50,7 @@ def compiled(program: Program, tensors: Sequence[Tensor]) -> tuple[Program, floa
             raise CompileGap(_first_line(error)) from None
         seconds = time.perf_counter() - start
         expected, *values = program.run(tensors, _output(program, device), program.buffers(device))
-    if not alike(result, expected) or any(a.item() != b.item() for a, b in zip(guards, values, strict=True)):
+    if not programs_agree(result, expected) or any(a.item() != b.item() for a, b in zip(guards, values, strict=True)):
         raise CompileGap("the compiled program gives another J")
     return replace(program, call=call, planned_call=None, memory_plan=None, views=None), seconds
 

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from jaccli.graph.program.codegen import Program
+from jaccli.linear_maps.agreement import programs_agree
 from jaccli.runtime.torch_errors import is_out_of_memory
-
-# For short floating-point formats: an error of a program is larger.
-_LOOSEST = 0.05
 
 
 def gives(program: Program, tensors: Sequence[Tensor], matrix: Tensor) -> bool:
@@ -38,21 +36,4 @@ def gives(program: Program, tensors: Sequence[Tensor], matrix: Tensor) -> bool:
         if is_out_of_memory(error):
             raise
         return False
-    return alike(result, matrix) and [guard.item() for guard in guards] == program.guards
-
-
-def alike(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one dtype and any shape ``(…)`` are equal up to rounding, and finite in the same places.
-
-    Their difference is at most 64 machine epsilons of the norm of b, over all elements together.
-    """
-    if a.shape != b.shape:
-        return False
-    finite = b.isfinite()
-    if not bool(finite.all()):
-        if not torch.equal(a.isfinite(), finite):
-            return False
-        a, b = a[finite], b[finite]
-    size = float(torch.linalg.vector_norm(b.double()))
-    difference = float(torch.linalg.vector_norm((a - b).double()))
-    return difference <= min(64 * torch.finfo(a.dtype).eps, _LOOSEST) * max(size, 1e-30)
+    return programs_agree(result, matrix) and [guard.item() for guard in guards] == program.guards
