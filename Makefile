@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		--no-build-isolation -e '.[all]' pytest pytest-xdist hypothesis ruff mypy
+		--no-build-isolation -e '.[all]' pytest pytest-xdist hypothesis jaxtyping beartype ruff mypy
 	touch $(STAMP)
 
 demo: $(STAMP)

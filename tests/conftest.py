@@ -8,7 +8,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests import standin
+from tests import shapes, standin
+
+# Before the first import of jaccli.
+shapes.install()
 
 # Before any backward pass of this process; a real accelerator is torch's only one.
 if not torch.accelerator.is_available():

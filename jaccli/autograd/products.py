@@ -10,9 +10,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 def batching_imported() -> bool:
@@ -38,7 +42,10 @@ def vjp(
 
 
 def vjps(
-    target: Tensor, sources: Sequence[Tensor], cotangents: Tensor, create_graph: bool = False
+    target: Shaped[Tensor, "*target"],
+    sources: Sequence[Tensor],
+    cotangents: Shaped[Tensor, "k *target"],
+    create_graph: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """k backward passes in one, by vmap: ``(k, *target.shape)`` → for each source ``(k, *source.shape)``."""
     with quiet_vmap():

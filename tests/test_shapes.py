@@ -1,0 +1,65 @@
+"""Every public function of tensors says their shapes, in its signature (which the tests check) or its docstring."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import jaccli
+from tests import shapes
+
+ROOT = Path(jaccli.__file__).parent
+TENSOR = re.compile(r"\bTensor\b")
+IN_SIGNATURE = re.compile(rf"\b({'|'.join(shapes.KINDS)})\[(torch\.)?Tensor, ")
+IN_DOCSTRING = re.compile(r"``\([^()`]*[,…*][^`]*\)``|``\w+\.shape``|scalar|\bshape[sd]?\b")
+
+
+def public_functions() -> Iterator[tuple[str, ast.FunctionDef, str]]:
+    """Where, the function, and the docstring that it has or inherits (none: an override)."""
+    for path in sorted(ROOT.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        for scope in [tree, *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))]:
+            for node in scope.body:
+                if not isinstance(node, ast.FunctionDef) or node.name.startswith("_") or is_overload(node):
+                    continue
+                doc = ast.get_docstring(node) or ""
+                if doc or scope is tree:
+                    yield f"{path.relative_to(ROOT.parent)}:{node.lineno} {node.name}", node, doc
+
+
+def is_overload(function: ast.FunctionDef) -> bool:
+    return any(isinstance(name, ast.Name) and name.id == "overload" for name in function.decorator_list)
+
+
+def annotations(function: ast.FunctionDef) -> list[str]:
+    """Those that mention a tensor."""
+    arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    given = [a.annotation for a in arguments if a.annotation] + ([function.returns] if function.returns else [])
+    return [text for text in map(ast.unparse, given) if TENSOR.search(text)]
+
+
+def test_shapes_are_stated() -> None:
+    silent = [
+        where
+        for where, function, doc in public_functions()
+        if (stated := annotations(function))
+        and not all(IN_SIGNATURE.search(text) for text in stated)
+        and not IN_DOCSTRING.search(doc)
+    ]
+    assert not silent, f"{len(silent)} functions of tensors say no shapes:\n" + "\n".join(silent)
+
+
+def test_a_wrong_shape_is_seen() -> None:
+    from jaccli.autograd.products import vjps
+
+    x = torch.ones(2, 3, requires_grad=True)
+    (rows,) = vjps(x.sum(1), (x,), torch.ones(4, 2))
+    assert rows is not None
+    assert rows.shape == (4, 2, 3)
+    with pytest.raises(shapes.ShapeError, match="cotangents"):
+        vjps(x.sum(1), (x,), torch.ones(4, 3))
