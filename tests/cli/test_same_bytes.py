@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch
 
 from jaccli.networks.state import random_generators as noise
 
-from .conftest import Result, Run, process
+from .conftest import ENV, Result, Run
 
 NETS = """
 import random
@@ -188,29 +190,37 @@ def test_regularize_whatever_the_clock_says(cli: Run, shaken: Callable[[int], No
 
 
 FILES = ["npy", "npz", "safetensors", "pt", "zarr", "json", "jsonl", "csv"]
+WRITTEN = {f"same.{extension}": ("compute", "-i", "random:3,n=2", "--layer", "{input,fc}") for extension in FILES}
+WRITTEN["same.npy"] = ("compute", "-i", "random:3,n=2")
+WRITTEN["weights.safetensors"] = ("regularize", "-i", "random:3,n=4", "--layer", "input", "--steps", "2")
+ALL_LINES = (
+    "import json, sys; from jaccli.cli import boundary; print([boundary.run(a) for a in json.loads(sys.argv[1])])"
+)
 
 
-@pytest.mark.parametrize("extension", FILES)
-def test_files_of_two_processes(files: Path, extension: str) -> None:
-    """Hashes and orders differ from process to process, and a file may hold the time of day."""
+@pytest.fixture(scope="module")
+def of_two_processes(files: Path) -> list[dict[str, list[tuple[str, bytes]]]]:
+    """What each of two processes writes: names and bytes of all files, by what was asked for."""
+    return [_written(files) for _ in range(2)]
+
+
+def _written(files: Path) -> dict[str, list[tuple[str, bytes]]]:
     (files / "drawn.py").write_text(NETS)
-    whole = []
-    for _ in range(2):
-        line = ("compute", "drawn.py:by_numpy", "-i", "random:3,n=2", "--layer", "{input,fc}")
-        if extension == "npy":
-            line = line[:-2]
-        process(*line, "-o", f"same.{extension}", "--force", cwd=files).ok()
-        path = files / f"same.{extension}"
+    lines = [[line[0], "drawn.py:by_numpy", *line[1:], "-o", name, "--force"] for name, line in WRITTEN.items()]
+    script = [sys.executable, "-c", ALL_LINES, json.dumps(lines)]
+    done = subprocess.run(script, cwd=files, env=ENV, capture_output=True, text=True)
+    assert done.stdout.endswith(f"{[0] * len(lines)}\n"), done.stderr
+    written = {}
+    for name in WRITTEN:
+        path = files / name
         parts = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        whole.append([(p.name, p.read_bytes()) for p in parts])
-    assert whole[0] == whole[1]
+        written[name] = [(p.name, p.read_bytes()) for p in parts]
+    return written
 
 
-def test_trained_weights_of_two_processes(files: Path) -> None:
-    (files / "drawn.py").write_text(NETS)
-    found = []
-    for _ in range(2):
-        line = ("regularize", "drawn.py:by_numpy", "-i", "random:3,n=4", "--layer", "input", "--steps", "2")
-        process(*line, "-o", "same.safetensors", "--force", "--format", "csv", cwd=files).ok()
-        found.append((files / "same.safetensors").read_bytes())
-    assert found[0] == found[1]
+@pytest.mark.parametrize("name", WRITTEN)
+def test_files_of_two_processes(of_two_processes: list[dict[str, list[tuple[str, bytes]]]], name: str) -> None:
+    """Hashes and orders differ from process to process, and a file may hold the time of day."""
+    first, second = of_two_processes
+    assert first[name]
+    assert first[name] == second[name]
