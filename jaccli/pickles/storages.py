@@ -227,7 +227,12 @@ class TensorMaker:
         self._repeated = 0
 
     def make(self, name: str, spec: Any) -> Tensor:
-        """The tensor that a ``TensorSpec``, ``SparseSpec`` or ``ArraySpec`` describes; ``name`` is for the message."""
+        """The tensor, of the shape that a ``TensorSpec``, ``SparseSpec`` or ``ArraySpec`` describes.
+
+        Args:
+            name: of the tensor, for the message.
+            spec: its description.
+        """
         try:
             if isinstance(spec, TensorSpec):
                 return self._strided(spec)

@@ -59,7 +59,7 @@ def is_exported_module(model: object) -> bool:
 
 
 def program_from_export(exported: Any) -> tuple[ExportedCode, dict[str, Tensor]]:
-    """The program of an ``ExportedProgram`` and its tensors by qualified name, shared with it."""
+    """The program of an ``ExportedProgram``, and its tensors of any shape by qualified name, shared with it."""
     state, leaves = _inputs(exported)
     listed = {entry.fqn: "" for entry in exported.module_call_graph}
     graph = _Converter(exported.graph_module, {}, listed).graph()
@@ -104,7 +104,7 @@ def _argument_names(exported: Any) -> tuple[str, ...] | None:
 
 
 def program_from_module(module: fx.GraphModule) -> tuple[ExportedCode, dict[str, Tensor]]:
-    """The program of an exported module and its tensors by qualified name, shared with it."""
+    """The program of an exported module, and its tensors of any shape by qualified name, shared with it."""
     state: dict[str, tuple[StateKind, str]] = {}
     tensors: dict[str, Tensor] = {}
     parameters, buffers = dict(module.named_parameters(remove_duplicate=False)), dict(module.named_buffers())

@@ -56,7 +56,7 @@ class ExportedModel(nn.Module):
     def execute(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None
     ) -> tuple[Any, dict[str, Tensor]]:
-        """Run the program without writing anything: its result, and buffer name → value it would leave."""
+        """Run the program without writing anything: the result, and buffer name → new value, of its shape."""
         program = self.program
         analysis = program.graph.analysis
         values = bind(program, args, kwargs)

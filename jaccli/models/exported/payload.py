@@ -28,7 +28,7 @@ def dtype_of(code: Any) -> torch.dtype:
 
 
 def load_raw(data: bytearray, meta: Mapping[str, Any], name: str) -> Tensor:
-    """A tensor over ``data``, as described; tensors over the same bytes share them.
+    """A tensor over ``data``, of the shape, strides and dtype in ``meta``; tensors over the same bytes share them.
 
     Raises:
         RefusedError: the description does not fit the bytes.
@@ -64,7 +64,7 @@ def _unfit(name: str, why: str) -> RefusedError:
 
 
 def load_pickled(data: bytes, name: str) -> dict[str, Tensor] | Tensor | None:
-    """The tensor, or the dict of tensors, in an entry that ``torch.save`` wrote; None if it is something else.
+    """The tensor, or the dict of tensors, of any shape, that ``torch.save`` wrote; None if it is something else.
 
     Raises:
         RefusedError: it would run code, is damaged, or holds tensors that do not fit their storage.

@@ -116,7 +116,7 @@ class ScriptNetwork(Network):
         return other
 
     def tensors(self) -> Iterator[Tensor]:
-        """Parameters and buffers, each once."""
+        """Parameters and buffers of any shape, each once."""
         seen: set[int] = set()
         for node in self._root.walk():
             for tensor in node.tensors.values():

@@ -25,7 +25,7 @@ class ScriptInstance:
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The same structure of lists, tuples, dicts and objects, rebuilt, with ``function`` of every tensor.
+    """The same structure of lists, tuples, dicts and objects, rebuilt, with ``function`` of every tensor, of any shape.
 
     Modules are not rebuilt: their tensors belong to the model.
     """

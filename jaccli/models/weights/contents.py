@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jaccli.errors import UsageError
 from jaccli.models.weights.candidates import Candidate, candidates_at, candidates_in
@@ -70,7 +70,7 @@ class CheckpointContents:
 
         Args:
             key: of ``FILE[KEY]``.
-            fits: whether a state dict, with tensors on ``meta``, is that of the architecture; None if it is not known.
+            fits: whether a state dict, of tensors of any shape on ``meta``, fits the architecture; None: none is known.
 
         Raises:
             UsageError: there is none under ``key``, or several could be meant.
@@ -91,7 +91,7 @@ class CheckpointContents:
         return chosen, notes + self._notes(chosen)
 
     def state(self, chosen: Candidate) -> dict[str, Tensor]:
-        """Name → tensor of a candidate, on the CPU and in the file's dtypes.
+        """Name → tensor of a candidate, on the CPU, in the file's shapes and dtypes.
 
         They may be mapped from the file: copy before writing.
         """
@@ -118,20 +118,6 @@ def read_contents(path: Path, kind: Literal["safetensors", "checkpoint"], *, tru
     if trust:
         return CheckpointContents(path, read_trusted(path), is_trusted=True)
     return CheckpointContents(path, *read_pickled(path, quote(path)))
-
-
-def read_state_dict(
-    path: Path, kind: Literal["safetensors", "checkpoint"], *, trust: bool = False, key: str | None = None
-) -> tuple[dict[str, Tensor] | nn.Module, list[str]]:
-    """The weights in a file, chosen by the names of keys alone, and notes on what was done.
-
-    Raises:
-        UsageError: no such key, or several state dicts.
-        RefusedError: the file is damaged, needs code, or holds no weights.
-    """
-    contents = read_contents(path, kind, trust=trust)
-    chosen, notes = contents.select(key, None)
-    return (chosen.module if chosen.module is not None else contents.state(chosen)), notes
 
 
 def no_such_key(path: Path, key: str, candidates: Sequence[Candidate]) -> UsageError:

@@ -58,7 +58,7 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path | str =
 
 
 def fits_into(module: nn.Module, state: Mapping[str, Tensor]) -> bool:
-    """Whether ``load_into`` would accept ``state``, whose tensors may be on ``meta``."""
+    """Whether ``load_into`` would accept ``state``, whose tensors may have any shape and be on ``meta``."""
     target = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     distinct = {_identity(value) for name, value in target.items() if not _is_counter(name)}
     if len(state) < len(distinct):

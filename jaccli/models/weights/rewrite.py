@@ -48,7 +48,7 @@ class RewritableCheckpoint:
     left_out: list[str] = field(default_factory=list)
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
-        """The state dict under the file's names, with the model's values; entries that it lacks stay as they were.
+        """The state dict under the file's names and in its shapes, with the model's values; the rest stays as it was.
 
         Of a file that is one state dict, such as safetensors, all entries.
         """
