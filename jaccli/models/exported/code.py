@@ -55,6 +55,11 @@ class ExportedNode:
     outputs: tuple[Output, ...]
     stack: tuple[StackEntry, ...] | None
 
+    @property
+    def schema(self) -> Any:
+        """Of its operator; None for arithmetic on numbers and for control flow."""
+        return getattr(self.op, "_schema", None)
+
     def made(self) -> Iterator[str]:
         """Names of the values that the node makes."""
         for output in self.outputs:

@@ -18,7 +18,8 @@ from jaccli.models.exported.code import ExportedGraph, ExportedNode, graphs, las
 from jaccli.models.exported.control import INLINE
 from jaccli.models.exported.operators import qualified
 from jaccli.models.interpretation.alias_sets import AliasSets
-from jaccli.models.interpretation.overloads import draws_numbers, find_packet
+from jaccli.models.interpretation.overloads import find_packet
+from jaccli.models.interpretation.training_flags import draws_numbers, has_running_statistics
 
 _FRESH: Final = frozenset(
     "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul layer_norm group_norm "  # noqa: SIM905
@@ -26,14 +27,6 @@ _FRESH: Final = frozenset(
     "rnn_tanh rnn_relu scaled_dot_product_attention silu rms_norm embedding_bag cross_entropy_loss".split()
 )
 """Composite operators whose result never shares memory with an argument."""
-
-_SILENT: Final = {
-    **dict.fromkeys(
-        ("batch_norm", "native_batch_norm", "cudnn_batch_norm"), ("running_mean", "running_var", "training")
-    ),
-    "instance_norm": ("running_mean", "running_var", "use_input_stats"),
-}
-"""Operators that write to arguments without saying so in their schema, if the last one named is true."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +95,9 @@ def _formal(op: torch._ops.OpOverload) -> list[tuple[str, str]]:
 
 def named_arguments(node: ExportedNode) -> dict[str, Any]:
     """Arguments of an operator by the names in its schema."""
-    if not isinstance(node.op, torch._ops.OpOverload):
+    if node.schema is None:
         return {}
-    names = [argument.name for argument in node.op._schema.arguments]
+    names = [argument.name for argument in node.schema.arguments]
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
@@ -116,13 +109,14 @@ def _written(node: ExportedNode) -> list[str]:
         inputs = [name for name in inner[0].inputs if name is not None]
         pairs = zip(inputs, refs(node.args), strict=False)
         return [outer for name, outer in pairs if name in inner[0].analysis.rewrites.written]
-    if not isinstance(node.op, torch._ops.OpOverload):
+    args, schema = named_arguments(node), node.schema
+    if schema is None:
         return []
-    args = named_arguments(node)
-    silent = _SILENT.get(node.op._schema.name.split("::")[1])
-    if silent is not None and args.get(silent[2]):
-        return list(refs([args.get(name) for name in silent[:2]]))
-    formal = node.op._schema.arguments
+    # In training mode the statistics are updated, which no schema says; ``_functional`` ones return them instead.
+    updates = has_running_statistics(schema) and not schema.name.endswith("_functional")
+    if updates and (args.get("training") or args.get("use_input_stats")):
+        return list(refs([args.get("running_mean"), args.get("running_var")]))
+    formal = schema.arguments
     return list(refs([args.get(one.name) for one in formal if one.alias_info is not None and one.alias_info.is_write]))
 
 
@@ -136,15 +130,12 @@ def _alias_sets(graph: ExportedGraph) -> AliasSets[str]:
 
 def _sources(node: ExportedNode) -> list[str]:
     """Arguments whose memory a result of the node may share."""
-    op = node.op
-    if graphs(node):
+    if graphs(node) or (isinstance(node.op, torch._ops.OpOverload) and _composite(node.op)):
         return list(node.used())
-    if not isinstance(op, torch._ops.OpOverload):
+    if node.schema is None:
         return []
-    if _composite(op):
-        return list(node.used())
     args = named_arguments(node)
-    return list(refs([args.get(one.name) for one in op._schema.arguments if one.alias_info is not None]))
+    return list(refs([args.get(one.name) for one in node.schema.arguments if one.alias_info is not None]))
 
 
 @cache

@@ -115,8 +115,8 @@ class _GraphRun:
     def __init__(self, program_run: ProgramRun, graph: ExportedGraph, values: dict[str, Any]) -> None:
         self._program_run, self._graph, self._values = program_run, graph, values
         self._analysis: GraphAnalysis = graph.analysis
-        self._replaced: list[tuple[ModuleCall, dict[str, Any]]] = []
-        self._numbers: dict[ModuleCall, int] = {}
+        # Of the calls that are open, outermost first: their numbers, and the inputs that a tap replaced.
+        self._open: dict[ModuleCall, tuple[int, dict[str, Any]]] = {}
 
     def run(self) -> None:
         analysis = self._analysis
@@ -142,11 +142,15 @@ class _GraphRun:
             return {key: self.value(item) for key, item in arg.items()}
         return arg
 
-    def _lookup(self, name: str) -> Any:
-        for _, replaced in reversed(self._replaced):
+    def _scope(self, name: str) -> dict[str, Any]:
+        """Where the value of this name is: an input that a tap replaced counts only inside of the call."""
+        for _, replaced in reversed(self._open.values()):
             if name in replaced:
-                return replaced[name]
-        return self._values[name]
+                return replaced
+        return self._values
+
+    def _lookup(self, name: str) -> Any:
+        return self._scope(name)[name]
 
     def _step(self, index: int, node: ExportedNode) -> None:
         args, kwargs = self.value(node.args), self.value(node.kwargs)
@@ -180,15 +184,9 @@ class _GraphRun:
 
     def _overwrite(self, name: str, result: Any) -> Any:
         """The value that a write in place would have left under ``name``."""
-        before = self._lookup(name)
-        if result.dtype != before.dtype:
-            result = result.to(before.dtype)
-        for _, replaced in reversed(self._replaced):
-            if name in replaced:
-                replaced[name] = result
-                return result
-        self._values[name] = result
-        return result
+        scope = self._scope(name)
+        scope[name] = result.to(scope[name].dtype)
+        return scope[name]
 
     def _store(self, node: ExportedNode, result: Any) -> None:
         outputs = node.outputs
@@ -209,10 +207,9 @@ class _GraphRun:
             return
         names = [name for name in call.inputs if isinstance(self._lookup(name), Tensor)]
         args = tuple(map(self._lookup, names))
-        self._numbers[call], changed = reports.enter(call.path, args)
-        replaced = {name: new for name, new, old in zip(names, changed, args, strict=True) if new is not old}
-        if replaced:
-            self._replaced.append((call, {name: self._own(name, new) for name, new in replaced.items()}))
+        number, changed = reports.enter(call.path, args)
+        items = zip(names, changed, args, strict=True)
+        self._open[call] = number, {name: self._own(name, new) for name, new, old in items if new is not old}
 
     def _leave(self, call: ModuleCall) -> None:
         reports = self._program_run.reports
@@ -220,9 +217,8 @@ class _GraphRun:
             return
         layout = call.layout or self._layout(call)
         output = arrange(layout, self._values)
-        changed = reports.leave(call.path, self._numbers[call], output)
-        if self._replaced and self._replaced[-1][0] is call:
-            self._replaced.pop()
+        number, _ = self._open.pop(call)
+        changed = reports.leave(call.path, number, output)
         if changed is not output:
             for name, value in pairs(layout, changed):  # what comes after the call reads the changed values
                 if value is not self._values[name]:

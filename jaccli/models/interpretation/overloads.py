@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
@@ -25,8 +23,3 @@ def find_overload(namespace: str, name: str, overload: str = "") -> OpOverload |
     except RuntimeError:
         return None
     return operator if isinstance(operator, OpOverload) else None
-
-
-def draws_numbers(operator: Any) -> bool:
-    """Whether PyTorch itself marks an operator as one that draws random numbers (``rand``, ``bernoulli``)."""
-    return isinstance(operator, OpOverload) and torch.Tag.nondeterministic_seeded in operator.tags

@@ -89,24 +89,11 @@ def _nested(*_: Any) -> Tensor:
     )
 
 
-def _size(tensor: Tensor, dim: int | None = None) -> Any:
-    return tensor.size() if dim is None else tensor.size(dim)
-
-
-def _stride(tensor: Tensor, dim: int | None = None) -> Any:
-    return tensor.stride() if dim is None else tensor.stride(dim)
-
-
 def _flash_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    attn_mask: Tensor | None = None,
-    scale: float | None = None,
-) -> tuple[Tensor, None]:
+    query: Shaped[Tensor, "*batch n_q width"], key: Shaped[Tensor, "*batch n_k width"],
+    value: Shaped[Tensor, "*batch n_k out"], dropout_p: float = 0.0, is_causal: bool = False,
+    *, attn_mask: Tensor | None = None, scale: float | None = None,
+) -> tuple[Shaped[Tensor, "*batch n_q out"], None]:  # fmt: skip
     """The fused kernel that decompositions leave has no forward mode and no batching rule.
 
     Its second result is for a backward pass, which is not in an exported graph.
@@ -151,10 +138,10 @@ VIEWS: Final[dict[Any, Callable[..., Any]]] = {
 }
 IN_EXPORTS: Final[dict[Any, Callable[..., Any]]] = {
     # These have no batching rule.
-    _aten.sym_size.int: _size,
-    _aten.sym_size.default: _size,
-    _aten.sym_stride.int: _stride,
-    _aten.sym_stride.default: _stride,
+    _aten.sym_size.int: Tensor.size,
+    _aten.sym_size.default: Tensor.size,
+    _aten.sym_stride.int: Tensor.stride,
+    _aten.sym_stride.default: Tensor.stride,
     _aten.sym_numel.default: Tensor.numel,
     _aten.sym_storage_offset.default: Tensor.storage_offset,
     _aten.copy.default: _copy,

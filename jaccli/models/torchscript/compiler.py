@@ -111,7 +111,7 @@ class GraphCompiler:
         if takes_number(node) and inputs[1].unique() in self._numbers:
             slots[1] = self._fixed(self._numbers[inputs[1].unique()])
         step = apply(fn, slots, self.slots(node.outputs()))
-        random, switch = draws(node, inputs)
+        random, switch = draws(node)
         return drawing(step, None if switch is None else self.slot(inputs[switch])) if random else step
 
     def _fixed(self, content: Any) -> int:

@@ -129,13 +129,8 @@ class ScriptNetwork(Network):
         stamp = Fingerprint(moving)
         for node in self._root.walk():
             for name in self._read_by.get(node.cls, ()):
-                if name in node.children:
-                    continue
-                try:
-                    value = node.read(name)
-                except (RuntimeError, AttributeError, KeyError):  # declared and never set
-                    continue
-                _add(stamp, value)
+                if name not in node.children:
+                    _add(stamp, node.get(name))
         return stamp
 
     def generator_states(self) -> GeneratorStates:
@@ -149,7 +144,7 @@ class ScriptNetwork(Network):
         warnings = []
         for node in self._root.walk():
             kind = node.type_name
-            if not _reads_true(node, "training"):
+            if not node.get("training"):
                 continue
             name = quote(node.path or kind, 60)[1:-1]
             if kind.startswith(_NORMALISES_WHEN_TRAINING):
@@ -161,7 +156,7 @@ class ScriptNetwork(Network):
 
 def _draws(node: ModuleNode) -> bool:
     named = any(part in node.type_name for part in _DRAWS_WHEN_TRAINING)
-    return named and _reads_true(node, "training") and _reads_true(node, "p", True)
+    return named and bool(node.get("training") and node.get("p", True))
 
 
 def _add(stamp: Fingerprint, value: Any) -> None:
@@ -178,10 +173,3 @@ def _add(stamp: Fingerprint, value: Any) -> None:
 
 def _after(first: Any, second: Any) -> Any:
     return lambda tensor: second(first(tensor))
-
-
-def _reads_true(node: ModuleNode, name: str, default: bool = False) -> bool:
-    try:
-        return bool(node.read(name))
-    except (RuntimeError, AttributeError, KeyError):
-        return default

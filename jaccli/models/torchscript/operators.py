@@ -10,16 +10,15 @@ import torch
 from torch._ops import OpOverload
 
 from jaccli.errors import UnsupportedError
-from jaccli.models.interpretation.overloads import draws_numbers, find_overload
+from jaccli.models.interpretation.overloads import find_overload
 from jaccli.models.interpretation.replaced_operators import IN_SCRIPTS
+from jaccli.models.interpretation.training_flags import draws_numbers, has_running_statistics, training_flag
 from jaccli.models.screening.argument_checks import guarded
 from jaccli.models.screening.enumerations import check_enumeration, enumerations
 from jaccli.models.torchscript import natives
 from jaccli.text.escape import quote
 
-# Operators that draw random numbers without being tagged so, each with the argument that turns it off.
-_SWITCHES = ("train", "training", "dropout_p")
-_DRAWING = {"lstm", "gru", "rnn_tanh", "rnn_relu", "manual_seed", "seed"}
+_SEEDING = {"aten::manual_seed", "aten::seed"}
 
 _LISTS = {"ListType", "DictType"}
 _GIVES_VALID = {"prim::dtype", "prim::layout"}
@@ -99,17 +98,15 @@ def unknown(kind: str) -> UnsupportedError:
     )
 
 
-def draws(node: Any, inputs: list[Any]) -> tuple[bool, int | None]:
+def draws(node: Any) -> tuple[bool, int | None]:
     """Whether a node may draw random numbers, and the input that says if it does (its position)."""
     schema = schema_of(node)
     if schema is None or not node.kind().startswith("aten::"):
         return False, None
-    name = node.kind().removeprefix("aten::")
-    names = [a.name for a in schema.arguments]
-    switch = next((i for i, n in enumerate(names[: len(inputs)]) if n in _SWITCHES), None)
-    if name in _DRAWING or "dropout" in name:
-        return True, switch
-    return draws_numbers(_overload(node.kind(), schema)), switch
+    switch = training_flag(schema)
+    # Not all recurrent operators are tagged in all versions of PyTorch; all have a training mode.
+    by_mode = switch is not None and not has_running_statistics(schema)
+    return by_mode or node.kind() in _SEEDING or draws_numbers(_overload(node.kind(), schema)), switch
 
 
 def _native(node: Any, inputs: list[Any]) -> Callable[..., Any] | None:

@@ -105,11 +105,6 @@ class ScriptProgram:
                 self._compiled[name] = CompiledGraph(name, [None, False], [], 1)
         return self._compiled[name]
 
-    def devices(self) -> set[torch.device]:
-        """The accelerators that the model's tensors are on."""
-        devices = {t.device for node in self.root.walk() for t in node.tensors.values()}
-        return {device for device in devices if device.type not in {"cpu", "meta"}}
-
 
 def _unit_of(module: torch.jit.ScriptModule) -> tuple[Any, Any]:
     """The compilation unit with a module's functions, and the module as that unit knows it."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections import namedtuple
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import torch
 
+from jaccli.models.interpretation.nested import named_tuple
 from jaccli.models.torchscript.script_objects import ScriptInstance
 
 _CARRIERS = {"TensorType", "ListType", "DictType", "TupleType", "OptionalType", "UnionType", "AnyType"}
@@ -31,10 +30,7 @@ def tuple_type(qualified_name: str, described: str) -> Callable[..., Any] | None
         if c == "," and depth == 0:
             fields.append(described[start:i].split(" : ")[0].strip())
             start = i + 1
-    name = qualified_name.rpartition(".")[2]
-    if not re.fullmatch(r"[A-Za-z_]\w*", name):
-        name = "NamedTuple"
-    return namedtuple(name, fields, rename=True)
+    return named_tuple(qualified_name, fields)
 
 
 def matches(value: Any, kind: Any) -> bool:
