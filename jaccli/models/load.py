@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jaccli.errors import RefusedError, UsageError, note
 from jaccli.models.identify.file_key import path_of
-from jaccli.models.identify.file_kind import EXPECTED, kind_of
+from jaccli.models.identify.file_kind import EXPECTED, WHOLE_MODELS, kind_of
 from jaccli.models.identify.import_spec import build, is_spec
 from jaccli.safety.reading import reading
 from jaccli.text.escape import quote
@@ -50,10 +50,9 @@ def load_model(
     if is_spec(text):
         return _fresh(text, arch, arch_args, activation, seed)
     path, kind, key = kind_of(text)
-    if kind in ("torchscript", "exported") and (arch is not None or activation is not None or arch_args):
-        what = "a TorchScript archive" if kind == "torchscript" else "a torch.export archive"
+    if kind in WHOLE_MODELS and (arch is not None or activation is not None or arch_args):
         text = "{file} is {what} and holds its own architecture; {arch} and {activation} are not used"
-        note(worded(text, file=path.name, what=what))
+        note(worded(text, file=path.name, what=WHOLE_MODELS[kind]))
     if kind == "torchscript":
         from jaccli.models.torchscript.load import load_torchscript
 

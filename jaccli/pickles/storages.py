@@ -7,9 +7,10 @@ import os
 import struct
 import sys
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -22,18 +23,6 @@ from jaccli.text.escape import quote
 
 # The most bytes that all tensors with repeated elements (stride 0) of a file may have.
 _MAX_REPEATED_BYTES = 1 << 28
-
-
-class StorageSource(Protocol):
-    """Gives the raw bytes of storages by key; ``big_endian`` is the byte order of their elements."""
-
-    def declare(self, key: str, dtype: str, numel: int) -> None:
-        """Check what a pickle states about a storage against the file, now or later."""
-
-    def storage(self, key: str) -> torch.UntypedStorage:
-        """The bytes of one storage."""
-
-    big_endian: bool
 
 
 class FileBytes:
@@ -55,7 +44,7 @@ class FileBytes:
         if start < 0 or nbytes < 0 or start + nbytes > self.size:
             raise DamagedError("a storage lies outside the file")
         if nbytes == 0:
-            return empty_storage(0)
+            return torch.UntypedStorage(0)
         part: torch.UntypedStorage = self._bytes[start : start + nbytes]
         if start % 16 == 0:
             return part
@@ -63,7 +52,24 @@ class FileBytes:
         return copied
 
 
-class ZipSource:
+class StorageSource(ABC):
+    """Gives the raw bytes of storages by key; ``big_endian`` is the byte order of their elements."""
+
+    def __init__(self, content: FileBytes) -> None:
+        self._content = content
+        self._ranges: dict[str, tuple[int, int]] = {}  # key → first byte, and number of bytes
+        self.big_endian = False
+
+    @abstractmethod
+    def declare(self, key: str, dtype: str, numel: int) -> None:
+        """Check what a pickle states about a storage against the file, now or later."""
+
+    def storage(self, key: str) -> torch.UntypedStorage:
+        """The bytes of the storage ``key``, which was declared."""
+        return self._content.part(*self._ranges[key])
+
+
+class ZipSource(StorageSource):
     """The storages of a ``torch.save`` archive. A compressed record is refused, so that nothing has to be unpacked.
 
     Args:
@@ -73,13 +79,13 @@ class ZipSource:
     """
 
     def __init__(self, file: IO[bytes], content: FileBytes, name: str) -> None:
-        self._file, self._content, self._name = file, content, name
+        super().__init__(content)
+        self._file, self._name = file, name
         with open_archive(file, name) as archive:
             infos = archive.infolist()
         pickles = [info.filename for info in infos if info.filename.split("/", 1)[-1] == "data.pkl"]
         self._root = pickles[0][: -len("data.pkl")]
         self._infos = {info.filename: info for info in infos}
-        self._ranges: dict[str, tuple[int, int]] = {}  # start and bytes of each storage
         order = self.record("byteorder", 16) if self._root + "byteorder" in self._infos else b"little"
         self.big_endian = order == b"big"
 
@@ -104,10 +110,6 @@ class ZipSource:
         if not 0 <= numel * itemsize(dtype) <= self._ranges[key][1]:
             raise DamagedError("a storage is longer than its record")
 
-    def storage(self, key: str) -> torch.UntypedStorage:
-        """The bytes of the storage ``key``, which was declared."""
-        return self._content.part(*self._ranges[key])
-
     def _locate(self, name: str) -> tuple[int, int]:
         info = self._infos.get(name)
         if info is None:
@@ -131,15 +133,13 @@ class ZipSource:
         return start, info.file_size
 
 
-class StreamSource:
+class StreamSource(StorageSource):
     """The storages behind the pickles of a non-zip file; each is its number of elements in 8 bytes, then its data."""
 
     def __init__(self, content: FileBytes) -> None:
-        self._content = content
+        super().__init__(content)
         self._dtypes: dict[str, str] = {}
         self._declared: dict[str, int] = {}
-        self._ranges: dict[str, tuple[int, int]] = {}
-        self.big_endian = False
 
     def declare(self, key: str, dtype: str, numel: int) -> None:
         """Remember what the pickle states about a storage; ``index`` checks it."""
@@ -164,10 +164,6 @@ class StreamSource:
                 raise DamagedError("a storage is longer than its bytes")
             self._ranges[key] = (position, nbytes)
             position += nbytes
-
-    def storage(self, key: str) -> torch.UntypedStorage:
-        """The bytes of the storage ``key``."""
-        return self._content.part(*self._ranges[key])
 
 
 def checked_extent(
@@ -194,11 +190,6 @@ def checked_extent(
     if count * itemsize > max(nbytes, most):
         raise DamagedError(f"a tensor claims {count} elements from {nbytes} bytes")
     return count * itemsize
-
-
-def empty_storage(nbytes: int) -> torch.UntypedStorage:
-    """Memory of ``nbytes``, uninitialised."""
-    return torch.empty(nbytes, dtype=torch.uint8).untyped_storage()
 
 
 def torch_dtype(name: str) -> torch.dtype:

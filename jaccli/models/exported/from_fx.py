@@ -1,11 +1,12 @@
 """An ``ExportedProgram``, or the module that its ``module()`` makes, as a ``ExportedCode``.
 
 The live objects hold what an archive holds, as a ``torch.fx`` graph. Operators are the user's own, in
-their own process, so any operator is elements; ``_guards_fn``, which runs generated code, is left out.
+their own process, so any operator is accepted; ``_guards_fn``, which runs generated code, is left out.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -28,7 +29,7 @@ from jaccli.models.exported.code import (
 from jaccli.models.exported.container_trees import LiveTree
 from jaccli.models.exported.control import CONTROL
 from jaccli.models.exported.module_stacks import clean_stack
-from jaccli.models.exported.operators import plain_functions, skipped, unsupported
+from jaccli.models.exported.operators import skipped, unsupported
 from jaccli.models.exported.parse import module_types
 from jaccli.models.interpretation.nested import map_leaves
 from jaccli.text.escape import quote
@@ -211,10 +212,10 @@ class _Converter:
         elements = {
             user: user.args[1]
             for user in node.users
-            if user.target is plain_functions()["_operator.getitem"] and isinstance(user.args[1], int)
+            if user.target is operator.getitem and isinstance(user.args[1], int)
         }
-        control = node.target not in plain_functions().values() and _is_control(node.target)
-        if not (isinstance(value, (tuple, list)) or control) or len(elements) != len(node.users) or not elements:
+        several = isinstance(value, (tuple, list)) or _is_control(node.target)
+        if not several or not elements or len(elements) != len(node.users):
             return (node.name,)
         count = len(value) if isinstance(value, (tuple, list)) else max(elements.values()) + 1
         names: list[str | None] = [None] * count
@@ -258,8 +259,8 @@ def _operator(target: Any) -> Callable[..., Any]:
         return CONTROL[name]
     if not callable(target):
         raise unsupported(str(target))
-    operator: Callable[..., Any] = target
-    return operator
+    function: Callable[..., Any] = target
+    return function
 
 
 def _target(target: Any) -> str:

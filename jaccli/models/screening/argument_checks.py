@@ -114,10 +114,7 @@ def _pivots(name: str, args: dict[str, Any]) -> None:
     matrix = args.get("LU", args.get("LD", args.get("LU_data")))
     if pivots is None or matrix is None or matrix.dim() < 2:
         raise _refuse(name, "no matrix, or no pivots")
-    if _hidden(pivots) or not pivots.numel():
-        return
-    rows = pivots.abs()
-    if pivots.is_floating_point() or not 1 <= int(rows.min()) <= int(rows.max()) <= matrix.shape[-2]:
+    if pivots.is_floating_point() or _beyond(pivots.abs(), 1, matrix.shape[-2]):
         raise _refuse(name, "a pivot that is no row")
 
 
@@ -192,7 +189,7 @@ def _packing(name: str, args: dict[str, Any]) -> None:
     """Lengths of sequences are at most that of ``input``."""
     x, lengths = args["input"], args["lengths"]
     longest = x.shape[1 if args.get("batch_first") else 0]
-    if not _hidden(lengths) and lengths.numel() and not 0 < int(lengths.min()) <= int(lengths.max()) <= longest:
+    if _beyond(lengths, 1, longest):
         raise _refuse(name, "lengths beyond the input")
 
 
@@ -201,7 +198,7 @@ def _ctc(name: str, args: dict[str, Any]) -> None:
     targets, classes = args["targets"], args["log_probs"].shape[-1]
     if not 0 <= int(args.get("blank", 0)) < classes:
         raise _refuse(name, "the blank is no class")
-    if not _hidden(targets) and targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
+    if _beyond(targets, 0, classes - 1):
         raise _refuse(name, "a target is no class")
 
 
@@ -243,6 +240,13 @@ def _sparse(name: str, args: dict[str, Any]) -> None:
         raise _refuse(name, "indices that do not fit the size")
     if size is not None and bool((indices.amax(1) >= limits).any()):
         raise _refuse(name, "an index beyond the size")
+
+
+def _beyond(numbers: Tensor, low: int, high: int) -> bool:
+    """Whether one of some whole numbers is not from ``low`` to ``high``; False where nobody can look."""
+    if _hidden(numbers) or not numbers.numel():
+        return False
+    return not low <= int(numbers.min()) <= int(numbers.max()) <= high
 
 
 def _hidden(tensor: Tensor) -> bool:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -145,16 +146,6 @@ def without_data(entries: Mapping[str, Any]) -> dict[str, Tensor]:
     return result
 
 
-_ARRAYS = {
-    "f2": torch.float16,
-    "f4": torch.float32,
-    "f8": torch.float64,
-    "c8": torch.complex64,
-    "c16": torch.complex128,
-    "b1": torch.bool,
-}
-
-
 def _without_data(spec: Any) -> Tensor:
     if isinstance(spec, TensorSpec):
         return torch.empty(spec.size, dtype=torch_dtype(spec.dtype), device="meta")
@@ -165,7 +156,7 @@ def _without_data(spec: Any) -> Tensor:
     if isinstance(spec, Tensor):
         return spec
     code = spec.dtype.code if isinstance(spec, ArraySpec) else spec.dtype.str[1:]
-    return torch.empty(spec.shape, dtype=_ARRAYS.get(code, torch.int64), device="meta")
+    return torch.empty(spec.shape, dtype=torch.from_numpy(np.empty(0, code)).dtype, device="meta")
 
 
 def _tensor(maker: TensorMaker, name: str, spec: Any) -> Tensor:

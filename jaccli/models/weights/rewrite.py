@@ -18,7 +18,7 @@ from jaccli.errors import JaccliError
 from jaccli.models.identify.file_kind import kind_of
 from jaccli.models.weights.candidates import Candidate, candidates_in, is_tensor
 from jaccli.models.weights.contents import CheckpointContents, read_contents, without_data
-from jaccli.models.weights.load_state_dict import fits_into, has_shape
+from jaccli.models.weights.load_state_dict import fits_into, has_shape, tensors_of
 from jaccli.models.weights.state_dict import match_names
 from jaccli.pickles.stand_ins import ArraySpec, SparseSpec, StandIn, TensorSpec, TorchDtypeSpec
 from jaccli.pickles.storages import TensorMaker
@@ -99,7 +99,7 @@ def rewritable_checkpoint(model: str, loaded: nn.Module) -> RewritableCheckpoint
         chosen, _ = contents.select(key, lambda state: fits_into(loaded, state))
     except JaccliError:  # the user trusted it, and only its own code can read it
         return None
-    target = {name: value for name, value in loaded.state_dict().items() if isinstance(value, Tensor)}
+    target = tensors_of(loaded)
     named = {name: (name, value) for name, value in without_data(chosen.entries).items()}
     matched, _ = match_names(named, target, path, lambda value, name: has_shape(value[1], target[name]))
     names = {name: model_name for model_name, (name, _) in matched.items() if model_name in target}

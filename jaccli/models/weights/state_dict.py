@@ -37,7 +37,7 @@ def match_names(
     state: Mapping[str, T],
     model_names: Iterable[str],
     path: Path | str,
-    fits: Callable[[T, str], bool] = lambda value, model_name: True,
+    fits: Callable[[T, str], bool],
 ) -> tuple[dict[str, T], list[str]]:
     """``state`` under the names of the model: a prefix removed or added, parametrizations renamed; and notes on it.
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from jaccli.errors import JaccliNote, RefusedError, UsageError
-from jaccli.models.weights.contents import read_contents
+from jaccli.models.weights.contents import read_contents, without_data
 from jaccli.models.weights.load_state_dict import load_into
 
 ZIP = {}
@@ -507,3 +507,11 @@ def test_a_model_loaded_from_a_file_outlives_it(tmp_path):
     with (tmp_path / "m").open("r+b") as file:
         file.write(b"\xff" * (tmp_path / "m").stat().st_size)
     assert same(net.state_dict(), state(5))
+
+
+def test_the_description_of_an_array_has_its_dtype(tmp_path):
+    arrays = {"w": np.zeros((2, 3), np.float32), "at": np.zeros(4, np.int32), "mask": np.zeros(2, bool)}
+    torch.save(arrays, tmp_path / "m")
+    (candidate,) = read_contents(tmp_path / "m", "checkpoint").candidates(None)
+    kinds = {name: (value.dtype, tuple(value.shape)) for name, value in without_data(candidate.entries).items()}
+    assert kinds == {"w": (torch.float32, (2, 3)), "at": (torch.int32, (4,)), "mask": (torch.bool, (2,))}
