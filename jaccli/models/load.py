@@ -121,8 +121,8 @@ def _from_weights(
 
     with reading(quote(path), EXPECTED):
         contents = read_contents(path, kind, trust=trust)
-        every = contents.candidates(key)
-    if not architecture.is_known and all(one.module is None for one in every):
+        candidates = contents.candidates(key)
+    if not architecture.is_known and all(candidate.module is None for candidate in candidates):
         raise without_network(path)
     chosen, notes = contents.select(key, architecture.fits if architecture.is_known else None)
     for text in notes:
@@ -131,7 +131,7 @@ def _from_weights(
         module: nn.Module = chosen.module.eval()
         return module
     architecture.check_floats(path, chosen)
-    where = f"{path}[{chosen.key}]" if chosen.key and len(every) > 1 else str(path)
+    where = f"{path}[{chosen.key}]" if chosen.key and len(candidates) > 1 else str(path)
     with reading(quote(path), EXPECTED):
         state = contents.state(chosen)
     return architecture.load(state, where).eval()

@@ -137,7 +137,7 @@ class PickleReader(pickle._Unpickler):
         Raises:
             RefusedError: a global that no file of weights needs and that can do harm.
         """
-        if getattr(self, "proto", 0) < 3:
+        if getattr(self, "proto", 0) < 3:  # names as in Python 2, which pickle itself translates
             from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 
             module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))

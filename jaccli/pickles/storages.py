@@ -46,7 +46,7 @@ class FileBytes:
         if nbytes == 0:
             return torch.UntypedStorage(0)
         part: torch.UntypedStorage = self._bytes[start : start + nbytes]
-        if start % 16 == 0:
+        if start % 16 == 0:  # for the widest elements, complex128: kernels assume that data are aligned
             return part
         copied: torch.UntypedStorage = torch.tensor([], dtype=torch.uint8).set_(part).clone().untyped_storage()
         return copied
@@ -120,6 +120,7 @@ class ZipSource(StorageSource):
                 "expected plain records",
                 "save the state_dict again with torch.save, or as safetensors",
             )
+        # The directory does not say where the data begin: the name and padding in the record's own header count.
         before = self._file.tell()  # a pickle may be read from here
         self._file.seek(info.header_offset)
         header = self._file.read(30)
@@ -184,6 +185,7 @@ def checked_extent(
     if not fits or min([*size, *stride, offset], default=0) < 0 or max(size, default=0) >= 1 << 63:
         raise DamagedError("the sizes of a tensor make no sense")
     count = math.prod(size)
+    # The last element has the largest index in each dimension, since strides are not negative.
     needed = (offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1) * itemsize
     if count and needed > nbytes:
         raise DamagedError(f"a tensor needs {needed} bytes and its storage has {nbytes}")

@@ -97,11 +97,9 @@ def _inputs(exported: Any) -> tuple[dict[str, tuple[StateKind, str]], tuple[Inpu
 
 
 def _argument_names(exported: Any) -> tuple[str, ...] | None:
-    for entry in exported.module_call_graph:
-        if entry.fqn == "" and entry.signature is not None:
-            names = getattr(entry.signature, "forward_arg_names", None)
-            return tuple(names) if names else None
-    return None
+    signatures = (entry.signature for entry in exported.module_call_graph if entry.fqn == "")
+    names = getattr(next(signatures, None), "forward_arg_names", None)
+    return tuple(names) if names else None
 
 
 def program_from_module(module: fx.GraphModule) -> tuple[ExportedCode, dict[str, Tensor]]:

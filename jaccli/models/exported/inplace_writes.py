@@ -56,14 +56,16 @@ def find_rewrites(graph: ExportedGraph, state: frozenset[str], *, inner: bool = 
     if not writes:
         return Rewrites()
     sets, last = _alias_sets(graph), last_reads(graph)
-    born = {name: index for index, node in enumerate(graph.nodes) for name in node.made()}
+    defined_at = {name: index for index, node in enumerate(graph.nodes) for name in node.defined()}
     inputs = {name for name in graph.inputs if name is not None}
+    # An inner graph runs with memory of the outer one, which may read it afterwards.
     lasting = state | (inputs if inner else frozenset())
     functions: dict[int, tuple[Callable[..., Any], str]] = {}
     copied: set[str] = set()
     for index, names in writes.items():
         name = names[0]
-        others = [other for other in sets.members(name) - {name} if born.get(other, -1) < index]
+        # Other names of the memory, older than the write: one that is read later would have to show the new value.
+        others = [other for other in sets.members(name) - {name} if defined_at.get(other, -1) < index]
         shared = any(last.get(other, -1) > index or other in lasting for other in others)
         function = functional(graph.nodes[index].op)
         if function is None or shared or len(names) > 1 or (inner and name in inputs):
@@ -123,7 +125,7 @@ def _written(node: ExportedNode) -> list[str]:
 def _alias_sets(graph: ExportedGraph) -> AliasSets[str]:
     sets = AliasSets[str]()
     for node in graph.nodes:
-        for name in node.made():
+        for name in node.defined():
             sets.unite((name, *_sources(node)))
     return sets
 

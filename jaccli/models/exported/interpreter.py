@@ -69,13 +69,14 @@ def analyse(graph: ExportedGraph, state: frozenset[str], outer: Chain = (), *, i
         entering.setdefault(call.first, []).append(call)
         leaving.setdefault(call.last, []).insert(0, call)
     reported = {last: [name for call in calls for name in call.outputs] for last, calls in leaving.items()}
-    uses = [[*node.made(), *node.used(), *reported.get(index, ())] for index, node in enumerate(graph.nodes)]
+    uses = [[*node.defined(), *node.used(), *reported.get(index, ())] for index, node in enumerate(graph.nodes)]
     expired = expiring(uses, {*refs(graph.outputs), *state})
     graph.analysis = GraphAnalysis(find_rewrites(graph, state, inner=inner), entering, leaving, expired)
 
 
 def _operands(node: ExportedNode, part: ExportedGraph) -> list[tuple[str, str]]:
     """Inputs of an inner graph with the outer values that go in there, where that is plain to see."""
+    # Operands come last in the arguments of all operators of ``control``.
     operands = list(refs(node.args))[-len(part.inputs) :] if part.inputs else []
     if len(operands) != len(part.inputs):
         return []
@@ -120,6 +121,7 @@ class _GraphRun:
 
     def run(self) -> None:
         analysis = self._analysis
+        # Releases come last: a tap sees the outputs of calls that end here.
         for index, node in enumerate(self._graph.nodes):
             for call in analysis.entering.get(index, ()):
                 self._enter(call)
@@ -178,7 +180,7 @@ class _GraphRun:
 
     def _function(self, node: ExportedNode) -> Callable[..., Any]:
         """What runs for a node; a view of what is written to in place must stay one."""
-        if node.op in VIEWS and self._analysis.rewrites.copied.isdisjoint(node.made()):
+        if node.op in VIEWS and self._analysis.rewrites.copied.isdisjoint(node.defined()):
             return VIEWS[node.op]
         return IN_EXPORTS.get(node.op) or _checked(node.op)
 

@@ -104,6 +104,7 @@ def _register(root: nn.Module, name: str, tensor: Tensor, kind: str) -> None:
             if part not in owner._modules:
                 owner.add_module(part, nn.Module())
             owner = owner.get_submodule(part)
+        # ``nn.Parameter`` refuses whole numbers: they cannot require gradients.
         if kind == "parameter" and not isinstance(tensor, nn.Parameter) and not is_whole(tensor):
             tensor = nn.Parameter(tensor)
         if isinstance(tensor, nn.Parameter):

@@ -184,10 +184,10 @@ def _check_names(graph: ExportedGraph, inputs: set[str]) -> None:
             raise ValueError("a value that is not there yet")
         for inner in graphs(node):
             _check_names(inner, {name for name in inner.inputs if name is not None})
-        made = list(node.made())
-        if len(set(made)) < len(made) or known & set(made):
-            raise ValueError("a value that is made twice")
-        known.update(made)
+        defined = list(node.defined())
+        if len(set(defined)) < len(defined) or known & set(defined):
+            raise ValueError("a value that is defined twice")
+        known.update(defined)
     if not known.issuperset(refs(graph.outputs)):
         raise ValueError("an output that is not there")
 

@@ -45,6 +45,7 @@ def load_raw(data: bytearray, meta: Mapping[str, Any], name: str) -> Tensor:
         raise _unfit(name, str(error)) from None
     if not data:
         return torch.empty(sizes, dtype=dtype)
+    # A view of all bytes of the entry: tensors that share it are views of one storage, as they were when saved.
     whole = len(data) // dtype.itemsize
     return torch.frombuffer(data, dtype=dtype, count=whole).as_strided(sizes, strides, offset)
 

@@ -105,7 +105,7 @@ def _public(owner: Any) -> list[str]:
 
 
 def _import_module(name: str) -> ModuleType:
-    with _on_path(Path.cwd()):
+    with _on_path(Path.cwd()):  # which ``python -m`` looks in, and a console script does not
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:

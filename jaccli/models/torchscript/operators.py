@@ -111,6 +111,7 @@ def draws(node: Any) -> tuple[bool, int | None]:
 
 def _native(node: Any, inputs: list[Any]) -> Callable[..., Any] | None:
     kind = node.kind()
+    # The special before the general: by name, by overload, by types of inputs where a name has several uses.
     if kind in IN_SCRIPTS:
         return IN_SCRIPTS[kind]
     if kind in natives.ALWAYS:
@@ -121,7 +122,7 @@ def _native(node: Any, inputs: list[Any]) -> Callable[..., Any] | None:
         return natives.ALWAYS[named]
     types = [value.type() for value in inputs]
     kinds = [t.kind() for t in types]
-    if not kinds:
+    if not kinds:  # the empty list(), dict()
         return natives.CONTAINERS.get(kind) if kind in {"aten::list", "aten::dict"} else None
     plain = not any("Tensor" in str(t) for t in types)
     if kinds[0] in _LISTS | {"StringType", "TupleType"} or _LISTS & set(kinds[:2]):

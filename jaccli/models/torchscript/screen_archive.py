@@ -44,6 +44,7 @@ def screen_archive(path: Path) -> None:
     sizes = _entries(path)
     try:
         reader = torch._C.PyTorchFileReader(str(path))
+        # Read by torch's reader, since that is what loads the archive; the sizes are those in Python's.
         names = set(reader.get_all_records())
         if names != set(sizes):  # two readers of one file that see different things
             raise damaged(path, "its table of contents is ambiguous")

@@ -42,7 +42,7 @@ class CheckpointContents:
     is_trusted: bool = False
 
     @cached_property
-    def _every(self) -> list[Candidate]:
+    def _all(self) -> list[Candidate]:
         return candidates_in(self.root)
 
     def candidates(self, key: str | None) -> list[Candidate]:
@@ -52,17 +52,15 @@ class CheckpointContents:
             UsageError: there is none under ``key``.
             RefusedError: there is none at all.
         """
-        every = self._every
-        if not every and any(name.startswith("torch.per_") for name in self.stand_ins):  # a way to quantize tensors
-            raise packed_file(self.path, "quantized modules")
-        if not every:
+        if not self._all:
+            # Quantisation schemes (torch.per_channel_affine) stand in files of packed weights only.
+            if any(name.startswith("torch.per_") for name in self.stand_ins):
+                raise packed_file(self.path, "quantized modules")
             raise no_weights(self.path, self.root, self.stand_ins)
-        if key is None:
-            return every
-        under = candidates_at(self.root, key)
-        if not under:
-            raise no_such_key(self.path, key, every)
-        return under
+        candidates = self._all if key is None else candidates_at(self.root, key)
+        if not candidates:
+            raise no_such_key(self.path, str(key), self._all)
+        return candidates
 
     def select(
         self, key: str | None, fits: Callable[[Mapping[str, Tensor]], bool] | None
@@ -77,16 +75,17 @@ class CheckpointContents:
             UsageError: there is none under ``key``, or several could be meant.
             RefusedError: there is none, or it is a pickled module and the file is not trusted.
         """
-        every = self.candidates(key)
+        candidates = self.candidates(key)
 
-        def suits(one: Candidate) -> bool:
-            if one.module is not None:
+        def suits(candidate: Candidate) -> bool:
+            if candidate.module is not None:
                 return self.is_trusted
-            return fits is not None and fits(without_data(one.entries))
+            return fits is not None and fits(without_data(candidate.entries))
 
-        if key is not None and all(one.is_aside and not suits(one) for one in every):
-            raise no_such_key(self.path, key, self._every)
-        chosen, notes = choose(every, suits if fits is not None else None, self.path)
+        # A key of the user's own may name weights that look like an optimizer's, if they fit the architecture.
+        if key is not None and all(candidate.is_aside and not suits(candidate) for candidate in candidates):
+            raise no_such_key(self.path, key, self._all)
+        chosen, notes = choose(candidates, suits if fits is not None else None, self.path)
         if isinstance(chosen.module, StandIn):
             raise whole_module(self.path, type(chosen.module).path)
         return chosen, notes + self._notes(chosen)
@@ -123,8 +122,8 @@ def read_contents(path: Path, kind: Literal["safetensors", "checkpoint"], *, tru
 
 def no_such_key(path: Path, key: str, candidates: Sequence[Candidate]) -> UsageError:
     """The error for a key that is not in the file; it lists those that are."""
-    keys = [one.key for one in candidates if one.key and not one.is_aside]
-    keys = keys or [one.key for one in candidates if one.key]
+    keys = [candidate.key for candidate in candidates if candidate.key and not candidate.is_aside]
+    keys = keys or [candidate.key for candidate in candidates if candidate.key]
     if not keys:
         names = listed(candidates[0].entries)
         return UsageError(

@@ -218,6 +218,7 @@ def _all_chains(shapes: Mapping[str, tuple[int, int]]) -> list[list[str]]:
             orders.append(order)
             return
         for name in shapes:
+            # Backtracking: of the layers left, those that take what the last one gives.
             if name not in order and (not order or shapes[order[-1]][0] == shapes[name][1]):
                 extend([*order, name])
 

@@ -39,7 +39,7 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path | str =
     target = tensors_of(module)
     matched, notes = match_names(state, target, path, lambda value, name: has_shape(value, target[name]))
     _check_shapes(matched, target, path)
-    notes += _take_dtype(module, matched, target, path)
+    notes += _take_dtype(module, matched, target, path)  # before the copy, which would round to the module's dtype
     matched = {name: _same_rank(value, target.get(name)) for name, value in matched.items()}
     try:
         with torch.no_grad():
@@ -94,11 +94,11 @@ def _check_shapes(state: Mapping[str, Tensor], target: Mapping[str, Tensor], pat
         if name in target and not has_shape(value, target[name])
     ]
     if wrong:
-        name, here, there = wrong[0]
+        name, shape, expected = wrong[0]
         more = f"; {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
         raise RefusedError(
-            f"{quote(path)} does not fit the model: {quote(name, 60)} has shape {here}",
-            f"expected {there}{more}",
+            f"{quote(path)} does not fit the model: {quote(name, 60)} has shape {shape}",
+            f"expected {expected}{more}",
             _RIGHT_ARCH,
         )
 

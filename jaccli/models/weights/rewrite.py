@@ -71,7 +71,7 @@ class RewritableCheckpoint:
     def untouched(self) -> list[str]:
         """Keys of other weights, and of optimizers, in the file: their values stay as they were."""
         root = self.contents.root
-        others = [one.key for one in candidates_in(root) if one.holder is not self.chosen.holder and one.key]
+        others = [c.key for c in candidates_in(root) if c.holder is not self.chosen.holder and c.key]
         states = [key for key in root if isinstance(key, str) and "optim" in key.lower()] if root else []
         return others + [key for key in states if key not in others and isinstance(root[key], (dict, list))]
 
@@ -155,18 +155,18 @@ class _PlainBuilder:
         if isinstance(value, dict) and not (isinstance(value, StandIn) and not value):
             return self._mapping(value, where, depth)
         if type(value) in (list, tuple):
-            items = [self.value(one, where, depth + 1) for one in value]
-            return self._left_out(where) if any(one is _LEFT_OUT for one in items) else type(value)(items)
+            items = [self.value(item, where, depth + 1) for item in value]
+            return self._left_out(where) if any(item is _LEFT_OUT for item in items) else type(value)(items)
         return self._left_out(where)
 
     def _mapping(self, value: dict[Any, Any], where: str, depth: int) -> Any:
         plain: dict[Any, Any] = OrderedDict() if isinstance(value, OrderedDict) else {}
         trained = self._trained if value is self._template.chosen.holder else {}
-        for key, one in dict.items(value):
+        for key, item in dict.items(value):
             if type(key) not in _PLAIN:
                 self._left_out(where)
                 continue
-            new = trained[key] if key in trained else self.value(one, f"{where}.{key}".lstrip("."), depth + 1)
+            new = trained[key] if key in trained else self.value(item, f"{where}.{key}".lstrip("."), depth + 1)
             if new is not _LEFT_OUT:
                 plain[key] = new
         self.placed = self.placed or (bool(trained) and trained.keys() <= plain.keys())
