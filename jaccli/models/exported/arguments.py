@@ -10,7 +10,7 @@ import torch
 from jaccli.errors import UnsupportedError
 from jaccli.models.exported.code import MODEL_DEVICE, ExportedGraph, Ref
 from jaccli.models.exported.operators import resolve
-from jaccli.models.exported.payload import dtype_of
+from jaccli.models.exported.payload import STRIDED, dtype_of
 from jaccli.models.screening.enumerations import check_enumeration, enumerations
 
 ParseGraph = Callable[[Mapping[str, Any]], ExportedGraph]
@@ -68,7 +68,7 @@ def _device(raw: Mapping[str, Any]) -> Any:
 
 
 def _layout(raw: int) -> torch.layout:
-    if int(raw) != 7:
+    if int(raw) != STRIDED:
         raise UnsupportedError("the exported model uses sparse tensors", "expected dense ones")
     return torch.strided
 

@@ -160,12 +160,10 @@ def _extent(size: Any, ranges: Mapping[Any, Any]) -> Extent:
     expression = getattr(getattr(size, "node", None), "expr", None)
     if expression is None or not getattr(expression, "is_Symbol", False):
         return Extent(None)
-    bounds = ranges.get(expression)
-    if bounds is None:
-        return Extent(None, str(expression))
+    bounds: Any = ranges.get(expression)
     try:
         low, high = int(bounds.lower), int(bounds.upper)
-    except (TypeError, ValueError, OverflowError, AttributeError):
+    except (TypeError, ValueError, OverflowError, AttributeError):  # no bounds, or infinite ones
         return Extent(None, str(expression))
     return Extent(None, str(expression), low, high if high < 1 << 60 else None)
 

@@ -16,7 +16,6 @@ import torch
 
 from jaccli.models.exported.code import ExportedGraph, ExportedNode, graphs, last_reads, refs
 from jaccli.models.exported.control import INLINE
-from jaccli.models.exported.operators import qualified
 from jaccli.models.interpretation.alias_sets import AliasSets
 from jaccli.models.interpretation.overloads import find_packet
 from jaccli.models.interpretation.training_flags import draws_numbers, has_running_statistics
@@ -145,4 +144,4 @@ def _composite(op: torch._ops.OpOverload) -> bool:
     """Whether an operator is written in terms of others and may hand back an argument."""
     if op._schema.name.split("::")[1] in _FRESH:
         return False
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(qualified(op), "CompositeImplicitAutograd"))
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"))

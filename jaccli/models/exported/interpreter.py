@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Final
 
 import torch
@@ -24,12 +23,6 @@ from jaccli.networks.dtypes import follows
 from jaccli.networks.network import Tap
 
 _CONTROL: Final = frozenset(CONTROL.values())
-
-
-@cache
-def _checked(op: Callable[..., Any]) -> Callable[..., Any]:
-    """An operator behind the check of its arguments that it needs, if it needs one."""
-    return guarded(op) if isinstance(op, torch._ops.OpOverload) else op
 
 
 @dataclass(frozen=True)
@@ -160,7 +153,7 @@ class _GraphRun:
         if node.op in _CONTROL:
             result = node.op(self._program_run.run_inner, *args, **kwargs)
         elif rewrite is not None:
-            result = (IN_EXPORTS.get(rewrite[0]) or _checked(rewrite[0]))(*args, **kwargs)
+            result = (IN_EXPORTS.get(rewrite[0]) or guarded(rewrite[0]))(*args, **kwargs)
             result = self._overwrite(rewrite[1], result)
         else:
             if self._program_run.dtypes:
@@ -182,7 +175,7 @@ class _GraphRun:
         """What runs for a node; a view of what is written to in place must stay one."""
         if node.op in VIEWS and self._analysis.rewrites.copied.isdisjoint(node.defined()):
             return VIEWS[node.op]
-        return IN_EXPORTS.get(node.op) or _checked(node.op)
+        return IN_EXPORTS.get(node.op) or guarded(node.op)
 
     def _overwrite(self, name: str, result: Any) -> Any:
         """The value that a write in place would have left under ``name``."""

@@ -9,6 +9,7 @@ runs, or (division) gives the result itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any, Final
 
@@ -18,27 +19,27 @@ from torch import Tensor
 from jaccli.errors import RefusedError
 
 
-def guarded(op: Any) -> Callable[..., Any]:
+@cache
+def guarded(op: Callable[..., Any]) -> Callable[..., Any]:
     """An overload of an ``aten`` operator, behind a check of its arguments where it does none itself.
 
-    The check costs some microseconds, and operators that need none are handed back as they are.
+    The check costs some microseconds. Operators that need none, and plain functions, are handed back as they are.
 
     Raises:
         RefusedError: later, from the call: arguments that would crash the process.
     """
-    schema = op._schema
-    namespace, _, name = schema.name.partition("::")
+    schema: Any = getattr(op, "_schema", None)
+    namespace, _, name = schema.name.partition("::") if schema is not None else ("", "", "")
     check = _CHECKS.get(name.removesuffix("_")) if namespace in ("aten", "prims") else None
-    call: Callable[..., Any] = op
     if check is None:
-        return call
+        return op
     names = [argument.name for argument in schema.arguments]
 
     def checked(*args: Any, **kwargs: Any) -> Any:
         by_name = {**dict(zip(names, args, strict=False)), **kwargs}
         result = check(name, by_name)
         if result is None:
-            return call(*args, **kwargs)
+            return op(*args, **kwargs)
         return by_name["self"].copy_(result) if name.endswith("_") else result
 
     return checked

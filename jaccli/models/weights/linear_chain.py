@@ -154,19 +154,15 @@ def _layers(state: Mapping[str, Tensor], path: Path | str) -> tuple[dict[str, tu
         elif last == "bias" and value.dim() == 1:
             biased.add(layer)
         else:
-            raise UsageError(
-                f"{quote(path)} is no plain chain of linear layers",
-                f"{quote(name, 60)} has shape {tuple(value.shape)}, not that of a weight or a bias",
-                _NOT_A_CHAIN,
-            )
+            raise _no_chain(path, f"{quote(name, 60)} has shape {tuple(value.shape)}, not that of a weight or a bias")
     for layer in biased:
         if layer not in shapes or state[f"{layer}.bias".lstrip(".")].shape[0] != shapes[layer][0]:
-            raise UsageError(
-                f"{quote(path)} is no plain chain of linear layers",
-                f"the bias of {quote(layer, 60)} does not belong to a weight of that length",
-                _NOT_A_CHAIN,
-            )
+            raise _no_chain(path, f"the bias of {quote(layer, 60)} does not belong to a weight of that length")
     return shapes, biased
+
+
+def _no_chain(path: Path | str, reason: str) -> UsageError:
+    return UsageError(f"{quote(path)} is no plain chain of linear layers", reason, _NOT_A_CHAIN)
 
 
 def _order(shapes: Mapping[str, tuple[int, int]], path: Path | str, ordered: bool) -> list[str]:
