@@ -208,7 +208,11 @@ def itemsize(name: str) -> int:
 
 
 class TensorMaker:
-    """Makes tensors from descriptions; each storage is made once, so that views of one storage stay so.
+    """Makes tensors from descriptions.
+
+    Invariants: every element lies within the bytes that the file has for its storage. Each storage is made once, so
+    that tensors which are views of one storage stay so. Tensors that repeat elements take no more than a fixed size in
+    all, since a later copy would need that much memory.
 
     Raises:
         RefusedError: a tensor reaches beyond its storage, or repeats its elements into too many bytes.
@@ -273,14 +277,14 @@ class TensorMaker:
         return torch.sparse_compressed_tensor(outer, inner, values, size, layout=layout, check_invariants=True)
 
 
-def _from_array(shell: ArraySpec) -> Tensor:
+def _from_array(spec: ArraySpec) -> Tensor:
     import numpy as np
 
-    if not isinstance(shell.dtype, NumpyDtypeSpec) or shell.dtype.code[:1] not in "fiubc":
+    if not isinstance(spec.dtype, NumpyDtypeSpec) or spec.dtype.code[:1] not in "fiubc":
         raise ValueError("not an array of numbers")
-    data = shell.data.encode("latin1") if isinstance(shell.data, str) else shell.data
-    kind = "?" if shell.dtype.code == "b1" else shell.dtype.code
-    dtype = np.dtype(kind).newbyteorder(">" if shell.dtype.order == ">" else "<")
+    data = spec.data.encode("latin1") if isinstance(spec.data, str) else spec.data
+    kind = "?" if spec.dtype.code == "b1" else spec.dtype.code
+    dtype = np.dtype(kind).newbyteorder(">" if spec.dtype.order == ">" else "<")
     flat = np.frombuffer(data or b"", dtype=dtype)
-    array = flat.reshape(shell.shape, order="F" if shell.fortran else "C")
+    array = flat.reshape(spec.shape, order="F" if spec.fortran else "C")
     return torch.from_numpy(np.array(array, dtype=dtype.newbyteorder("="), order="C"))

@@ -92,7 +92,7 @@ def _node(raw: Mapping[str, Any], fields: Mapping[str, Any], depth: int) -> Arch
     if kind is None:
         return ArchivedTree("leaf")
     parts = tuple(_node(child, fields, depth + 1) for child in children)
-    context = _context(raw["context"])
+    context = _context(raw["context"])  # JSON in a text of the JSON, for most classes
     if kind in _LISTS:
         return ArchivedTree("list", parts)
     if kind in _TUPLES:
@@ -122,6 +122,7 @@ def _keys(context: Any, count: int) -> tuple[Any, ...] | None:
     """Dict keys, or the field names of a dataclass, if the context is a list of them."""
     if not isinstance(context, list):
         return None
+    # A dict's context is its keys. A dataclass's is a list with the field names in it, beside other things.
     for candidate in (context, *context):
         plain = isinstance(candidate, list) and all(isinstance(key, (str, int)) for key in candidate)
         if plain and len(candidate) == count == len(set(candidate)):

@@ -216,7 +216,7 @@ class _Converter:
         count = len(value) if isinstance(value, (tuple, list)) else max(elements.values()) + 1
         names: list[str | None] = [None] * count
         for user, index in elements.items():
-            if names[index] is not None:
+            if names[index] is not None:  # taken out twice, under two names
                 return (node.name,)
             names[index] = user.name
         self._folded.update(elements)

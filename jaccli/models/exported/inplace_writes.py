@@ -3,6 +3,10 @@
 A run must not change the model or its input, an activation that became a variable must not be
 written to, and ``vmap`` has no in-place form of many operators. ``relu_`` runs as ``relu`` if no other value that
 shares the memory is read later. If one is, the write stays, into a private copy of the graph's input.
+
+Invariants: a value is either rewritten (all its writes are left out) or copied (all of them stay). All values that
+share memory with a copied one are copied too. Values share memory if a schema says so, or if the operator is a
+composite one, whose schema may be silent about it.
 """
 
 from __future__ import annotations

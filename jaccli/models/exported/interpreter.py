@@ -104,7 +104,12 @@ class ProgramRun:
 
 
 class _GraphRun:
-    """The values of one graph while it runs."""
+    """The values of one graph while it runs.
+
+    Invariants: a value is there from the node that defines it to the last node, or report of a call, that reads it.
+    What a tap put in for an input of a call is seen by nodes inside of the call alone; what it put in for an output is
+    seen by all nodes after the call. A value that the graph may write to in place belongs to this run.
+    """
 
     def __init__(self, program_run: ProgramRun, graph: ExportedGraph, values: dict[str, Any]) -> None:
         self._program_run, self._graph, self._values = program_run, graph, values
@@ -204,7 +209,7 @@ class _GraphRun:
         args = tuple(map(self._lookup, names))
         number, changed = reports.enter(call.path, args)
         items = zip(names, changed, args, strict=True)
-        self._open[call] = number, {name: self._own(name, new) for name, new, old in items if new is not old}
+        self._open[call] = number, {name: self._writable(name, new) for name, new, old in items if new is not old}
 
     def _leave(self, call: ModuleCall) -> None:
         reports = self._program_run.reports
@@ -217,14 +222,14 @@ class _GraphRun:
         if changed is not output:
             for name, value in pairs(layout, changed):  # what comes after the call reads the changed values
                 if value is not self._values[name]:
-                    self._values[name] = self._own(name, value)
+                    self._values[name] = self._writable(name, value)
 
     def _layout(self, call: ModuleCall) -> Layout:
         """Names of the output, in a tuple if there are several."""
         names = tuple(name for name in call.outputs if isinstance(self._values[name], Tensor))
         return names[0] if len(names) == 1 else names or None
 
-    def _own(self, name: str, value: Any) -> Any:
+    def _writable(self, name: str, value: Any) -> Any:
         """A value that may be written to, if the graph will."""
         copied = name in self._analysis.rewrites.copied and isinstance(value, Tensor)
         return value.clone() if copied else value

@@ -44,7 +44,7 @@ def sniff(path: Path) -> Kind:
     if head[:1] == b"\x80" and len(head) > 1 and head[1] <= 5:
         _check_pickle_end(path, head)
         return "checkpoint"
-    if head[257:262] == b"ustar":
+    if head[257:262] == b"ustar":  # in the header of a tar archive's first member
         return _sniff_tar(path)
     foreign = foreign_magic(head) or (is_onnx(head, size) and _ONNX) or foreign_text(head)
     if foreign:

@@ -12,7 +12,10 @@ from torch import Tensor
 from jaccli.errors import InternalError
 
 Layout = Any
-"""A nested tuple of keys: positions in a flat list of values, or names of values. None: a value that nobody kept."""
+"""A nested tuple of keys: positions in a flat list of values, or names of values.
+
+None stands for a value that a trace or export dropped, because nothing uses it.
+"""
 
 
 def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:

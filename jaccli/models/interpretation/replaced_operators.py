@@ -126,7 +126,7 @@ IN_SCRIPTS: Final[dict[str, Callable[..., Any]]] = {
     "prim::BroadcastMKLDNNTensors": torch.broadcast_tensors,
 }
 
-# Functions of PyTorch that choose a fused path; they answer as if it was switched off.
+# Functions of PyTorch by which a script asks whether to take a fused path; here they return False.
 SWITCHED_OFF = ("torch.backends.mha.get_fastpath_enabled",)
 
 _aten: Final = torch.ops.aten

@@ -1,7 +1,10 @@
 """Graphs of TorchScript → lists of instructions.
 
-A compiled function is a template of a frame (its slots, filled with the constants) and a list of instructions. Each
-value of the graph has a slot; the slots of nested blocks are in the frame of their function.
+A compiled function is a template of a frame (its slots, filled with the constants) and a list of instructions.
+
+Invariants: each value of the graph has one slot, and one instruction defines it (the graph is in SSA form); values
+of nested blocks have theirs in the frame of the function. Slot 0 is the run, the next ones are the arguments. The slot
+of a constant is filled in the template and never written. A slot is emptied only by the function's outermost block.
 """
 
 from __future__ import annotations

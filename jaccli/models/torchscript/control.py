@@ -64,7 +64,7 @@ def _lost_identity(compiler: GraphCompiler, node: Any) -> Instruction:
             return
         if slot is not None:
             frame[slot] = run.call_layer(instance, lambda _, args: args[1], [frame[slot]], written)
-        elif not run.reports.all_of_them:
+        elif not run.reports.sees_every_module:
             raise UnsupportedError(
                 f"layer {quote(instance.node.path, 120)} is an Identity that the trace left out",
                 "a layer that the trace recorded",

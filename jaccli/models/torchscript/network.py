@@ -109,7 +109,7 @@ class ScriptNetwork(Network):
         program = self._program
         root = snapshot(self._root, program.writes.fields, convert)
         other = ScriptNetwork.__new__(ScriptNetwork)
-        chained = convert if program.convert is None else _after(program.convert, convert)
+        chained = convert if program.convert is None else _composed(program.convert, convert)
         dtypes = renamed(program.dtypes, self.tensors(), dtype)
         other.packed = self.packed
         other._setup(ScriptProgram(program.functions, root, chained, device or program.device, dtypes))
@@ -171,5 +171,5 @@ def _add(stamp: Fingerprint, value: Any) -> None:
         stamp.value(value)
 
 
-def _after(first: Any, second: Any) -> Any:
+def _composed(first: Any, second: Any) -> Any:
     return lambda tensor: second(first(tensor))

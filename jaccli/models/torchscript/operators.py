@@ -155,6 +155,7 @@ def _bind(
     arguments = list(schema.arguments)[: len(inputs)]
     if len(arguments) < len(inputs):
         return op, len(inputs)  # variadic
+    # Fewer slots to read at each call; ``partial`` where the keywords are constants, which costs no dict a call.
     count = len(inputs)
     while count and _is_default(arguments[count - 1], inputs[count - 1], constants):
         count -= 1

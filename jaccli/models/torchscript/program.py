@@ -110,6 +110,7 @@ def _unit_of(module: torch.jit.ScriptModule) -> tuple[Any, Any]:
     """The compilation unit with a module's functions, and the module as that unit knows it."""
     if module in _units:
         return _units[module], module._c
+    # Scripted or traced in this process: PyTorch has one unit for all of those. Another module may have the name there.
     ours = torch.jit._state._python_cu
     name = f"{module._c._type().qualified_name()}.forward"
     known = ours.find_function(name)

@@ -88,6 +88,7 @@ def _entries(path: Path) -> dict[str, int]:
 
 def _check_sizes(path: Path, infos: list[zipfile.ZipInfo], top: str) -> None:
     length = path.stat().st_size
+    # Entries that overlap can unpack to any size without being compressed much.
     if sum(info.compress_size for info in infos) > length:
         raise damaged(path, "its entries are larger than the file")
     packed = 0

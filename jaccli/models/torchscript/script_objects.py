@@ -67,6 +67,7 @@ def _adopted(value: Any) -> Any:
     if not isinstance(handle, torch._C.ScriptObject):
         return value
     handle = cast(Any, handle)
+    # ``dir`` lists methods as well; ``hasattr`` knows attributes alone.
     names = [name for name in dir(handle) if not name.startswith("__") and handle.hasattr(name)]
     attrs = {name: adopt(handle.getattr(name)) for name in names}
     return ScriptInstance(handle._type().qualified_name(), attrs)

@@ -73,6 +73,7 @@ def snapshot(root: ModuleNode, fields: set[tuple[str, str]], convert: Convert) -
     once = OncePerTensor(convert)
 
     def copy(node: ModuleNode) -> ModuleNode:
+        # No code may read ``training`` or a parameter, and yet ``ScriptNetwork`` does.
         names = {name for cls, name in fields if cls == node.cls} | set(node.tensors) | {"training"}
         attributes = {name: node.get(name, _UNSET) for name in names - set(node.children)}
         values = {name: map_tensors(adopt(value), once) for name, value in attributes.items() if value is not _UNSET}

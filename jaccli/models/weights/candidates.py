@@ -50,7 +50,7 @@ class Candidate:
         return ".".join((*self.path, *([self.prefix[:-1]] if self.prefix else ())))
 
     @property
-    def is_aside(self) -> bool:
+    def is_auxiliary(self) -> bool:
         """Whether a key says that it is the state of an optimizer or the like."""
         return any(map(is_no_weights, self.path))
 

@@ -83,7 +83,7 @@ class CheckpointContents:
             return fits is not None and fits(without_data(candidate.entries))
 
         # A key of the user's own may name weights that look like an optimizer's, if they fit the architecture.
-        if key is not None and all(candidate.is_aside and not suits(candidate) for candidate in candidates):
+        if key is not None and all(candidate.is_auxiliary and not suits(candidate) for candidate in candidates):
             raise no_such_key(self.path, key, self._all)
         chosen, notes = choose(candidates, suits if fits is not None else None, self.path)
         if isinstance(chosen.module, StandIn):
@@ -122,7 +122,7 @@ def read_contents(path: Path, kind: Literal["safetensors", "checkpoint"], *, tru
 
 def no_such_key(path: Path, key: str, candidates: Sequence[Candidate]) -> UsageError:
     """The error for a key that is not in the file; it lists those that are."""
-    keys = [candidate.key for candidate in candidates if candidate.key and not candidate.is_aside]
+    keys = [candidate.key for candidate in candidates if candidate.key and not candidate.is_auxiliary]
     keys = keys or [candidate.key for candidate in candidates if candidate.key]
     if not keys:
         names = listed(candidates[0].entries)

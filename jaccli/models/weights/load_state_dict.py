@@ -66,7 +66,7 @@ def fits_into(module: nn.Module, state: Mapping[str, Tensor]) -> bool:
     """Whether ``load_into`` would accept ``state``, whose tensors may have any shape and be on ``meta``."""
     target = tensors_of(module)
     distinct = {_identity(value) for name, value in target.items() if not _is_counter(name)}
-    if len(state) < len(distinct):
+    if len(state) < len(distinct):  # of the cheap tests the one that most candidates fail
         return False
     try:
         matched, _ = match_names(state, target, "", lambda value, name: has_shape(value, target[name]))

@@ -143,6 +143,7 @@ class _PlainBuilder:
             return getattr(torch, value.dtype)
         if depth > _MAX_DEPTH:
             return self._left_out(where)
+        # Each object is built once, so that tensors and containers under two keys stay one.
         if id(value) not in self._built:
             self._built[id(value)] = _LEFT_OUT  # for a value that holds itself
             self._built[id(value)] = self._new(value, where, depth)
