@@ -161,7 +161,7 @@ def _draws(node: ModuleNode) -> bool:
 
 def _add(stamp: Fingerprint, value: Any) -> None:
     """Objects of a script's own classes come in a new wrapper at each reading: what they hold counts."""
-    if isinstance(getattr(value, "_c", value), torch._C.ScriptObject):
+    if not isinstance(value, (Tensor, list, tuple, dict)):
         value = adopt(value)
     if isinstance(value, ScriptInstance):
         stamp.value(value.cls)

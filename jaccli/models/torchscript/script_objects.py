@@ -63,6 +63,10 @@ def adopt(value: Any) -> Any:
 def _adopted(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach() if value.grad_fn is not None else value
+    # Where the class was scripted in this process, PyTorch gives an object of the Python class, else a handle.
+    script_class = torch.jit._state._get_script_class(type(value))
+    if script_class is not None:
+        return ScriptInstance(script_class.qualified_name(), {name: adopt(item) for name, item in vars(value).items()})
     handle = getattr(value, "_c", value)
     if not isinstance(handle, torch._C.ScriptObject):
         return value
