@@ -45,6 +45,14 @@ def load_model(
     Raises:
         RefusedError: unreadable, unsafe, of another format, or not of this architecture.
         UsageError: ``arch`` is missing or of no use, or a name in it does not exist.
+
+    Cost: no forward pass. Parameters keep the file's shapes, and its floating dtype where all tensors agree on one.
+
+    >>> import torch
+    >>> torch.save({"0.weight": torch.eye(2), "2.weight": torch.ones(1, 2)}, "weights.pt")
+    >>> model = load_model("weights.pt", activation="tanh")
+    >>> model(torch.zeros(3, 2)).shape
+    torch.Size([3, 1])
     """
     text = os.fspath(path_or_spec)
     if is_spec(text):
