@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jaccli.errors import RefusedError, UsageError, note
 from jaccli.models.identify.file_key import path_of
-from jaccli.models.identify.file_kind import EXPECTED, kind_of
+from jaccli.models.identify.file_kind import EXPECTED, WHOLE_MODELS, kind_of
 from jaccli.models.identify.import_spec import build, is_spec
 from jaccli.safety.reading import reading
 from jaccli.text.escape import quote
@@ -45,15 +45,22 @@ def load_model(
     Raises:
         RefusedError: unreadable, unsafe, of another format, or not of this architecture.
         UsageError: ``arch`` is missing or of no use, or a name in it does not exist.
+
+    Cost: no forward pass. Parameters keep the file's shapes, and its floating dtype where all tensors agree on one.
+
+    >>> import torch
+    >>> torch.save({"0.weight": torch.eye(2), "2.weight": torch.ones(1, 2)}, "weights.pt")
+    >>> model = load_model("weights.pt", activation="tanh")
+    >>> model(torch.zeros(3, 2)).shape
+    torch.Size([3, 1])
     """
     text = os.fspath(path_or_spec)
     if is_spec(text):
         return _fresh(text, arch, arch_args, activation, seed)
     path, kind, key = kind_of(text)
-    if kind in ("torchscript", "exported") and (arch is not None or activation is not None or arch_args):
-        what = "a TorchScript archive" if kind == "torchscript" else "a torch.export archive"
+    if kind in WHOLE_MODELS and (arch is not None or activation is not None or arch_args):
         text = "{file} is {what} and holds its own architecture; {arch} and {activation} are not used"
-        note(worded(text, file=path.name, what=what))
+        note(worded(text, file=path.name, what=WHOLE_MODELS[kind]))
     if kind == "torchscript":
         from jaccli.models.torchscript.load import load_torchscript
 
@@ -122,8 +129,8 @@ def _from_weights(
 
     with reading(quote(path), EXPECTED):
         contents = read_contents(path, kind, trust=trust)
-        every = contents.candidates(key)
-    if not architecture.is_known and all(one.module is None for one in every):
+        candidates = contents.candidates(key)
+    if not architecture.is_known and all(candidate.module is None for candidate in candidates):
         raise without_network(path)
     chosen, notes = contents.select(key, architecture.fits if architecture.is_known else None)
     for text in notes:
@@ -132,7 +139,7 @@ def _from_weights(
         module: nn.Module = chosen.module.eval()
         return module
     architecture.check_floats(path, chosen)
-    where = f"{path}[{chosen.key}]" if chosen.key and len(every) > 1 else str(path)
+    where = f"{path}[{chosen.key}]" if chosen.key and len(candidates) > 1 else str(path)
     with reading(quote(path), EXPECTED):
         state = contents.state(chosen)
     return architecture.load(state, where).eval()

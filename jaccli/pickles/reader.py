@@ -58,6 +58,17 @@ _ROUND: Final = 1024
 _MOST_BYTES_OF_AN_INTEGER: Final = 512
 
 
+def _text(size_format: str) -> Callable[[Any], None]:
+    """The action of an opcode whose text follows its size, written in this format of ``struct``."""
+
+    def action(reader: PickleReader) -> None:
+        (size,) = struct.unpack(size_format, reader.read(struct.calcsize(size_format)))
+        # Invalid UTF-8 is escaped: lone surrogates can be neither printed nor written.
+        reader.append(str(reader.read(size), "utf-8", "backslashreplace"))
+
+    return action
+
+
 class PickleReader(pickle._Unpickler):
     """Reads one pickle.
 
@@ -126,7 +137,7 @@ class PickleReader(pickle._Unpickler):
         Raises:
             RefusedError: a global that no file of weights needs and that can do harm.
         """
-        if getattr(self, "proto", 0) < 3:
+        if getattr(self, "proto", 0) < 3:  # names as in Python 2, which pickle itself translates
             from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 
             module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
@@ -176,9 +187,6 @@ class PickleReader(pickle._Unpickler):
         args = self.stack.pop()
         self.stack[-1] = self._call(self.stack[-1], args)
 
-    def _newobj(self) -> None:
-        self._reduce()
-
     def _call(self, function: Any, args: Any) -> Any:
         if type(args) is not tuple:
             raise pickle.UnpicklingError("arguments are a tuple")
@@ -191,8 +199,8 @@ class PickleReader(pickle._Unpickler):
         return StandIn(function, *args)
 
     def _newobj_ex(self) -> None:
-        self.stack.pop()
-        self._newobj()
+        self.stack.pop()  # keyword arguments
+        self._reduce()
 
     def _build(self) -> None:
         state = self.stack.pop()
@@ -222,9 +230,6 @@ class PickleReader(pickle._Unpickler):
         values = self._pop_mark()
         _update(self.stack[-1], values)
 
-    def _additems(self) -> None:
-        self._appends()
-
     def _empty_set(self) -> None:
         self.append([])
 
@@ -247,44 +252,31 @@ class PickleReader(pickle._Unpickler):
             raise pickle.UnpicklingError("an integer of absurd size")
         self.append(pickle.decode_long(self.read(size)))
 
-    def _text(self, size: int) -> None:
-        # Invalid UTF-8 is escaped: lone surrogates can be neither printed nor written.
-        self.append(str(self.read(size), "utf-8", "backslashreplace"))
-
     def _unicode(self) -> None:
         text: str = str(self.readline()[:-1], "raw-unicode-escape")  # type: ignore[attr-defined]
         self.append(text.encode("utf-8", "backslashreplace").decode())
-
-    def _binunicode(self) -> None:
-        self._text(struct.unpack("<I", self.read(4))[0])
-
-    def _binunicode8(self) -> None:
-        self._text(struct.unpack("<Q", self.read(8))[0])
-
-    def _short_binunicode(self) -> None:
-        self._text(self.read(1)[0])
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
     dispatch.update(
         {
             pickle.REDUCE[0]: _reduce,
-            pickle.NEWOBJ[0]: _newobj,
+            pickle.NEWOBJ[0]: _reduce,
             pickle.NEWOBJ_EX[0]: _newobj_ex,
             pickle.BUILD[0]: _build,
             pickle.APPEND[0]: _append,
             pickle.APPENDS[0]: _appends,
             pickle.SETITEM[0]: _setitem,
             pickle.SETITEMS[0]: _setitems,
-            pickle.ADDITEMS[0]: _additems,
+            pickle.ADDITEMS[0]: _appends,
             pickle.FROZENSET[0]: _frozenset,
             pickle.DICT[0]: _dict,
             pickle.EMPTY_SET[0]: _empty_set,
             pickle.BYTEARRAY8[0]: _bytearray,
             pickle.LONG4[0]: _long4,
             pickle.UNICODE[0]: _unicode,
-            pickle.BINUNICODE[0]: _binunicode,
-            pickle.BINUNICODE8[0]: _binunicode8,
-            pickle.SHORT_BINUNICODE[0]: _short_binunicode,
+            pickle.BINUNICODE[0]: _text("<I"),
+            pickle.BINUNICODE8[0]: _text("<Q"),
+            pickle.SHORT_BINUNICODE[0]: _text("<B"),
         }
     )
     # Opcodes that torch does not write are removed: instances by name, registered extensions, buffers outside the file.

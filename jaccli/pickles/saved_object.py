@@ -89,11 +89,12 @@ class _Pickles:
 
         first = self._one(file, load_storage)
         if first != _MAGIC:
-            return first
+            return first  # a plain pickle, which is the object itself
         self._one(file, load_storage)
         system = self._one(file, load_storage)
         source.big_endian = isinstance(system, dict) and system.get("little_endian") is False
         saved = self._one(file, load_storage)
+        # Storages come last, in the order of the keys in this pickle; tensors are made of them later.
         source.index(file, self._one(file, load_storage))
         return saved
 

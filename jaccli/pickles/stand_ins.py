@@ -256,7 +256,7 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "torch.Size": _first,
     "torch.nn.parameter.Parameter": _first,
     "collections.OrderedDict": _pairs,
-    "collections.defaultdict": lambda *_: OrderedDict(),
+    "collections.defaultdict": lambda *_: OrderedDict(),  # its items follow by SETITEMS; the factory is not called
     "_codecs.encode": _bytes,
     "copyreg._reconstructor": _reconstructor,
 }

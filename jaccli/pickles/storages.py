@@ -7,9 +7,10 @@ import os
 import struct
 import sys
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -22,18 +23,6 @@ from jaccli.text.escape import quote
 
 # The most bytes that all tensors with repeated elements (stride 0) of a file may have.
 _MAX_REPEATED_BYTES = 1 << 28
-
-
-class StorageSource(Protocol):
-    """Gives the raw bytes of storages by key; ``big_endian`` is the byte order of their elements."""
-
-    def declare(self, key: str, dtype: str, numel: int) -> None:
-        """Check what a pickle states about a storage against the file, now or later."""
-
-    def storage(self, key: str) -> torch.UntypedStorage:
-        """The bytes of one storage."""
-
-    big_endian: bool
 
 
 class FileBytes:
@@ -55,15 +44,32 @@ class FileBytes:
         if start < 0 or nbytes < 0 or start + nbytes > self.size:
             raise DamagedError("a storage lies outside the file")
         if nbytes == 0:
-            return empty_storage(0)
+            return torch.UntypedStorage(0)
         part: torch.UntypedStorage = self._bytes[start : start + nbytes]
-        if start % 16 == 0:
+        if start % 16 == 0:  # for the widest elements, complex128: kernels assume that data are aligned
             return part
         copied: torch.UntypedStorage = torch.tensor([], dtype=torch.uint8).set_(part).clone().untyped_storage()
         return copied
 
 
-class ZipSource:
+class StorageSource(ABC):
+    """Gives the raw bytes of storages by key; ``big_endian`` is the byte order of their elements."""
+
+    def __init__(self, content: FileBytes) -> None:
+        self._content = content
+        self._ranges: dict[str, tuple[int, int]] = {}  # key → first byte, and number of bytes
+        self.big_endian = False
+
+    @abstractmethod
+    def declare(self, key: str, dtype: str, numel: int) -> None:
+        """Check what a pickle states about a storage against the file, now or later."""
+
+    def storage(self, key: str) -> torch.UntypedStorage:
+        """The bytes of the storage ``key``, which was declared."""
+        return self._content.part(*self._ranges[key])
+
+
+class ZipSource(StorageSource):
     """The storages of a ``torch.save`` archive. A compressed record is refused, so that nothing has to be unpacked.
 
     Args:
@@ -73,13 +79,13 @@ class ZipSource:
     """
 
     def __init__(self, file: IO[bytes], content: FileBytes, name: str) -> None:
-        self._file, self._content, self._name = file, content, name
+        super().__init__(content)
+        self._file, self._name = file, name
         with open_archive(file, name) as archive:
             infos = archive.infolist()
         pickles = [info.filename for info in infos if info.filename.split("/", 1)[-1] == "data.pkl"]
         self._root = pickles[0][: -len("data.pkl")]
         self._infos = {info.filename: info for info in infos}
-        self._ranges: dict[str, tuple[int, int]] = {}  # start and bytes of each storage
         order = self.record("byteorder", 16) if self._root + "byteorder" in self._infos else b"little"
         self.big_endian = order == b"big"
 
@@ -104,10 +110,6 @@ class ZipSource:
         if not 0 <= numel * itemsize(dtype) <= self._ranges[key][1]:
             raise DamagedError("a storage is longer than its record")
 
-    def storage(self, key: str) -> torch.UntypedStorage:
-        """The bytes of the storage ``key``, which was declared."""
-        return self._content.part(*self._ranges[key])
-
     def _locate(self, name: str) -> tuple[int, int]:
         info = self._infos.get(name)
         if info is None:
@@ -118,6 +120,7 @@ class ZipSource:
                 "expected plain records",
                 "save the state_dict again with torch.save, or as safetensors",
             )
+        # The directory does not say where the data begin: the name and padding in the record's own header count.
         before = self._file.tell()  # a pickle may be read from here
         self._file.seek(info.header_offset)
         header = self._file.read(30)
@@ -131,15 +134,13 @@ class ZipSource:
         return start, info.file_size
 
 
-class StreamSource:
+class StreamSource(StorageSource):
     """The storages behind the pickles of a non-zip file; each is its number of elements in 8 bytes, then its data."""
 
     def __init__(self, content: FileBytes) -> None:
-        self._content = content
+        super().__init__(content)
         self._dtypes: dict[str, str] = {}
         self._declared: dict[str, int] = {}
-        self._ranges: dict[str, tuple[int, int]] = {}
-        self.big_endian = False
 
     def declare(self, key: str, dtype: str, numel: int) -> None:
         """Remember what the pickle states about a storage; ``index`` checks it."""
@@ -165,10 +166,6 @@ class StreamSource:
             self._ranges[key] = (position, nbytes)
             position += nbytes
 
-    def storage(self, key: str) -> torch.UntypedStorage:
-        """The bytes of the storage ``key``."""
-        return self._content.part(*self._ranges[key])
-
 
 def checked_extent(
     size: Sequence[int], stride: Sequence[int], offset: int, itemsize: int, nbytes: int, most: int = _MAX_REPEATED_BYTES
@@ -188,17 +185,13 @@ def checked_extent(
     if not fits or min([*size, *stride, offset], default=0) < 0 or max(size, default=0) >= 1 << 63:
         raise DamagedError("the sizes of a tensor make no sense")
     count = math.prod(size)
+    # The last element has the largest index in each dimension, since strides are not negative.
     needed = (offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1) * itemsize
     if count and needed > nbytes:
         raise DamagedError(f"a tensor needs {needed} bytes and its storage has {nbytes}")
     if count * itemsize > max(nbytes, most):
         raise DamagedError(f"a tensor claims {count} elements from {nbytes} bytes")
     return count * itemsize
-
-
-def empty_storage(nbytes: int) -> torch.UntypedStorage:
-    """Memory of ``nbytes``, uninitialised."""
-    return torch.empty(nbytes, dtype=torch.uint8).untyped_storage()
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -215,7 +208,11 @@ def itemsize(name: str) -> int:
 
 
 class TensorMaker:
-    """Makes tensors from descriptions; each storage is made once, so that views of one storage stay so.
+    """Makes tensors from descriptions.
+
+    Invariants: every element lies within the bytes that the file has for its storage. Each storage is made once, so
+    that tensors which are views of one storage stay so. Tensors that repeat elements take no more than a fixed size in
+    all, since a later copy would need that much memory.
 
     Raises:
         RefusedError: a tensor reaches beyond its storage, or repeats its elements into too many bytes.
@@ -227,7 +224,12 @@ class TensorMaker:
         self._repeated = 0
 
     def make(self, name: str, spec: Any) -> Tensor:
-        """The tensor that a ``TensorSpec``, ``SparseSpec`` or ``ArraySpec`` describes; ``name`` is for the message."""
+        """The tensor, of the shape that a ``TensorSpec``, ``SparseSpec`` or ``ArraySpec`` describes.
+
+        Args:
+            name: of the tensor, for the message.
+            spec: its description.
+        """
         try:
             if isinstance(spec, TensorSpec):
                 return self._strided(spec)
@@ -275,14 +277,14 @@ class TensorMaker:
         return torch.sparse_compressed_tensor(outer, inner, values, size, layout=layout, check_invariants=True)
 
 
-def _from_array(shell: ArraySpec) -> Tensor:
+def _from_array(spec: ArraySpec) -> Tensor:
     import numpy as np
 
-    if not isinstance(shell.dtype, NumpyDtypeSpec) or shell.dtype.code[:1] not in "fiubc":
+    if not isinstance(spec.dtype, NumpyDtypeSpec) or spec.dtype.code[:1] not in "fiubc":
         raise ValueError("not an array of numbers")
-    data = shell.data.encode("latin1") if isinstance(shell.data, str) else shell.data
-    kind = "?" if shell.dtype.code == "b1" else shell.dtype.code
-    dtype = np.dtype(kind).newbyteorder(">" if shell.dtype.order == ">" else "<")
+    data = spec.data.encode("latin1") if isinstance(spec.data, str) else spec.data
+    kind = "?" if spec.dtype.code == "b1" else spec.dtype.code
+    dtype = np.dtype(kind).newbyteorder(">" if spec.dtype.order == ">" else "<")
     flat = np.frombuffer(data or b"", dtype=dtype)
-    array = flat.reshape(shell.shape, order="F" if shell.fortran else "C")
+    array = flat.reshape(spec.shape, order="F" if spec.fortran else "C")
     return torch.from_numpy(np.array(array, dtype=dtype.newbyteorder("="), order="C"))

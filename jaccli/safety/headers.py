@@ -30,6 +30,7 @@ def check_header(handle: IO[bytes], size: int, name: str) -> None:
     handle.seek(0)
     length = int.from_bytes(handle.read(8), "little")
     require_unpacked(length * _BYTES_OF_A_CHARACTER, length, f"the header of {name}")
+    # Found without a parser, which would take the memory that is to be limited.
     ends = [int(end) for end in _END.findall(handle.read(length))]
     handle.seek(0)
     if 8 + length + max(ends, default=0) != size:

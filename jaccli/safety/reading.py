@@ -42,8 +42,8 @@ def reading(name: str, expected: str = "", remedy: str = COPY_AGAIN) -> Iterator
     except (RefusedError, ResourceError, UnsupportedError) as error:
         if name[-_TAIL:] in str(error):
             raise
-        given = worded("{name}: {given}", name=name, given=error.given)
-        raise type(error)(given, error.expected, error.remedy) from error
+        message = worded("{name}: {message}", name=name, message=error.given)
+        raise type(error)(message, error.expected, error.remedy) from error
     except JaccliError:
         raise
     except Exception as error:

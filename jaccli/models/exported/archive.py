@@ -106,6 +106,7 @@ def _tensors(entries: _Entries, folder: str, config: dict[str, Any]) -> dict[str
     tensors: dict[str, Tensor] = {}
     for name, meta in config.items():
         file = meta["path_name"]
+        # Names come from the file: one with a slash would reach entries that are no tensors.
         if not isinstance(file, str) or "/" in file:
             raise ValueError("a tensor outside of its folder")
         if meta.get("tensor_meta") is None:

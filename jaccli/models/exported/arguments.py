@@ -10,7 +10,7 @@ import torch
 from jaccli.errors import UnsupportedError
 from jaccli.models.exported.code import MODEL_DEVICE, ExportedGraph, Ref
 from jaccli.models.exported.operators import resolve
-from jaccli.models.exported.payload import dtype_of
+from jaccli.models.exported.payload import STRIDED, dtype_of
 from jaccli.models.screening.enumerations import check_enumeration, enumerations
 
 ParseGraph = Callable[[Mapping[str, Any]], ExportedGraph]
@@ -68,7 +68,7 @@ def _device(raw: Mapping[str, Any]) -> Any:
 
 
 def _layout(raw: int) -> torch.layout:
-    if int(raw) != 7:
+    if int(raw) != STRIDED:
         raise UnsupportedError("the exported model uses sparse tensors", "expected dense ones")
     return torch.strided
 
@@ -86,33 +86,24 @@ def _exactly(kind: type) -> Callable[[Any], Any]:
     return read
 
 
-_int, _bool, _string = _exactly(int), _exactly(bool), _exactly(str)
-
-_READERS: Final[dict[str, Callable[[Any], Any]]] = {
-    "as_none": lambda _: None,
+# Kinds of which there are lists, too.
+_LISTED: Final[dict[str, Callable[[Any], Any]]] = {
     "as_tensor": _ref,
-    "as_tensors": _list(_ref),
-    "as_nested_tensors": _list(_list(_ref)),
     "as_optional_tensor": _optional,
-    "as_optional_tensors": _list(_optional),
-    "as_int": _int,
-    "as_ints": _list(_int),
-    "as_int_lists": _list(_list(_int)),
-    # Infinity and NaN are written as strings.
-    "as_float": float,
-    "as_floats": _list(float),
+    "as_int": _exactly(int),
+    "as_float": float,  # infinity and NaN are written as strings
+    "as_bool": _exactly(bool),
+    "as_string": _exactly(str),
+    **dict.fromkeys(("as_sym_int", "as_sym_float", "as_sym_bool"), _symbolic),
+}
+_READERS: Final[dict[str, Callable[[Any], Any]]] = {
+    **_LISTED,
+    **{f"{kind}s": _list(read) for kind, read in _LISTED.items()},
+    "as_none": lambda _: None,
+    "as_nested_tensors": _list(_list(_ref)),
+    "as_int_lists": _list(_list(_exactly(int))),
     "as_float_lists": _list(_list(float)),
     "as_complex": lambda raw: complex(float(raw["real"]), float(raw["imag"])),
-    "as_bool": _bool,
-    "as_bools": _list(_bool),
-    "as_string": _string,
-    "as_strings": _list(_string),
-    "as_sym_int": _symbolic,
-    "as_sym_ints": _list(_symbolic),
-    "as_sym_float": _symbolic,
-    "as_sym_floats": _list(_symbolic),
-    "as_sym_bool": _symbolic,
-    "as_sym_bools": _list(_symbolic),
     "as_scalar_type": dtype_of,
     "as_memory_format": lambda raw: _MEMORY_FORMATS[int(raw)],
     "as_layout": _layout,

@@ -112,6 +112,7 @@ def _check_shape(leaf: InputLeaf, value: Any, sizes: dict[str, tuple[int, str]])
         low = extent.low if extent.low > _SPECIALISED else 0
         if extent.size is None and (size < low or (extent.high is not None and size > extent.high)):
             raise _misfit(leaf, shape, "export with wider bounds in dynamic_shapes")
+        # A symbol is one size in all inputs: the first that has it decides.
         if extent.symbol is not None:
             first, other = sizes.setdefault(extent.symbol, (size, str(leaf.name)))
             if first != size:

@@ -55,8 +55,13 @@ class ExportedNode:
     outputs: tuple[Output, ...]
     stack: tuple[StackEntry, ...] | None
 
-    def made(self) -> Iterator[str]:
-        """Names of the values that the node makes."""
+    @property
+    def schema(self) -> Any:
+        """Of its operator; None for arithmetic on numbers and for control flow."""
+        return getattr(self.op, "_schema", None)
+
+    def defined(self) -> Iterator[str]:
+        """Names of the values that the node computes."""
         for output in self.outputs:
             if isinstance(output, tuple):
                 yield from (name for name in output if name is not None)

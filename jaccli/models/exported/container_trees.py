@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
-from collections import namedtuple
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from keyword import iskeyword
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from jaccli.errors import RefusedError, UsageError
+from jaccli.models.interpretation.nested import named_tuple
 
 _TUPLES = {"builtins.tuple", "torch.Size"}
 _LISTS = {"builtins.list", "collections.deque", "torch.fx.immutable_collections.immutable_list"}
 _DICTS = {"builtins.dict", "collections.OrderedDict", "torch.fx.immutable_collections.immutable_dict"}
 _MAX_LEAVES = 100_000
-
-
-class ContainerTree(Protocol):
-    """How leaves are arranged."""
-
-    @property
-    def children(self) -> tuple[ContainerTree, ...]:
-        """The parts of the outermost container; empty for a leaf."""
-
-    @property
-    def keys(self) -> tuple[Any, ...]:
-        """The keys of the outermost container, if it is a dict."""
-
-    def flatten(self, value: Any) -> list[Any]:
-        """Leaves of a value arranged like this; ``UsageError`` if it is not."""
-
-    def unflatten(self, leaves: Iterator[Any]) -> Any:
-        """The value with these leaves."""
-
-    def size(self) -> int:
-        """How many leaves there are."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +62,7 @@ class ArchivedTree:
         if self.kind == "list":
             return parts
         if self.kind == "named":
-            return namedtuple(self.name, self.keys, rename=True)(*parts)
+            return named_tuple(self.name, self.keys)(*parts)
         return tuple(parts)
 
 
@@ -115,7 +92,7 @@ def _node(raw: Mapping[str, Any], fields: Mapping[str, Any], depth: int) -> Arch
     if kind is None:
         return ArchivedTree("leaf")
     parts = tuple(_node(child, fields, depth + 1) for child in children)
-    context = _context(raw["context"])
+    context = _context(raw["context"])  # JSON in a text of the JSON, for most classes
     if kind in _LISTS:
         return ArchivedTree("list", parts)
     if kind in _TUPLES:
@@ -145,6 +122,7 @@ def _keys(context: Any, count: int) -> tuple[Any, ...] | None:
     """Dict keys, or the field names of a dataclass, if the context is a list of them."""
     if not isinstance(context, list):
         return None
+    # A dict's context is its keys. A dataclass's is a list with the field names in it, beside other things.
     for candidate in (context, *context):
         plain = isinstance(candidate, list) and all(isinstance(key, (str, int)) for key in candidate)
         if plain and len(candidate) == count == len(set(candidate)):
@@ -157,9 +135,7 @@ def _named(context: Any, parts: tuple[ArchivedTree, ...], fields: Mapping[str, A
     names = known["field_names"] if known else None
     if not (isinstance(names, list) and len(names) == len(parts)):
         return ArchivedTree("tuple", parts)
-    name = str(context).rsplit(".", 1)[-1]
-    valid = re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) is not None and not iskeyword(name)
-    return ArchivedTree("named", parts, tuple(str(item) for item in names), name if valid else "Result")
+    return ArchivedTree("named", parts, tuple(str(item) for item in names), str(context))
 
 
 class LiveTree:
@@ -169,7 +145,7 @@ class LiveTree:
         self._spec = spec
 
     @property
-    def children(self) -> tuple[ContainerTree, ...]:
+    def children(self) -> tuple[LiveTree, ...]:
         """The parts of the outermost container; empty for a leaf."""
         spec = self._spec
         parts = spec.children() if callable(getattr(spec, "children", None)) else spec.children_specs
@@ -197,3 +173,7 @@ class LiveTree:
     def unflatten(self, leaves: Iterator[Any]) -> Any:
         """The value with these leaves."""
         return self._spec.unflatten(list(leaves))
+
+
+ContainerTree = ArchivedTree | LiveTree
+"""How leaves are arranged in containers. Both flatten a value to its leaves, and make a value of leaves again."""

@@ -36,8 +36,7 @@ def while_loop(
 
 def map_impl(run: RunGraph, body: Any, mapped: Sequence[Any], operands: Sequence[Any] = ()) -> tuple[Any, ...]:
     """``body`` on each slice of the first dimension, results stacked."""
-    rows = [run(body, (*row, *operands)) for row in zip(*(value.unbind(0) for value in mapped), strict=True)]
-    return tuple(torch.stack(column) for column in zip(*rows, strict=True))
+    return scan(run, body, (), mapped, operands)
 
 
 def scan(

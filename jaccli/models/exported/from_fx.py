@@ -1,11 +1,12 @@
 """An ``ExportedProgram``, or the module that its ``module()`` makes, as a ``ExportedCode``.
 
 The live objects hold what an archive holds, as a ``torch.fx`` graph. Operators are the user's own, in
-their own process, so any operator is elements; ``_guards_fn``, which runs generated code, is left out.
+their own process, so any operator is accepted; ``_guards_fn``, which runs generated code, is left out.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -28,7 +29,7 @@ from jaccli.models.exported.code import (
 from jaccli.models.exported.container_trees import LiveTree
 from jaccli.models.exported.control import CONTROL
 from jaccli.models.exported.module_stacks import clean_stack
-from jaccli.models.exported.operators import plain_functions, skipped, unsupported
+from jaccli.models.exported.operators import skipped, unsupported
 from jaccli.models.exported.parse import module_types
 from jaccli.models.interpretation.nested import map_leaves
 from jaccli.text.escape import quote
@@ -59,7 +60,7 @@ def is_exported_module(model: object) -> bool:
 
 
 def program_from_export(exported: Any) -> tuple[ExportedCode, dict[str, Tensor]]:
-    """The program of an ``ExportedProgram`` and its tensors by qualified name, shared with it."""
+    """The program of an ``ExportedProgram``, and its tensors of any shape by qualified name, shared with it."""
     state, leaves = _inputs(exported)
     listed = {entry.fqn: "" for entry in exported.module_call_graph}
     graph = _Converter(exported.graph_module, {}, listed).graph()
@@ -96,15 +97,13 @@ def _inputs(exported: Any) -> tuple[dict[str, tuple[StateKind, str]], tuple[Inpu
 
 
 def _argument_names(exported: Any) -> tuple[str, ...] | None:
-    for entry in exported.module_call_graph:
-        if entry.fqn == "" and entry.signature is not None:
-            names = getattr(entry.signature, "forward_arg_names", None)
-            return tuple(names) if names else None
-    return None
+    signatures = (entry.signature for entry in exported.module_call_graph if entry.fqn == "")
+    names = getattr(next(signatures, None), "forward_arg_names", None)
+    return tuple(names) if names else None
 
 
 def program_from_module(module: fx.GraphModule) -> tuple[ExportedCode, dict[str, Tensor]]:
-    """The program of an exported module and its tensors by qualified name, shared with it."""
+    """The program of an exported module, and its tensors of any shape by qualified name, shared with it."""
     state: dict[str, tuple[StateKind, str]] = {}
     tensors: dict[str, Tensor] = {}
     parameters, buffers = dict(module.named_parameters(remove_duplicate=False)), dict(module.named_buffers())
@@ -161,12 +160,10 @@ def _extent(size: Any, ranges: Mapping[Any, Any]) -> Extent:
     expression = getattr(getattr(size, "node", None), "expr", None)
     if expression is None or not getattr(expression, "is_Symbol", False):
         return Extent(None)
-    bounds = ranges.get(expression)
-    if bounds is None:
-        return Extent(None, str(expression))
+    bounds: Any = ranges.get(expression)
     try:
         low, high = int(bounds.lower), int(bounds.upper)
-    except (TypeError, ValueError, OverflowError, AttributeError):
+    except (TypeError, ValueError, OverflowError, AttributeError):  # no bounds, or infinite ones
         return Extent(None, str(expression))
     return Extent(None, str(expression), low, high if high < 1 << 60 else None)
 
@@ -211,15 +208,15 @@ class _Converter:
         elements = {
             user: user.args[1]
             for user in node.users
-            if user.target is plain_functions()["_operator.getitem"] and isinstance(user.args[1], int)
+            if user.target is operator.getitem and isinstance(user.args[1], int)
         }
-        control = node.target not in plain_functions().values() and _is_control(node.target)
-        if not (isinstance(value, (tuple, list)) or control) or len(elements) != len(node.users) or not elements:
+        several = isinstance(value, (tuple, list)) or _is_control(node.target)
+        if not several or not elements or len(elements) != len(node.users):
             return (node.name,)
         count = len(value) if isinstance(value, (tuple, list)) else max(elements.values()) + 1
         names: list[str | None] = [None] * count
         for user, index in elements.items():
-            if names[index] is not None:
+            if names[index] is not None:  # taken out twice, under two names
                 return (node.name,)
             names[index] = user.name
         self._folded.update(elements)
@@ -258,8 +255,8 @@ def _operator(target: Any) -> Callable[..., Any]:
         return CONTROL[name]
     if not callable(target):
         raise unsupported(str(target))
-    operator: Callable[..., Any] = target
-    return operator
+    function: Callable[..., Any] = target
+    return function
 
 
 def _target(target: Any) -> str:

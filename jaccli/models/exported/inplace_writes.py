@@ -3,6 +3,10 @@
 A run must not change the model or its input, an activation that became a variable must not be
 written to, and ``vmap`` has no in-place form of many operators. ``relu_`` runs as ``relu`` if no other value that
 shares the memory is read later. If one is, the write stays, into a private copy of the graph's input.
+
+Invariants: a value is either rewritten (all its writes are left out) or copied (all of them stay). All values that
+share memory with a copied one are copied too. Values share memory if a schema says so, or if the operator is a
+composite one, whose schema may be silent about it.
 """
 
 from __future__ import annotations
@@ -16,9 +20,9 @@ import torch
 
 from jaccli.models.exported.code import ExportedGraph, ExportedNode, graphs, last_reads, refs
 from jaccli.models.exported.control import INLINE
-from jaccli.models.exported.operators import qualified
 from jaccli.models.interpretation.alias_sets import AliasSets
-from jaccli.models.interpretation.overloads import draws_numbers, find_packet
+from jaccli.models.interpretation.overloads import find_packet
+from jaccli.models.interpretation.training_flags import draws_numbers, has_running_statistics
 
 _FRESH: Final = frozenset(
     "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul layer_norm group_norm "  # noqa: SIM905
@@ -26,14 +30,6 @@ _FRESH: Final = frozenset(
     "rnn_tanh rnn_relu scaled_dot_product_attention silu rms_norm embedding_bag cross_entropy_loss".split()
 )
 """Composite operators whose result never shares memory with an argument."""
-
-_SILENT: Final = {
-    **dict.fromkeys(
-        ("batch_norm", "native_batch_norm", "cudnn_batch_norm"), ("running_mean", "running_var", "training")
-    ),
-    "instance_norm": ("running_mean", "running_var", "use_input_stats"),
-}
-"""Operators that write to arguments without saying so in their schema, if the last one named is true."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +59,16 @@ def find_rewrites(graph: ExportedGraph, state: frozenset[str], *, inner: bool = 
     if not writes:
         return Rewrites()
     sets, last = _alias_sets(graph), last_reads(graph)
-    born = {name: index for index, node in enumerate(graph.nodes) for name in node.made()}
+    defined_at = {name: index for index, node in enumerate(graph.nodes) for name in node.defined()}
     inputs = {name for name in graph.inputs if name is not None}
+    # An inner graph runs with memory of the outer one, which may read it afterwards.
     lasting = state | (inputs if inner else frozenset())
     functions: dict[int, tuple[Callable[..., Any], str]] = {}
     copied: set[str] = set()
     for index, names in writes.items():
         name = names[0]
-        others = [other for other in sets.members(name) - {name} if born.get(other, -1) < index]
+        # Other names of the memory, older than the write: one that is read later would have to show the new value.
+        others = [other for other in sets.members(name) - {name} if defined_at.get(other, -1) < index]
         shared = any(last.get(other, -1) > index or other in lasting for other in others)
         function = functional(graph.nodes[index].op)
         if function is None or shared or len(names) > 1 or (inner and name in inputs):
@@ -102,9 +100,9 @@ def _formal(op: torch._ops.OpOverload) -> list[tuple[str, str]]:
 
 def named_arguments(node: ExportedNode) -> dict[str, Any]:
     """Arguments of an operator by the names in its schema."""
-    if not isinstance(node.op, torch._ops.OpOverload):
+    if node.schema is None:
         return {}
-    names = [argument.name for argument in node.op._schema.arguments]
+    names = [argument.name for argument in node.schema.arguments]
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
@@ -116,35 +114,33 @@ def _written(node: ExportedNode) -> list[str]:
         inputs = [name for name in inner[0].inputs if name is not None]
         pairs = zip(inputs, refs(node.args), strict=False)
         return [outer for name, outer in pairs if name in inner[0].analysis.rewrites.written]
-    if not isinstance(node.op, torch._ops.OpOverload):
+    args, schema = named_arguments(node), node.schema
+    if schema is None:
         return []
-    args = named_arguments(node)
-    silent = _SILENT.get(node.op._schema.name.split("::")[1])
-    if silent is not None and args.get(silent[2]):
-        return list(refs([args.get(name) for name in silent[:2]]))
-    formal = node.op._schema.arguments
+    # In training mode the statistics are updated, which no schema says; ``_functional`` ones return them instead.
+    updates = has_running_statistics(schema) and not schema.name.endswith("_functional")
+    if updates and (args.get("training") or args.get("use_input_stats")):
+        return list(refs([args.get("running_mean"), args.get("running_var")]))
+    formal = schema.arguments
     return list(refs([args.get(one.name) for one in formal if one.alias_info is not None and one.alias_info.is_write]))
 
 
 def _alias_sets(graph: ExportedGraph) -> AliasSets[str]:
     sets = AliasSets[str]()
     for node in graph.nodes:
-        for name in node.made():
+        for name in node.defined():
             sets.unite((name, *_sources(node)))
     return sets
 
 
 def _sources(node: ExportedNode) -> list[str]:
     """Arguments whose memory a result of the node may share."""
-    op = node.op
-    if graphs(node):
+    if graphs(node) or (isinstance(node.op, torch._ops.OpOverload) and _composite(node.op)):
         return list(node.used())
-    if not isinstance(op, torch._ops.OpOverload):
+    if node.schema is None:
         return []
-    if _composite(op):
-        return list(node.used())
     args = named_arguments(node)
-    return list(refs([args.get(one.name) for one in op._schema.arguments if one.alias_info is not None]))
+    return list(refs([args.get(one.name) for one in node.schema.arguments if one.alias_info is not None]))
 
 
 @cache
@@ -152,4 +148,4 @@ def _composite(op: torch._ops.OpOverload) -> bool:
     """Whether an operator is written in terms of others and may hand back an argument."""
     if op._schema.name.split("::")[1] in _FRESH:
         return False
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(qualified(op), "CompositeImplicitAutograd"))
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"))

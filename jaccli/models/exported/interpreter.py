@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Final
 
 import torch
@@ -24,12 +23,6 @@ from jaccli.networks.dtypes import follows
 from jaccli.networks.network import Tap
 
 _CONTROL: Final = frozenset(CONTROL.values())
-
-
-@cache
-def _checked(op: Callable[..., Any]) -> Callable[..., Any]:
-    """An operator behind the check of its arguments that it needs, if it needs one."""
-    return guarded(op) if isinstance(op, torch._ops.OpOverload) else op
 
 
 @dataclass(frozen=True)
@@ -69,13 +62,14 @@ def analyse(graph: ExportedGraph, state: frozenset[str], outer: Chain = (), *, i
         entering.setdefault(call.first, []).append(call)
         leaving.setdefault(call.last, []).insert(0, call)
     reported = {last: [name for call in calls for name in call.outputs] for last, calls in leaving.items()}
-    uses = [[*node.made(), *node.used(), *reported.get(index, ())] for index, node in enumerate(graph.nodes)]
+    uses = [[*node.defined(), *node.used(), *reported.get(index, ())] for index, node in enumerate(graph.nodes)]
     expired = expiring(uses, {*refs(graph.outputs), *state})
     graph.analysis = GraphAnalysis(find_rewrites(graph, state, inner=inner), entering, leaving, expired)
 
 
 def _operands(node: ExportedNode, part: ExportedGraph) -> list[tuple[str, str]]:
     """Inputs of an inner graph with the outer values that go in there, where that is plain to see."""
+    # Operands come last in the arguments of all operators of ``control``.
     operands = list(refs(node.args))[-len(part.inputs) :] if part.inputs else []
     if len(operands) != len(part.inputs):
         return []
@@ -110,16 +104,22 @@ class ProgramRun:
 
 
 class _GraphRun:
-    """The values of one graph while it runs."""
+    """The values of one graph while it runs.
+
+    Invariants: a value is there from the node that defines it to the last node, or report of a call, that reads it.
+    What a tap put in for an input of a call is seen by nodes inside of the call alone; what it put in for an output is
+    seen by all nodes after the call. A value that the graph may write to in place belongs to this run.
+    """
 
     def __init__(self, program_run: ProgramRun, graph: ExportedGraph, values: dict[str, Any]) -> None:
         self._program_run, self._graph, self._values = program_run, graph, values
         self._analysis: GraphAnalysis = graph.analysis
-        self._replaced: list[tuple[ModuleCall, dict[str, Any]]] = []
-        self._numbers: dict[ModuleCall, int] = {}
+        # Of the calls that are open, outermost first: their numbers, and the inputs that a tap replaced.
+        self._open: dict[ModuleCall, tuple[int, dict[str, Any]]] = {}
 
     def run(self) -> None:
         analysis = self._analysis
+        # Releases come last: a tap sees the outputs of calls that end here.
         for index, node in enumerate(self._graph.nodes):
             for call in analysis.entering.get(index, ()):
                 self._enter(call)
@@ -142,11 +142,15 @@ class _GraphRun:
             return {key: self.value(item) for key, item in arg.items()}
         return arg
 
-    def _lookup(self, name: str) -> Any:
-        for _, replaced in reversed(self._replaced):
+    def _scope(self, name: str) -> dict[str, Any]:
+        """Where the value of this name is: an input that a tap replaced counts only inside of the call."""
+        for _, replaced in reversed(self._open.values()):
             if name in replaced:
-                return replaced[name]
-        return self._values[name]
+                return replaced
+        return self._values
+
+    def _lookup(self, name: str) -> Any:
+        return self._scope(name)[name]
 
     def _step(self, index: int, node: ExportedNode) -> None:
         args, kwargs = self.value(node.args), self.value(node.kwargs)
@@ -154,7 +158,7 @@ class _GraphRun:
         if node.op in _CONTROL:
             result = node.op(self._program_run.run_inner, *args, **kwargs)
         elif rewrite is not None:
-            result = (IN_EXPORTS.get(rewrite[0]) or _checked(rewrite[0]))(*args, **kwargs)
+            result = (IN_EXPORTS.get(rewrite[0]) or guarded(rewrite[0]))(*args, **kwargs)
             result = self._overwrite(rewrite[1], result)
         else:
             if self._program_run.dtypes:
@@ -174,21 +178,15 @@ class _GraphRun:
 
     def _function(self, node: ExportedNode) -> Callable[..., Any]:
         """What runs for a node; a view of what is written to in place must stay one."""
-        if node.op in VIEWS and self._analysis.rewrites.copied.isdisjoint(node.made()):
+        if node.op in VIEWS and self._analysis.rewrites.copied.isdisjoint(node.defined()):
             return VIEWS[node.op]
-        return IN_EXPORTS.get(node.op) or _checked(node.op)
+        return IN_EXPORTS.get(node.op) or guarded(node.op)
 
     def _overwrite(self, name: str, result: Any) -> Any:
         """The value that a write in place would have left under ``name``."""
-        before = self._lookup(name)
-        if result.dtype != before.dtype:
-            result = result.to(before.dtype)
-        for _, replaced in reversed(self._replaced):
-            if name in replaced:
-                replaced[name] = result
-                return result
-        self._values[name] = result
-        return result
+        scope = self._scope(name)
+        scope[name] = result.to(scope[name].dtype)
+        return scope[name]
 
     def _store(self, node: ExportedNode, result: Any) -> None:
         outputs = node.outputs
@@ -209,10 +207,9 @@ class _GraphRun:
             return
         names = [name for name in call.inputs if isinstance(self._lookup(name), Tensor)]
         args = tuple(map(self._lookup, names))
-        self._numbers[call], changed = reports.enter(call.path, args)
-        replaced = {name: new for name, new, old in zip(names, changed, args, strict=True) if new is not old}
-        if replaced:
-            self._replaced.append((call, {name: self._own(name, new) for name, new in replaced.items()}))
+        number, changed = reports.enter(call.path, args)
+        items = zip(names, changed, args, strict=True)
+        self._open[call] = number, {name: self._writable(name, new) for name, new, old in items if new is not old}
 
     def _leave(self, call: ModuleCall) -> None:
         reports = self._program_run.reports
@@ -220,20 +217,19 @@ class _GraphRun:
             return
         layout = call.layout or self._layout(call)
         output = arrange(layout, self._values)
-        changed = reports.leave(call.path, self._numbers[call], output)
-        if self._replaced and self._replaced[-1][0] is call:
-            self._replaced.pop()
+        number, _ = self._open.pop(call)
+        changed = reports.leave(call.path, number, output)
         if changed is not output:
             for name, value in pairs(layout, changed):  # what comes after the call reads the changed values
                 if value is not self._values[name]:
-                    self._values[name] = self._own(name, value)
+                    self._values[name] = self._writable(name, value)
 
     def _layout(self, call: ModuleCall) -> Layout:
         """Names of the output, in a tuple if there are several."""
         names = tuple(name for name in call.outputs if isinstance(self._values[name], Tensor))
         return names[0] if len(names) == 1 else names or None
 
-    def _own(self, name: str, value: Any) -> Any:
+    def _writable(self, name: str, value: Any) -> Any:
         """A value that may be written to, if the graph will."""
         copied = name in self._analysis.rewrites.copied and isinstance(value, Tensor)
         return value.clone() if copied else value

@@ -12,6 +12,7 @@ from jaccli.errors import RefusedError
 from jaccli.models.exported.binding import bind
 from jaccli.models.exported.code import ExportedCode
 from jaccli.models.exported.interpreter import ProgramRun, analyse
+from jaccli.models.interpretation.nested import OncePerTensor
 from jaccli.networks.dtypes import converted, is_whole, renamed
 from jaccli.networks.network import Tap
 from jaccli.text.escape import quote
@@ -56,7 +57,7 @@ class ExportedModel(nn.Module):
     def execute(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None
     ) -> tuple[Any, dict[str, Tensor]]:
-        """Run the program without writing anything: its result, and buffer name → value it would leave."""
+        """Run the program without writing anything: the result, and buffer name → new value, of its shape."""
         program = self.program
         analysis = program.graph.analysis
         values = bind(program, args, kwargs)
@@ -80,17 +81,15 @@ class ExportedModel(nn.Module):
 
     def converted(self, device: torch.device | None, dtype: torch.dtype | None) -> ExportedModel:
         """An independent copy, floating-point and complex tensors converted; see ``dtypes.counterpart``."""
-        memo: dict[int, Tensor] = {}
-        tensors: dict[str, Tensor] = {}
-        for name in self._inputs.values():
-            tensor = _get(self, name)
-            if id(tensor) not in memo:
-                copied = converted(tensor.detach(), device, dtype, copy=True)
-                is_parameter = isinstance(tensor, nn.Parameter)
-                memo[id(tensor)] = nn.Parameter(copied, tensor.requires_grad) if is_parameter else copied
-            tensors[name] = memo[id(tensor)]
-        model = ExportedModel(self.program, tensors)
-        model._dtypes = renamed(self._dtypes, (_get(self, name) for name in self._inputs.values()), dtype)
+
+        def copy(tensor: Tensor) -> Tensor:
+            copied = converted(tensor.detach(), device, dtype, copy=True)
+            return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
+
+        once = OncePerTensor(copy)
+        tensors = {name: _get(self, name) for name in self._inputs.values()}
+        model = ExportedModel(self.program, {name: once(tensor) for name, tensor in tensors.items()})
+        model._dtypes = renamed(self._dtypes, tensors.values(), dtype)
         return model
 
 
@@ -105,6 +104,7 @@ def _register(root: nn.Module, name: str, tensor: Tensor, kind: str) -> None:
             if part not in owner._modules:
                 owner.add_module(part, nn.Module())
             owner = owner.get_submodule(part)
+        # ``nn.Parameter`` refuses whole numbers: they cannot require gradients.
         if kind == "parameter" and not isinstance(tensor, nn.Parameter) and not is_whole(tensor):
             tensor = nn.Parameter(tensor)
         if isinstance(tensor, nn.Parameter):

@@ -57,6 +57,7 @@ def find_calls(graph: ExportedGraph, outer: Chain, state: frozenset[str]) -> lis
 def _chains(nodes: list[ExportedNode]) -> list[Chain]:
     """The stack of every node. One without a record belongs to what its neighbours have in common."""
     known = [node.stack for node in nodes]
+    # ``following[i]`` is the next recorded stack from node i on: passes of the export insert nodes without one.
     following: list[Chain] = [()] * len(nodes)
     upcoming: Chain = ()
     for index in range(len(nodes) - 1, -1, -1):
@@ -109,22 +110,22 @@ def _call(
 ) -> ModuleCall:
     first, last = run
     inside = nodes[first : last + 1]
-    made = list(dict.fromkeys(name for node in inside for name in node.made()))
-    inner = set(made)
+    defined = list(dict.fromkeys(name for node in inside for name in node.defined()))
+    inner = set(defined)
     used = dict.fromkeys(name for node in inside for name in node.used())
     inputs = tuple(name for name in used if name not in inner and name not in state)
-    outputs = tuple(name for name in made if last_read.get(name, -1) > last)
+    outputs = tuple(name for name in defined if last_read.get(name, -1) > last)
     layout = _known_layout(entry.type, inside, outputs)
     if layout is not None:
         known = [name for name in leaves(layout) if name is not None]
         outputs = (*(name for name in outputs if name not in known), *dict.fromkeys(known))
-    return ModuleCall(entry.path, first, last, inputs, outputs or tuple(inside[-1].made()), layout)
+    return ModuleCall(entry.path, first, last, inputs, outputs or tuple(inside[-1].defined()), layout)
 
 
 def _known_layout(kind: str, inside: list[ExportedNode], outputs: tuple[str, ...]) -> Any:
     """What ``nn.LSTM``, ``nn.GRU``, ``nn.RNN`` and attention return: an export drops what nobody uses."""
-    if kind in _RECURRENT and (made := _recurrent(inside)) is not None and set(outputs) <= set(made):
-        return (made[0], tuple(made[1:])) if kind.endswith("LSTM") else made
+    if kind in _RECURRENT and (defined := _recurrent(inside)) is not None and set(outputs) <= set(defined):
+        return (defined[0], tuple(defined[1:])) if kind.endswith("LSTM") else defined
     if kind == _ATTENTION and len(outputs) in (1, 2):
         return (*outputs, None)[:2]
     return None
@@ -135,9 +136,9 @@ def _recurrent(inside: list[ExportedNode]) -> tuple[str, ...] | None:
     operators = [node for node in inside if node.target.split(".")[1:2] in _RECURRENT_OPERATORS]
     if len(operators) != 1:
         return None
-    made = tuple(operators[0].made())
+    defined = tuple(operators[0].defined())
     read = {name for node in inside for name in node.used()}
-    return made if len(made) == len(operators[0].outputs) > 1 and not read & set(made) else None
+    return defined if len(defined) == len(operators[0].outputs) > 1 and not read & set(defined) else None
 
 
 def state_names(graph: ExportedGraph, state: frozenset[str]) -> frozenset[str]:
@@ -146,5 +147,5 @@ def state_names(graph: ExportedGraph, state: frozenset[str]) -> frozenset[str]:
     for node in graph.nodes:
         used = list(node.used())
         if used and all(name in names for name in used) and not graphs(node):
-            names.update(node.made())
+            names.update(node.defined())
     return frozenset(names)

@@ -54,14 +54,14 @@ def _split(item: str) -> tuple[str, str, str]:
 
 def _by_keys(text: str) -> list[StackEntry]:
     """Where names have the separators in them: a key ends with the path that follows it."""
-    entries, at = [], 0
-    while at < len(text):
-        matches = (form.match(text, at) for form in _ENTRIES if len(text) <= _MOST)
+    entries, position = [], 0
+    while position < len(text):
+        matches = (form.match(text, position) for form in _ENTRIES if len(text) <= _MOST)
         match = next((match for match in matches if match is not None), None)
         if match is None:
             raise ValueError("a stack of modules that is not understood")
         entries.append(StackEntry(match["key"], match["path"], match["type"]))
-        at = match.end()
+        position = match.end()
     return entries
 
 

@@ -83,7 +83,7 @@ class ExportedNetwork(Network):
         return ExportedNetwork(self.model.converted(device, dtype))
 
     def tensors(self) -> Iterator[Tensor]:
-        """Parameters, buffers and constants."""
+        """Parameters, buffers and constants, of any shape."""
         yield from self.model.parameters()
         yield from self.model.buffers()
 

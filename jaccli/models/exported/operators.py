@@ -94,7 +94,7 @@ def resolve(target: str, *, trust: bool = False) -> Callable[..., Any]:
         if len(parts) == 5:
             op = find_overload(*parts[2:])
             if op is not None:
-                if not trust and not (permitted(op._schema) and torch._C._dispatch_has_kernel(qualified(op))):
+                if not trust and not (permitted(op._schema) and torch._C._dispatch_has_kernel(op.name())):
                     raise not_permitted("the exported model", quote(target))
                 return op
     if parts[:3] == ["torch", "ops", "higher_order"]:
@@ -113,12 +113,6 @@ def unsupported(target: str) -> UnsupportedError:
         "jaccli runs the operators of this PyTorch",
         "re-export the model without it, or use ep.run_decompositions() before torch.export.save",
     )
-
-
-def qualified(op: torch._ops.OpOverload) -> str:
-    """``aten::add.Tensor``, as the dispatcher calls it."""
-    overload = op._schema.overload_name
-    return f"{op._schema.name}.{overload}" if overload else str(op._schema.name)
 
 
 _SKIPPED: Final = frozenset(

@@ -175,7 +175,7 @@ def module_types(listed: Mapping[str, str], graph: ExportedGraph) -> dict[str, s
 
 
 def _check_names(graph: ExportedGraph, inputs: set[str]) -> None:
-    """Every value is made once, before it is read."""
+    """Check that every value is defined once, before it is read: the graph runs in this order, and names are unique."""
     if {name for name in graph.inputs if name is not None} != inputs:
         raise ValueError("inputs that the graph does not have")
     known = set(inputs)
@@ -184,10 +184,10 @@ def _check_names(graph: ExportedGraph, inputs: set[str]) -> None:
             raise ValueError("a value that is not there yet")
         for inner in graphs(node):
             _check_names(inner, {name for name in inner.inputs if name is not None})
-        made = list(node.made())
-        if len(set(made)) < len(made) or known & set(made):
-            raise ValueError("a value that is made twice")
-        known.update(made)
+        defined = list(node.defined())
+        if len(set(defined)) < len(defined) or known & set(defined):
+            raise ValueError("a value that is defined twice")
+        known.update(defined)
     if not known.issuperset(refs(graph.outputs)):
         raise ValueError("an output that is not there")
 
@@ -200,28 +200,22 @@ def _rooted(tree: ArchivedTree) -> ArchivedTree:
 
 
 def _input_name(arg: Mapping[str, Any]) -> str | None:
-    """The name that an input gets in the graph, None where a constant stands."""
+    """The name that an input or output has in the graph, None where a constant stands."""
     if arg.get("as_tensor") is not None:
         return str(arg["as_tensor"]["name"])
     for kind in ("as_sym_int", "as_sym_float", "as_sym_bool"):
         if arg.get(kind) is not None:
             name = arg[kind].get("as_name")
             return None if name is None else str(name)
+    if arg.get("as_optional_tensor") is not None:
+        return _input_name(arg["as_optional_tensor"])
     if arg.get("as_custom_obj") is not None:
         raise UnsupportedError("the exported model uses a custom object, which only running code could build")
     return None
 
 
 def _output(raw: Mapping[str, Any]) -> Output:
-    listed = raw.get("as_tensors")
-    if listed is not None:
-        return tuple(str(item["name"]) for item in listed)
-    optional = raw.get("as_optional_tensors")
-    if optional is not None:
-        return tuple(_input_name(item) for item in optional)
-    if raw.get("as_optional_tensor") is not None:
-        return _input_name(raw["as_optional_tensor"])
-    for kind in ("as_sym_ints", "as_sym_floats", "as_sym_bools"):
-        if raw.get(kind) is not None:
-            return tuple(item.get("as_name") for item in raw[kind])
+    kind, value = member(raw)
+    if isinstance(value, list):  # ``as_tensors``, ``as_sym_ints``: items of the kind in the singular
+        return tuple(_input_name({kind.removesuffix("s"): item}) for item in value)
     return _input_name(raw)

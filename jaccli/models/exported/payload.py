@@ -19,7 +19,8 @@ from jaccli.text.escape import listed, quote
 _FIRST = "uint8 int8 int16 int32 int64 float16 float32 float64 complex32 complex64 complex128 bool bfloat16"
 _LATER = "uint16 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu uint32 uint64"
 _DTYPES: Final = dict(enumerate(_FIRST.split(), 1)) | dict(enumerate(_LATER.split(), 28))
-_STRIDED: Final = 7
+STRIDED: Final = 7
+"""The number of the layout ``torch.strided`` in this format."""
 
 
 def dtype_of(code: Any) -> torch.dtype:
@@ -28,7 +29,7 @@ def dtype_of(code: Any) -> torch.dtype:
 
 
 def load_raw(data: bytearray, meta: Mapping[str, Any], name: str) -> Tensor:
-    """A tensor over ``data``, as described; tensors over the same bytes share them.
+    """A tensor over ``data``, of the shape, strides and dtype in ``meta``; tensors over the same bytes share them.
 
     Raises:
         RefusedError: the description does not fit the bytes.
@@ -37,7 +38,7 @@ def load_raw(data: bytearray, meta: Mapping[str, Any], name: str) -> Tensor:
     sizes = [_number(item) for item in meta["sizes"]]
     strides = [_number(item) for item in meta["strides"]]
     offset = _number(meta["storage_offset"])
-    if int(meta["layout"]) != _STRIDED:
+    if int(meta["layout"]) != STRIDED:
         raise _unfit(name, "its layout is not strided")
     try:
         checked_extent(sizes, strides, offset, dtype.itemsize, len(data))
@@ -45,6 +46,7 @@ def load_raw(data: bytearray, meta: Mapping[str, Any], name: str) -> Tensor:
         raise _unfit(name, str(error)) from None
     if not data:
         return torch.empty(sizes, dtype=dtype)
+    # A view of all bytes of the entry: tensors that share it are views of one storage, as they were when saved.
     whole = len(data) // dtype.itemsize
     return torch.frombuffer(data, dtype=dtype, count=whole).as_strided(sizes, strides, offset)
 
@@ -64,7 +66,7 @@ def _unfit(name: str, why: str) -> RefusedError:
 
 
 def load_pickled(data: bytes, name: str) -> dict[str, Tensor] | Tensor | None:
-    """The tensor, or the dict of tensors, in an entry that ``torch.save`` wrote; None if it is something else.
+    """The tensor, or the dict of tensors, of any shape, that ``torch.save`` wrote; None if it is something else.
 
     Raises:
         RefusedError: it would run code, is damaged, or holds tensors that do not fit their storage.

@@ -18,8 +18,11 @@ from jaccli.text.wording import worded
 
 Kind = Literal["torchscript", "exported", "safetensors", "checkpoint"]
 
+# Kinds of files that hold one model with its architecture, in words.
+WHOLE_MODELS: dict[str, str] = {"torchscript": "a TorchScript archive", "exported": "a torch.export archive"}
 EXPECTED = "expected a TorchScript, .pt2, safetensors or torch.save file"
 _HEAD = 4096
+_SUFFIXES = (".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt")  # of files to suggest
 # The pickled magic number that opens every non-zip torch.save file.
 _LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
@@ -41,7 +44,7 @@ def sniff(path: Path) -> Kind:
     if head[:1] == b"\x80" and len(head) > 1 and head[1] <= 5:
         _check_pickle_end(path, head)
         return "checkpoint"
-    if head[257:262] == b"ustar":
+    if head[257:262] == b"ustar":  # in the header of a tar archive's first member
         return _sniff_tar(path)
     foreign = foreign_magic(head) or (is_onnx(head, size) and _ONNX) or foreign_text(head)
     if foreign:
@@ -67,16 +70,15 @@ def kind_of(model: str) -> tuple[Path, Kind, str | None]:
     if key is not None and is_spec(file):
         raise UsageError(f"the model {quote(file)} is code, which has no key {quote(key)}", "expected it without [KEY]")
     kind = sniff(Path(file))
-    if key is not None and kind in _WHOLE:
+    if key is not None and kind in WHOLE_MODELS:
         raise UsageError(
-            f"{quote(file)} is {_WHOLE[kind]}: one model, without keys",
+            f"{quote(file)} is {WHOLE_MODELS[kind]}: one model, without keys",
             "expected [KEY] with a file of several state dicts",
             f"leave {quote(f'[{key}]')} out",
         )
     return Path(file), kind, key
 
 
-_WHOLE: dict[str, str] = {"torchscript": "a TorchScript archive", "exported": "a torch.export archive"}
 _ONNX = (
     "an ONNX model, which PyTorch cannot run",
     worded("give the PyTorch network it was exported from: its state dict with {arch}, TorchScript or .pt2"),
@@ -124,7 +126,7 @@ def _inside(path: Path) -> str:
         return "this is a TensorFlow SavedModel; give the PyTorch network it came from"
     if ".metadata" in names:
         return "this is a distributed checkpoint: convert it with torch.distributed.checkpoint.format_utils"
-    models = [name for name in names if name.endswith((".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt"))]
+    models = [name for name in names if name.endswith(_SUFFIXES)]
     return f"give one file of it: {listed(models)}" if models else "give a file"
 
 
@@ -158,7 +160,7 @@ def _foreign_zip(names: list[str]) -> tuple[str, str]:
         return "a TorchServe archive (.mar)", "unzip it and give the .pt file inside"
     if "model.weights.h5" in names:
         return "a Keras model", "jaccli runs PyTorch networks only; rebuild it in PyTorch"
-    models = [name for name in names if name.endswith((".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt"))]
+    models = [name for name in names if name.endswith(_SUFFIXES)]
     if models:
         return "a zip archive with a model file inside", f"unzip it and give {listed(models)}"
     return "a zip archive that torch did not write", "give the model file itself"

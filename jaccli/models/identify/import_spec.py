@@ -105,7 +105,7 @@ def _public(owner: Any) -> list[str]:
 
 
 def _import_module(name: str) -> ModuleType:
-    with _on_path(Path.cwd()):
+    with _on_path(Path.cwd()):  # which ``python -m`` looks in, and a console script does not
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -122,6 +122,7 @@ def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"no such file: {quote(path)}", _FORM, "check the path")
     full = path.resolve()
+    # Unique for each file: two of them may have one name, and neither may stand for an installed module.
     name = f"jaccli_spec_{hashlib.sha1(os.fsencode(full)).hexdigest()[:12]}_{full.stem}"
     spec = importlib.util.spec_from_file_location(name, full)
     if spec is None or spec.loader is None:

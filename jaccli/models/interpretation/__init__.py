@@ -2,6 +2,7 @@
 
     node of a graph ─→ overloads            its name ─→ an operator of this PyTorch
                        replaced_operators   those that run another way than the file says, and why
+                       training_flags       those that have a training mode, or draw random numbers
     before a run    ─→ last_use             which values can be let go after which node
                        alias_sets           which values may share memory, so that writes in place can be made safe
     at a module     ─→ module_calls         reports to a tap, calls counted

@@ -23,7 +23,7 @@ class CallReports:
         self._calls: Counter[str] = Counter()
 
     @property
-    def all_of_them(self) -> bool:
+    def sees_every_module(self) -> bool:
         """Whether the tap sees every module, not some that it named."""
         return self._paths is None
 

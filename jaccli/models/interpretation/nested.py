@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from keyword import iskeyword
 from typing import Any
+
+from torch import Tensor
 
 from jaccli.errors import InternalError
 
 Layout = Any
-"""A nested tuple of keys: positions in a flat list of values, or names of values. None: a value that nobody kept."""
+"""A nested tuple of keys: positions in a flat list of values, or names of values.
+
+None stands for a value that a trace or export dropped, because nothing uses it.
+"""
 
 
 def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
@@ -21,6 +28,28 @@ def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
     if isinstance(value, Mapping):
         return {key: map_leaves(item, function) for key, item in value.items()}
     return function(value)
+
+
+def named_tuple(qualified_name: str, fields: Sequence[str]) -> Callable[..., Any]:
+    """The class of named tuples with these fields; a name in a file that is no identifier is replaced."""
+    name = qualified_name.rpartition(".")[2]
+    return namedtuple(name if name.isidentifier() and not iskeyword(name) else "Result", fields, rename=True)
+
+
+class OncePerTensor:
+    """A function of tensors that is called once for each tensor: one under two names (a tied weight) stays one.
+
+    It holds the tensors that it was called with: the ``id`` of one that is gone may be that of another.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self._function = function
+        self._results: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if id(tensor) not in self._results:
+            self._results[id(tensor)] = (tensor, self._function(tensor))
+        return self._results[id(tensor)][1]
 
 
 def leaves(value: Any) -> Iterator[Any]:

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
 
 def find_packet(namespace: str, name: str) -> OpOverloadPacket | None:
     """``("aten", "add")`` → all overloads of ``aten::add``; None where there is no such operator."""
-    try:
-        packet = getattr(getattr(torch.ops, namespace), name, None)
-    except RuntimeError:  # a name that the dispatcher does not take
-        return None
+    packet = getattr(getattr(torch.ops, namespace), name, None)
     return packet if isinstance(packet, OpOverloadPacket) else None
 
 
 def find_overload(namespace: str, name: str, overload: str = "") -> OpOverload | None:
     """``("aten", "add", "Tensor")`` → ``torch.ops.aten.add.Tensor``; None where there is no such operator."""
-    packet = find_packet(namespace, name)
-    try:
-        operator = getattr(packet, overload or "default", None)
-    except RuntimeError:
-        return None
+    operator = getattr(find_packet(namespace, name), overload or "default", None)
     return operator if isinstance(operator, OpOverload) else None
-
-
-def draws_numbers(operator: Any) -> bool:
-    """Whether PyTorch itself marks an operator as one that draws random numbers (``rand``, ``bernoulli``)."""
-    return isinstance(operator, OpOverload) and torch.Tag.nondeterministic_seeded in operator.tags

@@ -2,13 +2,13 @@
 
 PyTorch fuses operators for speed (attention, oneDNN's layouts): those have no derivatives, no forward mode or no
 batching rule for ``vmap``. Each function here takes the arguments of the operator that it replaces and gives the same
-values. Shapes of attention: ``query`` ``(batch, n_q, embed_dim)``, ``key`` and ``value`` ``(batch, n_k, embed_dim)``.
+values. Of attention, ``width`` is the argument ``embed_dim``, and ``n`` counts the elements of a sequence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,16 @@ from torch import Tensor
 
 from jaccli.errors import UnsupportedError
 
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
 
 def _multi_head_attention(
-    query: Tensor, key: Tensor, value: Tensor, embed_dim: int, heads: int,
+    query: Shaped[Tensor, "batch n_q width"], key: Shaped[Tensor, "batch n_k width"],
+    value: Shaped[Tensor, "batch n_k width"], embed_dim: int, heads: int,
     qkv_weight: Tensor, qkv_bias: Tensor, proj_weight: Tensor, proj_bias: Tensor,
     mask: Tensor | None = None, need_weights: bool = True, average: bool = True, mask_type: int | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Shaped[Tensor, "batch n_q width"], Tensor]:  # fmt: skip
     weights, biases = qkv_weight.chunk(3), qkv_bias.chunk(3)
     q, k, v = (
         F.linear(x, w, b).reshape(*x.shape[:2], heads, -1).transpose(1, 2)
@@ -39,13 +43,13 @@ def _multi_head_attention(
 
 
 def _encoder_layer(
-    src: Tensor, embed_dim: int, heads: int,
+    src: Shaped[Tensor, "batch n width"], embed_dim: int, heads: int,
     qkv_weight: Tensor, qkv_bias: Tensor, proj_weight: Tensor, proj_bias: Tensor,
     use_gelu: bool, norm_first: bool, eps: float,
     norm1_weight: Tensor, norm1_bias: Tensor, norm2_weight: Tensor, norm2_bias: Tensor,
     ffn1_weight: Tensor, ffn1_bias: Tensor, ffn2_weight: Tensor, ffn2_bias: Tensor,
     mask: Tensor | None = None, mask_type: int | None = None,
-) -> Tensor:  # fmt: skip
+) -> Shaped[Tensor, "batch n width"]:  # fmt: skip
     def attend(x: Tensor) -> Tensor:
         parts = (qkv_weight, qkv_bias, proj_weight, proj_bias)
         return _multi_head_attention(x, x, x, embed_dim, heads, *parts, mask, False, True, mask_type)[0]
@@ -85,24 +89,11 @@ def _nested(*_: Any) -> Tensor:
     )
 
 
-def _size(tensor: Tensor, dim: int | None = None) -> Any:
-    return tensor.size() if dim is None else tensor.size(dim)
-
-
-def _stride(tensor: Tensor, dim: int | None = None) -> Any:
-    return tensor.stride() if dim is None else tensor.stride(dim)
-
-
 def _flash_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    attn_mask: Tensor | None = None,
-    scale: float | None = None,
-) -> tuple[Tensor, None]:
+    query: Shaped[Tensor, "*batch n_q width"], key: Shaped[Tensor, "*batch n_k width"],
+    value: Shaped[Tensor, "*batch n_k out"], dropout_p: float = 0.0, is_causal: bool = False,
+    *, attn_mask: Tensor | None = None, scale: float | None = None,
+) -> tuple[Shaped[Tensor, "*batch n_q out"], None]:  # fmt: skip
     """The fused kernel that decompositions leave has no forward mode and no batching rule.
 
     Its second result is for a backward pass, which is not in an exported graph.
@@ -135,7 +126,7 @@ IN_SCRIPTS: Final[dict[str, Callable[..., Any]]] = {
     "prim::BroadcastMKLDNNTensors": torch.broadcast_tensors,
 }
 
-# Functions of PyTorch that choose a fused path; they answer as if it was switched off.
+# Functions of PyTorch by which a script asks whether to take a fused path; here they return False.
 SWITCHED_OFF = ("torch.backends.mha.get_fastpath_enabled",)
 
 _aten: Final = torch.ops.aten
@@ -147,10 +138,10 @@ VIEWS: Final[dict[Any, Callable[..., Any]]] = {
 }
 IN_EXPORTS: Final[dict[Any, Callable[..., Any]]] = {
     # These have no batching rule.
-    _aten.sym_size.int: _size,
-    _aten.sym_size.default: _size,
-    _aten.sym_stride.int: _stride,
-    _aten.sym_stride.default: _stride,
+    _aten.sym_size.int: Tensor.size,
+    _aten.sym_size.default: Tensor.size,
+    _aten.sym_stride.int: Tensor.stride,
+    _aten.sym_stride.default: Tensor.stride,
     _aten.sym_numel.default: Tensor.numel,
     _aten.sym_storage_offset.default: Tensor.storage_offset,
     _aten.copy.default: _copy,

@@ -9,6 +9,7 @@ runs, or (division) gives the result itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any, Final
 
@@ -18,27 +19,27 @@ from torch import Tensor
 from jaccli.errors import RefusedError
 
 
-def guarded(op: Any) -> Callable[..., Any]:
+@cache
+def guarded(op: Callable[..., Any]) -> Callable[..., Any]:
     """An overload of an ``aten`` operator, behind a check of its arguments where it does none itself.
 
-    The check costs some microseconds, and operators that need none are handed back as they are.
+    The check costs some microseconds. Operators that need none, and plain functions, are handed back as they are.
 
     Raises:
         RefusedError: later, from the call: arguments that would crash the process.
     """
-    schema = op._schema
-    namespace, _, name = schema.name.partition("::")
+    schema: Any = getattr(op, "_schema", None)
+    namespace, _, name = schema.name.partition("::") if schema is not None else ("", "", "")
     check = _CHECKS.get(name.removesuffix("_")) if namespace in ("aten", "prims") else None
-    call: Callable[..., Any] = op
     if check is None:
-        return call
+        return op
     names = [argument.name for argument in schema.arguments]
 
     def checked(*args: Any, **kwargs: Any) -> Any:
         by_name = {**dict(zip(names, args, strict=False)), **kwargs}
         result = check(name, by_name)
         if result is None:
-            return call(*args, **kwargs)
+            return op(*args, **kwargs)
         return by_name["self"].copy_(result) if name.endswith("_") else result
 
     return checked
@@ -79,14 +80,14 @@ def _attention(name: str, args: dict[str, Any]) -> None:
     q, k, v = args["query"], args["key"], args["value"]
     if min(q.dim(), k.dim(), v.dim()) < 2 or k.shape[-2] != v.shape[-2] or q.shape[-1] != k.shape[-1]:
         raise _refuse(name, "query, key and value do not fit")
-    if args.get("enable_gqa") and _uneven(q, k, v):
+    if args.get("enable_gqa") and _heads_do_not_divide(q, k, v):
         raise _refuse(name, "heads of query, key and value do not fit")
     kernel = name.startswith("_") and not name.endswith("_math")
     if kernel and (q.dim() != 4 or k.shape[:2] != v.shape[:2] or q.shape[0] != k.shape[0] or q.shape[1] % k.shape[1]):
         raise _refuse(name, "query, key and value do not fit")
 
 
-def _uneven(q: Tensor, *others: Tensor) -> bool:
+def _heads_do_not_divide(q: Tensor, *others: Tensor) -> bool:
     """Whether the heads of ``q`` cannot be shared out among those of the others: the kernel divides by their number."""
     if min(q.dim(), *(other.dim() for other in others)) < 3:
         return True
@@ -114,10 +115,7 @@ def _pivots(name: str, args: dict[str, Any]) -> None:
     matrix = args.get("LU", args.get("LD", args.get("LU_data")))
     if pivots is None or matrix is None or matrix.dim() < 2:
         raise _refuse(name, "no matrix, or no pivots")
-    if _hidden(pivots) or not pivots.numel():
-        return
-    rows = pivots.abs()
-    if pivots.is_floating_point() or not 1 <= int(rows.min()) <= int(rows.max()) <= matrix.shape[-2]:
+    if pivots.is_floating_point() or _beyond(pivots.abs(), 1, matrix.shape[-2]):
         raise _refuse(name, "a pivot that is no row")
 
 
@@ -133,7 +131,7 @@ def _power(name: str, args: dict[str, Any]) -> None:
         raise _refuse(name, "an exponent of -2^63")
 
 
-def _some(name: str, args: dict[str, Any]) -> None:
+def _not_empty(name: str, args: dict[str, Any]) -> None:
     """A list of tensors that is not empty."""
     if not args.get("tensors"):
         raise _refuse(name, "no tensors")
@@ -154,6 +152,7 @@ def _recurrent(name: str, args: dict[str, Any]) -> None:
     assert isinstance(data, Tensor)
     directions, layers, biases = 1 + bool(args["bidirectional"]), int(args["num_layers"]), bool(args["has_biases"])
     hidden, width = states[0].shape[-1], data.shape[-1]
+    # Tensors of one layer in one direction: for input and state a weight each, biases, at last a projection.
     step = 2 * (1 + biases)
     projected = len(states) > 1 and states[1].shape[-1] != hidden
     cell = states[1].shape[-1] if projected else hidden
@@ -176,7 +175,7 @@ def _recurrent(name: str, args: dict[str, Any]) -> None:
 
 def _batch_sizes(name: str, sizes: Tensor, rows: int) -> None:
     """Sizes of a packed batch at each time: they fall, and add up to the rows of the data."""
-    if _hidden(sizes):
+    if _is_batched(sizes):
         return
     listed = sizes.flatten().tolist()
     falling = all(a >= b for a, b in pairwise(listed))
@@ -192,7 +191,7 @@ def _packing(name: str, args: dict[str, Any]) -> None:
     """Lengths of sequences are at most that of ``input``."""
     x, lengths = args["input"], args["lengths"]
     longest = x.shape[1 if args.get("batch_first") else 0]
-    if not _hidden(lengths) and lengths.numel() and not 0 < int(lengths.min()) <= int(lengths.max()) <= longest:
+    if _beyond(lengths, 1, longest):
         raise _refuse(name, "lengths beyond the input")
 
 
@@ -201,21 +200,21 @@ def _ctc(name: str, args: dict[str, Any]) -> None:
     targets, classes = args["targets"], args["log_probs"].shape[-1]
     if not 0 <= int(args.get("blank", 0)) < classes:
         raise _refuse(name, "the blank is no class")
-    if not _hidden(targets) and targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
+    if _beyond(targets, 0, classes - 1):
         raise _refuse(name, "a target is no class")
 
 
 def _fractional(name: str, args: dict[str, Any]) -> None:
     """Random samples choose the windows: from 0 to below 1."""
     samples = args["random_samples"]
-    if not _hidden(samples) and not bool(((samples >= 0) & (samples < 1)).all()):
+    if not _is_batched(samples) and not bool(((samples >= 0) & (samples < 1)).all()):
         raise _refuse(name, "random samples outside of [0, 1)")
 
 
 def _finite(name: str, args: dict[str, Any]) -> None:
     """LAPACK crashes on infinity and NaN, or prints about them."""
     first = args.get("self", args.get("A", args.get("input")))
-    if isinstance(first, Tensor) and not _hidden(first) and not bool(first.isfinite().all()):
+    if isinstance(first, Tensor) and not _is_batched(first) and not bool(first.isfinite().all()):
         raise _refuse(name, "a matrix with infinite or undefined entries")
 
 
@@ -236,7 +235,7 @@ def _sparse(name: str, args: dict[str, Any]) -> None:
     indices, size = args.get("indices"), args.get("size")
     if not isinstance(indices, Tensor):
         raise _refuse(name, "a compressed sparse tensor, whose indices nobody checks")
-    if _hidden(indices) or not indices.numel():
+    if _is_batched(indices) or not indices.numel():
         return
     limits = torch.tensor(list(size or ())[: indices.shape[0]], device=indices.device)
     if int(indices.min()) < 0 or (size is not None and len(limits) != indices.shape[0]):
@@ -245,7 +244,14 @@ def _sparse(name: str, args: dict[str, Any]) -> None:
         raise _refuse(name, "an index beyond the size")
 
 
-def _hidden(tensor: Tensor) -> bool:
+def _beyond(numbers: Tensor, low: int, high: int) -> bool:
+    """Whether one of some whole numbers is not from ``low`` to ``high``; False where nobody can look."""
+    if _is_batched(numbers) or not numbers.numel():
+        return False
+    return not low <= int(numbers.min()) <= int(numbers.max()) <= high
+
+
+def _is_batched(tensor: Tensor) -> bool:
     """Whether a tensor stands for many inside ``vmap``, and cannot be looked into."""
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 
@@ -269,7 +275,7 @@ _CHECKS: Final[dict[str, Callable[[str, dict[str, Any]], Tensor | None]]] = {
         _attention,
     ),
     **dict.fromkeys(("_fft_c2c", "_fft_c2r", "_fft_r2c", "fft_c2c", "fft_c2r", "fft_r2c"), _transform),
-    **dict.fromkeys(("stack", "_stack", "cat"), _some),
+    **dict.fromkeys(("stack", "_stack", "cat"), _not_empty),
     **dict.fromkeys(("lu_solve", "lu_unpack", "linalg_lu_solve", "linalg_ldl_solve"), _pivots),
     "_pdist_forward": _distances,
     **dict.fromkeys(("matrix_power", "linalg_matrix_power"), _power),

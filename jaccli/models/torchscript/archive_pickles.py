@@ -24,7 +24,7 @@ from jaccli.text.wording import worded
 # Class → dtype of the storages that an archive may name.
 _STORAGES = {name: dtype for name, dtype in STORAGES.items() if not name.startswith(("Q", "Untyped"))}
 
-# What torch's own unpickler understands, less what it never writes.
+# Opcodes that torch's unpickler reads and torch.jit.save writes.
 _OPCODES = {
     "PROTO", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1",
     "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING", "BINSTRING", "EMPTY_LIST", "EMPTY_TUPLE", "EMPTY_DICT",
@@ -34,7 +34,7 @@ _OPCODES = {
 }  # fmt: skip
 
 _MAX_TYPE_DEPTH = 200
-_MOST_UNUSED = 1000  # memo entries
+_MOST_UNUSED = 1000  # entries between the end of the memo and an index that is written next
 _MAX_EXPANDED = 1 << 31  # elements of a tensor that repeats its storage
 
 

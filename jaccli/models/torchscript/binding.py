@@ -5,20 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-import torch
-
 from jaccli.errors import UsageError
 from jaccli.models.torchscript.script_objects import map_tensors
+from jaccli.models.torchscript.script_types import matches
 from jaccli.text.escape import quote
 from jaccli.text.wording import worded
 
-_CLASSES: Final[dict[str, type]] = {
-    "TensorType": torch.Tensor,
-    "IntType": int,
-    "FloatType": float,
-    "BoolType": bool,
-    "StringType": str,
-}
+_CHECKED: Final = {"TensorType", "IntType", "FloatType", "BoolType", "StringType"}
 
 
 def bind(schema: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -67,9 +60,7 @@ def _coerce(value: Any, argument: Any, expected: str) -> Any:
         return float(value)
     if kind == "ListType" and isinstance(value, tuple):
         return list(value)
-    cls = _CLASSES.get(kind)
-    wrong_bool = isinstance(value, bool) and cls is int
-    if cls is not None and (wrong_bool or not isinstance(value, cls)):
+    if kind in _CHECKED and not matches(value, argument.type):
         name = quote(argument.name, 120)
         raise UsageError(f"the model's argument {name} is given as {type(value).__name__}", expected)
     return map_tensors(value, lambda tensor: tensor)

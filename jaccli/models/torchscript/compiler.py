@@ -1,7 +1,10 @@
 """Graphs of TorchScript → lists of instructions.
 
-A compiled function is a template of a frame (its slots, filled with the constants) and a list of instructions. Each
-value of the graph has a slot; the slots of nested blocks are in the frame of their function.
+A compiled function is a template of a frame (its slots, filled with the constants) and a list of instructions.
+
+Invariants: each value of the graph has one slot, and one instruction defines it (the graph is in SSA form); values
+of nested blocks have theirs in the frame of the function. Slot 0 is the run, the next ones are the arguments. The slot
+of a constant is filled in the template and never written. A slot is emptied only by the function's outermost block.
 """
 
 from __future__ import annotations
@@ -31,8 +34,8 @@ class CompiledGraph:
         self.name, self.template, self.steps, self.output = name, template, steps, output
 
     def __call__(self, run: ScriptRun, args: list[Any]) -> Any:
-        """ScriptRun the function on its arguments, for a method the object first."""
-        frame = self.template.copy()
+        """Run the function on its arguments, for a method the object first."""
+        frame = self.template.copy()  # one for each call: a function may call itself
         frame[0] = run
         frame[1 : len(args) + 1] = args
         for step in self.steps:
@@ -85,6 +88,7 @@ class GraphCompiler:
     def block(self, block: Any, release_values: bool = False, keep: Iterable[Any] = ()) -> list[Instruction]:
         """The steps of a block; with ``release_values`` all but ``keep`` are let go after their last use."""
         nodes = list(block.nodes())
+        # Not in a nested block: it may run again, and reads values of the blocks around it.
         expired = _expiring(nodes, [*block.outputs(), *keep]) if release_values else {}
         steps: list[Instruction] = []
         for index, node in enumerate(nodes):
@@ -108,10 +112,11 @@ class GraphCompiler:
         for place, value in enumerate(inputs[:count]):
             if value.unique() in cast:
                 slots[place] = self._fixed(cast[value.unique()])
+        # The number as the trace wrote it, which the cast of a converted copy has not rounded.
         if takes_number(node) and inputs[1].unique() in self._numbers:
             slots[1] = self._fixed(self._numbers[inputs[1].unique()])
         step = apply(fn, slots, self.slots(node.outputs()))
-        random, switch = draws(node, inputs)
+        random, switch = draws(node)
         return drawing(step, None if switch is None else self.slot(inputs[switch])) if random else step
 
     def _fixed(self, content: Any) -> int:

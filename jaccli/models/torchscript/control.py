@@ -26,6 +26,7 @@ def _call_method(compiler: GraphCompiler, node: Any) -> Instruction:
     name, values = node.s("name"), list(node.inputs())
     ins, out = compiler.slots(values), compiler.slot(node.output())
     owner, method = ins[0], compiler.program.method
+    # As hooks do, taps see ``forward`` called from outside; a module's other methods run unreported.
     if not _FORWARD.fullmatch(name) or owner == compiler.own:
 
         def call(frame: CallFrame) -> None:
@@ -63,7 +64,7 @@ def _lost_identity(compiler: GraphCompiler, node: Any) -> Instruction:
             return
         if slot is not None:
             frame[slot] = run.call_layer(instance, lambda _, args: args[1], [frame[slot]], written)
-        elif not run.reports.all_of_them:
+        elif not run.reports.sees_every_module:
             raise UnsupportedError(
                 f"layer {quote(instance.node.path, 120)} is an Identity that the trace left out",
                 "a layer that the trace recorded",
@@ -99,6 +100,7 @@ def _call_function(compiler: GraphCompiler, node: Any) -> Instruction:
 
 
 def _fork(compiler: GraphCompiler, node: Any) -> Instruction:
+    # Runs at once, on this thread: what stands for the future is its value, which ``aten::wait`` hands on.
     compiled = compiler.subgraph(node)
     ins, out = compiler.slots(node.inputs()), compiler.slot(node.output())
 
@@ -110,37 +112,38 @@ def _fork(compiler: GraphCompiler, node: Any) -> Instruction:
 
 def _if(compiler: GraphCompiler, node: Any) -> Instruction:
     condition, outs = compiler.slot(node.inputsAt(0)), compiler.slots(node.outputs())
-    (yes, yes_ends), (no, no_ends) = (
+    (on_true, true_results), (on_false, false_results) = (
         (compiler.block(block), compiler.slots(block.outputs())) for block in node.blocks()
     )
 
     def branch(frame: CallFrame) -> None:
-        steps, ends = (yes, yes_ends) if frame[condition] else (no, no_ends)
+        steps, results = (on_true, true_results) if frame[condition] else (on_false, false_results)
         for step in steps:
             step(frame)
-        for out, end in zip(outs, ends, strict=True):
-            frame[out] = frame[end]
+        for out, result in zip(outs, results, strict=True):
+            frame[out] = frame[result]
 
     return branch
 
 
 def _loop(compiler: GraphCompiler, node: Any) -> Instruction:
     (block,) = node.blocks()
-    trips, start, *firsts = compiler.slots(node.inputs())
+    max_trips, condition, *initial = compiler.slots(node.inputs())
     index, *carried = compiler.slots(block.inputs())
     body = compiler.block(block)
-    again, *ends = compiler.slots(block.outputs())
+    next_condition, *next_values = compiler.slots(block.outputs())
     outs = compiler.slots(node.outputs())
 
     def loop(frame: CallFrame) -> None:
-        state, go, count, limit = [frame[i] for i in firsts], frame[start], 0, frame[trips]
-        while go and count < limit:
+        state, proceed, count, limit = [frame[i] for i in initial], frame[condition], 0, frame[max_trips]
+        while proceed and count < limit:
             frame[index] = count
+            # ``state`` was read before any slot is written: a loop may hand its values on crosswise.
             for slot, value in zip(carried, state, strict=True):
                 frame[slot] = value
             for step in body:
                 step(frame)
-            state, go = [frame[i] for i in ends], frame[again]
+            state, proceed = [frame[i] for i in next_values], frame[next_condition]
             count += 1
         for out, value in zip(outs, state, strict=True):
             frame[out] = value
@@ -152,7 +155,7 @@ def _context(compiler: GraphCompiler, node: Any) -> Instruction:
     entering = node.kind() == "prim::Enter"
     name = "__enter__" if entering else "__exit__"
     owner, out, method = compiler.slot(node.inputsAt(0)), compiler.slot(node.output()), compiler.program.method
-    extra = [] if entering else [None, None, None]
+    extra = [] if entering else [None, None, None]  # no exception, its value, its traceback
     silences = node.inputsAt(0).type().qualified_name() in _GRAD_MODES
 
     def cross(frame: CallFrame) -> None:

@@ -29,7 +29,9 @@ class FunctionLookup(Protocol):
 class WriteAnalysis:
     """Values and attributes that may be written to, over all functions that can be reached from ``root``.
 
-    Keys: ``(function, number of a value)`` and ``(class, name of an attribute)``.
+    Keys: ``(function, number of a value)`` and ``(class, name of an attribute)``: all objects of a class share their
+    attributes' sets, and all calls of a function its values'. So the result is an upper bound, whatever the order of
+    calls, and each function is visited once.
     """
 
     def __init__(self, functions: FunctionLookup, root: str) -> None:
@@ -115,7 +117,7 @@ class WriteAnalysis:
         for block in node.blocks():
             results = list(block.outputs())
             if carried is not None:
-                results = results[1:]
+                results = results[1:]  # the first is the condition; of the block's inputs it is the counter
                 self._pair(function, outputs, function, list(block.inputs())[1:])
                 self._pair(function, outputs, function, carried)
             self._pair(function, outputs, function, results)
@@ -135,6 +137,7 @@ class WriteAnalysis:
             # Batch normalisation writes its statistics in training mode, and its schema does not say so.
             if (writes or argument.name in {"running_mean", "running_var"}) and carries_tensors(value):
                 self._written += self._keys(function, [value]) if _is_tensor(value) else []
+        # ``-> t`` and the like: an operator on lists may hand back any of its inputs, and no annotation says which.
         generic = any("Tensor" not in str(r.type) for r in schema.returns)
         aliased += [v for v, r in zip(outputs, schema.returns, strict=False) if r.alias_info is not None]
         self._sets.unite(self._keys(function, inputs + outputs if generic else aliased))

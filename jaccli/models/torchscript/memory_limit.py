@@ -26,6 +26,7 @@ def limited_memory(size: int) -> Iterator[None]:
     except (ImportError, OSError, ValueError, StopIteration):
         yield
         return
+    # RLIMIT_DATA counts private writable memory; RLIMIT_AS would count mapped files and reserved addresses as well.
     limit = used + _COPIES * size + _SPARE
     if soft != resource.RLIM_INFINITY and soft <= limit:
         yield

@@ -21,32 +21,25 @@ from jaccli.models.torchscript.item_limits import count_items, count_nested
 from jaccli.text.escape import quote
 
 
-def _multiply(a: Any, b: Any) -> Any:
+def _multiplying(multiply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """Numbers as in TorchScript, which has 64 bits; text and lists not beyond all memory."""
-    if isinstance(a, (str, list, tuple)) or isinstance(b, (str, list, tuple)):
-        items, times = (b, a) if isinstance(a, int) else (a, b)
-        count_items(len(items) * times)
-    return _whole(a * b)
+
+    def product(a: Any, b: Any) -> Any:
+        if isinstance(a, (str, list, tuple)) or isinstance(b, (str, list, tuple)):
+            items, times = (b, a) if isinstance(a, int) else (a, b)
+            count_items(len(items) * times)
+        return _whole(multiply(a, b))
+
+    return product
 
 
-def _repeat(items: Any, times: int) -> Any:
-    count_items(len(items) * times)
-    items *= times
-    return items
+def _adding(add: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def total(a: Any, b: Any) -> Any:
+        if isinstance(a, (str, list)):
+            count_items(len(a) + len(b))
+        return _whole(add(a, b))
 
-
-def _join(a: Any, b: Any) -> Any:
-    if isinstance(a, (str, list)):
-        count_items(len(a) + len(b))
-        return a + b
-    return _whole(a + b)
-
-
-def _join_in_place(a: Any, b: Any) -> Any:
-    if isinstance(a, (str, list)):
-        count_items(len(a) + len(b))
-    a += b
-    return a
+    return total
 
 
 def _padded(how: Callable[..., str]) -> Callable[..., str]:
@@ -72,12 +65,11 @@ def _join_texts(between: str, texts: list[str]) -> str:
     return between.join(texts)
 
 
-def _in_64_bits(number: int) -> int:
-    return number if -(1 << 63) <= number < 1 << 63 else (number + (1 << 63)) % (1 << 64) - (1 << 63)
-
-
 def _whole(number: Any) -> Any:
-    return _in_64_bits(number) if type(number) is int else number
+    """A number in the 64 bits of TorchScript's integers, which wrap around; other values as they are."""
+    if type(number) is not int or -(1 << 63) <= number < 1 << 63:
+        return number
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def _walking(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -133,18 +125,6 @@ def _slice(items: Any, start: int | None, end: int | None, step: int) -> Any:
     return part
 
 
-def _sort(items: list[Any], reverse: bool = False) -> None:
-    items.sort(reverse=reverse)
-
-
-def _pop(items: Any, *key: Any) -> Any:
-    return items.pop(*key)
-
-
-def _range_length(lo: int, hi: int, step: int) -> int:
-    return len(range(lo, hi, step))
-
-
 def _format(template: str, *values: Any) -> str:
     # Not str.format: a template out of a file could reach into objects with "{0.attribute}".
     parts = template.split("{}")
@@ -187,12 +167,17 @@ def _nothing(*_: Any) -> None:
     return None
 
 
+def _range_list(length: int) -> list[int]:
+    count_items(length)
+    return list(range(length))
+
+
 # Where no argument is a tensor.
 SCALARS: dict[str, Callable[..., Any]] = {
-    "aten::add": _join,
-    "aten::add_": _join_in_place,
+    "aten::add": _adding(operator.add),
+    "aten::add_": _adding(operator.iadd),
     "aten::sub": lambda a, b: _whole(a - b),
-    "aten::mul": _multiply,
+    "aten::mul": _multiplying(operator.mul),
     "aten::div": operator.truediv,
     "aten::floordiv": operator.floordiv,
     "aten::remainder": operator.mod,
@@ -224,7 +209,7 @@ CONTAINERS: dict[str, Callable[..., Any]] = {
     "aten::append": _append,
     "aten::extend": _extend,
     "aten::insert": lambda items, i, item: items.insert(i, item),
-    "aten::pop": _pop,
+    "aten::pop": lambda items, *key: items.pop(*key),
     "aten::clear": lambda items: items.clear(),
     "aten::reverse": lambda items: items.reverse(),
     "aten::copy": _copied(lambda items: items.copy()),
@@ -242,15 +227,15 @@ CONTAINERS: dict[str, Callable[..., Any]] = {
     "aten::update": lambda items, more: items.update(more),
     "aten::slice": _slice,
     "aten::select": operator.getitem,
-    "aten::add": _join,
-    "aten::add_": _join_in_place,
-    "aten::mul": _multiply,
-    "aten::mul_": _repeat,
+    "aten::add": _adding(operator.add),
+    "aten::add_": _adding(operator.iadd),
+    "aten::mul": _multiplying(operator.mul),
+    "aten::mul_": _multiplying(operator.imul),
 }
 
 # Containers of plain values only: with tensors inside these compare values.
 PLAIN_CONTAINERS: dict[str, Callable[..., Any]] = {
-    "aten::sort": _walking(_sort),
+    "aten::sort": _walking(lambda items, reverse=False: items.sort(reverse=reverse)),
     "aten::sorted": _walking(sorted),
     "aten::remove": _walking(lambda items, item: items.remove(item)),
     "aten::index": _walking(lambda items, item: items.index(item)),
@@ -268,7 +253,7 @@ ALWAYS: dict[str, Callable[..., Any]] = {
     "aten::size.": lambda x: list(x.shape),
     "aten::size.int": torch.Tensor.size,
     "aten::dim": torch.Tensor.dim,
-    "aten::__range_length": _range_length,
+    "aten::__range_length": lambda low, high, step: len(range(low, high, step)),
     "aten::__derive_index": lambda i, start, step: start + i * step,
     "aten::format": _walking(_format),
     "aten::str": _walking(str),
@@ -293,7 +278,7 @@ ALWAYS: dict[str, Callable[..., Any]] = {
     "prim::unchecked_cast": _first,
     "prim::unchecked_unwrap_optional": _first,
     "prim::tolist": lambda x, *_: x.tolist(),
-    "prim::rangelist": lambda n: _multiply([0], n) and list(range(n)),
+    "prim::rangelist": _range_list,
     "prim::StringIndex": operator.getitem,
     "prim::TupleIndex": operator.getitem,
     "prim::min": min,

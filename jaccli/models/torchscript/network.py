@@ -109,14 +109,14 @@ class ScriptNetwork(Network):
         program = self._program
         root = snapshot(self._root, program.writes.fields, convert)
         other = ScriptNetwork.__new__(ScriptNetwork)
-        chained = convert if program.convert is None else _after(program.convert, convert)
+        chained = convert if program.convert is None else _composed(program.convert, convert)
         dtypes = renamed(program.dtypes, self.tensors(), dtype)
         other.packed = self.packed
         other._setup(ScriptProgram(program.functions, root, chained, device or program.device, dtypes))
         return other
 
     def tensors(self) -> Iterator[Tensor]:
-        """Parameters and buffers, each once."""
+        """Parameters and buffers of any shape, each once."""
         seen: set[int] = set()
         for node in self._root.walk():
             for tensor in node.tensors.values():
@@ -129,13 +129,8 @@ class ScriptNetwork(Network):
         stamp = Fingerprint(moving)
         for node in self._root.walk():
             for name in self._read_by.get(node.cls, ()):
-                if name in node.children:
-                    continue
-                try:
-                    value = node.read(name)
-                except (RuntimeError, AttributeError, KeyError):  # declared and never set
-                    continue
-                _add(stamp, value)
+                if name not in node.children:
+                    _add(stamp, node.get(name))
         return stamp
 
     def generator_states(self) -> GeneratorStates:
@@ -149,7 +144,7 @@ class ScriptNetwork(Network):
         warnings = []
         for node in self._root.walk():
             kind = node.type_name
-            if not _reads_true(node, "training"):
+            if not node.get("training"):
                 continue
             name = quote(node.path or kind, 60)[1:-1]
             if kind.startswith(_NORMALISES_WHEN_TRAINING):
@@ -161,12 +156,12 @@ class ScriptNetwork(Network):
 
 def _draws(node: ModuleNode) -> bool:
     named = any(part in node.type_name for part in _DRAWS_WHEN_TRAINING)
-    return named and _reads_true(node, "training") and _reads_true(node, "p", True)
+    return named and bool(node.get("training") and node.get("p", True))
 
 
 def _add(stamp: Fingerprint, value: Any) -> None:
     """Objects of a script's own classes come in a new wrapper at each reading: what they hold counts."""
-    if isinstance(getattr(value, "_c", value), torch._C.ScriptObject):
+    if not isinstance(value, (Tensor, list, tuple, dict)):
         value = adopt(value)
     if isinstance(value, ScriptInstance):
         stamp.value(value.cls)
@@ -176,12 +171,5 @@ def _add(stamp: Fingerprint, value: Any) -> None:
         stamp.value(value)
 
 
-def _after(first: Any, second: Any) -> Any:
+def _composed(first: Any, second: Any) -> Any:
     return lambda tensor: second(first(tensor))
-
-
-def _reads_true(node: ModuleNode, name: str, default: bool = False) -> bool:
-    try:
-        return bool(node.read(name))
-    except (RuntimeError, AttributeError, KeyError):
-        return default

@@ -10,16 +10,15 @@ import torch
 from torch._ops import OpOverload
 
 from jaccli.errors import UnsupportedError
-from jaccli.models.interpretation.overloads import draws_numbers, find_overload
+from jaccli.models.interpretation.overloads import find_overload
 from jaccli.models.interpretation.replaced_operators import IN_SCRIPTS
+from jaccli.models.interpretation.training_flags import draws_numbers, has_running_statistics, training_flag
 from jaccli.models.screening.argument_checks import guarded
 from jaccli.models.screening.enumerations import check_enumeration, enumerations
 from jaccli.models.torchscript import natives
 from jaccli.text.escape import quote
 
-# Operators that draw random numbers without being tagged so, each with the argument that turns it off.
-_SWITCHES = ("train", "training", "dropout_p")
-_DRAWING = {"lstm", "gru", "rnn_tanh", "rnn_relu", "manual_seed", "seed"}
+_SEEDING = {"aten::manual_seed", "aten::seed"}
 
 _LISTS = {"ListType", "DictType"}
 _GIVES_VALID = {"prim::dtype", "prim::layout"}
@@ -99,21 +98,20 @@ def unknown(kind: str) -> UnsupportedError:
     )
 
 
-def draws(node: Any, inputs: list[Any]) -> tuple[bool, int | None]:
+def draws(node: Any) -> tuple[bool, int | None]:
     """Whether a node may draw random numbers, and the input that says if it does (its position)."""
     schema = schema_of(node)
     if schema is None or not node.kind().startswith("aten::"):
         return False, None
-    name = node.kind().removeprefix("aten::")
-    names = [a.name for a in schema.arguments]
-    switch = next((i for i, n in enumerate(names[: len(inputs)]) if n in _SWITCHES), None)
-    if name in _DRAWING or "dropout" in name:
-        return True, switch
-    return draws_numbers(_overload(node.kind(), schema)), switch
+    switch = training_flag(schema)
+    # Not all recurrent operators are tagged in all versions of PyTorch; all have a training mode.
+    by_mode = switch is not None and not has_running_statistics(schema)
+    return by_mode or node.kind() in _SEEDING or draws_numbers(_overload(node.kind(), schema)), switch
 
 
 def _native(node: Any, inputs: list[Any]) -> Callable[..., Any] | None:
     kind = node.kind()
+    # The special before the general: by name, by overload, by types of inputs where a name has several uses.
     if kind in IN_SCRIPTS:
         return IN_SCRIPTS[kind]
     if kind in natives.ALWAYS:
@@ -124,7 +122,7 @@ def _native(node: Any, inputs: list[Any]) -> Callable[..., Any] | None:
         return natives.ALWAYS[named]
     types = [value.type() for value in inputs]
     kinds = [t.kind() for t in types]
-    if not kinds:
+    if not kinds:  # the empty list(), dict()
         return natives.CONTAINERS.get(kind) if kind in {"aten::list", "aten::dict"} else None
     plain = not any("Tensor" in str(t) for t in types)
     if kinds[0] in _LISTS | {"StringType", "TupleType"} or _LISTS & set(kinds[:2]):
@@ -157,6 +155,7 @@ def _bind(
     arguments = list(schema.arguments)[: len(inputs)]
     if len(arguments) < len(inputs):
         return op, len(inputs)  # variadic
+    # Fewer slots to read at each call; ``partial`` where the keywords are constants, which costs no dict a call.
     count = len(inputs)
     while count and _is_default(arguments[count - 1], inputs[count - 1], constants):
         count -= 1

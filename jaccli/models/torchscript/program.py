@@ -105,16 +105,12 @@ class ScriptProgram:
                 self._compiled[name] = CompiledGraph(name, [None, False], [], 1)
         return self._compiled[name]
 
-    def devices(self) -> set[torch.device]:
-        """The accelerators that the model's tensors are on."""
-        devices = {t.device for node in self.root.walk() for t in node.tensors.values()}
-        return {device for device in devices if device.type not in {"cpu", "meta"}}
-
 
 def _unit_of(module: torch.jit.ScriptModule) -> tuple[Any, Any]:
     """The compilation unit with a module's functions, and the module as that unit knows it."""
     if module in _units:
         return _units[module], module._c
+    # Scripted or traced in this process: PyTorch has one unit for all of those. Another module may have the name there.
     ours = torch.jit._state._python_cu
     name = f"{module._c._type().qualified_name()}.forward"
     known = ours.find_function(name)

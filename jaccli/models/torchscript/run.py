@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jaccli.models.interpretation.module_calls import CallReports
-from jaccli.models.interpretation.nested import arrange
+from jaccli.models.interpretation.nested import OncePerTensor, arrange
 from jaccli.models.torchscript import item_limits
 from jaccli.models.torchscript.compiler import CompiledGraph
 from jaccli.models.torchscript.script_objects import ScriptInstance, adopt, map_tensors, protect
@@ -26,7 +26,7 @@ class ScriptRun:
     Invariant: attributes are read from the model and written only here, so a run changes nothing of the model.
     """
 
-    __slots__ = ("_clones", "_copies", "_forward", "_modules", "_noise", "program", "reports")
+    __slots__ = ("_clone", "_copies", "_forward", "_modules", "_noise", "program", "reports")
 
     def __init__(self, program: ScriptProgram, tap: Tap | None) -> None:
         item_limits.start()
@@ -34,7 +34,7 @@ class ScriptRun:
         self._copies = getattr(tap, "gives_copies", False)
         self._modules: dict[int, ScriptInstance] = {}
         self._forward: list[bool] = []
-        self._clones: dict[int, tuple[Any, Any]] = {}
+        self._clone = OncePerTensor(torch.Tensor.clone)
         self._noise: GeneratorStates | None = None
 
     def module(self, node: ModuleNode) -> ScriptInstance:
@@ -55,12 +55,6 @@ class ScriptRun:
                 value = map_tensors(value, self._clone)
         owner.attrs[name] = value
         return value
-
-    def _clone(self, tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) not in self._clones:  # one tensor under two names stays one
-            self._clones[id(tensor)] = (tensor, tensor.clone())
-        copy: torch.Tensor = self._clones[id(tensor)][1]
-        return copy
 
     def wants(self, owner: ScriptInstance) -> bool:
         """Whether the tap is to see calls of this module."""

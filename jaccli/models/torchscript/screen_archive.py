@@ -44,6 +44,7 @@ def screen_archive(path: Path) -> None:
     sizes = _entries(path)
     try:
         reader = torch._C.PyTorchFileReader(str(path))
+        # Read by torch's reader, since that is what loads the archive; the sizes are those in Python's.
         names = set(reader.get_all_records())
         if names != set(sizes):  # two readers of one file that see different things
             raise damaged(path, "its table of contents is ambiguous")
@@ -87,6 +88,7 @@ def _entries(path: Path) -> dict[str, int]:
 
 def _check_sizes(path: Path, infos: list[zipfile.ZipInfo], top: str) -> None:
     length = path.stat().st_size
+    # Entries that overlap can unpack to any size without being compressed much.
     if sum(info.compress_size for info in infos) > length:
         raise damaged(path, "its entries are larger than the file")
     packed = 0

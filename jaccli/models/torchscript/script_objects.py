@@ -25,7 +25,7 @@ class ScriptInstance:
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The same structure of lists, tuples, dicts and objects, rebuilt, with ``function`` of every tensor.
+    """The same structure of lists, tuples, dicts and objects, rebuilt, with ``function`` of every tensor, of any shape.
 
     Modules are not rebuilt: their tensors belong to the model.
     """
@@ -63,10 +63,15 @@ def adopt(value: Any) -> Any:
 def _adopted(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach() if value.grad_fn is not None else value
+    # Where the class was scripted in this process, PyTorch gives an object of the Python class, else a handle.
+    script_class = torch.jit._state._get_script_class(type(value))
+    if script_class is not None:
+        return ScriptInstance(script_class.qualified_name(), {name: adopt(item) for name, item in vars(value).items()})
     handle = getattr(value, "_c", value)
     if not isinstance(handle, torch._C.ScriptObject):
         return value
     handle = cast(Any, handle)
+    # ``dir`` lists methods as well; ``hasattr`` knows attributes alone.
     names = [name for name in dir(handle) if not name.startswith("__") and handle.hasattr(name)]
     attrs = {name: adopt(handle.getattr(name)) for name in names}
     return ScriptInstance(handle._type().qualified_name(), attrs)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from collections import namedtuple
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import torch
 
+from jaccli.models.interpretation.nested import named_tuple
 from jaccli.models.torchscript.script_objects import ScriptInstance
 
-_CARRIERS = {"TensorType", "ListType", "DictType", "TupleType", "OptionalType", "UnionType", "AnyType"}
+_CARRIERS = {
+    *("TensorType", "ListType", "DictType", "TupleType", "OptionalType", "UnionType", "AnyType"),
+    *("FutureType", "AwaitType"),
+}
 
 
 def carries_tensors(value: Any) -> bool:
     """Whether a graph value can be or hold a tensor."""
-    return value.type().kind() in _CARRIERS or value.type().kind() in {"FutureType", "AwaitType"}
+    return value.type().kind() in _CARRIERS
 
 
 @lru_cache(maxsize=256)
@@ -31,10 +33,7 @@ def tuple_type(qualified_name: str, described: str) -> Callable[..., Any] | None
         if c == "," and depth == 0:
             fields.append(described[start:i].split(" : ")[0].strip())
             start = i + 1
-    name = qualified_name.rpartition(".")[2]
-    if not re.fullmatch(r"[A-Za-z_]\w*", name):
-        name = "NamedTuple"
-    return namedtuple(name, fields, rename=True)
+    return named_tuple(qualified_name, fields)
 
 
 def matches(value: Any, kind: Any) -> bool:
@@ -57,11 +56,7 @@ def matches(value: Any, kind: Any) -> bool:
     if name == "DictType":
         return isinstance(value, dict) and all(matches(k, inner[0]) and matches(v, inner[1]) for k, v in value.items())
     if name == "TupleType":
-        return (
-            isinstance(value, tuple)
-            and len(value) == len(inner)
-            and all(matches(v, k) for v, k in zip(value, inner, strict=True))
-        )
+        return isinstance(value, tuple) and len(value) == len(inner) and all(map(matches, value, inner))
     if name == "ClassType":
         return isinstance(value, ScriptInstance) and value.cls == kind.qualified_name()
     return False

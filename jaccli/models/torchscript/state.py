@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from jaccli.models.interpretation.nested import OncePerTensor
 from jaccli.models.torchscript.script_objects import adopt, map_tensors
 
 Convert = Callable[[Tensor], Tensor]
+_UNSET = object()
 
 
 @dataclass(eq=False)
@@ -27,6 +29,13 @@ class ModuleNode:
     def type_name(self) -> str:
         """The name of the Python class that it was made from."""
         return self.cls.rpartition(".")[2]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An attribute; ``default`` if there is none, or the class declares it and it was never set."""
+        try:
+            return self.read(name)
+        except (RuntimeError, AttributeError, KeyError):
+            return default
 
     def walk(self) -> Iterator[ModuleNode]:
         """This module and all below it, in ``named_modules()`` order."""
@@ -61,21 +70,13 @@ def snapshot(root: ModuleNode, fields: set[tuple[str, str]], convert: Convert) -
         fields: ``(class, attribute)`` of everything that the code can read.
         convert: makes a new tensor of one; called once for each tensor, so that tied weights stay tied.
     """
-    done: dict[int, tuple[Tensor, Tensor]] = {}  # the original is kept, or its id could be given away
-
-    def once(tensor: Tensor) -> Tensor:
-        if id(tensor) not in done:
-            done[id(tensor)] = (tensor, convert(tensor))
-        return done[id(tensor)][1]
+    once = OncePerTensor(convert)
 
     def copy(node: ModuleNode) -> ModuleNode:
+        # No code may read ``training`` or a parameter, and yet ``ScriptNetwork`` does.
         names = {name for cls, name in fields if cls == node.cls} | set(node.tensors) | {"training"}
-        values: dict[str, Any] = {}
-        for name in names - set(node.children):
-            try:
-                values[name] = map_tensors(adopt(node.read(name)), once)
-            except (RuntimeError, AttributeError, KeyError):  # a class that declares an attribute it never got
-                continue
+        attributes = {name: node.get(name, _UNSET) for name in names - set(node.children)}
+        values = {name: map_tensors(adopt(value), once) for name, value in attributes.items() if value is not _UNSET}
         children = {name: copy(child) for name, child in node.children.items()}
         tensors = {name: once(tensor) for name, tensor in node.tensors.items()}
         return ModuleNode(node.path, node.cls, values.__getitem__, children, tensors)

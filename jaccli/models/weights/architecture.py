@@ -94,7 +94,7 @@ class Architecture:
             refuse_packed(path, names, [name for name, value in own.items() if isinstance(value, Tensor)])
 
     def load(self, state: Mapping[str, Tensor], path: str) -> nn.Module:
-        """The network with these weights; ``path`` is for messages.
+        """The network with these weights, of the shapes that it has; ``path`` is for messages.
 
         Raises:
             UsageError: no architecture was given, or the layers fit together in several ways.

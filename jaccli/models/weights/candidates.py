@@ -50,7 +50,7 @@ class Candidate:
         return ".".join((*self.path, *([self.prefix[:-1]] if self.prefix else ())))
 
     @property
-    def is_aside(self) -> bool:
+    def is_auxiliary(self) -> bool:
         """Whether a key says that it is the state of an optimizer or the like."""
         return any(map(is_no_weights, self.path))
 
@@ -79,14 +79,14 @@ def candidates_in(root: Any, path: tuple[str, ...] = ()) -> list[Candidate]:
             return
         seen.add(id(value))
         items = list(_items(value))
-        tensors = {key: one for key, one in items if isinstance(key, str) and is_tensor(one)}
-        packed = tuple(key for key, one in items if isinstance(key, str) and _is_packed(one))
+        tensors = {key: item for key, item in items if isinstance(key, str) and is_tensor(item)}
+        packed = tuple(key for key, item in items if isinstance(key, str) and _is_packed(item))
         if tensors or packed:
             rest = tuple(str(key) for key, _ in items if key not in tensors)
             result.append(Candidate(path, tensors, rest=rest, packed=packed, holder=value))
-        for key, one in items:
-            if not is_tensor(one) and not is_no_weights(str(key)):
-                visit(one, (*path, str(key)), depth - 1)
+        for key, item in items:
+            if not is_tensor(item) and not is_no_weights(str(key)):
+                visit(item, (*path, str(key)), depth - 1)
 
     visit(root, path, _MAX_DEPTH)
     return result
@@ -94,22 +94,22 @@ def candidates_in(root: Any, path: tuple[str, ...] = ()) -> list[Candidate]:
 
 def candidates_at(root: Any, key: str) -> list[Candidate]:
     """The candidates that ``KEY`` of ``FILE[KEY]`` can mean: those below a key; else the names that begin with it."""
-    below = [one for value, path in _descend(root, key) for one in candidates_in(value, path)]
+    below = [candidate for value, path in _descend(root, key) for candidate in candidates_in(value, path)]
     if below:
         return below
-    return [one for whole in candidates_in(root) if (one := _part(whole, key)) is not None]
+    return [part for whole in candidates_in(root) if (part := _part(whole, key)) is not None]
 
 
 def _descend(value: Any, key: str, path: tuple[str, ...] = ()) -> Iterator[tuple[Any, tuple[str, ...]]]:
     """The values under ``key``, a dotted path of keys that may hold dots themselves."""
     if len(path) > _MAX_DEPTH or not _is_container(value) or is_module(value):
         return
-    for name, one in _items(value):
+    for name, item in _items(value):
         text = str(name)
         if text == key:
-            yield one, (*path, text)
+            yield item, (*path, text)
         elif key.startswith(text + "."):
-            yield from _descend(one, key[len(text) + 1 :], (*path, text))
+            yield from _descend(item, key[len(text) + 1 :], (*path, text))
 
 
 def _part(whole: Candidate, key: str) -> Candidate | None:
@@ -131,12 +131,12 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]]:
     """The keys that ``FILE[KEY]`` can name, with their values; attributes of an object count as keys."""
     if not isinstance(value, Mapping):
         # Numbers are left out: a list may hold millions, and none can be named.
-        yield from ((at, one) for at, one in enumerate(value) if _is_container(one) or is_module(one))
+        yield from ((i, item) for i, item in enumerate(value) if _is_container(item) or is_module(item))
         return
     own = value if isinstance(value, dict) else dict(value)
-    yield from ((key, one) for key, one in dict.items(own) if isinstance(key, str) or type(key) is int)
+    yield from ((key, item) for key, item in dict.items(own) if isinstance(key, str) or type(key) is int)
     if isinstance(value, StandIn) and isinstance(value.state, dict):
-        yield from ((key, one) for key, one in value.state.items() if isinstance(key, str) and key not in own)
+        yield from ((key, item) for key, item in value.state.items() if isinstance(key, str) and key not in own)
 
 
 def is_tensor(value: Any) -> bool:
@@ -152,7 +152,7 @@ def is_tensor(value: Any) -> bool:
 
 def _is_packed(value: Any) -> bool:
     if isinstance(value, StandIn):  # a tensor of a class of its own, as those of torchao
-        kinds = [type(value), *(one for one in value.args if isinstance(one, type))]
+        kinds = [type(value), *(arg for arg in value.args if isinstance(arg, type))]
         return any(_QUANTIZED.match(getattr(kind, "path", "")) for kind in kinds)
     return isinstance(value, PackedSpec) or getattr(value, "is_quantized", False) is True
 

@@ -1,8 +1,8 @@
 """Step 3, candidates → choice: which of several state dicts in a file is meant. Needs no torch.
 
 In this order: one that fits the architecture before one that does not; outer ones before those within them; weights
-before a moving average of them; then by the names of keys (``WRAPPERS``). If several are left, the user has to choose,
-by ``FILE[KEY]``.
+before a moving average of them; then by the names of keys (``WRAPPERS``). If several remain, the user has to choose, by
+``FILE[KEY]``.
 """
 
 from __future__ import annotations
@@ -56,16 +56,17 @@ def choose(
     Raises:
         UsageError: several could be meant.
     """
-    every = _distinct(candidates)
-    if len(every) == 1:
-        return every[0], _notes(every[0], [], [], path)
-    fitting = [one for one in every if fits(one)] if fits is not None else []
-    left = _plain_outermost(fitting) if fitting else _preferred(every)
-    if len(left) > 1:
-        raise several_fit(path, [one.key for one in left])
-    others = [one.key for one in every if one is not left[0] and one.module is None and one.key]
-    also = [one.key for one in fitting if one is not left[0]]
-    return left[0], _notes(left[0], others, also, path)
+    distinct = _distinct(candidates)
+    if len(distinct) == 1:
+        return distinct[0], _notes(distinct[0], [], [], path)
+    fitting = [candidate for candidate in distinct if fits(candidate)] if fits is not None else []
+    preferred = _plain_outermost(fitting) if fitting else _preferred(distinct)
+    if len(preferred) > 1:
+        raise several_fit(path, [candidate.key for candidate in preferred])
+    state_dicts = [candidate for candidate in distinct if candidate.module is None and candidate.key]
+    others = [candidate.key for candidate in state_dicts if candidate is not preferred[0]]
+    also_fitting = [candidate.key for candidate in fitting if candidate is not preferred[0]]
+    return preferred[0], _notes(preferred[0], others, also_fitting, path)
 
 
 def several_fit(path: Path | str, keys: Sequence[str]) -> UsageError:
@@ -82,20 +83,20 @@ def several_fit(path: Path | str, keys: Sequence[str]) -> UsageError:
 def not_averaged(keys: Sequence[tuple[str, ...]]) -> list[int]:
     """Positions of the keys that are not named as a moving average of the weights under another key."""
     words = [{word for part in key for word in words_of(part)} for key in keys]
-    plain = [at for at, some in enumerate(words) if not some & _AVERAGED]
-    alone = [at for at, some in enumerate(words) if some & _AVERAGED and not _companions(some, plain, words)]
+    plain = [i for i, own in enumerate(words) if not own & _AVERAGED]
+    alone = [i for i, own in enumerate(words) if own & _AVERAGED and not _companions(own, plain, words)]
     return sorted((*plain, *alone))
 
 
 def _companions(averaged: set[str], plain: Sequence[int], words: Sequence[set[str]]) -> list[int]:
     """The keys that it can be the average of: ``g_ema`` that of ``g``, ``ema`` that of any."""
     owner = averaged - _AVERAGED - _GENERIC
-    return [at for at in plain if owner <= words[at]]
+    return [i for i in plain if owner <= words[i]]
 
 
 def _plain_outermost(fitting: Sequence[Candidate]) -> list[Candidate]:
-    outer = [one for one in fitting if not any(_within(one, other) for other in fitting)]
-    return [outer[at] for at in not_averaged([(*one.path, one.prefix) for one in outer])]
+    outer = [candidate for candidate in fitting if not any(_within(candidate, other) for other in fitting)]
+    return [outer[i] for i in not_averaged([(*candidate.path, candidate.prefix) for candidate in outer])]
 
 
 def _within(inner: Candidate, outer: Candidate) -> bool:
@@ -105,20 +106,20 @@ def _within(inner: Candidate, outer: Candidate) -> bool:
 def _preferred(candidates: Sequence[Candidate]) -> list[Candidate]:
     """The best by the names of keys, from the outermost key on; tensors at a level come before unusual keys in it."""
 
-    def rank(one: Candidate) -> list[int]:
-        inner = [WRAPPERS.index(key) if key in WRAPPERS else len(WRAPPERS) + 1 for key in one.path]
+    def rank(candidate: Candidate) -> list[int]:
+        inner = [WRAPPERS.index(key) if key in WRAPPERS else len(WRAPPERS) + 1 for key in candidate.path]
         return [*inner, len(WRAPPERS)]
 
     best = min(map(rank, candidates))
-    return [one for one in candidates if rank(one) == best]
+    return [candidate for candidate in candidates if rank(candidate) == best]
 
 
 def _distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Without those that have the same tensors under the same names as an earlier one."""
     result: dict[Any, Candidate] = {}
-    for one in candidates:
-        same = ("module", id(one.module)) if one.module is not None else tuple(map(_identity, one.entries.items()))
-        result.setdefault(same, one)
+    for candidate in candidates:
+        tensors = tuple(map(_identity, candidate.entries.items()))
+        result.setdefault(("module", id(candidate.module)) if candidate.module is not None else tensors, candidate)
     return list(result.values())
 
 
@@ -129,23 +130,23 @@ def _identity(entry: tuple[str, Any]) -> tuple[Any, ...]:
     return name, id(value)
 
 
-def _notes(chosen: Candidate, others: Sequence[str], also: Sequence[str], path: Path) -> list[str]:
+def _notes(chosen: Candidate, others: Sequence[str], also_fitting: Sequence[str], path: Path) -> list[str]:
     notes = []
     if chosen.path or chosen.prefix:
-        notes.append(f"{path.name}: the weights are under {quote(chosen.key)}" + _of_others(others, also))
+        notes.append(f"{path.name}: the weights are under {quote(chosen.key)}" + _of_others(others, also_fitting))
     elif others:
-        notes.append(f"{path.name}: the weights are the names outside of any key" + _of_others(others, also))
+        notes.append(f"{path.name}: the weights are the names outside of any key" + _of_others(others, also_fitting))
     rest = [key for key in chosen.rest if not key.endswith("_extra_state")]
     if rest:
         notes.append(f"{path.name}: loaded past {len(rest)} entries that are no tensors: {listed(rest)}")
     return notes
 
 
-def _of_others(others: Sequence[str], also: Sequence[str]) -> str:
-    """The other candidates, in brackets; ``also`` are those that fit the architecture too."""
+def _of_others(others: Sequence[str], also_fitting: Sequence[str]) -> str:
+    """The other candidates, in brackets; ``also_fitting`` are those that fit the architecture too."""
     if not others:
         return ""
-    named = ", ".join(quote(key, 60)[1:-1] for key in (also or others)[:3])
-    if also:
-        return f" (not {named}, which fits too: MODEL[{quote(also[0])[1:-1]}] takes it)"
+    named = ", ".join(quote(key, 60)[1:-1] for key in (also_fitting or others)[:3])
+    if also_fitting:
+        return f" (not {named}, which fits too: MODEL[{quote(also_fitting[0])[1:-1]}] takes it)"
     return f" (not {named})"

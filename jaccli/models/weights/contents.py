@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jaccli.errors import UsageError
 from jaccli.models.weights.candidates import Candidate, candidates_at, candidates_in
@@ -41,7 +42,7 @@ class CheckpointContents:
     is_trusted: bool = False
 
     @cached_property
-    def _every(self) -> list[Candidate]:
+    def _all(self) -> list[Candidate]:
         return candidates_in(self.root)
 
     def candidates(self, key: str | None) -> list[Candidate]:
@@ -51,17 +52,15 @@ class CheckpointContents:
             UsageError: there is none under ``key``.
             RefusedError: there is none at all.
         """
-        every = self._every
-        if not every and any(name.startswith("torch.per_") for name in self.stand_ins):  # a way to quantize tensors
-            raise packed_file(self.path, "quantized modules")
-        if not every:
+        if not self._all:
+            # Quantisation schemes (torch.per_channel_affine) stand in files of packed weights only.
+            if any(name.startswith("torch.per_") for name in self.stand_ins):
+                raise packed_file(self.path, "quantized modules")
             raise no_weights(self.path, self.root, self.stand_ins)
-        if key is None:
-            return every
-        under = candidates_at(self.root, key)
-        if not under:
-            raise no_such_key(self.path, key, every)
-        return under
+        candidates = self._all if key is None else candidates_at(self.root, key)
+        if not candidates:
+            raise no_such_key(self.path, str(key), self._all)
+        return candidates
 
     def select(
         self, key: str | None, fits: Callable[[Mapping[str, Tensor]], bool] | None
@@ -70,28 +69,29 @@ class CheckpointContents:
 
         Args:
             key: of ``FILE[KEY]``.
-            fits: whether a state dict, with tensors on ``meta``, is that of the architecture; None if it is not known.
+            fits: whether a state dict, of tensors of any shape on ``meta``, fits the architecture; None: none is known.
 
         Raises:
             UsageError: there is none under ``key``, or several could be meant.
             RefusedError: there is none, or it is a pickled module and the file is not trusted.
         """
-        every = self.candidates(key)
+        candidates = self.candidates(key)
 
-        def suits(one: Candidate) -> bool:
-            if one.module is not None:
+        def suits(candidate: Candidate) -> bool:
+            if candidate.module is not None:
                 return self.is_trusted
-            return fits is not None and fits(without_data(one.entries))
+            return fits is not None and fits(without_data(candidate.entries))
 
-        if key is not None and all(one.is_aside and not suits(one) for one in every):
-            raise no_such_key(self.path, key, self._every)
-        chosen, notes = choose(every, suits if fits is not None else None, self.path)
+        # A key of the user's own may name weights that look like an optimizer's, if they fit the architecture.
+        if key is not None and all(candidate.is_auxiliary and not suits(candidate) for candidate in candidates):
+            raise no_such_key(self.path, key, self._all)
+        chosen, notes = choose(candidates, suits if fits is not None else None, self.path)
         if isinstance(chosen.module, StandIn):
             raise whole_module(self.path, type(chosen.module).path)
         return chosen, notes + self._notes(chosen)
 
     def state(self, chosen: Candidate) -> dict[str, Tensor]:
-        """Name → tensor of a candidate, on the CPU and in the file's dtypes.
+        """Name → tensor of a candidate, on the CPU, in the file's shapes and dtypes.
 
         They may be mapped from the file: copy before writing.
         """
@@ -120,24 +120,10 @@ def read_contents(path: Path, kind: Literal["safetensors", "checkpoint"], *, tru
     return CheckpointContents(path, *read_pickled(path, quote(path)))
 
 
-def read_state_dict(
-    path: Path, kind: Literal["safetensors", "checkpoint"], *, trust: bool = False, key: str | None = None
-) -> tuple[dict[str, Tensor] | nn.Module, list[str]]:
-    """The weights in a file, chosen by the names of keys alone, and notes on what was done.
-
-    Raises:
-        UsageError: no such key, or several state dicts.
-        RefusedError: the file is damaged, needs code, or holds no weights.
-    """
-    contents = read_contents(path, kind, trust=trust)
-    chosen, notes = contents.select(key, None)
-    return (chosen.module if chosen.module is not None else contents.state(chosen)), notes
-
-
 def no_such_key(path: Path, key: str, candidates: Sequence[Candidate]) -> UsageError:
     """The error for a key that is not in the file; it lists those that are."""
-    keys = [one.key for one in candidates if one.key and not one.is_aside]
-    keys = keys or [one.key for one in candidates if one.key]
+    keys = [candidate.key for candidate in candidates if candidate.key and not candidate.is_auxiliary]
+    keys = keys or [candidate.key for candidate in candidates if candidate.key]
     if not keys:
         names = listed(candidates[0].entries)
         return UsageError(
@@ -159,16 +145,6 @@ def without_data(entries: Mapping[str, Any]) -> dict[str, Tensor]:
     return result
 
 
-_ARRAYS = {
-    "f2": torch.float16,
-    "f4": torch.float32,
-    "f8": torch.float64,
-    "c8": torch.complex64,
-    "c16": torch.complex128,
-    "b1": torch.bool,
-}
-
-
 def _without_data(spec: Any) -> Tensor:
     if isinstance(spec, TensorSpec):
         return torch.empty(spec.size, dtype=torch_dtype(spec.dtype), device="meta")
@@ -179,7 +155,7 @@ def _without_data(spec: Any) -> Tensor:
     if isinstance(spec, Tensor):
         return spec
     code = spec.dtype.code if isinstance(spec, ArraySpec) else spec.dtype.str[1:]
-    return torch.empty(spec.shape, dtype=_ARRAYS.get(code, torch.int64), device="meta")
+    return torch.empty(spec.shape, dtype=torch.from_numpy(np.empty(0, code)).dtype, device="meta")
 
 
 def _tensor(maker: TensorMaker, name: str, spec: Any) -> Tensor:

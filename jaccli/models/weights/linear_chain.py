@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -18,6 +19,9 @@ from jaccli.models.weights.load_state_dict import load_into
 from jaccli.models.weights.state_dict import without_infixes
 from jaccli.text.escape import listed, nearest, quote
 from jaccli.text.wording import worded
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 ACTIVATIONS: dict[str, str] = {
     "identity": "Identity",
@@ -70,8 +74,8 @@ class LinearChain(nn.Module):
                 _place(self, between, getattr(nn, ACTIVATIONS[activation])())
                 self._order.append(between)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``x`` of shape (batch, …, n_in) → (batch, …, n_out)."""
+    def forward(self, x: Shaped[Tensor, "*batch n_in"]) -> Shaped[Tensor, "*batch n_out"]:
+        """The layers and activations in their order, on the last dimension of ``x``."""
         for path in self._order:
             x = self.get_submodule(path)(x)
         return x
@@ -96,6 +100,8 @@ def check_activation(name: str) -> str:
 def rebuild_chain(state: Mapping[str, Tensor], activation: str, path: Path | str, *, ordered: bool = True) -> nn.Module:
     """The chain of linear layers whose state dict this is, with ``activation`` between them.
 
+    A weight is ``(n_out, n_in)``, a bias ``(n_out,)``.
+
     Consecutive layers must fit: the n_out of one is the n_in of the next. The order is that of the file (if
     ``ordered``), that of the numbers in the names, or the only possible one: the first of these in which layers fit.
 
@@ -118,7 +124,7 @@ def rebuild_chain(state: Mapping[str, Tensor], activation: str, path: Path | str
 
 
 def is_chain(state: Mapping[str, Tensor], *, ordered: bool = True) -> bool:
-    """Whether ``rebuild_chain`` would accept ``state``, whose tensors may be on ``meta``."""
+    """Whether ``rebuild_chain`` would accept ``state``, whose tensors may have any shape and be on ``meta``."""
     try:
         shapes, _ = _layers(_without_wrapper(without_infixes(state)[0]), "")
         return bool(shapes and _order(shapes, "", ordered))
@@ -148,19 +154,15 @@ def _layers(state: Mapping[str, Tensor], path: Path | str) -> tuple[dict[str, tu
         elif last == "bias" and value.dim() == 1:
             biased.add(layer)
         else:
-            raise UsageError(
-                f"{quote(path)} is no plain chain of linear layers",
-                f"{quote(name, 60)} has shape {tuple(value.shape)}, not that of a weight or a bias",
-                _NOT_A_CHAIN,
-            )
+            raise _no_chain(path, f"{quote(name, 60)} has shape {tuple(value.shape)}, not that of a weight or a bias")
     for layer in biased:
         if layer not in shapes or state[f"{layer}.bias".lstrip(".")].shape[0] != shapes[layer][0]:
-            raise UsageError(
-                f"{quote(path)} is no plain chain of linear layers",
-                f"the bias of {quote(layer, 60)} does not belong to a weight of that length",
-                _NOT_A_CHAIN,
-            )
+            raise _no_chain(path, f"the bias of {quote(layer, 60)} does not belong to a weight of that length")
     return shapes, biased
+
+
+def _no_chain(path: Path | str, reason: str) -> UsageError:
+    return UsageError(f"{quote(path)} is no plain chain of linear layers", reason, _NOT_A_CHAIN)
 
 
 def _order(shapes: Mapping[str, tuple[int, int]], path: Path | str, ordered: bool) -> list[str]:
@@ -212,6 +214,7 @@ def _all_chains(shapes: Mapping[str, tuple[int, int]]) -> list[list[str]]:
             orders.append(order)
             return
         for name in shapes:
+            # Backtracking: of the layers left, those that take what the last one gives.
             if name not in order and (not order or shapes[order[-1]][0] == shapes[name][1]):
                 extend([*order, name])
 

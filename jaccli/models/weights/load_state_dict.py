@@ -21,6 +21,11 @@ _COMPUTABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _RIGHT_ARCH = worded("give the {arch}, and {arch_args}, that the file was saved from")
 
 
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """The module's state dict, of tensors of any shape, without extra state that is no tensor."""
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
 def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path | str = "the state dict") -> nn.Module:
     """``module`` with the values of ``state`` copied in, converted to the file's floating dtype.
 
@@ -31,10 +36,10 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path | str =
         RefusedError: names are missing, shapes differ, integers stand where numbers are needed, or complex numbers
             where real ones are.
     """
-    target = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    target = tensors_of(module)
     matched, notes = match_names(state, target, path, lambda value, name: has_shape(value, target[name]))
     _check_shapes(matched, target, path)
-    notes += _take_dtype(module, matched, target, path)
+    notes += _take_dtype(module, matched, target, path)  # before the copy, which would round to the module's dtype
     matched = {name: _same_rank(value, target.get(name)) for name, value in matched.items()}
     try:
         with torch.no_grad():
@@ -58,10 +63,10 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path | str =
 
 
 def fits_into(module: nn.Module, state: Mapping[str, Tensor]) -> bool:
-    """Whether ``load_into`` would accept ``state``, whose tensors may be on ``meta``."""
-    target = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    """Whether ``load_into`` would accept ``state``, whose tensors may have any shape and be on ``meta``."""
+    target = tensors_of(module)
     distinct = {_identity(value) for name, value in target.items() if not _is_counter(name)}
-    if len(state) < len(distinct):
+    if len(state) < len(distinct):  # of the cheap tests the one that most candidates fail
         return False
     try:
         matched, _ = match_names(state, target, "", lambda value, name: has_shape(value, target[name]))
@@ -89,11 +94,11 @@ def _check_shapes(state: Mapping[str, Tensor], target: Mapping[str, Tensor], pat
         if name in target and not has_shape(value, target[name])
     ]
     if wrong:
-        name, here, there = wrong[0]
+        name, shape, expected = wrong[0]
         more = f"; {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
         raise RefusedError(
-            f"{quote(path)} does not fit the model: {quote(name, 60)} has shape {here}",
-            f"expected {there}{more}",
+            f"{quote(path)} does not fit the model: {quote(name, 60)} has shape {shape}",
+            f"expected {expected}{more}",
             _RIGHT_ARCH,
         )
 

@@ -29,7 +29,7 @@ def is_weights(path: Path) -> bool:
     """
     try:
         candidates = candidates_in(_content(path))
-        return bool(candidates) and all(one.module is None for one in candidates)
+        return bool(candidates) and all(candidate.module is None for candidate in candidates)
     except Exception:
         return False
 

@@ -18,7 +18,7 @@ from jaccli.errors import JaccliError
 from jaccli.models.identify.file_kind import kind_of
 from jaccli.models.weights.candidates import Candidate, candidates_in, is_tensor
 from jaccli.models.weights.contents import CheckpointContents, read_contents, without_data
-from jaccli.models.weights.load_state_dict import fits_into, has_shape
+from jaccli.models.weights.load_state_dict import fits_into, has_shape, tensors_of
 from jaccli.models.weights.state_dict import match_names
 from jaccli.pickles.stand_ins import ArraySpec, SparseSpec, StandIn, TensorSpec, TorchDtypeSpec
 from jaccli.pickles.storages import TensorMaker
@@ -48,7 +48,7 @@ class RewritableCheckpoint:
     left_out: list[str] = field(default_factory=list)
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
-        """The state dict under the file's names, with the model's values; entries that it lacks stay as they were.
+        """The state dict under the file's names and in its shapes, with the model's values; the rest stays as it was.
 
         Of a file that is one state dict, such as safetensors, all entries.
         """
@@ -71,7 +71,7 @@ class RewritableCheckpoint:
     def untouched(self) -> list[str]:
         """Keys of other weights, and of optimizers, in the file: their values stay as they were."""
         root = self.contents.root
-        others = [one.key for one in candidates_in(root) if one.holder is not self.chosen.holder and one.key]
+        others = [c.key for c in candidates_in(root) if c.holder is not self.chosen.holder and c.key]
         states = [key for key in root if isinstance(key, str) and "optim" in key.lower()] if root else []
         return others + [key for key in states if key not in others and isinstance(root[key], (dict, list))]
 
@@ -99,7 +99,7 @@ def rewritable_checkpoint(model: str, loaded: nn.Module) -> RewritableCheckpoint
         chosen, _ = contents.select(key, lambda state: fits_into(loaded, state))
     except JaccliError:  # the user trusted it, and only its own code can read it
         return None
-    target = {name: value for name, value in loaded.state_dict().items() if isinstance(value, Tensor)}
+    target = tensors_of(loaded)
     named = {name: (name, value) for name, value in without_data(chosen.entries).items()}
     matched, _ = match_names(named, target, path, lambda value, name: has_shape(value[1], target[name]))
     names = {name: model_name for model_name, (name, _) in matched.items() if model_name in target}
@@ -143,6 +143,7 @@ class _PlainBuilder:
             return getattr(torch, value.dtype)
         if depth > _MAX_DEPTH:
             return self._left_out(where)
+        # Each object is built once, so that tensors and containers under two keys stay one.
         if id(value) not in self._built:
             self._built[id(value)] = _LEFT_OUT  # for a value that holds itself
             self._built[id(value)] = self._new(value, where, depth)
@@ -155,18 +156,18 @@ class _PlainBuilder:
         if isinstance(value, dict) and not (isinstance(value, StandIn) and not value):
             return self._mapping(value, where, depth)
         if type(value) in (list, tuple):
-            items = [self.value(one, where, depth + 1) for one in value]
-            return self._left_out(where) if any(one is _LEFT_OUT for one in items) else type(value)(items)
+            items = [self.value(item, where, depth + 1) for item in value]
+            return self._left_out(where) if any(item is _LEFT_OUT for item in items) else type(value)(items)
         return self._left_out(where)
 
     def _mapping(self, value: dict[Any, Any], where: str, depth: int) -> Any:
         plain: dict[Any, Any] = OrderedDict() if isinstance(value, OrderedDict) else {}
         trained = self._trained if value is self._template.chosen.holder else {}
-        for key, one in dict.items(value):
+        for key, item in dict.items(value):
             if type(key) not in _PLAIN:
                 self._left_out(where)
                 continue
-            new = trained[key] if key in trained else self.value(one, f"{where}.{key}".lstrip("."), depth + 1)
+            new = trained[key] if key in trained else self.value(item, f"{where}.{key}".lstrip("."), depth + 1)
             if new is not _LEFT_OUT:
                 plain[key] = new
         self.placed = self.placed or (bool(trained) and trained.keys() <= plain.keys())

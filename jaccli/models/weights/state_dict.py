@@ -37,7 +37,7 @@ def match_names(
     state: Mapping[str, T],
     model_names: Iterable[str],
     path: Path | str,
-    fits: Callable[[T, str], bool] = lambda value, model_name: True,
+    fits: Callable[[T, str], bool],
 ) -> tuple[dict[str, T], list[str]]:
     """``state`` under the names of the model: a prefix removed or added, parametrizations renamed; and notes on it.
 
@@ -115,11 +115,12 @@ def _best_prefix(
     best = [prefix for prefix, score in scores.items() if score == top]
     if "" in best:
         return "", []
+    # Taking different prefixes off gives different weights (of a generator and its average); putting one on does not.
     off = [prefix[1:] for prefix in best if prefix.startswith("-")]
     if len(off) < len(best) or len(off) == 1:
         known = [sign + prefix for prefix in _KNOWN_PREFIXES for sign in ("-", "") if sign + prefix in best]
         return (known or best)[0], []
-    plain = [off[at] for at in not_averaged([(prefix,) for prefix in off])]
+    plain = [off[i] for i in not_averaged([(prefix,) for prefix in off])]
     if len(plain) > 1 and 2 * top[0] >= len(names):
         raise several_fit(path, [prefix.rstrip(".") for prefix in plain])
     return "-" + plain[0], [prefix for prefix in off if prefix != plain[0]]

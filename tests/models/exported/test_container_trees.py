@@ -11,7 +11,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from jaccli.errors import RefusedError, UsageError
-from jaccli.models.exported.container_trees import parse_spec
+from jaccli.models.exported.container_trees import LiveTree, parse_spec
 
 Pair = namedtuple("Pair", ["first", "second"])
 pytree._register_namedtuple(Pair, serialized_type_name="tests.Pair")
@@ -76,3 +76,22 @@ def test_absurd_depth() -> None:
         node = {"type": "builtins.tuple", "context": "null", "children_spec": [node]}
     with pytest.raises(RefusedError, match="damaged"):
         parse_spec(json.dumps([1, node]), {})
+
+
+def test_live_trees_refuse_other_containers():
+    spec = pytree.tree_flatten(({"a": 1}, [2]))[1]
+    tree = LiveTree(spec)
+    assert tree.flatten(({"a": 5}, [6])) == [5, 6]
+    with pytest.raises(UsageError, match="not arranged"):
+        tree.flatten(({"b": 5}, [6]))
+
+
+def test_damaged_descriptions_are_refused():
+    leaf = {"type": None, "context": None, "children_spec": []}
+    many = {"type": "builtins.tuple", "context": "null", "children_spec": [leaf] * 100_001}
+    for text in (
+        json.dumps([1, many]),
+        json.dumps([1, {"type": "builtins.dict", "context": "3", "children_spec": []}]),
+    ):
+        with pytest.raises(RefusedError):
+            parse_spec(text, {})

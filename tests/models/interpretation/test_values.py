@@ -11,7 +11,8 @@ from jaccli.models.interpretation.alias_sets import AliasSets
 from jaccli.models.interpretation.last_use import expiring, last_uses
 from jaccli.models.interpretation.module_calls import CallReports
 from jaccli.models.interpretation.nested import arrange, leaves, map_leaves, pairs
-from jaccli.models.interpretation.overloads import draws_numbers, find_overload
+from jaccli.models.interpretation.overloads import find_overload
+from jaccli.models.interpretation.training_flags import draws_numbers
 
 
 class Pair(NamedTuple):

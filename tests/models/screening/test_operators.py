@@ -14,7 +14,7 @@ from jaccli.models.exported.operators import resolve
 from jaccli.models.screening.argument_checks import guarded
 from jaccli.models.screening.operator_lists import FUNCTIONS, INTERNALS, LIBRARIES, PRIMS, SCRIPT
 from jaccli.models.screening.operator_names import permitted
-from jaccli.models.torchscript import item_limits, natives
+from jaccli.models.torchscript import item_limits
 from jaccli.models.torchscript.natives import ALWAYS, CONTAINERS, SCALARS
 from jaccli.models.torchscript.network import ScriptNetwork
 from tests.models.expressions import scripted
@@ -182,8 +182,9 @@ def test_a_run_makes_so_much_in_all() -> None:
 
 
 def test_whole_numbers_have_64_bits_as_in_torchscript() -> None:
-    assert natives._multiply(2**62, 2) == -(2**63)
-    assert natives._multiply(3, -4) == -12
+    assert SCALARS["aten::mul"](2**62, 2) == -(2**63)
+    assert SCALARS["aten::mul"](3, -4) == -12
+    assert SCALARS["aten::add_"](2**63 - 1, 1) == -(2**63)
     assert ALWAYS["aten::center"]("a", 3, "-") == "-a-"
     assert ALWAYS["aten::percentFormat"]("%s is %d%%", "x", 3) == "x is 3%"
 

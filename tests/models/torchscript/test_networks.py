@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -233,3 +234,16 @@ def test_grad_mode_is_put_back_when_a_tap_stops_inside_no_grad() -> None:
     with pytest.raises(StopRun):
         ScriptNetwork(module).run(args, {}, Stop())
     assert torch.is_grad_enabled()
+
+
+def test_a_module_that_cannot_be_saved_runs_by_its_own_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.pt"
+    torch.jit.save(torch.jit.script(nn.Sequential(nn.Linear(3, 2), nn.Tanh()).eval()), path)
+    module = torch.jit.load(path)
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("could not be saved")
+
+    monkeypatch.setattr(torch.jit, "save", fails)
+    x = torch.randn(4, 3)
+    assert torch.equal(ScriptNetwork(module).run((x,), {}), module(x))

@@ -279,3 +279,38 @@ def test_a_tensor_of_absurd_size_is_refused(tmp_path: Path) -> None:
         return data.replace(b"(K\x03K\x04t(K\x04K\x00t", b"(\x8a\x06\x00\x00\x00\x00\x00\x01K\x04t(K\x00K\x00t")
 
     refused(rewritten(saved(Clean(), tmp_path / "m.pt"), huge), "claims .* elements")
+
+
+def patched(path: Path, offset: int, mark: bytes, value: bytes) -> None:
+    """Put bytes at a distance from every header that begins with ``mark``."""
+    data = bytearray(path.read_bytes())
+    start = data.find(mark)
+    while start >= 0:
+        data[start + offset : start + offset + len(value)] = value
+        start = data.find(mark, start + 1)
+    path.write_bytes(data)
+
+
+def test_directories_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    refused(tmp_path / "none.pt", "cannot be opened")
+    zipfile.ZipFile(tmp_path / "empty.pt", "w").close()
+    refused(tmp_path / "empty.pt", "it is empty")
+    two = saved(Clean(), tmp_path / "two.pt")
+    with zipfile.ZipFile(two, "a") as archive:
+        archive.writestr("other/folder", b"")
+    refused(two, "no single top folder")
+    encrypted = saved(Clean(), tmp_path / "encrypted.pt")
+    patched(encrypted, 8, b"PK\x01\x02", b"\x01")
+    refused(encrypted, "encrypted")
+    larger = saved(Clean(), tmp_path / "larger.pt")
+    patched(larger, 20, b"PK\x01\x02", (1 << 24).to_bytes(4, "little"))
+    refused(larger, "larger than the file")
+
+
+def test_many_entries_and_much_code_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(Clean(), tmp_path / "m.pt")
+    with monkeypatch.context() as patch:
+        patch.setattr("jaccli.models.torchscript.screen_archive._MAX_ENTRIES", 3)
+        refused(path, "more than any model needs")
+    monkeypatch.setattr("jaccli.models.torchscript.screen_archive._MAX_TOKENS", -1000)
+    refused(path, "tokens of code")

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from jaccli.errors import JaccliNote, RefusedError, UsageError
-from jaccli.models.weights.contents import read_state_dict
+from jaccli.models.weights.contents import read_contents, without_data
 from jaccli.models.weights.load_state_dict import load_into
 
 ZIP = {}
@@ -62,8 +62,10 @@ def same(a, b) -> bool:
     return list(a) == list(b) and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
 
 
-def read(path: Path):
-    return read_state_dict(path, "checkpoint")
+def read(path: Path, kind: str = "checkpoint", *, trust: bool = False):
+    contents = read_contents(path, kind, trust=trust)
+    chosen, notes = contents.select(None, None)
+    return (contents.state(chosen) if chosen.module is None else chosen.module), notes
 
 
 @FORMS
@@ -151,8 +153,8 @@ def test_a_plain_pickle_of_tensors(tmp_path):
 
 def test_safetensors(tmp_path):
     save_file(state(), tmp_path / "m")
-    found, _ = read_state_dict(tmp_path / "m", "safetensors")
-    assert same({name: found[name] for name in state()}, state())
+    tensors, _ = read(tmp_path / "m", "safetensors")
+    assert same({name: tensors[name] for name in state()}, state())
 
 
 # ---- hostile and damaged files
@@ -239,15 +241,15 @@ def test_a_whole_module_is_refused_with_its_class_and_the_remedy(tmp_path, form)
 def test_with_trust_a_whole_module_is_that_module(tmp_path, form):
     net = Net()
     torch.save(net, tmp_path / "m", **form)
-    found, notes = read_state_dict(tmp_path / "m", "checkpoint", trust=True)
-    assert isinstance(found, Net)
-    assert same(found.state_dict(), net.state_dict())
+    module, notes = read(tmp_path / "m", trust=True)
+    assert isinstance(module, Net)
+    assert same(module.state_dict(), net.state_dict())
     assert any("trust=True" in text for text in notes)
 
 
 def test_with_trust_a_state_dict_is_read_too(tmp_path):
     torch.save({"state_dict": state(), "hyper_parameters": HyperParameters()}, tmp_path / "m")
-    assert same(read_state_dict(tmp_path / "m", "checkpoint", trust=True)[0], state())
+    assert same(read(tmp_path / "m", trust=True)[0], state())
 
 
 def rewritten(path: Path, change, compress: int = zipfile.ZIP_STORED) -> None:
@@ -505,3 +507,11 @@ def test_a_model_loaded_from_a_file_outlives_it(tmp_path):
     with (tmp_path / "m").open("r+b") as file:
         file.write(b"\xff" * (tmp_path / "m").stat().st_size)
     assert same(net.state_dict(), state(5))
+
+
+def test_the_description_of_an_array_has_its_dtype(tmp_path):
+    arrays = {"w": np.zeros((2, 3), np.float32), "at": np.zeros(4, np.int32), "mask": np.zeros(2, bool)}
+    torch.save(arrays, tmp_path / "m")
+    (candidate,) = read_contents(tmp_path / "m", "checkpoint").candidates(None)
+    kinds = {name: (value.dtype, tuple(value.shape)) for name, value in without_data(candidate.entries).items()}
+    assert kinds == {"w": (torch.float32, (2, 3)), "at": (torch.int32, (4,)), "mask": (torch.bool, (2,))}
