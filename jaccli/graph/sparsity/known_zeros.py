@@ -152,4 +152,4 @@ def constant(factor: LazyTensor, node: Node) -> Tensor | None:
         tracer.adopt(value.tensor, value.varies)
     with torch.no_grad(), tracer:
         tensor = factor.make()
-    return None if tracer.slot_of(tensor).memory.varies else tensor
+    return None if tracer.variable_of(tensor).memory.varies else tensor
