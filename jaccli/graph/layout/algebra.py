@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -46,6 +47,9 @@ from jaccli.graph.layout.contraction import LabelledTensor
 from jaccli.graph.layout.cost import CostModel
 from jaccli.graph.layout.dense_write import write
 from jaccli.graph.layout.layout import AxisFactor, BandedAxis, DenseAxis, Key, Label, Layout, SeedAxis
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 def total(a: Block, b: Block) -> Block:
@@ -228,12 +232,14 @@ def _labelled(block: Block, labels: list[Label]) -> LabelledTensor:
     return LabelledTensor(dict(zip(labels, block.layout.sizes, strict=True)), data)
 
 
-def matrix(block: Block, out: Tensor | None = None) -> Tensor:
+def matrix(
+    block: Block, out: Shaped[Tensor, "batch n_seed n_primal"] | None = None
+) -> Shaped[Tensor, "batch n_seed n_primal"]:
     """J as a tensor ``(batch, n_seed, n_primal)``, the caller's own; the first dimension of both is the samples.
 
     Args:
         block: J as rows; of seed axes in ranges only those elements that it covers.
-        out: ``(batch, n_seed, n_primal)``, where to write J; else it is new, or the block's own data.
+        out: where to write J; else the result is new, or the block's own data.
 
     Raises:
         ValueError: samples are not tied to samples.

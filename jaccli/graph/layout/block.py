@@ -72,13 +72,16 @@ class Block:
 
     @classmethod
     def of(cls, layout: Layout, tensor: Tensor, owned: bool = True) -> Block:
-        """A block of numbers: ``tensor`` has the layout's sizes."""
+        """A block of numbers: a tensor of shape ``(*layout.sizes)``, in memory of its own unless ``owned`` is False."""
         assert tuple(tensor.shape) == layout.sizes, (tuple(tensor.shape), layout)
         return cls(layout, tensor, owned)
 
     @classmethod
     def repeated(cls, layout: Layout, data: Tensor | CostModel) -> Block:
-        """A new block whose data is repeated along axes where it has size 1; not owned then."""
+        """A new block: ``data`` of shape ``(*layout.sizes)``, or with 1 on axes along which it is repeated.
+
+        Repeated data is expanded (stride 0), and such a block is not owned.
+        """
         if isinstance(data, CostModel):
             return cls(layout, data)
         full = tuple(data.shape) == layout.sizes
@@ -86,7 +89,7 @@ class Block:
 
     @property
     def tensor(self) -> Tensor:
-        """The data of a block of numbers."""
+        """The data of a block of numbers, ``(*layout.sizes)``."""
         assert isinstance(self.data, Tensor)
         return self.data
 
@@ -102,7 +105,7 @@ class Block:
 
         Args:
             layout: of the result.
-            compute: data of ``self.layout.sizes`` → data of ``layout.sizes``, in memory of its own.
+            compute: data ``(*self.layout.sizes)`` → data ``(*layout.sizes)``, in memory of its own.
             moved: elements that are read and written.
             result: elements of the result where it is large and newly allocated.
             owned: whether a dry run takes the result as owned; with numbers it always is.
@@ -117,7 +120,7 @@ class Block:
 
         Args:
             layout: of the result.
-            compute: data of ``self.layout.sizes`` → a view of it of ``layout.sizes``.
+            compute: data ``(*self.layout.sizes)`` → a view of it, ``(*layout.sizes)``.
             shared: this block stays in use, or elements are repeated: the result is not owned.
         """
         if isinstance(self.data, CostModel):

@@ -37,7 +37,7 @@ class LabelledTensor:
 
     @classmethod
     def of(cls, tensor: Tensor, labels: Sequence[Label]) -> LabelledTensor:
-        """A tensor with labels for its axes."""
+        """A tensor of any shape, with a label for each of its axes."""
         return cls(dict(zip(labels, tensor.shape, strict=True)), tensor)
 
     @property
@@ -55,7 +55,7 @@ class LabelledTensor:
         return LabelledTensor({new(x): n for x, n in self.sizes.items()}, self.data)
 
     def times(self, other: LabelledTensor, out: Sequence[Label]) -> Tensor | CostModel:
-        """The product, summed over the labels that are not in ``out``; its axes are in that order."""
+        """The product, summed over the labels that are not in ``out``, which names the axes of its shape in order."""
         if isinstance(self.data, CostModel):
             self.data.product(self.sizes, other.sizes, out)
             return self.data
@@ -64,7 +64,16 @@ class LabelledTensor:
 
 
 def arranged(tensor: Tensor, labels: Sequence[Label], order: Sequence[Label]) -> Tensor:
-    """A tensor with its axes in another order, and axes of size 1 for labels that it does not have."""
+    """A tensor with its axes in another order, and axes of size 1 for labels that it does not have.
+
+    Args:
+        tensor: of any shape.
+        labels: of its axes.
+        order: labels of the result's axes; they contain ``labels``.
+
+    Returns:
+        A view where strides allow it: the shape has the tensor's size or 1 for each label of ``order``.
+    """
     present = [label for label in order if label in labels]
     places = [labels.index(label) for label in present]
     if places != list(range(len(places))):
@@ -76,7 +85,14 @@ def arranged(tensor: Tensor, labels: Sequence[Label], order: Sequence[Label]) ->
 
 
 def contract(a: Tensor, la: Sequence[Label], b: Tensor, lb: Sequence[Label], out: Sequence[Label]) -> Tensor:
-    """The product of two tensors with labels ``la`` and ``lb``, summed over the labels that are not in ``out``.
+    """The product of two tensors, summed over the labels that are not in ``out``.
+
+    Args:
+        a: of any shape, with an axis for each label of ``la``.
+        la: its labels.
+        b: of any shape, with an axis for each label of ``lb``. Under one label both have the same size, or one has 1.
+        lb: its labels.
+        out: labels of the result.
 
     Returns:
         A tensor with an axis for each label of ``out``, in that order; of the wider dtype of the two.

@@ -33,11 +33,11 @@ def write(out: Tensor, layout: Layout, data: Tensor, old: Layout, add: bool = Fa
     """Copy a block's data into ``out``, or add it.
 
     Args:
-        out: of ``layout.sizes``; elements that the block does not store are left as they are.
+        out: ``(*layout.sizes)``; elements that the block does not store are left as they are.
         layout: as ``old``, with banded axes stored in full or with wider windows.
-        data: of ``old.sizes``.
+        data: ``(*old.sizes)``, or 1 on seed axes along which it does not vary.
         old: the block's.
-        add: add to what is there.
+        add: to the elements of ``out``, instead of replacing them.
     """
     keys = [key for key in old.banded if key not in layout.banded]
     out = _covered(out, layout, old)

@@ -76,7 +76,17 @@ def _by_axis_factors(layout: Layout, tensor: Tensor, dims: Sequence[int]) -> Ten
 
 
 def windows_along(tensor: Tensor, axis: int, band: BandedAxis, count: int) -> Tensor:
-    """The windows of ``count`` seed elements along one axis: ``(…, count at axis, …, width)``, zeros outside."""
+    """The windows of seed elements along one axis, with zeros where they stick out.
+
+    Args:
+        tensor: ``(…, band.size at axis, …)``.
+        axis: along which the windows lie.
+        band: offset, stride and width of the windows.
+        count: number of seed elements.
+
+    Returns:
+        ``(…, count at axis, …, band.width)``: a view, of a padded copy where windows stick out.
+    """
     before = max(0, -band.offset)
     after = max(0, band.stop(count) - band.size)
     if before or after:

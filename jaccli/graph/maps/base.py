@@ -69,5 +69,5 @@ class LazyTensor:
 
     @cached_property
     def tensor(self) -> Tensor:
-        """Computed once."""
+        """Computed once, of the shape that the map which uses it states."""
         return self.make()

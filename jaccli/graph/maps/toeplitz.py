@@ -44,14 +44,14 @@ def as_matrix(data: Tensor, old: Layout, new: Layout, stack: Stack, windows: Win
     """All windows times one matrix; channels lie last in memory, so that what follows reads whole runs.
 
     Args:
-        data: of ``old.sizes``.
+        data: ``(*old.sizes)``.
         old: layout of the windows.
         new: layout of the result.
         stack: their sizes.
         windows: the convolution.
 
     Returns:
-        Data of ``new.sizes``.
+        Data ``(*new.sizes)``.
     """
     data = _channels_last(data, old)
     out = data.reshape(stack.lead, -1) @ _matrix(windows, stack.inner, data)
@@ -63,11 +63,18 @@ def as_matrix(data: Tensor, old: Layout, new: Layout, stack: Stack, windows: Win
 
 
 def by_taps(data: Tensor, old: Layout, new: Layout, stack: Stack, taps: Sequence[tuple[int, Windows]]) -> Tensor:
-    """The first direction tap by tap, the others as one matrix for each tap; arguments as for ``as_matrix``.
+    """The first direction tap by tap, the others as one matrix for each tap.
 
     Args:
+        data: ``(*old.sizes)``.
+        old: layout of the windows.
+        new: layout of the result.
+        stack: their sizes.
         taps: for each, by how many pixels its windows start after the result's, and its convolution of windows
             of one pixel in the first direction.
+
+    Returns:
+        Data ``(*new.sizes)``.
     """
     lead, inner, outer = stack
     width = inner[1]

@@ -70,10 +70,7 @@ class Entry:
     @property
     def root(self) -> Entry:
         """The end of the chain."""
-        entry = self
-        while entry.base is not None:
-            entry = entry.base
-        return entry
+        return self if self.base is None else self.base.root
 
 
 class TensorTable:
@@ -93,11 +90,11 @@ class TensorTable:
         return id(tensor) in self._entries
 
     def entry(self, tensor: Tensor) -> Entry:
-        """Of a tensor that has one."""
+        """Of a tensor, of any shape, that has one."""
         return self._entries[id(tensor)]
 
     def enter(self, tensor: Tensor, value: Value, base: Entry | None = None, view: View | None = None) -> None:
-        """A tensor object that was not there before stands for a value, perhaps as a view of another one."""
+        """A tensor object without an entry stands for a value of its shape, perhaps as a view of ``base``."""
         entry = Entry(tensor, value, base, view, base.root.writes if base is not None else 0)
         self._entries[id(tensor)] = entry
         if base is None:
@@ -108,11 +105,11 @@ class TensorTable:
         self._values_in.setdefault(storage_of(value.tensor), []).append(value)
 
     def varies_beside(self, tensor: Tensor) -> bool:
-        """Whether a value that varies lies in the tensor's memory."""
+        """Whether a value that varies lies in the memory of a tensor, whatever its shape."""
         return any(v.varies for v in self._values_in.get(storage_of(tensor), ()))
 
     def value_of(self, tensor: Tensor) -> Value:
-        """What a tensor stands for now; one that was never seen is a constant.
+        """What a tensor stands for now, a value of its shape; one that was never seen is a constant.
 
         Raises:
             CaptureGap: its memory belongs to another tensor, and is not constant (I6).
@@ -121,7 +118,7 @@ class TensorTable:
         if entry is not None:
             return self._current(entry)
         neighbour = self._roots.get(storage_of(tensor))
-        if neighbour is not None and (neighbour.root.writes or neighbour.root.value.origin != "constant"):
+        if neighbour is not None and (neighbour.writes or neighbour.value.origin != "constant"):
             raise CaptureGap("a tensor is shared with another one behind the recording's back")
         value = Value(tensor, "constant")
         self.enter(tensor, value)
@@ -137,7 +134,7 @@ class TensorTable:
         return entry.value
 
     def write(self, tensor: Tensor, new: Value) -> None:
-        """A tensor's memory is about to be overwritten, and it stands for ``new`` from then on.
+        """A tensor's memory is about to be overwritten, and it stands for ``new``, of its shape, from then on.
 
         Raises:
             CaptureGap: it is a view by an operator without an inverse.
@@ -159,7 +156,7 @@ class TensorTable:
             value.tensor = value.tensor.clone()
 
     def relabel(self, tensor: Tensor) -> Entry:
-        """``tensor.transpose_()`` is about to change the object, not its memory: an entry for what it was until now.
+        """``tensor.transpose_()`` is about to change the object's shape, not its memory: an entry for what it was.
 
         Another object, which looks at the same memory as before, takes its place: as a root, and as base of the views.
         """

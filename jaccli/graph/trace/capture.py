@@ -54,8 +54,8 @@ def capture(f: LayerFunction, also: Sequence[Tensor] = ()) -> Graph:
 
     Args:
         f: the function.
-        also: tensors of the network that are inputs of the graph too, after those of the call; gradients must
-            flow through every operator on them.
+        also: tensors of the network, of any shape, that are inputs of the graph too, after those of the call;
+            gradients must flow through every operator on them.
 
     Cost: one forward pass, and some 20 µs for each operator.
 

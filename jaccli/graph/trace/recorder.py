@@ -51,14 +51,14 @@ class Recorder(Mode):
         self.table = TensorTable(self.emit)
 
     def declare(self, tensor: Tensor, *, active: bool = False) -> Value:
-        """An input of the graph."""
+        """An input of the graph, of any shape."""
         value = Value(tensor, "input", varies=True, active=active)
         self.table.enter(tensor, value)
         self.table.add_value(value)
         return value
 
     def value_of(self, tensor: Tensor) -> Value:
-        """What a tensor of the run stands for now."""
+        """What a tensor of the run stands for now: a value of its shape."""
         if self.derived and tensor not in self.table and self.table.varies_beside(tensor):
             raise CaptureGap("a derivative rests on a tensor that lies in another's memory")
         return self.table.value_of(tensor)

@@ -85,7 +85,7 @@ class Tracer(Mode):
         self._alias_set_of_storage: dict[int, tuple[AliasSet, list[weakref.ref[Tensor]]]] = {}
 
     def adopt(self, tensor: Tensor, varies: bool) -> Variable:
-        """A variable for a tensor that exists already: an input, a value of the graph, or a constant."""
+        """A variable for a tensor of any shape that exists already: an input, a value of the graph, or a constant."""
         memory = self._alias_set(tensor)
         memory.varies |= varies
         return self._enter(tensor, memory, tensor)
@@ -110,7 +110,7 @@ class Tracer(Mode):
         return variable if reference is not None and reference() is tensor else None
 
     def variable_of(self, tensor: Tensor) -> Variable:
-        """The variable of a tensor; one that was never seen is a constant."""
+        """The variable of a tensor of any shape; one that was never seen is a constant."""
         return self._lookup(tensor) or self.adopt(tensor, False)
 
     def see(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
