@@ -233,6 +233,19 @@ def test_memory_shared_behind_the_recordings_back_is_a_gap() -> None:
             of_input + 1
 
 
+def test_a_write_to_memory_of_several_constants_is_a_gap() -> None:
+    """I6: both were read before the write, and one of them would keep the old content."""
+    x, _ = points()
+    buffer = torch.ones(3, 4, dtype=x.dtype)
+    alias = buffer[0]
+    recorder = Recorder()
+    recorder.declare(x)
+    with recording(recorder):
+        assert torch.equal(buffer + alias, torch.full((3, 4), 2.0, dtype=x.dtype))
+        with pytest.raises(CaptureGap, match="shared behind"):
+            buffer.mul_(x)
+
+
 def test_constants_may_share_memory_that_nothing_writes_to() -> None:
     x, _ = points()
     weight = torch.ones(3, 4, dtype=x.dtype)
