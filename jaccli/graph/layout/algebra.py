@@ -60,6 +60,7 @@ def total(a: Block, b: Block) -> Block:
         b: likewise.
     """
     a, b = without_ones(a), without_ones(b)
+    # Step 1 of the docstring; then 2 and 3, until the axes agree, and 4.
     joined = _joined(a, b)
     if joined is not None:
         return joined
@@ -69,6 +70,8 @@ def total(a: Block, b: Block) -> Block:
         a, b = aligned(*same_axes(a, b))
         if (a.layout, b.layout) == before:  # they differ by banded axes of one of them alone
             break
+    # ``a`` becomes the block that is written into: the one with fewer banded axes, which has room for the elements of
+    # the other; among equals the larger one.
     if (len(a.layout.banded), -a.layout.numel) > (len(b.layout.banded), -b.layout.numel):
         a, b = b, a
     a, b = containing(a, b)
@@ -85,6 +88,8 @@ def _sum_into(a: Block, b: Block) -> Block:
         a.data.move(3 * b.layout.numel + (0 if a.owned else 2 * layout.numel))
         return Block(layout, a.data)
     data = a.tensor
+    # Data that is expanded (stride 0) has one number for several elements, and a sum in place would add to it several
+    # times.
     if not a.owned or a.layout.broadcast != layout.broadcast or 0 in data.stride():
         data = data.expand(layout.sizes).clone(memory_format=torch.contiguous_format)
     write(data, layout, b.tensor, b.layout, add=True)
@@ -96,6 +101,7 @@ def _sum_of_equals(a: Block, b: Block) -> Block:
     layout = replace(a.layout, broadcast=a.layout.broadcast & b.layout.broadcast)
 
     def compute(data: Tensor) -> Tensor:
+        # In place only where the sum is as large as the data: a broadcast axis of size 1 may become a full one.
         if a.owned and a.layout.broadcast == layout.broadcast:
             return data.add_(b.tensor)
         if b.owned and b.layout.broadcast == layout.broadcast:
@@ -159,6 +165,7 @@ def transposed(block: Block, shape: tuple[int, ...]) -> Block:
     for d, axes in enumerate(old.primal_axes):
         stride = math.prod(x.size for x in axes)
         for a, axis in enumerate(axes):
+            # The stride of an axis factor in its dimension is the product of the sizes of those after it.
             stride //= axis.size
             seed_axes.append(SeedAxis((d, stride), axis.size))
             if isinstance(axis, BandedAxis):
@@ -188,6 +195,7 @@ def product(rows: Block, columns: Block, shape: tuple[int, ...]) -> Block:
     """
     rows, columns = without_windows(without_ones(rows)), without_windows(without_ones(columns))
     for d in range(len(rows.layout.primal_axes)):
+        # Banded axes may differ: each is named by its own seed axis, and no sum is needed there.
         rows, columns = same_axis_factors(rows, columns, d, bands=False)
     r, c = rows.layout, columns.layout
     a_labels, b_labels, tied = _product_labels(r, c)
@@ -254,6 +262,7 @@ def matrix(
     n_seed = math.prod(e.size for e in old.seed_axes if e.key not in samples)
     shape = (n_batch, n_seed, math.prod(old.shape[1:]))
     stored_so = old.banded.keys() == samples
+    # The caller keeps the result: it must not hold memory of a larger buffer, nor share it with another block.
     own = stored_so and block.owned and data.is_contiguous() and data.shape == layout.sizes
     if out is None and own and data.untyped_storage().nbytes() == data.nbytes:
         return data.view(shape)

@@ -146,6 +146,8 @@ def _reshaped(data: Tensor, sizes: tuple[int, ...]) -> Tensor:
         return data.view(sizes)
     except RuntimeError:
         inner = next((a for a, n in enumerate(data.shape) if n > 1 and data.stride(a) == 1), data.dim() - 1)
+    # The innermost axis can stay where it is when the new sizes have one of its size at the same place in reading
+    # order.
     before = math.prod(data.shape[:inner])
     places = [a for a, n in enumerate(sizes) if n == data.shape[inner] and math.prod(sizes[:a]) == before]
     if not places or inner == data.dim() - 1:
@@ -197,6 +199,7 @@ def zero_padded(block: Block) -> Block:
 
 def _zero_padded(block: Block, d: int, a: int, axis: BandedAxis) -> Block:
     layout = block.layout.with_band(replace(axis, zero_padded=True))
+    # Windows at the border have zeros that those inside have not, so that the data varies along the seed axis now.
     layout = replace(layout, broadcast=layout.broadcast - {axis.key})
 
     def compute(data: Tensor) -> Tensor:
@@ -238,6 +241,7 @@ def split_seed_axis(block: Block, key: Key, low: int) -> Block:
     primal_axes = old.primal_axes
     if key in old.banded:
         d, a, _ = old.banded[key]
+        # A whole diagonal of size high · low is the product of two whole diagonals.
         split = exchanged(primal_axes[d], a, BandedAxis(high_key, high), BandedAxis(key, low))
         primal_axes = exchanged(primal_axes, d, split)
     broadcast = old.broadcast | {high_key} if key in old.broadcast else old.broadcast
@@ -287,6 +291,7 @@ def widened(block: Block, seed_axes: tuple[SeedAxis, ...]) -> Block:
     layout = Layout(seed_axes, block.layout.primal_axes, block.layout.broadcast - set(keys))
 
     def compute(data: Tensor) -> Tensor:
+        # ``part`` is a view of ``out``: after all cuts it covers the old ranges.
         out = part = data.new_zeros(layout.sizes)
         for old, new in pairs:
             part = part.narrow(layout.labels.index((-1, *old.key)), old.start - new.start, old.size)

@@ -78,6 +78,7 @@ def arranged(tensor: Tensor, labels: Sequence[Label], order: Sequence[Label]) ->
     places = [labels.index(label) for label in present]
     if places != list(range(len(places))):
         tensor = tensor.permute(places)
+    # ``reshape`` by sizes: axes of size 1 are inserted without a copy, whatever the strides.
     if len(present) != len(order):
         sizes = iter(tensor.shape)
         tensor = tensor.reshape([next(sizes) if label in labels else 1 for label in order])
@@ -100,6 +101,8 @@ def contract(a: Tensor, la: Sequence[Label], b: Tensor, lb: Sequence[Label], out
     if a.dtype != b.dtype:
         dtype = torch.promote_types(a.dtype, b.dtype)
         a, b = a.to(dtype), b.to(dtype)
+    # ``bmm`` does not broadcast: an axis of size 1 that the other factor has in full is left out, and then belongs to
+    # the other one alone.
     a, la = _trimmed(a, la, b, lb)
     b, lb = _trimmed(b, lb, a, la)
     summed = [x for x in la if x in lb and x not in out]
@@ -108,8 +111,10 @@ def contract(a: Tensor, la: Sequence[Label], b: Tensor, lb: Sequence[Label], out
     batch = [x for x in la if x in lb and x in out]
     only_a = [x for x in la if x not in lb]
     only_b = [x for x in lb if x not in la]
+    # A product comes out with the axes of its first factor first. Where ``out`` has them the other way round,
+    # exchanging the factors saves a permuted result.
     if a.numel() < b.numel() and not batch and only_a and only_b and out.index(only_a[0]) > out.index(only_b[0]):
-        return contract(b, lb, a, la, out)  # the product comes out in the order of ``out``
+        return contract(b, lb, a, la, out)
     size_a, size_b = dict(zip(la, a.shape, strict=True)), dict(zip(lb, b.shape, strict=True))
     n, i, j, k = (math.prod(size_a.get(x, 0) or size_b[x] for x in group) for group in (batch, only_a, only_b, summed))
     left = arranged(a, la, [*batch, *only_a, *summed])

@@ -46,9 +46,11 @@ def spread(layout: Layout, tensor: Tensor, dims: Iterable[int] | None = None) ->
             labels.append((d, a))
             continue
         labels.append((-1, *factor.key))
+        # A whole diagonal has the elements in the order of its seed axis; a factor of size 1 is the same at each.
         if layout.plain(factor) or tensor.shape[axis] == 1:
             continue
         count = layout.seed_axis[factor.key].size
+        # A diagonal inside the axis is a slice with a step: a view, where windows would be padded first.
         if factor.width == 1 and factor.inside(count):
             part = slice(factor.offset, factor.stop(count), factor.stride)
             tensor = tensor[(slice(None),) * axis + (part,)]
@@ -92,5 +94,6 @@ def windows_along(tensor: Tensor, axis: int, band: BandedAxis, count: int) -> Te
     if before or after:
         pads = [0, 0] * (tensor.dim() - 1 - axis) + [before, after]
         tensor = torch.constant_pad_nd(tensor, pads)
+    # From the first element of window 0 to the last one of the last window: a window may also begin inside the axis.
     tensor = tensor.narrow(axis, before + band.offset, band.stop(count) - band.offset)
     return tensor.unfold(axis, band.width, band.stride)

@@ -69,6 +69,7 @@ class Drop(_Indexed):
 
     def compute(self, block: Block, new: Layout) -> Block:
         out = block.tensor.new_zeros(new.sizes)
+        # A sum: positions may repeat, and each adds to the same element.
         return Block.of(new, out.index_add_(new.labels.index((self.dim, 0)), self.index, block.tensor))
 
 

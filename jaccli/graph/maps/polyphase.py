@@ -109,6 +109,8 @@ def by_phases(
     count = len(taps)
     filters = _filters(weight, taps)
     pads = [
+        # Zeros before input 0, down to the first one that place 0 reads, and after input n - 1, up to the last one that
+        # the last place reads; negative where inputs are left over.
         (-t.low, t.low + t.width + t.step * (place - 1) - n)
         for t, place, n in zip(taps, places, data.shape[2:], strict=True)
     ]

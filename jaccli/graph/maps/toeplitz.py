@@ -84,6 +84,8 @@ def by_taps(data: Tensor, old: Layout, new: Layout, stack: Stack, taps: Sequence
     covered = 0
     for start, windows in sorted(taps, key=lambda tap: tap[0]):
         stop = start + width
+        # Rows that no tap has reached yet are written, not added to. With beta=0 ``addmm_`` does not read what is
+        # there, which is uninitialised and may be NaN.
         apart = start >= covered
         if covered < (gap := start if apart else stop):
             out[covered * lead : gap * lead].zero_()
@@ -100,6 +102,7 @@ def by_taps(data: Tensor, old: Layout, new: Layout, stack: Stack, taps: Sequence
 def _matrix(windows: Windows, inner: Shape, like: Tensor) -> Tensor:
     """The convolution of windows as a matrix, ``(pixels and channels in, … out)``, channels last on both sides."""
     basis = torch.eye(math.prod(inner), dtype=like.dtype, device=like.device)
+    # A one-hot window for each row of the matrix: the convolution of these is the matrix.
     basis = basis.reshape(-1, *inner[1:], inner[0]).movedim(-1, 1)
     return windows(basis.contiguous()).movedim(1, -1).reshape(math.prod(inner), -1)
 

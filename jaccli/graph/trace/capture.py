@@ -84,6 +84,7 @@ def _captured(f: LayerFunction, also: Sequence[Tensor]) -> Graph:
             args = (tap.at(MODEL_INPUT, args[0]), *args[1:])
             output = f.network.run(args, kwargs, tap if tap.paths else None)
             tap.at(MODEL_OUTPUT, output)
+        # Raised by the tap at the target. A target that is the output is reached without it.
         except StopRun:
             pass
         if tap.reached is None or tap.source is None:
@@ -107,6 +108,7 @@ def needed(nodes: list[Node], values: list[Value]) -> list[Node]:
     """The nodes that the values are computed from, in order."""
     alive = set(values)
     needed_nodes = []
+    # In reverse, a node comes after all nodes that use its outputs.
     for node in reversed(nodes):
         if any(v in alive for v in node.outputs):
             needed_nodes.append(node)
@@ -139,6 +141,7 @@ class _SourceAndTarget:
             self.source.active = True
             value = self.location.put(value, h)
         if key == self.target.boundary and self.source is not None:
+            # What the network does after its target is not part of f, and may not be recordable.
             self.reached = self.target.get(value)
             raise StopRun
         return value

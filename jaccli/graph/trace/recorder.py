@@ -92,6 +92,7 @@ class Recorder(Mode):
         varies, active = self._dependence(op, node.inputs())
         for position, tensor in enumerate(result if isinstance(result, list | tuple) else (result,)):
             if isinstance(tensor, Tensor):
+                # Indices and masks depend on the source, and have no derivative by it.
                 floating = tensor.is_floating_point() or tensor.is_complex()
                 value = Value(tensor, "node", node, position, varies, active and floating)
                 node.outputs.append(value)
@@ -109,6 +110,7 @@ class Recorder(Mode):
         varies, active = any(v.varies for v in inputs), any(v.active for v in inputs)
         if op.overloadpacket in BLIND:
             return False, False
+        # What the model detaches is a constant to the derivative, and changes with the input all the same.
         if op.overloadpacket is aten.detach:
             return varies, False
         if (active or (self.whole and varies)) and not (self.derived or torch.is_grad_enabled()):
@@ -122,10 +124,13 @@ class Recorder(Mode):
             low, high = (*args, 0.125, 1 / 3)[2:4]
             return self.see(aten.leaky_relu.default, (args[0], (low + high) / 2), {})
         if op in CELLS:
+            # While ``see`` runs the mode is off. Entered again, it records the operators that the cell consists of.
             with self:
                 return CELLS[op](*args, **kwargs)
         effect = effect_of(op)
         values, named = swap(args, self.value_of, Tensor), swap(kwargs, self.value_of, Tensor)
+        # The form without a write is recorded first, while its operands still hold the old content; then the operator
+        # itself runs, so that the tensors of the model are what it expects.
         if effect == "write":
             self._write(op, args, values, named)
             op(*args, **kwargs)
@@ -142,6 +147,7 @@ class Recorder(Mode):
         base = self.table.entry(args[0]) if is_view else None
         for value in self._record(op, values, named, result, (args, kwargs)):
             view = View(op, values[1:], named, value.out) if is_view else None
+            # An operator may return its argument itself (``lift_fresh``), which has its entry already (I1).
             if value.tensor not in self.table:
                 self.table.enter(value.tensor, value, base, view)
         return result
