@@ -27,6 +27,7 @@ Transposing (``transposed``) exchanges seed and primal: each axis factor becomes
 axis factor. No number moves, only the order of the data axes changes.
 
 Invariants
+    * the result is the sum, product or transpose as a matrix, whatever the layouts; these decide the cost alone;
     * results cover all seed elements that one of the operands covers;
     * operands are left as they are, but for ``total``, which may write into the data of an operand that owns it;
     * nothing here looks at numbers: layouts of results, and the path taken, depend on layouts only.

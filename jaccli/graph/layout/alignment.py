@@ -17,15 +17,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jaccli.graph.layout.block import (
-    Block,
-    densify,
-    merged,
-    split_axis_factor,
-    split_seed_axis,
-    widened,
-    zero_padded,
-)
+from jaccli.graph.layout.block import Block, densify, merged, split_axis_factor, split_seed_axis, widened, zero_padded
 from jaccli.graph.layout.layout import BandedAxis, SeedAxis
 from jaccli.graph.layout.windows import WIDE, grown, in_cells, split_window
 

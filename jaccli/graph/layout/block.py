@@ -94,12 +94,7 @@ class Block:
         return self.data
 
     def step(
-        self,
-        layout: Layout,
-        compute: Callable[[Tensor], Tensor],
-        moved: float,
-        result: int = 0,
-        owned: bool = False,
+        self, layout: Layout, compute: Callable[[Tensor], Tensor], moved: float, result: int = 0, owned: bool = False
     ) -> Block:
         """A new block, computed from this one.
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from jaccli.graph.maps.base import LazyTensor
-from jaccli.graph.rules.registry import arguments, number_or_one
+from jaccli.graph.rules.registry import arguments
+from jaccli.graph.rules.steps import number_or_one
 from jaccli.graph.trace.ir import Node, Value, swap
 from jaccli.graph.trace.tracer import Tracer
 

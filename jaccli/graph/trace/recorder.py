@@ -10,7 +10,15 @@ and records a ``Node`` whose tensors are ``Value``s.
                         └─ shape, random   a gap where the values steer the result
 
 Which value a tensor object stands for, after writes and through views, is kept by ``aliasing.TensorTable``; its
-docstring explains how, and lists the invariants.
+docstring explains how, and lists the invariants I1 to I6. Those of the recorder itself:
+
+    R1  What was dispatched is recorded as nodes, is a guard, or is a gap: nothing runs unseen.
+    R2  Nodes stand in order of execution, also those that ``emit`` adds for a write or for a stale view.
+    R3  A value that ``varies`` depends on an input of the graph. All others are the same in every run, and so are the
+        nodes that compute them.
+    R4  A value is ``active`` where it depends on the source through floating-point or complex results alone, with
+        gradients switched on. Where they are switched off, an active operand is a gap; ``detach`` ends activity.
+    R5  The model gets what its operator returned, never a value's tensor: it runs as it would without the recorder.
 """
 
 from __future__ import annotations
@@ -40,7 +48,7 @@ class Recorder(Mode):
     Attributes:
         nodes: in order of execution.
         guards: values whose content steered the run (a branch), with the Python number that was read.
-        derived: whether what is recorded now are derivatives, which autograd computes without gradients of its own.
+        derived: whether derivatives are recorded now, which autograd computes without gradients of its own.
     """
 
     def __init__(self, whole: bool = False) -> None:

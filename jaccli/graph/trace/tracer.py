@@ -2,6 +2,19 @@
 
 The code below the mode is jaccli's own: it branches on no value, and writes in place where it owns the memory. So
 instructions may write, unlike nodes of a ``Graph``; alias sets say which variables share memory.
+
+Invariants
+    T1  A tensor object has one variable as long as it lives, and no later object gets it: an item of
+        ``_variable_of_id`` counts while its weak reference leads to the very tensor that is asked for.
+    T2  Variables of one storage have one alias set. It is that of the storage's number as long as one of the tensors
+        lives that were seen there; a storage that gets the number of a dead one has a set of its own.
+    T3  ``varies`` and ``written`` of an alias set are never taken back. A variable whose memory does not vary is the
+        same in every run, up to the instruction that writes what varies into it.
+    T4  ``Variable.tensor`` is kept of inputs, of values of the captured graph, and of results that did not vary when
+        they were computed. Its content is that of the end of the run, so that constants in an alias set that is
+        ``written`` are computed anew in every run.
+    T5  Instructions stand in order of execution. What they read was adopted, or put out by an earlier one; what is
+        written in place is put out again as the variable that was written.
 """
 
 from __future__ import annotations
