@@ -239,10 +239,8 @@ class Layout:
         """Keys of the banded axes whose windows are wider than 1."""
         return [key for key, (_, _, axis) in self.banded.items() if axis.width > 1]
 
-    def plain(self, axis: AxisFactor) -> bool:
-        """Whether an axis factor is dense, or the diagonal of a whole seed axis of its size."""
-        if isinstance(axis, DenseAxis):
-            return True
+    def plain(self, axis: BandedAxis) -> bool:
+        """Whether a banded axis is the diagonal of a whole seed axis of its size."""
         seed = self.seed_axis[axis.key]
         return seed.whole and axis.width == 1 and axis.stride == 1 and axis.offset == 0 and axis.size == seed.size
 

@@ -45,8 +45,6 @@ class Reshape(_ShapeChange):
         return Reshape(self.new, self.old)
 
     def apply(self, block: Block) -> Block:
-        if self.old == self.new:
-            return block
         if isinstance(block.data, OuterProduct):
             return self._relabelled(block.layout, block.data) or self.apply(materialized(block))
         block = without_ones(block)
@@ -68,10 +66,7 @@ class Reshape(_ShapeChange):
         axes = [[axis for axes in layout.primal_axes for axis in axes] for layout in (old, new)]
         if axes[0] != axes[1] or old.seed_axes != new.seed_axes or old.broadcast != new.broadcast:
             return None
-        places = [
-            [(d, a) for d, axes in enumerate(layout.primal_axes) for a in range(len(axes))] for layout in (old, new)
-        ]
-        names: dict[Label, Label] = dict(zip(*places, strict=True))
+        names: dict[Label, Label] = dict(zip(_places(old), _places(new), strict=True))
         a, b = (factor.relabelled(lambda x: names.get(x, x)) for factor in (outer.a, outer.b))
         return Block(new, OuterProduct(a, b))
 
@@ -96,7 +91,7 @@ def _split_off(block: Block, position: int, size: int) -> tuple[Block, tuple[Axi
     axes: tuple[AxisFactor, ...] = ()
     product = 1
     while product < size:
-        d, a = _place(block.layout, position + len(axes))
+        d, a = _places(block.layout)[position + len(axes)]
         axis, missing = block.layout.primal_axes[d][a], size // product
         # The next axis factor neither divides what is missing nor is a multiple of it.
         if size % product or (axis.size % missing and missing % axis.size):
@@ -113,13 +108,9 @@ def _split_off(block: Block, position: int, size: int) -> tuple[Block, tuple[Axi
     return block, axes if product == size else None
 
 
-def _place(layout: Layout, position: int) -> tuple[int, int]:
-    """Dimension, and place in it, of an axis factor by its number in reading order."""
-    for d, axes in enumerate(layout.primal_axes):
-        if position < len(axes):
-            return d, position
-        position -= len(axes)
-    raise IndexError(position)
+def _places(layout: Layout) -> list[tuple[int, int]]:
+    """Dimension, and place in it, of every axis factor in reading order."""
+    return [(d, a) for d, axes in enumerate(layout.primal_axes) for a in range(len(axes))]
 
 
 def _common_cuts(old: Shape, new: Shape) -> list[tuple[range, Shape]]:

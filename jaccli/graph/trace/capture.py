@@ -42,11 +42,6 @@ class Graph:
     recorder: Recorder
     guards: list[tuple[Value, Any]]
 
-    @property
-    def active_nodes(self) -> list[Node]:
-        """The nodes on a path from source to target."""
-        return [n for n in self.nodes if any(v.active for v in n.outputs) and any(v.active for v in n.inputs())]
-
 
 @gap_where_it_fails()
 def capture(f: LayerFunction, also: Sequence[Tensor] = ()) -> Graph:

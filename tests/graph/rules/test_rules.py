@@ -260,8 +260,8 @@ GAPS: dict[str, tuple[Function, tuple[int, ...]]] = {
 }
 
 
-def _stats(found: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    out, mean, deviation = found
+def _stats(results: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    out, mean, deviation = results
     return out + mean * deviation
 
 

@@ -209,12 +209,12 @@ def test_single_assignment(run: Run) -> None:
     """I5."""
     x, _ = points()
     recorder, source, _, _ = recorded(run, x)
-    made = {source}
+    known = {source}
     for node in recorder.nodes:
         assert not any(a.alias_info is not None and a.alias_info.is_write for a in node.op._schema.arguments)
-        assert all(value in made or value.origin == "constant" for value in node.inputs())
-        assert made.isdisjoint(node.outputs)
-        made.update(node.outputs)
+        assert all(value in known or value.origin == "constant" for value in node.inputs())
+        assert known.isdisjoint(node.outputs)
+        known.update(node.outputs)
 
 
 def test_memory_shared_behind_the_recordings_back_is_a_gap() -> None:
