@@ -75,8 +75,7 @@ def split_window(block: Block, key: Key, low: int) -> Block:
     def compute(data: Tensor) -> Tensor:
         place = old.labels.index((-1, *key))
         if key in old.broadcast:
-            # The window is the same for all seed elements; within the common window of a group each of them has it at
-            # another place, so that the low part is stored in full.
+            # Within the common window each low element has its own at another place: the low part is stored in full.
             data = data.unsqueeze(place + 1).expand([*data.shape[: place + 1], low, *data.shape[place + 1 :]])
         else:
             data = data.unflatten(place, (-1, low))

@@ -132,13 +132,11 @@ class Recorder(Mode):
             low, high = (*args, 0.125, 1 / 3)[2:4]
             return self.see(aten.leaky_relu.default, (args[0], (low + high) / 2), {})
         if op in CELLS:
-            # While ``see`` runs the mode is off. Entered again, it records the operators that the cell consists of.
-            with self:
+            with self:  # the mode is off within ``see``; entered again, it records what the cell consists of
                 return CELLS[op](*args, **kwargs)
         effect = effect_of(op)
         values, named = swap(args, self.value_of, Tensor), swap(kwargs, self.value_of, Tensor)
-        # The form without a write is recorded first, while its operands still hold the old content; then the operator
-        # itself runs, so that the tensors of the model are what it expects.
+        # The form without a write is recorded first, while its operands hold the old content.
         if effect == "write":
             self._write(op, args, values, named)
             op(*args, **kwargs)
