@@ -27,6 +27,7 @@ Transposing (``transposed``) exchanges seed and primal: each axis factor becomes
 axis factor. No number moves, only the order of the data axes changes.
 
 Invariants
+    * the result is the sum, product or transpose as a matrix, whatever the layouts; these decide the cost alone;
     * results cover all seed elements that one of the operands covers;
     * operands are left as they are, but for ``total``, which may write into the data of an operand that owns it;
     * nothing here looks at numbers: layouts of results, and the path taken, depend on layouts only.
@@ -36,6 +37,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -47,6 +49,9 @@ from jaccli.graph.layout.cost import CostModel
 from jaccli.graph.layout.dense_write import write
 from jaccli.graph.layout.layout import AxisFactor, BandedAxis, DenseAxis, Key, Label, Layout, SeedAxis
 
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
 
 def total(a: Block, b: Block) -> Block:
     """The sum of two blocks over the same activation and of the same seed.
@@ -56,6 +61,7 @@ def total(a: Block, b: Block) -> Block:
         b: likewise.
     """
     a, b = without_ones(a), without_ones(b)
+    # Step 1 of the docstring; then 2 and 3, until the axes agree, and 4.
     joined = _joined(a, b)
     if joined is not None:
         return joined
@@ -65,6 +71,8 @@ def total(a: Block, b: Block) -> Block:
         a, b = aligned(*same_axes(a, b))
         if (a.layout, b.layout) == before:  # they differ by banded axes of one of them alone
             break
+    # ``a`` becomes the block that is written into: the one with fewer banded axes, which has room for the elements of
+    # the other; among equals the larger one.
     if (len(a.layout.banded), -a.layout.numel) > (len(b.layout.banded), -b.layout.numel):
         a, b = b, a
     a, b = containing(a, b)
@@ -81,6 +89,8 @@ def _sum_into(a: Block, b: Block) -> Block:
         a.data.move(3 * b.layout.numel + (0 if a.owned else 2 * layout.numel))
         return Block(layout, a.data)
     data = a.tensor
+    # Data that is expanded (stride 0) has one number for several elements, and a sum in place would add to it several
+    # times.
     if not a.owned or a.layout.broadcast != layout.broadcast or 0 in data.stride():
         data = data.expand(layout.sizes).clone(memory_format=torch.contiguous_format)
     write(data, layout, b.tensor, b.layout, add=True)
@@ -92,6 +102,7 @@ def _sum_of_equals(a: Block, b: Block) -> Block:
     layout = replace(a.layout, broadcast=a.layout.broadcast & b.layout.broadcast)
 
     def compute(data: Tensor) -> Tensor:
+        # In place only where the sum is as large as the data: a broadcast axis of size 1 may become a full one.
         if a.owned and a.layout.broadcast == layout.broadcast:
             return data.add_(b.tensor)
         if b.owned and b.layout.broadcast == layout.broadcast:
@@ -155,6 +166,7 @@ def transposed(block: Block, shape: tuple[int, ...]) -> Block:
     for d, axes in enumerate(old.primal_axes):
         stride = math.prod(x.size for x in axes)
         for a, axis in enumerate(axes):
+            # The stride of an axis factor in its dimension is the product of the sizes of those after it.
             stride //= axis.size
             seed_axes.append(SeedAxis((d, stride), axis.size))
             if isinstance(axis, BandedAxis):
@@ -184,6 +196,7 @@ def product(rows: Block, columns: Block, shape: tuple[int, ...]) -> Block:
     """
     rows, columns = without_windows(without_ones(rows)), without_windows(without_ones(columns))
     for d in range(len(rows.layout.primal_axes)):
+        # Banded axes may differ: each is named by its own seed axis, and no sum is needed there.
         rows, columns = same_axis_factors(rows, columns, d, bands=False)
     r, c = rows.layout, columns.layout
     a_labels, b_labels, tied = _product_labels(r, c)
@@ -228,12 +241,14 @@ def _labelled(block: Block, labels: list[Label]) -> LabelledTensor:
     return LabelledTensor(dict(zip(labels, block.layout.sizes, strict=True)), data)
 
 
-def matrix(block: Block, out: Tensor | None = None) -> Tensor:
+def matrix(
+    block: Block, out: Shaped[Tensor, "batch n_seed n_primal"] | None = None
+) -> Shaped[Tensor, "batch n_seed n_primal"]:
     """J as a tensor ``(batch, n_seed, n_primal)``, the caller's own; the first dimension of both is the samples.
 
     Args:
         block: J as rows; of seed axes in ranges only those elements that it covers.
-        out: ``(batch, n_seed, n_primal)``, where to write J; else it is new, or the block's own data.
+        out: where to write J; else the result is new, or the block's own data.
 
     Raises:
         ValueError: samples are not tied to samples.
@@ -248,6 +263,7 @@ def matrix(block: Block, out: Tensor | None = None) -> Tensor:
     n_seed = math.prod(e.size for e in old.seed_axes if e.key not in samples)
     shape = (n_batch, n_seed, math.prod(old.shape[1:]))
     stored_so = old.banded.keys() == samples
+    # The caller keeps the result: it must not hold memory of a larger buffer, nor share it with another block.
     own = stored_so and block.owned and data.is_contiguous() and data.shape == layout.sizes
     if out is None and own and data.untyped_storage().nbytes() == data.nbytes:
         return data.view(shape)

@@ -17,15 +17,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jaccli.graph.layout.block import (
-    Block,
-    densify,
-    merged,
-    split_axis_factor,
-    split_seed_axis,
-    widened,
-    zero_padded,
-)
+from jaccli.graph.layout.block import Block, densify, merged, split_axis_factor, split_seed_axis, widened, zero_padded
 from jaccli.graph.layout.layout import BandedAxis, SeedAxis
 from jaccli.graph.layout.windows import WIDE, grown, in_cells, split_window
 
@@ -51,6 +43,7 @@ def _split_as(a: Block, b: Block) -> Block:
         dim, stride = other.key
         for seed in a.layout.seed_axes:
             if seed.key[0] == dim and seed.key[1] < stride < seed.key[1] * seed.full:
+                # One split at a time: it changes the keys that the next one is looked up by.
                 return _split_as(_split(a, seed, stride // seed.key[1]), b)
     return a
 
@@ -58,6 +51,7 @@ def _split_as(a: Block, b: Block) -> Block:
 def _split(block: Block, seed: SeedAxis, low: int) -> Block:
     """A seed axis as ``high x low``, with what is tied to it; a range grows to whole groups of ``low``."""
     if not seed.divisible(low):
+        # Down and up to multiples of ``low``; seed elements that this adds are zero.
         start, stop = seed.start // low * low, -(-(seed.start + seed.size) // low) * low
         wide = replace(seed, start=start, size=stop - start)
         block = widened(block, tuple(wide if e is seed else e for e in block.layout.seed_axes))
@@ -97,10 +91,12 @@ def same_axis_factors(a: Block, b: Block, d: int, bands: bool = True) -> tuple[B
     """One dimension of both split at the same places; with ``bands``, banded axes that disagree made equal too."""
     position = 0
     while position < max(len(a.layout.primal_axes[d]), len(b.layout.primal_axes[d])):
+        # One has axis factors left and the other none: no common cut is left either.
         if position >= min(len(a.layout.primal_axes[d]), len(b.layout.primal_axes[d])):
             return merged(a, d), merged(b, d)
         x, y = a.layout.primal_axes[d][position], b.layout.primal_axes[d][position]
         if bands and isinstance(x, BandedAxis) and isinstance(y, BandedAxis) and not _alike(x, y):
+            # The same position is looked at again: what was changed may differ in size still.
             changed = _same_bands(a, b, x, y)
             if changed is not None:
                 a, b = changed
@@ -119,6 +115,7 @@ def same_axis_factors(a: Block, b: Block, d: int, bands: bool = True) -> tuple[B
 
 def _alike(x: BandedAxis, y: BandedAxis) -> bool:
     """Whether two banded axes differ by their windows at most, and a window that holds both is small."""
+    # The window that holds both.
     width = max(x.offset + x.width, y.offset + y.width) - min(x.offset, y.offset)
     near = width == max(x.width, y.width) or width <= WIDE * x.size
     return near and x.zero_padded and y.zero_padded and replace(x, offset=y.offset, width=y.width) == y

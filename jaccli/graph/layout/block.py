@@ -72,13 +72,16 @@ class Block:
 
     @classmethod
     def of(cls, layout: Layout, tensor: Tensor, owned: bool = True) -> Block:
-        """A block of numbers: ``tensor`` has the layout's sizes."""
+        """A block of numbers: a tensor of shape ``(*layout.sizes)``, in memory of its own unless ``owned`` is False."""
         assert tuple(tensor.shape) == layout.sizes, (tuple(tensor.shape), layout)
         return cls(layout, tensor, owned)
 
     @classmethod
     def repeated(cls, layout: Layout, data: Tensor | CostModel) -> Block:
-        """A new block whose data is repeated along axes where it has size 1; not owned then."""
+        """A new block: ``data`` of shape ``(*layout.sizes)``, or with 1 on axes along which it is repeated.
+
+        Repeated data is expanded (stride 0), and such a block is not owned.
+        """
         if isinstance(data, CostModel):
             return cls(layout, data)
         full = tuple(data.shape) == layout.sizes
@@ -86,23 +89,18 @@ class Block:
 
     @property
     def tensor(self) -> Tensor:
-        """The data of a block of numbers."""
+        """The data of a block of numbers, ``(*layout.sizes)``."""
         assert isinstance(self.data, Tensor)
         return self.data
 
     def step(
-        self,
-        layout: Layout,
-        compute: Callable[[Tensor], Tensor],
-        moved: float,
-        result: int = 0,
-        owned: bool = False,
+        self, layout: Layout, compute: Callable[[Tensor], Tensor], moved: float, result: int = 0, owned: bool = False
     ) -> Block:
         """A new block, computed from this one.
 
         Args:
             layout: of the result.
-            compute: data of ``self.layout.sizes`` → data of ``layout.sizes``, in memory of its own.
+            compute: data ``(*self.layout.sizes)`` → data ``(*layout.sizes)``, in memory of its own.
             moved: elements that are read and written.
             result: elements of the result where it is large and newly allocated.
             owned: whether a dry run takes the result as owned; with numbers it always is.
@@ -117,7 +115,7 @@ class Block:
 
         Args:
             layout: of the result.
-            compute: data of ``self.layout.sizes`` → a view of it of ``layout.sizes``.
+            compute: data ``(*self.layout.sizes)`` → a view of it, ``(*layout.sizes)``.
             shared: this block stays in use, or elements are repeated: the result is not owned.
         """
         if isinstance(self.data, CostModel):
@@ -143,6 +141,8 @@ def _reshaped(data: Tensor, sizes: tuple[int, ...]) -> Tensor:
         return data.view(sizes)
     except RuntimeError:
         inner = next((a for a, n in enumerate(data.shape) if n > 1 and data.stride(a) == 1), data.dim() - 1)
+    # The innermost axis can stay where it is when the new sizes have one of its size at the same place in reading
+    # order.
     before = math.prod(data.shape[:inner])
     places = [a for a, n in enumerate(sizes) if n == data.shape[inner] and math.prod(sizes[:a]) == before]
     if not places or inner == data.dim() - 1:
@@ -194,6 +194,7 @@ def zero_padded(block: Block) -> Block:
 
 def _zero_padded(block: Block, d: int, a: int, axis: BandedAxis) -> Block:
     layout = block.layout.with_band(replace(axis, zero_padded=True))
+    # Windows at the border have zeros that those inside have not, so that the data varies along the seed axis now.
     layout = replace(layout, broadcast=layout.broadcast - {axis.key})
 
     def compute(data: Tensor) -> Tensor:
@@ -235,6 +236,7 @@ def split_seed_axis(block: Block, key: Key, low: int) -> Block:
     primal_axes = old.primal_axes
     if key in old.banded:
         d, a, _ = old.banded[key]
+        # A whole diagonal of size high · low is the product of two whole diagonals.
         split = exchanged(primal_axes[d], a, BandedAxis(high_key, high), BandedAxis(key, low))
         primal_axes = exchanged(primal_axes, d, split)
     broadcast = old.broadcast | {high_key} if key in old.broadcast else old.broadcast
@@ -284,6 +286,7 @@ def widened(block: Block, seed_axes: tuple[SeedAxis, ...]) -> Block:
     layout = Layout(seed_axes, block.layout.primal_axes, block.layout.broadcast - set(keys))
 
     def compute(data: Tensor) -> Tensor:
+        # ``part`` is a view of ``out``: after all cuts it covers the old ranges.
         out = part = data.new_zeros(layout.sizes)
         for old, new in pairs:
             part = part.narrow(layout.labels.index((-1, *old.key)), old.start - new.start, old.size)

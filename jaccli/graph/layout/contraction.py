@@ -37,7 +37,7 @@ class LabelledTensor:
 
     @classmethod
     def of(cls, tensor: Tensor, labels: Sequence[Label]) -> LabelledTensor:
-        """A tensor with labels for its axes."""
+        """A tensor of any shape, with a label for each of its axes."""
         return cls(dict(zip(labels, tensor.shape, strict=True)), tensor)
 
     @property
@@ -55,7 +55,7 @@ class LabelledTensor:
         return LabelledTensor({new(x): n for x, n in self.sizes.items()}, self.data)
 
     def times(self, other: LabelledTensor, out: Sequence[Label]) -> Tensor | CostModel:
-        """The product, summed over the labels that are not in ``out``; its axes are in that order."""
+        """The product, summed over the labels that are not in ``out``, which names the axes of its shape in order."""
         if isinstance(self.data, CostModel):
             self.data.product(self.sizes, other.sizes, out)
             return self.data
@@ -64,11 +64,21 @@ class LabelledTensor:
 
 
 def arranged(tensor: Tensor, labels: Sequence[Label], order: Sequence[Label]) -> Tensor:
-    """A tensor with its axes in another order, and axes of size 1 for labels that it does not have."""
+    """A tensor with its axes in another order, and axes of size 1 for labels that it does not have.
+
+    Args:
+        tensor: of any shape.
+        labels: of its axes.
+        order: labels of the result's axes; they contain ``labels``.
+
+    Returns:
+        A view where strides allow it: the shape has the tensor's size or 1 for each label of ``order``.
+    """
     present = [label for label in order if label in labels]
     places = [labels.index(label) for label in present]
     if places != list(range(len(places))):
         tensor = tensor.permute(places)
+    # ``reshape`` by sizes: axes of size 1 are inserted without a copy, whatever the strides.
     if len(present) != len(order):
         sizes = iter(tensor.shape)
         tensor = tensor.reshape([next(sizes) if label in labels else 1 for label in order])
@@ -76,7 +86,14 @@ def arranged(tensor: Tensor, labels: Sequence[Label], order: Sequence[Label]) ->
 
 
 def contract(a: Tensor, la: Sequence[Label], b: Tensor, lb: Sequence[Label], out: Sequence[Label]) -> Tensor:
-    """The product of two tensors with labels ``la`` and ``lb``, summed over the labels that are not in ``out``.
+    """The product of two tensors, summed over the labels that are not in ``out``.
+
+    Args:
+        a: of any shape, with an axis for each label of ``la``.
+        la: its labels.
+        b: of any shape, with an axis for each label of ``lb``. Under one label both have the same size, or one has 1.
+        lb: its labels.
+        out: labels of the result.
 
     Returns:
         A tensor with an axis for each label of ``out``, in that order; of the wider dtype of the two.
@@ -84,6 +101,8 @@ def contract(a: Tensor, la: Sequence[Label], b: Tensor, lb: Sequence[Label], out
     if a.dtype != b.dtype:
         dtype = torch.promote_types(a.dtype, b.dtype)
         a, b = a.to(dtype), b.to(dtype)
+    # ``bmm`` does not broadcast: an axis of size 1 that the other factor has in full is left out, and then belongs to
+    # the other one alone.
     a, la = _trimmed(a, la, b, lb)
     b, lb = _trimmed(b, lb, a, la)
     summed = [x for x in la if x in lb and x not in out]
@@ -92,8 +111,10 @@ def contract(a: Tensor, la: Sequence[Label], b: Tensor, lb: Sequence[Label], out
     batch = [x for x in la if x in lb and x in out]
     only_a = [x for x in la if x not in lb]
     only_b = [x for x in lb if x not in la]
+    # A product comes out with the axes of its first factor first. Where ``out`` has them the other way round,
+    # exchanging the factors saves a permuted result.
     if a.numel() < b.numel() and not batch and only_a and only_b and out.index(only_a[0]) > out.index(only_b[0]):
-        return contract(b, lb, a, la, out)  # the product comes out in the order of ``out``
+        return contract(b, lb, a, la, out)
     size_a, size_b = dict(zip(la, a.shape, strict=True)), dict(zip(lb, b.shape, strict=True))
     n, i, j, k = (math.prod(size_a.get(x, 0) or size_b[x] for x in group) for group in (batch, only_a, only_b, summed))
     left = arranged(a, la, [*batch, *only_a, *summed])

@@ -48,6 +48,7 @@ def measured_rates() -> Iterator[None]:
 def _memo_of(machine: Calibration) -> dict[Hashable, float]:
     """Seconds of operators on a machine; a new table when the machine changes, old models keep theirs."""
     global _last
+    # One read of the global: another thread may replace it between two.
     last = _last
     if machine != last[0]:
         _last = last = (machine, {})
@@ -97,12 +98,15 @@ class CostModel:
         both = [x for x in a if x in b and not (a[x] == 1) ^ (b[x] == 1)]
         summed = [x for x in both if x not in out]
         size = {x: max(a.get(x, 1), b.get(x, 1)) for x in (*a, *b)}
+        # An elementwise product: both factors read, and the result written, at the size of the result.
         if not summed:
             self.move(2 * math.prod(size.values()))
             return
         batch = [x for x in both if x in out]
         only_a = [x for x in a if x not in both and a[x] > 1]
         only_b = [x for x in b if x not in both and b[x] > 1]
+        # A factor with its axes in another order is copied first. BLAS reads a transposed matrix as it is, so that
+        # without a batch it is enough that the summed axes lie last.
         for factor, ideal in ((a, [*batch, *only_a, *summed]), (b, [*batch, *summed, *only_b])):
             order = [x for x in factor if x in ideal and size[x] > 1]
             if order != [x for x in ideal if size[x] > 1] and (batch or order[-1:] != summed[-1:]):
@@ -145,6 +149,7 @@ class CostModel:
         if key not in self._memo:
             self._memo[key] = self.machine.conv_seconds(flops, channels, True, transposed, self.dtype)
         work = self._memo[key]
+        # A convolution is bound by its operations or by what it moves; the longer one of the two hides the other.
         memory = self.machine.elementwise_seconds(self._bytes(elements))
         self.seconds += max(work, memory) + 4 * self.machine.overhead_s
         self._result(int(elements))

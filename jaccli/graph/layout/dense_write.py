@@ -33,17 +33,19 @@ def write(out: Tensor, layout: Layout, data: Tensor, old: Layout, add: bool = Fa
     """Copy a block's data into ``out``, or add it.
 
     Args:
-        out: of ``layout.sizes``; elements that the block does not store are left as they are.
+        out: ``(*layout.sizes)``; elements that the block does not store are left as they are.
         layout: as ``old``, with banded axes stored in full or with wider windows.
-        data: of ``old.sizes``.
+        data: ``(*old.sizes)``, or 1 on seed axes along which it does not vary.
         old: the block's.
-        add: add to what is there.
+        add: to the elements of ``out``, instead of replacing them.
     """
+    # Axes that are banded in the data and dense in ``out``: each is one diagonal, or band, of ``out``.
     keys = [key for key in old.banded if key not in layout.banded]
     out = _covered(out, layout, old)
     sizes = dict(zip(layout.labels, out.shape, strict=True))
     sizes |= {(-1, *key): old.seed_axis[key].size for key in keys}
     data = data.expand([n if x[0] != -1 else sizes[x] for x, n in zip(old.labels, data.shape, strict=True)])
+    # Windows that overlap have elements in the same column of different rows. ``unfold`` cannot write these apart.
     disjoint = all(old.banded[key][2].width <= old.banded[key][2].stride for key in keys)
     for ranges in itertools.product(*(_ranges(old, key) for key in keys)):
         boxes, part = dict(zip(keys, ranges, strict=True)), data
@@ -68,6 +70,8 @@ def _diagonal(out: Tensor, labels: tuple[Label, ...], old: Layout, boxes: dict[K
         d, a, axis = old.banded[key]
         row, column = labels.index((-1, *key)), labels.index((d, a))
         reach = axis.stride * (count - 1) + width
+        # The rows of the range, and the columns that their windows reach together. Cut into windows that step with the
+        # rows, window i of row i is what the data stores: the diagonal over rows and windows.
         out = out.narrow(row, first, count).narrow(column, axis.offset + axis.stride * first + low, reach)
         labels = tuple(x for i, x in enumerate(labels) if i not in (row, column))
         if axis.stride > 1:
@@ -86,6 +90,7 @@ def _strided(out: Tensor, labels: tuple[Label, ...], old: Layout, boxes: dict[Ke
     for key, (first, count, low, width) in boxes.items():
         seed: Label = (-1, *key)
         d, a, axis = old.banded[key]
+        # Where the first window of the range begins in memory; the next row's begins ``stride`` columns further on.
         offset += first * strides[seed] + (axis.offset + axis.stride * first + low) * strides[(d, a)]
         strides[seed] += axis.stride * strides[(d, a)]
         sizes |= {seed: count, (d, a): width}
@@ -106,6 +111,7 @@ def _ranges(layout: Layout, key: Key) -> list[Range]:
     """Ranges of seed elements whose windows have the same part inside the axis."""
     _, _, axis = layout.banded[key]
     count = layout.seed_axis[key].size
+    # Nothing sticks out: one write for all rows. Else only the rows at the borders have ranges of their own.
     if axis.inside(count):
         return [Range(0, count, 0, axis.width)]
     ranges: list[Range] = []

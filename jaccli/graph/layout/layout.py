@@ -131,6 +131,7 @@ class SeedAxis:
 
     def __post_init__(self) -> None:
         if self.size < 0:
+            # The class is frozen: the default of one field is the value of another.
             object.__setattr__(self, "size", self.full)
 
     @property
@@ -186,6 +187,8 @@ class Layout:
     @cached_property
     def labels(self) -> tuple[Label, ...]:
         """Names of the data axes: ``(-1, *key)`` of a seed axis, ``(dimension, place)`` of an axis factor."""
+        # Tied seed axes come first, since they are the batch of the products that ``contraction`` makes; the others are
+        # their rows.
         tied = [(-1, *e.key) for e in self.seed_axes if e.key in self.banded]
         others = [(-1, *e.key) for e in self.seed_axes if e.key not in self.banded]
         columns = [
@@ -204,6 +207,7 @@ class Layout:
     def _size(self, label: Label) -> int:
         if label[0] == -1:
             key = (label[1], label[2])
+            # Along an axis in ``broadcast`` all seed elements have the same data, which is stored once.
             return 1 if key in self.broadcast else self.seed_axis[key].size
         axis = self.primal_axes[label[0]][label[1]]
         return axis.size if isinstance(axis, DenseAxis) else axis.width
@@ -235,10 +239,8 @@ class Layout:
         """Keys of the banded axes whose windows are wider than 1."""
         return [key for key, (_, _, axis) in self.banded.items() if axis.width > 1]
 
-    def plain(self, axis: AxisFactor) -> bool:
-        """Whether an axis factor is dense, or the diagonal of a whole seed axis of its size."""
-        if isinstance(axis, DenseAxis):
-            return True
+    def plain(self, axis: BandedAxis) -> bool:
+        """Whether a banded axis is the diagonal of a whole seed axis of its size."""
         seed = self.seed_axis[axis.key]
         return seed.whole and axis.width == 1 and axis.stride == 1 and axis.offset == 0 and axis.size == seed.size
 

@@ -46,9 +46,11 @@ def spread(layout: Layout, tensor: Tensor, dims: Iterable[int] | None = None) ->
             labels.append((d, a))
             continue
         labels.append((-1, *factor.key))
+        # A whole diagonal has the elements in the order of its seed axis; a factor of size 1 is the same at each.
         if layout.plain(factor) or tensor.shape[axis] == 1:
             continue
         count = layout.seed_axis[factor.key].size
+        # A diagonal inside the axis is a slice with a step: a view, where windows would be padded first.
         if factor.width == 1 and factor.inside(count):
             part = slice(factor.offset, factor.stop(count), factor.stride)
             tensor = tensor[(slice(None),) * axis + (part,)]
@@ -76,11 +78,22 @@ def _by_axis_factors(layout: Layout, tensor: Tensor, dims: Sequence[int]) -> Ten
 
 
 def windows_along(tensor: Tensor, axis: int, band: BandedAxis, count: int) -> Tensor:
-    """The windows of ``count`` seed elements along one axis: ``(…, count at axis, …, width)``, zeros outside."""
+    """The windows of seed elements along one axis, with zeros where they stick out.
+
+    Args:
+        tensor: ``(…, band.size at axis, …)``.
+        axis: along which the windows lie.
+        band: offset, stride and width of the windows.
+        count: number of seed elements.
+
+    Returns:
+        ``(…, count at axis, …, band.width)``: a view, of a padded copy where windows stick out.
+    """
     before = max(0, -band.offset)
     after = max(0, band.stop(count) - band.size)
     if before or after:
         pads = [0, 0] * (tensor.dim() - 1 - axis) + [before, after]
         tensor = torch.constant_pad_nd(tensor, pads)
+    # From the first element of window 0 to the last one of the last window: a window may also begin inside the axis.
     tensor = tensor.narrow(axis, before + band.offset, band.stop(count) - band.offset)
     return tensor.unfold(axis, band.width, band.stride)

@@ -50,6 +50,7 @@ def grown(block: Block, d: int, a: int, offset: int, width: int) -> Block:
     def compute(data: Tensor) -> Tensor:
         if axis.width == 1:
             data = arranged(data, old.labels, layout.labels)
+        # ``constant_pad_nd`` counts axes from the last one.
         after = data.dim() - 1 - layout.labels.index((d, a))
         pads = [0, 0] * after + [axis.offset - offset, offset + width - axis.offset - axis.width]
         return torch.constant_pad_nd(data, pads)
@@ -74,6 +75,7 @@ def split_window(block: Block, key: Key, low: int) -> Block:
     def compute(data: Tensor) -> Tensor:
         place = old.labels.index((-1, *key))
         if key in old.broadcast:
+            # Within the common window each low element has its own at another place: the low part is stored in full.
             data = data.unsqueeze(place + 1).expand([*data.shape[: place + 1], low, *data.shape[place + 1 :]])
         else:
             data = data.unflatten(place, (-1, low))
@@ -83,6 +85,7 @@ def split_window(block: Block, key: Key, low: int) -> Block:
         strides = dict(zip(layout.labels, out.stride(), strict=True))
         if wide.width > 1:  # of the common window each low element begins ``axis.stride`` after the one before it
             strides[-1, *key] += axis.stride * strides[d, a]
+        # A view of ``out`` with the axes of the data: one copy puts the windows of all low elements at their places.
         out.as_strided(data.shape, [strides[x] for x in layout.labels], 0).copy_(data)
         return out
 
@@ -96,8 +99,10 @@ def in_cells(block: Block, d: int, a: int, size: int) -> Block | None:
     """
     axis = block.layout.primal_axes[d][a]
     assert isinstance(axis, BandedAxis)
+    # The fewest neighbours whose common window steps whole cells.
     low = size // math.gcd(axis.stride, size)
     first = axis.offset // size
+    # Cells that the common window touches, from the one where it begins.
     cells = (axis.offset + axis.shared(low).width - 1) // size - first + 1
     if cells * size > WIDE * axis.size or not block.layout.seed_axis[axis.key].divisible(low):
         return None

@@ -10,6 +10,13 @@ cotangents that are pulled back::
 
 Primitives that consist of several steps, or of several ways to go, override ``apply`` instead, and build it from
 operations on blocks, each of which separates the three in the same way (``Block.step``).
+
+Invariants
+    * ``layout`` and ``charge`` look at layouts only, and at no ``LazyTensor``: planning computes no factor;
+    * the layout that a dry run gives is the one that the numbers have;
+    * seed axes keep their keys, but for those that are split or narrowed to a range;
+    * ``p.T.T`` is the map ``p``. As matrices, ``p.T`` is the transpose, not the adjoint: numbers are real;
+    * a primitive is frozen and has no state, so that dry runs and several threads may share it.
 """
 
 from __future__ import annotations
@@ -69,5 +76,5 @@ class LazyTensor:
 
     @cached_property
     def tensor(self) -> Tensor:
-        """Computed once."""
+        """Computed once, of the shape that the map which uses it states."""
         return self.make()

@@ -101,6 +101,7 @@ class Conv(Primitive):
             return False
         new = []
         for d, band in enumerate(bands):
+            # The group that ``_split_for_stride`` would make, and the window of the result for it.
             low = self._group(d, band)
             if not layout.seed_axis[band.key].divisible(low):
                 return False
@@ -120,6 +121,9 @@ class Conv(Primitive):
     def _band(self, d: int, band: BandedAxis) -> BandedAxis:
         """The banded axis of the result in one direction."""
         reach = (self.kernel[d] - 1) * self.dilation[d]
+        # Tap k: y[q] reads x[step q - padding + dilation k]. Adjoint: element e of y reaches x from ``step e -
+        # padding`` to ``reach`` after. Else element e of x reaches those q with ``step q`` from ``e + padding - reach``
+        # to ``e + padding``; ``-(-a // b)`` rounds up.
         step, padding = self.stride[d], self.padding[d]
         if self.adjoint:
             first, stride = step * band.offset - padding, step * band.stride
@@ -139,6 +143,7 @@ class Conv(Primitive):
         channels = (DenseAxis(outer[1]),) if outer[1] != 1 else ()
         new = replace(old, primal_axes=(old.primal_axes[0], channels, *((x,) for x in new_bands)))
         widths = tuple(x.width for x in bands)
+        # All axes of the data before channels and windows are stacked in the batch.
         lead = old.numel // (inner[1] * math.prod(widths))
         stack = Stack(lead, (inner[1], *widths), (outer[1], *(x.width for x in new_bands)))
         mode = self._mode(stack)
@@ -183,6 +188,8 @@ class Conv(Primitive):
         pads = []
         for d, (x, y) in enumerate(zip(old, new, strict=True)):
             reach = (self.kernel[d] - 1) * self.dilation[d]
+            # Result y.offset reads from ``stride · y.offset - padding`` on, and the window begins at x.offset. Together
+            # the results read ``(width - 1) stride + reach + 1`` elements.
             before = x.offset + self.padding[d] - self.stride[d] * y.offset
             pads.append((before, (y.width - 1) * self.stride[d] + reach + 1 - x.width - before))
         return pads
@@ -214,6 +221,7 @@ class Conv(Primitive):
 
         They show as inner axis factors along which the numbers do not vary in memory: a dry run does not see them.
         """
+        # With strides or dilation, taps do not fall on whole repetitions.
         plain = self.groups == 1 and not self.adjoint and set(self.stride) == set(self.dilation) == {1}
         if isinstance(block.data, CostModel) or not plain:
             return block, ()
@@ -252,6 +260,7 @@ class Conv(Primitive):
             return self._by_phases(data, phases)
         if self.groups == 1 and set(self.kernel) == {1} and not any(self.padding):
             return self._of_single_pixels(data)
+        # Output padding: what the smallest x that gives y lacks to the x of the model.
         rest = [
             n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) if self.adjoint else 0
             for n, m, s, p, d, k in zip(
@@ -295,6 +304,7 @@ class Conv(Primitive):
         finer = times or (self.stride if self.adjoint else (1,) * len(self.stride))
         if not plain or (set(self.kernel) == {1} and not times):
             return []
+        # Places of the coarse grid in each direction; 0 where the grid does not divide the result.
         places = [n // s if n % s == 0 else 0 for n, s in zip(self._shapes[1][2:], finer, strict=True)]
         count = math.prod(finer) * self._shapes[1][1]
         fits = (b for b in _BLOCKS if b ** len(places) * count <= _LANES and all(n % b == 0 and n > b for n in places))

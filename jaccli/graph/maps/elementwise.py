@@ -52,8 +52,10 @@ class Mul(Primitive):
         if factor.dim() == 4 and windows:
             factor = factor.contiguous(memory_format=torch.channels_last)  # as windows lie in memory
         factor = _ordered_like(laid_out(old, factor), data)
+        # In place only where the factor does not make the data larger.
         if block.owned and old.broadcast == new.broadcast:
             return Block.of(new, data.mul_(factor))
+        # The identity, of which one number is stored: the product is the factor, however large.
         if math.prod(old.sizes) == 1:
             return Block.of(new, (data * factor).expand(new.sizes))
         if 2 * data.numel() <= new.numel and (not data.is_contiguous() or windows):
@@ -108,6 +110,7 @@ def multiplied(block: Block, factors: Sequence[Mul | Scale]) -> Block:
         block = materialized(block)
     if not tensors:
         return Scale(number).apply(block)
+    # One factor is used as it is: its tensor is computed once for all blocks. A product is computed for this block.
     if len(tensors) == 1 and number == 1:
         factor = tensors[0]
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -12,6 +13,9 @@ from jaccli.graph.layout.layout import DenseAxis, Layout
 from jaccli.graph.layout.spread import laid_out
 from jaccli.graph.maps.base import LazyTensor, Primitive, Shape
 
+if TYPE_CHECKING:
+    from jaxtyping import Int
+
 
 @dataclass(frozen=True)
 class _Indexed(Primitive):
@@ -20,12 +24,12 @@ class _Indexed(Primitive):
     Args:
         dim: the dimension.
         full: its size in x.
-        index: ``(n,)`` of int64.
+        index: int64, each from 0 to ``full - 1``.
     """
 
     dim: int
     full: int
-    index: Tensor
+    index: Int[Tensor, "n"]
 
     def prepared(self, block: Block) -> Block:
         return merged(block, self.dim)
@@ -65,6 +69,7 @@ class Drop(_Indexed):
 
     def compute(self, block: Block, new: Layout) -> Block:
         out = block.tensor.new_zeros(new.sizes)
+        # A sum: positions may repeat, and each adds to the same element.
         return Block.of(new, out.index_add_(new.labels.index((self.dim, 0)), self.index, block.tensor))
 
 

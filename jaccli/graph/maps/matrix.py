@@ -57,6 +57,8 @@ class Matrix(Primitive):
         data = block.data if isinstance(block.data, CostModel) else block.tensor
         vectors = LabelledTensor(dict(zip(labels, old.sizes, strict=True)), data)
         weight = self._labelled(old, data)
+        # Nothing is summed over: each element of the result is one product, and there may be many more of them than of
+        # the factors.
         if not any(x[0] == -3 for x in labels) and new.numel >= _OUTER * (vectors.numel + weight.numel):
             return Block(new, OuterProduct(vectors, weight))
         out: Label = (self.dim, 0)
@@ -85,6 +87,7 @@ class Matrix(Primitive):
         factor = self.factor.tensor.to(like.dtype)
         factor = factor.transpose(-1, -2) if self.swapped else factor
         factor, labels = spread(old, factor, self.parallel)
+        # A layout of the one dimension, so that ``spread`` gives the rows of M the axis factors of the dimension.
         summed = Layout(old.seed_axes, (old.primal_axes[self.dim],), old.broadcast)
         factor, summed_labels = spread(summed, factor.movedim(len(labels), 0), [0])
         labels = [*((-3, self.dim, x[1]) if x[0] != -1 else x for x in summed_labels), *labels]
@@ -110,6 +113,7 @@ class Matrix(Primitive):
             return None
         a, b = (f.relabelled(self._summed) for f in (outer.a, outer.b))
         own_a, own_b = ([x for x in f.labels if x[0] == -3 and x not in g.sizes] for f, g in ((a, b), (b, a)))
+        # With an axis to sum over in both, or in neither, M would touch both factors.
         if bool(own_a) == bool(own_b):
             return None
         if own_a:
@@ -168,6 +172,7 @@ class Projection(Primitive):
         if self.kind == "softmax":
             scaled = data * vector
             return Block.of(new, torch.addcmul(scaled, vector, scaled.sum(axis, keepdim=True), value=-1))
+        # v - x̂ mean(x̂ v); of ``norm`` also minus mean v, the mean of the vectors that came in.
         out = torch.addcmul(data, vector, (data * vector).sum(axis, keepdim=True) / -data.shape[axis])
         if self.kind == "norm":
             out -= data.mean(axis, keepdim=True)

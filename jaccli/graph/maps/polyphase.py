@@ -16,10 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Inexact, Shaped
 
 Shape = tuple[int, ...]
 # Data ``(n, channels, *space)``, filters ``(channels, channels, *kernel)``, stride, padding → convolution.
@@ -52,8 +56,8 @@ class Taps:
         """Inputs that one place reads."""
         return max(q for _, q, _ in self.uses) - self.low + 1
 
-    def selection(self, like: Tensor) -> Tensor:
-        """``(phases · width, kernel)``: a filter's taps → those of its phases."""
+    def selection(self, like: Shaped[Tensor, "..."]) -> Inexact[Tensor, "phases_times_width kernel"]:
+        """A matrix of zeros and ones, from a filter's taps to those of its phases; dtype and device of ``like``."""
         chosen = np.zeros((self.phases, self.width, self.kernel))
         for r, q, k in self.uses:
             chosen[r, q - self.low, k] = 1
@@ -83,12 +87,18 @@ def repeated(kernel: int, times: int, block: int, padding: int) -> Taps:
     return Taps(times * block, kernel, tuple(uses), block)
 
 
-def by_phases(data: Tensor, weight: Tensor, taps: Sequence[Taps], places: Shape, convolve: Convolution) -> Tensor:
+def by_phases(
+    data: Inexact[Tensor, "n channels_in *space"],
+    weight: Inexact[Tensor, "channels_out channels_in *kernel"],
+    taps: Sequence[Taps],
+    places: Shape,
+    convolve: Convolution,
+) -> Inexact[Tensor, "n channels_out *places_and_phases"]:
     """The convolution onto the finer grid.
 
     Args:
-        data: ``(n, channels in, *space)``.
-        weight: ``(channels out, channels in, *kernel)``.
+        data: images, with as many directions as there are ``taps``.
+        weight: of the convolution onto the fine grid.
         taps: for each direction.
         places: of the result in each direction, divided by the number of phases.
         convolve: an ordinary convolution, see ``Convolution``.
@@ -99,6 +109,8 @@ def by_phases(data: Tensor, weight: Tensor, taps: Sequence[Taps], places: Shape,
     count = len(taps)
     filters = _filters(weight, taps)
     pads = [
+        # Zeros before input 0, down to the first one that place 0 reads, and after input n - 1, up to the last one that
+        # the last place reads; negative where inputs are left over.
         (-t.low, t.low + t.width + t.step * (place - 1) - n)
         for t, place, n in zip(taps, places, data.shape[2:], strict=True)
     ]
@@ -111,8 +123,10 @@ def by_phases(data: Tensor, weight: Tensor, taps: Sequence[Taps], places: Shape,
     return phased
 
 
-def _filters(weight: Tensor, taps: Sequence[Taps]) -> Tensor:
-    """``(all phases · channels out, channels in, *widths)``."""
+def _filters(
+    weight: Inexact[Tensor, "channels_out channels_in *kernel"], taps: Sequence[Taps]
+) -> Inexact[Tensor, "phases_times_channels_out channels_in *widths"]:
+    """The filters of all phases, the phases of the first direction slowest."""
     channels_out, channels_in = weight.shape[:2]
     count = len(taps)
     for t in taps:  # each direction in turn comes last

@@ -45,8 +45,6 @@ class Reshape(_ShapeChange):
         return Reshape(self.new, self.old)
 
     def apply(self, block: Block) -> Block:
-        if self.old == self.new:
-            return block
         if isinstance(block.data, OuterProduct):
             return self._relabelled(block.layout, block.data) or self.apply(materialized(block))
         block = without_ones(block)
@@ -62,15 +60,13 @@ class Reshape(_ShapeChange):
 
     def _relabelled(self, old: Layout, outer: OuterProduct) -> Block | None:
         """The same axes in other dimensions; None where axes have to be split or joined."""
+        # The layout after the reshape, by an abstract block: no product is multiplied out to find it.
         cost = outer.a.data if isinstance(outer.a.data, CostModel) else CostModel.unread()
         new = self.apply(Block(old, cost)).layout
         axes = [[axis for axes in layout.primal_axes for axis in axes] for layout in (old, new)]
         if axes[0] != axes[1] or old.seed_axes != new.seed_axes or old.broadcast != new.broadcast:
             return None
-        places = [
-            [(d, a) for d, axes in enumerate(layout.primal_axes) for a in range(len(axes))] for layout in (old, new)
-        ]
-        names: dict[Label, Label] = dict(zip(*places, strict=True))
+        names: dict[Label, Label] = dict(zip(_places(old), _places(new), strict=True))
         a, b = (factor.relabelled(lambda x: names.get(x, x)) for factor in (outer.a, outer.b))
         return Block(new, OuterProduct(a, b))
 
@@ -95,13 +91,15 @@ def _split_off(block: Block, position: int, size: int) -> tuple[Block, tuple[Axi
     axes: tuple[AxisFactor, ...] = ()
     product = 1
     while product < size:
-        d, a = _place(block.layout, position + len(axes))
+        d, a = _places(block.layout)[position + len(axes)]
         axis, missing = block.layout.primal_axes[d][a], size // product
+        # The next axis factor neither divides what is missing nor is a multiple of it.
         if size % product or (axis.size % missing and missing % axis.size):
             return block, None
         if axis.size > missing:
             if isinstance(axis, BandedAxis) and not block.layout.plain(axis):
                 block = in_cells(block, d, a, axis.size // missing) or densify(block, [axis.key])
+            # ``in_cells`` has split the axis already; after ``densify`` it is one axis still.
             if block.layout.primal_axes[d][a].size > missing:
                 block = split_axis_factor(block, d, a, axis.size // missing)
             axis = block.layout.primal_axes[d][a]
@@ -110,13 +108,9 @@ def _split_off(block: Block, position: int, size: int) -> tuple[Block, tuple[Axi
     return block, axes if product == size else None
 
 
-def _place(layout: Layout, position: int) -> tuple[int, int]:
-    """Dimension, and place in it, of an axis factor by its number in reading order."""
-    for d, axes in enumerate(layout.primal_axes):
-        if position < len(axes):
-            return d, position
-        position -= len(axes)
-    raise IndexError(position)
+def _places(layout: Layout) -> list[tuple[int, int]]:
+    """Dimension, and place in it, of every axis factor in reading order."""
+    return [(d, a) for d, axes in enumerate(layout.primal_axes) for a in range(len(axes))]
 
 
 def _common_cuts(old: Shape, new: Shape) -> list[tuple[range, Shape]]:
@@ -126,6 +120,7 @@ def _common_cuts(old: Shape, new: Shape) -> list[tuple[range, Shape]]:
     while start_old < len(old) or start_new < len(new):
         stop_old, stop_new = start_old + 1, start_new + 1
         a, b = math.prod(old[start_old:stop_old]), math.prod(new[start_new:stop_new])
+        # Both runs grow, the smaller product first, until their products agree.
         while a != b:
             if a < b and stop_old < len(old):
                 a, stop_old = a * old[stop_old], stop_old + 1
@@ -157,6 +152,7 @@ class Permute(Primitive):
         return replace(old, primal_axes=tuple(old.primal_axes[d] for d in self.order))
 
     def compute(self, block: Block, new: Layout) -> Block:
+        # Labels of the result by their names in the block: its dimension d is dimension ``order[d]`` there.
         sources: list[Label] = [x if x[0] == -1 else (self.order[x[0]], x[1]) for x in new.labels]
         order = [block.layout.labels.index(x) for x in sources]
         data = block.tensor if order == sorted(order) else block.tensor.permute(order)

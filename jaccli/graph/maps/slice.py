@@ -61,6 +61,7 @@ class Slice(_Places):
     def _of_diagonal(self, block: Block, axis: BandedAxis) -> Block | None:
         old = block.layout
         seed = old.seed_axis[axis.key]
+        # Seed elements ``low`` to ``high`` reach the slice; vectors of all others become zero.
         low = max(0, self.start - axis.offset)
         high = min(seed.size, self.start + self.count - axis.offset)
         if high <= low:
@@ -68,6 +69,7 @@ class Slice(_Places):
         narrow = replace(seed, start=seed.start + low, size=high - low)
         layout = replace(old, seed_axes=tuple(narrow if e is seed else e for e in old.seed_axes))
         if self.count == 1:
+            # One seed element is left: its axis of the primal has size 1, and goes.
             layout = replace(layout.with_dim(self.dim, ()), broadcast=old.broadcast - {axis.key})
         else:
             moved = replace(axis, offset=axis.offset + low - self.start, size=self.count)
@@ -92,6 +94,7 @@ class Embed(_Places):
         if self.count == self.full:
             return block
         axis = _band(block.layout, self.dim)
+        # Windows wider than 1 would have to spread their elements by the step, which a banded axis does not store.
         if axis is None or (axis.width > 1 and self.step > 1):
             return assembled([(block, self)])
         block = zero_padded(block)
@@ -135,6 +138,7 @@ def _put_together(pieces: list[tuple[Tensor, Embed]], layout: Layout) -> Tensor:
     """Data of ``layout.sizes`` with each piece at its place, and zeros elsewhere."""
     data, embed = pieces[0]
     axis = layout.labels.index((embed.dim, 0))
+    # They do not overlap, so that their sizes add up.
     covered = sum(e.count for _, e in pieces)
     if covered == embed.full and all(e.step == 1 for _, e in pieces):
         pieces = sorted(pieces, key=lambda piece: piece[1].start)

@@ -44,14 +44,14 @@ def as_matrix(data: Tensor, old: Layout, new: Layout, stack: Stack, windows: Win
     """All windows times one matrix; channels lie last in memory, so that what follows reads whole runs.
 
     Args:
-        data: of ``old.sizes``.
+        data: ``(*old.sizes)``.
         old: layout of the windows.
         new: layout of the result.
         stack: their sizes.
         windows: the convolution.
 
     Returns:
-        Data of ``new.sizes``.
+        Data ``(*new.sizes)``.
     """
     data = _channels_last(data, old)
     out = data.reshape(stack.lead, -1) @ _matrix(windows, stack.inner, data)
@@ -63,11 +63,18 @@ def as_matrix(data: Tensor, old: Layout, new: Layout, stack: Stack, windows: Win
 
 
 def by_taps(data: Tensor, old: Layout, new: Layout, stack: Stack, taps: Sequence[tuple[int, Windows]]) -> Tensor:
-    """The first direction tap by tap, the others as one matrix for each tap; arguments as for ``as_matrix``.
+    """The first direction tap by tap, the others as one matrix for each tap.
 
     Args:
+        data: ``(*old.sizes)``.
+        old: layout of the windows.
+        new: layout of the result.
+        stack: their sizes.
         taps: for each, by how many pixels its windows start after the result's, and its convolution of windows
             of one pixel in the first direction.
+
+    Returns:
+        Data ``(*new.sizes)``.
     """
     lead, inner, outer = stack
     width = inner[1]
@@ -77,6 +84,8 @@ def by_taps(data: Tensor, old: Layout, new: Layout, stack: Stack, taps: Sequence
     covered = 0
     for start, windows in sorted(taps, key=lambda tap: tap[0]):
         stop = start + width
+        # Rows that no tap has reached yet are written, not added to. With beta=0 ``addmm_`` does not read what is
+        # there, which is uninitialised and may be NaN.
         apart = start >= covered
         if covered < (gap := start if apart else stop):
             out[covered * lead : gap * lead].zero_()
@@ -93,6 +102,7 @@ def by_taps(data: Tensor, old: Layout, new: Layout, stack: Stack, taps: Sequence
 def _matrix(windows: Windows, inner: Shape, like: Tensor) -> Tensor:
     """The convolution of windows as a matrix, ``(pixels and channels in, … out)``, channels last on both sides."""
     basis = torch.eye(math.prod(inner), dtype=like.dtype, device=like.device)
+    # A one-hot window for each row of the matrix: the convolution of these is the matrix.
     basis = basis.reshape(-1, *inner[1:], inner[0]).movedim(-1, 1)
     return windows(basis.contiguous()).movedim(1, -1).reshape(math.prod(inner), -1)
 

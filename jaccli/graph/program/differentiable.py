@@ -85,7 +85,7 @@ def accumulation(
     _check_flow(nodes, inputs, outputs)
     tracer = Tracer()
     body = as_instructions(nodes, inputs, tracer)
-    ends = ([tracer.slot_of(value.tensor) for value in values] for values in (inputs, outputs))
+    ends = ([tracer.variable_of(value.tensor) for value in values] for values in (inputs, outputs))
     program = generate(remove_dead_code(Instructions(body, *ends)), static_memory=False, fill_output=False)
     program.guards = [read for _, read in graph.guards]
     return Accumulation(program, len(results))

@@ -19,7 +19,8 @@ import torch
 
 from jaccli.graph.program import call_overhead
 from jaccli.graph.program.instructions import PRODUCTS, Instructions, fixed, new_constant, new_variable
-from jaccli.graph.trace.tracer import AliasSet, Instruction, Variable, contiguous, made_by, name_of, operands, slots_in
+from jaccli.graph.trace.ir import items_in
+from jaccli.graph.trace.tracer import AliasSet, Instruction, Variable, contiguous, made_by, name_of, operands
 
 aten = torch.ops.aten
 
@@ -96,7 +97,7 @@ def _key(instruction: Instruction, made: set[Variable]) -> _Key | None:
     shared: list[Hashable] = [str(instruction.op), out.dtype]
     for position, argument in enumerate((*instruction.args, *instruction.kwargs.items())):
         if not isinstance(argument, Variable):
-            if any(True for _ in slots_in(argument)):
+            if items_in(argument, Variable):
                 return None
             shared.append(repr(argument))
         elif position == product or (product is None and argument in made and argument.shape == out.shape):
@@ -120,7 +121,9 @@ class _DependenceGraph:
         self.keys: dict[int, _Key] = {}
         made = made_by(program.body)
         # ``as_strided`` counts from the start of a storage, which stacking would move.
-        fixed_storage = {v.memory for i in program.body if "as_strided" in name_of(i) for v in slots_in(i.args)}
+        fixed_storage = {
+            v.memory for i in program.body if "as_strided" in name_of(i) for v in items_in(i.args, Variable)
+        }
         left_alone = program.result_memory | fixed_storage
         for position, instruction in enumerate(program.body):
             key = _key(instruction, made)

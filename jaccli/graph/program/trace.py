@@ -38,9 +38,9 @@ def trace(graph: Graph, plan: EliminationPlan) -> tuple[Instructions, Tensor, li
     captured = as_instructions(graph.nodes, graph.inputs, tracer)
     with torch.no_grad(), tracer:
         matrix = jacobian(plan)
-    results = [tracer.slot_of(tensor) for tensor in (matrix, *(value.tensor for value, _ in graph.guards))]
-    inputs = [tracer.slot_of(value.tensor) for value in graph.inputs]
-    return Instructions([*captured, *tracer.steps], inputs, results), matrix, [read for _, read in graph.guards]
+    results = [tracer.variable_of(tensor) for tensor in (matrix, *(value.tensor for value, _ in graph.guards))]
+    inputs = [tracer.variable_of(value.tensor) for value in graph.inputs]
+    return Instructions([*captured, *tracer.instructions], inputs, results), matrix, [read for _, read in graph.guards]
 
 
 def as_instructions(nodes: Sequence[Node], inputs: Sequence[Value], tracer: Tracer) -> list[Instruction]:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from jaccli.graph.maps.base import LazyTensor
 from jaccli.graph.maps.matrix import Matrix
-from jaccli.graph.rules.registry import Map, active, arguments, from_front, local_rows, only_active, reshaped, rule
+from jaccli.graph.rules.registry import Map, active, arguments, local_rows, only_active, rule
+from jaccli.graph.rules.steps import from_front, reshaped
 from jaccli.graph.trace.ir import CaptureGap, Node, Value
 
 # With more outputs than this for each sample, passes through the whole network are no worse.

@@ -49,10 +49,12 @@ def maps(node: Node) -> list[Map]:
         return []
     if any(v.active and not v.tensor.is_floating_point() for v in (*node.inputs(), *node.outputs)):
         raise CaptureGap(f"{node.name} computes with complex numbers")
+    # torch tags what is elementwise, so that operators this module has never heard of have a rule as well.
     rule = RULES.get(node.name, RULES["pointwise"] if torch.Tag.pointwise in node.op.tags else None)
     if rule is None:
         raise CaptureGap(f"no rule for the operator {node.name}")
     result = [m for m in rule(node) if m.target.active and 0 not in m.source.shape + m.target.shape]
+    # An argument that is active and has no map would count as a derivative of zero, silently.
     covered = {m.source for m in result}
     if node.name not in _OVERWRITE and any(v.active and 0 not in v.shape and v not in covered for v in node.inputs()):
         raise CaptureGap(f"{node.name} with an argument that no rule covers")

@@ -10,20 +10,8 @@ from torch import Tensor
 
 from jaccli.graph.maps.base import LazyTensor, Primitive, Shape
 from jaccli.graph.maps.elementwise import Mul, Scale
-from jaccli.graph.rules.registry import (
-    RULES,
-    Map,
-    Steps,
-    UnaryCall,
-    active,
-    arguments,
-    broadcast,
-    local_gradient,
-    number_or_one,
-    rule,
-    scaled,
-    unary_rule,
-)
+from jaccli.graph.rules.registry import RULES, Map, UnaryCall, active, arguments, local_gradient, rule, unary_rule
+from jaccli.graph.rules.steps import Steps, broadcast, number_or_one, scaled
 from jaccli.graph.trace.ir import Node, Value, swap
 
 
@@ -41,6 +29,7 @@ def pointwise(node: Node) -> list[Map]:
 
     def diagonal(value: Value) -> LazyTensor:
         def make() -> Tensor:
+            # Expanded first: the gradient of a broadcast operand would be summed over the copies.
             wide = Value(value.tensor.expand(out.shape))
 
             def stand_in(other: Value) -> Value:
@@ -107,6 +96,7 @@ def div(node: Node) -> list[Map]:
     """y = a / b: ∂y/∂a = diag(1 / b). Where b is active, zero, or y is rounded, as ``pointwise``."""
     args, out = arguments(node), node.outputs[0]
     value, other = args["self"], args["other"]
+    # By the number 0, 1 / b would raise in Python, where torch gives inf and nan.
     if args.get("rounding_mode") is not None or active(other) or (not isinstance(other, Value) and other == 0):
         return pointwise(node)
     inverse = Scale(1 / float(other)) if not isinstance(other, Value) else _times(other, out, Tensor.reciprocal)

@@ -14,27 +14,21 @@ import torch
 from torch import Tensor
 
 from jaccli.graph.layout.layout import exchanged
-from jaccli.graph.maps.base import LazyTensor, Primitive, Shape
+from jaccli.graph.maps.base import LazyTensor, Shape
 from jaccli.graph.maps.elementwise import Mul
 from jaccli.graph.maps.gather import Drop, Gather, Scatter
 from jaccli.graph.rules.reductions import reduction
-from jaccli.graph.rules.registry import (
-    Map,
+from jaccli.graph.rules.registry import Map, UnaryCall, active, arguments, only_active, rule, unary_rule
+from jaccli.graph.rules.steps import (
     Steps,
-    UnaryCall,
-    active,
-    arguments,
     broadcast,
     from_front,
     number_or_one,
     on_one_dim,
-    only_active,
     picked,
     reshaped,
-    rule,
     scaled,
     sliced,
-    unary_rule,
     zeroed,
 )
 from jaccli.graph.trace.ir import CaptureGap, Node, Value
@@ -95,6 +89,7 @@ def index_put(node: Node) -> list[Map]:
     dim, merged, index = _flat_index(base.shape, args["indices"])
     wide = (*base.shape[:dim], *index.shape, *merged[dim + 1 :])
     flat = index.reshape(-1)
+    # A dimension of size 1 has no axis in a layout that ``Drop`` could add to.
     if merged[dim] == 1 or (not args["accumulate"] and _repeats(flat)):
         raise CaptureGap("an index_put with repeated positions")
     drop = (*reshaped(wide, exchanged(merged, dim, flat.numel())), Drop(dim, merged[dim], flat))
@@ -110,7 +105,7 @@ def _repeats(index: Tensor) -> bool:
 def _written(out: Value, piece: Any, steps: Steps, base: Any, base_steps: Steps) -> list[Map]:
     """The maps of a piece that is written into a base, of those of the two that are active."""
     pairs = ((piece, steps), (base, base_steps))
-    return [Map(value, out, tuple(value_steps)) for value, value_steps in pairs if active(value)]
+    return [Map(value, out, value_steps) for value, value_steps in pairs if active(value)]
 
 
 @rule("index_add index_copy")
@@ -136,6 +131,7 @@ def scatter(node: Node) -> list[Map]:
     adds, shape, dim = node.short_name == "scatter_add", base.shape, from_front(args["dim"], len(base.shape))
     if index.varies or args.get("reduce") is not None:
         raise CaptureGap(f"{node.name} with an index that depends on the input, or a reduction")
+    # ``Scatter`` changes the size of one dimension alone.
     if any(index.shape[d] != n for d, n in enumerate(shape) if d != dim):
         raise CaptureGap(f"{node.name} into part of the other dimensions")
     if not adds and bool((torch.zeros(shape).scatter_add(dim, index.tensor.cpu(), torch.ones(index.shape)) > 1).any()):
@@ -149,7 +145,7 @@ def scatter(node: Node) -> list[Map]:
     return _written(out, piece, steps, base, () if adds else (Mul(LazyTensor(mask), shape),))
 
 
-def _cut_to(small: Shape, shape: Shape) -> tuple[Primitive, ...]:
+def _cut_to(small: Shape, shape: Shape) -> Steps:
     """The first elements of every dimension."""
     return tuple(s for d, (n, m) in enumerate(zip(shape, small, strict=True)) for s in sliced(d, n, 0, m))
 
@@ -196,6 +192,7 @@ def moved(call: UnaryCall) -> Steps:
     node, shape, out = call.node, call.value.shape, call.out.shape
     if not shape:
         raise CaptureGap(f"{node.name} of a single number")
+    # float64 holds whole numbers up to 2^53, more than a tensor has elements.
     places = node.op(_numbered(node, call.value), *node.args[1:], **node.kwargs).long() - 1
     if not out or out[0] != shape[0]:
         # Dimension 0 is not the samples in both: one index into all elements.
@@ -204,6 +201,7 @@ def moved(call: UnaryCall) -> Steps:
         n_in, places = math.prod(shape[1:]), places.reshape(shape[0], -1)
         offset = torch.arange(shape[0], device=places.device)[:, None] * n_in
         places = torch.where(places >= 0, places - offset, places)
+        # One index for all samples: each reads at the same places of its own, and at none of another sample.
         if not bool((places == places[0]).all()) or bool((places >= n_in).any()):
             raise CaptureGap(f"{node.name} across samples")
     index = places[0]

@@ -9,27 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaccli.graph.maps.base import LazyTensor, Primitive, Shape
+from jaccli.graph.maps.base import LazyTensor, Shape
 from jaccli.graph.maps.convolution import Conv
 from jaccli.graph.maps.elementwise import Mul, Scale
 from jaccli.graph.maps.gather import Gather
 from jaccli.graph.maps.matrix import Matrix
 from jaccli.graph.maps.reshape import Reshape, SumTo
-from jaccli.graph.rules.registry import (
-    Map,
-    Steps,
-    UnaryCall,
-    active,
-    arguments,
-    broadcast,
-    expanded,
-    per_dimension,
-    reshaped,
-    rule,
-    scaled,
-    sliced,
-    unary_rule,
-)
+from jaccli.graph.rules.registry import Map, UnaryCall, active, arguments, rule, unary_rule
+from jaccli.graph.rules.steps import Steps, broadcast, expanded, per_dimension, reshaped, scaled, sliced
 from jaccli.graph.trace.ir import CaptureGap, Node, Value
 
 
@@ -47,6 +34,7 @@ def _product(a: Value, b: Value, out: Value, scale: float = 1.0) -> list[Map]:
 def _factor(dim: int, x: Value, transposed: bool) -> Matrix:
     """``x (n, k, j)`` or ``(k, j)`` as a matrix that acts on one dimension; of an expanded view one for all n."""
     lead = len(x.shape) - 2
+    # A weight that the model expanded over its samples: stride 0 says that all of them have the same one.
     one_for_all = bool(lead) and x.tensor.stride(0) == 0
     rows, columns = x.shape[-2:]
 
@@ -86,6 +74,7 @@ def matrix_vector(node: Node) -> list[Map]:
     if x.active:
         result.append(Map(x, out, (_factor(0, a, transposed=True),)))
     if a.active:
+        # dy = dA x: the rows of dA times x, elementwise, summed over columns.
         shape, column = (1, x.shape[0]), (a.shape[0], 1)
         factor = Mul(LazyTensor(lambda: x.tensor.reshape(shape)), shape)
         result.append(Map(a, out, (factor, SumTo(a.shape, column), *reshaped(column, out.shape))))
@@ -98,7 +87,7 @@ def dot(node: Node) -> list[Map]:
     args, out = arguments(node), node.outputs[0]
     pair = (args["self"], args.get("tensor") or args["other"])
 
-    def steps(factor: Value) -> tuple[Primitive, ...]:
+    def steps(factor: Value) -> Steps:
         times = Mul(LazyTensor(lambda: factor.tensor), factor.shape)
         return (times, SumTo(factor.shape, (1,)), Reshape((1,), ()))
 
@@ -140,6 +129,7 @@ def max_pool(node: Node) -> list[Map]:
     value, n = args["self"], 3 if "3d" in node.name else 2
     blocks = _tiles(value, out, n)
     lead, space = value.shape[:-n], value.shape[-n:]
+    # A mask is an elementwise factor, which keeps diagonals and windows; an index stores the space in full.
     if blocks is not None and _covers(args, blocks):
         return [Map(value, out, _masked_blocks(value, out, places, blocks))]
     flat, after = (*lead, math.prod(space)), (*lead, math.prod(out.shape[-n:]))
@@ -168,7 +158,7 @@ def _covers(args: dict[str, Any], blocks: list[int]) -> bool:
     )
 
 
-def _summed_blocks(value: Value, out: Value, blocks: list[int]) -> tuple[Primitive, ...]:
+def _summed_blocks(value: Value, out: Value, blocks: list[int]) -> Steps:
     """Σ over blocks: ``(…, h k, w l)`` as ``(…, h, k, w, l)`` to ``(…, h, 1, w, 1)``."""
     pairs, ones = _paired(out.shape, blocks), _paired(out.shape, [1] * len(blocks))
     return (Reshape(value.shape, pairs), SumTo(pairs, ones), Reshape(ones, out.shape))
@@ -180,7 +170,7 @@ def _paired(shape: Shape, blocks: list[int]) -> Shape:
     return (*lead, *(m for pair in zip(space, blocks, strict=True) for m in pair))
 
 
-def _masked_blocks(value: Value, out: Value, places: Value, blocks: list[int]) -> tuple[Primitive, ...]:
+def _masked_blocks(value: Value, out: Value, places: Value, blocks: list[int]) -> Steps:
     """A mask on the input, which joins the factors of what comes before it, and sums over blocks."""
     n = len(blocks)
     pairs, ones = _paired(out.shape, blocks), _paired(out.shape, [1] * n)
@@ -236,6 +226,9 @@ def _matrices(call: UnaryCall, n: int) -> Steps:
         return result.reshape(out.shape[-n:])
 
     blank = torch.zeros(space, dtype=torch.float64, device=value.tensor.device)
+    # A line of ones in direction d gives the matrix of d, times the sum of row 0 of each other direction's matrix. All
+    # these sums multiplied are the result for an image of ones. Divided out in all directions but one, the product of
+    # the tables is that of the matrices.
     total = float(run(blank + 1)[(0,) * n])
     steps = []
     for d in range(n):
@@ -243,7 +236,7 @@ def _matrices(call: UnaryCall, n: int) -> Steps:
         table = torch.stack([line.movedim(d, 0).reshape(out.shape[lead + d], -1)[:, 0] for line in lines])
         table = (table / total if d else table).to(value.tensor.dtype)
         steps.append(_on_dim(lead + d, table))
-    return steps
+    return tuple(steps)
 
 
 def _on_dim(dim: int, table: Tensor) -> Matrix:

@@ -7,19 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from jaccli.graph.maps.base import LazyTensor, Primitive, Shape
+from jaccli.graph.maps.base import LazyTensor, Shape
 from jaccli.graph.maps.elementwise import Mul, Scale
 from jaccli.graph.maps.matrix import Matrix, Projection
 from jaccli.graph.maps.reshape import SumTo
-from jaccli.graph.rules.registry import (
-    Steps,
-    UnaryCall,
-    from_front,
-    local_gradient,
-    local_rows,
-    reshaped,
-    unary_rule,
-)
+from jaccli.graph.rules.registry import UnaryCall, local_gradient, local_rows, unary_rule
+from jaccli.graph.rules.steps import Steps, from_front, reshaped
 from jaccli.graph.trace.ir import CaptureGap, Value
 
 
@@ -30,9 +23,10 @@ def linear_reduction(call: UnaryCall) -> Steps:
     return (*_summed(call), *mean)
 
 
-def _summed(call: UnaryCall) -> tuple[Primitive, ...]:
+def _summed(call: UnaryCall) -> Steps:
     """Sums over the argument ``dim``: one dimension, several, or all of them."""
     shape, dims = call.value.shape, call.args.get("dim")
+    # No dimension and an empty list both mean all of them.
     listed = dims if isinstance(dims, list | tuple) else () if dims is None else (dims,)
     reduced = {from_front(d, len(shape)) for d in listed} or set(range(len(shape)))
     ones = tuple(1 if d in reduced else n for d, n in enumerate(shape))
@@ -90,12 +84,13 @@ def group_norm(call: UnaryCall) -> Steps:
     return (*_standardized(call, (n, groups, channels * math.prod(space) // groups)), *gain)
 
 
-def _standardized(call: UnaryCall, flat: Shape, gain: Steps = ()) -> tuple[Primitive, ...]:
+def _standardized(call: UnaryCall, flat: Shape, gain: Steps = ()) -> Steps:
     """(I - 11ᵀ/n - x̂x̂ᵀ/n) r along the last dimension of x in the shape ``flat``; ``gain`` follows in that shape.
 
     The mean μ and r = 1/σ are the operator's second and third results.
     """
     if flat[-1] == 1:
+        # x̂ is zero whatever x: r is 1/√ε, and the layout has no axis to take a mean over.
         raise CaptureGap("a normalisation over one element")
     value, (_, mean, inverse_deviation) = call.value, call.node.outputs[:3]
     shape = (*flat[:-1], 1)
@@ -108,7 +103,7 @@ def _standardized(call: UnaryCall, flat: Shape, gain: Steps = ()) -> tuple[Primi
     return (*reshaped(value.shape, flat), norm, *gain, *reshaped(flat, value.shape))
 
 
-def _gain(call: UnaryCall, shape: Shape) -> tuple[Primitive, ...]:
+def _gain(call: UnaryCall, shape: Shape) -> Steps:
     weight: Value | None = call.args["weight"]
     return () if weight is None else (Mul(LazyTensor(lambda: weight.tensor.reshape(shape)), shape),)
 

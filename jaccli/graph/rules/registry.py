@@ -1,4 +1,4 @@
-"""Where rules register, and what they are made of.
+"""Where rules register, and what they read: a node's arguments, and derivatives by autograd through its operator.
 
 A rule takes a node and returns its ``Map``s. Factors are ``LazyTensor``s: they read the tensors of the graph's values
 when J is computed, never while a rule runs. A rule itself may read constants only.
@@ -13,15 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaccli.graph.layout.layout import exchanged
-from jaccli.graph.maps.base import LazyTensor, Primitive, Shape
-from jaccli.graph.maps.elementwise import Mul, Scale
-from jaccli.graph.maps.gather import Pick
-from jaccli.graph.maps.reshape import Expand, Reshape
-from jaccli.graph.maps.slice import Slice
+from jaccli.graph.rules.steps import Steps, from_front
 from jaccli.graph.trace.ir import CaptureGap, Node, Value, swap
-
-Steps = Sequence[Primitive]
 
 
 @dataclass(frozen=True)
@@ -30,7 +23,7 @@ class Map:
 
     source: Value
     target: Value
-    steps: tuple[Primitive, ...]
+    steps: Steps
 
 
 @dataclass(frozen=True)
@@ -85,7 +78,7 @@ def unary_rule(
             args = only_active(node, *argument.split())
             value = next(args[name] for name in argument.split() if args.get(name) is not None)
             outputs = node.outputs if all_outputs else node.outputs[:1]
-            return [Map(value, out, tuple(function(UnaryCall(node, args, value, out)))) for out in outputs]
+            return [Map(value, out, function(UnaryCall(node, args, value, out))) for out in outputs]
 
         return rule(names)(maps)
 
@@ -139,11 +132,14 @@ def local_rows(node: Node, value: Value, row: Callable[[Tensor, int], Tensor], c
     """∂(sum of ``row(result, i)``) / ∂value for i < count, each in the shape of the value, by autograd as above."""
     leaf, (result, *_) = _run_on_leaf(node, value)
     with torch.enable_grad():
+        # Of the sum, as above. Elements of ``row`` read different parts of the value, so that their gradients stand
+        # side by side.
         return [torch.autograd.grad(row(result, i).sum(), leaf, retain_graph=True)[0] for i in range(count)]
 
 
 def _run_on_leaf(node: Node, value: Value) -> tuple[Tensor, Sequence[Tensor]]:
     """The operator run again with a leaf in the place of one value: the leaf and the results."""
+    # A leaf of its own: other uses of the value in the network get no part of the gradient.
     leaf = value.tensor.detach().requires_grad_()
 
     def tensor(other: Value) -> Tensor:
@@ -152,68 +148,3 @@ def _run_on_leaf(node: Node, value: Value) -> tuple[Tensor, Sequence[Tensor]]:
     with torch.enable_grad():
         result = node.op(*swap(node.args, tensor), **swap(node.kwargs, tensor))
     return leaf, result if isinstance(result, list | tuple) else (result,)
-
-
-def from_front(dim: int, ndim: int) -> int:
-    """A dimension counted from the front."""
-    return dim % max(ndim, 1)
-
-
-def per_dimension(argument: Any, n: int, default: Sequence[int] = ()) -> tuple[int, ...]:
-    """An argument with one number for each of ``n`` directions, or one for all; the default where it is empty."""
-    numbers = tuple(argument or default)
-    return numbers * n if len(numbers) == 1 else numbers
-
-
-def number_or_one(argument: Any) -> float:
-    """A factor among the arguments; 1 where it is left out."""
-    return 1.0 if argument is None else float(argument)
-
-
-def on_one_dim(ndim: int, dim: int, size: int) -> Shape:
-    """``(1, …, size, …, 1)``."""
-    return tuple(size if d == dim else 1 for d in range(ndim))
-
-
-def sliced(dim: int, full: int, start: int, count: int, step: int = 1) -> tuple[Primitive, ...]:
-    """A slice; nothing where it is all of the dimension."""
-    return () if count == full and step == 1 else (Slice(dim, full, start, count, step),)
-
-
-def reshaped(old: Shape, new: Shape) -> tuple[Primitive, ...]:
-    """A reshape; nothing where the shapes are equal."""
-    return () if old == new else (Reshape(old, new),)
-
-
-def expanded(old: Shape, new: Shape) -> tuple[Primitive, ...]:
-    """Copies along dimensions of size 1; nothing where the shapes are equal."""
-    return () if old == new else (Expand(old, new),)
-
-
-def broadcast(old: Shape, new: Shape) -> tuple[Primitive, ...]:
-    """From a shape to one that it broadcasts to, perhaps with more dimensions in front."""
-    padded = (1,) * (len(new) - len(old)) + old
-    return (*reshaped(old, padded), *expanded(padded, new))
-
-
-def scaled(factor: float) -> tuple[Primitive, ...]:
-    """A multiplication by a number; nothing where it is 1."""
-    return () if factor == 1 else (Scale(factor),)
-
-
-def picked(shape: Shape, dim: int, index: Tensor) -> tuple[Primitive, ...]:
-    """The positions ``index (n,)`` of one dimension, ``shape`` → the same with n there."""
-    if shape[dim] == 1:
-        return expanded(shape, exchanged(shape, dim, index.numel()))
-    return (Pick(dim, shape[dim], index),)
-
-
-def zeroed(out: Value, dim: int, shape: Shape, index: Tensor) -> Primitive:
-    """The identity but for the positions ``index (n,)`` of one dimension of ``shape``, which become zero."""
-    mask_shape = on_one_dim(len(shape), dim, shape[dim])
-
-    def mask() -> Tensor:
-        keep = torch.ones(shape[dim], dtype=out.tensor.dtype, device=out.tensor.device)
-        return keep.index_fill(0, index, 0).reshape(mask_shape)
-
-    return Mul(LazyTensor(mask), mask_shape)

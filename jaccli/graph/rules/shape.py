@@ -11,22 +11,8 @@ from jaccli.graph.layout.layout import exchanged
 from jaccli.graph.maps.base import Primitive
 from jaccli.graph.maps.gather import Pick
 from jaccli.graph.maps.reshape import Expand, Permute, Reshape
-from jaccli.graph.maps.slice import Embed
-from jaccli.graph.rules.registry import (
-    Map,
-    Steps,
-    UnaryCall,
-    active,
-    arguments,
-    broadcast,
-    from_front,
-    picked,
-    reshaped,
-    rule,
-    sliced,
-    unary_rule,
-    zeroed,
-)
+from jaccli.graph.rules.registry import Map, UnaryCall, active, arguments, rule, unary_rule
+from jaccli.graph.rules.steps import Steps, broadcast, embedded, from_front, picked, reshaped, sliced, zeroed
 from jaccli.graph.trace.ir import Node
 
 
@@ -65,6 +51,7 @@ def repeat(call: UnaryCall) -> Steps:
     """y[i] = x[i mod n]: copies one after another along dimensions."""
     shape, times = call.value.shape, list(call.args["repeats"])
     padded = (1,) * (len(times) - len(shape)) + shape
+    # ``(n, m)`` as ``(1, n, 1, m)``, copied along the ones, and read as ``(k n, l m)``.
     pairs = tuple(n for size in padded for n in (1, size))
     wide = tuple(n for count, size in zip(times, padded, strict=True) for n in (count, size))
     return (*reshaped(shape, pairs), Expand(pairs, wide), Reshape(wide, call.out.shape))
@@ -121,7 +108,7 @@ def cat(node: Node) -> list[Map]:
         if value.shape == (0,):  # of any number of dimensions, for historical reasons
             continue
         if active(value):
-            result.append(Map(value, out, _embedded(dim, out.shape[dim], start, value.shape[dim])))
+            result.append(Map(value, out, embedded(dim, out.shape[dim], start, value.shape[dim])))
         start += value.shape[dim]
     return result
 
@@ -132,15 +119,10 @@ def stack(node: Node) -> list[Map]:
     args, out = arguments(node), node.outputs[0]
     dim, count = from_front(args["dim"], len(out.shape)), len(args["tensors"])
     return [
-        Map(v, out, (Reshape(v.shape, exchanged(out.shape, dim, 1)), *_embedded(dim, count, i, 1)))
+        Map(v, out, (Reshape(v.shape, exchanged(out.shape, dim, 1)), *embedded(dim, count, i, 1)))
         for i, v in enumerate(args["tensors"])
         if v.active
     ]
-
-
-def _embedded(dim: int, full: int, start: int, count: int, step: int = 1) -> tuple[Primitive, ...]:
-    """A range put at its place among zeros; nothing where it is all of the dimension."""
-    return () if count == full else (Embed(dim, full, start, count, step),)
 
 
 def _overwritten(node: Node, start: int, step: int, count: int) -> list[Map]:
@@ -150,12 +132,13 @@ def _overwritten(node: Node, start: int, step: int, count: int) -> list[Map]:
     full = out.shape[dim]
     result = []
     if active(piece):
-        embed = _embedded(dim, full, start, count, step)
+        embed = embedded(dim, full, start, count, step)
         result.append(Map(piece, out, (*reshaped(piece.shape, exchanged(out.shape, dim, count)), *embed)))
+    # With step 1 the rest of the base is two ranges, and slices keep diagonals; else the positions are masked out.
     if active(base) and step == 1:
         for low, high in ((0, start), (start + count, full)):
             if high > low:
-                part = (*sliced(dim, full, low, high - low), *_embedded(dim, full, low, high - low))
+                part = (*sliced(dim, full, low, high - low), *embedded(dim, full, low, high - low))
                 result.append(Map(base, out, part))
     elif active(base):
         index = torch.arange(start, start + step * (count - 1) + 1, step, device=out.tensor.device)
@@ -190,8 +173,8 @@ def pad(call: UnaryCall) -> Steps:
         before, after, size = pads[i], pads[i + 1], shape[dim]
         low, high = max(0, -before), size - max(0, -after)
         steps += sliced(dim, size, low, high - low)
-        steps += _embedded(dim, call.out.shape[dim], max(0, before), high - low)
-    return steps
+        steps += embedded(dim, call.out.shape[dim], max(0, before), high - low)
+    return tuple(steps)
 
 
 @unary_rule("flip")
@@ -223,4 +206,4 @@ def roll(call: UnaryCall) -> Steps:
 def _permuted(call: UnaryCall, order: dict[int, Tensor]) -> Steps:
     """The positions of some dimensions in another order; the shape stays."""
     shape, device = call.value.shape, call.value.tensor.device
-    return [step for d, index in order.items() for step in picked(shape, d, index.to(device))]
+    return tuple(step for d, index in order.items() for step in picked(shape, d, index.to(device)))

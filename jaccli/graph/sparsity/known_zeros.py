@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from jaccli.graph.maps.base import LazyTensor
-from jaccli.graph.rules.registry import arguments, number_or_one
+from jaccli.graph.rules.registry import arguments
+from jaccli.graph.rules.steps import number_or_one
 from jaccli.graph.trace.ir import Node, Value, swap
 from jaccli.graph.trace.tracer import Tracer
 
@@ -152,4 +153,4 @@ def constant(factor: LazyTensor, node: Node) -> Tensor | None:
         tracer.adopt(value.tensor, value.varies)
     with torch.no_grad(), tracer:
         tensor = factor.make()
-    return None if tracer.slot_of(tensor).memory.varies else tensor
+    return None if tracer.variable_of(tensor).memory.varies else tensor

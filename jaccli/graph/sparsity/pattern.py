@@ -20,7 +20,8 @@ from jaccli.graph.maps.convolution import Conv
 from jaccli.graph.maps.elementwise import Mul
 from jaccli.graph.maps.gather import Gather
 from jaccli.graph.maps.matrix import Matrix, Projection
-from jaccli.graph.rules.registry import Map, arguments, from_front, per_dimension
+from jaccli.graph.rules.registry import Map, arguments
+from jaccli.graph.rules.steps import from_front, per_dimension
 from jaccli.graph.sparsity.dependency import Along, DependencySets, Factors, Links, SamplesMixed
 from jaccli.graph.sparsity.index_sets import BoolArray, IndexSets, IntArray, TooMuchWork
 from jaccli.graph.sparsity.known_zeros import StructuralZeros, constant

@@ -22,6 +22,7 @@ the tensor is dead, so that whatever is a key is kept alive by the value beside 
     _entries           id(tensor object)  → its entry, which holds the tensor
     _roots             storage            → the entry of the root that lies in it, which holds a tensor in that storage
     _values_in         storage            → the values whose ``tensor`` lies in it: they hold tensors in that storage
+    _of_several_constants   storages      in which several roots lie that are constants, kept alive by their entries
 
 Invariants, each with a test of its own in ``tests/graph/trace/test_recorder.py``:
 
@@ -31,7 +32,7 @@ Invariants, each with a test of its own in ``tests/graph/trace/test_recorder.py`
     I4  An entry is current if and only if it has seen all writes of its root; reading it makes it current.
     I5  No node writes in place, and every input of a node is an input of the graph, a constant, or made before.
     I6  Memory that is shared with a tensor that the table does not know is never assumed constant once it was
-        written to, or varies: reading it is a gap.
+        written to, or varies: reading it is a gap. Memory of several constants is never written to: that is a gap.
 """
 
 from __future__ import annotations
@@ -70,10 +71,7 @@ class Entry:
     @property
     def root(self) -> Entry:
         """The end of the chain."""
-        entry = self
-        while entry.base is not None:
-            entry = entry.base
-        return entry
+        return self if self.base is None else self.base.root
 
 
 class TensorTable:
@@ -88,16 +86,17 @@ class TensorTable:
         self._entries: dict[int, Entry] = {}
         self._roots: dict[int, Entry] = {}
         self._values_in: dict[int, list[Value]] = {}
+        self._of_several_constants: set[int] = set()
 
     def __contains__(self, tensor: Tensor) -> bool:
         return id(tensor) in self._entries
 
     def entry(self, tensor: Tensor) -> Entry:
-        """Of a tensor that has one."""
+        """Of a tensor, of any shape, that has one."""
         return self._entries[id(tensor)]
 
     def enter(self, tensor: Tensor, value: Value, base: Entry | None = None, view: View | None = None) -> None:
-        """A tensor object that was not there before stands for a value, perhaps as a view of another one."""
+        """A tensor object without an entry stands for a value of its shape, perhaps as a view of ``base``."""
         entry = Entry(tensor, value, base, view, base.root.writes if base is not None else 0)
         self._entries[id(tensor)] = entry
         if base is None:
@@ -108,11 +107,11 @@ class TensorTable:
         self._values_in.setdefault(storage_of(value.tensor), []).append(value)
 
     def varies_beside(self, tensor: Tensor) -> bool:
-        """Whether a value that varies lies in the tensor's memory."""
+        """Whether a value that varies lies in the memory of a tensor, whatever its shape."""
         return any(v.varies for v in self._values_in.get(storage_of(tensor), ()))
 
     def value_of(self, tensor: Tensor) -> Value:
-        """What a tensor stands for now; one that was never seen is a constant.
+        """What a tensor stands for now, a value of its shape; one that was never seen is a constant.
 
         Raises:
             CaptureGap: its memory belongs to another tensor, and is not constant (I6).
@@ -120,9 +119,13 @@ class TensorTable:
         entry = self._entries.get(id(tensor))
         if entry is not None:
             return self._current(entry)
+        # A tensor of its own may lie in memory of another one (tied weights). As long as nothing writes there, each can
+        # be a constant by itself.
         neighbour = self._roots.get(storage_of(tensor))
-        if neighbour is not None and (neighbour.root.writes or neighbour.root.value.origin != "constant"):
+        if neighbour is not None and (neighbour.writes or neighbour.value.origin != "constant"):
             raise CaptureGap("a tensor is shared with another one behind the recording's back")
+        if neighbour is not None:
+            self._of_several_constants.add(storage_of(tensor))
         value = Value(tensor, "constant")
         self.enter(tensor, value)
         self.add_value(value)
@@ -130,6 +133,7 @@ class TensorTable:
 
     def _current(self, entry: Entry) -> Value:
         """The entry's value, its view taken again where its root was written to since (I4)."""
+        # The base first: it may be a view that did not see the write either.
         if entry.base is not None and entry.view is not None and entry.writes != (writes := entry.root.writes):
             base, view = self._current(entry.base), entry.view
             entry.value = self._emit(view.op, (base, *view.args), view.kwargs)[view.out]
@@ -137,13 +141,18 @@ class TensorTable:
         return entry.value
 
     def write(self, tensor: Tensor, new: Value) -> None:
-        """A tensor's memory is about to be overwritten, and it stands for ``new`` from then on.
+        """A tensor's memory is about to be overwritten, and it stands for ``new``, of its shape, from then on.
 
         Raises:
-            CaptureGap: it is a view by an operator without an inverse.
+            CaptureGap: it is a view by an operator without an inverse, or its memory is that of several constants (I6).
         """
+        if storage_of(tensor) in self._of_several_constants:
+            raise CaptureGap("a write to memory that is shared behind the recording's back")
+        # A write through a view is one write of the root, whatever the length of the chain: all entries of the chain
+        # get the same count, and every other view of the root is stale.
         chain = self.entry(tensor).chain()
         self._keep_contents(tensor)
+        # The base is read before it is renewed: the new part is put into its content before the write.
         for entry, base in pairwise(chain):
             entry.value = new
             assert entry.view is not None
@@ -155,11 +164,12 @@ class TensorTable:
 
     def _keep_contents(self, tensor: Tensor) -> None:
         """Copies for the values that lie in a tensor's memory (I2)."""
+        # The copies lie in memory that no tensor of the run can reach, so that they are not entered again.
         for value in self._values_in.pop(storage_of(tensor), ()):
             value.tensor = value.tensor.clone()
 
     def relabel(self, tensor: Tensor) -> Entry:
-        """``tensor.transpose_()`` is about to change the object, not its memory: an entry for what it was until now.
+        """``tensor.transpose_()`` is about to change the object's shape, not its memory: an entry for what it was.
 
         Another object, which looks at the same memory as before, takes its place: as a root, and as base of the views.
         """

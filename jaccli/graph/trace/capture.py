@@ -42,11 +42,6 @@ class Graph:
     recorder: Recorder
     guards: list[tuple[Value, Any]]
 
-    @property
-    def active_nodes(self) -> list[Node]:
-        """The nodes on a path from source to target."""
-        return [n for n in self.nodes if any(v.active for v in n.outputs) and any(v.active for v in n.inputs())]
-
 
 @gap_where_it_fails()
 def capture(f: LayerFunction, also: Sequence[Tensor] = ()) -> Graph:
@@ -54,8 +49,8 @@ def capture(f: LayerFunction, also: Sequence[Tensor] = ()) -> Graph:
 
     Args:
         f: the function.
-        also: tensors of the network that are inputs of the graph too, after those of the call; gradients must
-            flow through every operator on them.
+        also: tensors of the network, of any shape, that are inputs of the graph too, after those of the call;
+            gradients must flow through every operator on them.
 
     Cost: one forward pass, and some 20 µs for each operator.
 
@@ -84,6 +79,7 @@ def _captured(f: LayerFunction, also: Sequence[Tensor]) -> Graph:
             args = (tap.at(MODEL_INPUT, args[0]), *args[1:])
             output = f.network.run(args, kwargs, tap if tap.paths else None)
             tap.at(MODEL_OUTPUT, output)
+        # Raised by the tap at the target. A target that is the output is reached without it.
         except StopRun:
             pass
         if tap.reached is None or tap.source is None:
@@ -107,6 +103,7 @@ def needed(nodes: list[Node], values: list[Value]) -> list[Node]:
     """The nodes that the values are computed from, in order."""
     alive = set(values)
     needed_nodes = []
+    # In reverse, a node comes after all nodes that use its outputs.
     for node in reversed(nodes):
         if any(v in alive for v in node.outputs):
             needed_nodes.append(node)
@@ -139,6 +136,7 @@ class _SourceAndTarget:
             self.source.active = True
             value = self.location.put(value, h)
         if key == self.target.boundary and self.source is not None:
+            # What the network does after its target is not part of f, and may not be recordable.
             self.reached = self.target.get(value)
             raise StopRun
         return value

@@ -30,11 +30,15 @@ def effect_of(op: Any) -> Effect:
     schema = op._schema
     if op is aten._local_scalar_dense.default:
         return "read"
+    # Asked before the next two: an operator in place that draws, or whose result has a shape that depends on values,
+    # is a write too.
     if any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments):
         return "write"
     if torch.Tag.dynamic_output_shape in op.tags:
         return "shape"
     if torch.Tag.nondeterministic_seeded in op.tags:
         return "random"
+    # What is written is left out above. The operators that remain and have an alias annotation are views, and these
+    # alias their first argument.
     first = schema.arguments[0] if schema.arguments else None
     return "view" if first is not None and first.alias_info is not None else "none"

@@ -32,6 +32,7 @@ def functional(op: Any) -> Any:
     namespace, name = schema.name.split("::")
     if len(written) != 1 or (written[0] is not schema.arguments[0] and written[0].name != "self"):
         return None
+    # These change which memory the object looks at. What it holds then is no function of what it held before.
     if name in ("as_strided_", "resize_", "set_", "resize_as_") or not name.endswith("_") or name.startswith("_"):
         return None
     if torch.Tag.nondeterministic_seeded in op.tags:
@@ -53,6 +54,8 @@ def written_into(emit: Emit, base: Value, new: Value, view: View) -> Value:
         CaptureGap: this kind of view has no inverse here.
     """
     name = view.op._schema.name.split("::")[1]
+    # An expand to the shape that the base has is the identity. Through any other one, several elements of the view are
+    # one element of the base.
     if name == "expand" and new.shape == base.shape:
         return new
     inverse = INVERSES.get(name)
@@ -71,6 +74,7 @@ def _from_unbind(emit: Emit, base: Value, new: Value, view: View) -> Value:
 
 def _from_split(emit: Emit, base: Value, new: Value, view: View) -> Value:
     dim = view.args[1] if len(view.args) > 1 else view.kwargs.get("dim", 0)
+    # ``split(x, n)``: all parts but the last one have n elements, and only those before this part are summed.
     sizes = view.args[0] if isinstance(view.args[0], list | tuple) else [view.args[0]] * view.out
     start = sum(sizes[: view.out])
     return _one(emit, aten.slice_scatter.default, base, new, dim, start, start + new.shape[dim])

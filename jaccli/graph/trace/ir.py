@@ -120,15 +120,19 @@ def swap(tree: Any, change: Callable[[Any], Any], kind: type = Value) -> Any:
 
 
 def storage_of(tensor: Tensor) -> int:
-    """A number that tensors have in common when they share memory; free for others when none of them lives."""
+    """A number that tensors of any shape have in common when they share memory.
+
+    It is the address of torch's storage object, not of the data: tensors without elements have one too. Once no tensor
+    of the storage lives, another storage may get the number.
+    """
     return int(tensor.untyped_storage()._cdata)
 
 
 def share_memory(some: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
-    """Whether any tensor of the one shares memory with any of the other."""
+    """Whether any tensor of the one, of any shape, shares memory with any of the other."""
     return not {storage_of(t) for t in some}.isdisjoint(storage_of(t) for t in others)
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
-    """All tensors in nested lists, tuples and dicts, in order."""
+    """All tensors in nested lists, tuples and dicts, of any shape, in order."""
     return items_in(tree, Tensor)

@@ -10,7 +10,15 @@ and records a ``Node`` whose tensors are ``Value``s.
                         └─ shape, random   a gap where the values steer the result
 
 Which value a tensor object stands for, after writes and through views, is kept by ``aliasing.TensorTable``; its
-docstring explains how, and lists the invariants.
+docstring explains how, and lists the invariants I1 to I6. Those of the recorder itself:
+
+    R1  What was dispatched is recorded as nodes, is a guard, or is a gap: nothing runs unseen.
+    R2  Nodes stand in order of execution, also those that ``emit`` adds for a write or for a stale view.
+    R3  A value that ``varies`` depends on an input of the graph. All others are the same in every run, and so are the
+        nodes that compute them.
+    R4  A value is ``active`` where it depends on the source through floating-point or complex results alone, with
+        gradients switched on. Where they are switched off, an active operand is a gap; ``detach`` ends activity.
+    R5  The model gets what its operator returned, never a value's tensor: it runs as it would without the recorder.
 """
 
 from __future__ import annotations
@@ -40,7 +48,7 @@ class Recorder(Mode):
     Attributes:
         nodes: in order of execution.
         guards: values whose content steered the run (a branch), with the Python number that was read.
-        derived: whether what is recorded now are derivatives, which autograd computes without gradients of its own.
+        derived: whether derivatives are recorded now, which autograd computes without gradients of its own.
     """
 
     def __init__(self, whole: bool = False) -> None:
@@ -51,14 +59,14 @@ class Recorder(Mode):
         self.table = TensorTable(self.emit)
 
     def declare(self, tensor: Tensor, *, active: bool = False) -> Value:
-        """An input of the graph."""
+        """An input of the graph, of any shape."""
         value = Value(tensor, "input", varies=True, active=active)
         self.table.enter(tensor, value)
         self.table.add_value(value)
         return value
 
     def value_of(self, tensor: Tensor) -> Value:
-        """What a tensor of the run stands for now."""
+        """What a tensor of the run stands for now: a value of its shape."""
         if self.derived and tensor not in self.table and self.table.varies_beside(tensor):
             raise CaptureGap("a derivative rests on a tensor that lies in another's memory")
         return self.table.value_of(tensor)
@@ -92,6 +100,7 @@ class Recorder(Mode):
         varies, active = self._dependence(op, node.inputs())
         for position, tensor in enumerate(result if isinstance(result, list | tuple) else (result,)):
             if isinstance(tensor, Tensor):
+                # Indices and masks depend on the source, and have no derivative by it.
                 floating = tensor.is_floating_point() or tensor.is_complex()
                 value = Value(tensor, "node", node, position, varies, active and floating)
                 node.outputs.append(value)
@@ -109,6 +118,7 @@ class Recorder(Mode):
         varies, active = any(v.varies for v in inputs), any(v.active for v in inputs)
         if op.overloadpacket in BLIND:
             return False, False
+        # What the model detaches is a constant to the derivative, and changes with the input all the same.
         if op.overloadpacket is aten.detach:
             return varies, False
         if (active or (self.whole and varies)) and not (self.derived or torch.is_grad_enabled()):
@@ -122,10 +132,11 @@ class Recorder(Mode):
             low, high = (*args, 0.125, 1 / 3)[2:4]
             return self.see(aten.leaky_relu.default, (args[0], (low + high) / 2), {})
         if op in CELLS:
-            with self:
+            with self:  # the mode is off within ``see``; entered again, it records what the cell consists of
                 return CELLS[op](*args, **kwargs)
         effect = effect_of(op)
         values, named = swap(args, self.value_of, Tensor), swap(kwargs, self.value_of, Tensor)
+        # The form without a write is recorded first, while its operands hold the old content.
         if effect == "write":
             self._write(op, args, values, named)
             op(*args, **kwargs)
@@ -142,6 +153,7 @@ class Recorder(Mode):
         base = self.table.entry(args[0]) if is_view else None
         for value in self._record(op, values, named, result, (args, kwargs)):
             view = View(op, values[1:], named, value.out) if is_view else None
+            # An operator may return its argument itself (``lift_fresh``), which has its entry already (I1).
             if value.tensor not in self.table:
                 self.table.enter(value.tensor, value, base, view)
         return result

@@ -72,12 +72,12 @@ def test_the_address_of_memory_that_is_gone_says_nothing() -> None:
         tracer.adopt(x, True)
         for _ in range(100):
             gone = x * 2
-            assert tracer.slot_of(gone).memory.varies
+            assert tracer.variable_of(gone).memory.varies
             address = gone.untyped_storage()._cdata
             del gone
             fresh = torch.from_numpy(normal((8,), 1).numpy())
             reused |= fresh.untyped_storage()._cdata == address
-            assert not tracer.slot_of(fresh).memory.varies
+            assert not tracer.variable_of(fresh).memory.varies
     assert reused
 
 

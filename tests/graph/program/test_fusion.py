@@ -124,7 +124,7 @@ def test_fewer_instructions_give_the_same(f: Callable[[Tensor], Tensor], left: l
     variable = tracer.adopt(x, True)
     with torch.no_grad(), tracer:
         result = f(x)
-    instructions = remove_dead_code(Instructions(tracer.steps, [variable], [tracer.slot_of(result)]))
+    instructions = remove_dead_code(Instructions(tracer.instructions, [variable], [tracer.variable_of(result)]))
     (fusion,) = (stage for stage in STAGES if stage.fuses)
     for _, run in fusion.passes:
         instructions = run(instructions)

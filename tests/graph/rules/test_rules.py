@@ -260,8 +260,8 @@ GAPS: dict[str, tuple[Function, tuple[int, ...]]] = {
 }
 
 
-def _stats(found: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    out, mean, deviation = found
+def _stats(results: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    out, mean, deviation = results
     return out + mean * deviation
 
 
@@ -311,7 +311,7 @@ def test_constants_written_into_are_made_anew_in_every_run() -> None:
     with torch.no_grad(), tracer:
         made = torch.ops.aten._unsafe_view.default((constant * 2).transpose(0, 1).contiguous(), [4, 6])
         made.mul_(x.t())
-    program = generate(remove_dead_code(Instructions(tracer.steps, [x_slot], [tracer.slot_of(made)])))
+    program = generate(remove_dead_code(Instructions(tracer.instructions, [x_slot], [tracer.variable_of(made)])))
     for point in (there, x, there):
         truth = (constant * 2).transpose(0, 1).reshape(4, 6) * point.t()
         assert torch.equal(program.call(point, torch.empty(24, dtype=x.dtype))[0].view(4, 6), truth)

@@ -209,12 +209,12 @@ def test_single_assignment(run: Run) -> None:
     """I5."""
     x, _ = points()
     recorder, source, _, _ = recorded(run, x)
-    made = {source}
+    known = {source}
     for node in recorder.nodes:
         assert not any(a.alias_info is not None and a.alias_info.is_write for a in node.op._schema.arguments)
-        assert all(value in made or value.origin == "constant" for value in node.inputs())
-        assert made.isdisjoint(node.outputs)
-        made.update(node.outputs)
+        assert all(value in known or value.origin == "constant" for value in node.inputs())
+        assert known.isdisjoint(node.outputs)
+        known.update(node.outputs)
 
 
 def test_memory_shared_behind_the_recordings_back_is_a_gap() -> None:
@@ -231,6 +231,19 @@ def test_memory_shared_behind_the_recordings_back_is_a_gap() -> None:
             alias + 1
         with pytest.raises(CaptureGap, match="shared with another one"):
             of_input + 1
+
+
+def test_a_write_to_memory_of_several_constants_is_a_gap() -> None:
+    """I6: both were read before the write, and one of them would keep the old content."""
+    x, _ = points()
+    buffer = torch.ones(3, 4, dtype=x.dtype)
+    alias = buffer[0]
+    recorder = Recorder()
+    recorder.declare(x)
+    with recording(recorder):
+        assert torch.equal(buffer + alias, torch.full((3, 4), 2.0, dtype=x.dtype))
+        with pytest.raises(CaptureGap, match="shared behind"):
+            buffer.mul_(x)
 
 
 def test_constants_may_share_memory_that_nothing_writes_to() -> None:
