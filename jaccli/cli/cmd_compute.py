@@ -51,12 +51,10 @@ def _write(loaded: Loaded, how: RunRequest, sink: MatrixSink) -> dict[str, str]:
 
 def _sink(out: MatrixRequest) -> MatrixSink:
     from jaccli.sinks.open_sink import matrix_sink
-    from jaccli.sinks.sparse import sparse_sink
     from jaccli.sinks.terminal import style_for
 
-    if out.sparse:
-        return sparse_sink(out.format, out.path, force=out.force)
-    return matrix_sink(out.format, out.path, force=out.force, style=style_for(out.path, out.no_color))
+    style = style_for(out.path, out.no_color)
+    return matrix_sink(out.format, out.path, force=out.force, style=style, sparse=out.sparse)
 
 
 def _size(sink: MatrixSink, pair: PairMeta) -> str:
@@ -66,7 +64,7 @@ def _size(sink: MatrixSink, pair: PairMeta) -> str:
     size = " x ".join(map(str, pair.shape))
     if not isinstance(sink, SparseSink):
         return size
-    entries = sink.kept[pair.key]
+    entries = sink.entries[pair.key]
     return f"{size} ({entries} entries a sample, {entries / (pair.shape[1] * pair.shape[2]):.2%})"
 
 

@@ -112,7 +112,7 @@ def _read_rows(
 
 
 def as_tensor(array: np.ndarray[Any, Any], name: str) -> Tensor:
-    """A tensor of the array's dtype; torch has no wide unsigned integers worth having: they become int64.
+    """A tensor of the array's shape and dtype. Torch computes little with wide unsigned integers: they become int64.
 
     Raises:
         RefusedError: not numbers, or an unsigned value above the int64 range.

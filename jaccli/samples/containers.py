@@ -42,7 +42,7 @@ class Container(ABC):
 
     @abstractmethod
     def read(self, key: str, rows: Rows | None = None) -> Tensor:
-        """One array, dense, on the CPU, in memory of its own; only the rows wanted, if any are named.
+        """One array of any shape, dense, on the CPU, in memory of its own; with ``rows`` those rows only.
 
         Raises:
             RefusedError: damaged, or not a dense array of numbers.

@@ -66,7 +66,7 @@ def read_folder(folder: str) -> Tensor:
 
 
 def read_image(path: str) -> Tensor:
-    """One image file as a single sample, as ``read_folder``."""
+    """One image file as a single sample, ``(1, channels, height, width)``; otherwise as ``read_folder``."""
     pixels = _read(path, missing_is_error=True)
     assert pixels is not None
     return _stack({os.path.basename(path): pixels}, path)

@@ -31,7 +31,7 @@ from jaccli.samples.table import read_table
 def load_samples(
     spec: InputSpec, *, stdin: BinaryIO | None = None, complex_too: bool = False, rows: Rows | None = None
 ) -> Tensor:
-    """The samples of an INPUT, on the CPU; the first dimension is the samples.
+    """The samples of an INPUT, ``(samples, …)``, on the CPU.
 
     The dtype is the file's (csv: float64; images and random numbers: float32): integers stay integers,
     and a model's own dtype is a later step's to know. Nothing in a file is ever executed.

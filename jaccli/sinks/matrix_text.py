@@ -24,9 +24,6 @@ class JsonLinesSink(MatrixSink):
 
     binary = False
 
-    def _open(self) -> None:
-        self._out = self._handle()
-
     def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
         for offset, matrix in enumerate(block):
             head = {
@@ -40,9 +37,6 @@ class JsonLinesSink(MatrixSink):
             self._out.write(f'{dumps(head)[:-1]}, "jacobian": {_nested(matrix)}}}\n'.encode())
             self._out.flush()
 
-    def _close(self, provenance: dict[str, str]) -> None:
-        del provenance  # a line is about one sample
-
 
 class CsvSink(MatrixSink):
     """One row of J a line: ``sample,source,target,row,v0,v1,...,method``, blanks after a narrow pair's values."""
@@ -50,7 +44,7 @@ class CsvSink(MatrixSink):
     binary = False
 
     def _open(self) -> None:
-        self._out = self._handle()
+        super()._open()
         self._columns = max(pair.shape[2] for pair in self.pairs.values())
 
     def _begin(self) -> None:
@@ -62,9 +56,6 @@ class CsvSink(MatrixSink):
         for offset, matrix in enumerate(block):
             sample = self.samples[start + offset]
             self._emit([[sample, *names, row, *values, *rest] for row, values in enumerate(matrix.double().tolist())])
-
-    def _close(self, provenance: dict[str, str]) -> None:
-        del provenance  # no place for it
 
     def _emit(self, rows: list[list[Any]]) -> None:
         text = io.StringIO()
@@ -79,7 +70,7 @@ class JsonSink(MatrixSink):
     binary = False
 
     def _open(self) -> None:
-        self._out = self._handle()
+        super()._open()
         self._parts: dict[str, list[str]] = {key: [] for key in self.pairs}
 
     def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
@@ -104,7 +95,7 @@ class TableSink(MatrixSink):
     binary = False
 
     def _open(self) -> None:
-        self._out = self._handle()
+        super()._open()
         self._style = self.target.style or Style()
 
     def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
@@ -119,9 +110,6 @@ class TableSink(MatrixSink):
             rest = f"{left} more sample{'s' * (left > 1)}: --samples picks, -o FILE saves them all\n"
             self._out.write(self._style.encode(rest))
         self._out.flush()
-
-    def _close(self, provenance: dict[str, str]) -> None:
-        del provenance
 
 
 def _nested(matrix: Tensor) -> str:

@@ -36,17 +36,11 @@ def render_matrix(matrix: Tensor, *, source: str = "", target: str = "", style: 
         style: width and height that may be used, and colours.
     """
     style = style or Style()
-    values = to_numpy(matrix)
+    values: Matrix = matrix.detach().double().numpy()  # NumPy has no bfloat16
     if values.size == 0:
         return f"(empty: {values.shape[0]} x {values.shape[1]})\n"
     numbers = _as_numbers(values, style)
     return numbers if numbers is not None else _heat_map(values, source, target, style)
-
-
-def to_numpy(matrix: Tensor) -> Matrix:
-    """As float64, whatever the dtype was (NumPy has no bfloat16)."""
-    array: Matrix = matrix.detach().double().numpy()
-    return array
 
 
 def _as_numbers(values: Matrix, style: Style) -> str | None:
