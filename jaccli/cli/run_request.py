@@ -113,8 +113,7 @@ class BenchRequest:
     compile: bool = compile_option()
 
     def __post_init__(self) -> None:
-        if not {"auto", "structured"} & set(self.methods):
-            check_compile(self.compile, self.methods[0])
+        check_compile(self.compile, *self.methods)
 
 
 @request

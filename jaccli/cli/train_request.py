@@ -9,13 +9,12 @@ from jaccli.cli.option import option, request
 from jaccli.cli.request import InputRequest, ModelRequest
 from jaccli.cli.run_request import seed_option
 from jaccli.errors import UsageError
+from jaccli.penalty.goals import Estimator, Towards
 from jaccli.sinks.choose import check_output
 
 if TYPE_CHECKING:
     from jaccli.samples.spec import InputSpec
 
-Towards = Literal["identity", "scaled-identity", "orthogonal", "zero"]
-Estimator = Literal["auto", "exact", "hutchinson"]
 _WRITTEN = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pth.tar")
 
 
@@ -68,12 +67,12 @@ class TrainRequest:
         parse=parse.number(),
     )
     batch_size: int | None = _count("--batch-size", "Samples of a step; all, but at most 256, if not given.")
-    estimator: Estimator = option(
+    estimator: Estimator | Literal["auto"] = option(
         "--estimator",
         default="auto",
         metavar="NAME",
         help="While training: exact, hutchinson (by products), or by the size of J.",
-        parse=parse.one_of(get_args(Estimator)),
+        parse=parse.one_of(("auto", *get_args(Estimator))),
     )
     probes: int | None = _count("--probes", "Products a sample of hutchinson; 1 if not given.")
     validate: InputSpec | None = option(
