@@ -46,14 +46,14 @@ def read_npy(
         raise RefusedError(f"{name} holds Python objects (a pickle, which could run code)", "expected numbers")
     if not text:
         _check_numbers(header.dtype, name)
-    there = size - handle.tell()
-    if header.nbytes > there:
+    remaining = size - handle.tell()
+    if header.nbytes > remaining:
         raise RefusedError(
             f"{name} is truncated: shape {header.shape} of {header.dtype} is {header.nbytes} bytes",
-            f"the file has {there}",
+            f"the file has {remaining}",
             COPY_AGAIN,
         )
-    stored = there if stored is None else stored
+    stored = remaining if stored is None else stored
     if rows is not None and header.shape:
         return _read_rows(handle, header, rows(header.shape[0]), stored, name)
     require_unpacked(header.nbytes, stored, name)
@@ -96,12 +96,13 @@ def _read_rows(
     require_unpacked(len(picked) * width * header.dtype.itemsize, stored, name)
     start = handle.tell()
     if not header.fortran:
-        rows, places = np.unique(np.asarray(picked, dtype=np.int64), return_inverse=True)
+        # Each row once and forwards: a member of an archive is unpacked again from its start to be read backwards.
+        rows, positions = np.unique(np.asarray(picked, dtype=np.int64), return_inverse=True)
         array = np.empty((len(rows), width), header.dtype)
-        for place, row in enumerate(rows.tolist()):
+        for position, row in enumerate(rows.tolist()):
             handle.seek(start + row * width * header.dtype.itemsize)
-            _read_into(handle, array[place], name)
-        return array[places].reshape(len(picked), *header.shape[1:])
+            _read_into(handle, array[position], name)
+        return array[positions].reshape(len(picked), *header.shape[1:])
     out = np.empty((len(picked), width), header.dtype, order="F")
     step = max(_BLOCK // max(n * header.dtype.itemsize, 1), 1)
     for column in range(0, width, step):
@@ -153,13 +154,8 @@ def _header(handle: IO[bytes], name: str) -> _Header:
 def _check_numbers(dtype: np.dtype[Any], name: str) -> None:
     if dtype.kind in "fiubc":
         return
-    words = {
-        "U": "text",
-        "S": "text",
-        "O": "Python objects",
-        "M": "dates",
-        "m": "times",
-    }
-    what = words.get(dtype.kind, f"records of type {str(dtype)[:40]!r}")
+    kinds = {"U": "text", "S": "text", "O": "Python objects", "M": "dates", "m": "times"}
+    content = kinds.get(dtype.kind, f"records of type {str(dtype)[:40]!r}")
+    # NumPy stores the bfloat16 of ml_dtypes as two bytes of no type.
     remedy = "NumPy has no bfloat16: save float32, or use safetensors" if dtype == np.dtype("V2") else ""
-    raise RefusedError(f"{name} holds {what}", "expected real numbers", remedy)
+    raise RefusedError(f"{name} holds {content}", "expected real numbers", remedy)

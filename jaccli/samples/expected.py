@@ -11,7 +11,6 @@ INPUT = "expected FILE, FILE[KEY], a folder of images, -, or random:SHAPE"
 SAVED_J = "expected what 'jaccli compute -o FILE' writes, or an array (batch, n_out, n_in)"
 WHOLE = "expected a whole file: copy, download or write it again"
 READABLE = "expected a file or folder that you may read"
-SMALLER = "take a part of it, or save it in a shorter dtype"
 
 _LISTED = 6
 

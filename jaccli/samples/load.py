@@ -12,7 +12,7 @@ from jaccli.errors import RefusedError, warn
 from jaccli.safety.memory import require_memory
 from jaccli.safety.reading import reading
 from jaccli.samples.arrays import Rows, as_tensor, read_npy
-from jaccli.samples.containers import open_container, pick_key
+from jaccli.samples.containers import CONTAINERS, pick_key
 from jaccli.samples.expected import ARRAYS
 from jaccli.samples.images import read_folder, read_image
 from jaccli.samples.source import Source, open_source, sniff
@@ -54,8 +54,8 @@ def load_samples(
             return _picked(_random(spec), rows)
         case FolderInput():
             with reading(repr(spec.path)):
-                found = read_folder(spec.path)
-            return _picked(_checked(found, repr(spec.path), complex_too), rows)
+                samples = read_folder(spec.path)
+            return _picked(_checked(samples, repr(spec.path), complex_too), rows)
         case FileInput() | StdinInput():
             path = spec.path if isinstance(spec, FileInput) else "-"
             with open_source(path, stdin) as source, reading(source.name):
@@ -75,8 +75,8 @@ def _picked(samples: Tensor, rows: Rows | None) -> Tensor:
 
 def _read(source: Source, key: str | None, rows: Rows | None = None) -> Tensor:
     kind = sniff(source)
-    if kind in ("npz", "safetensors", "pt"):
-        container = open_container(source, kind)
+    if kind in CONTAINERS:
+        container = CONTAINERS[kind](source)
         return container.read(pick_key(container, key, source), rows)
     if key is not None:
         raise RefusedError(
@@ -124,6 +124,6 @@ def _warn_non_finite(samples: Tensor, name: str) -> None:
     finite = (samples.float() if samples.element_size() == 1 else samples).isfinite()
     if not finite.all():
         count = int((~finite).sum())
-        first = int((~finite).flatten(1).any(1).nonzero()[0]) if samples.dim() > 1 else int((~finite).nonzero()[0])
+        first = int((~finite).reshape(len(samples), -1).any(1).nonzero()[0])
         values = "value" if count == 1 else "values"
         warn(f"{name} has {count} non-finite {values} (first at sample {first})")

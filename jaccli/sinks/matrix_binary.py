@@ -19,6 +19,7 @@ from jaccli.samples.containers import PROVENANCE
 from jaccli.sinks.atomic import atomic_folder
 from jaccli.sinks.choose import is_stream
 from jaccli.sinks.matrix import MatrixSink, PairMeta, Target, note_bfloat16, numpy_dtype, numpy_form, raw_bytes
+from jaccli.text.quantities import dtype_name
 
 JACOBIAN = "jacobian"
 
@@ -37,7 +38,7 @@ _SAFETENSORS_DTYPE = {
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
 }
-_CHUNK_BYTES = 4 << 20
+_CHUNK_BYTES = 4 << 20  # of a zarr array: one file each
 
 
 class NpySink(MatrixSink):
@@ -124,7 +125,7 @@ def write_safetensors(out: BinaryIO, named: Mapping[str, Tensor], provenance: Ma
         name = _SAFETENSORS_DTYPE.get(tensor.dtype)
         if name is None:
             raise UnsupportedError(
-                f"safetensors does not hold {key!r}: {str(tensor.dtype).removeprefix('torch.')}",
+                f"safetensors does not hold {key!r}: {dtype_name(tensor.dtype)}",
                 remedy="choose another format, or --dtype float32",
             )
         header[key] = {"dtype": name, "shape": list(tensor.shape), "data_offsets": [offset, end]}

@@ -7,7 +7,6 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from jaccli.errors import InternalError
 from jaccli.sinks.choose import Format
 from jaccli.sinks.table import TableView, cell, render_table
 from jaccli.sinks.terminal import Style
@@ -49,10 +48,8 @@ def write_numbers(
             write_csv(records, out)
         case "markdown":
             out.write(style.encode(markdown_table(view)))
-        case "table":
-            out.write(style.encode(render_table(view, style)))
         case _:
-            raise InternalError(f"{chosen} does not hold numbers about J")
+            out.write(style.encode(render_table(view, style)))
     out.flush()
 
 
