@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
+from jaccli.cli.figures import readable
 from jaccli.cli.job import Job
 from jaccli.cli.results import Record
 from jaccli.training.goal import Figures, Goal
@@ -65,8 +65,8 @@ def rows_of(job: Job, before: Stand, after: Stand) -> list[Record]:
                 one, count = stand[kind], stand[kind].samples
                 row: Record = {"source": str(source), "target": str(target)}
                 row |= {"samples": f"{count} {kind.replace('_', ' ')}", "when": when}
-                row |= {k: _short(v) for k, v in _share(one, number).items() if k != "samples"}
-                rows.append(row)
+                row |= {k: v for k, v in _share(one, number).items() if k != "samples"}
+                rows.append(readable(row))
     return rows
 
 
@@ -131,7 +131,3 @@ def _share(one: Figures, number: int | None) -> Record:
     record |= {"frobenius": of(one.frobenius), "relative": of(one.relative)}
     record["relative_max"] = one.worst[number] if number is not None else max(one.worst)
     return record | ({"estimated": True} if one.estimated else {})
-
-
-def _short(value: Any) -> Any:
-    return float(f"{value:.4g}") if isinstance(value, float) else value

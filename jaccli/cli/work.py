@@ -36,6 +36,7 @@ from jaccli.run.sample_ranges import one_batch_only, pilot_size, take_samples
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 from jaccli.samples.load import load_argument, load_samples
 from jaccli.text.escape import inert
+from jaccli.text.quantities import dtype_name
 
 OnPlan = Callable[[Sequence[Decision], Sequence[Linearization]], None]
 # When torch was imported: with ``messages.STARTED`` the first part of the timing.
@@ -117,9 +118,9 @@ def _converted(network: Network, device: torch.device, dtype: torch.dtype | None
             raise ResourceError(
                 f"the model does not fit the memory of {device}", remedy="use --device cpu, or a shorter --dtype"
             ) from None
-        what = f"{device} in {str(dtype).removeprefix('torch.')}" if dtype is not None else str(device)
+        goal = f"{device} in {dtype_name(dtype)}" if dtype is not None else str(device)
         raise UnsupportedError(
-            f"the model does not go to {what}: {reason(error)}", "", "choose another --device or --dtype"
+            f"the model does not go to {goal}: {reason(error)}", "", "choose another --device or --dtype"
         ) from error
 
 
