@@ -118,6 +118,6 @@ def _drawn(path: str, jacobian: Any, numbers: list[int], style: Style, *, every:
         parts.append(heading(f"sample {row['sample']}: frobenius {row['frobenius']:.6g}, {span}", style))
         parts.append(render_matrix(jacobian.array[number], source=jacobian.source, target=jacobian.target, style=style))
     if not every and len(numbers) > 1:
-        more = f"{len(numbers) - 1} more sample" + "s" * (len(numbers) > 2)
-        parts.append(f"{more}: --samples 0:{len(numbers)} draws all\n")
+        remaining = f"{len(numbers) - 1} more sample" + "s" * (len(numbers) > 2)
+        parts.append(f"{remaining}: --samples 0:{len(numbers)} draws all\n")
     return "".join(parts)

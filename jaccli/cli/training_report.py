@@ -80,10 +80,10 @@ def title_of(job: Job, stopped: str) -> str:
     """What was done."""
     goal, run = job.training.goal, job.training
     source, target = goal.pairs[0]
-    what = f"{source if len(goal.pairs) == 1 else f'{len(goal.pairs)} layers'} -> {target}"
+    name = f"{source if len(goal.pairs) == 1 else f'{len(goal.pairs)} layers'} -> {target}"
     assert run.best is not None
     end = "" if stopped == "steps" else f" ({stopped})"
-    return f"J of {what} towards {_ENDS[goal.towards][0]}: {run.steps} steps{end}, best after {run.best.step}"
+    return f"J of {name} towards {_ENDS[goal.towards][0]}: {run.steps} steps{end}, best after {run.best.step}"
 
 
 def legend_of(job: Job) -> str:
@@ -108,10 +108,7 @@ def _held_out(job: Job) -> Record | None:
 
 def _ends(goal: Goal, number: int) -> Record:
     (source, target), (inner, outer) = goal.pairs[number], goal.shapes[number]
-    return {
-        "source": {"layer": str(source), "shape": [*inner]},
-        "target": {"layer": str(target), "shape": [*outer]},
-    }
+    return {"source": {"layer": str(source), "shape": [*inner]}, "target": {"layer": str(target), "shape": [*outer]}}
 
 
 def _shares(stands: Mapping[str, Stand], number: int | None) -> Record:

@@ -237,8 +237,7 @@ def _bind(samples: Tensor, arguments: Sequence[tuple[str | int, Any]]) -> Inputs
     for position in range(1, len(positions) + 1):
         if position not in positions:
             raise UsageError(
-                f"--arg {max(positions)}=… leaves position {position} open",
-                f"expected --arg {position}=VALUE too",
+                f"--arg {max(positions)}=… leaves position {position} open", f"expected --arg {position}=VALUE too"
             )
     return Inputs((samples, *(positions[p] for p in sorted(positions))), named)
 

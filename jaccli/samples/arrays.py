@@ -134,16 +134,16 @@ def as_tensor(array: np.ndarray[Any, Any], name: str) -> Tensor:
 def _header(handle: IO[bytes], name: str) -> _Header:
     try:
         version = npy_format.read_magic(handle)
-        if version not in ((1, 0), (2, 0), (3, 0)):
-            raise ValueError("a version of the format that is not known")
-        if version != (1, 0):  # a header of up to 4 GiB, which NumPy reads before it looks at its length
+        if version == (1, 0):
+            shape, fortran, dtype = npy_format.read_array_header_1_0(handle)
+        elif version in ((2, 0), (3, 0)):
+            # A header of up to 4 GiB, which NumPy reads before it looks at its length.
             if int.from_bytes(handle.read(4), "little") > _LONGEST_HEADER:
                 raise ValueError("a header of absurd length")
             handle.seek(-4, 1)
-        if version == (1, 0):
-            shape, fortran, dtype = npy_format.read_array_header_1_0(handle)
-        else:
             shape, fortran, dtype = npy_format.read_array_header_2_0(handle)
+        else:
+            raise ValueError("a version of the format that is not known")
     except Exception:  # a header is text that NumPy evaluates as a literal: anything can go wrong
         raise RefusedError(f"{name} is a damaged or truncated npy file", "", COPY_AGAIN) from None
     if any(type(length) is not int or length < 0 for length in shape):

@@ -30,9 +30,9 @@ def nearby(path: str) -> str:
     except OSError:
         return "check the path"
     where = folder or "this folder"
-    near = [one for one in names if one.split(".")[0] == name.split(".")[0]]
-    near = near or nearest(name, names, 2, cutoff=0.7)
-    if near:
-        return f"did you mean {' or '.join(repr(os.path.join(folder, one)) for one in near[:2])}?"
+    similar = [other for other in names if other.split(".")[0] == name.split(".")[0]]
+    similar = similar or nearest(name, names, 2, cutoff=0.7)
+    if similar:
+        return f"did you mean {' or '.join(repr(os.path.join(folder, other)) for other in similar[:2])}?"
     shown = ", ".join(names[:_LISTED]) + ", …" * (len(names) > _LISTED)
     return f"{where} holds {shown}" if names else f"{where} is empty"

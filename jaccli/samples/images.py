@@ -79,8 +79,7 @@ def _stack(images: dict[str, Pixels], where: str) -> Tensor:
         if pixels.shape[1:] != example.shape[1:]:
             sizes = [f"{p.shape[2]}x{p.shape[1]}" for p in (example, pixels)]
             raise RefusedError(
-                f"{where!r}: {first!r} is {sizes[0]} and {name!r} is {sizes[1]}",
-                "expected images of one size",
+                f"{where!r}: {first!r} is {sizes[0]} and {name!r} is {sizes[1]}", "expected images of one size"
             )
     channels = max(pixels.shape[0] for pixels in images.values())
     return torch.from_numpy(np.stack([np.broadcast_to(p, (channels, *p.shape[1:])) for p in images.values()]))

@@ -16,15 +16,7 @@ from jaccli.samples.containers import CONTAINERS, pick_key
 from jaccli.samples.expected import ARRAYS
 from jaccli.samples.images import read_folder, read_image
 from jaccli.samples.source import Source, open_source, sniff
-from jaccli.samples.spec import (
-    ArgValue,
-    FileInput,
-    FolderInput,
-    InputSpec,
-    RandomInput,
-    StdinInput,
-    check_input,
-)
+from jaccli.samples.spec import ArgValue, FileInput, FolderInput, InputSpec, RandomInput, StdinInput, check_input
 from jaccli.samples.table import read_table
 
 

@@ -34,9 +34,7 @@ from jaccli.errors import InternalError, ResourceError, note
 from jaccli.safety.memory import format_bytes
 from jaccli.sinks.atomic import open_output
 from jaccli.sinks.choose import is_stream
-from jaccli.sinks.terminal import Style
-
-Block = Tensor | np.ndarray[Any, Any]
+from jaccli.sinks.terminal import PLAIN, Style
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class Target:
     out: str | None = None
     force: bool = False
     stdout: BinaryIO | None = None
-    style: Style | None = None
+    style: Style = PLAIN
 
 
 class MatrixSink(ABC):
@@ -93,7 +91,7 @@ class MatrixSink(ABC):
         """Start the output.
 
         Args:
-            pairs: all pairs that will be written; of one batch size.
+            pairs: all pairs that will be written, each once; of one batch size.
             samples: the numbers by which text formats call the samples; 0, 1, ... unless given.
 
         Raises:
@@ -101,14 +99,12 @@ class MatrixSink(ABC):
             ResourceError: the disk (or, for formats written at the end, the memory) is too small.
         """
         self.pairs = {pair.key: pair for pair in pairs}
-        if not pairs or len(self.pairs) != len(pairs):
-            raise InternalError("a sink needs pairs, each once")
         self._written = dict.fromkeys(self.pairs, 0)
         self.samples = list(samples if samples is not None else range(max(pair.shape[0] for pair in pairs)))
         self._check_disk()
         self._open()
 
-    def write(self, key: str, start: int, block: Block, method: str = "") -> None:
+    def write(self, key: str, start: int, block: Tensor, method: str = "") -> None:
         """Add the samples from ``start`` on; the blocks of a pair come in order.
 
         Args:
@@ -122,8 +118,7 @@ class MatrixSink(ABC):
             ResourceError: the disk is full (raised when the sink is left).
         """
         pair = self.pairs[key]
-        tensor = block if isinstance(block, Tensor) else torch.from_numpy(np.ascontiguousarray(block))
-        tensor = tensor.detach().to("cpu", pair.torch_dtype).contiguous()
+        tensor = block.detach().to("cpu", pair.torch_dtype).contiguous()
         fits = tensor.dim() == 3 and tuple(tensor.shape[1:]) == pair.shape[1:]
         if not fits or start != self._written[key] or start + len(tensor) > pair.shape[0]:
             raise InternalError(f"block {tuple(tensor.shape)} at sample {start} does not continue {pair.shape}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jaccli.sinks.matrix import MatrixSink, PairMeta
 from jaccli.sinks.render import render_matrix
-from jaccli.sinks.terminal import Style, heading
+from jaccli.sinks.terminal import heading
 from jaccli.sinks.values import dumps
 from jaccli.text.escape import inert
 
@@ -94,21 +94,17 @@ class TableSink(MatrixSink):
 
     binary = False
 
-    def _open(self) -> None:
-        super()._open()
-        self._style = self.target.style or Style()
-
     def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
-        batch, n_out, n_in = pair.shape
+        (batch, n_out, n_in), style = pair.shape, self.target.style
         for position in range(start, min(start + len(block), _TABLE_SAMPLES)):
             names = f"{pair.source} -> {pair.target}"
             about = f"J of {names}, sample {self.samples[position]}, {n_out} x {n_in}, {pair.dtype}"
-            body = render_matrix(block[position - start], source=pair.source, target=pair.target, style=self._style)
-            self._out.write(self._style.encode(heading(about, self._style) + body))
+            body = render_matrix(block[position - start], source=pair.source, target=pair.target, style=style)
+            self._out.write(style.encode(heading(about, style) + body))
         if start + len(block) == batch > _TABLE_SAMPLES:
             left = batch - _TABLE_SAMPLES
             rest = f"{left} more sample{'s' * (left > 1)}: --samples picks, -o FILE saves them all\n"
-            self._out.write(self._style.encode(rest))
+            self._out.write(style.encode(rest))
         self._out.flush()
 
 

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from jaccli.sinks.choose import Format
 from jaccli.sinks.table import TableView, cell, render_table
-from jaccli.sinks.terminal import Style
+from jaccli.sinks.terminal import PLAIN, Style
 from jaccli.sinks.values import dumps, json_value
 from jaccli.text.escape import inert
 
@@ -23,7 +23,7 @@ def write_numbers(
     document: Record,
     records: Sequence[Record],
     view: TableView | None = None,
-    style: Style | None = None,
+    style: Style = PLAIN,
 ) -> None:
     """Write one result in one format.
 
@@ -38,7 +38,7 @@ def write_numbers(
     Raises:
         BrokenPipeError, OSError: from ``out``.
     """
-    view, style = view or TableView(records), style or Style()
+    view = view or TableView(records)
     match chosen:
         case "json":
             out.write((dumps(document, indent=2) + "\n").encode())

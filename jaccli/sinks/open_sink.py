@@ -11,7 +11,7 @@ from jaccli.sinks.matrix import MatrixSink, Target
 from jaccli.sinks.matrix_binary import CollectedSink, NpySink, ZarrSink, write_npz, write_pt, write_safetensors
 from jaccli.sinks.matrix_text import CsvSink, JsonLinesSink, JsonSink, TableSink
 from jaccli.sinks.sparse import SparseSink
-from jaccli.sinks.terminal import Style
+from jaccli.sinks.terminal import PLAIN, Style
 
 _SINKS: dict[Format, Callable[[Target], MatrixSink]] = {
     "npy": NpySink,
@@ -36,7 +36,7 @@ def matrix_sink(
     *,
     force: bool = False,
     stdout: BinaryIO | None = None,
-    style: Style | None = None,
+    style: Style = PLAIN,
     sparse: bool = False,
 ) -> MatrixSink:
     """The sink for a format. Nothing is opened until its ``open``.
