@@ -42,15 +42,16 @@ def check_count(name: str, value: object, others: str = "") -> None:
         raise UsageError(parameter, f"expected a whole number from 1{others}")
 
 
-def check_compile(compile: bool, method: str) -> None:
-    """Check that there is something to compile: only what ``structured`` does can be.
+def check_compile(compile: bool, *methods: str) -> None:
+    """Check that there is something to compile: only the programs that ``structured`` records can be.
 
     Raises:
-        UsageError: the method is another.
+        UsageError: all the methods are others.
     """
-    if compile and method not in ("auto", "structured"):
+    # ``auto`` may select ``structured``; what it selects is known only once the model is loaded.
+    if compile and not {"auto", "structured"} & {*methods}:
         raise UsageError(
-            worded("{compile:True} has nothing to compile with the method {method!r}", method=method),
+            worded("{compile:True} has nothing to compile with the method {method!r}", method=methods[0]),
             "expected the method structured, or auto",
             worded("leave {compile} out, or choose another method"),
         )

@@ -12,7 +12,7 @@ import typer
 
 from jaccli.cli.flags import error_in_flags
 from jaccli.cli.messages import said_on_stderr, say, start_command, words
-from jaccli.errors import JaccliError
+from jaccli.errors import InternalError, JaccliError, ResourceError, UsageError
 from jaccli.sinks.atomic import terminate_as_exception, write_error
 from jaccli.sinks.standard import discard_results, flush_results, settled, unite
 from jaccli.text.escape import inert
@@ -21,7 +21,8 @@ from jaccli.text.escape import inert
 _ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 _NOT_WRITTEN = (errno.EBADF, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-INTERRUPTED, PIPE_LEFT, TERMINATED, BUG = 130, 141, 143, 70
+# 128 and the number of the signal that would have ended the process, as shells count.
+INTERRUPTED, PIPE_LEFT, TERMINATED = 130, 141, 143
 
 
 def run(argv: Sequence[str]) -> int:
@@ -51,15 +52,16 @@ def _run(argv: Sequence[str]) -> int:
         return code if isinstance(code, int) else 0
     except SystemExit as leaving:
         if isinstance(leaving.__context__, BrokenPipeError):  # Typer makes it an exit code of 1
-            return _answer(leaving.__context__)
+            return _exit_code(leaving.__context__)
         if leaving.code == TERMINATED:
             _say("terminated")
         return leaving.code if isinstance(leaving.code, int) else 1
     except BaseException as error:
-        return _answer(error)
+        return _exit_code(error)
 
 
-def _answer(error: BaseException) -> int:
+def _exit_code(error: BaseException) -> int:
+    """The exit code of an exception, and its message on standard error."""
     if os.environ.get("JACCLI_TRACEBACK") == "1" and not isinstance(error, BrokenPipeError | KeyboardInterrupt):
         traceback.print_exception(error)
     match error:
@@ -71,25 +73,22 @@ def _answer(error: BaseException) -> int:
             return PIPE_LEFT
         case OSError() if error.filename is None and error.errno in _NOT_WRITTEN:
             discard_results()
-            return _answer(write_error(error, "-"))
-        case KeyboardInterrupt():
+            return _exit_code(write_error(error, "-"))
+        case KeyboardInterrupt() | typer.Abort():
             _say("interrupted")
             return INTERRUPTED
         case MemoryError():
             _say("out of memory\nset --max-memory, or take fewer samples (--samples 0:8)")
-            return 5
+            return ResourceError.exit_code
         case _ if isinstance(error, _ClickException):
             _say(_usage(error))
-            return 2
-        case _ if type(error).__name__ == "Abort":
-            _say("interrupted")
-            return INTERRUPTED
-        case _ if type(error).__name__ == "Exit":
-            return int(getattr(error, "exit_code", 0))
+            return UsageError.exit_code
+        case typer.Exit():
+            return int(error.exit_code)
         case _:
             first = (str(error).splitlines() or [""])[0][:300]
             _say(f"a bug in jaccli: {type(error).__name__}: {first}\nJACCLI_TRACEBACK=1 shows where; please report it")
-            return BUG
+            return InternalError.exit_code
 
 
 def _usage(error: Any) -> str:
@@ -98,8 +97,8 @@ def _usage(error: Any) -> str:
     from jaccli.cli.app import app
 
     names = [command.callback.__name__ for command in app.registered_commands if command.callback is not None]
-    known = next((word for word in words()[:1] if word in names), "")
-    command = context.command_path if context is not None else f"jaccli {known}".strip()
+    name = next((word for word in words()[:1] if word in names), "")
+    command = context.command_path if context is not None else f"jaccli {name}".strip()
     return f"{text}\n'{command} --help' shows how it is used"
 
 

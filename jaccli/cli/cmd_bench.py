@@ -122,10 +122,7 @@ def _body(rows: list[Record], result: Race, pair: Pair, work: Loaded) -> Record:
 
     batch, n_out, n_in = result.shape
     return {
-        "pair": {
-            "source": {"layer": str(pair[0]), "size": n_in},
-            "target": {"layer": str(pair[1]), "size": n_out},
-        },
+        "pair": {"source": {"layer": str(pair[0]), "size": n_in}, "target": {"layer": str(pair[1]), "size": n_out}},
         "samples": batch,
         "rounds": result.rounds,
         "threads": torch.get_num_threads(),

@@ -13,6 +13,7 @@ from jaccli.cli.results import provenance
 from jaccli.cli.run_request import RunRequest
 from jaccli.errors import note
 from jaccli.sinks.choose import is_stream
+from jaccli.text.quantities import dtype_name
 
 if TYPE_CHECKING:
     from jaccli.cli.work import Loaded
@@ -39,8 +40,8 @@ def _write(loaded: Loaded, how: RunRequest, sink: MatrixSink) -> dict[str, str]:
 
     methods: dict[str, str] = {}
 
-    def open_sink(_: Sequence[Decision], ready: Sequence[Linearization]) -> None:
-        sink.open([_meta(one, loaded.inputs.batch) for one in ready], samples=loaded.numbers)
+    def open_sink(_: Sequence[Decision], linearizations: Sequence[Linearization]) -> None:
+        sink.open([_meta(one, loaded.inputs.batch) for one in linearizations], samples=loaded.numbers)
 
     for piece in work.pieces(loaded, loaded.pairs, how, on_plan=open_sink):
         key = f"{piece.pair[0]!s}->{piece.pair[1]!s}"
@@ -51,12 +52,10 @@ def _write(loaded: Loaded, how: RunRequest, sink: MatrixSink) -> dict[str, str]:
 
 def _sink(out: MatrixRequest) -> MatrixSink:
     from jaccli.sinks.open_sink import matrix_sink
-    from jaccli.sinks.sparse import sparse_sink
     from jaccli.sinks.terminal import style_for
 
-    if out.sparse:
-        return sparse_sink(out.format, out.path, force=out.force)
-    return matrix_sink(out.format, out.path, force=out.force, style=style_for(out.path, out.no_color))
+    style = style_for(out.path, out.no_color)
+    return matrix_sink(out.format, out.path, force=out.force, style=style, sparse=out.sparse)
 
 
 def _size(sink: MatrixSink, pair: PairMeta) -> str:
@@ -66,7 +65,7 @@ def _size(sink: MatrixSink, pair: PairMeta) -> str:
     size = " x ".join(map(str, pair.shape))
     if not isinstance(sink, SparseSink):
         return size
-    entries = sink.kept[pair.key]
+    entries = sink.entries[pair.key]
     return f"{size} ({entries} entries a sample, {entries / (pair.shape[1] * pair.shape[2]):.2%})"
 
 
@@ -74,5 +73,5 @@ def _meta(linearization: Linearization, batch: int) -> PairMeta:
     from jaccli.sinks.matrix import PairMeta
 
     f = linearization.linear.f
-    dtype = str(linearization.linear.value.dtype).removeprefix("torch.")
+    dtype = dtype_name(linearization.linear.value.dtype)
     return PairMeta(str(f.source.address), str(f.target.address), (batch, f.n_out, f.n_in), dtype)

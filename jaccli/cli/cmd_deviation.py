@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from jaccli.cli.endings import limits
 from jaccli.cli.figures import Figures, of_model, of_saved, rows_of, saved_name
@@ -76,7 +75,7 @@ def _finish(
     _gate(rows, gates)
 
 
-def _check_gated(rows: Sequence[dict[str, Any]]) -> None:
+def _check_gated(rows: Sequence[Record]) -> None:
     """A gate over nothing would pass whatever the network does.
 
     Raises:
@@ -91,23 +90,24 @@ def _check_gated(rows: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def _gate(every: Sequence[dict[str, Any]], gates: Sequence[Gate]) -> None:
+def _gate(records: Sequence[Record], gates: Sequence[Gate]) -> None:
     """``--fail-above``: a figure that is not a number fails too; pairs whose J is I in any case do not count.
 
     Raises:
         UsageError: an estimate does not have this figure.
         GateError: a sample is above.
     """
-    rows = [row for row in every if "trivial" not in row]
+    rows = [row for row in records if "trivial" not in row]
     for gate in gates:
         if any(gate.norm not in row for row in rows):
             raise UsageError(
                 f"--fail-above {gate.norm}: it needs the entries of J, and this J was estimated from products",
                 "expected a norm that products give, as relative or spectral",
             )
-        near = [row for row in rows if abs(row[gate.norm] - gate.limit) <= 1.96 * row.get(f"{gate.norm}_stderr", -1.0)]
-        if near:
-            warn(f"{gate.norm}: the limit lies within the 95 % interval of {len(near)} of {len(rows)} samples")
+        # Of exact figures, without a standard error, none is close: |…| <= -1.96 holds for no row.
+        close = [row for row in rows if abs(row[gate.norm] - gate.limit) <= 1.96 * row.get(f"{gate.norm}_stderr", -1.0)]
+        if close:
+            warn(f"{gate.norm}: the limit lies within the 95 % interval of {len(close)} of {len(rows)} samples")
         above = [row for row in rows if math.isnan(row[gate.norm]) or row[gate.norm] > gate.limit]
         if above:
             worst = max(above, key=lambda row: math.inf if math.isnan(row[gate.norm]) else row[gate.norm])

@@ -53,7 +53,7 @@ def _facts(devices: dict[str, str]) -> Record:
         "cpu cores": os.cpu_count(),
         "torch threads": torch.get_num_threads(),
         "memory for J": human(available(torch.device("cpu"))),
-        "devices": ", ".join(f"{name} ({more})" if more else name for name, more in devices.items()),
+        "devices": ", ".join(f"{name} ({model})" if model else name for name, model in devices.items()),
         **{f"extra {name}": _extra(name, module) for name, module in _EXTRAS.items()},
     }
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaccli.cli.endings import deadline
 from jaccli.cli.output_request import OutputRequest
 from jaccli.cli.request import InputRequest, ModelRequest
 from jaccli.cli.results import Record, document, write_result
 from jaccli.cli.run_request import TimedRequest
+
+if TYPE_CHECKING:
+    from jaccli.activations.calls import LayerCalls
 
 COLUMNS = ("layer", "type", "calls", "shape", "elements")
 
@@ -50,23 +53,28 @@ def _with_calls(network: Any, inputs: Any) -> list[Record]:
 
     with readable(inputs):
         calls, output = watch(network, inputs)
-    own = {INPUT: LayerCalls(1, shapes(inputs.args[0])), OUTPUT: LayerCalls(1, shapes(output))}
+    ends = {INPUT: LayerCalls(1, shapes(inputs.args[0])), OUTPUT: LayerCalls(1, shapes(output))}
     rows = []
     for path, name, kind in _names(network):
-        seen = own[name] if path is None else calls.get(path, LayerCalls())
-        row: Record = {"layer": name, "type": kind, "calls": seen.calls, "shape": None}
-        floating = {
-            name: shape for name, (shape, dtype) in seen.outputs.items() if dtype.startswith(("float", "bfloat"))
-        }
-        if len(seen.outputs) == 1 or len(floating) == 1:
-            shape, dtype = seen.outputs[next(iter(floating or seen.outputs))]
-            row |= {"shape": _sample(shape, inputs.batch), "dtype": dtype}
-            if shape[:1] != (inputs.batch,):
-                row["samples_dim"] = _dim(shape, inputs.batch)
-        elif seen.outputs:
-            row["elements"] = {name: _sample(shape, inputs.batch) for name, (shape, _) in seen.outputs.items()}
-        rows.append(row)
+        layer_calls = ends[name] if path is None else calls.get(path, LayerCalls())
+        rows.append({"layer": name, "type": kind, "calls": layer_calls.calls, **_shapes(layer_calls, inputs.batch)})
     return rows
+
+
+def _shapes(layer_calls: LayerCalls, batch: int) -> Record:
+    """The shape that ``--layer`` takes the layer to have; of several outputs to choose from, the shape of each."""
+    outputs = layer_calls.outputs
+    floating = [name for name, (_, dtype) in outputs.items() if dtype.startswith(("float", "bfloat"))]
+    record: Record = {"shape": None}
+    # Without an element's name, ``--layer`` means the only output, or the only one that has a derivative.
+    if len(outputs) == 1 or len(floating) == 1:
+        shape, dtype = outputs[next(iter(floating or outputs))]
+        record |= {"shape": _sample(shape, batch), "dtype": dtype}
+        if shape[:1] != (batch,):
+            record["samples_dim"] = _dim(shape, batch)
+    elif outputs:
+        record["elements"] = {name: _sample(shape, batch) for name, (shape, _) in outputs.items()}
+    return record
 
 
 def _dim(shape: tuple[int, ...], batch: int) -> int | None:

@@ -84,14 +84,10 @@ def _train(job: Job, how: TimedRequest) -> tuple[str, JaccliError | None]:
     from jaccli.cli.training_view import View, watched
 
     run = job.training
-    seen = View(_heading(job), run.recipe.steps, "trained on" if job.held_out is job.train else "held out")
+    view = View(_heading(job), run.recipe.steps, "trained on" if job.held_out is job.train else "held out")
     release_messages()
     try:
-        with (
-            watched(seen, how.quiet, how.no_color) as show,
-            deadline(how.timeout),
-            between_steps() as stop_if_asked,
-        ):
+        with watched(view, how.quiet, how.no_color) as show, deadline(how.timeout), between_steps() as stop_if_asked:
             for step in run:
                 show(step)
                 stop_if_asked()

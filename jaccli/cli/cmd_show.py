@@ -12,6 +12,7 @@ from jaccli.cli.request import SavedRequest
 from jaccli.cli.results import Record, document, write_result
 from jaccli.cli.run_request import TimedRequest
 from jaccli.names import UNKNOWN
+from jaccli.text.quantities import dtype_name
 
 if TYPE_CHECKING:
     from jaccli.sinks.terminal import Style
@@ -54,7 +55,7 @@ def _described(jacobian: Any, rows: list[Record]) -> Record:
         "source": {"layer": jacobian.source},
         "target": {"layer": jacobian.target},
         "shape": list(jacobian.array.shape),
-        "dtype": str(jacobian.array.dtype).removeprefix("torch."),
+        "dtype": dtype_name(jacobian.array.dtype),
         "provenance": {k: jacobian.provenance[k] for k in _ordered(jacobian.provenance)},
         "samples": [{k: v for k, v in row.items() if k not in ("source", "target")} for row in rows],
     }
@@ -102,10 +103,10 @@ def _drawn(path: str, jacobian: Any, numbers: list[int], style: Style, *, every:
     from jaccli.sinks.terminal import heading
 
     batch, n_out, n_in = jacobian.array.shape
-    dtype = str(jacobian.array.dtype).removeprefix("torch.")
+    dtype = dtype_name(jacobian.array.dtype)
     samples = f"{batch} sample" + "s" * (batch != 1)
-    known = (jacobian.source, jacobian.target) != (UNKNOWN, UNKNOWN)
-    name = f"{jacobian.source} -> {jacobian.target}" if known else saved_name(path)
+    is_named = (jacobian.source, jacobian.target) != (UNKNOWN, UNKNOWN)
+    name = f"{jacobian.source} -> {jacobian.target}" if is_named else saved_name(path)
     parts = [heading(f"{name}: {samples}, each J {n_out} x {n_in}, {dtype}", style)]
     about = {k: v for k, v in jacobian.provenance.items() if v and k not in _IN_THE_HEAD}
     order = _ordered(about)
@@ -117,6 +118,6 @@ def _drawn(path: str, jacobian: Any, numbers: list[int], style: Style, *, every:
         parts.append(heading(f"sample {row['sample']}: frobenius {row['frobenius']:.6g}, {span}", style))
         parts.append(render_matrix(jacobian.array[number], source=jacobian.source, target=jacobian.target, style=style))
     if not every and len(numbers) > 1:
-        more = f"{len(numbers) - 1} more sample" + "s" * (len(numbers) > 2)
-        parts.append(f"{more}: --samples 0:{len(numbers)} draws all\n")
+        remaining = f"{len(numbers) - 1} more sample" + "s" * (len(numbers) > 2)
+        parts.append(f"{remaining}: --samples 0:{len(numbers)} draws all\n")
     return "".join(parts)

@@ -14,6 +14,7 @@ from jaccli.cli.request import InputRequest, ModelRequest, PairRequest, SavedReq
 from jaccli.cli.results import Record, document, write_result
 from jaccli.cli.run_request import RunRequest
 from jaccli.errors import UsageError, warn
+from jaccli.text.quantities import dtype_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +74,7 @@ def _figures(spectrum: SpectrumRequest) -> Figures:
     def exact(matrix: Tensor) -> Record:
         record = spectrum_of(matrix)
         if singular_to_precision(matrix, record):
-            warn(_ROUNDING.format(str(matrix.dtype).removeprefix("torch.")) + _MORE * (matrix.dtype.itemsize < 8))
+            warn(_ROUNDING.format(dtype_name(matrix.dtype)) + _MORE * (matrix.dtype.itemsize < 8))
         if spectrum.top is not None:
             record["singular_values"] = record["singular_values"][: spectrum.top]
         return record | (eigenvalues(matrix) if spectrum.eigenvalues else {})

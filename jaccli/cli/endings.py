@@ -67,8 +67,9 @@ def between_steps() -> Iterator[Callable[[], None]]:
     before = {number: signal.getsignal(number) for number in numbers}
     pending: list[int] = []
 
-    def ask(number: int, _: object) -> None:
+    def postpone(number: int, _: object) -> None:
         pending.append(number)
+        # The usual handler from now on: it ends the step at once.
         signal.signal(number, before[signal.Signals(number)])
         if number != signal.SIGINT:
             signal.setitimer(signal.ITIMER_REAL, STEP_GRACE_S)
@@ -77,11 +78,11 @@ def between_steps() -> Iterator[Callable[[], None]]:
         for number in pending[:1]:
             raise KeyboardInterrupt if number == signal.SIGINT else TimeIsUp
 
-    heard = [number for number, handler in before.items() if callable(handler)]  # neither ignored nor the system's
-    for number in heard:
-        signal.signal(number, ask)
+    replaced = [number for number, handler in before.items() if callable(handler)]  # neither ignored nor the system's
+    for number in replaced:
+        signal.signal(number, postpone)
     try:
         yield stop_if_asked
     finally:
-        for number in heard:
+        for number in replaced:
             signal.signal(number, before[number])

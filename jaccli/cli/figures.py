@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from jaccli.cli.work import Loaded
     from jaccli.linear_maps.linear_map import LinearMap
     from jaccli.planning.linearize import Linearization, Pair
+    from jaccli.run.blocks import Piece
+    from jaccli.run.estimates_of_pairs import Estimates
     from jaccli.statistics.product_estimates import Effort
 
 
@@ -56,7 +58,6 @@ def of_model(
     """
     from jaccli.planning.decide import TooLarge
 
-    records: list[Record] = []
     if effort.wanted:
         records = _estimated(loaded, pairs, how, effort, figures)
     else:
@@ -86,18 +87,14 @@ def _exact(loaded: Loaded, pairs: Sequence[Pair], how: RunRequest, figures: Figu
 
     records: dict[Pair, Record] = {}
     for piece in work.pieces(loaded, pairs, how, accept=_fitting(figures)):
-        record = records.get(piece.pair)
-        if record is None:
-            record = empty(
-                str(piece.pair[0]), str(piece.pair[1]), piece.source_shape, piece.target_shape, piece.outcome.method
-            )
-            if piece.outcome.error_estimate is not None:
-                record["error_estimate"] = piece.outcome.error_estimate
-            if piece.trivial:
-                record["trivial"] = True
+        outcome = piece.outcome
+        if piece.pair not in records:
+            record = _empty_of(piece, outcome.method)
+            if outcome.error_estimate is not None:
+                record["error_estimate"] = outcome.error_estimate
             records[piece.pair] = record
-        for number, matrix in zip(loaded.numbers[piece.start :], piece.outcome.matrix, strict=False):
-            record["samples"].append({"sample": number, **figures.exact(matrix)})
+        for number, matrix in zip(loaded.numbers[piece.start :], outcome.matrix, strict=False):
+            records[piece.pair]["samples"].append({"sample": number, **figures.exact(matrix)})
     return list(records.values())
 
 
@@ -109,12 +106,13 @@ def _estimated(
     from jaccli.statistics.product_estimates import effort_of
 
     records: dict[Pair, Record] = {}
-    spend = effort_of(effort.probes, effort.tolerance, effort.seed)
-    run = stream_estimates(
+    # ``vectors`` of ``stream_estimates`` fit the memory: an estimate to a tolerance adds probes in groups of so many.
+    effort_of_block = effort_of(effort.probes, effort.tolerance, effort.seed)
+    blocks = stream_estimates(
         loaded.network,
         loaded.inputs,
         pairs,
-        lambda a, vectors: figures.estimated(a, replace(spend, most=vectors)),
+        lambda a, vectors: figures.estimated(a, replace(effort_of_block, most=vectors)),
         probes=effort.probes or figures.probes,
         fixed=effort.probes is not None,
         max_memory=how.max_memory,
@@ -124,13 +122,12 @@ def _estimated(
     )
     with status(how.quiet, how.no_color) as tell:
         tell("estimating")
-        for some in run:
-            source, target = map(str, some.pair)
-            one_pair = empty(source, target, some.source_shape, some.target_shape, "estimate", effort.seed)
-            record = records.setdefault(some.pair, one_pair | ({"trivial": True} if some.trivial else {}))
-            for number, one in zip(loaded.numbers[some.start :], some.records, strict=False):
-                record["samples"].append({"sample": number, **one})
-            tell(f"estimating {source} -> {target}: {len(record['samples'])} of {loaded.inputs.batch} samples")
+        for block in blocks:
+            record = records.setdefault(block.pair, _empty_of(block, "estimate", effort.seed))
+            for number, figures_of_sample in zip(loaded.numbers[block.start :], block.records, strict=False):
+                record["samples"].append({"sample": number, **figures_of_sample})
+            name = " -> ".join(map(str, block.pair))
+            tell(f"estimating {name}: {len(record['samples'])} of {loaded.inputs.batch} samples")
     return list(records.values())
 
 
@@ -168,14 +165,20 @@ def of_saved(saved: SavedRequest, figures: Figures) -> list[Record]:
             )
         picked = saved.samples.indices(batch) if saved.samples else list(range(batch))
         method = jacobian.provenance.get("method", "saved")
-        record = empty(jacobian.source, jacobian.target, (n_in,), (n_out,), method)
-        some = zip((jacobian.numbers[p] for p in picked), jacobian.array[picked], strict=True)
-        record["samples"] = [{"sample": number, **figures.exact(matrix)} for number, matrix in some]
+        record = _empty(jacobian.source, jacobian.target, (n_in,), (n_out,), method)
+        samples = zip((jacobian.numbers[p] for p in picked), jacobian.array[picked], strict=True)
+        record["samples"] = [{"sample": number, **figures.exact(matrix)} for number, matrix in samples]
         records.append(record)
     return _summed(records, figures)
 
 
-def empty(
+def _empty_of(block: Piece | Estimates, method: str, seed: int | None = None) -> Record:
+    source, target = map(str, block.pair)
+    record = _empty(source, target, block.source_shape, block.target_shape, method, seed)
+    return record | ({"trivial": True} if block.trivial else {})
+
+
+def _empty(
     source: str,
     target: str,
     source_shape: Sequence[int],

@@ -21,9 +21,9 @@ class Gate:
 
 
 def _gate(text: str, flag: str) -> Gate:
-    norm, equals, value = text.partition("=")
+    norm, _, value = text.partition("=")
     try:
-        limit = float(value) if equals else math.nan
+        limit = float(value)
     except ValueError:
         limit = math.nan
     if norm not in NORMS or math.isnan(limit):
@@ -53,9 +53,7 @@ class FiguresRequest:
     """
 
     estimate: bool = option(
-        "--estimate",
-        default=False,
-        help="From products with random vectors, with standard errors; J is not built.",
+        "--estimate", default=False, help="From products with random vectors, with standard errors; J is not built."
     )
     probes: int | None = option(
         "--probes", metavar="N", help="Random vectors of an estimate; implies it.", parse=parse.whole_number(2)
@@ -95,9 +93,7 @@ class SpectrumRequest:
         "--eigenvalues", default=False, help="Also eigenvalues, spectral radius, non-normality; J must be square."
     )
     lyapunov: bool = option(
-        "--lyapunov",
-        default=False,
-        help="Lyapunov exponents along the layers named, one after the other, to --to.",
+        "--lyapunov", default=False, help="Lyapunov exponents along the layers named, one after the other, to --to."
     )
     top: int | None = option(
         "--top", metavar="N", help="List the N largest singular values only.", parse=parse.whole_number(1)

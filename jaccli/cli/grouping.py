@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 # Of so many layers the names are given, of more the number.
 _NAMED = 4
 _ARROW = " -> "
-_GAP = "\0"
+_GAP = "\0"  # stands for the pair; no message holds it, since ``inert`` has escaped control characters
 # Not a part of a name, nor a side of a matrix: shapes make no range.
 _NUMBER = re.compile(r"(?<![\w.])(?<!x )\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.]*\w)(?! x)")
 
@@ -30,9 +30,11 @@ def grouped(texts: Iterable[str], pairs: Sequence[str]) -> list[str]:
     groups: dict[str, list[tuple[str, str]]] = {}
     for text in texts:
         match = named.search(text)
-        rest = text.replace(match[0], _GAP) if match is not None else text
-        form = _NUMBER.sub("0", rest) if match is not None else text
-        groups.setdefault(form, []).append((match[0] if match is not None else "", rest))
+        if match is None:
+            groups.setdefault(text, []).append(("", text))
+            continue
+        without_pair = text.replace(match[0], _GAP)
+        groups.setdefault(_NUMBER.sub("0", without_pair), []).append((match[0], without_pair))
     return [_one([rest for _, rest in alike], [name for name, _ in alike]) for alike in groups.values()]
 
 
@@ -54,7 +56,7 @@ def _together(names: Sequence[str]) -> str:
     return _listed([name.partition(_ARROW)[0] for name in names], "layers") + _ARROW + targets.pop()
 
 
-def _listed(names: Sequence[str], what: str) -> str:
+def _listed(names: Sequence[str], noun: str) -> str:
     if len(names) <= _NAMED:
         return ", ".join(names)
-    return f"{len(names)} {what} ({', '.join(names[: _NAMED - 1])}, …, {names[-1]})"
+    return f"{len(names)} {noun} ({', '.join(names[: _NAMED - 1])}, …, {names[-1]})"

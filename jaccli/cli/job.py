@@ -16,6 +16,8 @@ from jaccli.errors import UnsupportedError, UsageError, note
 from jaccli.networks.dtypes import converted, floating_dtype
 from jaccli.run.sample_ranges import one_batch_only
 from jaccli.samples.load import load_samples
+from jaccli.samples.spec import InputSpec
+from jaccli.text.quantities import dtype_name
 from jaccli.training.descent import Parameter, parameters_of
 from jaccli.training.goal import Figures, figures, goal_of
 from jaccli.training.loop import Recipe, Training
@@ -120,53 +122,58 @@ def _batch_size(samples: Samples, train: TrainRequest) -> int:
     return count if samples.whole else train.batch_size or min(count, BATCH)
 
 
-def _one_batch(what: str, count: int, remedy: str) -> UnsupportedError:
-    return one_batch_only(f"{what}: the model was exported for {count} samples at a time", remedy)
+def _one_batch(request: str, count: int, remedy: str) -> UnsupportedError:
+    return one_batch_only(f"{request}: the model was exported for {count} samples at a time", remedy)
 
 
 def _in_full_precision(request: ModelRequest, model: nn.Module) -> ModelRequest:
     """In half precision most steps are too small to change a weight."""
-    kind = request.dtype or next((_short(p.dtype) for p in model.parameters() if _short(p.dtype) in _HALVES), None)
+    dtypes = (dtype_name(p.dtype) for p in model.parameters())
+    kind = request.dtype or next((dtype for dtype in dtypes if dtype in _HALVES), None)
     if kind not in _HALVES:
         return request
     note(f"in {kind} small steps are lost: trained in float32, and figures are of float32 (--dtype float32)")
     return replace(request, dtype="float32")
 
 
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _shares(every: Samples, loaded: Loaded, train: TrainRequest) -> tuple[Share, Share]:
     """Samples to train on and to hold out: those of ``--validate``, or every fifth."""
-    spec, count = train.validate, len(every)
-    if spec is not None:
-        x = _ready(load_samples(spec), loaded)
-        if every.together:
-            raise UsageError(
-                "--validate: an --arg has one row for each sample of -i",
-                "expected arguments that are the same for all samples",
-                "leave --validate out: every fifth sample is held out",
-            )
-        inputs = replace(every.inputs, args=(x, *every.inputs.args[1:]))
-        if every.whole and inputs.batch != count:
-            raise _one_batch(f"--validate has {inputs.batch} samples", count, f"give {count}")
-        targets = _targets(train, replace(loaded, inputs=inputs), "--validate-targets")
-        others = Samples(inputs, targets, whole=every.whole)
-        return Share(every, loaded.numbers), Share(others, list(range(len(others))), "validate")
+    count = len(every)
+    if train.validate is not None:
+        validation = _validation(train.validate, every, loaded, train)
+        return Share(every, loaded.numbers), Share(validation, list(range(len(validation))), "validate")
     if count < ONE_IN or every.whole:
-        some = "1 sample" if count == 1 else f"{count} samples"
-        why = "too few to hold one out" if count < ONE_IN else "the model was exported for so many at a time"
+        samples = "1 sample" if count == 1 else f"{count} samples"
+        reason = "too few to hold one out" if count < ONE_IN else "the model was exported for so many at a time"
         note(
-            f"{some}: {why}, so there is no validation, and the best parameters are chosen by those trained on "
+            f"{samples}: {reason}, so there is no validation, and the best parameters are chosen by those trained on "
             "(--validate gives others)"
         )
-        whole = Share(every, loaded.numbers, "train")
-        return whole, whole
-    held = range(ONE_IN - 1, count, ONE_IN)
-    rest = [n for n in range(count) if n not in held]
-    trained_on, held_out = (Share(every.share(part), [loaded.numbers[n] for n in part]) for part in (rest, held))
-    return trained_on, held_out
+        # One and the same share twice: ``held_out is train`` tells the report that there is no validation.
+        share = Share(every, loaded.numbers, "train")
+        return share, share
+    held_out = range(ONE_IN - 1, count, ONE_IN)
+    trained_on = [n for n in range(count) if n not in held_out]
+    train_share, validation_share = (
+        Share(every.share(part), [loaded.numbers[n] for n in part]) for part in (trained_on, held_out)
+    )
+    return train_share, validation_share
+
+
+def _validation(spec: InputSpec, every: Samples, loaded: Loaded, train: TrainRequest) -> Samples:
+    """The samples of ``--validate``, with the further arguments of those trained on."""
+    x = _ready(load_samples(spec), loaded)
+    if every.together:
+        raise UsageError(
+            "--validate: an --arg has one row for each sample of -i",
+            "expected arguments that are the same for all samples",
+            "leave --validate out: every fifth sample is held out",
+        )
+    inputs = replace(every.inputs, args=(x, *every.inputs.args[1:]))
+    if every.whole and inputs.batch != len(every):
+        raise _one_batch(f"--validate has {inputs.batch} samples", len(every), f"give {len(every)}")
+    targets = _targets(train, replace(loaded, inputs=inputs), "--validate-targets")
+    return Samples(inputs, targets, whole=every.whole)
 
 
 def _ready(tensor: Tensor, loaded: Loaded) -> Tensor:

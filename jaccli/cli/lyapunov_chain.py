@@ -40,8 +40,7 @@ def write_exponents(loaded: work.Loaded, how: RunRequest, out: OutputRequest) ->
     for source, following in pairs:
         if (source, following) not in matrices:
             raise UnsupportedError(
-                f"--lyapunov: there is no J of {source!s} -> {following!s}",
-                "expected layers that follow on each other",
+                f"--lyapunov: there is no J of {source!s} -> {following!s}", "expected layers that follow on each other"
             )
     if len(pairs) > 1 and pairs[-1] in trivial:
         note(f"{pairs[-1][0]!s} is {pairs[-1][1]!s} itself: no step of the chain")

@@ -107,8 +107,8 @@ def takes_requests(first: Sequence[str] = ("--input",)) -> Callable[[Callable[..
         requests = {name: cls for name, cls in get_type_hints(command).items() if name != "return"}
         options: dict[str, Field[Any]] = {}
         for cls in requests.values():
-            for one in fields(cls):
-                options.setdefault(one.metadata["flag"], one)
+            for option_field in fields(cls):
+                options.setdefault(option_field.metadata["flag"], option_field)
         ordered = sorted(options, key=lambda flag: order.get(flag, order[""]))
 
         def run(**raw: Any) -> None:
@@ -116,27 +116,30 @@ def takes_requests(first: Sequence[str] = ("--input",)) -> Callable[[Callable[..
 
         signature = inspect.Signature([_parameter(options[flag]) for flag in ordered])
         run.__name__, run.__doc__ = command.__name__, command.__doc__
+        # Typer reads the signature and resolves the annotations by itself, so that both must be there.
         run.__signature__ = signature  # type: ignore[attr-defined]
-        run.__annotations__ = {name: one.annotation for name, one in signature.parameters.items()}
+        run.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
         return run
 
     return decorate
 
 
 def _request(cls: Any, raw: Mapping[str, Any]) -> Any:
-    return cls(**{one.name: one.metadata["value"](raw[_name(one)]) for one in fields(cls)})
+    return cls(**{field.name: field.metadata["value"](raw[_name(field)]) for field in fields(cls)})
 
 
-def _parameter(one: Field[Any]) -> inspect.Parameter:
-    info, kind = one.metadata["info"], inspect.Parameter.KEYWORD_ONLY
-    annotation: Any = str if isinstance(info.default, str) or one.default_factory is MISSING else str | None
+def _parameter(option_field: Field[Any]) -> inspect.Parameter:
+    info, kind = option_field.metadata["info"], inspect.Parameter.KEYWORD_ONLY
+    # A field without a default factory is an argument that must be given.
+    annotation: Any = str if isinstance(info.default, str) or option_field.default_factory is MISSING else str | None
     if isinstance(info.default, bool):
         annotation = bool
-    elif one.metadata["many"]:
+    elif option_field.metadata["many"]:
         annotation = list[str] | None
-    return inspect.Parameter(_name(one), kind, default=info, annotation=annotation)
+    return inspect.Parameter(_name(option_field), kind, default=info, annotation=annotation)
 
 
-def _name(one: Field[Any]) -> str:
-    name = str(one.metadata["flag"]).lstrip("-").replace("-", "_").lower()
+def _name(option_field: Field[Any]) -> str:
+    """The parameter of an option, by its flag: dataclass fields of several requests may share one."""
+    name = str(option_field.metadata["flag"]).lstrip("-").replace("-", "_").lower()
     return name + "_" if iskeyword(name) else name

@@ -1,6 +1,6 @@
 """Values of options, from the text that was typed. Each function gets the text and the flag, which errors name.
 
-They need neither torch nor NumPy, and import what is slow to import when they are called.
+They need neither torch nor NumPy.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ import math
 import os
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from jaccli.errors import UsageError
-
-if TYPE_CHECKING:
-    from jaccli.samples.spec import ArgValue, InputSpec, Selection
+from jaccli.text.escape import quote
 
 T = TypeVar("T", bound=str)
 
@@ -110,42 +108,12 @@ def device(text: str, flag: str) -> str:
     return text
 
 
-def memory(text: str, _: str) -> int | None:
-    """``4GiB``, ``500MB``, ``1e9`` → bytes; see ``memory_limit``."""
-    from jaccli.text.sizes import memory_limit
-
-    return memory_limit(text)
-
-
-def array(text: str, flag: str) -> InputSpec:
-    """INPUT: where an array of samples or targets is; see ``parse_input``."""
-    from jaccli.samples.spec import parse_input
-
-    return parse_input(text, flag)
-
-
-def selection(text: str, flag: str) -> Selection:
-    """Which samples; see ``parse_samples``."""
-    from jaccli.samples.spec import parse_samples
-
-    return parse_samples(text, flag)
-
-
-def model_argument(text: str, flag: str) -> tuple[str | int, ArgValue]:
-    """``NAME=VALUE``, a further argument of the model; see ``parse_model_arg``."""
-    from jaccli.samples.spec import parse_model_arg
-
-    return parse_model_arg(text, flag)
-
-
 def check_arch(spec: str) -> None:
     """Refuse an ``--arch`` that names no callable, or a file that does not exist.
 
     Raises:
         UsageError: it does.
     """
-    from jaccli.text.escape import quote
-
     form = "expected package.module:callable or path/file.py:callable"
     place, colon, name = spec.rpartition(":")
     if not colon or not place or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):

@@ -26,16 +26,18 @@ class Bar:
         self._display, self._task = display, task
         self._batch = 1
         self._block = 1
+        # The timer's thread and the command's both start and stop the display. Under the lock, a bar that is hidden
+        # just before the timer fires stays hidden.
         self._lock = threading.Lock()
         self._wanted = False
         self._since = time.perf_counter()
 
-    def expect(self, batch: int, decisions: Sequence[Decision], ready: Sequence[Linearization]) -> None:
+    def expect(self, batch: int, decisions: Sequence[Decision], linearizations: Sequence[Linearization]) -> None:
         """Set the total: samples times rows or columns, of all pairs."""
-        self._batch, self._block = batch, ready[0].linear.batch
+        self._batch, self._block = batch, linearizations[0].linear.batch
         counts = [
             (p.linear.f.n_out if d.method is None or METHODS[d.method].by == "row" else p.linear.f.n_in)
-            for d, p in zip(decisions, ready, strict=True)
+            for d, p in zip(decisions, linearizations, strict=True)
         ]
         if self._display is not None:
             self._display.update(self._task, total=float(sum(counts) * batch))
@@ -47,8 +49,8 @@ class Bar:
 
     def finished(self, piece: Any) -> None:
         """A block is done; the next may be of another size."""
-        done = piece.start + piece.outcome.matrix.shape[0]
-        self._block = min(max(piece.decision.block, 1), max(self._batch - done, 1))
+        stop = piece.start + piece.outcome.matrix.shape[0]
+        self._block = min(max(piece.decision.block, 1), max(self._batch - stop, 1))
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[Bar]:

@@ -7,16 +7,15 @@ Commands call it before they import torch, so that a wrong command line is answe
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from jaccli.cli import parse
 from jaccli.cli.figures_request import FiguresRequest
 from jaccli.cli.option import argument, option, request
 from jaccli.cli.run_request import seed_option
 from jaccli.errors import UsageError
-
-if TYPE_CHECKING:
-    from jaccli.samples.spec import ArgValue, InputSpec, Selection
+from jaccli.samples.expected import SAVED_J
+from jaccli.samples.spec import ArgValue, InputSpec, Selection, check_input, parse_input, parse_model_arg, parse_samples
+from jaccli.text.escape import quote
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 _MODEL = (
@@ -76,7 +75,6 @@ class ModelRequest:
         from jaccli.models.identify.file_kind import kind_of
         from jaccli.models.identify.import_spec import is_spec
         from jaccli.models.weights.quick_look import is_weights
-        from jaccli.text.escape import quote
 
         _ = self.arch_args
         if is_spec(self.path):
@@ -115,14 +113,14 @@ class InputRequest:
         "--input",
         metavar="INPUT",
         help="Samples: npy, npz[key], safetensors[key], pt, csv, a folder of images, -, or random:3x32x32,n=8.",
-        parse=parse.array,
+        parse=parse_input,
     )
-    samples: Selection | None = option("--samples", metavar="PICK", help=_SAMPLES, parse=parse.selection)
+    samples: Selection | None = option("--samples", metavar="PICK", help=_SAMPLES, parse=parse_samples)
     arguments: tuple[tuple[str | int, ArgValue], ...] = option(
         "--arg",
         metavar="NAME=VALUE",
         help="A further argument of the model, by name or position (1=16000, m=@m.npy).",
-        parse=parse.model_argument,
+        parse=parse_model_arg,
         many=True,
     )
 
@@ -144,8 +142,6 @@ class InputRequest:
             UsageError: not given, or an argument twice.
             RefusedError: no such file.
         """
-        from jaccli.samples.spec import check_input
-
         names = [name for name, _ in self.arguments]
         spec = self.spec
         for name in names:
@@ -161,10 +157,7 @@ class PairRequest:
     """Layer names as typed, to be compared with those of the model: a name may have any character but a dot."""
 
     layers: tuple[str, ...] = option(
-        "--layer",
-        metavar="LAYER",
-        help="Source layer, glob, or all calls (cell#*); may be repeated.",
-        many=True,
+        "--layer", metavar="LAYER", help="Source layer, glob, or all calls (cell#*); may be repeated.", many=True
     )
     froms: tuple[str, ...] = option("--from", metavar="LAYER", help="Source layer; 'input' if not given.", many=True)
     to: str | None = option("--to", metavar="LAYER", help="Target layer; 'output' if not given.")
@@ -225,7 +218,7 @@ class SavedRequest:
     """A saved Jacobian and which of its samples."""
 
     jacobian: str | None = option("--jacobian", metavar="FILE|-", help="A saved Jacobian, in place of MODEL and -i.")
-    samples: Selection | None = option("--samples", metavar="PICK", help=_SAMPLES, parse=parse.selection)
+    samples: Selection | None = option("--samples", metavar="PICK", help=_SAMPLES, parse=parse_samples)
 
     @property
     def path(self) -> str:
@@ -239,9 +232,6 @@ class SavedRequest:
             UsageError: its name is not understood.
             RefusedError: no such file.
         """
-        from jaccli.samples.expected import SAVED_J
-        from jaccli.samples.spec import check_input, parse_input
-
         check_input(parse_input(self.path, "--jacobian"), SAVED_J)
 
     def stands_alone(
@@ -263,7 +253,8 @@ class SavedRequest:
             "--activation": model.activation,
             "--estimate": figures.wanted,
         }
-        for name in [name for name, value in others.items() if value][:1]:
+        name = next((name for name, value in others.items() if value), None)
+        if name is not None:
             raise UsageError(
                 f"--jacobian and {name} are both given", "expected a saved Jacobian, or a model and its input"
             )

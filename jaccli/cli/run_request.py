@@ -7,6 +7,7 @@ from typing import Any
 from jaccli.cli import parse
 from jaccli.cli.option import option, request
 from jaccli.names import METHOD_NAMES, MethodName, check_compile, check_method
+from jaccli.text.sizes import parse_bytes
 
 
 def seed_option(absent: int | None = None) -> Any:
@@ -47,17 +48,13 @@ class BlocksRequest(TimedRequest):
     """How much of J is computed at once: ``chunk`` rows or columns, ``max_memory`` bytes; None: jaccli chooses."""
 
     chunk: int | None = option(
-        "--chunk",
-        default="auto",
-        metavar="auto|N",
-        help="Rows or columns that go through at once.",
-        parse=parse.chunk,
+        "--chunk", default="auto", metavar="auto|N", help="Rows or columns that go through at once.", parse=parse.chunk
     )
     max_memory: int | None = option(
         "--max-memory",
         metavar="SIZE",
         help="What J and the passes may take, as 4GiB or 500MB; a share of what is free if not given.",
-        parse=parse.memory,
+        parse=lambda text, _: parse_bytes(text),
     )
     compile: bool = compile_option()
     explain: bool = option(
@@ -98,23 +95,15 @@ class BenchRequest:
         "--methods", metavar="A,B", help="Which methods; all of them if not given.", parse=_methods, absent=METHOD_NAMES
     )
     rounds: int | None = option(
-        "--rounds",
-        metavar="N",
-        help="Rounds; as many as fit --max-time if not given.",
-        parse=parse.whole_number(1),
+        "--rounds", metavar="N", help="Rounds; as many as fit --max-time if not given.", parse=parse.whole_number(1)
     )
     max_time: float = option(
-        "--max-time",
-        default="10s",
-        metavar="TIME",
-        help="Aim for all rounds together.",
-        parse=parse.seconds,
+        "--max-time", default="10s", metavar="TIME", help="Aim for all rounds together.", parse=parse.seconds
     )
     compile: bool = compile_option()
 
     def __post_init__(self) -> None:
-        if not {"auto", "structured"} & set(self.methods):
-            check_compile(self.compile, self.methods[0])
+        check_compile(self.compile, *self.methods)
 
 
 @request

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from jaccli.cli import parse
 from jaccli.cli.option import option, request
 from jaccli.cli.request import InputRequest, ModelRequest
 from jaccli.cli.run_request import seed_option
 from jaccli.errors import UsageError
+from jaccli.penalty.goals import Estimator, Towards
+from jaccli.samples.spec import InputSpec, StdinInput, check_input, parse_input
 from jaccli.sinks.choose import check_output
+from jaccli.text.escape import quote
 
-if TYPE_CHECKING:
-    from jaccli.samples.spec import InputSpec
-
-Towards = Literal["identity", "scaled-identity", "orthogonal", "zero"]
-Estimator = Literal["auto", "exact", "hutchinson"]
 _WRITTEN = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pth.tar")
 
 
@@ -50,7 +48,7 @@ class TrainRequest:
         metavar="INPUT",
         help="Also fit these, a row a sample: floats by squared error, integers as classes. Without it the "
         "outputs are held where they are.",
-        parse=parse.array,
+        parse=parse_input,
     )
     weight: float = option(
         "--weight",
@@ -60,30 +58,24 @@ class TrainRequest:
         parse=parse.number(),
     )
     steps: int = _count("--steps", "Steps of Adam.", default="1000")
-    lr: float = option(
-        "--lr",
-        default="3e-3",
-        metavar="LR",
-        help="The highest learning rate.",
-        parse=parse.number(),
-    )
+    lr: float = option("--lr", default="3e-3", metavar="LR", help="The highest learning rate.", parse=parse.number())
     batch_size: int | None = _count("--batch-size", "Samples of a step; all, but at most 256, if not given.")
-    estimator: Estimator = option(
+    estimator: Estimator | Literal["auto"] = option(
         "--estimator",
         default="auto",
         metavar="NAME",
         help="While training: exact, hutchinson (by products), or by the size of J.",
-        parse=parse.one_of(get_args(Estimator)),
+        parse=parse.one_of(("auto", *get_args(Estimator))),
     )
     probes: int | None = _count("--probes", "Products a sample of hutchinson; 1 if not given.")
     validate: InputSpec | None = option(
         "--validate",
         metavar="INPUT",
         help="Held-out samples; every fifth of -i if not given (--samples 4::5).",
-        parse=parse.array,
+        parse=parse_input,
     )
     validate_targets: InputSpec | None = option(
-        "--validate-targets", metavar="INPUT", help="Targets of --validate.", parse=parse.array
+        "--validate-targets", metavar="INPUT", help="Targets of --validate.", parse=parse_input
     )
     patience: int | None = _count("--patience", "Stop after N steps without a better one on held-out samples.")
     jitter: float | None = option(
@@ -123,8 +115,6 @@ class TrainRequest:
         self._check_form(model)
 
     def _check_arrays(self, inputs: InputRequest) -> None:
-        from jaccli.samples.spec import StdinInput, check_input
-
         arrays = {"--targets": self.targets, "--validate": self.validate, "--validate-targets": self.validate_targets}
         sources = {"--input": inputs.source} | arrays
         piped = [flag for flag, spec in sources.items() if isinstance(spec, StdinInput)]
@@ -144,7 +134,6 @@ class TrainRequest:
         """``.pt`` is for what can be written as a TorchScript archive, or was a file of ``torch.save``."""
         from jaccli.models.identify.file_kind import kind_of
         from jaccli.models.identify.import_spec import is_spec
-        from jaccli.text.escape import quote
 
         if self.output is None or not self.output.lower().endswith(".pt"):
             return

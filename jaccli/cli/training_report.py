@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
+from jaccli.cli.figures import readable
 from jaccli.cli.job import Job
 from jaccli.cli.results import Record
 from jaccli.training.goal import Figures, Goal
@@ -65,8 +65,8 @@ def rows_of(job: Job, before: Stand, after: Stand) -> list[Record]:
                 one, count = stand[kind], stand[kind].samples
                 row: Record = {"source": str(source), "target": str(target)}
                 row |= {"samples": f"{count} {kind.replace('_', ' ')}", "when": when}
-                row |= {k: _short(v) for k, v in _share(one, number).items() if k != "samples"}
-                rows.append(row)
+                row |= {k: v for k, v in _share(one, number).items() if k != "samples"}
+                rows.append(readable(row))
     return rows
 
 
@@ -80,10 +80,10 @@ def title_of(job: Job, stopped: str) -> str:
     """What was done."""
     goal, run = job.training.goal, job.training
     source, target = goal.pairs[0]
-    what = f"{source if len(goal.pairs) == 1 else f'{len(goal.pairs)} layers'} -> {target}"
+    name = f"{source if len(goal.pairs) == 1 else f'{len(goal.pairs)} layers'} -> {target}"
     assert run.best is not None
     end = "" if stopped == "steps" else f" ({stopped})"
-    return f"J of {what} towards {_ENDS[goal.towards][0]}: {run.steps} steps{end}, best after {run.best.step}"
+    return f"J of {name} towards {_ENDS[goal.towards][0]}: {run.steps} steps{end}, best after {run.best.step}"
 
 
 def legend_of(job: Job) -> str:
@@ -108,10 +108,7 @@ def _held_out(job: Job) -> Record | None:
 
 def _ends(goal: Goal, number: int) -> Record:
     (source, target), (inner, outer) = goal.pairs[number], goal.shapes[number]
-    return {
-        "source": {"layer": str(source), "shape": [*inner]},
-        "target": {"layer": str(target), "shape": [*outer]},
-    }
+    return {"source": {"layer": str(source), "shape": [*inner]}, "target": {"layer": str(target), "shape": [*outer]}}
 
 
 def _shares(stands: Mapping[str, Stand], number: int | None) -> Record:
@@ -131,7 +128,3 @@ def _share(one: Figures, number: int | None) -> Record:
     record |= {"frobenius": of(one.frobenius), "relative": of(one.relative)}
     record["relative_max"] = one.worst[number] if number is not None else max(one.worst)
     return record | ({"estimated": True} if one.estimated else {})
-
-
-def _short(value: Any) -> Any:
-    return float(f"{value:.4g}") if isinstance(value, float) else value

@@ -20,12 +20,12 @@ _FIRST_LINE = 5.0
 _LAST_LINE = 60.0
 
 
-@dataclass
-class _Seen:
-    number: int
-    task: float
-    relative: float
-    look: Look
+@dataclass(frozen=True)
+class _Validated:
+    """A step with figures of the samples that the best parameters are chosen by; ``seconds`` since the start."""
+
+    step: TrainingStep
+    figures: Look
     seconds: float
 
 
@@ -36,22 +36,21 @@ class View:
     Args:
         title: above it.
         steps: how many there are to be.
-        watched: what the samples are that the best parameters are chosen by.
+        validated_on: what the samples are that the best parameters are chosen by.
     """
 
     title: str
     steps: int
-    watched: str = "held out"
-    seen: list[_Seen] = field(default_factory=list)
-    best: int = 0
-    now: TrainingStep | None = None
+    validated_on: str
+    validated: list[_Validated] = field(default_factory=list)
+    last: TrainingStep | None = None
     started: float = field(default_factory=time.perf_counter)
 
-    def take(self, step: TrainingStep) -> None:
+    def add(self, step: TrainingStep) -> None:
         """One step more."""
-        self.now, self.best = step, step.best
+        self.last = step
         if step.look is not None:
-            self.seen.append(_Seen(step.number, step.task, step.relative, step.look, self.seconds))
+            self.validated.append(_Validated(step, step.look, self.seconds))
 
     @property
     def seconds(self) -> float:
@@ -59,30 +58,33 @@ class View:
         return time.perf_counter() - self.started
 
     def drawing(self) -> Any:
-        """The first look at the samples watched, the last ones, and the present step."""
+        """The first validated step, the latest ones, and the present step."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("step", "task loss", "deviation", self.watched, "", "seconds"):
+        for name in ("step", "task loss", "deviation", self.validated_on, "", "seconds"):
             table.add_column(name, justify="left" if not name else "right")
-        for one in [*self.seen[:1], *self.seen[1:][-_ROWS:]]:
-            mark = "*" if one.number == self.best else ""
-            held = f"{one.look.relative:.4g}"
-            table.add_row(str(one.number), f"{one.task:.3g}", f"{one.relative:.4g}", held, mark, f"{one.seconds:.1f}")
-        if self.now is not None and self.now.look is None:
-            row = (f"{self.now.number}", f"{self.now.task:.3g}", f"{self.now.relative:.4g}", "", "")
-            table.add_row(*row, f"{self.seconds:.1f}", style="dim")
+        for one in [*self.validated[:1], *self.validated[1:][-_ROWS:]]:
+            mark = "*" if self.last is not None and one.step.number == self.last.best else ""
+            table.add_row(*_cells(one.step), f"{one.figures.relative:.4g}", mark, f"{one.seconds:.1f}")
+        if self.last is not None and self.last.look is None:
+            table.add_row(*_cells(self.last), "", "", f"{self.seconds:.1f}", style="dim")
         return Group(Text(inert(self.title), style="bold"), table, Text("* the best so far; Ctrl-C stops and keeps it"))
 
     def line(self) -> str:
-        """The last look, as a line."""
-        one = self.seen[-1]
+        """The last validated step, as a line."""
+        one = self.validated[-1]
+        number, task, deviation = _cells(one.step)
         return (
-            f"step {one.number} of {self.steps}: task loss {one.task:.3g}, deviation {one.relative:.4g}, "
-            f"{self.watched} {one.look.relative:.4g}, {one.seconds:.0f} s"
+            f"step {number} of {self.steps}: task loss {task}, deviation {deviation}, "
+            f"{self.validated_on} {one.figures.relative:.4g}, {one.seconds:.0f} s"
         )
+
+
+def _cells(step: TrainingStep) -> tuple[str, str, str]:
+    return str(step.number), f"{step.task:.3g}", f"{step.relative:.4g}"
 
 
 @contextlib.contextmanager
@@ -106,7 +108,7 @@ def _table(view: View, console: Any) -> Iterator[Callable[[TrainingStep], None]]
 
         def show(step: TrainingStep) -> None:
             nonlocal drawn
-            view.take(step)
+            view.add(step)
             if view.seconds - drawn > _REDRAW or not drawn:
                 drawn = view.seconds
                 live.update(view.drawing(), refresh=True)
@@ -121,7 +123,7 @@ class _Lines:
         self.view, self.next, self.pause = view, _FIRST_LINE, _FIRST_LINE
 
     def __call__(self, step: TrainingStep) -> None:
-        self.view.take(step)
+        self.view.add(step)
         if step.look is not None and self.view.seconds > self.next:
             self.pause = min(2 * self.pause, _LAST_LINE)
             self.next = self.view.seconds + self.pause

@@ -17,6 +17,7 @@ from jaccli.models.weights.rewrite import RewritableCheckpoint, rewritable_check
 from jaccli.sinks.atomic import open_output
 from jaccli.sinks.matrix_binary import write_safetensors
 from jaccli.text.escape import listed, quote
+from jaccli.text.quantities import dtype_name
 
 
 class Writer:
@@ -75,7 +76,7 @@ class Writer:
         for name, value in self._state().items():
             if value.dtype in (torch.complex128, torch.complex32):
                 raise UnsupportedError(
-                    f"--output {self.path!r}: {quote(name, 60)} is {str(value.dtype).removeprefix('torch.')}",
+                    f"--output {self.path!r}: {quote(name, 60)} is {dtype_name(value.dtype)}",
                     "expected complex64, the complex numbers that safetensors has",
                     "save the model in float32 and complex64, or write .pth",
                 )

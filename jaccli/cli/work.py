@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from jaccli.cli.progress import progress
 from jaccli.cli.request import InputRequest, ModelRequest, PairRequest
 from jaccli.cli.run_request import RunRequest
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, UsageError, warn
+from jaccli.methods.base import Tick
 from jaccli.models.adapt import as_network
 from jaccli.models.load import load_model
 from jaccli.networks.dtypes import floating_dtype
@@ -33,7 +35,11 @@ from jaccli.run.compile_blocks import CompiledBlocks
 from jaccli.run.sample_ranges import one_batch_only, pilot_size, take_samples
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 from jaccli.samples.load import load_argument, load_samples
+from jaccli.text.escape import inert
+from jaccli.text.quantities import dtype_name
 
+OnPlan = Callable[[Sequence[Decision], Sequence[Linearization]], None]
+# When torch was imported: with ``messages.STARTED`` the first part of the timing.
 IMPORTED = time.perf_counter()
 
 
@@ -112,9 +118,9 @@ def _converted(network: Network, device: torch.device, dtype: torch.dtype | None
             raise ResourceError(
                 f"the model does not fit the memory of {device}", remedy="use --device cpu, or a shorter --dtype"
             ) from None
-        what = f"{device} in {str(dtype).removeprefix('torch.')}" if dtype is not None else str(device)
+        goal = f"{device} in {dtype_name(dtype)}" if dtype is not None else str(device)
         raise UnsupportedError(
-            f"the model does not go to {what}: {reason(error)}", "", "choose another --device or --dtype"
+            f"the model does not go to {goal}: {reason(error)}", "", "choose another --device or --dtype"
         ) from error
 
 
@@ -231,8 +237,7 @@ def _bind(samples: Tensor, arguments: Sequence[tuple[str | int, Any]]) -> Inputs
     for position in range(1, len(positions) + 1):
         if position not in positions:
             raise UsageError(
-                f"--arg {max(positions)}=… leaves position {position} open",
-                f"expected --arg {position}=VALUE too",
+                f"--arg {max(positions)}=… leaves position {position} open", f"expected --arg {position}=VALUE too"
             )
     return Inputs((samples, *(positions[p] for p in sorted(positions))), named)
 
@@ -256,59 +261,70 @@ def _each_call(network: Network, inputs: Inputs, pairs: Sequence[Pair]) -> list[
     return [(source, target) for target in dict.fromkeys(t for _, t in pairs) for source in calls]
 
 
-def choice_of(request: RunRequest) -> RunOptions:
-    """The request as ``stream`` takes it."""
-    return RunOptions(request.method, request.max_memory, request.chunk)
-
-
 def pieces(
     loaded: Loaded,
     pairs: Sequence[Pair],
     request: RunRequest,
     *,
-    on_plan: Callable[[Sequence[Decision], Sequence[Linearization]], None] = lambda decisions, ready: None,
+    on_plan: OnPlan = lambda decisions, linearizations: None,
     accept: Callable[[Linearization], bool] = lambda linearization: True,
 ) -> Iterator[Piece]:
-    """J of every pair in blocks, with progress on a terminal and the plan if it is asked for."""
+    """J of every pair in blocks, with progress on a terminal and the plan if it is asked for.
+
+    Args:
+        loaded: network and samples.
+        pairs: which.
+        request: how J is computed.
+        on_plan: called once, before the first block.
+        accept: whether a pair is computed; of others nothing comes.
+    """
+    last: Pair | None = None
     with progress(request.quiet, request.no_color) as bar:
-        last: Pair | None = None
 
-        def planned(decisions: Sequence[Decision], ready: Sequence[Linearization]) -> None:
+        def planned(decisions: Sequence[Decision], linearizations: Sequence[Linearization]) -> None:
             nonlocal last
-            last = ready[-1].pair
+            last = linearizations[-1].pair
             release_messages()
-            bar.expect(loaded.inputs.batch, decisions, ready)
+            bar.expect(loaded.inputs.batch, decisions, linearizations)
             if request.explain:
-                _explain(decisions, ready, loaded.inputs.batch)
-            on_plan(decisions, ready)
+                _explain(decisions, linearizations, loaded.inputs.batch)
+            on_plan(decisions, linearizations)
 
-        options, watch = choice_of(request), loaded.timing.watch
-        run = stream(
-            loaded.network,
-            loaded.inputs,
-            pairs,
-            options,
-            accept=accept,
-            on_plan=planned,
-            tick=bar.tick,
-            watch=watch,
-            instead=CompiledBlocks(loaded.network, options, watch) if request.compile else None,
-        )
-        with contextlib.closing(run):
-            for piece in run:
-                if piece.pair == last:
+        # After an exception its traceback holds the suspended generator, and that the session of the network.
+        with contextlib.closing(_blocks(loaded, pairs, request, accept, planned, bar.tick)) as blocks:
+            for piece in blocks:
+                if piece.pair == last:  # the pairs of a block come one after the other, and their messages are complete
                     release_messages()
                 with bar.aside():
                     yield piece
                 bar.finished(piece)
 
 
-def _explain(decisions: Sequence[Decision], ready: Sequence[Linearization], batch: int) -> None:
-    import sys
+def _blocks(
+    loaded: Loaded,
+    pairs: Sequence[Pair],
+    request: RunRequest,
+    accept: Callable[[Linearization], bool],
+    on_plan: OnPlan,
+    tick: Tick,
+) -> Generator[Piece]:
+    options, watch = RunOptions(request.method, request.max_memory, request.chunk), loaded.timing.watch
+    instead = CompiledBlocks(loaded.network, options, watch) if request.compile else None
+    return stream(
+        loaded.network,
+        loaded.inputs,
+        pairs,
+        options,
+        accept=accept,
+        on_plan=on_plan,
+        tick=tick,
+        watch=watch,
+        instead=instead,
+    )
 
-    from jaccli.text.escape import inert
 
-    for decision, linearization in zip(decisions, ready, strict=True):
+def _explain(decisions: Sequence[Decision], linearizations: Sequence[Linearization], batch: int) -> None:
+    for decision, linearization in zip(decisions, linearizations, strict=True):
         f = linearization.linear.f
         text = explain(linearization.name, (batch, f.n_out, f.n_in), decision)
         print("\n".join(inert(line) for line in text.splitlines()), file=sys.stderr)

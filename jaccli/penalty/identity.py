@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -15,11 +15,9 @@ from jaccli.errors import UsageError, warn
 from jaccli.linear_maps.norms import power_of_two
 from jaccli.names import check_count
 from jaccli.penalty.call_site import Analysis, site_of
+from jaccli.penalty.goals import Estimator, Towards
 from jaccli.penalty.verify import Request
 from jaccli.run.program_runner import contiguous
-
-Towards = Literal["identity", "scaled-identity", "orthogonal", "zero"]
-Estimator = Literal["exact", "hutchinson"]
 
 
 def identity_deviation(

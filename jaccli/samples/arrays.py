@@ -46,14 +46,14 @@ def read_npy(
         raise RefusedError(f"{name} holds Python objects (a pickle, which could run code)", "expected numbers")
     if not text:
         _check_numbers(header.dtype, name)
-    there = size - handle.tell()
-    if header.nbytes > there:
+    remaining = size - handle.tell()
+    if header.nbytes > remaining:
         raise RefusedError(
             f"{name} is truncated: shape {header.shape} of {header.dtype} is {header.nbytes} bytes",
-            f"the file has {there}",
+            f"the file has {remaining}",
             COPY_AGAIN,
         )
-    stored = there if stored is None else stored
+    stored = remaining if stored is None else stored
     if rows is not None and header.shape:
         return _read_rows(handle, header, rows(header.shape[0]), stored, name)
     require_unpacked(header.nbytes, stored, name)
@@ -96,12 +96,13 @@ def _read_rows(
     require_unpacked(len(picked) * width * header.dtype.itemsize, stored, name)
     start = handle.tell()
     if not header.fortran:
-        rows, places = np.unique(np.asarray(picked, dtype=np.int64), return_inverse=True)
+        # Each row once and forwards: a member of an archive is unpacked again from its start to be read backwards.
+        rows, positions = np.unique(np.asarray(picked, dtype=np.int64), return_inverse=True)
         array = np.empty((len(rows), width), header.dtype)
-        for place, row in enumerate(rows.tolist()):
+        for position, row in enumerate(rows.tolist()):
             handle.seek(start + row * width * header.dtype.itemsize)
-            _read_into(handle, array[place], name)
-        return array[places].reshape(len(picked), *header.shape[1:])
+            _read_into(handle, array[position], name)
+        return array[positions].reshape(len(picked), *header.shape[1:])
     out = np.empty((len(picked), width), header.dtype, order="F")
     step = max(_BLOCK // max(n * header.dtype.itemsize, 1), 1)
     for column in range(0, width, step):
@@ -112,7 +113,7 @@ def _read_rows(
 
 
 def as_tensor(array: np.ndarray[Any, Any], name: str) -> Tensor:
-    """A tensor of the array's dtype; torch has no wide unsigned integers worth having: they become int64.
+    """A tensor of the array's shape and dtype. Torch computes little with wide unsigned integers: they become int64.
 
     Raises:
         RefusedError: not numbers, or an unsigned value above the int64 range.
@@ -133,16 +134,16 @@ def as_tensor(array: np.ndarray[Any, Any], name: str) -> Tensor:
 def _header(handle: IO[bytes], name: str) -> _Header:
     try:
         version = npy_format.read_magic(handle)
-        if version not in ((1, 0), (2, 0), (3, 0)):
-            raise ValueError("a version of the format that is not known")
-        if version != (1, 0):  # a header of up to 4 GiB, which NumPy reads before it looks at its length
+        if version == (1, 0):
+            shape, fortran, dtype = npy_format.read_array_header_1_0(handle)
+        elif version in ((2, 0), (3, 0)):
+            # A header of up to 4 GiB, which NumPy reads before it looks at its length.
             if int.from_bytes(handle.read(4), "little") > _LONGEST_HEADER:
                 raise ValueError("a header of absurd length")
             handle.seek(-4, 1)
-        if version == (1, 0):
-            shape, fortran, dtype = npy_format.read_array_header_1_0(handle)
-        else:
             shape, fortran, dtype = npy_format.read_array_header_2_0(handle)
+        else:
+            raise ValueError("a version of the format that is not known")
     except Exception:  # a header is text that NumPy evaluates as a literal: anything can go wrong
         raise RefusedError(f"{name} is a damaged or truncated npy file", "", COPY_AGAIN) from None
     if any(type(length) is not int or length < 0 for length in shape):
@@ -153,13 +154,8 @@ def _header(handle: IO[bytes], name: str) -> _Header:
 def _check_numbers(dtype: np.dtype[Any], name: str) -> None:
     if dtype.kind in "fiubc":
         return
-    words = {
-        "U": "text",
-        "S": "text",
-        "O": "Python objects",
-        "M": "dates",
-        "m": "times",
-    }
-    what = words.get(dtype.kind, f"records of type {str(dtype)[:40]!r}")
+    kinds = {"U": "text", "S": "text", "O": "Python objects", "M": "dates", "m": "times"}
+    content = kinds.get(dtype.kind, f"records of type {str(dtype)[:40]!r}")
+    # NumPy stores the bfloat16 of ml_dtypes as two bytes of no type.
     remedy = "NumPy has no bfloat16: save float32, or use safetensors" if dtype == np.dtype("V2") else ""
-    raise RefusedError(f"{name} holds {what}", "expected real numbers", remedy)
+    raise RefusedError(f"{name} holds {content}", "expected real numbers", remedy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,31 +36,25 @@ _TENSORS = (TensorSpec, SparseSpec, ArraySpec, PackedSpec)
 
 
 class Container(ABC):
-    """Named arrays; ``keys`` in the file's order; ``metadata`` is text that was saved with them."""
+    """The named arrays of a file, valid while ``source`` is open.
+
+    ``keys`` are in the file's order; ``metadata`` is text that was saved with the arrays.
+    """
+
+    @abstractmethod
+    def __init__(self, source: Source) -> None: ...
 
     keys: list[str]
     metadata: dict[str, str]
 
     @abstractmethod
     def read(self, key: str, rows: Rows | None = None) -> Tensor:
-        """One array, dense, on the CPU, in memory of its own; only the rows wanted, if any are named.
+        """One array of any shape, dense, on the CPU, in memory of its own; with ``rows`` those rows only.
 
         Raises:
             RefusedError: damaged, or not a dense array of numbers.
             ResourceError: larger than the memory available.
         """
-
-
-def open_container(source: Source, kind: Kind) -> Container:
-    """The arrays of an npz, safetensors or pt file. Stays valid while ``source`` is open."""
-    match kind:
-        case "npz":
-            return _Npz(source)
-        case "safetensors":
-            return _Safetensors(source)
-        case "pt":
-            return _TorchFile(source)
-    raise ValueError(f"{kind} holds no named arrays")
 
 
 def pick_key(container: Container, key: str | None, source: Source) -> str:
@@ -75,8 +70,8 @@ def pick_key(container: Container, key: str | None, source: Source) -> str:
         return container.keys[0]
     if key in container.keys:
         return str(key)
-    given = f"{source.name} holds {len(container.keys)} arrays" if key is None else f"{source.name} has no {key!r}"
-    raise UsageError(given, f"expected one of {list_keys(container.keys)}", "name it as FILE[KEY]")
+    problem = f"{source.name} holds {len(container.keys)} arrays" if key is None else f"{source.name} has no {key!r}"
+    raise UsageError(problem, f"expected one of {list_keys(container.keys)}", "name it as FILE[KEY]")
 
 
 def list_keys(keys: list[str], most: int = 12) -> str:
@@ -90,6 +85,7 @@ class _Npz(Container):
         self._source = source
         self._archive = open_archive(source.handle, source.name)
         infos = self._archive.infolist()
+        # As ``np.load`` names them. Other members of the archive are not arrays, and are passed over.
         self._members = {i.filename.removesuffix(".npy"): i for i in infos if i.filename.endswith(".npy")}
         self.metadata = self._read_metadata()
         self.keys = [key for key in self._members if not (key == PROVENANCE and self.metadata)]
@@ -126,29 +122,29 @@ class _Safetensors(Container):
     def read(self, key: str, rows: Rows | None = None) -> Tensor:
         with reading(f"{self._source.name}[{key!r}]", WHOLE):
             tensor: Tensor = self._file.get_tensor(key)
-        # The file stays mapped otherwise: gone, or a bus error, when it is replaced under us.
+        # A copy: safetensors maps the file, and a mapping dies with a bus error when the file is replaced meanwhile.
         return _rows_of(tensor, rows)
 
 
 class _TorchFile(Container):
     def __init__(self, source: Source) -> None:
         self._source = source
-        found, inert = read_pickled(Path(source.path), source.name)
-        packed = [value for _, value in _named(found) if isinstance(value, PackedSpec)]
+        content, stand_ins = read_pickled(Path(source.path), source.name)
+        packed = [value for _, value in _named(content) if isinstance(value, PackedSpec)]
         if packed:
-            given = f"{source.name} holds quantized values ({packed[0].name})"
-            raise RefusedError(given, "expected dense tensors of numbers", "save x.dequantize()")
-        other = [what for name, what in _OTHER_TENSORS.items() if name in inert]
-        if other:
-            raise RefusedError(f"{source.name} holds {other[0]}", "expected dense tensors of numbers", _DENSE)
-        if inert:
+            problem = f"{source.name} holds quantized values ({packed[0].name})"
+            raise RefusedError(problem, "expected dense tensors of numbers", "save x.dequantize()")
+        unsupported = [kind for name, kind in _OTHER_TENSORS.items() if name in stand_ins]
+        if unsupported:
+            raise RefusedError(f"{source.name} holds {unsupported[0]}", "expected dense tensors of numbers", _DENSE)
+        if stand_ins:
             raise RefusedError(
-                f"{source.name} holds Python objects, which could run code: {listed(sorted(inert))}",
+                f"{source.name} holds Python objects, which could run code: {listed(sorted(stand_ins))}",
                 "expected a tensor, or a dict or list of tensors, saved with torch.save",
                 "save the tensor itself, or use npy or safetensors",
             )
-        self.metadata = plain_values(found.get(PROVENANCE)) if isinstance(found, dict) else {}
-        self._specs = {key: value for key, value in _named(found) if isinstance(value, _TENSORS)}
+        self.metadata = plain_values(content.get(PROVENANCE)) if isinstance(content, dict) else {}
+        self._specs = {key: value for key, value in _named(content) if isinstance(value, _TENSORS)}
         self._maker = TensorMaker(source.name)
         self.keys = list(self._specs)
 
@@ -161,6 +157,9 @@ class _TorchFile(Container):
         with reading(name, WHOLE):
             tensor = self._maker.make(key, spec)
         return _rows_of(tensor, rows)
+
+
+CONTAINERS: Mapping[Kind, type[Container]] = {"npz": _Npz, "safetensors": _Safetensors, "pt": _TorchFile}
 
 
 def _named(content: Any) -> list[tuple[str, Any]]:

@@ -11,7 +11,6 @@ INPUT = "expected FILE, FILE[KEY], a folder of images, -, or random:SHAPE"
 SAVED_J = "expected what 'jaccli compute -o FILE' writes, or an array (batch, n_out, n_in)"
 WHOLE = "expected a whole file: copy, download or write it again"
 READABLE = "expected a file or folder that you may read"
-SMALLER = "take a part of it, or save it in a shorter dtype"
 
 _LISTED = 6
 
@@ -31,9 +30,9 @@ def nearby(path: str) -> str:
     except OSError:
         return "check the path"
     where = folder or "this folder"
-    near = [one for one in names if one.split(".")[0] == name.split(".")[0]]
-    near = near or nearest(name, names, 2, cutoff=0.7)
-    if near:
-        return f"did you mean {' or '.join(repr(os.path.join(folder, one)) for one in near[:2])}?"
+    similar = [other for other in names if other.split(".")[0] == name.split(".")[0]]
+    similar = similar or nearest(name, names, 2, cutoff=0.7)
+    if similar:
+        return f"did you mean {' or '.join(repr(os.path.join(folder, other)) for other in similar[:2])}?"
     shown = ", ".join(names[:_LISTED]) + ", …" * (len(names) > _LISTED)
     return f"{where} holds {shown}" if names else f"{where} is empty"

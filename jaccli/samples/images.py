@@ -45,11 +45,11 @@ def read_folder(folder: str) -> Tensor:
     images: dict[str, Pixels] = {}
     others = []
     for name in (name for name in names if not name.startswith(".")):
-        pixels = _read(os.path.join(folder, name), missing_is_error=False)
+        pixels = _read(os.path.join(folder, name))
         if pixels is None:
             others.append(name)
             continue
-        if not images:
+        if not images:  # images of a folder have one size, or are refused
             require_memory(pixels.nbytes * len(names), repr(folder))
         images[name] = pixels
     if not images:
@@ -66,9 +66,10 @@ def read_folder(folder: str) -> Tensor:
 
 
 def read_image(path: str) -> Tensor:
-    """One image file as a single sample, as ``read_folder``."""
-    pixels = _read(path, missing_is_error=True)
-    assert pixels is not None
+    """One image file as a single sample, ``(1, channels, height, width)``; otherwise as ``read_folder``."""
+    pixels = _read(path)
+    if pixels is None:
+        raise RefusedError(f"{path!r} is not an image", ARRAYS)
     return _stack({os.path.basename(path): pixels}, path)
 
 
@@ -78,14 +79,13 @@ def _stack(images: dict[str, Pixels], where: str) -> Tensor:
         if pixels.shape[1:] != example.shape[1:]:
             sizes = [f"{p.shape[2]}x{p.shape[1]}" for p in (example, pixels)]
             raise RefusedError(
-                f"{where!r}: {first!r} is {sizes[0]} and {name!r} is {sizes[1]}",
-                "expected images of one size",
+                f"{where!r}: {first!r} is {sizes[0]} and {name!r} is {sizes[1]}", "expected images of one size"
             )
     channels = max(pixels.shape[0] for pixels in images.values())
     return torch.from_numpy(np.stack([np.broadcast_to(p, (channels, *p.shape[1:])) for p in images.values()]))
 
 
-def _read(path: str, missing_is_error: bool) -> Pixels | None:
+def _read(path: str) -> Pixels | None:
     """Pixels ``(1 or 3, height, width)``; None where the file is no image."""
     try:
         from PIL import Image, UnidentifiedImageError
@@ -106,8 +106,6 @@ def _read(path: str, missing_is_error: bool) -> Pixels | None:
             "make it smaller, or give its numbers as npy",
         ) from None
     except UnidentifiedImageError:
-        if missing_is_error:
-            raise RefusedError(f"{path!r} is not an image", ARRAYS) from None
         return None
     except (OSError, ValueError, SyntaxError, EOFError):  # SyntaxError: how Pillow reports a broken PNG
         raise RefusedError(f"{path!r} is a damaged or truncated image", WHOLE) from None

@@ -12,26 +12,18 @@ from jaccli.errors import RefusedError, warn
 from jaccli.safety.memory import require_memory
 from jaccli.safety.reading import reading
 from jaccli.samples.arrays import Rows, as_tensor, read_npy
-from jaccli.samples.containers import open_container, pick_key
+from jaccli.samples.containers import CONTAINERS, pick_key
 from jaccli.samples.expected import ARRAYS
 from jaccli.samples.images import read_folder, read_image
 from jaccli.samples.source import Source, open_source, sniff
-from jaccli.samples.spec import (
-    ArgValue,
-    FileInput,
-    FolderInput,
-    InputSpec,
-    RandomInput,
-    StdinInput,
-    check_input,
-)
+from jaccli.samples.spec import ArgValue, FileInput, FolderInput, InputSpec, RandomInput, StdinInput, check_input
 from jaccli.samples.table import read_table
 
 
 def load_samples(
     spec: InputSpec, *, stdin: BinaryIO | None = None, complex_too: bool = False, rows: Rows | None = None
 ) -> Tensor:
-    """The samples of an INPUT, on the CPU; the first dimension is the samples.
+    """The samples of an INPUT, ``(samples, …)``, on the CPU.
 
     The dtype is the file's (csv: float64; images and random numbers: float32): integers stay integers,
     and a model's own dtype is a later step's to know. Nothing in a file is ever executed.
@@ -54,8 +46,8 @@ def load_samples(
             return _picked(_random(spec), rows)
         case FolderInput():
             with reading(repr(spec.path)):
-                found = read_folder(spec.path)
-            return _picked(_checked(found, repr(spec.path), complex_too), rows)
+                samples = read_folder(spec.path)
+            return _picked(_checked(samples, repr(spec.path), complex_too), rows)
         case FileInput() | StdinInput():
             path = spec.path if isinstance(spec, FileInput) else "-"
             with open_source(path, stdin) as source, reading(source.name):
@@ -75,8 +67,8 @@ def _picked(samples: Tensor, rows: Rows | None) -> Tensor:
 
 def _read(source: Source, key: str | None, rows: Rows | None = None) -> Tensor:
     kind = sniff(source)
-    if kind in ("npz", "safetensors", "pt"):
-        container = open_container(source, kind)
+    if kind in CONTAINERS:
+        container = CONTAINERS[kind](source)
         return container.read(pick_key(container, key, source), rows)
     if key is not None:
         raise RefusedError(
@@ -124,6 +116,6 @@ def _warn_non_finite(samples: Tensor, name: str) -> None:
     finite = (samples.float() if samples.element_size() == 1 else samples).isfinite()
     if not finite.all():
         count = int((~finite).sum())
-        first = int((~finite).flatten(1).any(1).nonzero()[0]) if samples.dim() > 1 else int((~finite).nonzero()[0])
+        first = int((~finite).reshape(len(samples), -1).any(1).nonzero()[0])
         values = "value" if count == 1 else "values"
         warn(f"{name} has {count} non-finite {values} (first at sample {first})")

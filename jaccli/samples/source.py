@@ -104,13 +104,15 @@ def sniff(source: Source) -> Kind:
         return "npy"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _sniff_zip(source)
+    # safetensors begins with the length of its JSON header, eight bytes, little-endian.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000:
         return "safetensors"
+    # A pickle of protocol 2 to 5: what torch.save wrote before it wrote archives.
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "pt"
-    for magic, what in _FOREIGN.items():
+    for magic, kind in _FOREIGN.items():
         if head.startswith(magic):
-            raise _refusal(source, what)
+            raise _refusal(source, kind)
     if head.startswith(_IMAGE_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
         return "image"
     return _sniff_text(source, head)
@@ -146,5 +148,5 @@ def _sniff_text(source: Source, head: bytes) -> Kind:
     return "json" if start.startswith("{") else "text"
 
 
-def _refusal(source: Source, what: str) -> RefusedError:
-    return RefusedError(f"{source.name} is {what}", ARRAYS)
+def _refusal(source: Source, kind: str) -> RefusedError:
+    return RefusedError(f"{source.name} is {kind}", ARRAYS)

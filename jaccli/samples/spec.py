@@ -30,9 +30,6 @@ class FileInput:
     path: str
     key: str | None = None
 
-    def __str__(self) -> str:
-        return self.path if self.key is None else f"{self.path}[{self.key}]"
-
 
 @dataclass(frozen=True)
 class FolderInput:
@@ -40,18 +37,12 @@ class FolderInput:
 
     path: str
 
-    def __str__(self) -> str:
-        return self.path
-
 
 @dataclass(frozen=True)
 class StdinInput:
     """Standard input, with the content of a file."""
 
     key: str | None = None
-
-    def __str__(self) -> str:
-        return "-" if self.key is None else f"-[{self.key}]"
 
 
 @dataclass(frozen=True)
@@ -64,6 +55,7 @@ class RandomInput:
     seed: int = 0
 
     def __str__(self) -> str:
+        """As a user writes it, with the defaults."""
         shape = "x".join(map(str, self.shape))
         return f"random:{shape},n={self.n},dist={self.dist},seed={self.seed}"
 
@@ -82,10 +74,7 @@ def parse_input(text: str, flag: str = "--input") -> InputSpec:
         return _parse_random(text, flag)
     path, key = split_key(text)
     if not path or key == "":
-        raise UsageError(
-            f"{flag} {text!r}: a file name or a key is missing",
-            INPUT,
-        )
+        raise UsageError(f"{flag} {text!r}: a file name or a key is missing", INPUT)
     if path == "-":
         return StdinInput(key)
     if key is None and os.path.isdir(path):

@@ -76,9 +76,9 @@ def _body(handle: BinaryIO, name: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _lines(handle: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
-    wide = handle.read(2) in (b"\xff\xfe", b"\xfe\xff")
+    is_utf16 = handle.read(2) in (b"\xff\xfe", b"\xfe\xff")  # a byte order mark, as Excel writes
     handle.seek(0)
-    lines = io.TextIOWrapper(handle, encoding="utf-16" if wide else "utf-8-sig")
+    lines = io.TextIOWrapper(handle, encoding="utf-16" if is_utf16 else "utf-8-sig")
     try:
         for number, line in enumerate(lines, 1):
             text = line.strip("\r\n ")
@@ -87,7 +87,7 @@ def _lines(handle: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
     except UnicodeError:
         raise RefusedError(f"{name} is not text throughout", "expected csv or tsv in UTF-8") from None
     finally:
-        lines.detach()
+        lines.detach()  # else it would close the caller's handle
 
 
 def _number(field: str) -> float:

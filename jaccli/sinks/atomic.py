@@ -1,4 +1,10 @@
-"""A file appears whole or not at all."""
+"""A file appears whole or not at all.
+
+    temporary file beside the target ─→ written, flushed to disk ─→ takes the target's name in one step
+
+It is in the target's folder because a rename is atomic within a file system only. An error about it, in the block or
+after it, is reported as one of ``--output``; an error about another file, such as a model being read, passes unchanged.
+"""
 
 from __future__ import annotations
 
@@ -118,14 +124,15 @@ def terminate_as_exception() -> Iterator[None]:
         del frame
         raise SystemExit(128 + number)
 
+    # Python lets the main thread alone set handlers.
     in_main = threading.current_thread() is threading.main_thread()
-    ours = [number for number in _ENDINGS if in_main and signal.getsignal(number) is signal.SIG_DFL]
-    for number in ours:
+    unhandled = [number for number in _ENDINGS if in_main and signal.getsignal(number) is signal.SIG_DFL]
+    for number in unhandled:
         signal.signal(number, leave)
     try:
         yield
     finally:
-        for number in ours:
+        for number in unhandled:
             signal.signal(number, signal.SIG_DFL)
 
 
@@ -174,16 +181,15 @@ def _exchange(store: str, target: str, old: str) -> None:
 
 def _raise_if_of_another_file(error: OSError, temporary: str, target: str) -> None:
     """The block may read models and write to pipes: such an error is not about the output."""
-    named = error.filename
-    ours = named is None or str(named).startswith((temporary, target))
-    if isinstance(error, BrokenPipeError) or not ours:
+    is_output = error.filename is None or str(error.filename).startswith((temporary, target))
+    if isinstance(error, BrokenPipeError) or not is_output:
         raise error
 
 
 def _mode(target: str) -> int:
     try:
         return os.stat(target).st_mode & 0o777
-    except OSError:
+    except OSError:  # a new file: as ``open`` would make it; the mask can be read only by setting it
         mask = os.umask(0)
         os.umask(mask)
         return 0o666 & ~mask

@@ -66,5 +66,5 @@ def charset_of(encoding: str | None, terminal: bool) -> str:
     encoding = encoding or "utf-8"
     by_setting = os.environ.get("PYTHONIOENCODING", "").partition(":")[0] or os.environ.get("PYTHONUTF8") == "1"
     locale = next((os.environ[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if os.environ.get(name)), "")
-    plain = locale in ("C", "POSIX") or (terminal and not locale.upper().replace("-", "").endswith("UTF8"))
-    return "ascii" if plain and not by_setting and is_unicode(encoding) else encoding
+    is_ascii = locale in ("C", "POSIX") or (terminal and not locale.upper().replace("-", "").endswith("UTF8"))
+    return "ascii" if is_ascii and not by_setting and is_unicode(encoding) else encoding

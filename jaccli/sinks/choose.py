@@ -127,7 +127,7 @@ def _check_stdout() -> None:
     except (OSError, ValueError):  # what stands for it has no descriptor
         return
     try:
-        os.write(number, b"")
+        os.write(number, b"")  # an empty write finds a closed descriptor without writing anything
     except OSError as error:
         if error.errno == errno.EBADF:
             remedy = "name a file with -o"
@@ -162,9 +162,9 @@ def _by_extension(out: str, allowed: tuple[Format, ...], kind: Kind) -> Format:
     if extension not in _EXTENSIONS and os.path.isdir(out):
         raise _is_folder(out)
     if extension not in _EXTENSIONS:
-        known = ", ".join(end for end, name in _EXTENSIONS.items() if name in allowed)
+        extensions = ", ".join(end for end, name in _EXTENSIONS.items() if name in allowed)
         problem = f"extension {extension!r} names no format" if extension else "no extension, so no format"
-        raise UsageError(f"--output {out!r}: {problem}", f"expected {known}", "or give --format")
+        raise UsageError(f"--output {out!r}: {problem}", f"expected {extensions}", "or give --format")
     return _fitting(_EXTENSIONS[extension], allowed, kind, f"--output {out!r}")
 
 
@@ -179,5 +179,5 @@ def _extension(out: str | None) -> str:
 def _fitting(chosen: Format, allowed: tuple[Format, ...], kind: Kind, where: str) -> Format:
     if chosen in allowed:
         return chosen
-    what = "numbers about J" if kind == "numbers" else "matrices"
-    raise UsageError(f"{where}: {chosen} does not hold {what}", f"expected one of {', '.join(allowed)}")
+    content = "numbers about J" if kind == "numbers" else "matrices"
+    raise UsageError(f"{where}: {chosen} does not hold {content}", f"expected one of {', '.join(allowed)}")

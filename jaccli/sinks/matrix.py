@@ -5,7 +5,13 @@
         sink.write("input->output", 0, block)          # (k, 10, 784), as often as it takes
         sink.close({"command": "..."})                 # now the file appears
 
-Leaving the block without ``close`` leaves nothing behind.
+Leaving the block without ``close`` leaves nothing behind. What holds for every sink:
+
+1. The calls come in the order ``open``, ``write``…, ``close``. A pair's blocks come in the order of its samples,
+   without gaps; blocks of several pairs may take turns.
+2. An output that cannot be written, or that cannot hold the pairs, is refused by ``open``, before anything is computed.
+3. A pipe gets nothing before the first block, so that a computation that fails has written nothing into it.
+4. A format gets each block on the CPU, contiguous and in the pair's dtype.
 """
 
 from __future__ import annotations
@@ -28,9 +34,7 @@ from jaccli.errors import InternalError, ResourceError, note
 from jaccli.safety.memory import format_bytes
 from jaccli.sinks.atomic import open_output
 from jaccli.sinks.choose import is_stream
-from jaccli.sinks.terminal import Style
-
-Block = Tensor | np.ndarray[Any, Any]
+from jaccli.sinks.terminal import PLAIN, Style
 
 
 @dataclass(frozen=True)
@@ -66,13 +70,14 @@ class Target:
     out: str | None = None
     force: bool = False
     stdout: BinaryIO | None = None
-    style: Style | None = None
+    style: Style = PLAIN
 
 
 class MatrixSink(ABC):
     """Takes J in blocks of samples. A file appears at ``close``; an exception leaves what was there."""
 
     binary = True
+    _out: BinaryIO
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -86,7 +91,7 @@ class MatrixSink(ABC):
         """Start the output.
 
         Args:
-            pairs: all pairs that will be written; of one batch size.
+            pairs: all pairs that will be written, each once; of one batch size.
             samples: the numbers by which text formats call the samples; 0, 1, ... unless given.
 
         Raises:
@@ -94,14 +99,12 @@ class MatrixSink(ABC):
             ResourceError: the disk (or, for formats written at the end, the memory) is too small.
         """
         self.pairs = {pair.key: pair for pair in pairs}
-        if not pairs or len(self.pairs) != len(pairs):
-            raise InternalError("a sink needs pairs, each once")
         self._written = dict.fromkeys(self.pairs, 0)
         self.samples = list(samples if samples is not None else range(max(pair.shape[0] for pair in pairs)))
         self._check_disk()
         self._open()
 
-    def write(self, key: str, start: int, block: Block, method: str = "") -> None:
+    def write(self, key: str, start: int, block: Tensor, method: str = "") -> None:
         """Add the samples from ``start`` on; the blocks of a pair come in order.
 
         Args:
@@ -115,8 +118,7 @@ class MatrixSink(ABC):
             ResourceError: the disk is full (raised when the sink is left).
         """
         pair = self.pairs[key]
-        tensor = block if isinstance(block, Tensor) else torch.from_numpy(np.ascontiguousarray(block))
-        tensor = tensor.detach().to("cpu", pair.torch_dtype).contiguous()
+        tensor = block.detach().to("cpu", pair.torch_dtype).contiguous()
         fits = tensor.dim() == 3 and tuple(tensor.shape[1:]) == pair.shape[1:]
         if not fits or start != self._written[key] or start + len(tensor) > pair.shape[0]:
             raise InternalError(f"block {tuple(tensor.shape)} at sample {start} does not continue {pair.shape}")
@@ -151,21 +153,20 @@ class MatrixSink(ABC):
         else:
             self._stack.__exit__(kind, error, trace)
 
-    @abstractmethod
-    def _open(self) -> None: ...
+    def _open(self) -> None:
+        """Open the output. A format that cannot hold the pairs refuses them first."""
+        self._out = self._stack.enter_context(open_output(self.target.out, self.target.force, self.target.stdout))
 
     def _begin(self) -> None:
-        """What stands before the first block: a pipe gets it when there is something behind it."""
+        """Write what stands before the first block."""
         return
 
     @abstractmethod
     def _write(self, pair: PairMeta, start: int, block: Tensor) -> None: ...
 
-    @abstractmethod
-    def _close(self, provenance: dict[str, str]) -> None: ...
-
-    def _handle(self) -> BinaryIO:
-        return self._stack.enter_context(open_output(self.target.out, self.target.force, self.target.stdout))
+    def _close(self, provenance: dict[str, str]) -> None:
+        """Write what stands after the last block: nothing, where the format has no place for the provenance."""
+        del provenance
 
     def _only(self) -> PairMeta | None:
         """The pair, where there is one only."""
@@ -196,7 +197,7 @@ class _AbandonedError(Exception):
 
 
 def numpy_form(block: Tensor) -> np.ndarray[Any, Any]:
-    """For formats of NumPy's types: bfloat16, which it lacks, becomes float32 (exactly)."""
+    """The block as an array of its shape, on the same memory; of bfloat16, which NumPy lacks, an exact float32 copy."""
     array: np.ndarray[Any, Any] = (block.float() if block.dtype == torch.bfloat16 else block).numpy()
     return array
 
@@ -212,7 +213,7 @@ def numpy_dtype(pair: PairMeta) -> np.dtype[Any]:
     return np.dtype("float32" if pair.dtype == "bfloat16" else pair.dtype)
 
 
-def note_bfloat16(pairs: Iterable[PairMeta], chosen: str) -> None:
+def note_bfloat16(dtypes: Iterable[torch.dtype], chosen: str) -> None:
     """Say, once, that a format holds another dtype than was computed."""
-    if any(pair.dtype == "bfloat16" for pair in pairs):
+    if torch.bfloat16 in dtypes:
         note(f"{chosen} has no bfloat16: stored as float32")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,7 +18,8 @@ from jaccli.safety.memory import available_memory, format_bytes
 from jaccli.samples.containers import PROVENANCE
 from jaccli.sinks.atomic import atomic_folder
 from jaccli.sinks.choose import is_stream
-from jaccli.sinks.matrix import MatrixSink, PairMeta, note_bfloat16, numpy_dtype, numpy_form, raw_bytes
+from jaccli.sinks.matrix import MatrixSink, PairMeta, Target, note_bfloat16, numpy_dtype, numpy_form, raw_bytes
+from jaccli.text.quantities import dtype_name
 
 JACOBIAN = "jacobian"
 
@@ -38,7 +38,7 @@ _SAFETENSORS_DTYPE = {
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
 }
-_CHUNK_BYTES = 4 << 20
+_CHUNK_BYTES = 4 << 20  # of a zarr array: one file each
 
 
 class NpySink(MatrixSink):
@@ -51,8 +51,8 @@ class NpySink(MatrixSink):
                 f"npy holds one layer pair, and there are {len(self.pairs)}",
                 "expected --format npz, safetensors, pt, zarr or jsonl",
             )
-        self._out = self._handle()
-        note_bfloat16([pair], "npy")
+        super()._open()
+        note_bfloat16([pair.torch_dtype], "npy")
 
     def _begin(self) -> None:
         (pair,) = self.pairs.values()
@@ -63,12 +63,17 @@ class NpySink(MatrixSink):
         self._out.write(raw_bytes(numpy_form(block)))
         self._out.flush()
 
-    def _close(self, provenance: dict[str, str]) -> None:
-        del provenance  # npy has no place for it
+
+Writer = Callable[[BinaryIO, Mapping[str, Tensor], Mapping[str, str]], None]
+"""Writes named tensors of any shapes, and the provenance, to a handle."""
 
 
-class _CollectedSink(MatrixSink):
-    """A format that is written at the end: holds all of J until then."""
+class CollectedSink(MatrixSink):
+    """A format that is written at the end, by ``writer``: all of J is held until then."""
+
+    def __init__(self, target: Target, writer: Writer) -> None:
+        super().__init__(target)
+        self._writer = writer
 
     def _open(self) -> None:
         needed, available = sum(pair.n_bytes for pair in self.pairs.values()), available_memory()
@@ -78,11 +83,11 @@ class _CollectedSink(MatrixSink):
                 f"available: {format_bytes(available)}",
                 "use npy, jsonl or zarr, which are written block by block",
             )
-        self._out = self._handle()
+        super()._open()
         self._whole: dict[str, Tensor] = {}
 
     def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
-        if len(block) == pair.shape[0]:
+        if len(block) == pair.shape[0]:  # no second copy of a J that came at once
             self._whole[pair.key] = block
             return
         if pair.key not in self._whole:
@@ -92,31 +97,12 @@ class _CollectedSink(MatrixSink):
     def _close(self, provenance: dict[str, str]) -> None:
         only = self._only()
         named = {JACOBIAN if only else key: self._whole[key] for key in self.pairs}
-        self._finish(named, provenance)
-
-    @abstractmethod
-    def _finish(self, named: dict[str, Tensor], provenance: dict[str, str]) -> None: ...
+        self._writer(self._out, named, provenance)
 
 
-class NpzSink(_CollectedSink):
-    """npz with the provenance as JSON text under ``provenance``."""
-
-    def _finish(self, named: dict[str, Tensor], provenance: dict[str, str]) -> None:
-        write_npz(self._out, named, provenance, self.pairs.values())
-
-
-class SafetensorsSink(_CollectedSink):
-    """safetensors with the provenance as metadata; written tensor by tensor, so a pipe will do."""
-
-    def _finish(self, named: dict[str, Tensor], provenance: dict[str, str]) -> None:
-        write_safetensors(self._out, named, provenance)
-
-
-def write_npz(
-    out: BinaryIO, named: Mapping[str, Tensor], provenance: Mapping[str, str], pairs: Iterable[PairMeta]
-) -> None:
-    """Arrays and provenance as npz."""
-    note_bfloat16(pairs, "npz")
+def write_npz(out: BinaryIO, named: Mapping[str, Tensor], provenance: Mapping[str, str]) -> None:
+    """Tensors of any shapes as npz, with the provenance as JSON text under ``provenance``."""
+    note_bfloat16((tensor.dtype for tensor in named.values()), "npz")
     with zipfile.ZipFile(out, "w") as archive:
         for key, tensor in named.items():
             _add_array(archive, key, numpy_form(tensor))
@@ -124,7 +110,14 @@ def write_npz(
 
 
 def write_safetensors(out: BinaryIO, named: Mapping[str, Tensor], provenance: Mapping[str, str]) -> None:
-    """Tensors and provenance as safetensors, in the order given: the library's own writer has one for each process."""
+    """Tensors of any shapes as safetensors, with the provenance as metadata.
+
+    They stand in the order given. The library's own writer has an order of its own, which differs from process to
+    process, and needs a file; this one writes tensor by tensor, so that a pipe will do.
+
+    Raises:
+        UnsupportedError: a dtype that safetensors lacks.
+    """
     header: dict[str, Any] = {"__metadata__": provenance}
     offset = 0
     for key, tensor in named.items():
@@ -132,7 +125,7 @@ def write_safetensors(out: BinaryIO, named: Mapping[str, Tensor], provenance: Ma
         name = _SAFETENSORS_DTYPE.get(tensor.dtype)
         if name is None:
             raise UnsupportedError(
-                f"safetensors does not hold {key!r}: {str(tensor.dtype).removeprefix('torch.')}",
+                f"safetensors does not hold {key!r}: {dtype_name(tensor.dtype)}",
                 remedy="choose another format, or --dtype float32",
             )
         header[key] = {"dtype": name, "shape": list(tensor.shape), "data_offsets": [offset, end]}
@@ -144,18 +137,16 @@ def write_safetensors(out: BinaryIO, named: Mapping[str, Tensor], provenance: Ma
         out.write(raw_bytes(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
 
 
-class TorchSink(_CollectedSink):
-    """``torch.save`` of a dict with the tensors and ``provenance``, loadable with ``weights_only=True``."""
-
-    def _finish(self, named: dict[str, Tensor], provenance: dict[str, str]) -> None:
-        # A block may be a view of something larger, which torch.save would store whole.
-        whole = {key: t if t.untyped_storage().nbytes() == t.nbytes else t.clone() for key, t in named.items()}
-        guarded: Any = _Remembering(self._out)
-        try:
-            torch.save({**whole, PROVENANCE: provenance}, guarded)
-        except Exception:
-            # Torch reports a failed write as an error of its own.
-            raise guarded.error or ResourceError("J could not be serialised", remedy="try --format npy") from None
+def write_pt(out: BinaryIO, named: Mapping[str, Tensor], provenance: Mapping[str, str]) -> None:
+    """``torch.save`` of a dict with tensors of any shapes and ``provenance``, loadable with ``weights_only=True``."""
+    # A block may be a view of something larger, which torch.save would store whole.
+    whole = {key: t if t.untyped_storage().nbytes() == t.nbytes else t.clone() for key, t in named.items()}
+    guarded: Any = _Remembering(out)
+    try:
+        torch.save({**whole, PROVENANCE: dict(provenance)}, guarded)
+    except Exception:
+        # Torch reports a failed write as an error of its own.
+        raise guarded.error or ResourceError("J could not be serialised", remedy="try --format npy") from None
 
 
 class ZarrSink(MatrixSink):
@@ -171,7 +162,7 @@ class ZarrSink(MatrixSink):
         folder = self._stack.enter_context(atomic_folder(str(self.target.out), self.target.force))
         self._group = zarr.open_group(folder, mode="w")
         self._arrays: dict[str, Any] = {}
-        note_bfloat16(self.pairs.values(), "zarr")
+        note_bfloat16((pair.torch_dtype for pair in self.pairs.values()), "zarr")
         for index, (key, pair) in enumerate(self.pairs.items()):
             per_chunk = max(1, min(pair.shape[0], _CHUNK_BYTES // max(pair.n_bytes // pair.shape[0], 1)))
             self._arrays[key] = self._group.create_array(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jaccli.sinks.matrix import MatrixSink, PairMeta
 from jaccli.sinks.render import render_matrix
-from jaccli.sinks.terminal import Style, heading
+from jaccli.sinks.terminal import heading
 from jaccli.sinks.values import dumps
 from jaccli.text.escape import inert
 
@@ -23,9 +23,6 @@ class JsonLinesSink(MatrixSink):
     """One sample a line, flushed: ``{"sample", "source", "target", "shape", "dtype", "method", "jacobian"}``."""
 
     binary = False
-
-    def _open(self) -> None:
-        self._out = self._handle()
 
     def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
         for offset, matrix in enumerate(block):
@@ -40,9 +37,6 @@ class JsonLinesSink(MatrixSink):
             self._out.write(f'{dumps(head)[:-1]}, "jacobian": {_nested(matrix)}}}\n'.encode())
             self._out.flush()
 
-    def _close(self, provenance: dict[str, str]) -> None:
-        del provenance  # a line is about one sample
-
 
 class CsvSink(MatrixSink):
     """One row of J a line: ``sample,source,target,row,v0,v1,...,method``, blanks after a narrow pair's values."""
@@ -50,7 +44,7 @@ class CsvSink(MatrixSink):
     binary = False
 
     def _open(self) -> None:
-        self._out = self._handle()
+        super()._open()
         self._columns = max(pair.shape[2] for pair in self.pairs.values())
 
     def _begin(self) -> None:
@@ -62,9 +56,6 @@ class CsvSink(MatrixSink):
         for offset, matrix in enumerate(block):
             sample = self.samples[start + offset]
             self._emit([[sample, *names, row, *values, *rest] for row, values in enumerate(matrix.double().tolist())])
-
-    def _close(self, provenance: dict[str, str]) -> None:
-        del provenance  # no place for it
 
     def _emit(self, rows: list[list[Any]]) -> None:
         text = io.StringIO()
@@ -79,7 +70,7 @@ class JsonSink(MatrixSink):
     binary = False
 
     def _open(self) -> None:
-        self._out = self._handle()
+        super()._open()
         self._parts: dict[str, list[str]] = {key: [] for key in self.pairs}
 
     def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
@@ -103,25 +94,18 @@ class TableSink(MatrixSink):
 
     binary = False
 
-    def _open(self) -> None:
-        self._out = self._handle()
-        self._style = self.target.style or Style()
-
     def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
-        batch, n_out, n_in = pair.shape
+        (batch, n_out, n_in), style = pair.shape, self.target.style
         for position in range(start, min(start + len(block), _TABLE_SAMPLES)):
             names = f"{pair.source} -> {pair.target}"
             about = f"J of {names}, sample {self.samples[position]}, {n_out} x {n_in}, {pair.dtype}"
-            body = render_matrix(block[position - start], source=pair.source, target=pair.target, style=self._style)
-            self._out.write(self._style.encode(heading(about, self._style) + body))
+            body = render_matrix(block[position - start], source=pair.source, target=pair.target, style=style)
+            self._out.write(style.encode(heading(about, style) + body))
         if start + len(block) == batch > _TABLE_SAMPLES:
             left = batch - _TABLE_SAMPLES
             rest = f"{left} more sample{'s' * (left > 1)}: --samples picks, -o FILE saves them all\n"
-            self._out.write(self._style.encode(rest))
+            self._out.write(style.encode(rest))
         self._out.flush()
-
-    def _close(self, provenance: dict[str, str]) -> None:
-        del provenance
 
 
 def _nested(matrix: Tensor) -> str:

@@ -7,10 +7,9 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from jaccli.errors import InternalError
 from jaccli.sinks.choose import Format
 from jaccli.sinks.table import TableView, cell, render_table
-from jaccli.sinks.terminal import Style
+from jaccli.sinks.terminal import PLAIN, Style
 from jaccli.sinks.values import dumps, json_value
 from jaccli.text.escape import inert
 
@@ -24,7 +23,7 @@ def write_numbers(
     document: Record,
     records: Sequence[Record],
     view: TableView | None = None,
-    style: Style | None = None,
+    style: Style = PLAIN,
 ) -> None:
     """Write one result in one format.
 
@@ -39,7 +38,7 @@ def write_numbers(
     Raises:
         BrokenPipeError, OSError: from ``out``.
     """
-    view, style = view or TableView(records), style or Style()
+    view = view or TableView(records)
     match chosen:
         case "json":
             out.write((dumps(document, indent=2) + "\n").encode())
@@ -49,10 +48,8 @@ def write_numbers(
             write_csv(records, out)
         case "markdown":
             out.write(style.encode(markdown_table(view)))
-        case "table":
-            out.write(style.encode(render_table(view, style)))
         case _:
-            raise InternalError(f"{chosen} does not hold numbers about J")
+            out.write(style.encode(render_table(view, style)))
     out.flush()
 
 

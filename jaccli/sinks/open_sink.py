@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import BinaryIO
 
-from jaccli.errors import InternalError
 from jaccli.sinks.choose import Format
 from jaccli.sinks.matrix import MatrixSink, Target
-from jaccli.sinks.matrix_binary import NpySink, NpzSink, SafetensorsSink, TorchSink, ZarrSink
+from jaccli.sinks.matrix_binary import CollectedSink, NpySink, ZarrSink, write_npz, write_pt, write_safetensors
 from jaccli.sinks.matrix_text import CsvSink, JsonLinesSink, JsonSink, TableSink
-from jaccli.sinks.terminal import Style
+from jaccli.sinks.sparse import SparseSink
+from jaccli.sinks.terminal import PLAIN, Style
 
-_SINKS: dict[Format, type[MatrixSink]] = {
+_SINKS: dict[Format, Callable[[Target], MatrixSink]] = {
     "npy": NpySink,
-    "npz": NpzSink,
-    "safetensors": SafetensorsSink,
-    "pt": TorchSink,
+    "npz": partial(CollectedSink, writer=write_npz),
+    "safetensors": partial(CollectedSink, writer=write_safetensors),
+    "pt": partial(CollectedSink, writer=write_pt),
     "zarr": ZarrSink,
     "jsonl": JsonLinesSink,
     "csv": CsvSink,
     "json": JsonSink,
     "table": TableSink,
+}
+_SPARSE: dict[Format, Callable[[Target], MatrixSink]] = {
+    "npz": partial(SparseSink, writer=write_npz),
+    "safetensors": partial(SparseSink, writer=write_safetensors),
 }
 
 
@@ -30,17 +36,17 @@ def matrix_sink(
     *,
     force: bool = False,
     stdout: BinaryIO | None = None,
-    style: Style | None = None,
+    style: Style = PLAIN,
+    sparse: bool = False,
 ) -> MatrixSink:
-    """The sink for a format of ``choose.MATRIX``. Nothing is opened until its ``open``.
+    """The sink for a format. Nothing is opened until its ``open``.
 
     Args:
-        chosen: from ``choose_format``.
+        chosen: one of ``choose.MATRIX``, or of ``choose.SPARSE`` where the sink is sparse.
         out: a path, or None or ``-`` for standard output.
         force: replace what exists.
         stdout: stands for standard output.
         style: how the table is drawn.
+        sparse: only the nonzero entries are stored, and where they are; see ``SparseSink``.
     """
-    if chosen not in _SINKS:
-        raise InternalError(f"{chosen} does not hold matrices")
-    return _SINKS[chosen](Target(out, force, stdout, style))
+    return (_SPARSE if sparse else _SINKS)[chosen](Target(out, force, stdout, style))

@@ -16,7 +16,7 @@ from jaccli.names import UNKNOWN
 from jaccli.safety.documents import plain_values
 from jaccli.safety.reading import reading
 from jaccli.samples.arrays import as_tensor, read_npy
-from jaccli.samples.containers import Container, list_keys, open_container, pick_key
+from jaccli.samples.containers import CONTAINERS, Container, list_keys, pick_key
 from jaccli.samples.expected import SAVED_J
 from jaccli.samples.source import Source, open_source, sniff
 from jaccli.samples.spec import FileInput, FolderInput, StdinInput, check_input, parse_input
@@ -25,6 +25,7 @@ from jaccli.sinks.matrix_binary import JACOBIAN
 from jaccli.sinks.read_text import read_csv, read_json
 from jaccli.sinks.sparse import SparseSamples, read_sparse, sparse_keys
 from jaccli.sinks.zarr_screen import screen_store
+from jaccli.text.quantities import dtype_name
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,9 @@ def read_jacobian(path: str, stdin: BinaryIO | None = None) -> list[SavedJacobia
 
 def _read(source: Source, key: str | None) -> Iterable[SavedJacobian]:
     kind = sniff(source)
+    if kind in CONTAINERS:
+        return _from_container(CONTAINERS[kind](source), key, source)
     match kind:
-        case "npz" | "safetensors" | "pt":
-            return _from_container(open_container(source, kind), key, source)
         case "npy":
             array = as_tensor(read_npy(source.handle, source.size, source.name), source.name)
             return [SavedJacobian(UNKNOWN, UNKNOWN, array)]
@@ -154,7 +155,7 @@ def _checked(saved: SavedJacobian, name: str) -> SavedJacobian:
         return saved
     if array.dim() not in (2, 3) or array.numel() == 0 or array.dtype == torch.bool or array.is_complex():
         raise RefusedError(
-            f"{name} is no Jacobian: shape {tuple(array.shape)} of {str(array.dtype).removeprefix('torch.')}",
+            f"{name} is no Jacobian: shape {tuple(array.shape)} of {dtype_name(array.dtype)}",
             "expected real numbers (batch, n_out, n_in), or (n_out, n_in) for one sample",
         )
     if not array.is_floating_point():

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -13,18 +14,15 @@ import torch
 from torch import Tensor
 
 from jaccli.errors import RefusedError
+from jaccli.names import UNKNOWN
 from jaccli.safety.documents import parse_json, plain_values
 from jaccli.samples.expected import SAVED_J, WHOLE
 from jaccli.samples.table import read_table
+from jaccli.text.quantities import dtype_name
 
 Parts = tuple[str, str, Tensor, dict[str, str]]
 _CSV_HEAD = ["sample", "source", "target", "row"]
-_DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
+_DTYPES = {dtype_name(dtype): dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
 
 
 def read_json(handle: BinaryIO, name: str) -> list[Parts]:
@@ -43,17 +41,16 @@ def read_json(handle: BinaryIO, name: str) -> list[Parts]:
             records.append(document)
         else:
             raise RefusedError(f"{name}, line {line}: no field 'jacobian'", "expected what compute writes")
-    pairs: dict[tuple[str, str], list[Tensor]] = {}
-    numbers: dict[tuple[str, str], list[str]] = {}
-    methods: dict[tuple[str, str], list[str]] = {}
+    by_pair: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for record in records:
-        key = str(record.get("source", "?")), str(record.get("target", "?"))
-        pairs.setdefault(key, []).append(_matrix(record, name))
-        numbers.setdefault(key, []).append(str(record.get("sample", "")))
-        methods.setdefault(key, []).append(str(record.get("method", "")))
-    return [
-        (*key, _joined(parts, name), _origins(numbers[key], methods[key]) | provenance) for key, parts in pairs.items()
-    ]
+        key = str(record.get("source", UNKNOWN)), str(record.get("target", UNKNOWN))
+        by_pair.setdefault(key, []).append(record)
+    pairs = []
+    for key, same in by_pair.items():
+        numbers, methods = ([str(record.get(field, "")) for record in same] for field in ("sample", "method"))
+        matrix = _joined([_matrix(record, name) for record in same], name)
+        pairs.append((*key, matrix, _origins(numbers, methods) | provenance))
+    return pairs
 
 
 def _origins(samples: Iterable[str], methods: Iterable[str]) -> dict[str, str]:
@@ -72,33 +69,39 @@ def read_csv(handle: BinaryIO, name: str) -> list[Parts]:
     head = handle.readline(4096).decode("utf-8-sig", "replace")
     handle.seek(0)
     if head.strip().split(",")[:4] != _CSV_HEAD:
-        return [("?", "?", read_table(handle, name), {})]
-    pairs: dict[tuple[str, str], dict[str, list[list[float]]]] = {}
-    methods: dict[tuple[str, str], list[str]] = {}
+        return [(UNKNOWN, UNKNOWN, read_table(handle, name), {})]
+    pairs: dict[tuple[str, str], _CsvPair] = {}
     text = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
     rows = csv.reader(text)
     try:
-        named = next(rows)[-1] == "method"
-        for sample, source, target, row, *values in rows:
-            methods.setdefault((source, target), []).append(values.pop() if named else "")
-            matrix = pairs.setdefault((source, target), {}).setdefault(sample, [])
-            if int(row) != len(matrix):
+        has_method = next(rows)[-1] == "method"
+        for sample, source, target, number, *values in rows:
+            pair = pairs.setdefault((source, target), _CsvPair())
+            pair.methods.append(values.pop() if has_method else "")
+            matrix = pair.samples.setdefault(sample, [])
+            if int(number) != len(matrix):
                 raise ValueError("rows are missing")
-            matrix.append([float(value) for value in values if value])
+            matrix.append([float(value) for value in values if value])  # blanks follow the values of a narrow pair
     except (ValueError, IndexError, csv.Error, UnicodeError):
         raise RefusedError(f"{name}, line {rows.line_num}: not a row of a saved Jacobian", SAVED_J) from None
     finally:
-        text.detach()
+        text.detach()  # the handle is the caller's, who closes it
     if not pairs:
         raise RefusedError(f"{name} holds no rows", SAVED_J)
-    return [
-        (
-            *key,
-            _joined([_array(matrix, name)[None] for matrix in samples.values()], name),
-            _origins(samples, methods[key]),
-        )
-        for key, samples in pairs.items()
-    ]
+    return [(*key, *pair.joined(name)) for key, pair in pairs.items()]
+
+
+@dataclass(frozen=True)
+class _CsvPair:
+    """The rows of one pair: of each sample by its number as written; and the method that each row names."""
+
+    samples: dict[str, list[list[float]]] = field(default_factory=dict)
+    methods: list[str] = field(default_factory=list)
+
+    def joined(self, name: str) -> tuple[Tensor, dict[str, str]]:
+        """J ``(batch, n_out, n_in)`` and provenance."""
+        matrices = [_array(matrix, name)[None] for matrix in self.samples.values()]
+        return _joined(matrices, name), _origins(self.samples, self.methods)
 
 
 def _documents(handle: BinaryIO, name: str) -> Iterable[tuple[int, dict[str, Any]]]:

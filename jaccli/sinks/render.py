@@ -16,7 +16,7 @@ from rich.style import Style as Paint
 from rich.text import Text
 from torch import Tensor
 
-from jaccli.sinks.terminal import Style, to_text
+from jaccli.sinks.terminal import PLAIN, Style, to_text
 from jaccli.text.escape import inert
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
@@ -27,7 +27,7 @@ _BLUE, _MIDDLE, _RED = (33, 102, 172), (228, 228, 228), (178, 24, 43)
 _MAGENTA = (255, 0, 255)
 
 
-def render_matrix(matrix: Tensor, *, source: str = "", target: str = "", style: Style | None = None) -> str:
+def render_matrix(matrix: Tensor, *, source: str = "", target: str = "", style: Style = PLAIN) -> str:
     """Draw one sample's J.
 
     Args:
@@ -35,18 +35,11 @@ def render_matrix(matrix: Tensor, *, source: str = "", target: str = "", style: 
         source, target: names of the two axes.
         style: width and height that may be used, and colours.
     """
-    style = style or Style()
-    values = to_numpy(matrix)
+    values: Matrix = matrix.detach().double().numpy()  # NumPy has no bfloat16
     if values.size == 0:
         return f"(empty: {values.shape[0]} x {values.shape[1]})\n"
     numbers = _as_numbers(values, style)
     return numbers if numbers is not None else _heat_map(values, source, target, style)
-
-
-def to_numpy(matrix: Tensor) -> Matrix:
-    """As float64, whatever the dtype was (NumPy has no bfloat16)."""
-    array: Matrix = matrix.detach().double().numpy()
-    return array
 
 
 def _as_numbers(values: Matrix, style: Style) -> str | None:

@@ -10,20 +10,17 @@ Of several pairs in one file, the pair's key stands before these: ``fc1->output.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
-from jaccli.errors import InternalError, RefusedError
+from jaccli.errors import RefusedError
 from jaccli.safety.memory import require_memory, require_unpacked
 from jaccli.samples.expected import WHOLE
-from jaccli.sinks.choose import Format
 from jaccli.sinks.matrix import MatrixSink, PairMeta, Target
-from jaccli.sinks.matrix_binary import write_npz, write_safetensors
+from jaccli.sinks.matrix_binary import Writer
 
 _PARTS = ("data", "indices", "shape")
 # Elements beyond this overflow the numbers by which they are counted.
@@ -31,75 +28,55 @@ _MOST_ELEMENTS = 2**62
 
 
 class SparseSink(MatrixSink):
-    """Holds the nonzero entries of the blocks seen so far, each with the places where any of its samples has one."""
+    """Holds the entries of each block at the positions where any of its samples is nonzero; written at the end.
 
-    def __init__(self, target: Target) -> None:
+    Args:
+        target: where to.
+        writer: of npz or safetensors.
+
+    ``entries`` is, once closed, the number of entries that are stored of each sample, by pair.
+    """
+
+    def __init__(self, target: Target, writer: Writer) -> None:
         super().__init__(target)
-        self.kept: dict[str, int] = {}  # entries of a sample, once closed
+        self._writer = writer
+        self.entries: dict[str, int] = {}
 
     def _check_disk(self) -> None:
         """What will be written is known at the end."""
 
     def _open(self) -> None:
-        self._out = self._handle()
+        super()._open()
         self._parts: dict[str, list[tuple[Tensor, Tensor]]] = {key: [] for key in self.pairs}
 
     def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
         del start
         flat = block.reshape(len(block), -1)
-        places = (flat != 0).any(0).nonzero().reshape(-1)  # NaN is not zero
-        self._parts[pair.key].append((places, flat.index_select(1, places)))
+        positions = (flat != 0).any(0).nonzero().reshape(-1)  # NaN is not zero
+        self._parts[pair.key].append((positions, flat.index_select(1, positions)))
 
     def _close(self, provenance: dict[str, str]) -> None:
         named: dict[str, Tensor] = {}
         for key, pair in self.pairs.items():
             prefix = "" if self._only() else f"{key}."
-            data, places = _merged(pair, self._parts.pop(key))
-            self.kept[key] = len(places)
-            named[f"{prefix}indices"] = torch.stack([places // pair.shape[2], places % pair.shape[2]])
+            data, positions = _merged(pair, self._parts.pop(key))
+            self.entries[key] = len(positions)
+            named[f"{prefix}indices"] = torch.stack([positions // pair.shape[2], positions % pair.shape[2]])
             named[f"{prefix}shape"] = torch.tensor(pair.shape)
             named[f"{prefix}data"] = data
-        self._finish(named, {**provenance, "layout": "sparse"})
-
-    @abstractmethod
-    def _finish(self, named: dict[str, Tensor], provenance: dict[str, str]) -> None: ...
+        self._writer(self._out, named, {**provenance, "layout": "sparse"})
 
 
 def _merged(pair: PairMeta, parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """The entries of all blocks at the places of any: ``(batch, nnz)``, and the places ``(nnz,)``."""
-    places = torch.cat([block_places for block_places, _ in parts]).unique()
-    require_memory(pair.shape[0] * len(places) * pair.torch_dtype.itemsize, f"the sparse J of {pair.key!r}")
-    data = torch.zeros(pair.shape[0], len(places), dtype=pair.torch_dtype)
+    """The entries of all blocks at the union of their positions: ``(batch, nnz)``, and the positions ``(nnz,)``."""
+    positions = torch.cat([of_block for of_block, _ in parts]).unique()
+    require_memory(pair.shape[0] * len(positions) * pair.torch_dtype.itemsize, f"the sparse J of {pair.key!r}")
+    data = torch.zeros(pair.shape[0], len(positions), dtype=pair.torch_dtype)
     start = 0
-    for block_places, entries in parts:
-        data[start : start + len(entries)].index_copy_(1, torch.searchsorted(places, block_places), entries)
+    for of_block, entries in parts:
+        data[start : start + len(entries)].index_copy_(1, torch.searchsorted(positions, of_block), entries)
         start += len(entries)
-    return data, places
-
-
-class SparseNpzSink(SparseSink):
-    """As npz."""
-
-    def _finish(self, named: dict[str, Tensor], provenance: dict[str, str]) -> None:
-        write_npz(self._out, named, provenance, self.pairs.values())
-
-
-class SparseSafetensorsSink(SparseSink):
-    """As safetensors."""
-
-    def _finish(self, named: dict[str, Tensor], provenance: dict[str, str]) -> None:
-        write_safetensors(self._out, named, provenance)
-
-
-def sparse_sink(
-    chosen: Format, out: str | None = None, *, force: bool = False, stdout: BinaryIO | None = None
-) -> SparseSink:
-    """The sparse sink for one of ``choose.SPARSE``; see ``open_sink.matrix_sink``."""
-    if chosen == "npz":
-        return SparseNpzSink(Target(out, force, stdout))
-    if chosen == "safetensors":
-        return SparseSafetensorsSink(Target(out, force, stdout))
-    raise InternalError(f"{chosen} does not hold a sparse J")
+    return data, positions
 
 
 @dataclass(frozen=True)
@@ -108,12 +85,12 @@ class SparseSamples:
 
     Args:
         data: ``(batch, nnz)``.
-        places: ``(nnz,)``, in a sample's J as one row after another.
-        matrix: ``(n_out, n_in)``.
+        positions: ``(nnz,)``, of the entries in a sample's J flattened in C order.
+        matrix: its shape, ``(n_out, n_in)``.
     """
 
     data: Tensor
-    places: Tensor
+    positions: Tensor
     matrix: tuple[int, int]
 
     @property
@@ -132,9 +109,9 @@ class SparseSamples:
     def __getitem__(self, which: int | Sequence[int]) -> Tensor | SparseSamples:
         """One sample's J, dense; or some of the samples, still sparse."""
         if not isinstance(which, int):
-            return SparseSamples(self.data[list(which)], self.places, self.matrix)
+            return SparseSamples(self.data[list(which)], self.positions, self.matrix)
         out = torch.zeros(math.prod(self.matrix), dtype=self.data.dtype)
-        return out.index_copy_(0, self.places, self.data[which]).reshape(self.matrix)
+        return out.index_copy_(0, self.positions, self.data[which]).reshape(self.matrix)
 
     def __iter__(self) -> Iterator[Tensor]:
         for number in range(len(self)):
@@ -144,7 +121,7 @@ class SparseSamples:
 
 
 def sparse_keys(keys: Sequence[str]) -> list[str]:
-    """What stands before ``data``, ``indices`` and ``shape``: ``""``, or pairs' keys."""
+    """The keys of the pairs that are stored sparse; ``""`` for a pair whose parts have no key before them."""
     starts = [key.removesuffix("data") for key in keys if key == "data" or key.endswith(".data")]
     return [start.removesuffix(".") for start in starts if all(start + part in keys for part in _PARTS)]
 
@@ -153,7 +130,7 @@ def read_sparse(read: Callable[[str], Tensor], key: str, name: str) -> SparseSam
     """A sparse J of a file.
 
     Args:
-        read: an array by its name.
+        read: an array by its name: ``data`` ``(batch, nnz)``, ``indices`` ``(2, nnz)``, ``shape`` ``(3,)``.
         key: of ``sparse_keys``.
         name: of the file, for messages.
 
@@ -177,10 +154,10 @@ def read_sparse(read: Callable[[str], Tensor], key: str, name: str) -> SparseSam
     inside = ((rows >= 0) & (rows < n_out) & (columns >= 0) & (columns < n_in)).all()
     if not bool(inside):
         raise RefusedError(f"{name} is damaged: entries outside of {n_out} x {n_in}", WHOLE)
-    places = rows * n_in + columns
-    if len(places.unique()) != len(places):
+    positions = rows * n_in + columns
+    if len(positions.unique()) != len(positions):
         raise RefusedError(f"{name} is damaged: an entry is given twice", WHOLE)
     data = data if data.is_floating_point() else data.double()
     # Figures are made of one sample's J in float64 and a copy.
     require_unpacked(2 * n_out * n_in * 8, 8 * data.numel(), f"one sample's J of {name}", most=_MOST_ELEMENTS)
-    return SparseSamples(data, places, (n_out, n_in))
+    return SparseSamples(data, positions, (n_out, n_in))

@@ -13,7 +13,7 @@ from typing import Any
 from rich.cells import cell_len
 from rich.text import Text
 
-from jaccli.sinks.terminal import Style, heading, to_text
+from jaccli.sinks.terminal import PLAIN, Style, heading, to_text
 from jaccli.sinks.values import json_value
 from jaccli.sinks.wrap import wrapped
 from jaccli.text.escape import inert
@@ -51,12 +51,11 @@ class TableView:
         return list(self.columns if self.columns is not None else dict.fromkeys(n for r in self.records for n in r))
 
 
-def render_table(view: TableView, style: Style | None = None) -> str:
+def render_table(view: TableView, style: Style = PLAIN) -> str:
     """A table as wide as it needs or, on a terminal, as there is room for.
 
     Names and values are shown as they are, never as markup or escape codes.
     """
-    style = style or Style()
     table = _fitting(view, style)
     panels = _panels(table, view.keys, style.width) if style.fixed else [table]
     lines = [line for panel in panels if panel for line in _drawn(panel, style)]

@@ -43,6 +43,10 @@ class Style:
         return encode(text, self.charset)
 
 
+# Of a pipe, and of a file.
+PLAIN = Style()
+
+
 def style_for(path: str | None, no_color: bool = False) -> Style:
     """The style for an output: standard output's own; a file is like a pipe, and holds UTF-8."""
     if is_stdout(path):

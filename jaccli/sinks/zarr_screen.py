@@ -12,26 +12,12 @@ from jaccli.safety.documents import parse_json
 from jaccli.safety.memory import require_unpacked
 from jaccli.samples.expected import WHOLE
 
-# Those that only unpack numbers. Others, such as "pickle", run code.
-_CODECS: Final = frozenset(
-    (
-        "bytes",
-        "zstd",
-        "blosc",
-        "gzip",
-        "crc32c",
-        "transpose",
-        "sharding_indexed",
-        "zlib",
-        "lz4",
-        "bz2",
-        "lzma",
-        "endian",
-    )
-)
+# Codecs that only unpack numbers, by their names in zarr 3 and in zarr 2. Others, such as "pickle", run code.
+_CODECS_3: Final = ("bytes", "zstd", "blosc", "gzip", "crc32c", "transpose", "sharding_indexed", "endian")
+_CODECS: Final = (*_CODECS_3, "zlib", "lz4", "bz2", "lzma")
 _METADATA: Final = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 _MAX_METADATA: Final = 1 << 24
-# Chunks of zeros have no file.
+# A chunk of zeros has no file, so a small store may announce many chunks: so many freely, and so many for each file.
 _CHUNKS_FREELY: Final = 20_000
 _CHUNKS_OF_A_FILE: Final = 100
 _WIDEST: Final = 8  # bytes of an element
@@ -51,10 +37,9 @@ def screen_store(path: str) -> None:
         stored += sum(os.lstat(os.path.join(folder, file)).st_size for file in files)
         for entry in (*folders, *files):
             full = os.path.join(folder, entry)
-            plain = os.path.isdir(full) if entry in folders else os.path.isfile(full)
-            if os.path.islink(full) and not os.path.realpath(full).startswith(real + os.sep):
-                plain = False
-            if not plain:
+            expected_kind = os.path.isdir(full) if entry in folders else os.path.isfile(full)
+            leads_out = os.path.islink(full) and not os.path.realpath(full).startswith(real + os.sep)
+            if leads_out or not expected_kind:
                 raise RefusedError(
                     f"{name} holds {entry[:60]!r}, which leads out of it or is no file", "expected a zarr store"
                 )
@@ -110,11 +95,10 @@ def _screen(fields: Any, name: str, folder: _Folder, depth: int = 0) -> None:
 
 
 def _check_chunks(shape: Any, chunk: Any, name: str, folder: _Folder) -> None:
-    """Each chunk is looked for, those that are not there included."""
-    sizes = [size for one in (shape, chunk) if isinstance(one, list) for size in one]
+    """Refuse a store with far more chunks than files: zarr looks for the file of every chunk, which takes time."""
     if not isinstance(chunk, list) or not isinstance(shape, list) or len(shape) != len(chunk):
         return
-    if any(type(size) is not int or size < 0 for size in sizes):
+    if any(type(size) is not int or size < 0 for size in (*shape, *chunk)):
         raise RefusedError(f"{name} is a damaged zarr store: shape {str(shape)[:60]}, chunks {str(chunk)[:60]}", WHOLE)
     chunks = math.prod(-(-n // max(size, 1)) for n, size in zip(shape, chunk, strict=True))
     if chunks > _CHUNKS_FREELY + _CHUNKS_OF_A_FILE * folder.files:

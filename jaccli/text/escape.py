@@ -10,6 +10,7 @@ from itertools import islice
 
 # Controls, invisible formatting (text direction among it), lone surrogates, line and paragraph ends.
 _ACTIVE = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
+_MOST_COMPARED, _LONGEST_COMPARED = 1000, 200
 
 
 def inert(text: str) -> str:
@@ -20,12 +21,6 @@ def inert(text: str) -> str:
         char.encode("unicode_escape").decode("ascii") if unicodedata.category(char) in _ACTIVE else char
         for char in text
     )
-
-
-def printable(text: str, limit: int = 120) -> str:
-    """One line: what is not printable becomes a space, runs of spaces one, and the end is left out when it is long."""
-    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def quote(text: object, limit: int = 80) -> str:
@@ -41,9 +36,9 @@ def cut(text: str, limit: int) -> str:
 
 def listed(names: Iterable[str], limit: int = 3) -> str:
     """The first few of ``names``, quoted, and how many more there are."""
-    every = list(names)
-    shown = ", ".join(quote(name, 60) for name in every[:limit])
-    return shown if len(every) <= limit else f"{shown} and {len(every) - limit} more"
+    names = list(names)
+    shown = ", ".join(quote(name, 60) for name in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
 def shortened(error: BaseException, limit: int = 120) -> str:
@@ -54,19 +49,15 @@ def shortened(error: BaseException, limit: int = 120) -> str:
     return f"{name}: {message}" if message else name
 
 
-_MOST_COMPARED = 1000
-_LONGEST_COMPARED = 200
-
-
 def nearest(name: str, names: Iterable[str], count: int = 3, cutoff: float = 0.5) -> list[str]:
     """The names most like ``name``, nearest first.
 
-    Of very many names those with the same last part are compared first, and so many in all that it takes no
-    second: each comparison costs the product of the lengths.
+    A comparison costs the product of the lengths. So that all take less than a second, long names are left out, and of
+    very many names the first ``_MOST_COMPARED`` are compared: those with the same last part come first.
     """
     last = name.rpartition(".")[2]
-    every = [one for one in names if len(one) <= _LONGEST_COMPARED]
-    if len(every) > _MOST_COMPARED:
-        alike = [one for one in every if one.rpartition(".")[2] == last]
-        every = list(islice(dict.fromkeys([*alike, *every]), _MOST_COMPARED))
-    return get_close_matches(name[:_LONGEST_COMPARED], every, n=count, cutoff=cutoff)
+    candidates = [other for other in names if len(other) <= _LONGEST_COMPARED]
+    if len(candidates) > _MOST_COMPARED:
+        same_end = [other for other in candidates if other.rpartition(".")[2] == last]
+        candidates = list(islice(dict.fromkeys([*same_end, *candidates]), _MOST_COMPARED))
+    return get_close_matches(name[:_LONGEST_COMPARED], candidates, n=count, cutoff=cutoff)

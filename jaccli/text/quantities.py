@@ -1,4 +1,4 @@
-"""Numbers with units, as messages show them."""
+"""Numbers with units and dtypes, as messages show them."""
 
 from __future__ import annotations
 
@@ -23,3 +23,8 @@ def seconds(value: float) -> str:
     ('3.25 ms', '1.4 s')
     """
     return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
+
+
+def dtype_name(dtype: object) -> str:
+    """``float32`` of ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")

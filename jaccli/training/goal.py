@@ -14,7 +14,8 @@ from jaccli.errors import UnsupportedError, note
 from jaccli.linear_maps.norms import norm
 from jaccli.linear_maps.square import check_square
 from jaccli.networks.network import Network
-from jaccli.penalty.identity import Estimator, Towards, deviation_from, of_factors
+from jaccli.penalty.goals import Estimator, Towards
+from jaccli.penalty.identity import deviation_from, of_factors
 from jaccli.planning.decide import TooLarge
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
 from jaccli.run.blocks import RunOptions, Stopwatch, stream

@@ -31,6 +31,9 @@ def save(path: Path, kind: str, values: Tensor = VALUES) -> Path:
         case "npy":
             with open(path, "wb") as handle:
                 np.save(handle, values.numpy())
+        case "npy-2" | "npy-3":
+            with open(path, "wb") as handle:
+                np.lib.format.write_array(handle, values.numpy(), (int(kind[-1]), 0))
         case "npz":
             with open(path, "wb") as handle:
                 np.savez(handle, x=values.numpy())
@@ -50,7 +53,7 @@ def save(path: Path, kind: str, values: Tensor = VALUES) -> Path:
     return path
 
 
-KINDS = ["npy", "npz", "npz-compressed", "safetensors", "pt", "pt-dict", "pt-list", "pt-legacy"]
+KINDS = ["npy", "npy-2", "npy-3", "npz", "npz-compressed", "safetensors", "pt", "pt-dict", "pt-list", "pt-legacy"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

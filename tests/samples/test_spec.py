@@ -48,7 +48,7 @@ def test_input(text: str, expected: object, tmp_path: Path, monkeypatch: pytest.
     Path("x.npz").touch()
     spec = parse_input(text)
     assert spec == expected
-    assert parse_input(str(spec)) == expected
+    assert not isinstance(spec, RandomInput) or parse_input(str(spec)) == expected
 
 
 def test_brackets_in_names(tmp_path: Path) -> None:

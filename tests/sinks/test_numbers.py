@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from jaccli.sinks.choose import Format
 from jaccli.sinks.numbers import markdown_table, write_jsonl, write_numbers
 from jaccli.sinks.table import TableView, render_table
-from jaccli.sinks.terminal import Style, style_of
+from jaccli.sinks.terminal import PLAIN, Style, style_of
 from jaccli.sinks.values import dumps, json_value
 from jaccli.text.escape import inert
 
@@ -31,7 +31,7 @@ RECORDS: list[dict[str, Any]] = [
 ]
 
 
-def write(chosen: Format, records: list[dict[str, Any]] = RECORDS, style: Style | None = None) -> str:
+def write(chosen: Format, records: list[dict[str, Any]] = RECORDS, style: Style = PLAIN) -> str:
     out = io.BytesIO()
     write_numbers(chosen, out, document={"pairs": records}, records=records, style=style)
     return out.getvalue().decode()

@@ -21,8 +21,9 @@ from jaccli.cli import boundary
 from jaccli.errors import JaccliError, RefusedError, ResourceError
 from jaccli.sinks.choose import MATRIX, SPARSE, Format
 from jaccli.sinks.matrix import PairMeta
+from jaccli.sinks.open_sink import matrix_sink
 from jaccli.sinks.read import read_jacobian
-from jaccli.sinks.sparse import SparseSamples, sparse_sink
+from jaccli.sinks.sparse import SparseSamples, SparseSink
 
 SHAPE = (3, 4, 5)
 
@@ -37,14 +38,15 @@ def matrices(dtype: torch.dtype = torch.float64) -> Tensor:
 def saved(
     chosen: Format, path: Path | None, j: Tensor, pairs: tuple[str, ...] = ("fc1",), step: int = 1, **how: Any
 ) -> None:
-    with sparse_sink(chosen, str(path) if path else None, **how) as sink:
+    with matrix_sink(chosen, str(path) if path else None, sparse=True, **how) as sink:
         dtype = str(j.dtype).removeprefix("torch.")
         sink.open([PairMeta(source, "output", tuple(j.shape), dtype) for source in pairs])
         for start in range(0, len(j), step):
             for number, source in enumerate(pairs):
                 sink.write(f"{source}->output", start, j[start : start + step] * (number + 1))
         sink.close({"command": "as it was"})
-        assert set(sink.kept) == {f"{source}->output" for source in pairs}
+        assert isinstance(sink, SparseSink)
+        assert set(sink.entries) == {f"{source}->output" for source in pairs}
 
 
 def parts(chosen: Format, data: bytes) -> dict[str, Any]:
@@ -111,7 +113,7 @@ def test_unfinished_work_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "J.npz"
 
     def broken() -> None:
-        with sparse_sink("npz", str(path)) as sink:
+        with matrix_sink("npz", str(path), sparse=True) as sink:
             sink.open([PairMeta("a", "b", SHAPE, "float64")])
             sink.write("a->b", 0, matrices()[:1])
             raise KeyboardInterrupt

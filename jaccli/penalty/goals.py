@@ -1,0 +1,11 @@
+"""What J may be drawn to, and how its distance from that is obtained; without torch, for the command line's options."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Towards = Literal["identity", "scaled-identity", "orthogonal", "zero"]
+"""I; the nearest αI; J Jᵀ = I (Jᵀ J = I for a J with fewer columns than rows); 0. See ``identity.deviation_from``."""
+
+Estimator = Literal["exact", "hutchinson"]
+"""From J itself, or the mean over products with random vectors."""
