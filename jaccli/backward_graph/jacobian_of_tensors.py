@@ -21,10 +21,10 @@ from jaccli.backward_graph.passes import (
     missing_graph,
 )
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, UsageError, note, warn
-from jaccli.methods.base import is_out_of_memory, reason
 from jaccli.names import check_count
 from jaccli.planning.memory import available
 from jaccli.runtime.kernels import full_precision
+from jaccli.runtime.torch_errors import is_out_of_memory, reason
 
 # Fewer passes than this take less time one by one than together.
 _FEW = 3
@@ -113,6 +113,7 @@ def graph_jacobian(
         torch.autocast(device, enabled=False),
         full_precision(),
     ):
+        # torch accumulates into the ``grad`` of results with ``retain_grad()`` in any pass: it is put back afterwards.
         grads = {t: t.grad for t in (*targets.values(), *sources.values()) if t.retains_grad}
         try:
             for name, target in targets.items():
@@ -170,10 +171,12 @@ def _of_one(name: str, graph: AutogradGraph, sources: Sequence[str], chunk: int 
         sources: names of the inputs.
         chunk: as of ``graph_jacobian``.
     """
+    # Zeros that take no memory, expanded from one number: they also say how much J needs.
     jacobians = [x.new_zeros(()).expand(graph.batch, graph.n_out, graph.size(x)) for x in graph.inputs]
     need = sum(j.numel() * j.element_size() for j in jacobians)
     hooks: list[Any] = []
     try:
+        # Refused before anything is computed: the system may end a process that takes more memory than there is.
         if need > defaults.WORKING_SET and need > available(graph.output.device):
             raise MemoryError
         if need and not graph.output.requires_grad:
@@ -194,17 +197,17 @@ def _of_one(name: str, graph: AutogradGraph, sources: Sequence[str], chunk: int 
 
 def _report(name: str, graph: AutogradGraph, sources: Sequence[str]) -> None:
     """Say which inputs no pass arrived at, and where derivatives of J are missing."""
-    constant = missing_graph(graph.output, graph.inputs) if graph.create_graph else None
-    if constant is not None:
-        warn(f"{name}: {constant}: derivatives of J do not go through there")
-    lost = [i for i in range(len(graph.inputs)) if i not in graph.reached]
-    if lost:
-        result = any(graph.inputs[i].grad_fn is not None for i in lost)
+    gap = missing_graph(graph.output, graph.inputs) if graph.create_graph else None
+    if gap is not None:
+        warn(f"{name}: {gap}: derivatives of J do not go through there")
+    unreached = [i for i in range(len(graph.inputs)) if i not in graph.reached]
+    if unreached:
+        result = any(graph.inputs[i].grad_fn is not None for i in unreached)
         hint = " (is it a result made after the output, as x[0] of x would be?)" if result else ""
-        note(f"{name}: J is zero, no path leads there from {', '.join(sources[i] for i in lost)}{hint}")
+        note(f"{name}: J is zero, no path leads there from {', '.join(sources[i] for i in unreached)}{hint}")
 
 
-# Errors of torch that the caller can do something about: a part of their text → error, given, expected, remedy.
+# Errors of torch that the caller can do something about: a part of their text → error, problem, expected, remedy.
 _KNOWN_ERRORS: dict[str, tuple[type[JaccliError], str, str, str]] = {
     "backward through the graph a second time": (
         UsageError,
@@ -241,9 +244,9 @@ def _explained(name: str, error: Exception, need: int) -> JaccliError:
             "expected it and its passes to fit",
             "take part of the output, such as y[:100], or set a smaller chunk",
         )
-    for text, (kind, given, expected, remedy) in _KNOWN_ERRORS.items():
+    for text, (kind, problem, expected, remedy) in _KNOWN_ERRORS.items():
         if text in str(error):
-            return kind(given.format(name=name), expected, remedy)
+            return kind(problem.format(name=name), expected, remedy)
     what = reason(error) if isinstance(error, RuntimeError) else f"{type(error).__name__}: {reason(error)}"
     return UnsupportedError(f"the backward pass of {name} fails: {what}", "expected operators with a derivative")
 
@@ -251,6 +254,7 @@ def _explained(name: str, error: Exception, need: int) -> JaccliError:
 def _solved(name: str, graph: AutogradGraph, chunk: int | None) -> list[Tensor]:
     """J of each input, ``(batch, n_out, n_in)``, compared with plain backward passes."""
     row_bytes = defaults.ROW_TENSORS * graph.widest()
+    # A gradient, or two of them, is plain passes anyway: there is nothing to compare it with.
     if graph.batch == 1 and graph.n_out < _FEW:
         return by_rows(graph, False, 1)
     truth = AdjointCheck.of(graph, cotangents(graph, masks(graph.batch, graph.n_out)))
@@ -265,6 +269,7 @@ def _solved(name: str, graph: AutogradGraph, chunk: int | None) -> list[Tensor]:
         "J is each sample's own block, the others held"
     )
     jacobians, plain = _quickest(name, graph, True, chunk, row_bytes, truth.seconds)
+    # Of mixing samples only a cotangent of one sample checks one sample's own block.
     first = torch.arange(graph.batch, device="cpu")[None] == 0
     off = 0.0 if plain else AdjointCheck.of(graph, cotangents(graph, first)).off(jacobians)
     if not off:
@@ -285,10 +290,11 @@ def _verified(
         warn(f"{name}: J is no larger than its rounding errors ({off:.2g}): in truth it may be zero")
         return jacobians, 0.0
     again = jacobians if plain else by_rows(graph, False, 1)
-    still = truth.off(again)
-    if not still:
+    # Where even plain rows disagree with plain passes, samples mix in a way that the first check could not see.
+    off_again = truth.off(again)
+    if not off_again:
         _warn_again(name, off)
-    return again, still
+    return again, off_again
 
 
 def _warn_again(name: str, off: float) -> None:
@@ -298,7 +304,9 @@ def _warn_again(name: str, off: float) -> None:
 def _quickest(
     name: str, graph: AutogradGraph, apart: bool, chunk: int | None, row_bytes: int, seconds: float
 ) -> tuple[list[Tensor], bool]:
-    """J by the first way that works, and whether that was row by row, which needs no check.
+    """J by the first of these that works, and whether that was row by row, which needs no check.
+
+    Columns, where J is narrow, before rows; several at once before one by one.
 
     Args:
         name: of the output.
@@ -312,6 +320,7 @@ def _quickest(
     columns = _NARROW * n_in <= graph.n_out
     passes = (n_in if columns else graph.n_out) * (graph.batch if apart else 1)
     size = chunk or max(1, defaults.WORKING_SET // row_bytes)
+    # A batched pass imports sympy first: few or quick passes are over before that is.
     if passes < _FEW or (chunk is None and not batching_imported() and passes * seconds < defaults.SYMPY_IMPORT):
         size = 1
     gaps: list[Exception] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from jaccli.errors import UnsupportedError, UsageError, warn
 from jaccli.linear_maps.matrix_free import MatrixFree
 from jaccli.linear_maps.norms import orthonormal, power_of_two, singular_values
 from jaccli.linear_maps.rescaled import rescaled
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 Which = Literal["largest", "smallest"]
 # Of ARPACK: residuals of the eigenvalues σ² relative to the largest; singular values are their roots, and better.
@@ -68,9 +71,10 @@ def extreme_singular_values(a: MatrixFree, k: int, which: Which = "largest") -> 
     return Extremes(torch.stack(values), torch.stack(bounds))
 
 
-def _of_one(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
+def _of_one(a: MatrixFree, k: int, which: Which) -> tuple[Float[Tensor, "k"], Float[Tensor, "k"]]:
     """Values and bounds of a map with a batch of 1, ``(k,)`` float64 each."""
     n = min(a.shape[1:])
+    # ARPACK's space holds at least 2 k + 1 vectors: of a third of the values it is hardly smaller than J.
     if n <= defaults.DENSE_SVD or 3 * k >= n:
         return _of_the_matrix(a, k, which)
     from scipy.sparse.linalg import ArpackError  # here, since the import takes a third of a second
@@ -87,14 +91,14 @@ def _of_one(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
     return values * size, bounds * size
 
 
-def _of_the_matrix(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
+def _of_the_matrix(a: MatrixFree, k: int, which: Which) -> tuple[Float[Tensor, "k"], Float[Tensor, "k"]]:
     """The same by a full decomposition of J itself."""
     every = singular_values(a.materialise()[0]).cpu()
     chosen = every[:k] if which == "largest" else every[-k:]
     return chosen, every[:1].expand(k) * len(every) * torch.finfo(a.dtype).eps
 
 
-def _by_arpack(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
+def _by_arpack(a: MatrixFree, k: int, which: Which) -> tuple[Float[Tensor, "k"], Float[Tensor, "k"]]:
     """Values and bounds of one sample, ``(k,)`` float64 each.
 
     Raises:
@@ -109,8 +113,9 @@ def _by_arpack(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
     tolerance = TOLERANCE.get(a.dtype, SHORT_TOLERANCE)
     kind = "LM" if which == "largest" else "SM"
     u, s, vt = svds(operator, k=k, which=kind, v0=start, tol=tolerance, maxiter=RESTARTS * k, solver="arpack")
-    order = np.argsort(-s)
+    order = np.argsort(-s)  # SciPy promises no order
     u, s, v = u[:, order], s[order], vt[order].T
+    # ARPACK's own residual is that of JᵀJ; for σ itself both ‖J v − σ u‖ and ‖Jᵀu − σ v‖ bound the error.
     gap = np.maximum(
         np.linalg.norm(operator.matmat(v) - u * s, axis=0), np.linalg.norm(operator.rmatmat(u) - v * s, axis=0)
     )
@@ -118,7 +123,7 @@ def _by_arpack(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(s.astype(np.float64)), torch.from_numpy(gap.astype(np.float64)) + rounding
 
 
-def spectral_norm(matrix: Tensor) -> float:
+def spectral_norm(matrix: Float[Tensor, "n_out n_in"]) -> float:
     """The largest singular value of a float64 matrix ``(n_out, n_in)`` on the CPU; NaN where entries are not finite.
 
     Cost: a full decomposition of a small matrix, or where ARPACK gives up; of a large one some products.
@@ -130,6 +135,7 @@ def spectral_norm(matrix: Tensor) -> float:
         from scipy.sparse.linalg import ArpackError, svds
 
         size = power_of_two(matrix)
+        # Fixed, for the same digits every time. Not all ones: these may be orthogonal to the singular vector.
         start = np.ones(n) + np.linspace(0.0, 0.5, n)
         with suppress(ArpackError):
             unit = (matrix / size).numpy()
@@ -137,7 +143,7 @@ def spectral_norm(matrix: Tensor) -> float:
     return float(singular_values(matrix)[0])
 
 
-def block_krylov(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
+def block_krylov(a: MatrixFree, k: int, which: Which) -> tuple[Float[Tensor, "k"], Float[Tensor, "k"]]:
     """k singular values of one sample from a Krylov space of several starting vectors (C. Musco and C. Musco, 2015).
 
     It finds values that occur several times, and all of them where the space closes (no new directions). If the space
@@ -149,6 +155,7 @@ def block_krylov(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
     Raises:
         UnsupportedError: the smallest of a large J did not converge.
     """
+    # On the smaller side, so that the space closes as early as it can.
     transposed = a.shape[1] < a.shape[2]
     push, pull = (a._rmatmat, a._matmat) if transposed else (a._matmat, a._rmatmat)
     n, width = min(a.shape[1:]), k + SPARE
@@ -167,11 +174,15 @@ def block_krylov(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
         if closed or (settled and which == "largest"):
             return s[pick].cpu(), bounds
         if basis.shape[1] + width > min(n, WIDEST):
-            return _as_far(a, s[pick].cpu(), bounds, which)
+            return _unconverged(a, s[pick].cpu(), bounds, which)
+        # The next block of the Krylov space of JᵀJ: JᵀJ times the last one, made orthogonal to all before. Twice, since
+        # once leaves a part of the size of the rounding of what cancels ("twice is enough", W. Kahan).
         new = pull(image[:, -new.shape[1] :][None])[0]
         for _ in range(2):
             new = new - basis @ (basis.mT @ new)
         new, r = orthonormal(new)
+        # Directions whose length is rounding are noise. Where all are, JᵀJ maps the space into itself: it is closed,
+        # and its singular values are exact ones of J.
         alive = r.diagonal().abs() > 64 * eps * max(scale, 1e-30) * max(scale, 1.0)
         closed = not bool(alive.any())
         if not closed:
@@ -179,7 +190,7 @@ def block_krylov(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
             basis, image = torch.cat([basis, new], 1), torch.cat([image, push(new[None])[0]], 1)
 
 
-def _as_far(a: MatrixFree, values: Tensor, bounds: Tensor, which: Which) -> tuple[Tensor, Tensor]:
+def _unconverged(a: MatrixFree, values: Tensor, bounds: Tensor, which: Which) -> tuple[Tensor, Tensor]:
     """Where the space is full: the values of J itself if it is not much larger, otherwise those of the space.
 
     Raises:

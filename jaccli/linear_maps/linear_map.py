@@ -287,7 +287,7 @@ class Matrices(LinearMap):
 
 
 def as_map(other: LinearMap | Tensor, like: LinearMap) -> LinearMap:
-    """An operand of ``like`` as a map; one matrix stands for every sample.
+    """An operand of ``like`` as a map: ``(n_out, n_in)`` for every sample, or ``(batch, n_out, n_in)``.
 
     Raises:
         UsageError: neither a map nor a matrix.

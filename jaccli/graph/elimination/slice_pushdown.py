@@ -39,14 +39,17 @@ def pushed_down(nodes: Sequence[Node], maps_of: dict[Node, list[Map]], target: V
             into.setdefault(m.target, []).append((node, m))
             out_of.setdefault(m.source, []).append((node, m))
     changed = False
+    # From the end: a slice that was moved before one product may stand behind another one, which comes next.
     for value in (v for node in reversed(nodes) for v in node.outputs):
         makers, users = into.get(value, []), out_of.get(value, [])
+        # All users must take slices, or the wide product would be computed as well.
         if value is target or len(makers) != 1 or len(users) < 2:
             continue
         (maker, first), *_ = makers
         joined = [new for _, m in users if (new := _joined(first, m)) is not None]
         if len(joined) < len(users):
             continue
+        # Slices moved past views alone save nothing.
         changed |= any(isinstance(step, Matrix) for step in first.steps)
         maps_of[maker].remove(first)
         out_of[first.source].remove((maker, first))

@@ -57,6 +57,7 @@ class Segment:
         for node in reversed(self.nodes):
             sums = {out: _sum(waiting.pop(out)) for out in node.outputs if out in waiting}
             for out, block in sums.items():
+                # A block that several maps read must not be overwritten by the first (an owned buffer is reused).
                 maps_to_out = [m for m in self.maps_of[node] if m.target is out]
                 if block is not None and len(maps_to_out) > 1:
                     block = block.read_only()
@@ -73,6 +74,7 @@ class Segment:
         """
         waiting: dict[Value, list[_Contribution]] = {self.source: [_Contribution(columns)]}
         sums: dict[Value, _Contribution | None] = {}
+        # Forward, a value is complete when its first reader comes: nodes are in topological order.
         uses = Counter(m.source for node in self.nodes for m in self.maps_of[node])
         uses_left = uses.copy()
         for m in (m for node in self.nodes for m in self.maps_of[node]):
@@ -143,7 +145,9 @@ def _through(contribution: _Contribution | None, steps: Sequence[Primitive]) -> 
         if isinstance(step, Mul | Scale):
             factors = (*factors, step)
             continue
+        # Scalings do not commute with what mixes or moves elements: they are applied before it, all at once.
         block, factors = multiplied(block, factors), ()
+        # These three take a lazy outer product as it is; for all others it is computed.
         if not isinstance(step, Matrix | Permute | Reshape):
             block = materialized(block)
         if position == len(steps) - 1 and isinstance(step, Embed) and not _is_banded(block, step.dim):

@@ -7,13 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from jaccli.graph.program.instructions import (
-    PRODUCTS,
-    Instructions,
-    fixed,
-    new_constant,
-    with_operands,
-)
+from jaccli.graph.program.instructions import PRODUCTS, Instructions, fixed, new_constant, with_operands
 from jaccli.graph.trace.tracer import Instruction, Variable, contiguous, name_of
 
 aten = torch.ops.aten

@@ -49,6 +49,7 @@ def _(step: Mul, deps: DependencySets, factors: Factors) -> DependencySets:
     mask = factors.nonzero(step)
     if mask is None:
         return deps
+    # The mask is of all samples: an element keeps its set if the factor may be nonzero for any of them.
     return deps.with_ids(np.where(deps.any_sample(mask, deps.dim, deps.dim), deps.ids, NOTHING))
 
 
@@ -66,6 +67,8 @@ def _(step: Cast, deps: DependencySets, _: Factors) -> DependencySets:  # noqa: 
 def _(step: Reshape, deps: DependencySets, _: Factors) -> DependencySets:
     if deps.batch == 1:
         return replace(deps, ids=deps.ids.reshape(step.new), dim=0)
+    # Sample b holds the elements whose flat index, divided by ``after``, is b modulo the batch. Look for the new
+    # dimension in which that stride lies; it must hold whole samples, or they would be spread over two dimensions.
     after = deps.inner * math.prod(step.old[deps.dim + 1 :])
     behind = 1
     for dim in reversed(range(len(step.new))):
@@ -82,7 +85,7 @@ def _(step: Reshape, deps: DependencySets, _: Factors) -> DependencySets:
 
 @propagate.register
 def _(step: Permute, deps: DependencySets, _: Factors) -> DependencySets:
-    dim = step.order.index(deps.dim) if step.order else 0
+    dim = step.order.index(deps.dim) if step.order else 0  # no order: a single number
     return replace(deps, ids=deps.ids.transpose(step.order), dim=dim)
 
 
@@ -106,6 +109,7 @@ def _range(step: Slice | Embed, deps: DependencySets) -> tuple[slice, int]:
     """The slice of one sample, and the size of the dimension it is cut from."""
     if not deps.has_samples_in(step.dim):
         return slice(step.start, step.start + step.step * (step.count - 1) + 1, step.step), step.full
+    # The slice must take the same part of every group of samples: only then does it look alike in one sample.
     one = deps.batch * deps.inner
     if step.step != 1 or step.start % one or step.count % one:
         raise SamplesMixed
@@ -146,6 +150,7 @@ def _(step: Drop, deps: DependencySets, _: Factors) -> DependencySets:
 def _(step: Gather, deps: DependencySets, factors: Factors) -> DependencySets:
     deps.refuse_samples_in(step.dim)
     index = factors.index(step)
+    # An index that depends on the input (of a maximum) may point anywhere along the dimension.
     if index is not None:
         one = _of_one_sample(index, deps)
         if one is not None:
@@ -177,6 +182,7 @@ def _(step: Projection, deps: DependencySets, factors: Factors) -> DependencySet
     if mask is None:
         return deps.united_along(step.dim, None, n)
     mask = deps.any_sample(mask, deps.dim, deps.dim)
+    # Of a softmax with masked places: these are zero, and neither depend on others nor do others on them.
     united = deps.with_ids(np.where(mask, deps.ids, NOTHING)).united_along(step.dim, None, n)
     return deps.with_ids(np.where(mask, united.ids, NOTHING))
 
@@ -220,6 +226,8 @@ def _(step: Conv, deps: DependencySets, factors: Factors) -> DependencySets:
     tables = [_taps(step, d) for d in range(len(step.kernel))]
     ids = deps.ids.reshape(-1, step.groups, n_in, *inner[2:])
     mask = factors.nonzero(step)
+    # Without zeros in the weight all output channels of a group depend on the same: one channel stands for them, and
+    # a box of taps is united direction by direction, at the cost of the sum of its sides and not of their product.
     if mask is None:
         united = np.repeat(_box(deps.pool, unite_along(deps.pool, ids, 2, None)[:, :, 0], tables), n_out, 1)
     else:
