@@ -44,6 +44,7 @@ class Rows:
     @property
     def n_in(self) -> int:
         """Elements of a sample's source."""
+        # The activation may be a part of ``source``, as an index of it: only ``columns`` knows its size.
         return int(self._zeros(1).shape[2])
 
     def missing(self) -> str | None:
@@ -99,12 +100,14 @@ class Rows:
         Raises:
             UnsupportedError: there is no second derivative.
         """
+        # Jᵀu is linear in u, so that any u does; ones, since kernels may treat zeros otherwise.
         u = torch.ones_like(self.target).reshape(self.target.shape[0], -1).requires_grad_()
         return self._by(self.row(u), u, v)
 
     def _by(self, image: Tensor, u: Tensor, w: Tensor) -> Tensor:
         """J w from ``image`` = Jᵀu."""
-        if not image.requires_grad and not bool(image.any()):  # no path
+        # Zeros without a graph: no path leads from the source. Other numbers without one are an error, below.
+        if not image.requires_grad and not bool(image.any()):
             return torch.zeros_like(u)
         try:
             return DoubleVjp(image, u).jvp(w, create_graph=True)
@@ -115,6 +118,7 @@ class Rows:
 
     def matrix(self) -> Shaped[Tensor, "batch n_out n_in"]:
         """J, ``(batch, n_out, n_in)``: n_out backward passes, so many at once as fit a cache."""
+        # Seeds of one sample alone where samples mix: rows of the others would add to its own.
         parts = [slice(b, b + 1) for b in range(self.target.shape[0])] if self.mixes else [slice(None)]
         return torch.cat([self._block(part) for part in parts])
 

@@ -118,7 +118,7 @@ def graph_jacobian(
         try:
             for name, target in targets.items():
                 graph = AutogradGraph(target, tuple(sources.values()), samples, create_graph)
-                jacobians = _of_one(name, graph, list(sources), chunk)
+                jacobians = _jacobians_of(name, graph, list(sources), chunk)
                 if not samples:
                     jacobians = [
                         j.reshape(target.shape + x.shape) for j, x in zip(jacobians, graph.inputs, strict=True)
@@ -162,7 +162,7 @@ def _check(targets: dict[str, Tensor], sources: dict[str, Tensor], samples: bool
             )
 
 
-def _of_one(name: str, graph: AutogradGraph, sources: Sequence[str], chunk: int | None) -> list[Tensor]:
+def _jacobians_of(name: str, graph: AutogradGraph, sources: Sequence[str], chunk: int | None) -> list[Tensor]:
     """J of one output, ``(batch, n_out, n_in)`` for each input, with warnings and notes about it.
 
     Args:
@@ -183,7 +183,7 @@ def _of_one(name: str, graph: AutogradGraph, sources: Sequence[str], chunk: int 
             warn(f"{name} has no graph, J is zero: was it computed under no_grad, or detached?")
         elif need:
             hooks = mend_batch_norm(graph.output, beyond=graph.inputs)
-            jacobians = _solved(name, graph, chunk)
+            jacobians = _checked_jacobians(name, graph, chunk)
             _report(name, graph, sources)
         return [j.contiguous() for j in jacobians]
     except (JaccliError, Warning):
@@ -251,7 +251,7 @@ def _explained(name: str, error: Exception, need: int) -> JaccliError:
     return UnsupportedError(f"the backward pass of {name} fails: {what}", "expected operators with a derivative")
 
 
-def _solved(name: str, graph: AutogradGraph, chunk: int | None) -> list[Tensor]:
+def _checked_jacobians(name: str, graph: AutogradGraph, chunk: int | None) -> list[Tensor]:
     """J of each input, ``(batch, n_out, n_in)``, compared with plain backward passes."""
     row_bytes = defaults.ROW_TENSORS * graph.widest()
     # A gradient, or two of them, is plain passes anyway: there is nothing to compare it with.
@@ -259,50 +259,50 @@ def _solved(name: str, graph: AutogradGraph, chunk: int | None) -> list[Tensor]:
         return by_rows(graph, False, 1)
     truth = AdjointCheck.of(graph, cotangents(graph, masks(graph.batch, graph.n_out)))
     if graph.batch == 1 or not truth.samples_mix():
-        jacobians, off = _verified(name, graph, truth, chunk, row_bytes)
-        if off and graph.batch == 1:
-            warn(f"{name}: two backward passes disagree by {off:.2g}: do not rely on J")
-        if not off or graph.batch == 1:
+        jacobians, error = _of_independent_samples(name, graph, truth, chunk, row_bytes)
+        if error and graph.batch == 1:
+            warn(f"{name}: two backward passes disagree by {error:.2g}: do not rely on J")
+        if not error or graph.batch == 1:
             return jacobians
     warn(
         f"{name}: samples mix: a sample's output depends on the other samples; "
         "J is each sample's own block, the others held"
     )
-    jacobians, plain = _quickest(name, graph, True, chunk, row_bytes, truth.seconds)
+    jacobians, plain = _by_first_that_works(name, graph, True, chunk, row_bytes, truth.seconds)
     # Of mixing samples only a cotangent of one sample checks one sample's own block.
     first = torch.arange(graph.batch, device="cpu")[None] == 0
-    off = 0.0 if plain else AdjointCheck.of(graph, cotangents(graph, first)).off(jacobians)
-    if not off:
+    error = 0.0 if plain else AdjointCheck.of(graph, cotangents(graph, first)).disagreement(jacobians)
+    if not error:
         return jacobians
-    _warn_again(name, off)
+    _warn_corrected(name, error)
     return by_rows(graph, True, 1)
 
 
-def _verified(
+def _of_independent_samples(
     name: str, graph: AutogradGraph, truth: AdjointCheck, chunk: int | None, row_bytes: int
 ) -> tuple[list[Tensor], float]:
     """J of independent samples, taken again row by row where it is wrong, and by how much it is off then."""
-    jacobians, plain = _quickest(name, graph, False, chunk, row_bytes, truth.seconds)
-    off = truth.off(jacobians)
-    if not off:
+    jacobians, plain = _by_first_that_works(name, graph, False, chunk, row_bytes, truth.seconds)
+    error = truth.disagreement(jacobians)
+    if not error:
         return jacobians, 0.0
-    if off < _ROUNDING * truth.noise(jacobians):
-        warn(f"{name}: J is no larger than its rounding errors ({off:.2g}): in truth it may be zero")
+    if error < _ROUNDING * truth.noise(jacobians):
+        warn(f"{name}: J is no larger than its rounding errors ({error:.2g}): in truth it may be zero")
         return jacobians, 0.0
-    again = jacobians if plain else by_rows(graph, False, 1)
+    by_plain_passes = jacobians if plain else by_rows(graph, False, 1)
     # Where even plain rows disagree with plain passes, samples mix in a way that the first check could not see.
-    off_again = truth.off(again)
-    if not off_again:
-        _warn_again(name, off)
-    return again, off_again
+    remaining = truth.disagreement(by_plain_passes)
+    if not remaining:
+        _warn_corrected(name, error)
+    return by_plain_passes, remaining
 
 
-def _warn_again(name: str, off: float) -> None:
-    warn(f"{name}: J was {off:.2g} off an independent backward pass; it was taken again row by row")
+def _warn_corrected(name: str, error: float) -> None:
+    warn(f"{name}: J was {error:.2g} off an independent backward pass; it was taken again row by row")
 
 
-def _quickest(
-    name: str, graph: AutogradGraph, apart: bool, chunk: int | None, row_bytes: int, seconds: float
+def _by_first_that_works(
+    name: str, graph: AutogradGraph, mixes: bool, chunk: int | None, row_bytes: int, seconds: float
 ) -> tuple[list[Tensor], bool]:
     """J by the first of these that works, and whether that was row by row, which needs no check.
 
@@ -311,14 +311,14 @@ def _quickest(
     Args:
         name: of the output.
         graph: from the inputs to it.
-        apart: samples mix.
+        mixes: samples mix.
         chunk: rows or columns of a batched pass, as the user set it.
         row_bytes: working set of a row.
         seconds: what a pass takes.
     """
     n_in = sum(graph.size(graph.inputs[i]) for i in graph.reached)
     columns = _NARROW * n_in <= graph.n_out
-    passes = (n_in if columns else graph.n_out) * (graph.batch if apart else 1)
+    passes = (n_in if columns else graph.n_out) * (graph.batch if mixes else 1)
     size = chunk or max(1, defaults.WORKING_SET // row_bytes)
     # A batched pass imports sympy first: few or quick passes are over before that is.
     if passes < _FEW or (chunk is None and not batching_imported() and passes * seconds < defaults.SYMPY_IMPORT):
@@ -326,7 +326,7 @@ def _quickest(
     gaps: list[Exception] = []
     for fill, k in [(f, k) for f in ([by_columns] if columns else []) + [by_rows] for k in dict.fromkeys((size, 1))]:
         try:
-            jacobians = fill(graph, apart, k)
+            jacobians = fill(graph, mixes, k)
         except Exception as error:
             if is_out_of_memory(error):
                 raise

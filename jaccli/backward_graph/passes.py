@@ -132,7 +132,7 @@ class AdjointCheck:
                 return True
         return False
 
-    def off(self, jacobians: Sequence[Tensor]) -> float:
+    def disagreement(self, jacobians: Sequence[Tensor]) -> float:
         """The relative difference of uᵀJ from the passes, where it is more than rounding; else 0.
 
         ``jacobians`` has J of each input, ``(batch, n_out, n_in)``.
@@ -158,8 +158,8 @@ class AdjointCheck:
             size = norm(j.detach(), (1, 2)) * norm_u
             error = norm(rows - other, (-1,)) / size.clamp(min=torch.finfo(torch.float64).tiny)
             # J not finite where the pass is: wrong. The other way round the pass overflowed, and tells nothing.
-            lost = rows.isfinite().all(-1) & ~j.isfinite().all((1, 2)) if j.numel() else torch.zeros_like(norm_u > 0)
-            error = torch.where(lost, torch.inf, error)[(norm_u > 0) & (lost | error.isfinite())]
+            missed = rows.isfinite().all(-1) & ~j.isfinite().all((1, 2)) if j.numel() else torch.zeros_like(norm_u > 0)
+            error = torch.where(missed, torch.inf, error)[(norm_u > 0) & (missed | error.isfinite())]
             worst = max(worst, float(error.max())) if error.numel() else worst
         return worst
 
@@ -186,26 +186,26 @@ def masks(batch: int, most: int) -> Bool[Tensor, "k batch"]:
     return torch.zeros(k, batch, dtype=torch.bool, device="cpu").scatter_(0, members.T, True)
 
 
-def by_rows(graph: AutogradGraph, apart: bool, chunk: int) -> list[Shaped[Tensor, "batch n_out _"]]:
+def by_rows(graph: AutogradGraph, mixes: bool, chunk: int) -> list[Shaped[Tensor, "batch n_out _"]]:
     """J of each input, ``(batch, n_out, n_in)``, by one pass for each row, ``chunk`` of them at once.
 
     Args:
         graph: from the inputs to one output.
-        apart: samples mix: each sample has passes of its own, and J is its own block.
+        mixes: samples mix: each sample has passes of its own, and J is its own block.
         chunk: rows of a batched pass.
     """
     batch, n_out = graph.batch, graph.n_out
     # Where samples mix, the batch is one sample of batch * n_out outputs, of whose rows only the own block is kept.
-    groups, total = (1, batch * n_out) if apart else (batch, n_out)
+    groups, total = (1, batch * n_out) if mixes else (batch, n_out)
     # Rows with a graph are concatenated: written into one tensor, each would add a node that copies all of J.
     width = 0 if graph.create_graph else total
     jacobians = [x.new_empty(groups, width, graph.size(x)) for x in graph.inputs]
     parts: list[list[Tensor]] = [[] for _ in jacobians]
     for start, stop in spans(total, chunk):
-        u = one_hot(start, stop, 1 if apart else batch, total, graph.output).reshape(-1, batch, n_out)
+        u = one_hot(start, stop, 1 if mixes else batch, total, graph.output).reshape(-1, batch, n_out)
         seed, sample = torch.arange(stop - start, device="cpu"), torch.arange(start, stop, device="cpu") // n_out
         for jacobian, part, images in zip(jacobians, parts, graph.vjps(u), strict=True):
-            rows = images[seed, sample][None] if apart else images.movedim(0, 1)
+            rows = images[seed, sample][None] if mixes else images.movedim(0, 1)
             if graph.create_graph:
                 part.append(rows)
             else:
@@ -214,7 +214,7 @@ def by_rows(graph: AutogradGraph, apart: bool, chunk: int) -> list[Shaped[Tensor
     return [j.reshape(batch, n_out, j.shape[-1]) for j in whole]
 
 
-def by_columns(graph: AutogradGraph, apart: bool, chunk: int) -> list[Shaped[Tensor, "batch n_out _"]]:
+def by_columns(graph: AutogradGraph, mixes: bool, chunk: int) -> list[Shaped[Tensor, "batch n_out _"]]:
     """As ``by_rows``, by one pass for each column through Jᵀu, which is linear in u: see ``DoubleVjp``.
 
     Raises:
@@ -228,7 +228,7 @@ def by_columns(graph: AutogradGraph, apart: bool, chunk: int) -> list[Shaped[Ten
         if i in graph.reached and row.numel():
             transposed = AutogradGraph(row, (u,), True, graph.create_graph)
             transposed.widest()  # raises where torch would leave out a derivative that does not exist
-            (columns,) = by_rows(transposed, apart, chunk)
+            (columns,) = by_rows(transposed, mixes, chunk)
             if not transposed.reached:
                 raise NoSecondDerivative
             jacobians.append(columns.mT.to(row))

@@ -46,6 +46,7 @@ def value_tolerance(eps: float) -> float:
 
 def agrees(product: Shaped[Tensor, "batch n"], truth: Shaped[Tensor, "batch n"], eps: float) -> bool:
     """Whether a product ``(batch, n)`` is the independent one, for every sample, up to ``tolerance(eps)``."""
+    # Per sample: a wrong small sample would vanish in a norm of the whole batch.
     floor = torch.finfo(truth.dtype).tiny
     return _small(norm(product - truth, (1,)), norm(truth, (1,)), truth.isfinite().all(1), eps, floor)
 
@@ -77,6 +78,7 @@ def is_adjoint(
     typical = norm(image, (1,)) / image.shape[1] ** 0.5
     if together:
         left, right, typical = left.reshape(1, -1), right.reshape(1, -1), typical.max()[None]
+    # By chance the sums may nearly vanish for a right product: the typical size of an element is a lower bound.
     size = torch.maximum(norm(left, (1,)) + norm(right, (1,)), _NOT_SMALLER * typical)
     floor = torch.finfo(image.dtype).tiny
     return _small((left.sum(1) - right.sum(1)).abs(), size, right.isfinite().all(1), eps, floor)

@@ -33,7 +33,7 @@ class ByRows:
         rmatmat: JᵀU, ``(batch, n_out, k)`` → ``(batch, n_in, k)``.
         shape: ``(batch, n_out, n_in)``.
         mixes: a sample's target depends on other samples: then there is a pass for each sample and row.
-        hold: bytes up to which J is kept.
+        max_bytes: bytes up to which J is kept.
     """
 
     def __init__(
@@ -41,9 +41,9 @@ class ByRows:
         rmatmat: Callable[[Tensor], Tensor],
         shape: tuple[int, int, int],
         mixes: bool,
-        hold: int,
+        max_bytes: int,
     ) -> None:
-        self._rmatmat, self._shape, self._mixes, self._hold = rmatmat, shape, mixes, hold
+        self._rmatmat, self._shape, self._mixes, self._max_bytes = rmatmat, shape, mixes, max_bytes
         self._matrix: Tensor | None = None
 
     def __call__(self, v: Shaped[Tensor, "batch n_in k"]) -> Shaped[Tensor, "batch n_out k"]:
@@ -53,7 +53,7 @@ class ByRows:
             return self._across(v)
         if self._matrix is not None:
             return self._matrix @ v
-        small = batch * n_out * n_in * v.element_size() <= self._hold
+        small = batch * n_out * n_in * v.element_size() <= self._max_bytes
         matrix = v.new_empty(self._shape) if small else None
         out = v.new_empty(batch, n_out, v.shape[-1])
         for start, seeds in identity_blocks(batch, n_out, n_in, v):

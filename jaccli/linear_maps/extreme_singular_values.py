@@ -27,12 +27,12 @@ SHORT_TOLERANCE = 1e-5
 # Restarts of ARPACK; each is some 20 products.
 RESTARTS = 60
 # Of a block Krylov space: starting vectors beyond the k that are looked for, and its largest dimension.
-SPARE = 6
-WIDEST = 240
+OVERSAMPLING = 6
+MAX_BASIS = 240
 # A J of up to so many times that size is decomposed itself: that costs hardly more.
-NOT_MUCH_LARGER = 4
+DENSE_RATIO = 4
 # A larger residual, relative to the largest value, is a warning.
-DOUBTFUL = 1e-2
+LARGE_RESIDUAL = 1e-2
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def block_krylov(a: MatrixFree, k: int, which: Which) -> tuple[Float[Tensor, "k"
     # On the smaller side, so that the space closes as early as it can.
     transposed = a.shape[1] < a.shape[2]
     push, pull = (a._rmatmat, a._matmat) if transposed else (a._matmat, a._rmatmat)
-    n, width = min(a.shape[1:]), k + SPARE
+    n, width = min(a.shape[1:]), k + OVERSAMPLING
     generator = torch.Generator().manual_seed(0)
     new, _ = orthonormal(torch.randn(n, width, generator=generator).to(a.device, a.dtype))
     basis, image = new, push(new[None])[0]
@@ -173,7 +173,7 @@ def block_krylov(a: MatrixFree, k: int, which: Which) -> tuple[Float[Tensor, "k"
         settled = float(gap.max()) <= SHORT_TOLERANCE * float(s[0])
         if closed or (settled and which == "largest"):
             return s[pick].cpu(), bounds
-        if basis.shape[1] + width > min(n, WIDEST):
+        if basis.shape[1] + width > min(n, MAX_BASIS):
             return _unconverged(a, s[pick].cpu(), bounds, which)
         # The next block of the Krylov space of JᵀJ: JᵀJ times the last one, made orthogonal to all before. Twice, since
         # once leaves a part of the size of the rounding of what cancels ("twice is enough", W. Kahan).
@@ -197,7 +197,7 @@ def _unconverged(a: MatrixFree, values: Tensor, bounds: Tensor, which: Which) ->
         UnsupportedError: the smallest of a large J.
     """
     k, n = len(values), min(a.shape[1:])
-    if n <= NOT_MUCH_LARGER * WIDEST:
+    if n <= DENSE_RATIO * MAX_BASIS:
         return _of_the_matrix(a, k, which)
     if which == "smallest":
         raise UnsupportedError(
@@ -205,6 +205,6 @@ def _unconverged(a: MatrixFree, values: Tensor, bounds: Tensor, which: Which) ->
             "expected some that stand apart",
             "they need J itself (exact)",
         )
-    if bool((bounds > DOUBTFUL * values[0]).any()):
+    if bool((bounds > LARGE_RESIDUAL * values[0]).any()):
         warn(f"the largest singular values lie too close together to be told apart: within {float(bounds.max()):.2g}")
     return values, bounds

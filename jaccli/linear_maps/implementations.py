@@ -139,6 +139,7 @@ class Implementations:
 
     def _reject(self, candidate: Implementation, why: str) -> None:
         self.set_aside.add(candidate.name)
+        # One reason for both forms of an implementation: the batched one usually fails for the same one.
         self._unreported.setdefault(candidate.name.removesuffix(BATCHED), why)
 
     def _report(self, used: Implementation) -> None:

@@ -26,6 +26,7 @@ def power_of_two(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
         return torch.ones((), dtype=torch.float64, device=x.device)
     most = x.detach().abs().double()
     most = most.amax(tuple(range(x.dim())) if dims is None else dims)
+    # A number divided by its mantissa is a power of two, exactly; a logarithm would round.
     mantissa = torch.frexp(most).mantissa  # 1/2 <= mantissa < 1
     return torch.where(most.isfinite() & (most > 0), most / (2 * mantissa), 1.0)
 

@@ -88,5 +88,6 @@ def _probed(a: MatrixFree, factor: float, generator: torch.Generator) -> tuple[T
         v = torch.randn(batch, n, 1, generator=generator, dtype=torch.float64) * factor
         images.append(product(v.to(a.device, a.dtype)).flatten(1).cpu().double())
     both = torch.cat(images, 1)
+    # The vectors have elements near 1 times ``factor``: divided out, what is left is the size of J.
     size = power_of_two(both, (1,)) / power_of_two(torch.tensor(factor))
     return torch.where(both.any(1), size, 0.0), both.isfinite().all(1)

@@ -157,11 +157,13 @@ class LinearizedFunction:
     def _double_vjp(self) -> DoubleVjp:
         """Jᵀu ``(batch, n_in)`` and u ``(batch, *target shape)``, which is random: rules may have a kink at zero."""
         graph = self._graph()
+        # Made once: every later Jv costs one pass through its graph.
         if self._double is None:
             u = gaussian(graph.target.shape, 5, graph.target.detach()).requires_grad_()
             self.passes["vjp"] += 1
             with torch.enable_grad():
                 (row,) = vjp(graph.target, (graph.source,), u, create_graph=True)
+            # Without an error, where a backward pass runs under no_grad or outside of torch.
             if row is None or not row.requires_grad:
                 raise NoSecondDerivative
             self._double = DoubleVjp(self.f.source.view.columns(row[None])[0], u)

@@ -88,6 +88,7 @@ class EliminationPlan:
         if self.bracketing is None:
             return []
         within = NEAR * self.bracketing.seconds
+        # Predictions are off by up to that factor, so that a caller may let the clock decide among these.
         sweeps = self.chain.sweeps(within=within, other_than=self.bracketing)
         options = [self.bracketing, *(replace(s, pushed_down=self.bracketing.pushed_down) for s in sweeps)]
         if self.alternative is not None and self.alternative.seconds <= within:
@@ -168,6 +169,7 @@ def _searched(graph: Graph, nodes: Sequence[Node], maps_of: dict[Node, list[Map]
 
 def with_bracketing(plan: EliminationPlan, bracketing: Bracketing) -> EliminationPlan:
     """The same plan with another of its ``bracketings``."""
+    # A bracketing numbers the cuts of its own chain, and with slices pushed down the chain is another one.
     if plan.bracketing is not None and plan.bracketing.pushed_down == bracketing.pushed_down:
         return replace(plan, bracketing=bracketing)
     return plan_elimination(plan.graph, bracketing)
@@ -220,6 +222,7 @@ def factors(plan: EliminationPlan) -> tuple[Tensor, Tensor] | None:
     None unless the bracketing multiplies at a cut that has at most half as many elements as source and target each.
     """
     source, target, bracketing = plan.graph.source.tensor, plan.graph.target.tensor, plan.bracketing
+    # Only the outermost product: the factors of one further in would still have to be swept through other segments.
     if bracketing is None or bracketing.mode != "product":
         return None
     middle = plan.chain.cuts[bracketing.parts[0].first].tensor
@@ -248,6 +251,7 @@ def _write_rows(rows: Block, seeds: SeedRange, out: Tensor) -> None:
 
     Seed axes may be split by the stride of an operator, so that ``rows`` hold some more than were asked for.
     """
+    # Key (dim, stride): the seed axis of that dimension which counts in strides, where it was split by one.
     top = next(axis for axis in rows.layout.seed_axes if axis.key[0] == seeds.dim)
     step = top.key[1]
     low = min(seeds.start // step, top.start)
@@ -257,6 +261,7 @@ def _write_rows(rows: Block, seeds: SeedRange, out: Tensor) -> None:
         for axis in rows.layout.seed_axes
     )
     rows = widened(rows, axes)
+    # Written straight to its place where the widened block holds these rows alone; else cut out of a copy.
     if (low * step, high * step) == (seeds.start, seeds.start + seeds.size):
         _matrix(rows, out)
     else:

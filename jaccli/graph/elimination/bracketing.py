@@ -146,6 +146,7 @@ class Chain:
         """All rows back, and all columns forward, where predicted to take no longer than ``within`` seconds."""
         modes: tuple[Literal["pull", "push"], ...] = ("pull", "push")
         cost = self._cost_model()
+        # The simplest orders. Where they are predicted to come near the best one, the clock may decide.
         sweeps = [self._sweep(mode, cost) for mode in modes]
         return [s for s in sweeps if s.seconds <= within and not s.has_order_of(other_than)]
 
@@ -183,6 +184,8 @@ class Chain:
                 continue
             cost.reset()
             segment = self.segments[j - 1 if mode == "push" else i]
+            # A product is one dry step, a sweep one for each node. Counted and not timed: a search that the clock cuts
+            # short would give other plans, and so other digits, from run to run.
             self.search_s += _DRY_RUN_NODE_S * (1 if mode == "product" else len(segment.nodes))
             jacobians = [table[interval][1] for interval in intervals]
             jacobian = self._eliminate(mode, i, j, jacobians, cost, middle=parts[0].first if parts else 0)

@@ -104,12 +104,14 @@ def _before(step: Primitive, cut: Slice) -> tuple[Slice, Primitive] | None:
         return replace(cut, dim=step.order[cut.dim]), step
     if not isinstance(step, Reshape) or cut.step != 1:
         return None
+    # The old dimension before which as many elements lie as before the sliced one; dimensions of size 1 do not count.
     dim, ahead = 0, math.prod(step.new[: cut.dim])
     while math.prod(step.old[:dim]) < ahead or (dim < len(step.old) and step.old[dim] == 1 != cut.full):
         dim += 1
     if dim >= len(step.old) or math.prod(step.old[:dim]) != ahead or step.old[dim] % cut.full:
         return None
     inner = step.old[dim] // cut.full
+    # What follows in the new shape must make up the rest of that old dimension, and no more.
     after, size = cut.dim + 1, 1
     while size < inner and after < len(step.new):
         size, after = size * step.new[after], after + 1

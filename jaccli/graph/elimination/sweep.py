@@ -150,6 +150,7 @@ def _through(contribution: _Contribution | None, steps: Sequence[Primitive]) -> 
         # These three take a lazy outer product as it is; for all others it is computed.
         if not isinstance(step, Matrix | Permute | Reshape):
             block = materialized(block)
+        # A banded axis stays narrow when it is embedded: there is no zero to be saved.
         if position == len(steps) - 1 and isinstance(step, Embed) and not _is_banded(block, step.dim):
             return _Contribution(block, (), step)
         image = step.apply(block)
@@ -165,6 +166,7 @@ def _is_banded(block: Block, dim: int) -> bool:
 
 def _sum(contributions: list[_Contribution]) -> _Contribution | None:
     """Their sum. Embedded ones in one dimension that do not overlap are put side by side instead of added."""
+    # Alone, it keeps its scalings: more may follow, and all of them are multiplied first, at the activation's size.
     if len(contributions) == 1 and contributions[0].embed is None:
         return contributions[0]
     embedded: dict[object, list[tuple[Block, Embed]]] = {}
@@ -174,6 +176,7 @@ def _sum(contributions: list[_Contribution]) -> _Contribution | None:
             blocks.append(contribution.scaled())
             continue
         layout, dim = contribution.block.layout, contribution.embed.dim
+        # Only blocks that agree in all but the embedded dimension can be put side by side.
         rest = (*layout.primal_axes[:dim], *layout.primal_axes[dim + 1 :])
         key = (dim, tuple(e.key for e in layout.seed_axes), rest, contribution.embed.step)
         embedded.setdefault(key, []).append((contribution.block, contribution.embed))
@@ -188,6 +191,7 @@ def _sum(contributions: list[_Contribution]) -> _Contribution | None:
 
 def _without_overlap(group: list[tuple[Block, Embed]]) -> list[list[tuple[Block, Embed]]]:
     """Split into lists whose members do not overlap."""
+    # First fit: parts of a split never overlap and make one layer; windows that overlap make a few.
     layers: list[tuple[set[int], list[tuple[Block, Embed]]]] = []
     for block, e in group:
         places = set(range(e.start, e.start + e.step * e.count, e.step))

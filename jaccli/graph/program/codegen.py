@@ -114,6 +114,7 @@ def generate(program: Instructions, static_memory: bool = True, fill_output: boo
         static_memory: whether intermediate results may lie in memory that is kept between calls.
         fill_output: whether J may be written into memory that the caller gives.
     """
+    # One ``_Code`` for all functions: a variable has one name in them, so that views of one are arguments of the other.
     code, j = _Code(program), program.results[0]
     parameters = [*map(code.name, program.inputs), "out"]
     maker = _maker_of_output(program) if fill_output else None
@@ -165,6 +166,7 @@ def _maker_of_output(program: Instructions) -> Instruction | None:
         if out is not None:
             whole = math.prod(out.shape) == math.prod(j.shape) and out.dtype == j.dtype
             dense = out.stride == contiguous(out.shape) and j.stride == contiguous(j.shape)
+            # The first that makes this memory decides: later ones are views of it, or write into it.
             return instruction if _has_out(instruction) and whole and dense else None
     return None
 

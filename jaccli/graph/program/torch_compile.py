@@ -38,7 +38,7 @@ def compiled(program: Program, tensors: Sequence[Tensor]) -> tuple[Program, floa
     start = time.perf_counter()
     device = tensors[0].device
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of the compiler: about its own settings, and not about the model
         # Of a function without a source torch 2.11 compiles a wrapper, one for all, and that eight times at most.
         linecache.cache[SOURCE] = (len(program.source), None, program.source.splitlines(keepends=True), SOURCE)
         try:

@@ -31,6 +31,7 @@ def gives(program: Program, tensors: Sequence[Tensor], matrix: Tensor) -> bool:
     try:
         with torch.no_grad():
             result, *guards = program.run(tensors, out, buffers)
+    # A strided view that does not exist is a RuntimeError; an ``out=`` that an overload does not take, a TypeError.
     except (RuntimeError, TypeError) as error:
         if is_out_of_memory(error):
             raise

@@ -97,38 +97,30 @@ def _(step: Expand, deps: DependencySets, _: Factors) -> DependencySets:
 
 @propagate.register
 def _(step: SumTo, deps: DependencySets, _: Factors) -> DependencySets:
-    gone = [d for d, (m, n) in enumerate(zip(step.old, step.new, strict=True)) if m != n]
-    deps.refuse_samples_in(*gone)
-    ids = np.moveaxis(deps.ids, gone, range(-len(gone), 0))
-    lead = ids.shape[: ids.ndim - len(gone)]
-    shape = [1 if d in gone else n for d, n in enumerate(deps.ids.shape)]
+    summed = [d for d, (m, n) in enumerate(zip(step.old, step.new, strict=True)) if m != n]
+    deps.refuse_samples_in(*summed)
+    ids = np.moveaxis(deps.ids, summed, range(-len(summed), 0))
+    lead = ids.shape[: ids.ndim - len(summed)]
+    shape = [1 if d in summed else n for d, n in enumerate(deps.ids.shape)]
     return deps.with_ids(unite_along(deps.pool, ids.reshape(*lead, -1), -1, None).reshape(shape))
 
 
-def _range(step: Slice | Embed, deps: DependencySets) -> tuple[slice, int]:
-    """The slice of one sample, and the size of the dimension it is cut from."""
-    if not deps.has_samples_in(step.dim):
-        return slice(step.start, step.start + step.step * (step.count - 1) + 1, step.step), step.full
-    # The slice must take the same part of every group of samples: only then does it look alike in one sample.
-    one = deps.batch * deps.inner
-    if step.step != 1 or step.start % one or step.count % one:
-        raise SamplesMixed
-    low, count = step.start // deps.batch, step.count // deps.batch
-    return slice(low, low + count), step.full // deps.batch
+def _places(step: Slice | Embed) -> tuple[slice, ...]:
+    """The index of the slice in the activation that it is cut from."""
+    return (slice(None),) * step.dim + (slice(step.start, step.start + step.step * (step.count - 1) + 1, step.step),)
 
 
 @propagate.register
 def _(step: Slice, deps: DependencySets, _: Factors) -> DependencySets:
-    part = _range(step, deps)[0]
-    return deps.with_ids(deps.ids[(slice(None),) * step.dim + (part,)])
+    deps.refuse_samples_in(step.dim)
+    return deps.with_ids(deps.ids[_places(step)])
 
 
 @propagate.register
 def _(step: Embed, deps: DependencySets, _: Factors) -> DependencySets:
-    part, full = _range(step, deps)
-    shape = deps.ids.shape
-    ids = np.full((*shape[: step.dim], full, *shape[step.dim + 1 :]), NOTHING)
-    ids[(slice(None),) * step.dim + (part,)] = deps.ids
+    deps.refuse_samples_in(step.dim)
+    ids = np.full((*deps.ids.shape[: step.dim], step.full, *deps.ids.shape[step.dim + 1 :]), NOTHING)
+    ids[_places(step)] = deps.ids
     return deps.with_ids(ids)
 
 

@@ -337,7 +337,7 @@ def test_a_program_whose_buffers_overlap_is_not_run(name: str, monkeypatch: pyte
 
     def overlapping(*args: Any, **options: Any) -> MemoryPlan:
         plan = memory_plan.plan_memory(*args, **options)
-        return MemoryPlan({n: replace(buffer, start=0) for n, buffer in plan.buffers.items()}, plan.nbytes)
+        return MemoryPlan({n: replace(buffer, start=0) for n, buffer in plan.buffers.items()}, plan.nbytes, {})
 
     monkeypatch.setattr(codegen, "plan_memory", overlapping)
     s = BY_NAME[name]
