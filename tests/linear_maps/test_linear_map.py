@@ -106,13 +106,13 @@ def test_shapes_that_do_not_meet() -> None:
 
 
 def test_the_identity_by_its_name() -> None:
-    j = Matrices(drawn(2, 5, 5))
+    j = Matrices(drawn(0, 2, 5, 5))
     assert torch.equal(j.identity().materialise(), torch.eye(5, dtype=j.dtype).expand(2, 5, 5))
 
 
 def test_products_by_rows_where_samples_mix() -> None:
     """J of the whole batch, ``(2 * 3, 2 * 4)``, from its transpose: every sample's rows reach every sample's source."""
-    j, v = drawn(1, 6, 8)[0], drawn(2, 4, 3)
+    j, v = drawn(1, 6, 8), drawn(2, 2, 4, 3)
 
     def rmatmat(u: Tensor) -> Tensor:
         return (j.T @ u.reshape(6, -1)).reshape(2, 4, -1)
