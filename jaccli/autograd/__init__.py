@@ -2,7 +2,8 @@
 
     grad_fn of a value ─→ walk       the operators of the graph, what they computed, the coarsest dtype
     target, source, u  ─→ products   Jᵀu and Jᵀ[u₁ … u_k] by backward passes, Jv by two of them ("double vjp")
-    n, chunk           ─→ seeds      one-hot cotangents (or tangents): with them a product is a row (a column) of J
+    n, chunk           ─→ seeds      one-hot cotangents (or tangents): with them a product is a row (a column) of J;
+                                     random ones, to verify products with
 
 In: tensors that have a gradient graph. Out: plain tensors; nothing here knows a network or a layer. Here too is what
 torch's kernels and imports need: batch norm's memory layout, the import of sympy, warnings of batched passes.

@@ -25,7 +25,10 @@ def batching_imported() -> bool:
 
 
 def vjp(
-    target: Tensor, sources: Sequence[Tensor], cotangent: Tensor, create_graph: bool = False
+    target: Shaped[Tensor, "*target"],
+    sources: Sequence[Tensor],
+    cotangent: Shaped[Tensor, "*target"],
+    create_graph: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """Jᵀu by one backward pass: a cotangent of the target's shape → for each source a tensor of its shape.
 
@@ -81,18 +84,18 @@ class DoubleVjp:
         Raises:
             NoSecondDerivative: the backward pass left no graph of itself.
         """
-        return self._there(vjp(self.pulled, (self.u,), v, create_graph)[0])
+        return self._with_path(vjp(self.pulled, (self.u,), v, create_graph)[0])
 
-    def jvps(self, v: Tensor, create_graph: bool = False) -> Tensor:
+    def jvps(self, v: Tensor) -> Tensor:
         """k of them in one batched pass: ``(k, *pulled.shape)`` → ``(k, *u.shape)``.
 
         Raises:
             NoSecondDerivative: the backward pass left no graph of itself.
         """
-        return self._there(vjps(self.pulled, (self.u,), v, create_graph)[0])
+        return self._with_path(vjps(self.pulled, (self.u,), v)[0])
 
     @staticmethod
-    def _there(image: Tensor | None) -> Tensor:
+    def _with_path(image: Tensor | None) -> Tensor:
         if image is None:
             raise NoSecondDerivative
         return image
@@ -102,6 +105,7 @@ class DoubleVjp:
 def quiet_vmap() -> Iterator[None]:
     """Without torch's warning that an operator has no batching rule and is run one row at a time: slower, not wrong."""
     with warnings.catch_warnings():
+        # By message and not by module: torch warns from C++, with the module of whoever called.
         warnings.filterwarnings("ignore", message=".*batching rule.*")
         warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=DeprecationWarning)
         yield

@@ -11,15 +11,19 @@ from torch import Tensor
 
 
 def graph_nodes(*values: Tensor, beyond: Iterable[Tensor] = ()) -> Iterator[Any]:
-    """The differentiable operators that lead to values, each once; not those that lead to a tensor of ``beyond``."""
-    seen: set[Any] = {None, *(tensor.grad_fn for tensor in beyond)}
-    ahead: list[Any] = [value.grad_fn for value in values]
-    while ahead:
-        node = ahead.pop()
-        if node not in seen:
-            seen.add(node)
+    """The differentiable operators that lead to values of any shape, each once, in no particular order.
+
+    The walk stops at the tensors of ``beyond``: what leads to them is left out.
+    """
+    # A leaf that requires no gradients has None for an operator; counted as visited, it needs no test of its own.
+    visited: set[Any] = {None, *(tensor.grad_fn for tensor in beyond)}
+    pending: list[Any] = [value.grad_fn for value in values]
+    while pending:
+        node = pending.pop()
+        if node not in visited:
+            visited.add(node)
             yield node
-            ahead += [before for before, _ in node.next_functions]
+            pending += [before for before, _ in node.next_functions]
 
 
 def result_sizes(node: Any) -> list[int]:
@@ -28,6 +32,7 @@ def result_sizes(node: Any) -> list[int]:
     A dimension of several lengths (of a nested tensor) counts as 1, and a nested tensor without a shape is one element.
     """
     sizes = []
+    # A private attribute of torch: without it nothing is known, and callers then count no memory for the node.
     for meta in getattr(node, "_input_metadata", ()):
         try:
             shape = tuple(getattr(meta, "shape", ()))
@@ -38,7 +43,7 @@ def result_sizes(node: Any) -> list[int]:
 
 
 def coarsest(target: Tensor) -> float:
-    """The largest machine epsilon among a value's dtype and those of the results that it was computed from.
+    """The largest machine epsilon among the dtypes of a value of any shape and of the results it was computed from.
 
     That of bfloat16 where a float32 network works in bfloat16 somewhere inside, whatever its target's own dtype.
     Precision inside of an operator (a checkpoint, an ``autograd.Function``) is not seen. Cost: a walk over the graph.
@@ -56,7 +61,7 @@ def is_once_differentiable(node: Any) -> bool:
 
 
 def mend_batch_norm(*values: Tensor, beyond: Iterable[Tensor] = ()) -> list[Any]:
-    """Have batch and instance norms that lead to the values take cotangents in their input's memory layout.
+    """Have batch and instance norms that lead to values of any shape take cotangents in their input's memory layout.
 
     On the CPU ``native_batch_norm_backward`` reads input and cotangent by one index. Where dimensions of size 1
     make strides ambiguous (one sample, or a width of 1), it takes two different layouts for the same one, and mixes
@@ -77,7 +82,7 @@ def mend_batch_norm(*values: Tensor, beyond: Iterable[Tensor] = ()) -> list[Any]
 
 
 def _in_layout(channels_last: bool, cotangents: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    first, *rest = cotangents
+    first, *rest = cotangents  # of the normalised values; the saved mean and 1/σ take no cotangents in practice
     if first is None:
         return cotangents
     # Not clone(memory_format=channels_last): a batched pass has no such copy.

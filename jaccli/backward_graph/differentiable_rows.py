@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from jaccli.backward_graph.passes import missing_graph
 from jaccli.errors import UnsupportedError
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 from jaccli.text.wording import worded
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,14 @@ class Rows:
     @property
     def n_in(self) -> int:
         """Elements of a sample's source."""
+        # The activation may be a part of ``source``, as an index of it: only ``columns`` knows its size.
         return int(self._zeros(1).shape[2])
 
     def missing(self) -> str | None:
         """Where a backward pass leaves no graph of itself, without an error; None where it leaves one."""
         return missing_graph(self.target, (self.source,)) if self.target.requires_grad else None
 
-    def images(self, v: Tensor, gram: bool) -> Tensor:
+    def images(self, v: Shaped[Tensor, "batch n k"], gram: bool) -> Shaped[Tensor, "batch _ k"]:
         """JᵀV; with ``gram`` JJᵀV, or JᵀJV of a J with fewer columns than rows.
 
         ``(batch, n, k)`` → ``(batch, n_in or n, k)``, vector by vector.
@@ -54,7 +59,7 @@ class Rows:
         product = self._gram if gram else self.row
         return torch.stack([product(column.to(self.target.dtype)) for column in v.unbind(-1)], -1)
 
-    def row(self, u: Tensor) -> Tensor:
+    def row(self, u: Shaped[Tensor, "batch n_out"]) -> Shaped[Tensor, "batch n_in"]:
         """Jᵀu: ``(batch, n_out)`` → ``(batch, n_in)``.
 
         Raises:
@@ -72,7 +77,7 @@ class Rows:
             raise no_second(error) from error
         return self._zeros(1)[0] if row is None else self.columns(row[None])[0]
 
-    def _gram(self, v: Tensor) -> Tensor:
+    def _gram(self, v: Shaped[Tensor, "batch n"]) -> Shaped[Tensor, "batch n"]:
         """JJᵀv, or JᵀJv of a J with fewer columns than rows: ``(batch, n)`` → ``(batch, n)``, n the smaller size.
 
         Where rows are taken one by one, J is made of them: its product needs no second derivative.
@@ -83,23 +88,26 @@ class Rows:
             first, second = (j.mT, j) if few_rows else (j, j.mT)
             return (second @ (first @ v.unsqueeze(-1))).squeeze(-1)
         if few_rows:
+            # u = v: the pass that gives Jᵀv is also the graph that J times it goes through.
             u = v.clone().requires_grad_()
             image = self.row(u)
             return self._by(image, u, image)
         return self.row(self.push(v))
 
-    def push(self, v: Tensor) -> Tensor:
+    def push(self, v: Shaped[Tensor, "batch n_in"]) -> Shaped[Tensor, "batch n_out"]:
         """Jv: ``(batch, n_in)`` → ``(batch, n_out)``, see ``DoubleVjp``.
 
         Raises:
             UnsupportedError: there is no second derivative.
         """
+        # Jᵀu is linear in u, so that any u does; ones, since kernels may treat zeros otherwise.
         u = torch.ones_like(self.target).reshape(self.target.shape[0], -1).requires_grad_()
         return self._by(self.row(u), u, v)
 
     def _by(self, image: Tensor, u: Tensor, w: Tensor) -> Tensor:
         """J w from ``image`` = Jᵀu."""
-        if not image.requires_grad and not bool(image.any()):  # no path
+        # Zeros without a graph: no path leads from the source. Other numbers without one are an error, below.
+        if not image.requires_grad and not bool(image.any()):
             return torch.zeros_like(u)
         try:
             return DoubleVjp(image, u).jvp(w, create_graph=True)
@@ -108,8 +116,9 @@ class Rows:
                 raise
             raise no_second(error) from error
 
-    def matrix(self) -> Tensor:
+    def matrix(self) -> Shaped[Tensor, "batch n_out n_in"]:
         """J, ``(batch, n_out, n_in)``: n_out backward passes, so many at once as fit a cache."""
+        # Seeds of one sample alone where samples mix: rows of the others would add to its own.
         parts = [slice(b, b + 1) for b in range(self.target.shape[0])] if self.mixes else [slice(None)]
         return torch.cat([self._block(part) for part in parts])
 
@@ -122,10 +131,10 @@ class Rows:
         ]
         return torch.cat(rows).movedim(0, 1)
 
-    def _zeros(self, count: int) -> Tensor:
+    def _zeros(self, count: int) -> Shaped[Tensor, "k batch n_in"]:
         return self.columns(torch.zeros_like(self.source).expand(count, *self.source.shape))
 
-    def _rows(self, seeds: Tensor) -> Tensor:
+    def _rows(self, seeds: Shaped[Tensor, "k batch n_out"]) -> Shaped[Tensor, "k batch n_in"]:
         """Jᵀ times k cotangents, ``(k, batch, n_out)`` → ``(k, batch, n_in)``: together, else one by one."""
         cotangents = seeds.reshape(len(seeds), *self.target.shape)
         if len(seeds) > 1 and not self.single:
@@ -135,12 +144,14 @@ class Rows:
             except (RuntimeError, NotImplementedError) as error:
                 if is_out_of_memory(error):
                     raise
+        # One by one is also the way to a message: a batched pass fails for reasons of vmap too.
         return torch.stack([self.row(seed) for seed in seeds])
 
 
 def no_second(error: BaseException) -> UnsupportedError:
     """The error where the graph cannot be differentiated once, or not again."""
     text = reason(error)
+    # torch has no classes for these errors: parts of their messages tell them apart.
     if "use_reentrant" in str(error) or "heckpoint" in str(error):
         return UnsupportedError(
             "gradient checkpointing of this kind cannot be differentiated twice",
@@ -160,6 +171,6 @@ def no_second(error: BaseException) -> UnsupportedError:
     )
 
 
-def wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     """A tensor in float32 at least: sums of squares overflow and lose digits in shorter formats."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

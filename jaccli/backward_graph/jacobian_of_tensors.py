@@ -21,10 +21,10 @@ from jaccli.backward_graph.passes import (
     missing_graph,
 )
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, UsageError, note, warn
-from jaccli.methods.base import is_out_of_memory, reason
 from jaccli.names import check_count
 from jaccli.planning.memory import available
 from jaccli.runtime.kernels import full_precision
+from jaccli.runtime.torch_errors import is_out_of_memory, reason
 
 # Fewer passes than this take less time one by one than together.
 _FEW = 3
@@ -113,11 +113,12 @@ def graph_jacobian(
         torch.autocast(device, enabled=False),
         full_precision(),
     ):
+        # torch accumulates into the ``grad`` of results with ``retain_grad()`` in any pass: it is put back afterwards.
         grads = {t: t.grad for t in (*targets.values(), *sources.values()) if t.retains_grad}
         try:
             for name, target in targets.items():
                 graph = AutogradGraph(target, tuple(sources.values()), samples, create_graph)
-                jacobians = _of_one(name, graph, list(sources), chunk)
+                jacobians = _jacobians_of(name, graph, list(sources), chunk)
                 if not samples:
                     jacobians = [
                         j.reshape(target.shape + x.shape) for j, x in zip(jacobians, graph.inputs, strict=True)
@@ -161,7 +162,7 @@ def _check(targets: dict[str, Tensor], sources: dict[str, Tensor], samples: bool
             )
 
 
-def _of_one(name: str, graph: AutogradGraph, sources: Sequence[str], chunk: int | None) -> list[Tensor]:
+def _jacobians_of(name: str, graph: AutogradGraph, sources: Sequence[str], chunk: int | None) -> list[Tensor]:
     """J of one output, ``(batch, n_out, n_in)`` for each input, with warnings and notes about it.
 
     Args:
@@ -170,17 +171,19 @@ def _of_one(name: str, graph: AutogradGraph, sources: Sequence[str], chunk: int 
         sources: names of the inputs.
         chunk: as of ``graph_jacobian``.
     """
+    # Zeros that take no memory, expanded from one number: they also say how much J needs.
     jacobians = [x.new_zeros(()).expand(graph.batch, graph.n_out, graph.size(x)) for x in graph.inputs]
     need = sum(j.numel() * j.element_size() for j in jacobians)
     hooks: list[Any] = []
     try:
+        # Refused before anything is computed: the system may end a process that takes more memory than there is.
         if need > defaults.WORKING_SET and need > available(graph.output.device):
             raise MemoryError
         if need and not graph.output.requires_grad:
             warn(f"{name} has no graph, J is zero: was it computed under no_grad, or detached?")
         elif need:
             hooks = mend_batch_norm(graph.output, beyond=graph.inputs)
-            jacobians = _solved(name, graph, chunk)
+            jacobians = _checked_jacobians(name, graph, chunk)
             _report(name, graph, sources)
         return [j.contiguous() for j in jacobians]
     except (JaccliError, Warning):
@@ -194,17 +197,17 @@ def _of_one(name: str, graph: AutogradGraph, sources: Sequence[str], chunk: int 
 
 def _report(name: str, graph: AutogradGraph, sources: Sequence[str]) -> None:
     """Say which inputs no pass arrived at, and where derivatives of J are missing."""
-    constant = missing_graph(graph.output, graph.inputs) if graph.create_graph else None
-    if constant is not None:
-        warn(f"{name}: {constant}: derivatives of J do not go through there")
-    lost = [i for i in range(len(graph.inputs)) if i not in graph.reached]
-    if lost:
-        result = any(graph.inputs[i].grad_fn is not None for i in lost)
+    gap = missing_graph(graph.output, graph.inputs) if graph.create_graph else None
+    if gap is not None:
+        warn(f"{name}: {gap}: derivatives of J do not go through there")
+    unreached = [i for i in range(len(graph.inputs)) if i not in graph.reached]
+    if unreached:
+        result = any(graph.inputs[i].grad_fn is not None for i in unreached)
         hint = " (is it a result made after the output, as x[0] of x would be?)" if result else ""
-        note(f"{name}: J is zero, no path leads there from {', '.join(sources[i] for i in lost)}{hint}")
+        note(f"{name}: J is zero, no path leads there from {', '.join(sources[i] for i in unreached)}{hint}")
 
 
-# Errors of torch that the caller can do something about: a part of their text → error, given, expected, remedy.
+# Errors of torch that the caller can do something about: a part of their text → error, problem, expected, remedy.
 _KNOWN_ERRORS: dict[str, tuple[type[JaccliError], str, str, str]] = {
     "backward through the graph a second time": (
         UsageError,
@@ -241,83 +244,89 @@ def _explained(name: str, error: Exception, need: int) -> JaccliError:
             "expected it and its passes to fit",
             "take part of the output, such as y[:100], or set a smaller chunk",
         )
-    for text, (kind, given, expected, remedy) in _KNOWN_ERRORS.items():
+    for text, (kind, problem, expected, remedy) in _KNOWN_ERRORS.items():
         if text in str(error):
-            return kind(given.format(name=name), expected, remedy)
+            return kind(problem.format(name=name), expected, remedy)
     what = reason(error) if isinstance(error, RuntimeError) else f"{type(error).__name__}: {reason(error)}"
     return UnsupportedError(f"the backward pass of {name} fails: {what}", "expected operators with a derivative")
 
 
-def _solved(name: str, graph: AutogradGraph, chunk: int | None) -> list[Tensor]:
+def _checked_jacobians(name: str, graph: AutogradGraph, chunk: int | None) -> list[Tensor]:
     """J of each input, ``(batch, n_out, n_in)``, compared with plain backward passes."""
     row_bytes = defaults.ROW_TENSORS * graph.widest()
+    # A gradient, or two of them, is plain passes anyway: there is nothing to compare it with.
     if graph.batch == 1 and graph.n_out < _FEW:
         return by_rows(graph, False, 1)
     truth = AdjointCheck.of(graph, cotangents(graph, masks(graph.batch, graph.n_out)))
     if graph.batch == 1 or not truth.samples_mix():
-        jacobians, off = _verified(name, graph, truth, chunk, row_bytes)
-        if off and graph.batch == 1:
-            warn(f"{name}: two backward passes disagree by {off:.2g}: do not rely on J")
-        if not off or graph.batch == 1:
+        jacobians, error = _of_independent_samples(name, graph, truth, chunk, row_bytes)
+        if error and graph.batch == 1:
+            warn(f"{name}: two backward passes disagree by {error:.2g}: do not rely on J")
+        if not error or graph.batch == 1:
             return jacobians
     warn(
         f"{name}: samples mix: a sample's output depends on the other samples; "
         "J is each sample's own block, the others held"
     )
-    jacobians, plain = _quickest(name, graph, True, chunk, row_bytes, truth.seconds)
+    jacobians, plain = _by_first_that_works(name, graph, True, chunk, row_bytes, truth.seconds)
+    # Of mixing samples only a cotangent of one sample checks one sample's own block.
     first = torch.arange(graph.batch, device="cpu")[None] == 0
-    off = 0.0 if plain else AdjointCheck.of(graph, cotangents(graph, first)).off(jacobians)
-    if not off:
+    error = 0.0 if plain else AdjointCheck.of(graph, cotangents(graph, first)).disagreement(jacobians)
+    if not error:
         return jacobians
-    _warn_again(name, off)
+    _warn_corrected(name, error)
     return by_rows(graph, True, 1)
 
 
-def _verified(
+def _of_independent_samples(
     name: str, graph: AutogradGraph, truth: AdjointCheck, chunk: int | None, row_bytes: int
 ) -> tuple[list[Tensor], float]:
     """J of independent samples, taken again row by row where it is wrong, and by how much it is off then."""
-    jacobians, plain = _quickest(name, graph, False, chunk, row_bytes, truth.seconds)
-    off = truth.off(jacobians)
-    if not off:
+    jacobians, plain = _by_first_that_works(name, graph, False, chunk, row_bytes, truth.seconds)
+    error = truth.disagreement(jacobians)
+    if not error:
         return jacobians, 0.0
-    if off < _ROUNDING * truth.noise(jacobians):
-        warn(f"{name}: J is no larger than its rounding errors ({off:.2g}): in truth it may be zero")
+    if error < _ROUNDING * truth.noise(jacobians):
+        warn(f"{name}: J is no larger than its rounding errors ({error:.2g}): in truth it may be zero")
         return jacobians, 0.0
-    again = jacobians if plain else by_rows(graph, False, 1)
-    still = truth.off(again)
-    if not still:
-        _warn_again(name, off)
-    return again, still
+    by_plain_passes = jacobians if plain else by_rows(graph, False, 1)
+    # Where even plain rows disagree with plain passes, samples mix in a way that the first check could not see.
+    remaining = truth.disagreement(by_plain_passes)
+    if not remaining:
+        _warn_corrected(name, error)
+    return by_plain_passes, remaining
 
 
-def _warn_again(name: str, off: float) -> None:
-    warn(f"{name}: J was {off:.2g} off an independent backward pass; it was taken again row by row")
+def _warn_corrected(name: str, error: float) -> None:
+    warn(f"{name}: J was {error:.2g} off an independent backward pass; it was taken again row by row")
 
 
-def _quickest(
-    name: str, graph: AutogradGraph, apart: bool, chunk: int | None, row_bytes: int, seconds: float
+def _by_first_that_works(
+    name: str, graph: AutogradGraph, mixes: bool, chunk: int | None, row_bytes: int, seconds: float
 ) -> tuple[list[Tensor], bool]:
-    """J by the first way that works, and whether that was row by row, which needs no check.
+    """J by the first of these that works, and whether that was row by row, which needs no check.
+
+    Columns, where J is narrow, before rows; several at once before one by one.
 
     Args:
         name: of the output.
         graph: from the inputs to it.
-        apart: samples mix.
+        mixes: samples mix.
         chunk: rows or columns of a batched pass, as the user set it.
         row_bytes: working set of a row.
         seconds: what a pass takes.
     """
     n_in = sum(graph.size(graph.inputs[i]) for i in graph.reached)
     columns = _NARROW * n_in <= graph.n_out
-    passes = (n_in if columns else graph.n_out) * (graph.batch if apart else 1)
+    passes = (n_in if columns else graph.n_out) * (graph.batch if mixes else 1)
     size = chunk or max(1, defaults.WORKING_SET // row_bytes)
+    # A batched pass imports sympy first: few or quick passes are over before that is.
     if passes < _FEW or (chunk is None and not batching_imported() and passes * seconds < defaults.SYMPY_IMPORT):
         size = 1
     gaps: list[Exception] = []
     for fill, k in [(f, k) for f in ([by_columns] if columns else []) + [by_rows] for k in dict.fromkeys((size, 1))]:
         try:
-            jacobians = fill(graph, apart, k)
+            jacobians = fill(graph, mixes, k)
         except Exception as error:
             if is_out_of_memory(error):
                 raise

@@ -8,17 +8,21 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import combinations, count, islice
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from jaccli.autograd.products import NoSecondDerivative, vjp, vjps
-from jaccli.autograd.seeds import one_hot, spans
+from jaccli.autograd.seeds import gaussian, one_hot, spans
 from jaccli.autograd.walk import graph_nodes, is_once_differentiable, result_sizes
 from jaccli.errors import UnsupportedError
 from jaccli.linear_maps.agreement import tolerance
 from jaccli.linear_maps.norms import norm
-from jaccli.methods.base import is_out_of_memory, reason
+from jaccli.runtime.torch_errors import is_out_of_memory, reason
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Shaped
 
 
 @dataclass(frozen=True)
@@ -50,19 +54,22 @@ class AutogradGraph:
         return self.size(self.output)
 
     def size(self, tensor: Tensor) -> int:
-        """Elements of a sample of a tensor."""
+        """Elements of a sample of a tensor, ``(batch, …)``, or of any shape without ``samples``."""
         return math.prod(tensor.shape[int(self.samples) :])
 
-    def vjps(self, u: Tensor) -> list[Tensor]:
+    def vjps(self, u: Shaped[Tensor, "k batch n_out"]) -> list[Shaped[Tensor, "k batch _"]]:
         """Jᵀ times k cotangents at once, ``(k, batch, n_out)`` → for each input ``(k, batch, n_in)``."""
         rows: list[Tensor | None]
         if len(u) == 1:
+            # Without vmap: it imports sympy, and some operators have no batching rule.
             one = vjp(self.output, self.inputs, u.reshape(self.output.shape), self.create_graph)
+            # An embedding with sparse=True has a sparse gradient.
             rows = [row if row is None else row.to_dense()[None] for row in one]
         else:
             rows = [*vjps(self.output, self.inputs, u.reshape(-1, *self.output.shape), self.create_graph)]
         self.reached.update(i for i, row in enumerate(rows) if row is not None)
         shapes = [(len(u), self.batch, self.size(source)) for source in self.inputs]
+        # Expanded from one zero: an input that no path reaches takes no memory.
         return [
             source.new_zeros(()).expand(shape) if row is None else row.reshape(shape)
             for row, source, shape in zip(rows, self.inputs, shapes, strict=True)
@@ -75,6 +82,7 @@ class AutogradGraph:
             UnsupportedError: a gradient that has no derivative, which torch would leave out without an error.
         """
         widest = self.output.numel()
+        # Both in one walk: a graph may have a hundred thousand nodes.
         for node in graph_nodes(self.output, beyond=self.inputs):
             if is_once_differentiable(node):
                 raise UnsupportedError(
@@ -89,6 +97,8 @@ class AutogradGraph:
 class AdjointCheck:
     """Plain backward passes, each with a random cotangent on some of the samples, that J is compared with.
 
+    They use neither vmap nor a transposed graph, so that what those get wrong shows.
+
     Args:
         graph: from the inputs to one output.
         u: cotangents, ``(k, batch, n_out)``.
@@ -102,9 +112,10 @@ class AdjointCheck:
     seconds: float
 
     @classmethod
-    def of(cls, graph: AutogradGraph, u: Tensor) -> AdjointCheck:
+    def of(cls, graph: AutogradGraph, u: Shaped[Tensor, "k batch n_out"]) -> AdjointCheck:
         """Make a pass for each of ``u``, ``(k, batch, n_out)``."""
         passes, start = [], 0.0
+        # Only the last one is timed: the first pass of a process also starts threads and loads kernels.
         for one in u:
             start = time.perf_counter()
             passes.append(graph.vjps(one[None]))
@@ -114,13 +125,14 @@ class AdjointCheck:
     def samples_mix(self) -> bool:
         """Whether the cotangents of some samples give gradients of others, which of independent samples are zeros."""
         for rows in filter(torch.numel, self.rows):
-            sizes, sent = rows.abs().nan_to_num(0.0, 0.0, 0.0).amax(-1), self.u.any(-1).to(rows.device)
+            # NaN and infinities prove no dependence: 0 * inf is NaN in a sample that received the cotangent 0.
+            sizes, received = rows.abs().nan_to_num(0.0, 0.0, 0.0).amax(-1), self.u.any(-1).to(rows.device)
             rounding = torch.finfo(rows.dtype).eps * max(float(sizes.max()), torch.finfo(rows.dtype).tiny)
-            if float((sizes * ~sent).max()) > rounding:
+            if float((sizes * ~received).max()) > rounding:
                 return True
         return False
 
-    def off(self, jacobians: Sequence[Tensor]) -> float:
+    def disagreement(self, jacobians: Sequence[Tensor]) -> float:
         """The relative difference of uᵀJ from the passes, where it is more than rounding; else 0.
 
         ``jacobians`` has J of each input, ``(batch, n_out, n_in)``.
@@ -131,7 +143,11 @@ class AdjointCheck:
         return error if error > tolerance(eps) else 0.0
 
     def noise(self, jacobians: Sequence[Tensor]) -> float:
-        """Rounding in the same units: the passes against a third of those with three times the cotangents."""
+        """Rounding in the same units: the passes against a third of those with three times the cotangents.
+
+        ``jacobians`` as of ``off``, ``(batch, n_out, n_in)`` each.
+        """
+        # Three and not two: a power of two only shifts exponents, so that nothing would be rounded otherwise.
         return self._relative(jacobians, [rows / 3 for rows in AdjointCheck.of(self.graph, 3 * self.u).rows])
 
     def _relative(self, jacobians: Sequence[Tensor], others: Sequence[Tensor]) -> float:
@@ -141,25 +157,28 @@ class AdjointCheck:
             norm_u = norm(self.u.to(j), (-1,))
             size = norm(j.detach(), (1, 2)) * norm_u
             error = norm(rows - other, (-1,)) / size.clamp(min=torch.finfo(torch.float64).tiny)
-            lost = rows.isfinite().all(-1) & ~j.isfinite().all((1, 2)) if j.numel() else torch.zeros_like(norm_u > 0)
-            error = torch.where(lost, torch.inf, error)[(norm_u > 0) & (lost | error.isfinite())]
+            # J not finite where the pass is: wrong. The other way round the pass overflowed, and tells nothing.
+            missed = rows.isfinite().all(-1) & ~j.isfinite().all((1, 2)) if j.numel() else torch.zeros_like(norm_u > 0)
+            error = torch.where(missed, torch.inf, error)[(norm_u > 0) & (missed | error.isfinite())]
             worst = max(worst, float(error.max())) if error.numel() else worst
         return worst
 
 
-def cotangents(graph: AutogradGraph, chosen: Tensor) -> Tensor:
+def cotangents(graph: AutogradGraph, chosen: Bool[Tensor, "k batch"]) -> Shaped[Tensor, "k batch n_out"]:
     """Random cotangents ``(k, batch, n_out)``, zero for samples that ``chosen`` ``(k, batch)`` leaves out."""
-    u = torch.randn(*chosen.shape, graph.n_out, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
-    return (u * chosen[..., None]).to(graph.output.detach())
+    u = gaussian((*chosen.shape, graph.n_out), 0, graph.output.detach())
+    return u * chosen[..., None].to(u.device)
 
 
-def masks(batch: int, most: int) -> Tensor:
+def masks(batch: int, most: int) -> Bool[Tensor, "k batch"]:
     """Sets of samples ``(k, batch)``: for any two samples one of the sets holds the first and not the second.
 
     As few as there can be (Sperner); where those are more than ``most``, every other sample and the rest.
     """
     if batch == 1:
         return torch.ones(1, 1, dtype=torch.bool, device="cpu")
+    # Each sample is in another half of the k sets. No half contains another, and no family of subsets with that
+    # property is larger (E. Sperner, 1928), so that k is the least.
     k = next(k for k in count(2) if math.comb(k, k // 2) >= batch)
     if k > max(most, 2):
         return torch.arange(batch, device="cpu") % 2 == torch.arange(2, device="cpu")[:, None]
@@ -167,25 +186,26 @@ def masks(batch: int, most: int) -> Tensor:
     return torch.zeros(k, batch, dtype=torch.bool, device="cpu").scatter_(0, members.T, True)
 
 
-def by_rows(graph: AutogradGraph, apart: bool, chunk: int) -> list[Tensor]:
+def by_rows(graph: AutogradGraph, mixes: bool, chunk: int) -> list[Shaped[Tensor, "batch n_out _"]]:
     """J of each input, ``(batch, n_out, n_in)``, by one pass for each row, ``chunk`` of them at once.
 
     Args:
         graph: from the inputs to one output.
-        apart: samples mix: each sample has passes of its own, and J is its own block.
+        mixes: samples mix: each sample has passes of its own, and J is its own block.
         chunk: rows of a batched pass.
     """
     batch, n_out = graph.batch, graph.n_out
-    groups, total = (1, batch * n_out) if apart else (batch, n_out)
+    # Where samples mix, the batch is one sample of batch * n_out outputs, of whose rows only the own block is kept.
+    groups, total = (1, batch * n_out) if mixes else (batch, n_out)
+    # Rows with a graph are concatenated: written into one tensor, each would add a node that copies all of J.
     width = 0 if graph.create_graph else total
     jacobians = [x.new_empty(groups, width, graph.size(x)) for x in graph.inputs]
     parts: list[list[Tensor]] = [[] for _ in jacobians]
     for start, stop in spans(total, chunk):
-        u = one_hot(start, stop, 1 if apart else batch, total, graph.output).reshape(-1, batch, n_out)
-        sample = torch.arange(start, stop, device="cpu") // n_out
-        at = torch.arange(stop - start, device="cpu")
+        u = one_hot(start, stop, 1 if mixes else batch, total, graph.output).reshape(-1, batch, n_out)
+        seed, sample = torch.arange(stop - start, device="cpu"), torch.arange(start, stop, device="cpu") // n_out
         for jacobian, part, images in zip(jacobians, parts, graph.vjps(u), strict=True):
-            rows = images[at, sample][None] if apart else images.movedim(0, 1)
+            rows = images[seed, sample][None] if mixes else images.movedim(0, 1)
             if graph.create_graph:
                 part.append(rows)
             else:
@@ -194,7 +214,7 @@ def by_rows(graph: AutogradGraph, apart: bool, chunk: int) -> list[Tensor]:
     return [j.reshape(batch, n_out, j.shape[-1]) for j in whole]
 
 
-def by_columns(graph: AutogradGraph, apart: bool, chunk: int) -> list[Tensor]:
+def by_columns(graph: AutogradGraph, mixes: bool, chunk: int) -> list[Shaped[Tensor, "batch n_out _"]]:
     """As ``by_rows``, by one pass for each column through Jᵀu, which is linear in u: see ``DoubleVjp``.
 
     Raises:
@@ -207,12 +227,12 @@ def by_columns(graph: AutogradGraph, apart: bool, chunk: int) -> list[Tensor]:
     for i, row in enumerate(rows):
         if i in graph.reached and row.numel():
             transposed = AutogradGraph(row, (u,), True, graph.create_graph)
-            transposed.widest()
-            (columns,) = by_rows(transposed, apart, chunk)
+            transposed.widest()  # raises where torch would leave out a derivative that does not exist
+            (columns,) = by_rows(transposed, mixes, chunk)
             if not transposed.reached:
                 raise NoSecondDerivative
             jacobians.append(columns.mT.to(row))
-        else:
+        else:  # no path leads there, or nothing is to be computed
             jacobians.append(row.new_zeros(graph.batch, graph.n_out, row.shape[-1]))
     return jacobians
 
@@ -222,13 +242,16 @@ def missing_graph(target: Tensor, sources: Sequence[Tensor]) -> str | None:
 
     In a pass whose cotangent requires gradients every gradient does, since it depends on the cotangent. One that is
     not zero and does not was made under ``no_grad``, by a tensor hook, or outside of torch. Cost: a backward pass.
+
+    Args:
+        target: of any shape.
+        sources: of any shapes, tensors of its graph.
     """
-    generator = torch.Generator().manual_seed(7)
-    u = torch.randn(target.shape, generator=generator).to(target.detach()).requires_grad_()
-    lost: list[str] = []
+    u = gaussian(target.shape, 7, target.detach()).requires_grad_()
+    without_graph: list[str] = []
     with ExitStack() as stack, torch.enable_grad():
         for node in graph_nodes(target):
-            stack.callback(node.register_prehook(_Watch(node.name(), lost)).remove)
+            stack.callback(node.register_prehook(_GraphWatch(node.name(), without_graph)).remove)
         try:
             rows = vjp(target, sources, u, create_graph=True)
         except (RuntimeError, NotImplementedError) as error:
@@ -236,22 +259,22 @@ def missing_graph(target: Tensor, sources: Sequence[Tensor]) -> str | None:
                 raise
             return reason(error)
     if any(_is_constant(row) for row in rows):
-        lost.append("its end")
+        without_graph.append("its end")
     if any(is_once_differentiable(node) for node in graph_nodes(*(row for row in rows if row is not None))):
         return "a function of the model is marked once_differentiable"
-    return f"a backward pass leaves no graph of itself at {lost[0]}" if lost else None
+    return f"a backward pass leaves no graph of itself at {without_graph[0]}" if without_graph else None
 
 
 @dataclass(frozen=True)
-class _Watch:
-    """A hook of one operator, that adds its name to ``lost`` if a gradient arrives there without a graph."""
+class _GraphWatch:
+    """A hook of one operator, that adds its name to ``without_graph`` if a gradient arrives there without a graph."""
 
     name: str
-    lost: list[str]
+    without_graph: list[str]
 
     def __call__(self, grads: Sequence[Tensor | None]) -> None:
         if any(_is_constant(grad) for grad in grads):
-            self.lost.append(self.name)
+            self.without_graph.append(self.name)
 
 
 def _is_constant(grad: Tensor | None) -> bool:

@@ -15,10 +15,15 @@ where the truth is finite is wrong.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from jaccli.linear_maps.norms import norm
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 _POWER = 0.5
 _VALUE_POWER = 0.75
@@ -39,13 +44,21 @@ def value_tolerance(eps: float) -> float:
     return float(eps**_VALUE_POWER)
 
 
-def agrees(product: Tensor, truth: Tensor, eps: float) -> bool:
+def agrees(product: Shaped[Tensor, "batch n"], truth: Shaped[Tensor, "batch n"], eps: float) -> bool:
     """Whether a product ``(batch, n)`` is the independent one, for every sample, up to ``tolerance(eps)``."""
+    # Per sample: a wrong small sample would vanish in a norm of the whole batch.
     floor = torch.finfo(truth.dtype).tiny
     return _small(norm(product - truth, (1,)), norm(truth, (1,)), truth.isfinite().all(1), eps, floor)
 
 
-def is_adjoint(image: Tensor, z: Tensor, w: Tensor, pulled: Tensor, eps: float, together: bool = False) -> bool:
+def is_adjoint(
+    image: Shaped[Tensor, "batch n_out"],
+    z: Shaped[Tensor, "batch n_in"],
+    w: Shaped[Tensor, "batch n_out"],
+    pulled: Shaped[Tensor, "batch n_in"],
+    eps: float,
+    together: bool = False,
+) -> bool:
     """Whether ⟨w, Jz⟩ = ⟨Jᵀw, z⟩, of each sample, or summed over the batch if ``together``.
 
     The gap is compared with the size of the terms of the sums, whose errors are independent: of n terms one wrong one
@@ -59,16 +72,25 @@ def is_adjoint(image: Tensor, z: Tensor, w: Tensor, pulled: Tensor, eps: float, 
         eps: machine epsilon.
         together: samples mix: J is the whole batch's.
     """
+    # Where a vector is 0 the other factor may be inf: the product counts as 0 and not as NaN. Summed in float64, so
+    # that only the rounding of the products with J is compared.
     left, right = (torch.where(a != 0, a * b, 0).double() for a, b in ((w, image), (z, pulled)))
     typical = norm(image, (1,)) / image.shape[1] ** 0.5
     if together:
         left, right, typical = left.reshape(1, -1), right.reshape(1, -1), typical.max()[None]
+    # By chance the sums may nearly vanish for a right product: the typical size of an element is a lower bound.
     size = torch.maximum(norm(left, (1,)) + norm(right, (1,)), _NOT_SMALLER * typical)
     floor = torch.finfo(image.dtype).tiny
     return _small((left.sum(1) - right.sum(1)).abs(), size, right.isfinite().all(1), eps, floor)
 
 
-def _small(gap: Tensor, size: Tensor, known: Tensor, eps: float, floor: float) -> bool:
+def _small(
+    gap: Shaped[Tensor, "batch"],
+    size: Shaped[Tensor, "batch"],
+    known: Shaped[Tensor, "batch"],
+    eps: float,
+    floor: float,
+) -> bool:
     """Whether gaps ``(batch,)`` are small beside sizes ``(batch,)``, for the samples that are ``known``.
 
     A size far below that of the other samples has their rounding. Below ``floor``, the smallest normal number, digits
@@ -81,7 +103,7 @@ def _small(gap: Tensor, size: Tensor, known: Tensor, eps: float, floor: float) -
     return bool((gap <= allowed * torch.maximum(size, allowed * size.max()) + floor).all())
 
 
-def values_agree(a: Tensor, b: Tensor, eps: float = 0.0) -> bool:
+def values_agree(a: Shaped[Tensor, "*shape"], b: Shaped[Tensor, "*shape"], eps: float = 0.0) -> bool:
     """Whether two tensors of one shape are equal up to rounding, element by element, NaN being equal to NaN.
 
     Args:
@@ -96,7 +118,10 @@ def values_agree(a: Tensor, b: Tensor, eps: float = 0.0) -> bool:
 
 
 def programs_agree(result: Tensor, truth: Tensor) -> bool:
-    """Whether tensors have one shape, are finite in the same places, and are equal there up to some eps, as a whole."""
+    """Whether tensors have one shape, are finite in the same places, and are equal there up to some eps, as a whole.
+
+    Other shapes are an answer here, not an error: a program that was rewritten wrongly may give any shape.
+    """
     if result.shape != truth.shape:
         return False
     finite = truth.isfinite()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from jaccli.linear_maps.matrix_free import MatrixFree
 from jaccli.linear_maps.norms import orthonormal, power_of_two, singular_values
 from jaccli.linear_maps.rescaled import rescaled
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 Which = Literal["largest", "smallest"]
 # Of ARPACK: residuals of the eigenvalues σ² relative to the largest; singular values are their roots, and better.
 TOLERANCE = {torch.float64: 1e-9}
@@ -24,12 +27,12 @@ SHORT_TOLERANCE = 1e-5
 # Restarts of ARPACK; each is some 20 products.
 RESTARTS = 60
 # Of a block Krylov space: starting vectors beyond the k that are looked for, and its largest dimension.
-SPARE = 6
-WIDEST = 240
+OVERSAMPLING = 6
+MAX_BASIS = 240
 # A J of up to so many times that size is decomposed itself: that costs hardly more.
-NOT_MUCH_LARGER = 4
+DENSE_RATIO = 4
 # A larger residual, relative to the largest value, is a warning.
-DOUBTFUL = 1e-2
+LARGE_RESIDUAL = 1e-2
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,10 @@ def extreme_singular_values(a: MatrixFree, k: int, which: Which = "largest") -> 
     return Extremes(torch.stack(values), torch.stack(bounds))
 
 
-def _of_one(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
+def _of_one(a: MatrixFree, k: int, which: Which) -> tuple[Float[Tensor, "k"], Float[Tensor, "k"]]:
     """Values and bounds of a map with a batch of 1, ``(k,)`` float64 each."""
     n = min(a.shape[1:])
+    # ARPACK's space holds at least 2 k + 1 vectors: of a third of the values it is hardly smaller than J.
     if n <= defaults.DENSE_SVD or 3 * k >= n:
         return _of_the_matrix(a, k, which)
     from scipy.sparse.linalg import ArpackError  # here, since the import takes a third of a second
@@ -87,14 +91,14 @@ def _of_one(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
     return values * size, bounds * size
 
 
-def _of_the_matrix(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
+def _of_the_matrix(a: MatrixFree, k: int, which: Which) -> tuple[Float[Tensor, "k"], Float[Tensor, "k"]]:
     """The same by a full decomposition of J itself."""
     every = singular_values(a.materialise()[0]).cpu()
     chosen = every[:k] if which == "largest" else every[-k:]
     return chosen, every[:1].expand(k) * len(every) * torch.finfo(a.dtype).eps
 
 
-def _by_arpack(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
+def _by_arpack(a: MatrixFree, k: int, which: Which) -> tuple[Float[Tensor, "k"], Float[Tensor, "k"]]:
     """Values and bounds of one sample, ``(k,)`` float64 each.
 
     Raises:
@@ -109,8 +113,9 @@ def _by_arpack(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
     tolerance = TOLERANCE.get(a.dtype, SHORT_TOLERANCE)
     kind = "LM" if which == "largest" else "SM"
     u, s, vt = svds(operator, k=k, which=kind, v0=start, tol=tolerance, maxiter=RESTARTS * k, solver="arpack")
-    order = np.argsort(-s)
+    order = np.argsort(-s)  # SciPy promises no order
     u, s, v = u[:, order], s[order], vt[order].T
+    # ARPACK's own residual is that of JᵀJ; for σ itself both ‖J v − σ u‖ and ‖Jᵀu − σ v‖ bound the error.
     gap = np.maximum(
         np.linalg.norm(operator.matmat(v) - u * s, axis=0), np.linalg.norm(operator.rmatmat(u) - v * s, axis=0)
     )
@@ -118,7 +123,7 @@ def _by_arpack(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(s.astype(np.float64)), torch.from_numpy(gap.astype(np.float64)) + rounding
 
 
-def spectral_norm(matrix: Tensor) -> float:
+def spectral_norm(matrix: Float[Tensor, "n_out n_in"]) -> float:
     """The largest singular value of a float64 matrix ``(n_out, n_in)`` on the CPU; NaN where entries are not finite.
 
     Cost: a full decomposition of a small matrix, or where ARPACK gives up; of a large one some products.
@@ -130,6 +135,7 @@ def spectral_norm(matrix: Tensor) -> float:
         from scipy.sparse.linalg import ArpackError, svds
 
         size = power_of_two(matrix)
+        # Fixed, for the same digits every time. Not all ones: these may be orthogonal to the singular vector.
         start = np.ones(n) + np.linspace(0.0, 0.5, n)
         with suppress(ArpackError):
             unit = (matrix / size).numpy()
@@ -137,7 +143,7 @@ def spectral_norm(matrix: Tensor) -> float:
     return float(singular_values(matrix)[0])
 
 
-def block_krylov(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
+def block_krylov(a: MatrixFree, k: int, which: Which) -> tuple[Float[Tensor, "k"], Float[Tensor, "k"]]:
     """k singular values of one sample from a Krylov space of several starting vectors (C. Musco and C. Musco, 2015).
 
     It finds values that occur several times, and all of them where the space closes (no new directions). If the space
@@ -149,9 +155,10 @@ def block_krylov(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
     Raises:
         UnsupportedError: the smallest of a large J did not converge.
     """
+    # On the smaller side, so that the space closes as early as it can.
     transposed = a.shape[1] < a.shape[2]
     push, pull = (a._rmatmat, a._matmat) if transposed else (a._matmat, a._rmatmat)
-    n, width = min(a.shape[1:]), k + SPARE
+    n, width = min(a.shape[1:]), k + OVERSAMPLING
     generator = torch.Generator().manual_seed(0)
     new, _ = orthonormal(torch.randn(n, width, generator=generator).to(a.device, a.dtype))
     basis, image = new, push(new[None])[0]
@@ -166,12 +173,16 @@ def block_krylov(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
         settled = float(gap.max()) <= SHORT_TOLERANCE * float(s[0])
         if closed or (settled and which == "largest"):
             return s[pick].cpu(), bounds
-        if basis.shape[1] + width > min(n, WIDEST):
-            return _as_far(a, s[pick].cpu(), bounds, which)
+        if basis.shape[1] + width > min(n, MAX_BASIS):
+            return _unconverged(a, s[pick].cpu(), bounds, which)
+        # The next block of the Krylov space of JᵀJ: JᵀJ times the last one, made orthogonal to all before. Twice, since
+        # once leaves a part of the size of the rounding of what cancels ("twice is enough", W. Kahan).
         new = pull(image[:, -new.shape[1] :][None])[0]
         for _ in range(2):
             new = new - basis @ (basis.mT @ new)
         new, r = orthonormal(new)
+        # Directions whose length is rounding are noise. Where all are, JᵀJ maps the space into itself: it is closed,
+        # and its singular values are exact ones of J.
         alive = r.diagonal().abs() > 64 * eps * max(scale, 1e-30) * max(scale, 1.0)
         closed = not bool(alive.any())
         if not closed:
@@ -179,14 +190,14 @@ def block_krylov(a: MatrixFree, k: int, which: Which) -> tuple[Tensor, Tensor]:
             basis, image = torch.cat([basis, new], 1), torch.cat([image, push(new[None])[0]], 1)
 
 
-def _as_far(a: MatrixFree, values: Tensor, bounds: Tensor, which: Which) -> tuple[Tensor, Tensor]:
+def _unconverged(a: MatrixFree, values: Tensor, bounds: Tensor, which: Which) -> tuple[Tensor, Tensor]:
     """Where the space is full: the values of J itself if it is not much larger, otherwise those of the space.
 
     Raises:
         UnsupportedError: the smallest of a large J.
     """
     k, n = len(values), min(a.shape[1:])
-    if n <= NOT_MUCH_LARGER * WIDEST:
+    if n <= DENSE_RATIO * MAX_BASIS:
         return _of_the_matrix(a, k, which)
     if which == "smallest":
         raise UnsupportedError(
@@ -194,6 +205,6 @@ def _as_far(a: MatrixFree, values: Tensor, bounds: Tensor, which: Which) -> tupl
             "expected some that stand apart",
             "they need J itself (exact)",
         )
-    if bool((bounds > DOUBTFUL * values[0]).any()):
+    if bool((bounds > LARGE_RESIDUAL * values[0]).any()):
         warn(f"the largest singular values lie too close together to be told apart: within {float(bounds.max()):.2g}")
     return values, bounds

@@ -79,6 +79,7 @@ class Implementations:
         count = vectors.shape[-1]
         self.requested += count
         last: Exception | None = None
+        # The first candidate that fits is used. What is set aside stays so: a second try would only fail again.
         for candidate in self.candidates:
             if candidate.name in self.set_aside or self.requested < candidate.least or count < candidate.width:
                 continue
@@ -115,6 +116,7 @@ class Implementations:
         if candidate.name in self.verified:
             images = candidate.compute(vectors)
         else:
+            # The probe travels with the vectors of the call: verified is the very product that is returned.
             both = candidate.compute(torch.cat([vectors, self.probe().unsqueeze(-1)], dim=-1))
             if not self.holds(both[..., -1]):
                 self._reject(candidate, f"it disagrees with {self.truth}")
@@ -128,6 +130,7 @@ class Implementations:
     def _compared(self, candidate: Implementation, images: Tensor, vectors: Tensor) -> Tensor:
         """The reference's product in place of one that is not finite; where it is finite, the candidate is rejected."""
         truth = self.candidates[-1].compute(vectors)
+        # J itself is not finite: later products are not compared again, each time at the cost of the reference.
         if torch.equal(truth.isfinite(), images.isfinite()):
             self._not_finite = True
         else:
@@ -136,6 +139,7 @@ class Implementations:
 
     def _reject(self, candidate: Implementation, why: str) -> None:
         self.set_aside.add(candidate.name)
+        # One reason for both forms of an implementation: the batched one usually fails for the same one.
         self._unreported.setdefault(candidate.name.removesuffix(BATCHED), why)
 
     def _report(self, used: Implementation) -> None:

@@ -171,6 +171,7 @@ class Sum(Derived, LinearMap):
             raise UsageError(f"maps of shape {self.base.shape} and {self.other.shape}", "expected equal shapes")
 
     def _matmat(self, v: Tensor) -> Tensor:
+        # The other map may live elsewhere: results move to the first one's device, in its dtype.
         return torch.add(self.base._matmat(v), self.other._matmat(v).to(self.device, self.dtype), alpha=self.factor)
 
     def _rmatmat(self, u: Tensor) -> Tensor:
@@ -287,7 +288,7 @@ class Matrices(LinearMap):
 
 
 def as_map(other: LinearMap | Tensor, like: LinearMap) -> LinearMap:
-    """An operand of ``like`` as a map; one matrix stands for every sample.
+    """An operand of ``like`` as a map: ``(n_out, n_in)`` for every sample, or ``(batch, n_out, n_in)``.
 
     Raises:
         UsageError: neither a map nor a matrix.

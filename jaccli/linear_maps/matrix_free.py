@@ -89,6 +89,7 @@ class MatrixFree(ABC):
                 f"{batch} matrices, {n_out} x {n_in} each, need {need} bytes", f"expected at most {max_memory}"
             )
         out = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        # Blocks come as columns, of Jᵀ (rows of J) or of J.
         for start, block in self.blocks():
             out.narrow(1 if n_out <= n_in else 2, start, block.shape[-1]).copy_(block.mT if n_out <= n_in else block)
         return out
@@ -104,6 +105,7 @@ class MatrixFree(ABC):
     def frobenius(self) -> Tensor:
         """‖J‖_F of each sample, exact: ``(batch,)`` float64. Cost: min(n_out, n_in) products, without J in memory."""
         total = torch.zeros(self.shape[0], dtype=torch.float64, device=self.device)
+        # Norms and not squares are added up: those of large entries would overflow.
         for _, block in self.blocks():
             total = torch.hypot(total, norm(block, (1, 2)))
         return total
@@ -116,6 +118,7 @@ class MatrixFree(ABC):
         """
         check_square(*self.shape[1:])
         total = torch.zeros(self.shape[0], dtype=torch.float64, device=self.device)
+        # Block and seed are shifted by ``start``: the diagonal of J lies that far below the block's own.
         for start, block in self.blocks():
             total += block.double().diagonal(-start, dim1=1, dim2=2).sum(1)
         return total

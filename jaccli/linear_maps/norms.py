@@ -6,8 +6,13 @@ are divided by a power of two first, which rounds nothing, and results are multi
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Inexact
 
 
 def power_of_two(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
@@ -21,6 +26,7 @@ def power_of_two(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
         return torch.ones((), dtype=torch.float64, device=x.device)
     most = x.detach().abs().double()
     most = most.amax(tuple(range(x.dim())) if dims is None else dims)
+    # A number divided by its mantissa is a power of two, exactly; a logarithm would round.
     mantissa = torch.frexp(most).mantissa  # 1/2 <= mantissa < 1
     return torch.where(most.isfinite() & (most > 0), most / (2 * mantissa), 1.0)
 
@@ -31,6 +37,7 @@ def norm(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
     Inf only where the norm itself is out of range.
     """
     size = power_of_two(x, dims)
+    # The shape of ``size`` with the summed dimensions kept, as 1.
     shape = list(x.shape)
     for dim in range(x.dim()) if dims is None else dims:
         shape[dim] = 1
@@ -39,11 +46,12 @@ def norm(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
     return result * size
 
 
-def singular_values(matrices: Tensor) -> Tensor:
+def singular_values(matrices: Inexact[Tensor, "*batch n_out n_in"]) -> Float[Tensor, "*batch n"]:
     """All singular values of each matrix, ``(…, n_out, n_in)`` → ``(…, min(n_out, n_in))`` float64, descending.
 
     NaN for a matrix with an entry that is not finite.
     """
+    # LAPACK raises where a matrix holds NaN, and that for all matrices of a batch.
     finite = matrices.isfinite().all(-1).all(-1)[..., None, None]
     whole = torch.where(finite, matrices.double(), 0.0)
     size = power_of_two(whole, (-2, -1))
@@ -51,7 +59,9 @@ def singular_values(matrices: Tensor) -> Tensor:
     return torch.where(finite[..., 0], values, torch.nan)
 
 
-def orthonormal(x: Tensor) -> tuple[Tensor, Tensor]:
+def orthonormal(
+    x: Inexact[Tensor, "*batch n k"],
+) -> tuple[Inexact[Tensor, "*batch n k"], Inexact[Tensor, "*batch k k"]]:
     """Q ``(…, n, k)`` and R ``(…, k, k)`` of ``(…, n, k)``, n at least k, in its dtype.
 
     Shorter formats than float32 have no QR: theirs is computed in float32.

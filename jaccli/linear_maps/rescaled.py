@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from jaccli.linear_maps.matrix_free import Derived, MatrixFree
 from jaccli.linear_maps.norms import power_of_two
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,15 +47,13 @@ class Rescaled(Derived):
             image = image - self.shift.reshape(-1, 1, 1).to(vectors) * vectors
         if bool(self.finite.all()):
             return image
+        # A sample whose J is not finite gets the identity, so that it does not spoil a decomposition of the batch.
         same = torch.nn.functional.pad(vectors, (0, 0, 0, max(n - vectors.shape[1], 0)))[:, :n]
         return torch.where(self.finite.to(vectors.device).reshape(-1, 1, 1), image, same)
 
     def sample(self, b: int) -> Rescaled:
         one = slice(b, b + 1)
         return Rescaled(self.base.sample(b), self.size[one], self.shift[one], self.finite[one])
-
-    def __repr__(self) -> str:
-        return f"Rescaled({self.base!r})"
 
 
 def rescaled(a: MatrixFree) -> Rescaled:
@@ -60,7 +62,7 @@ def rescaled(a: MatrixFree) -> Rescaled:
     return Rescaled(a, size, torch.zeros_like(size), finite)
 
 
-def measured(a: MatrixFree) -> tuple[Tensor, Tensor]:
+def measured(a: MatrixFree) -> tuple[Float[Tensor, "batch"], Bool[Tensor, "batch"]]:
     """The size of each sample's products, a power of two, 1 of J = 0; and whether they are finite: ``(batch,)`` each.
 
     Cost: a product with J and one with Jᵀ, some more where one is zero or out of range.
@@ -68,11 +70,11 @@ def measured(a: MatrixFree) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     size = torch.zeros(a.shape[0], dtype=torch.float64)
     finite = torch.zeros_like(size, dtype=torch.bool)
-    reach = torch.finfo(a.dtype)
-    for factor in (1.0, reach.tiny**0.5, reach.max**0.5):  # larger or smaller vectors where products under- or overflow
-        probed, whole = _probed(a, factor, generator)
-        better = whole & (~finite | (size == 0))
-        size, finite = torch.where(better, probed, size), finite | whole
+    limits = torch.finfo(a.dtype)
+    for factor in (1.0, limits.tiny**0.5, limits.max**0.5):  # smaller, larger vectors where products over-, underflow
+        probed, finite_now = _probed(a, factor, generator)
+        better = finite_now & (~finite | (size == 0))
+        size, finite = torch.where(better, probed, size), finite | finite_now
         if bool((finite & (size > 0)).all()):
             break
     return torch.where(finite & (size > 0), size, 1.0), finite
@@ -86,5 +88,6 @@ def _probed(a: MatrixFree, factor: float, generator: torch.Generator) -> tuple[T
         v = torch.randn(batch, n, 1, generator=generator, dtype=torch.float64) * factor
         images.append(product(v.to(a.device, a.dtype)).flatten(1).cpu().double())
     both = torch.cat(images, 1)
+    # The vectors have elements near 1 times ``factor``: divided out, what is left is the size of J.
     size = power_of_two(both, (1,)) / power_of_two(torch.tensor(factor))
     return torch.where(both.any(1), size, 0.0), both.isfinite().all(1)

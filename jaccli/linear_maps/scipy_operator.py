@@ -35,7 +35,8 @@ class SciPyOperator(LinearOperator):  # type: ignore[misc]
         return self._rmatmat(u.reshape(-1, 1)).reshape(-1)
 
     def _product(self, vectors: Any, product: Any) -> Any:
+        # SciPy stacks the samples' vectors: row b * n + i is element i of sample b.
         columns = torch.from_numpy(np.ascontiguousarray(vectors, dtype=self.dtype))
         batch, k = self.of.shape[0], columns.shape[1]
         images = product(columns.reshape(batch, -1, k).to(self.of.device, self.of.dtype))
-        return images.reshape(-1, k).to("cpu", torch.from_numpy(np.empty(0, self.dtype)).dtype).numpy()
+        return images.reshape(-1, k).to("cpu", columns.dtype).numpy()

@@ -24,6 +24,7 @@ class ActivationMemory:
 def footprint(linear: LinearizedFunction) -> ActivationMemory:
     """The memory of f's activations, from the gradient graph. Without a graph: from one evaluation."""
     sizes = _graph_sizes(linear.recorded_pass.target) if linear.recorded_pass is not None else _run_sizes(linear)
+    # The point is a leaf and no operator's result; counted also where f has no operator at all.
     sizes += [_bytes(linear.point), _bytes(linear.value)]
     return ActivationMemory(sum(sizes), max(sizes))
 
@@ -34,6 +35,7 @@ def _bytes(tensor: Tensor) -> int:
 
 def _graph_sizes(value: Tensor) -> list[int]:
     """Bytes of each operator's result in a gradient graph, which are those of its cotangent."""
+    # The graph knows how many elements results have; that they have the value's dtype is a guess, near enough here.
     return [size * value.element_size() for node in graph_nodes(value) for size in result_sizes(node)]
 
 

@@ -10,15 +10,20 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from jaccli.autograd.seeds import gaussian
 from jaccli.linear_maps.agreement import tolerance
 from jaccli.linear_maps.norms import norm
 from jaccli.linearization.float64_copy import Twin, twin
 from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.runtime.torch_errors import is_out_of_memory
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 # Steps in units of each sample's size: the largest, the ratio of neighbours, and how few units in the last place.
 LARGEST, RATIO, LEAST_UNITS, LEAST = 0.25, 16.0, 8, 1e-13
@@ -66,16 +71,16 @@ class Differences:
     moved: slice = field(default_factory=lambda: slice(None))
 
     @cached_property
-    def z(self) -> Tensor:
+    def z(self) -> Shaped[Tensor, "batch n_in"]:
         """A random tangent, ``(batch, n_in)``, of the size of each sample: all columns of J count alike."""
         point = self.linear.point.reshape(self.linear.batch, -1)
-        drawn = torch.randn(point.shape, generator=torch.Generator().manual_seed(2)).to(point)
+        drawn = gaussian(point.shape, 2, point)
         size = norm(torch.where(point.isfinite(), point, 0), (1,)) / point.shape[1] ** 0.5
         z = torch.zeros_like(point)
         z[self.moved] = (drawn * torch.where(size > 0, size, 1).to(point)[:, None])[self.moved]
         return z
 
-    def judge(self, image: Tensor, usual: Tensor | None = None) -> Verdict:
+    def judge(self, image: Shaped[Tensor, "batch n_out"], usual: Shaped[Tensor, "batch"] | None = None) -> Verdict:
         """Compare a claimed Jz with the differences.
 
         Args:
@@ -88,7 +93,8 @@ class Differences:
         claim = torch.where(known, image.detach().double()[self.moved], 0)
         gap, size = norm(claim - quotient, (1,)), torch.fmax(norm(claim, (1,)), norm(quotient, (1,)))
         size = size if usual is None else torch.fmax(size, usual[self.moved].to(size))
-        rounding = tolerance(self._twin.inside) + AMPLIFIED * self._twin.lost[self.moved]
+        rounding = tolerance(self._twin.own_eps) + AMPLIFIED * self._twin.dtype_error[self.moved]
+        # Written as "not small", so that a gap of NaN counts as off.
         off = ~(gap <= SURE * error + rounding * size) & known.any(1)
         settled = (SURE * error <= UNSETTLED * size) | (size == 0)
         worst = (gap / size)[off].nan_to_num(math.inf)
@@ -102,6 +108,7 @@ class Differences:
         """
         twin = self._twin
         z, known = self.z.to(twin.point).reshape(twin.point.shape), twin.value.isfinite()
+        # Elements that are not finite at the point have no slope; as zeros they add nothing to norms.
         middle = torch.where(known, twin.value, 0)
         size, trials = norm(middle, (1,)), []
         for step in _steps(torch.finfo(twin.point.dtype).eps, float(z.abs().max())):
@@ -109,7 +116,8 @@ class Differences:
             if ends[0] is None or ends[1] is None:
                 continue
             quotient, kink = (ends[0] - ends[1]) / (2 * step), (ends[0] + ends[1] - 2 * middle) / step
-            noise = (2 * twin.eps + twin.lost * (not twin.wide)) * size + twin.eps * norm(quotient, (1,))
+            # Rounding of both ends, and where f is not a float64 copy, what its own dtype loses in them.
+            noise = (2 * twin.eps + twin.dtype_error * (not twin.is_copy)) * size + twin.eps * norm(quotient, (1,))
             trials.append(_Trial(quotient, kink, noise / step, step))
         if len(trials) < 2:
             return None
@@ -148,17 +156,19 @@ def _limit(trials: list[_Trial]) -> tuple[Tensor, Tensor]:
     quotients, noise = torch.stack([t.quotient for t in trials]), torch.stack([t.noise for t in trials])
     change = torch.full_like(noise, math.inf)
     change[1:] = norm(quotients[1:] - quotients[:-1], (2,))
-    error, open_ = (change + noise).nan_to_num(math.inf), torch.ones_like(noise, dtype=torch.bool)
+    # The first trial has no larger neighbour, and so an infinite error: it is never the best.
+    error, candidate = (change + noise).nan_to_num(math.inf), torch.ones_like(noise, dtype=torch.bool)
     samples = torch.arange(noise.shape[1], device=noise.device)
     for _ in trials:
-        best = torch.where(open_, error, math.inf).argmin(0)
+        best = torch.where(candidate, error, math.inf).argmin(0)
         away = norm(quotients - quotients[best, samples], (2,))
+        # Trials go from large steps to small ones, so that a later one has a smaller step.
         later = torch.arange(len(trials), device=noise.device)[:, None] > best
         against = later & (away > SURE * (error[best, samples] + error))
         if not bool(against.any()):
             break
         first = torch.where(against.any(0), against.int().argmax(0), 0)  # contradicted: only smaller steps are left
-        open_ &= torch.arange(len(trials), device=noise.device)[:, None] >= first
+        candidate &= torch.arange(len(trials), device=noise.device)[:, None] >= first
     return quotients[best, samples], error[best, samples] + _kinks(trials, best, samples)
 
 
@@ -168,6 +178,7 @@ def _kinks(trials: list[_Trial], best: Tensor, samples: Tensor) -> Tensor:
     steps = torch.tensor([t.step for t in trials], dtype=torch.float64, device=best.device)
     near = (best + 1).clamp(max=len(trials) - 1)
     ratio = (steps[near - 1] / steps[near])[:, None]
+    # Richardson extrapolation to a step of 0: what curvature adds to the difference of slopes is linear in the step.
     limit = (ratio * kinks[near, samples] - kinks[near - 1, samples]) / (ratio - 1)
     return (norm(limit, (1,)) - 4 * noise[near, samples]).clamp(min=0)
 

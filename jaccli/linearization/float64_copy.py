@@ -28,18 +28,18 @@ class Twin:
         point: where f was linearized, in the dtype of this ``f``.
         value: ``f(point)``, float64 ``(batch, n_out)``.
         eps: machine epsilon of the shortest dtype that this ``f`` meets inside.
-        inside: the same of the network's own f.
-        lost: relative difference of the two values, ``(batch,)``: what the network's own dtype loses.
-        wide: this is the copy.
+        own_eps: the same of the network's own f.
+        dtype_error: relative difference of the two values, ``(batch,)``: what the network's own dtype loses.
+        is_copy: ``f`` is the copy.
     """
 
     f: Callable[[Tensor], Tensor]
     point: Tensor
     value: Tensor
     eps: float
-    inside: float
-    lost: Tensor
-    wide: bool = False
+    own_eps: float
+    dtype_error: Tensor
+    is_copy: bool = False
 
 
 def twin(linear: LinearizedFunction) -> Twin:
@@ -48,25 +48,26 @@ def twin(linear: LinearizedFunction) -> Twin:
     Cost: a copy of the model, and two forward passes.
     """
     network = linear.f.network
-    inside, _ = _met(linear.evaluate, linear.point, network)
+    own_eps, _ = _evaluated(linear.evaluate, linear.point, network)
     value = linear.value.reshape(linear.batch, -1).double()
-    own = Twin(linear.evaluate, linear.point, value, inside, inside, torch.zeros_like(value[:, 0]))
+    own = Twin(linear.evaluate, linear.point, value, own_eps, own_eps, torch.zeros_like(value[:, 0]))
     if linear.point.dtype == torch.float64 or network.draws.generators:  # other numbers are drawn in another dtype
         return own
     try:
         copy = network.cast(None, torch.float64)
         f = replace(linear.f, network=copy, inputs=linear.f.inputs.converted(dtype=torch.float64))
-        eps, copied = _met(f, linear.point.double(), network)
-        lost, size = (norm(t.nan_to_num(0, 0, 0), (1,)) for t in (copied.reshape(value.shape) - value, value))
+        eps, copied = _evaluated(f, linear.point.double(), network)
+        error, size = (norm(t.nan_to_num(0, 0, 0), (1,)) for t in (copied.reshape(value.shape) - value, value))
     except Exception:  # an operator has no float64 form, or there is no memory for the copy
         return own
-    lost = torch.where(size > 0, lost / size, 0)
-    if copied.dtype != torch.float64 or not bool((lost <= inside**NEAR).all()):
-        return replace(own, lost=lost)
-    return Twin(f, linear.point.double(), copied.reshape(value.shape), eps, inside, lost, wide=True)
+    error = torch.where(size > 0, error / size, 0)
+    # A model may cast to a dtype of its own choice inside: then the copy is no better than f.
+    if copied.dtype != torch.float64 or not bool((error <= own_eps**NEAR).all()):
+        return replace(own, dtype_error=error)
+    return Twin(f, linear.point.double(), copied.reshape(value.shape), eps, own_eps, error, is_copy=True)
 
 
-class _Met(Mode):
+class _CoarsestDtype(Mode):
     """The largest machine epsilon among the floating-point and complex results of operators."""
 
     eps = 0.0
@@ -79,9 +80,9 @@ class _Met(Mode):
         return result
 
 
-def _met(f: Callable[[Tensor], Tensor], point: Tensor, network: Network) -> tuple[float, Tensor]:
+def _evaluated(f: Callable[[Tensor], Tensor], point: Tensor, network: Network) -> tuple[float, Tensor]:
     """Machine epsilon of the shortest dtype that f meets, and its value."""
-    met = _Met()
-    with torch.no_grad(), nullcontext() if network.refuses_modes else met:
+    dtypes = _CoarsestDtype()
+    with torch.no_grad(), nullcontext() if network.refuses_modes else dtypes:
         value = f(point)
-    return max(met.eps, torch.finfo(value.dtype).eps), value
+    return max(dtypes.eps, torch.finfo(value.dtype).eps), value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from jaccli.linear_maps.norms import norm
 from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.runtime.dispatch import Mode, passed
 from jaccli.runtime.torch_errors import is_out_of_memory
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Inexact
 
 # Results are moved by so many units in the last place, which stands out from the rounding that happens anyway, but by
 # at most this share of themselves: beyond it, the network computes something else.
@@ -47,12 +50,12 @@ class Rounding:
     size: Tensor
     steady: bool
 
-    def drowned(self) -> Tensor:
+    def drowned(self) -> Bool[Tensor, "batch"]:
         """The samples whose Jᵀu is not much more than rounding: ``(batch,)`` booleans."""
         return self.row > DROWNED * self.size
 
 
-def rounding(linear: LinearizedFunction, u: Tensor) -> Rounding | None:
+def rounding(linear: LinearizedFunction, u: Inexact[Tensor, "batch n_out"]) -> Rounding | None:
     """Rounding errors by Monte Carlo arithmetic (Parker 1997): every operator's result is moved by some units in the
     last place of its own dtype, forward and backward, so that lower precision inside and sizes inside count.
 
@@ -77,22 +80,24 @@ def rounding(linear: LinearizedFunction, u: Tensor) -> Rounding | None:
             raise
         return None
     values, rows = (torch.stack([apart(run[i], (value0, row0)[i]) for run in moved]).amax(0) for i in range(2))
-    again = [(apart(value0, linear.value), values), (apart(row0, first), rows), (apart(second, first), rows)]
-    steady = all(bool((d <= STEADY * most).all()) for d, most in again)
+    # Without moved results nothing should differ: the new run from the recorded one, nor two passes of one graph.
+    repeated = [(apart(value0, linear.value), values), (apart(row0, first), rows), (apart(second, first), rows)]
+    steady = all(bool((d <= STEADY * most).all()) for d, most in repeated)
     size = norms(first)
     return Rounding(_reach(values, norms(value0), units), _reach(rows, size, units), size, steady)
 
 
 def _units(linear: LinearizedFunction) -> float:
+    """Units in the last place to move results by: fewer in short formats, where 16 of them are a large share."""
     return max(1.0, min(UNITS, MOST / linear.rounding))
 
 
-def _reach(moved: Tensor, size: Tensor, units: float) -> Tensor:
+def _reach(moved: Float[Tensor, "batch"], size: Float[Tensor, "batch"], units: float) -> Float[Tensor, "batch"]:
     """The largest effect that counts as rounding, from that of ``units`` units: ``(batch,)`` each."""
     return ALLOWED * torch.where(moved > LOST * size, moved, moved / units)
 
 
-def value_rounding(linear: LinearizedFunction) -> Tensor:
+def value_rounding(linear: LinearizedFunction) -> Float[Tensor, "batch"]:
     """How far rounding may move f(x), ``(batch,)`` as in ``Rounding``, without gradients.
 
     Where the model does not run that way, some units in the last place of each sample's largest value. Cost: three
@@ -115,12 +120,12 @@ def value_rounding(linear: LinearizedFunction) -> Tensor:
         return roughly
 
 
-def apart(a: Tensor, b: Tensor) -> Tensor:
+def apart(a: Inexact[Tensor, "batch *shape"], b: Inexact[Tensor, "batch *shape"]) -> Float[Tensor, "batch"]:
     """‖a − b‖ of each sample, ``(batch, …)`` → float64 ``(batch,)`` on the CPU; what is not finite counts as equal."""
     return norms(torch.where(a.isfinite() & b.isfinite(), a.double() - b.double(), 0.0))
 
 
-def norms(a: Tensor) -> Tensor:
+def norms(a: Inexact[Tensor, "batch *shape"]) -> Float[Tensor, "batch"]:
     """‖a‖ of each sample, float64 ``(batch,)`` on the CPU."""
     return norm(a.detach().reshape(a.shape[0], -1), (1,)).cpu()
 
@@ -137,7 +142,7 @@ def _run(linear: LinearizedFunction, u: Tensor, units: float = 0.0, seed: int = 
     return value.detach(), row.detach().reshape(linear.batch, -1)
 
 
-class _Otherwise(Mode):
+class _Perturbed(Mode):
     """Moves the result of every operator by so many units in the last place, up or down by chance."""
 
     def __init__(self, units: float, seed: int) -> None:
@@ -155,6 +160,7 @@ class _Otherwise(Mode):
             return result
         limits = torch.finfo(result.dtype)
         sign = torch.randint(0, 2, result.shape, generator=self.generator).to(result) * 2 - 1
+        # The sign is drawn on the CPU, so that all devices are moved alike.
         # A zero is most often exact: a mask, padding. What is subnormal is rounded by an absolute amount.
         amount = torch.where(result == 0, 0.0, self.units * limits.eps * result.abs().clamp(min=limits.tiny))
         return result + sign * amount.to(result)
@@ -162,4 +168,4 @@ class _Otherwise(Mode):
 
 def _rounded_otherwise(units: float, seed: int) -> AbstractContextManager[object]:
     """A context in which results are moved by so many units; with 0 they stay as they are."""
-    return _Otherwise(units, seed) if units else nullcontext()
+    return _Perturbed(units, seed) if units else nullcontext()

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
+from jaccli.autograd.seeds import gaussian
 from jaccli.autograd.walk import graph_nodes
 from jaccli.linear_maps.agreement import agrees, is_adjoint
 from jaccli.linearization.differences import Differences
 from jaccli.linearization.linearized_function import LinearizedFunction
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 # A cotangent times minus this shows whether a backward pass is linear.
 _SCALE = 8.0
@@ -40,7 +45,7 @@ class Truth:
     unsettled: int = 0
 
     @cached_property
-    def z(self) -> Tensor:
+    def z(self) -> Shaped[Tensor, "batch n_in"]:
         """A random tangent, ``(batch, n_in)``."""
         return self._drawn(self.linear.f.n_in, 2) if self.backward else self._differences.z
 
@@ -49,11 +54,11 @@ class Truth:
         return Differences(self.linear)
 
     @cached_property
-    def w(self) -> Tensor:
+    def w(self) -> Shaped[Tensor, "batch n_out"]:
         """A random cotangent, ``(batch, n_out)``."""
         return self._drawn(self.linear.f.n_out, 3)
 
-    def is_image(self, image: Tensor) -> bool:
+    def is_image(self, image: Shaped[Tensor, "batch n_out"]) -> bool:
         """Whether ``(batch, n_out)`` is Jz."""
         if not self.backward:
             verdict = self._differences.judge(image)
@@ -62,7 +67,7 @@ class Truth:
         eps = self.linear.rounding
         return all(is_adjoint(image, self.z, w, pulled, eps, self.mixes) for w, pulled in self._pulled)
 
-    def is_pulled(self, pulled: Tensor) -> bool:
+    def is_pulled(self, pulled: Shaped[Tensor, "batch n_in"]) -> bool:
         """Whether ``(batch, n_in)`` is Jᵀw."""
         return not self.backward or agrees(pulled, self._pulled[0][1], self.linear.rounding)
 
@@ -70,16 +75,16 @@ class Truth:
     def _pulled(self) -> list[tuple[Tensor, Tensor]]:
         """Cotangents, random and one-hot, each with Jᵀ times it by a plain backward pass."""
         batch, n_out = self.w.shape
+        # A random cotangent averages over rows; a wrong row alone shows in a cotangent that is one row's.
         picks = torch.randint(n_out, (batch, 1), generator=torch.Generator().manual_seed(4)).to(self.w.device)
         one_hot = torch.zeros_like(self.w).scatter_(1, picks, 1.0)
         return [(w, self.linear.vjp(w)) for w in (self.w, one_hot)]
 
     def _drawn(self, size: int, seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(self.linear.batch, size, generator=generator).to(self.linear.value)
+        return gaussian((self.linear.batch, size), seed, self.linear.value)
 
 
-def is_odd(linear: LinearizedFunction, u: Tensor, row: Tensor) -> bool:
+def is_odd(linear: LinearizedFunction, u: Shaped[Tensor, "batch n_out"], row: Shaped[Tensor, "batch n_in"]) -> bool:
     """Whether a backward pass of −8u gives −8 times ``row``, that of u: a clipped or rectified gradient does not.
 
     A power of two commutes with rounding. Cost: one backward pass, where the graph holds an ``autograd.Function``;

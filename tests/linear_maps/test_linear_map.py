@@ -14,6 +14,7 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator, svds
 from torch import Tensor, nn
 
 import jaccli
+from jaccli.linear_maps.by_rows import ByRows
 from jaccli.linear_maps.extreme_singular_values import extreme_singular_values
 from jaccli.linear_maps.implementations import Implementation, Implementations
 from jaccli.linear_maps.linear_map import Composed, Identity, LinearMap, Matrices
@@ -102,6 +103,22 @@ def test_shapes_that_do_not_meet() -> None:
             bad()
     with pytest.raises(jaccli.ResourceError):
         a.materialise(max_memory=10)
+
+
+def test_the_identity_by_its_name() -> None:
+    j = Matrices(drawn(0, 2, 5, 5))
+    assert torch.equal(j.identity().materialise(), torch.eye(5, dtype=j.dtype).expand(2, 5, 5))
+
+
+def test_products_by_rows_where_samples_mix() -> None:
+    """J of the whole batch, ``(2 * 3, 2 * 4)``, from its transpose: every sample's rows reach every sample's source."""
+    j, v = drawn(1, 6, 8), drawn(2, 2, 4, 3)
+
+    def rmatmat(u: Tensor) -> Tensor:
+        return (j.T @ u.reshape(6, -1)).reshape(2, 4, -1)
+
+    product = ByRows(rmatmat, (2, 3, 4), mixes=True, max_bytes=0)
+    torch.testing.assert_close(product(v), (j @ v.reshape(8, 3)).reshape(2, 3, 3))
 
 
 def deep(width: int = 12) -> nn.Module:
@@ -281,7 +298,7 @@ def test_many_equal_singular_values() -> None:
 
 
 def test_the_smallest_that_do_not_converge_are_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaccli.linear_maps.extreme_singular_values.NOT_MUCH_LARGER", 0)
+    monkeypatch.setattr("jaccli.linear_maps.extreme_singular_values.DENSE_RATIO", 0)
     wild = drawn(1, 1, 450, 450)
     with pytest.raises(jaccli.UnsupportedError, match="did not converge"):
         extreme_singular_values(Matrices(wild), 1, "smallest")

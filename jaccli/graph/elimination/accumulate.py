@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jaccli.graph.elimination.bracketing import Bracketing, Chain, SeedRange
 from jaccli.graph.elimination.compressed import Compressed, compressed_plan
-from jaccli.graph.elimination.cuts import active_nodes, segments
+from jaccli.graph.elimination.cuts import active_nodes
 from jaccli.graph.elimination.describe import describe, describe_passes
 from jaccli.graph.elimination.slice_pushdown import pushed_down
 from jaccli.graph.layout.algebra import matrix
@@ -68,6 +68,7 @@ class EliminationPlan:
     @property
     def work_bytes(self) -> int:
         """Predicted peak memory beside J: the activations, and an operand and a result of the largest step."""
+        # By storage: views share theirs.
         storages = (v.tensor.untyped_storage() for n in self.graph.nodes for v in n.outputs)
         activations = sum({s.data_ptr(): s.nbytes() for s in storages}.values())
         if self.bracketing is None:
@@ -87,6 +88,7 @@ class EliminationPlan:
         if self.bracketing is None:
             return []
         within = NEAR * self.bracketing.seconds
+        # Predictions are off by up to that factor, so that a caller may let the clock decide among these.
         sweeps = self.chain.sweeps(within=within, other_than=self.bracketing)
         options = [self.bracketing, *(replace(s, pushed_down=self.bracketing.pushed_down) for s in sweeps)]
         if self.alternative is not None and self.alternative.seconds <= within:
@@ -136,24 +138,24 @@ def _planned_as(
     """A plan with a given bracketing; None where it does not fit the graph."""
     if bracketing.pushed_down:
         maps_of = pushed_down(nodes, maps_of, graph.target) or maps_of
-    chain = _chain(graph, nodes, maps_of)
+    chain = Chain(nodes, graph.source, graph.target, maps_of)
     if bracketing.mode == "compressed":
         passes = compressed_plan(graph.source, graph.target, nodes, maps_of) if chain.segments else None
         return None if passes is None else EliminationPlan(graph, chain, bracketing, passes)
-    return (
-        EliminationPlan(graph, chain, bracketing) if chain.segments and bracketing.last == len(chain.segments) else None
-    )
+    fits = bool(chain.segments) and bracketing.last == len(chain.segments)
+    return EliminationPlan(graph, chain, bracketing) if fits else None
 
 
 def _searched(graph: Graph, nodes: Sequence[Node], maps_of: dict[Node, list[Map]], within: float) -> EliminationPlan:
     """The cheapest of: bracketings, bracketings with slices pushed down, compressed passes."""
-    chain = _chain(graph, nodes, maps_of)
+    chain = Chain(nodes, graph.source, graph.target, maps_of)
     if not chain.segments:
         return EliminationPlan(graph, chain, None)
     best, alternative, passes = chain.best(), None, None
+    # A second search takes as long as the first one did: only where ``within`` leaves time for it.
     other_maps = pushed_down(nodes, maps_of, graph.target) if 2 * chain.search_s < within else None
     if other_maps is not None:
-        other_chain = _chain(graph, nodes, other_maps)
+        other_chain = Chain(nodes, graph.source, graph.target, other_maps)
         alternative = replace(other_chain.best(), pushed_down=True)
         if alternative.seconds < best.seconds:
             chain, best, alternative = other_chain, alternative, best
@@ -167,13 +169,10 @@ def _searched(graph: Graph, nodes: Sequence[Node], maps_of: dict[Node, list[Map]
 
 def with_bracketing(plan: EliminationPlan, bracketing: Bracketing) -> EliminationPlan:
     """The same plan with another of its ``bracketings``."""
+    # A bracketing numbers the cuts of its own chain, and with slices pushed down the chain is another one.
     if plan.bracketing is not None and plan.bracketing.pushed_down == bracketing.pushed_down:
         return replace(plan, bracketing=bracketing)
     return plan_elimination(plan.graph, bracketing)
-
-
-def _chain(graph: Graph, nodes: Sequence[Node], maps_of: dict[Node, list[Map]]) -> Chain:
-    return Chain(*segments(nodes, graph.source, graph.target, maps_of), maps_of)
 
 
 def _bracketing_of(chain: Chain, passes: Compressed) -> Bracketing:
@@ -192,7 +191,7 @@ def jacobian(plan: EliminationPlan) -> Tensor:
 
 
 def accumulated(plan: EliminationPlan) -> Tensor:
-    """As ``jacobian``, in the caller's gradient mode, so that gradients may flow through J."""
+    """J ``(batch, n_out, n_in)`` as by ``jacobian``, in the caller's gradient mode: gradients may flow through it."""
     source, target = plan.graph.source.tensor, plan.graph.target.tensor
     n_in = source[0].numel()
     if plan.bracketing is None:
@@ -204,6 +203,7 @@ def accumulated(plan: EliminationPlan) -> Tensor:
     if len(ranges) < 2:
         return _dense(plan.chain.run(plan.bracketing, source), target, n_in)
     n_out = target[0].numel()
+    # Part by part, straight to its rows: an intermediate result of all of J at once would take more memory than J.
     out = target.new_empty(source.shape[0], n_out, n_in)
     rows_per_seed = n_out // plan.chain.cuts[ranges[0].cut].shape[ranges[0].dim]
     for seeds in ranges:
@@ -222,6 +222,7 @@ def factors(plan: EliminationPlan) -> tuple[Tensor, Tensor] | None:
     None unless the bracketing multiplies at a cut that has at most half as many elements as source and target each.
     """
     source, target, bracketing = plan.graph.source.tensor, plan.graph.target.tensor, plan.bracketing
+    # Only the outermost product: the factors of one further in would still have to be swept through other segments.
     if bracketing is None or bracketing.mode != "product":
         return None
     middle = plan.chain.cuts[bracketing.parts[0].first].tensor
@@ -250,6 +251,7 @@ def _write_rows(rows: Block, seeds: SeedRange, out: Tensor) -> None:
 
     Seed axes may be split by the stride of an operator, so that ``rows`` hold some more than were asked for.
     """
+    # Key (dim, stride): the seed axis of that dimension which counts in strides, where it was split by one.
     top = next(axis for axis in rows.layout.seed_axes if axis.key[0] == seeds.dim)
     step = top.key[1]
     low = min(seeds.start // step, top.start)
@@ -259,6 +261,7 @@ def _write_rows(rows: Block, seeds: SeedRange, out: Tensor) -> None:
         for axis in rows.layout.seed_axes
     )
     rows = widened(rows, axes)
+    # Written straight to its place where the widened block holds these rows alone; else cut out of a copy.
     if (low * step, high * step) == (seeds.start, seeds.start + seeds.size):
         _matrix(rows, out)
     else:
@@ -278,6 +281,7 @@ def _seed_ranges(plan: EliminationPlan) -> list[SeedRange]:
     limit = max(SHARE * _elements(plan.graph), AT_LEAST // plan.graph.target.tensor.element_size())
     if not cut or plan.bracketing.peak <= limit:  # columns (cut 0) would be written with gaps
         return []
+    # The first dimension of a sample: then the rows of a range are neighbours in J, which is flattened in C order.
     shape = plan.chain.cuts[cut].shape
     dim = next((d for d in range(1, len(shape)) if shape[d] > 1), None)
     if dim is None:

@@ -21,10 +21,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor
 
+from jaccli.graph.elimination.cuts import segments
 from jaccli.graph.elimination.sweep import Segment
 from jaccli.graph.layout.algebra import product, transposed
 from jaccli.graph.layout.block import Block, identity_block, narrowed
@@ -70,7 +72,10 @@ class Bracketing:
 
 @dataclass
 class IntervalJacobian:
-    """J of an interval as rows (seeds: the later cut), as columns (seeds: the earlier one), or zero: neither."""
+    """J of an interval as rows (seeds: the later cut), as columns (seeds: the earlier one), or zero: neither.
+
+    Invariant: where both are there, they are one J. The second is a transposed view, made when it is first wanted.
+    """
 
     rows: Block | None = None
     columns: Block | None = None
@@ -105,19 +110,23 @@ class SeedRange:
 class Chain:
     """The segments from source to target, with all that is needed to bracket and to run them.
 
+    Args:
+        nodes: the active nodes, in order; none where no path leads from source to target.
+        source: the first cut.
+        target: the last cut.
+        maps_of: the derivative of every node.
+
     Attributes:
         cuts: values; source first, target last.
         segments: ``segments[k]`` lies between ``cuts[k]`` and ``cuts[k + 1]``.
-        maps_of: the derivative of every node.
         search_s: seconds of dry runs that the last search took, as predicted from counts of nodes and not measured,
             so that a search is cut short at the same place every time.
     """
 
-    def __init__(self, cuts: Sequence[Value], segments: Sequence[Sequence[Node]], maps_of: dict[Node, list[Map]]):
-        self.cuts = list(cuts)
-        self.maps_of = maps_of
+    def __init__(self, nodes: Sequence[Node], source: Value, target: Value, maps_of: dict[Node, list[Map]]) -> None:
+        self.cuts, parts = segments(nodes, source, target, maps_of)
         self.segments = [
-            Segment(nodes, a, b, maps_of) for nodes, a, b in zip(segments, self.cuts, self.cuts[1:], strict=False)
+            Segment(part, first, last, maps_of) for part, (first, last) in zip(parts, pairwise(self.cuts), strict=True)
         ]
         self.search_s = 0.0
 
@@ -127,6 +136,7 @@ class Chain:
         count = len(self.cuts)
         table: dict[Interval, tuple[Bracketing, IntervalJacobian]] = {}
         cost = self._cost_model()
+        # Shorter intervals first: J of an interval is made of J of intervals inside it, and these are never run twice.
         for length in range(1, count):
             for i in range(count - length):
                 table[i, i + length] = self._best_of_interval(table, i, i + length, cost)
@@ -136,6 +146,7 @@ class Chain:
         """All rows back, and all columns forward, where predicted to take no longer than ``within`` seconds."""
         modes: tuple[Literal["pull", "push"], ...] = ("pull", "push")
         cost = self._cost_model()
+        # The simplest orders. Where they are predicted to come near the best one, the clock may decide.
         sweeps = [self._sweep(mode, cost) for mode in modes]
         return [s for s in sweeps if s.seconds <= within and not s.has_order_of(other_than)]
 
@@ -168,10 +179,13 @@ class Chain:
         for mode, intervals in self._options(i, j):
             parts = tuple(table[interval][0] for interval in intervals)
             seconds = sum(p.seconds for p in parts)
+            # Without a dry run: the parts alone take as long as the best so far.
             if best is not None and seconds >= best[0].seconds:
                 continue
             cost.reset()
             segment = self.segments[j - 1 if mode == "push" else i]
+            # A product is one dry step, a sweep one for each node. Counted and not timed: a search that the clock cuts
+            # short would give other plans, and so other digits, from run to run.
             self.search_s += _DRY_RUN_NODE_S * (1 if mode == "product" else len(segment.nodes))
             jacobians = [table[interval][1] for interval in intervals]
             jacobian = self._eliminate(mode, i, j, jacobians, cost, middle=parts[0].first if parts else 0)
@@ -236,9 +250,11 @@ class Chain:
     def run(self, bracketing: Bracketing, like: Tensor, seeds: SeedRange | None = None) -> Block | None:
         """J as rows over the earlier cut; None where it is zero.
 
+        The same code as in a dry run (``_eliminate``), on data: so the cost that was predicted is that of this run.
+
         Args:
             bracketing: how.
-            like: a tensor of the dtype and device of the result.
+            like: a tensor of the dtype and device of the result, of any shape.
             seeds: the rows or columns wanted, at the cut that ``seed_cut`` names; None for all of them.
         """
         return self._run(bracketing, like, seeds).as_rows(self.cuts[bracketing.first])
@@ -253,6 +269,7 @@ class Chain:
 
         With a ``SeedRange`` at any other cut, all that does not grow from it would be computed once for each part.
         """
+        # A product, at the top or further in, grows from two identities: then no range of rows can be had alone.
         for mode, cut in (("pull", len(self.cuts) - 1), ("push", 0)):
             step = bracketing
             while step.parts and step.mode == mode:

@@ -24,7 +24,7 @@ from jaccli.graph.layout.cost import CostModel
 from jaccli.graph.rules.registry import Map
 from jaccli.graph.sparsity.coloring import By, Coloring, coloring, fewest
 from jaccli.graph.sparsity.index_sets import IntArray
-from jaccli.graph.sparsity.pattern import DENSEST, Pattern, pattern
+from jaccli.graph.sparsity.pattern import Pattern, pattern
 from jaccli.graph.trace.ir import Node, Value
 
 # With more passes than this share of the rows and of the columns, nothing is saved.
@@ -136,12 +136,7 @@ class Compressed:
 
 
 def compressed_plan(
-    source: Value,
-    target: Value,
-    nodes: Sequence[Node],
-    maps_of: dict[Node, list[Map]],
-    densest: float = DENSEST,
-    work: float | None = None,
+    source: Value, target: Value, nodes: Sequence[Node], maps_of: dict[Node, list[Map]]
 ) -> Compressed | None:
     """The cheapest coloured passes between two values; None where J is too dense or its pattern unknown.
 
@@ -150,12 +145,10 @@ def compressed_plan(
         target: likewise.
         nodes: the active nodes between them, in order.
         maps_of: their derivatives.
-        densest: the largest share of entries of a J worth colouring.
-        work: limit of the search for the pattern, see ``pattern``.
 
     Cost: the pattern, its colourings, and up to four dry runs; nothing of the point is used or kept.
     """
-    entries = pattern(nodes, maps_of, source, target, densest, work)
+    entries = pattern(nodes, maps_of, source, target)
     if entries is None:
         return None
     segment = Segment(nodes, source, target, maps_of)
@@ -165,7 +158,7 @@ def compressed_plan(
     for by, size in sizes.items():
         if fewest(entries, by) > most:
             continue
-        colours = coloring(entries, target.shape[1:], source.shape[1:], by)
+        colours = coloring(entries, by, (target if by == "row" else source).shape[1:])
         if colours.count <= most and colours.count < size:
             plans.append(_chunked(Compressed(segment, entries, colours, max(colours.count, 1))))
     return min(plans, key=lambda plan: plan.seconds) if plans else None

@@ -32,35 +32,31 @@ def active_nodes(nodes: Sequence[Node], source: Value, target: Value) -> list[No
     return on_path[::-1] if source in reaching else []
 
 
-def last_uses(nodes: Sequence[Node], maps_of: dict[Node, list[Map]], target: Value) -> dict[Value, int]:
-    """Of every value that a map starts from, the position of the last node that does; of the target, beyond the end."""
-    return {**{m.source: position for position, node in enumerate(nodes) for m in maps_of[node]}, target: len(nodes)}
-
-
-def segments(
-    nodes: Sequence[Node], source: Value, target: Value, maps_of: dict[Node, list[Map]], most: int = MOST_CUTS
-) -> Cuts:
+def segments(nodes: Sequence[Node], source: Value, target: Value, maps_of: dict[Node, list[Map]]) -> Cuts:
     """Cuts worth bracketing at, source and target among them, and the nodes between them.
 
-    A segment that holds nothing but diagonals and views is joined to the one before it.
+    A segment that holds nothing but diagonals and views is joined to the one before it. Of more than ``MOST_CUTS`` cuts
+    the widest ones go.
 
     Args:
         nodes: active ones, in order.
         source: the first cut.
         target: the last cut.
         maps_of: their derivatives.
-        most: so many cuts at most: the widest ones go.
     """
     cuts, parts = _all_cuts(nodes, source, target, maps_of)
     cuts, parts = _without_idle_segments(cuts, parts, maps_of)
-    while len(cuts) > most:
+    while len(cuts) > MOST_CUTS:
         cuts, parts = _without_widest(cuts, parts)
     return cuts, parts
 
 
 def _all_cuts(nodes: Sequence[Node], source: Value, target: Value, maps_of: dict[Node, list[Map]]) -> Cuts:
     """A cut wherever one value alone is alive: made, and in use further on."""
-    last_use = last_uses(nodes, maps_of, target)
+    # The last node that reads a value through a map; the target is alive beyond the end. A value that no map reads
+    # (as the mean of a normalisation) carries no derivative and is no cut.
+    last_use = {m.source: position for position, node in enumerate(nodes) for m in maps_of[node]}
+    last_use[target] = len(nodes)
     dying = Counter(last_use.values())
     alive = int(source in last_use)
     cuts: list[Value] = [source]
@@ -79,16 +75,18 @@ def _all_cuts(nodes: Sequence[Node], source: Value, target: Value, maps_of: dict
     return cuts, parts
 
 
-def mixes(nodes: Sequence[Node], maps_of: dict[Node, list[Map]]) -> bool:
+def _mixes(nodes: Sequence[Node], maps_of: dict[Node, list[Map]]) -> bool:
     """Whether any of these operators mixes elements."""
     return any(isinstance(step, MIXING) for node in nodes for m in maps_of[node] for step in m.steps)
 
 
 def _without_idle_segments(cuts: list[Value], parts: list[list[Node]], maps_of: dict[Node, list[Map]]) -> Cuts:
     """Joined with their neighbours: segments that mix nothing."""
+    # A diagonal or a view multiplies rows and columns at hardly any cost, on either side: a cut there gains nothing,
+    # and the search for a bracketing takes the third power of their number.
     new_cuts, new_parts = [cuts[0]], list[list[Node]]()
     for value, part in zip(cuts[1:], parts, strict=True):
-        if new_parts and not (mixes(part, maps_of) and mixes(new_parts[-1], maps_of)):
+        if new_parts and not (_mixes(part, maps_of) and _mixes(new_parts[-1], maps_of)):
             new_parts[-1] = new_parts[-1] + part
             new_cuts[-1] = value
         else:

@@ -45,6 +45,7 @@ def describe_passes(chain: Chain, bracketing: Bracketing) -> str:
             products += 1
             alone += sum(not p.parts and not _at_once(p) for p in part.parts)
             continue
+        # Vectors are counted once, where a sweep starts: further steps of the same mode carry on with them.
         starts = part is bracketing if not part.parts else part.parts[0].mode != part.mode or not part.parts[0].parts
         rows += _size(chain.cuts[part.last], batch) if starts and part.mode == "pull" else 0
         columns += _size(chain.cuts[part.first], batch) if starts and part.mode == "push" else 0
@@ -138,6 +139,7 @@ def _cuts(chain: Chain, batch: int) -> str:
 
 
 def _shape(value: Value, batch: int) -> str:
+    # A network may fold samples into another dimension (sequences of all samples as one batch).
     shape = value.shape
     if shape and shape[0] != batch and shape[0] % batch == 0:
         return "x".join(map(str, (shape[0] // batch, *shape[1:])))

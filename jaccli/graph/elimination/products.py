@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from jaccli.graph.elimination.bracketing import Chain
-from jaccli.graph.elimination.cuts import active_nodes, segments
+from jaccli.graph.elimination.cuts import active_nodes
 from jaccli.graph.elimination.sweep import sample_vectors
 from jaccli.graph.layout.algebra import matrix
 from jaccli.graph.layout.block import Block, whole
 from jaccli.graph.rules.derivatives import derivatives
 from jaccli.graph.trace.capture import Graph
 from jaccli.graph.trace.ir import gap_where_it_fails
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 class Products:
@@ -29,31 +35,30 @@ class Products:
     def __init__(self, graph: Graph) -> None:
         nodes = active_nodes(graph.nodes, graph.source, graph.target)
         maps_of = derivatives(nodes, graph.target)
-        self._segments = Chain(*segments(nodes, graph.source, graph.target, maps_of), maps_of).segments
+        self._segments = Chain(nodes, graph.source, graph.target, maps_of).segments
         self._source, self._target = graph.source.tensor, graph.target.tensor
+        # Without segments no path leads to the target, or it is the source, and J is the identity.
         self._is_zero = not self._segments and graph.source is not graph.target
 
     @gap_where_it_fails()
-    def push(self, v: Tensor) -> Tensor:
+    def push(self, v: Shaped[Tensor, "batch n_in k"]) -> Shaped[Tensor, "batch n_out k"]:
         """JV for each sample: ``(batch, n_in, k)`` → ``(batch, n_out, k)``, in the dtype of ``v``."""
-        with torch.no_grad():
-            columns: Block | None = sample_vectors(self._source.shape, v.shape[2], v.to(self._source.dtype).mT)
-            for segment in self._segments:
-                columns = segment.push(columns) if columns is not None else None
-            return self._result(columns, v, self._target)
+        return self._swept(v, self._source, self._target, (segment.push for segment in self._segments))
 
     @gap_where_it_fails()
-    def pull(self, u: Tensor) -> Tensor:
+    def pull(self, u: Shaped[Tensor, "batch n_out k"]) -> Shaped[Tensor, "batch n_in k"]:
         """JᵀU for each sample: ``(batch, n_out, k)`` → ``(batch, n_in, k)``, in the dtype of ``u``."""
-        with torch.no_grad():
-            rows: Block | None = sample_vectors(self._target.shape, u.shape[2], u.to(self._target.dtype).mT)
-            for segment in reversed(self._segments):
-                rows = segment.pull(rows) if rows is not None else None
-            return self._result(rows, u, self._source)
+        return self._swept(u, self._target, self._source, (segment.pull for segment in reversed(self._segments)))
 
-    def _result(self, block: Block | None, vectors: Tensor, activation: Tensor) -> Tensor:
-        """``(batch, size of the activation, k)`` of a block over it; None is zero."""
+    def _swept(
+        self, vectors: Tensor, start: Tensor, end: Tensor, sweeps: Iterable[Callable[[Block], Block | None]]
+    ) -> Tensor:
+        """Vectors ``(batch, n, k)`` over one activation, swept through the segments to the other: ``(batch, m, k)``."""
         batch, _, k = vectors.shape
-        if block is None or self._is_zero:
-            return vectors.new_zeros(batch, activation[0].numel(), k)
-        return matrix(whole(block)).mT.to(vectors.dtype)
+        with torch.no_grad():
+            block: Block | None = sample_vectors(start.shape, k, vectors.to(start.dtype).mT)
+            for sweep in sweeps:
+                block = sweep(block) if block is not None else None
+            if block is None or self._is_zero:
+                return vectors.new_zeros(batch, end[0].numel(), k)
+            return matrix(whole(block)).mT.to(vectors.dtype)

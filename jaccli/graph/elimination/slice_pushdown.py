@@ -39,14 +39,17 @@ def pushed_down(nodes: Sequence[Node], maps_of: dict[Node, list[Map]], target: V
             into.setdefault(m.target, []).append((node, m))
             out_of.setdefault(m.source, []).append((node, m))
     changed = False
+    # From the end: a slice that was moved before one product may stand behind another one, which comes next.
     for value in (v for node in reversed(nodes) for v in node.outputs):
         makers, users = into.get(value, []), out_of.get(value, [])
+        # All users must take slices, or the wide product would be computed as well.
         if value is target or len(makers) != 1 or len(users) < 2:
             continue
         (maker, first), *_ = makers
         joined = [new for _, m in users if (new := _joined(first, m)) is not None]
         if len(joined) < len(users):
             continue
+        # Slices moved past views alone save nothing.
         changed |= any(isinstance(step, Matrix) for step in first.steps)
         maps_of[maker].remove(first)
         out_of[first.source].remove((maker, first))
@@ -101,12 +104,14 @@ def _before(step: Primitive, cut: Slice) -> tuple[Slice, Primitive] | None:
         return replace(cut, dim=step.order[cut.dim]), step
     if not isinstance(step, Reshape) or cut.step != 1:
         return None
+    # The old dimension before which as many elements lie as before the sliced one; dimensions of size 1 do not count.
     dim, ahead = 0, math.prod(step.new[: cut.dim])
     while math.prod(step.old[:dim]) < ahead or (dim < len(step.old) and step.old[dim] == 1 != cut.full):
         dim += 1
     if dim >= len(step.old) or math.prod(step.old[:dim]) != ahead or step.old[dim] % cut.full:
         return None
     inner = step.old[dim] // cut.full
+    # What follows in the new shape must make up the rest of that old dimension, and no more.
     after, size = cut.dim + 1, 1
     while size < inner and after < len(step.new):
         size, after = size * step.new[after], after + 1

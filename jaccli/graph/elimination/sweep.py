@@ -57,6 +57,7 @@ class Segment:
         for node in reversed(self.nodes):
             sums = {out: _sum(waiting.pop(out)) for out in node.outputs if out in waiting}
             for out, block in sums.items():
+                # A block that several maps read must not be overwritten by the first (an owned buffer is reused).
                 maps_to_out = [m for m in self.maps_of[node] if m.target is out]
                 if block is not None and len(maps_to_out) > 1:
                     block = block.read_only()
@@ -73,6 +74,7 @@ class Segment:
         """
         waiting: dict[Value, list[_Contribution]] = {self.source: [_Contribution(columns)]}
         sums: dict[Value, _Contribution | None] = {}
+        # Forward, a value is complete when its first reader comes: nodes are in topological order.
         uses = Counter(m.source for node in self.nodes for m in self.maps_of[node])
         uses_left = uses.copy()
         for m in (m for node in self.nodes for m in self.maps_of[node]):
@@ -143,9 +145,12 @@ def _through(contribution: _Contribution | None, steps: Sequence[Primitive]) -> 
         if isinstance(step, Mul | Scale):
             factors = (*factors, step)
             continue
+        # Scalings do not commute with what mixes or moves elements: they are applied before it, all at once.
         block, factors = multiplied(block, factors), ()
+        # These three take a lazy outer product as it is; for all others it is computed.
         if not isinstance(step, Matrix | Permute | Reshape):
             block = materialized(block)
+        # A banded axis stays narrow when it is embedded: there is no zero to be saved.
         if position == len(steps) - 1 and isinstance(step, Embed) and not _is_banded(block, step.dim):
             return _Contribution(block, (), step)
         image = step.apply(block)
@@ -161,6 +166,7 @@ def _is_banded(block: Block, dim: int) -> bool:
 
 def _sum(contributions: list[_Contribution]) -> _Contribution | None:
     """Their sum. Embedded ones in one dimension that do not overlap are put side by side instead of added."""
+    # Alone, it keeps its scalings: more may follow, and all of them are multiplied first, at the activation's size.
     if len(contributions) == 1 and contributions[0].embed is None:
         return contributions[0]
     embedded: dict[object, list[tuple[Block, Embed]]] = {}
@@ -170,6 +176,7 @@ def _sum(contributions: list[_Contribution]) -> _Contribution | None:
             blocks.append(contribution.scaled())
             continue
         layout, dim = contribution.block.layout, contribution.embed.dim
+        # Only blocks that agree in all but the embedded dimension can be put side by side.
         rest = (*layout.primal_axes[:dim], *layout.primal_axes[dim + 1 :])
         key = (dim, tuple(e.key for e in layout.seed_axes), rest, contribution.embed.step)
         embedded.setdefault(key, []).append((contribution.block, contribution.embed))
@@ -184,6 +191,7 @@ def _sum(contributions: list[_Contribution]) -> _Contribution | None:
 
 def _without_overlap(group: list[tuple[Block, Embed]]) -> list[list[tuple[Block, Embed]]]:
     """Split into lists whose members do not overlap."""
+    # First fit: parts of a split never overlap and make one layer; windows that overlap make a few.
     layers: list[tuple[set[int], list[tuple[Block, Embed]]]] = []
     for block, e in group:
         places = set(range(e.start, e.start + e.step * e.count, e.step))

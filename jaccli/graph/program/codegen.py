@@ -35,42 +35,46 @@ class Program:
     Attributes:
         call: from the input tensors and ``out`` to J and the guards' values, with new memory for what lies between.
         source: the code of ``planned_call``, or of ``call`` where there is no memory plan.
-        planned_call: the same with the views that ``buffers`` gives as further arguments.
-        memory_plan: where intermediate results lie in ``planned_call``.
-        views: from the buffers of the memory plan to them and the views of them that ``planned_call`` works on.
-        guards: what the values that the model's branches were chosen by were when it was recorded.
         length: how many instructions.
         shape: of J; likewise ``dtype``.
         fills_output: whether J is written into ``out``, a flat tensor of its size and dtype; else that may be None.
         constant: J does not depend on the inputs: what is returned is the program's own tensor.
+        planned_call: as ``call``, with the views that ``buffers`` gives as further arguments.
+        memory_plan: where intermediate results lie in ``planned_call``.
+        views: from the buffers of the memory plan to them and the views of them that ``planned_call`` works on.
+        guards: what the values that the model's branches were chosen by were when it was recorded.
     """
 
     call: Function
     source: str
+    length: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    fills_output: bool
+    constant: bool
     planned_call: Function | None = None
     memory_plan: MemoryPlan | None = None
     views: Function | None = None
     guards: list[Any] = field(default_factory=list)
-    length: int = 0
-    shape: tuple[int, ...] = ()
-    dtype: torch.dtype = torch.float32
-    fills_output: bool = False
-    constant: bool = False
 
     def buffers(self, device: torch.device) -> tuple[Tensor, ...]:
-        """New memory for intermediate results, in all the views that ``planned_call`` takes."""
+        """New memory for intermediate results, of their shapes and in all the views that ``planned_call`` takes."""
         if self.memory_plan is None or self.views is None:
             return ()
         # Tensors of inference mode could not be written into outside it.
         with torch.inference_mode(False), torch.no_grad():
             return self.views(*self.memory_plan.allocate(device))
 
+    def output(self, device: torch.device) -> Tensor | None:
+        """New flat memory for J, ``(batch * n_out * n_in,)``; None where the program makes J's memory itself."""
+        return torch.empty(math.prod(self.shape), dtype=self.dtype, device=device) if self.fills_output else None
+
     def run(self, tensors: Sequence[Tensor], out: Tensor | None, buffers: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """J and the guards' values.
+        """J ``(batch, n_out, n_in)`` and the guards' values, numbers as tensors of shape ``()``.
 
         Args:
-            tensors: the inputs.
-            out: flat memory for J, ``(batch * n_out * n_in,)``.
+            tensors: the inputs, of the shapes at which the program was recorded.
+            out: flat memory for J, ``(batch * n_out * n_in,)``, or None; see ``output``.
             buffers: what ``buffers`` gave; no other call may use them at the same time.
         """
         call = self.planned_call or self.call
@@ -110,23 +114,18 @@ def generate(program: Instructions, static_memory: bool = True, fill_output: boo
         static_memory: whether intermediate results may lie in memory that is kept between calls.
         fill_output: whether J may be written into memory that the caller gives.
     """
+    # One ``_Code`` for all functions: a variable has one name in them, so that views of one are arguments of the other.
     code, j = _Code(program), program.results[0]
     parameters = [*map(code.name, program.inputs), "out"]
     maker = _maker_of_output(program) if fill_output else None
     destinations = {} if maker is None else {maker: f"out.view({list(_result(maker).shape)})"}
     source, call = code.function(program.body, parameters, program.results, destinations)
-    generated = Program(
-        call,
-        source,
-        length=len(program.body),
-        shape=j.shape,
-        dtype=j.dtype,
-        fills_output=maker is not None,
-        constant=j not in code.made,
-    )
+    generated = Program(call, source, len(program.body), j.shape, j.dtype, maker is not None, j not in code.made)
+    # Allocators of other devices keep memory between calls themselves.
     on_cpu = all(variable.tensor is None or variable.tensor.device.type == "cpu" for variable in program.inputs)
     if static_memory and on_cpu:
         memory = plan_memory(program, _has_out, donate=maker is not None)
+        # J's memory is another in each call, so that its views are made in each call.
         for position, buffer in memory.donated.items():
             start = buffer.start // buffer.dtype.itemsize
             place = f"out.as_strided({list(buffer.shape)}, {list(buffer.stride)}, {start})"
@@ -141,6 +140,7 @@ def _use_plan(
 ) -> None:
     """Give a program the functions that work in an arena: its views, and what computes on them."""
     buffers = {program.body[position]: _result(program.body[position]) for position in memory.buffers}
+    # Views of buffers, and views of these, are the same tensors in each call: they are made once (``static``).
     unmoved, static, dynamic = set(buffers.values()), [], []
     for instruction in program.body:
         if name_of(instruction) in _STRIDED and not instruction.written and unmoved.issuperset(operands(instruction)):
@@ -166,6 +166,7 @@ def _maker_of_output(program: Instructions) -> Instruction | None:
         if out is not None:
             whole = math.prod(out.shape) == math.prod(j.shape) and out.dtype == j.dtype
             dense = out.stride == contiguous(out.shape) and j.stride == contiguous(j.shape)
+            # The first that makes this memory decides: later ones are views of it, or write into it.
             return instruction if _has_out(instruction) and whole and dense else None
     return None
 
@@ -214,6 +215,7 @@ class _Code:
             return repr(argument)
         if isinstance(argument, float) and abs(argument) < 1e308:
             return repr(argument)
+        # What has no literal: a dtype, a device, inf and nan, a generator.
         key = f"k{len(self.namespace)}"
         self.namespace[key] = argument
         return key
@@ -226,6 +228,7 @@ class _Code:
             quick: Any = None
             if name in _QUICK:
                 quick = getattr(torch, name)
+            # ``view.dtype`` reinterprets bits: it is left as it is.
             elif name in _QUICK_METHODS and (name != "view" or overload == "default"):
                 quick = getattr(Tensor, name)
             self.namespace[key] = quick or instruction.op
@@ -242,7 +245,7 @@ class _Code:
         last: dict[Variable, int] = {}
         for position, instruction in enumerate(body):
             last.update(dict.fromkeys((*operands(instruction), *made_by([instruction])), position))
-        last.update(dict.fromkeys(results, len(body)))
+        last.update(dict.fromkeys(results, len(body)))  # read behind the end: never let go
         lines = [line for n, i in enumerate(body) for line in self._lines(i, n, last, destinations.get(i))]
         returned = "".join(f"{self.name(variable)}, " for variable in results)
         text = "\n    ".join([*lines, f"return ({returned})"])
@@ -267,9 +270,11 @@ class _Code:
             used = [out is not None and last.get(out, -1) > position for out in instruction.outputs]
             pairs = zip(instruction.outputs, used, strict=True)
             targets = [self.name(out) if out is not None and is_used else "_" for out, is_used in pairs]
+            # ``*_`` takes results behind the last one that is used; let go too, or they would live to the end.
             lines = [f"{', '.join(targets)}, *_ = {call}", "_ = None"]
         else:
             lines = [f"{self.name(new[0])} = {call}"]
+        # Only names of results: inputs are the caller's, constants the program's.
         ended = {v for v in operands(instruction) if last[v] == position and v in self.made}
         return [*lines, " = ".join(map(self.name, ended)) + " = None"] if ended else lines
 

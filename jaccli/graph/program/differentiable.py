@@ -77,11 +77,11 @@ def accumulation(
         else:
             products = Products(graph)
             inputs.append(recorder.declare(vectors))
-            image = products.pull(vectors)
+            image = products.pull(vectors)  # JᵀU
             matrices = (products.push(image) if there_and_back else image,)
         results = [recorder.value_of(matrix) for matrix in matrices]
     nodes, outputs = _attached(recorder.nodes, captured, [*results, *(value for value, _ in graph.guards)])
-    nodes = needed(nodes, outputs)
+    nodes = needed(nodes, outputs)  # before the check: kernels without a gradient may stand in parts that go
     _check_flow(nodes, inputs, outputs)
     tracer = Tracer()
     body = as_instructions(nodes, inputs, tracer)
@@ -107,7 +107,7 @@ def _attached(nodes: Sequence[Node], captured: int, results: Sequence[Value]) ->
         args, kwargs = swap(node.args, attached), swap(node.kwargs, attached)
         if node.op is aten.detach.default and number >= captured:
             same[node.outputs[0]] = args[0]
-        elif node.op is aten.copy.default:
+        elif node.op is aten.copy.default:  # its first operand is overwritten whole: only the second one counts
             expanded = _run(aten.expand.default, args[1], list(node.outputs[0].shape))
             flowing += [expanded, _run(aten._to_copy.default, expanded, dtype=node.outputs[0].tensor.dtype)]
             same[node.outputs[0]] = flowing[-1].outputs[0]

@@ -40,6 +40,7 @@ def merge_products(program: Instructions) -> Instructions:
     for instruction in program.body:
         for variable in instruction.written:
             writes[variable.memory] = writes.get(variable.memory, 0) + 1
+        # Products of one operand are merged only if it holds the same values: between two writes into its memory.
         x, weight = instruction.args[:2] if len(instruction.args) > 1 else (None, None)
         if name_of(instruction) != "mm" or not isinstance(x, Variable) or x not in made or not fixed(weight):
             continue
@@ -142,6 +143,8 @@ class _DependenceGraph:
         """The instructions of a key in lists within which none needs another."""
         members = [n for n, (other, _) in self.keys.items() if other == key]
         above = self._above()
+        # The level of an instruction is the longest chain of needs among the members below it: two of one level cannot
+        # need each other. In order of how much each needs, all that one needs comes before it.
         levels: dict[int, int] = {}
         for n in sorted(members, key=lambda n: above[n].bit_count()):
             levels[n] = max((levels[m] + 1 for m in levels if above[n] >> m & 1), default=0)
@@ -167,6 +170,7 @@ class _DependenceGraph:
             return
         first, *rest = members
         self.groups[first] = _stack([self.groups[n][0] for n in members], [self.keys[n][1] for n in members])
+        # The merged instruction needs all that its members needed, and whoever needed a member now needs it.
         gone = set(rest)
         for n in rest:
             self.needs[first] |= self.needs[n]
@@ -179,6 +183,7 @@ class _DependenceGraph:
 
     def _order(self) -> list[int]:
         """A topological order that keeps to the order of the body where it can."""
+        # Kahn's algorithm with a heap in place of a queue: the lowest position that is ready comes first.
         missing = [len(needs) for needs in self.needs]
         users: list[list[int]] = [[] for _ in self.groups]
         for n, needs in enumerate(self.needs):

@@ -77,6 +77,7 @@ class Uses:
             for memory in set(map(self.root, instruction.written)):
                 self._writers.setdefault(memory, []).append(position)
             for out in (out for out in instruction.outputs if out is not None):
+                # An operator that writes in place returns its operand: that was made before.
                 if out not in variables:
                     self.makers.setdefault(out, position)
                 if self.root(out) not in memories:
@@ -113,7 +114,7 @@ def new_variable(shape: Sequence[int], dtype: torch.dtype) -> Variable:
 
 
 def new_constant(tensor: torch.Tensor) -> Variable:
-    """For a constant that a pass computes."""
+    """For a constant of any shape that a pass computes."""
     return Variable(AliasSet(False), tensor, tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
 

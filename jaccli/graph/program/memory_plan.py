@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor
 from jaccli.graph.program.instructions import Instructions, Uses
 from jaccli.graph.trace.tracer import Instruction, Variable, name_of, operands
 
+# Bytes: a cache line, and the width of the widest vector registers.
 _ALIGNED = 64
 # Smaller results, in bytes, are kept out of J's memory: there their views must be made in each call.
 DONATED_FROM = 2**17
@@ -57,10 +58,10 @@ class MemoryPlan:
 
     buffers: dict[int, Buffer]
     nbytes: int
-    donated: dict[int, Buffer] = field(default_factory=dict)
+    donated: dict[int, Buffer]
 
     def allocate(self, device: torch.device) -> list[Tensor]:
-        """A new arena, as the uninitialised tensors that lie in it, in the order of ``buffers``."""
+        """A new arena, as the uninitialised tensors that lie in it, with the shapes and in the order of ``buffers``."""
         arena = torch.empty(self.nbytes, dtype=torch.uint8, device=device).untyped_storage()
         return [_tensor(arena, buffer, device) for buffer in self.buffers.values()]
 
@@ -81,7 +82,7 @@ class _Life(NamedTuple):
     death: int
 
 
-def plan_memory(program: Instructions, has_out: Callable[[Instruction], bool], donate: bool = False) -> MemoryPlan:
+def plan_memory(program: Instructions, has_out: Callable[[Instruction], bool], donate: bool) -> MemoryPlan:
     """Place the results of a program.
 
     Args:
@@ -90,17 +91,20 @@ def plan_memory(program: Instructions, has_out: Callable[[Instruction], bool], d
         donate: whether J is written into memory of its own size that exists from the start.
     """
     uses, body, j = Uses(program), program.body, program.results[0]
+    # ``as_strided`` counts from the start of a storage, where its operand must begin: no place inside J's memory.
     by_storage = {uses.root(v) for step in body if "as_strided" in name_of(step) for v in operands(step)}
     variables: dict[int, Variable] = {}
     lives, donated = [], []
     for memory, birth in uses.births.items():
         outputs = body[birth].outputs
         out = outputs[0] if len(outputs) == 1 and not body[birth].many else None
+        # Not what is returned: the caller keeps it, and the next call would write over it.
         if memory in uses.results or out is None or not has_out(body[birth]) or not _is_dense(out):
             continue
         variables[birth] = out
         lives.append(life := _Life(_nbytes(out), birth, uses.last(memory)))
         large = life.nbytes >= DONATED_FROM and memory not in by_storage and out.dtype == j.dtype
+        # Dead before J is begun, and not only before it is finished: J's maker reads its operands while it writes.
         if donate and large and life.death < uses.births[uses.root(j)]:
             donated.append(life)
 
@@ -124,6 +128,7 @@ def _pack(lives: Iterable[_Life], limit: float = math.inf) -> dict[int, int]:
     starts: dict[int, int] = {}
     for life in sorted(lives, reverse=True):
         start = 0
+        # First fit: the lowest gap between those that live at the same time.
         for low, high, other in sorted(placed):
             if other.birth <= life.death and life.birth <= other.death:
                 if start + life.nbytes <= low:

@@ -44,6 +44,7 @@ def use_onednn(program: Instructions) -> Instructions:
         if size * weight.shape[0] < SMALLEST and (name != "tanh" or size < SMALLEST_TANH):
             body.append(instruction)
             continue
+        # A linear layer's weight is (n, k). Of a constant that is a view made here; of others, one more instruction.
         turned = _transposed(weight)
         if turned.tensor is None:
             body.append(Instruction(aten.t.default, (weight,), {}, [turned], False))

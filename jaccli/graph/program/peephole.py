@@ -7,13 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from jaccli.graph.program.instructions import (
-    PRODUCTS,
-    Instructions,
-    fixed,
-    new_constant,
-    with_operands,
-)
+from jaccli.graph.program.instructions import PRODUCTS, Instructions, fixed, new_constant, with_operands
 from jaccli.graph.trace.tracer import Instruction, Variable, contiguous, name_of
 
 aten = torch.ops.aten
@@ -56,6 +50,8 @@ def merge_equal_views(program: Instructions) -> Instructions:
         instruction = with_operands(instruction, lambda variable: same.get(variable, variable))
         out = instruction.outputs[0] if len(instruction.outputs) == 1 else None
         if name_of(instruction) in _VIEWS and out and not instruction.written and out not in program.results:
+            # By ``id``: after the line above, equal operands are one variable. A write into the memory does not matter:
+            # a view sees it, whenever it is made.
             source, *rest = instruction.args
             key = (id(source), name_of(instruction), repr(rest), repr(instruction.kwargs))
             if key in views:

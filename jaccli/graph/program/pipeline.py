@@ -78,7 +78,7 @@ STAGES = (
 )
 
 
-def after_each_stage(program: Instructions, fusing: bool = True) -> Iterator[Instructions]:
+def after_each_stage(program: Instructions, fusing: bool) -> Iterator[Instructions]:
     """The program as each stage leaves it, where the stage does anything."""
     for stage in STAGES:
         if stage.pays(program) and (fusing or not stage.fuses):
@@ -88,7 +88,7 @@ def after_each_stage(program: Instructions, fusing: bool = True) -> Iterator[Ins
 
 
 @gap_where_it_fails()
-def programs_of(graph: Graph, plan: EliminationPlan, fusing: bool = True) -> tuple[list[Program], Tensor]:
+def programs_of(graph: Graph, plan: EliminationPlan, fusing: bool) -> tuple[list[Program], Tensor]:
     """Programs for J of a captured graph, each verified at the point of the capture.
 
     Args:
@@ -109,6 +109,7 @@ def programs_of(graph: Graph, plan: EliminationPlan, fusing: bool = True) -> tup
             other = use_onednn(instructions)
             rival = _verified(other, matrix, guards) if other is not instructions else None
             return [program] if rival is None else [program, rival], matrix
+    # The last resort: the first stage only leaves instructions out, and without a memory plan nothing is overwritten.
     program = generate(stages[0], static_memory=False)
     program.guards = guards
     return [program], matrix

@@ -26,7 +26,7 @@ def compiled(program: Program, tensors: Sequence[Tensor]) -> tuple[Program, floa
 
     Args:
         program: what to compile.
-        tensors: the inputs.
+        tensors: the inputs, of the shapes at which the program was recorded.
 
     Returns:
         The program with a compiled ``call`` and without a memory plan; and the seconds that it took, the first call
@@ -38,28 +38,21 @@ def compiled(program: Program, tensors: Sequence[Tensor]) -> tuple[Program, floa
     start = time.perf_counter()
     device = tensors[0].device
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of the compiler: about its own settings, and not about the model
         # Of a function without a source torch 2.11 compiles a wrapper, one for all, and that eight times at most.
         linecache.cache[SOURCE] = (len(program.source), None, program.source.splitlines(keepends=True), SOURCE)
         try:
             call: Any = torch.compile(program.call, fullgraph=True, dynamic=False)
-            result, *guards = call(*tensors, _output(program, device))
+            result, *guards = call(*tensors, program.output(device))
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             raise CompileGap(_first_line(error)) from None
         seconds = time.perf_counter() - start
-        expected, *values = program.run(tensors, _output(program, device), program.buffers(device))
+        expected, *values = program.run(tensors, program.output(device), program.buffers(device))
     if not programs_agree(result, expected) or any(a.item() != b.item() for a, b in zip(guards, values, strict=True)):
         raise CompileGap("the compiled program gives another J")
     return replace(program, call=call, planned_call=None, memory_plan=None, views=None), seconds
-
-
-def _output(program: Program, device: torch.device) -> Tensor | None:
-    """Memory for J, where the program takes it."""
-    if not program.fills_output:
-        return None
-    return torch.empty(torch.Size(program.shape).numel(), dtype=program.dtype, device=device)
 
 
 def _first_line(error: Exception) -> str:

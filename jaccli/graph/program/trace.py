@@ -34,6 +34,7 @@ def trace(graph: Graph, plan: EliminationPlan) -> tuple[Instructions, Tensor, li
     Raises:
         CaptureGap: the run cannot be recorded.
     """
+    # One tracer for both: the engine's run reads tensors of the capture, which must be the variables made for these.
     tracer = Tracer()
     captured = as_instructions(graph.nodes, graph.inputs, tracer)
     with torch.no_grad(), tracer:
@@ -52,12 +53,14 @@ def as_instructions(nodes: Sequence[Node], inputs: Sequence[Value], tracer: Trac
             adopted[value] = tracer.adopt(value.tensor, value.varies)
         return adopted[value]
 
+    # Inputs first: they are variables of the program even where no node reads them.
     for value in inputs:
         variable(value)
     instructions = []
     for node in nodes:
         returns = node.op._schema.returns
         many = len(returns) > 1 or str(returns[0].type).startswith("List")
+        # A node lists the outputs that something reads; an operator's call gives all of them, by position.
         by_number = {value.out: value for value in node.outputs}
         args, kwargs = swap(node.args, variable), swap(node.kwargs, variable)
         count = max(by_number, default=0) + 1

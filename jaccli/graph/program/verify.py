@@ -23,15 +23,15 @@ def gives(program: Program, tensors: Sequence[Tensor], matrix: Tensor) -> bool:
         tensors: its inputs.
         matrix: J ``(batch, n_out, n_in)`` at these inputs.
     """
-    size, device = math.prod(program.shape), matrix.device
-    out = torch.empty(size, dtype=program.dtype, device=device) if program.fills_output else None
-    buffers = program.buffers(device)
+    out, buffers = program.output(matrix.device), program.buffers(matrix.device)
+    # What reads memory before it is written gives NaN then, and not by chance what an earlier run left there.
     for memory in (*buffers, *([] if out is None else [out])):
         if memory.is_floating_point():
             memory.fill_(math.nan)
     try:
         with torch.no_grad():
             result, *guards = program.run(tensors, out, buffers)
+    # A strided view that does not exist is a RuntimeError; an ``out=`` that an overload does not take, a TypeError.
     except (RuntimeError, TypeError) as error:
         if is_out_of_memory(error):
             raise

@@ -35,47 +35,19 @@ class Coloring:
     count: int
     by: By
 
-    def fits(self, pattern: Pattern) -> bool:
-        """Whether every entry is alone at its place in the compressed matrix."""
-        matrix = pattern if self.by == "row" else pattern.T
-        colours = self.groups[matrix.rows]
-        if (colours < 0).any():
-            return False
-        entries = np.bincount(colours * matrix.shape[1] + matrix.indices)
-        return not entries.size or int(entries.max()) <= 1
 
-
-def coloring(pattern: Pattern, out_shape: tuple[int, ...], in_shape: tuple[int, ...], by: By | None = None) -> Coloring:
-    """Few colours, of rows or of columns, whichever needs fewer.
+def coloring(pattern: Pattern, by: By, shape: tuple[int, ...]) -> Coloring:
+    """Few colours of the rows, or of the columns.
 
     Args:
         pattern: of one sample's J.
-        out_shape: of one sample's target; stencils repeat along its axes.
-        in_shape: of one sample's source.
-        by: rows or columns only.
+        by: rows or columns.
+        shape: of one sample's target for rows, of its source for columns; stencils repeat along its axes.
 
     Cost: some 20 ns an entry where colours repeat along the axes with the fewest possible of them, as for
     convolutions; 0.3 µs an entry else, for a greedy colouring in the natural and in the largest-first order.
     """
-    sides: list[By] = ["row", "column"] if by is None else [by]
-    bound: dict[By, int] = {side: fewest(pattern, side) for side in sides}
-    best: Coloring | None = None
-    for side in sorted(sides, key=lambda s: bound[s]):
-        if best is None or bound[side] < best.count:
-            colours = _colored(pattern, side, out_shape if side == "row" else in_shape, bound[side])
-            best = colours if best is None or colours.count < best.count else best
-    assert best is not None
-    return best
-
-
-def fewest(pattern: Pattern, by: By) -> int:
-    """The most entries of one column (row): no colouring of rows (columns) has fewer colours."""
-    counts = np.bincount(pattern.indices, minlength=1) if by == "row" else np.diff(pattern.indptr)
-    return int(counts.max()) if counts.size else 0
-
-
-def _colored(pattern: Pattern, by: By, shape: tuple[int, ...], least: int) -> Coloring:
-    matrix = pattern if by == "row" else pattern.T
+    matrix, least = pattern if by == "row" else pattern.T, fewest(pattern, by)
     best = _renumbered(periodic(matrix, shape), by)
     if best.count > least and matrix.nnz <= _MOST_ENTRIES:
         natural = np.arange(matrix.shape[0])
@@ -84,6 +56,12 @@ def _colored(pattern: Pattern, by: By, shape: tuple[int, ...], least: int) -> Co
             if best.count == least:
                 break
     return best
+
+
+def fewest(pattern: Pattern, by: By) -> int:
+    """The most entries of one column (row): no colouring of rows (columns) has fewer colours."""
+    counts = np.bincount(pattern.indices, minlength=1) if by == "row" else np.diff(pattern.indptr)
+    return int(counts.max()) if counts.size else 0
 
 
 def _renumbered(groups: IntArray, by: By) -> Coloring:
@@ -105,6 +83,7 @@ def periodic(matrix: Pattern, shape: tuple[int, ...]) -> IntArray:
     colours = np.zeros(matrix.shape[0], np.int64)
     for coordinates in np.unravel_index(np.arange(math.prod(shape)), shape) if shape else ():
         along = coordinates[other.indices]
+        # reduceat over the columns that have entries: of an empty one it would give an entry of the next.
         starts = other.indptr[filled]
         wide = np.maximum.reduceat(along, starts) - np.minimum.reduceat(along, starts) if len(starts) else np.zeros(1)
         period = int(wide.max()) + 1
@@ -121,21 +100,21 @@ def largest_first(matrix: Pattern) -> IntArray:
 
 
 def greedy(matrix: Pattern, order: IntArray) -> IntArray:
-    """Each row in turn takes the first colour that none of its columns has seen; -1 for empty rows.
+    """Each row in turn takes the first colour that none of its columns has; -1 for empty rows.
 
-    The colours seen by a column are the bits of one number, so that rows are never compared in pairs.
+    The colours of a column's rows are the bits of one number, so that rows are never compared in pairs.
     """
-    seen = [0] * matrix.shape[1]
+    colours_in = [0] * matrix.shape[1]
     colours = np.full(matrix.shape[0], -1)
     columns, bounds = matrix.indices.tolist(), matrix.indptr.tolist()
     for row in order.tolist():
-        mine = columns[bounds[row] : bounds[row + 1]]
-        if mine:
+        entries = columns[bounds[row] : bounds[row + 1]]
+        if entries:
             used = 0
-            for column in mine:
-                used |= seen[column]
+            for column in entries:
+                used |= colours_in[column]
             free = ~used & (used + 1)  # its lowest bit that is 0
-            for column in mine:
-                seen[column] |= free
+            for column in entries:
+                colours_in[column] |= free
             colours[row] = free.bit_length() - 1
     return colours

@@ -25,6 +25,10 @@ class DependencySets:
         dim: the dimension of the activation that the samples are in.
         inner: how many elements of that dimension belong to one sample before the next sample begins.
         batch: how many samples.
+
+    Invariant: dimension ``dim`` has ``groups * batch * inner`` elements. Element (group, sample, i) of it depends on
+    that sample alone, on the same elements in every sample. What would break that raises ``SamplesMixed``. So the sets
+    of one sample stand for all, and ``ids`` has ``groups * inner`` elements in that dimension.
     """
 
     pool: IndexSets
@@ -35,7 +39,7 @@ class DependencySets:
 
     def has_samples_in(self, dim: int) -> bool:
         """Whether the samples are in this dimension."""
-        return self.batch > 1 and dim == self.dim
+        return self.batch > 1 and dim == self.dim  # one sample alone cannot mix with others
 
     def refuse_samples_in(self, *dims: int) -> None:
         """Raises ``SamplesMixed`` if the samples are in one of these dimensions."""
@@ -127,8 +131,10 @@ def unite_along(pool: IndexSets, ids: IntArray, dim: int, links: Links | None, n
     if links is None:
         one = pool.unite(lines.reshape(-1), np.arange(0, lines.size, n)).reshape(*lead, 1)
         return np.moveaxis(np.broadcast_to(one, (*lead, n_out)), -1, dim)
+    # All lines at once: segments of one flat array, each line's behind those of the line before.
     members = lines[:, links.places]
     starts = np.arange(len(lines))[:, None] * members.shape[1] + links.starts
+    # Column 0 is the empty row of ``links``: reduceat has no empty segments.
     rows = np.full((len(lines), len(links.starts) + 1), NOTHING)
     rows[:, 1:] = pool.unite(members.reshape(-1), starts.reshape(-1)).reshape(len(lines), -1)
     return np.moveaxis(rows[:, links.kind].reshape(*lead, -1), -1, dim)

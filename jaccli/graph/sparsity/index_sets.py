@@ -71,6 +71,8 @@ class IndexSets:
         if not len(starts):
             return np.zeros(0, np.int64)
         self.spend(len(members))
+        # A segment whose least and largest ids (the empty set aside) are equal holds one set, which is the union; one
+        # with id 1 in it is everything. That settles most segments without a look at elements.
         unions: IntArray = np.maximum.reduceat(members, starts)
         low = np.minimum.reduceat(np.where(members == NOTHING, len(self.start), members), starts)
         unions[low == EVERYTHING] = EVERYTHING
@@ -87,6 +89,7 @@ class IndexSets:
         unions = np.maximum(a, b)
         differ = (a != b) & (a != NOTHING) & (b != NOTHING)
         if differ.any():
+            # A pair of ids as one number, so that equal pairs are united once.
             codes = a[differ] * len(self.start) + b[differ]
             first, back = distinct(codes)
             members = np.stack(np.divmod(codes[first], len(self.start)), 1).reshape(-1)
@@ -94,7 +97,10 @@ class IndexSets:
         return unions
 
     def _unions(self, owner: IntArray, members: IntArray) -> IntArray:
-        """Ids of the unions of the members of owners ``0, 0, 1, …``: equal collections are united once."""
+        """Ids of the unions of the members of owners ``0, 0, 1, …``: equal collections are united once.
+
+        Collections are compared by 64-bit hashes. With 10⁶ of them two different ones agree with a chance of 3e-8.
+        """
         keys = np.sort(owner[members != NOTHING] * len(self.start) + members[members != NOTHING])
         keys = keys[_starts(keys)]
         self.spend(len(keys))
@@ -130,6 +136,7 @@ class IndexSets:
             hashes = np.add.reduceat(_hash(elements), starts)[small]
             first, back = distinct(hashes)
             hashes = hashes[first]
+            # Known sets are found by bisection in the sorted hashes; the others are inserted where they belong.
             place = np.searchsorted(self._hashes, hashes)
             new = np.append(self._hashes, hashes[:1])[place] != hashes
             new[place == len(self._hashes)] = True
@@ -144,6 +151,7 @@ class IndexSets:
 
     def _add(self, elements: IntArray, counts: IntArray) -> None:
         first, self._used = self._used, self._used + len(elements)
+        # Doubled when full, so that n additions copy O(n) elements in all.
         if self._used > len(self._elements):
             self._elements = np.concatenate([self._elements[:first], np.empty(2 * self._used - first, np.int64)])
         self._elements[first : self._used] = elements
@@ -153,6 +161,7 @@ class IndexSets:
     def rows(self, ids: IntArray) -> tuple[IntArray, IntArray]:
         """``indptr`` and sorted ``indices`` of these sets, as of a matrix in compressed rows."""
         counts = self.count[ids]
+        # The elements of set 1 are not stored (``size`` of them): here they are appended behind the others.
         start = np.where(ids == EVERYTHING, self._used, self.start[ids])
         elements = np.concatenate([self._elements[: self._used], np.arange(self.size)])
         return np.concatenate([[0], np.cumsum(counts)]), elements[_ranges(start, counts)]

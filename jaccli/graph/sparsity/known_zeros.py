@@ -143,7 +143,7 @@ def _either(masks: list[Tensor | None], value: Value) -> Tensor | None:
 
 
 def constant(factor: LazyTensor, node: Node) -> Tensor | None:
-    """A factor of a node's derivative, where it is the same at every point; else None.
+    """A factor of a node's derivative, of any shape, where it is the same at every point; else None.
 
     It is computed below a tracer, which says whether it varies, and not kept in the ``LazyTensor``: a program that is
     traced later would contain it as a constant.

@@ -86,12 +86,6 @@ class Pattern:
         counts = np.bincount(self.indices, minlength=self.shape[1])
         return Pattern(np.concatenate([[0], np.cumsum(counts)]), self.rows[order], self.shape[::-1])
 
-    def csr(self) -> Any:
-        """As a ``scipy.sparse.csr_array`` of booleans."""
-        from scipy.sparse import csr_array
-
-        return csr_array((np.ones(self.nnz, np.bool_), self.indices, self.indptr), shape=self.shape)
-
 
 def pattern(
     nodes: Sequence[Node],
@@ -123,6 +117,7 @@ def pattern(
     size = math.prod(source.shape[1:])
     if not size or not target_size or not batch or target.shape[:1] != (batch,):
         return None
+    # A limit, so that looking for a pattern that is not there costs no more than what it could save.
     if work is None:
         work = _WORK + _WORK_SHARE * batch * size * target_size
     pool = IndexSets(size, min(1.0, 2 * densest), work)  # rows may be denser than J
@@ -131,6 +126,7 @@ def pattern(
     except (SamplesMixed, TooMuchWork):
         return None
     ids = np.zeros(target_size, np.int64) if deps is None else deps.ids.reshape(-1)
+    # An operator may have moved the samples away from dimension 0: then row b of J is not sample b's.
     if deps is not None and batch > 1 and (deps.dim, deps.inner, deps.ids.shape[0]) != (0, 1, 1):
         return None
     if pool.count[ids].sum() > densest * size * target_size:
@@ -145,6 +141,7 @@ def _of_target(
     zeros = StructuralZeros()
     batch = source.shape[0]
     deps_of = {source: DependencySets(pool, pool.singles((1, *source.shape[1:])), 0, 1, batch)}
+    # Sets are let go after their last use: they are arrays of an activation's size.
     last_use = {m.source: node for node in nodes for m in maps_of[node]}
     for node in nodes:
         for m in maps_of[node]:
@@ -200,9 +197,7 @@ def _factors(node: Node, m: Map, zeros: StructuralZeros) -> Factors:
 
     def nonzero(step: Any) -> BoolArray | None:
         zero = _zero_factors(step, node, m, zeros)
-        if zero is None or not bool(zero.any()):
-            return None
-        mask: BoolArray = (~zero).cpu().numpy()
+        mask: BoolArray | None = None if zero is None or not bool(zero.any()) else (~zero).cpu().numpy()
         return mask
 
     def index(step: Any) -> IntArray | None:
@@ -217,8 +212,7 @@ def _zero_factors(step: Any, node: Node, m: Map, zeros: StructuralZeros) -> Tens
     if isinstance(step, Projection):
         return zeros.where(node.outputs[0], "zero") if step.kind == "softmax" else None
     if isinstance(step, Conv):
-        weight = arguments(node)["weight"]
-        return zeros.where(weight, "zero")
+        return zeros.where(arguments(node)["weight"], "zero")
     other = _other_factor(step, node, m)
     if other is not None:
         mask = zeros.where(other, "zero")
@@ -248,6 +242,7 @@ def _shaped(step: Any, node: Node, m: Map, mask: Tensor) -> Tensor:
         return mask.reshape(step.shape)
     if node.short_name == "linear" or step.dim != len(m.source.shape) - 1:
         mask = mask.transpose(-1, -2)
+    # One factor for all samples, from an operand that was expanded: zero where it is zero in all of them.
     if mask.dim() == 3 and step.shape[0] == 1 and mask.shape[0] != 1:
         mask = mask.all(0, keepdim=True)
     return mask
@@ -257,6 +252,7 @@ def _may_be_constant(node: Node, step: Mul | Matrix) -> bool:
     """Whether it is worth computing the factor: not where it is certainly a value that varies."""
     if node.short_name in _BY_PLACE:
         return True
+    # A factor with parallel dimensions is a batch of products of activations, which vary.
     if isinstance(step, Matrix):
         return not step.parallel
     constants = [v for v in node.inputs() if not v.varies]

@@ -49,6 +49,7 @@ def _(step: Mul, deps: DependencySets, factors: Factors) -> DependencySets:
     mask = factors.nonzero(step)
     if mask is None:
         return deps
+    # The mask is of all samples: an element keeps its set if the factor may be nonzero for any of them.
     return deps.with_ids(np.where(deps.any_sample(mask, deps.dim, deps.dim), deps.ids, NOTHING))
 
 
@@ -66,6 +67,8 @@ def _(step: Cast, deps: DependencySets, _: Factors) -> DependencySets:  # noqa: 
 def _(step: Reshape, deps: DependencySets, _: Factors) -> DependencySets:
     if deps.batch == 1:
         return replace(deps, ids=deps.ids.reshape(step.new), dim=0)
+    # Sample b holds the elements whose flat index, divided by ``after``, is b modulo the batch. Look for the new
+    # dimension in which that stride lies; it must hold whole samples, or they would be spread over two dimensions.
     after = deps.inner * math.prod(step.old[deps.dim + 1 :])
     behind = 1
     for dim in reversed(range(len(step.new))):
@@ -82,7 +85,7 @@ def _(step: Reshape, deps: DependencySets, _: Factors) -> DependencySets:
 
 @propagate.register
 def _(step: Permute, deps: DependencySets, _: Factors) -> DependencySets:
-    dim = step.order.index(deps.dim) if step.order else 0
+    dim = step.order.index(deps.dim) if step.order else 0  # no order: a single number
     return replace(deps, ids=deps.ids.transpose(step.order), dim=dim)
 
 
@@ -94,37 +97,30 @@ def _(step: Expand, deps: DependencySets, _: Factors) -> DependencySets:
 
 @propagate.register
 def _(step: SumTo, deps: DependencySets, _: Factors) -> DependencySets:
-    gone = [d for d, (m, n) in enumerate(zip(step.old, step.new, strict=True)) if m != n]
-    deps.refuse_samples_in(*gone)
-    ids = np.moveaxis(deps.ids, gone, range(-len(gone), 0))
-    lead = ids.shape[: ids.ndim - len(gone)]
-    shape = [1 if d in gone else n for d, n in enumerate(deps.ids.shape)]
+    summed = [d for d, (m, n) in enumerate(zip(step.old, step.new, strict=True)) if m != n]
+    deps.refuse_samples_in(*summed)
+    ids = np.moveaxis(deps.ids, summed, range(-len(summed), 0))
+    lead = ids.shape[: ids.ndim - len(summed)]
+    shape = [1 if d in summed else n for d, n in enumerate(deps.ids.shape)]
     return deps.with_ids(unite_along(deps.pool, ids.reshape(*lead, -1), -1, None).reshape(shape))
 
 
-def _range(step: Slice | Embed, deps: DependencySets) -> tuple[slice, int]:
-    """The slice of one sample, and the size of the dimension it is cut from."""
-    if not deps.has_samples_in(step.dim):
-        return slice(step.start, step.start + step.step * (step.count - 1) + 1, step.step), step.full
-    one = deps.batch * deps.inner
-    if step.step != 1 or step.start % one or step.count % one:
-        raise SamplesMixed
-    low, count = step.start // deps.batch, step.count // deps.batch
-    return slice(low, low + count), step.full // deps.batch
+def _places(step: Slice | Embed) -> tuple[slice, ...]:
+    """The index of the slice in the activation that it is cut from."""
+    return (slice(None),) * step.dim + (slice(step.start, step.start + step.step * (step.count - 1) + 1, step.step),)
 
 
 @propagate.register
 def _(step: Slice, deps: DependencySets, _: Factors) -> DependencySets:
-    part = _range(step, deps)[0]
-    return deps.with_ids(deps.ids[(slice(None),) * step.dim + (part,)])
+    deps.refuse_samples_in(step.dim)
+    return deps.with_ids(deps.ids[_places(step)])
 
 
 @propagate.register
 def _(step: Embed, deps: DependencySets, _: Factors) -> DependencySets:
-    part, full = _range(step, deps)
-    shape = deps.ids.shape
-    ids = np.full((*shape[: step.dim], full, *shape[step.dim + 1 :]), NOTHING)
-    ids[(slice(None),) * step.dim + (part,)] = deps.ids
+    deps.refuse_samples_in(step.dim)
+    ids = np.full((*deps.ids.shape[: step.dim], step.full, *deps.ids.shape[step.dim + 1 :]), NOTHING)
+    ids[_places(step)] = deps.ids
     return deps.with_ids(ids)
 
 
@@ -146,6 +142,7 @@ def _(step: Drop, deps: DependencySets, _: Factors) -> DependencySets:
 def _(step: Gather, deps: DependencySets, factors: Factors) -> DependencySets:
     deps.refuse_samples_in(step.dim)
     index = factors.index(step)
+    # An index that depends on the input (of a maximum) may point anywhere along the dimension.
     if index is not None:
         one = _of_one_sample(index, deps)
         if one is not None:
@@ -177,6 +174,7 @@ def _(step: Projection, deps: DependencySets, factors: Factors) -> DependencySet
     if mask is None:
         return deps.united_along(step.dim, None, n)
     mask = deps.any_sample(mask, deps.dim, deps.dim)
+    # Of a softmax with masked places: these are zero, and neither depend on others nor do others on them.
     united = deps.with_ids(np.where(mask, deps.ids, NOTHING)).united_along(step.dim, None, n)
     return deps.with_ids(np.where(mask, united.ids, NOTHING))
 
@@ -220,6 +218,8 @@ def _(step: Conv, deps: DependencySets, factors: Factors) -> DependencySets:
     tables = [_taps(step, d) for d in range(len(step.kernel))]
     ids = deps.ids.reshape(-1, step.groups, n_in, *inner[2:])
     mask = factors.nonzero(step)
+    # Without zeros in the weight all output channels of a group depend on the same: one channel stands for them, and
+    # a box of taps is united direction by direction, at the cost of the sum of its sides and not of their product.
     if mask is None:
         united = np.repeat(_box(deps.pool, unite_along(deps.pool, ids, 2, None)[:, :, 0], tables), n_out, 1)
     else:

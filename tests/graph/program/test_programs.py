@@ -305,7 +305,7 @@ def test_buffers_of_what_lives_together_are_apart() -> None:
     steps.insert(2, Instruction(aten.view.default, (values[1], [2, 4]), {}, [view], False))
     end = variable(2, 4)
     steps.append(Instruction(aten.neg.default, (view,), {}, [end], False))
-    plan = memory_plan.plan_memory(Instructions(steps, [], [end]), lambda step: step.op is aten.neg.default)
+    plan = memory_plan.plan_memory(Instructions(steps, [], [end]), lambda step: step.op is aten.neg.default, False)
     places = {values.index(steps[n].outputs[0]): buffer.start for n, buffer in plan.buffers.items()}  # type: ignore[arg-type]
     assert places.keys() == {1, 2, 3, 4, 5}
     assert all(places[1] != places[n] for n in (2, 3, 4, 5))  # seen through the view at the end
@@ -337,7 +337,7 @@ def test_a_program_whose_buffers_overlap_is_not_run(name: str, monkeypatch: pyte
 
     def overlapping(*args: Any, **options: Any) -> MemoryPlan:
         plan = memory_plan.plan_memory(*args, **options)
-        return MemoryPlan({n: replace(buffer, start=0) for n, buffer in plan.buffers.items()}, plan.nbytes)
+        return MemoryPlan({n: replace(buffer, start=0) for n, buffer in plan.buffers.items()}, plan.nbytes, {})
 
     monkeypatch.setattr(codegen, "plan_memory", overlapping)
     s = BY_NAME[name]
