@@ -21,10 +21,10 @@ from jaccli.backward_graph.passes import (
     missing_graph,
 )
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, UsageError, note, warn
-from jaccli.methods.base import is_out_of_memory, reason
 from jaccli.names import check_count
 from jaccli.planning.memory import available
 from jaccli.runtime.kernels import full_precision
+from jaccli.runtime.torch_errors import is_out_of_memory, reason
 
 # Fewer passes than this take less time one by one than together.
 _FEW = 3

@@ -18,7 +18,7 @@ from jaccli.autograd.walk import graph_nodes, is_once_differentiable, result_siz
 from jaccli.errors import UnsupportedError
 from jaccli.linear_maps.agreement import tolerance
 from jaccli.linear_maps.norms import norm
-from jaccli.methods.base import is_out_of_memory, reason
+from jaccli.runtime.torch_errors import is_out_of_memory, reason
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from jaccli.autograd.seeds import spans
 from jaccli.linear_maps.agreement import values_agree
 from jaccli.linearization.activation_memory import ActivationMemory
 from jaccli.linearization.linearized_function import LinearizedFunction
-from jaccli.methods.base import Method, MethodGap, MethodTask, SelectionInput, attempt, is_out_of_memory, reason, spans
+from jaccli.methods.base import Method, MethodGap, MethodTask, SelectionInput, attempt
 from jaccli.planning.linearize.linearization import Linearization
 from jaccli.planning.linearize.nearby import perturbed
+from jaccli.runtime.torch_errors import is_out_of_memory, reason
 
 
 class Loop(Method):
@@ -51,6 +53,7 @@ class Reverse(Method):
     drawback = "{n_out} backward passes through the whole network"
     needs_graph = True
     batched = True
+    needs_plain_attention = True
     fallbacks = ("loop", "forward")
 
     def predict(self, inputs: SelectionInput) -> float | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.autograd.seeds import one_hot, spans
+from jaccli.autograd.seeds import one_hot
 from jaccli.errors import JaccliError
 from jaccli.graph import Bracketing, EliminationPlan
 from jaccli.linearization.activation_memory import ActivationMemory
@@ -21,24 +21,8 @@ from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.methods.operator_costs import Work, counted
 from jaccli.names import MethodName
 from jaccli.planning.linearize.linearization import Linearization
-from jaccli.planning.linearize.nearby import perturbed
 from jaccli.planning.linearize.session import readable
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
-
-__all__ = [
-    "Method",
-    "MethodGap",
-    "MethodTask",
-    "Passes",
-    "Selection",
-    "SelectionInput",
-    "Tick",
-    "attempt",
-    "is_out_of_memory",
-    "perturbed",
-    "reason",
-    "spans",
-]
 
 Result = TypeVar("Result")
 Tick = Callable[[int], None]
@@ -149,7 +133,10 @@ class Method(ABC):
     Attributes:
         name: as on the command line.
         by: whether it computes J row by row or column by column, ``chunk`` of them at once.
+        differentiates: whether it needs gradients, or can be checked by them: the forward pass is then recorded.
         needs_graph: whether it goes back through the gradient graph of the recorded forward pass.
+        needs_plain_attention: whether attention must be made of operators that vmap and forward mode know.
+        recordable: whether ``jaccli.plan`` may take a recorded program of the engine in its place.
         batched: whether its first pass in a process imports sympy, for ``defaults.SYMPY_IMPORT`` seconds.
         kind: of the passes that it makes, and ``passes_each``: how many of them for a row or column.
         drawback: why it is not used where another method is, for people; with the fields n_out and n_in.
@@ -158,7 +145,10 @@ class Method(ABC):
 
     name: ClassVar[MethodName]
     by: ClassVar[Literal["row", "column"]] = "row"
+    differentiates: ClassVar[bool] = True
     needs_graph: ClassVar[bool] = False
+    needs_plain_attention: ClassVar[bool] = False
+    recordable: ClassVar[bool] = False
     batched: ClassVar[bool] = False
     kind: ClassVar[PassKind] = "backward"
     passes_each: ClassVar[int] = 1

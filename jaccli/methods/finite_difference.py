@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
+from jaccli.autograd.seeds import spans
 from jaccli.methods.backward import check_tiling
-from jaccli.methods.base import Method, MethodGap, MethodTask, attempt, spans
+from jaccli.methods.base import Method, MethodGap, MethodTask, attempt
 from jaccli.methods.steps import (
     Pilot,
     Trials,
@@ -37,6 +38,7 @@ class FiniteDifference(Method):
     by = "column"
     kind = "plain forward"
     passes_each = 2
+    differentiates = False
     drawback = "not exact"
 
     def fill(self, task: MethodTask) -> None:

@@ -12,6 +12,7 @@ from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.calibration import calibrate, load
 from jaccli.graph import with_bracketing
+from jaccli.methods import METHODS
 from jaccli.networks.network import Network
 from jaccli.planning.decide import Decision, with_structure
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention
@@ -43,7 +44,7 @@ def autotune(
 
     Cost: some calls of each.
     """
-    if decision.method is None or options.method not in ("auto", "structured") or inputs.batch > decision.block:
+    if decision.method is None or not METHODS[options.method].recordable or inputs.batch > decision.block:
         return decision, None
     with computing(network), exact_attention(options.exact_attention):
         gap = linearization.search_structure()

@@ -23,7 +23,6 @@ from jaccli.activations.record import Inputs
 from jaccli.errors import JaccliError
 from jaccli.graph import measured_rates
 from jaccli.methods import MethodGap
-from jaccli.methods.base import reason
 from jaccli.names import MethodName
 from jaccli.networks.network import Network
 from jaccli.planning.decide import Decision, decide, predicted_seconds
@@ -33,10 +32,9 @@ from jaccli.run.autotune import autotune
 from jaccli.run.blocks import RunOptions, whole_jacobian
 from jaccli.run.execute import fill
 from jaccli.run.reference import Reference, reference, relative_error
+from jaccli.runtime.torch_errors import reason
 
 Say = Callable[[str], None]
-# Of these a planned call is timed.
-PLANNED = ("auto", "structured")
 
 
 @dataclass
@@ -153,7 +151,6 @@ def _contender(
     """A method with its plan and its call; one that cannot be planned has failed."""
     contender = Contender(options.method)
     start = time.perf_counter()
-    cache = None
     try:
         with measured_rates():
             with computing(network), exact_attention(options.exact_attention):
@@ -161,8 +158,7 @@ def _contender(
                 decision = decide(
                     linearization, options.method, max_memory=options.max_memory, chunk=options.chunk, keep=inputs.batch
                 )
-            if options.method in PLANNED:
-                decision, cache = autotune(network, pair, options, decision, inputs, linearization, compile)
+            decision, cache = autotune(network, pair, options, decision, inputs, linearization, compile)
         contender.compile_s = cache.compile_s if cache is not None and compile else None
         contender.plan_s = time.perf_counter() - start - (contender.compile_s or 0.0)
         with computing(network), exact_attention(options.exact_attention):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from jaccli.activations.record import Inputs
 from jaccli.errors import RefusedError
+from jaccli.methods import METHODS
 from jaccli.methods.base import Tick
 from jaccli.names import MethodName
 from jaccli.networks.network import Network
@@ -53,12 +54,12 @@ class RunOptions:
     @property
     def needs_graph(self) -> bool:
         """Whether the forward pass is recorded for backward passes."""
-        return self.method != "finite-difference"
+        return METHODS[self.method].differentiates
 
     @property
     def exact_attention(self) -> bool:
         """Whether attention must be made of operators that vmap and forward mode know."""
-        return self.method in ("auto", "structured", "reverse", "forward")
+        return METHODS[self.method].needs_plain_attention
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import torch
 from jaccli import defaults
 from jaccli.errors import note, warn
 from jaccli.linearization.differences import unchecked
-from jaccli.methods.base import is_out_of_memory
 from jaccli.planning.linearize import Linearization
 from jaccli.planning.mixing_message import mixing
 from jaccli.run.execute import Outcome
+from jaccli.runtime.torch_errors import is_out_of_memory
 from jaccli.text.wording import worded
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)

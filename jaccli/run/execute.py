@@ -12,11 +12,12 @@ from jaccli import defaults
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, note, warn
 from jaccli.graph import Bracketing
 from jaccli.methods import METHODS, MethodGap, MethodName, MethodTask
-from jaccli.methods.base import Tick, is_out_of_memory, reason
+from jaccli.methods.base import Tick
 from jaccli.planning.decide import Decision
 from jaccli.planning.linearize import Linearization
 from jaccli.planning.linearize.sample_independence import leaks
 from jaccli.run.agreement import compared, disagreement
+from jaccli.runtime.torch_errors import is_out_of_memory, reason
 from jaccli.text.wording import worded
 
 

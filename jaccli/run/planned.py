@@ -11,13 +11,13 @@ from torch import Tensor
 
 from jaccli.activations.record import Inputs, record
 from jaccli.errors import JaccliError, UsageError
-from jaccli.methods.base import is_out_of_memory
 from jaccli.networks.network import Network
 from jaccli.planning.decide import Decision
 from jaccli.planning.explain import explain
 from jaccli.planning.linearize import Pair, computing
 from jaccli.run.blocks import RunOptions, whole_jacobian
 from jaccli.run.program_cache import ProgramCache
+from jaccli.runtime.torch_errors import is_out_of_memory
 from jaccli.text.escape import cut
 
 

@@ -21,10 +21,10 @@ from jaccli.activations.record import Inputs
 from jaccli.errors import note
 from jaccli.graph import Bracketing, CompileGap, Pool, Program, capture, compiled, plan_elimination, programs_of
 from jaccli.linear_maps.agreement import programs_agree
-from jaccli.methods.base import perturbed
 from jaccli.networks.network import Network
 from jaccli.planning.decide import Decision
 from jaccli.planning.linearize import Pair, computing, exact_attention, linearize
+from jaccli.planning.linearize.nearby import perturbed
 from jaccli.run.blocks import RunOptions, whole_jacobian
 from jaccli.run.program_runner import ProgramRunner, contiguous, groupings, tensors, threads
 from jaccli.run.sample_ranges import take_samples
