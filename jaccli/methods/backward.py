@@ -35,6 +35,7 @@ class Loop(Method):
             seed = task.out.new_zeros(linear.batch, linear.f.n_out)
             for row in range(linear.f.n_out):
                 seed[group, row] = 1
+                # Where samples mix, a row has entries at the other samples too: those are not of this sample's block.
                 task.out[group, row] = attempt(linear.vjp, seed)[group]
                 seed[group, row] = 0
                 task.tick(1)
@@ -129,6 +130,7 @@ class Functional(Method):
 
         with torch.enable_grad():
             if task.samples_mix:
+                # The sum over samples would add what each target owes to the other samples.
                 full = attempt(jacobian, linear.f, linear.point).reshape(batch, n_out, batch, n_in)
                 task.out.copy_(full.diagonal(dim1=0, dim2=2).movedim(-1, 0))
             else:
@@ -146,6 +148,7 @@ def check_tiling(task: MethodTask) -> None:
     linear = task.linear
     if linear.f.source.view.dim is None or linear.f.target.view.dim is None:
         raise MethodGap("the activation has no dimension for samples")
+    # The copy in the middle is between other samples: identical copies would not show what one does to the next.
     other = perturbed(linear.point)
     try:
         with torch.no_grad():
@@ -154,7 +157,6 @@ def check_tiling(task: MethodTask) -> None:
         if is_out_of_memory(error):
             raise
         raise MethodGap(f"the model does not take copies of the batch: {reason(error)}") from None
-    # Other samples around it: identical copies would not show what one does to the next.
     same = values.shape[0] == 3 * linear.batch and values.shape[1:] == linear.value.shape[1:]
     eps = linear.recorded_pass.rounding if linear.recorded_pass is not None else 0.0
     if not same or not values_agree(values[linear.batch : 2 * linear.batch], linear.value, eps):

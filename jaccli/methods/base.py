@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from jaccli.names import MethodName
 from jaccli.planning.linearize.linearization import Linearization
 from jaccli.planning.linearize.session import readable
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 Result = TypeVar("Result")
 Tick = Callable[[int], None]
@@ -40,7 +43,7 @@ class MethodTask:
 
     Args:
         linear: f at the point, with its products.
-        out: ``(batch, n_out, n_in)``, overwritten.
+        out: overwritten.
         chunk: how many rows, columns or copies go through the network at once.
         samples_mix: whether a sample's target depends on other samples: then J[b] is the diagonal
             block, and each sample needs passes of its own.
@@ -52,7 +55,7 @@ class MethodTask:
     """
 
     linear: LinearizedFunction
-    out: Tensor
+    out: Shaped[Tensor, "batch n_out n_in"]
     chunk: int
     samples_mix: bool = False
     tick: Tick = lambda done: None
@@ -66,8 +69,8 @@ class MethodTask:
         batch = self.linear.batch
         return [slice(b, b + 1) for b in range(batch)] if self.samples_mix else [slice(0, batch)]
 
-    def seeds(self, start: int, stop: int, size: int, group: slice) -> Tensor:
-        """One-hot vectors ``start:stop`` for the samples of a group, zero for others: ``(k, batch, size)``."""
+    def seeds(self, start: int, stop: int, size: int, group: slice) -> Shaped[Tensor, "k batch n"]:
+        """One-hot vectors ``start:stop`` for the samples of a group, zero for others."""
         return one_hot(start, stop, self.linear.batch, size, self.out, group)
 
 
@@ -201,7 +204,12 @@ class Method(ABC):
 
 
 def attempt(call: Callable[..., Result], *args: Any) -> Result:
-    """The result of a pass. An error of torch becomes a ``MethodGap``; out of memory does not: no method needs less."""
+    """The result of a pass.
+
+    Raises:
+        MethodGap: torch, or the network's own code, cannot make this pass. An error of jaccli, and one that means that
+            memory ran out, is raised as it is: another method would not help.
+    """
     try:
         return call(*args)
     except JaccliError:
@@ -213,7 +221,7 @@ def attempt(call: Callable[..., Result], *args: Any) -> Result:
 
 
 def _measured(run: Callable[[], object], times: float) -> float | None:
-    """Seconds of ``times`` runs, from the faster of two; None where they fail."""
+    """Seconds of ``times`` runs, from the faster of two: the first may import; None where they fail."""
     try:
         return times * min(_seconds(run) for _ in range(2))
     except Exception as error:
