@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jaccli.cli.work import Loaded
     from jaccli.linear_maps.linear_map import LinearMap
     from jaccli.planning.linearize import Linearization, Pair
-    from jaccli.statistics.product_estimates import Effort
+    from jaccli.statistics.probing import Effort
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _estimated(
 ) -> list[Record]:
     from jaccli.cli.progress import status
     from jaccli.run.estimates_of_pairs import stream_estimates
-    from jaccli.statistics.product_estimates import effort_of
+    from jaccli.statistics.probing import effort_of
 
     records: dict[Pair, Record] = {}
     spend = effort_of(effort.probes, effort.tolerance, effort.seed)
