@@ -11,13 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from jaccli.errors import note
-from jaccli.graph import measured_rates
 from jaccli.names import check_compile, check_count, check_method
 from jaccli.planning.bind import bind
-from jaccli.planning.decide import decide
 from jaccli.planning.early_refusal import refuse_too_large
-from jaccli.planning.linearize import computing, exact_attention, linearize
-from jaccli.run.autotune import autotune, calibrate_once
+from jaccli.run.autotune import calibrate_once, tuned_decision
 from jaccli.run.blocks import RunOptions, whole_jacobian
 from jaccli.run.jacobian_operator import JacobianOperator
 from jaccli.run.linear_operator import build_operator
@@ -73,9 +70,9 @@ def jacobian(
         tensor([[[ 0.2500, -0.2500],
                  [-0.2500,  0.2500]]])
     """
-    choice = _choice(method, max_memory, chunk)
+    options = _run_options(method, max_memory, chunk)
     network, pair, inputs = bind(model, x, source, target, args, kwargs)
-    return whole_jacobian(network, inputs, pair, choice)
+    return whole_jacobian(network, inputs, pair, options)
 
 
 def plan(
@@ -110,24 +107,21 @@ def plan(
         >>> j(torch.zeros(3, 2)).shape
         torch.Size([3, 2, 2])
     """
-    choice = _choice(method, max_memory, chunk)
+    options = _run_options(method, max_memory, chunk)
     check_compile(compile, method)
     network, pair, inputs = bind(model, x, source, target, args, kwargs)
     calibrate_once(x.device)
-    with measured_rates():
-        with computing(network), exact_attention(choice.exact_attention):
-            batch, graph, limit = inputs.batch, choice.needs_graph, choice.max_memory
-            refuse_too_large(network, inputs, [pair], choice.method, limit, graph=graph, keep=batch)
-            (linearization,) = linearize(network, inputs, [pair], graph=graph)
-            decision = decide(linearization, choice.method, max_memory=limit, chunk=chunk, keep=batch)
-        decision, cache = autotune(network, pair, choice, decision, inputs, linearization, compile)
+    with options.session(network):
+        limit, graph = options.max_memory, options.needs_graph
+        refuse_too_large(network, inputs, [pair], options.method, limit, graph=graph, keep=inputs.batch)
+    linearization, decision, cache = tuned_decision(network, pair, inputs, options, compile)
     sample = tuple(s for d, s in enumerate(x.shape) if d != inputs.dim)
     if compile and cache is None:
         note(f"{linearization.name}: nothing to compile: {decision.method or 'no method'} is taken")
     return Plan(
         network,
         pair,
-        choice,
+        options,
         decision,
         sample,
         x.dtype,
@@ -140,7 +134,7 @@ def plan(
     )
 
 
-def _choice(method: str, max_memory: int | str | None, chunk: int | None) -> RunOptions:
+def _run_options(method: str, max_memory: int | str | None, chunk: int | None) -> RunOptions:
     if chunk is not None:
         check_count("chunk", chunk, ", or None")
     return RunOptions(check_method(method), memory_limit(max_memory), chunk)

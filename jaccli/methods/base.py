@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from jaccli.methods.operator_costs import Work, counted
 from jaccli.names import MethodName
 from jaccli.planning.linearize.linearization import Linearization
 from jaccli.planning.linearize.session import readable
+from jaccli.runtime.timed import timed
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 
 if TYPE_CHECKING:
@@ -223,16 +223,8 @@ def attempt(call: Callable[..., Result], *args: Any) -> Result:
 def _measured(run: Callable[[], object], times: float) -> float | None:
     """Seconds of ``times`` runs, from the faster of two: the first may import; None where they fail."""
     try:
-        return times * min(_seconds(run) for _ in range(2))
+        return times * min(timed(run)[0] for _ in range(2))
     except Exception as error:
         if is_out_of_memory(error):
             raise
         return None
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
-    return time.perf_counter() - start

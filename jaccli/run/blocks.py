@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from jaccli.activations.record import Inputs
@@ -32,6 +32,7 @@ from jaccli.run.agreement import compared
 from jaccli.run.caveats import report_outcome
 from jaccli.run.execute import Outcome, run
 from jaccli.run.sample_ranges import has_row_a_sample, pilot_size, take_samples, too_few_fit
+from jaccli.runtime.timed import synchronize
 
 # From a pair at a block, its decision, the block, and whether it is the last, to what computes J in another way.
 Instead = Callable[[Linearization, Decision, Inputs, bool], Callable[[], Tensor | None] | None]
@@ -56,10 +57,11 @@ class RunOptions:
         """Whether the forward pass is recorded for backward passes."""
         return METHODS[self.method].differentiates
 
-    @property
-    def exact_attention(self) -> bool:
-        """Whether attention must be made of operators that vmap and forward mode know."""
-        return METHODS[self.method].needs_plain_attention
+    @contextmanager
+    def session(self, network: Network) -> Iterator[None]:
+        """The session in which the method computes: see ``computing`` and ``exact_attention``."""
+        with computing(network), exact_attention(METHODS[self.method].needs_plain_attention):
+            yield
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def stream(
     """
     watch = watch or Stopwatch()
     blocks = _Blocks(network, inputs, pairs, options, decisions, inputs.batch if keep else 0, accept, on_plan, watch)
-    with computing(network), exact_attention(options.exact_attention):
+    with options.session(network):
         if decisions is None:
             blocks.refuse_too_large()
         for start, size, linearizations, decided in blocks:
@@ -153,7 +155,8 @@ def stream(
                     compute = instead(linearization, decision, block, is_last)
                     watch.lap("plan_s")
                 yield _piece(linearization, decision, start, tick, watch, compute)
-            del linearizations, linearization  # before the next block is linearized
+            # Their graphs are freed before the next block is linearized: only one block's activations fit.
+            del linearizations, linearization
 
 
 @dataclass
@@ -186,7 +189,7 @@ class _Blocks:
                     raise too_few_fit(batch, self._fitting())
                 assert self.decisions is not None
                 self.on_plan(self.decisions, linearizations)
-                if self._fitting() < size:  # the first block was only to learn from
+                if self._fitting() < size:  # it was larger than what fits, and showed how much fits
                     size = self._fitting()
                     del linearizations
                     continue
@@ -264,7 +267,7 @@ def _piece(
     f = linearization.linear.f
     watch.restart()
     if decision.method is None and linearization.connected:
-        # A plan made where there was no path, used at a point where there is one.
+        # The plan was made at a point without a path (a dead ReLU), and here there is one.
         decision = decide(linearization, "auto")
     matrix = compute() if compute is not None else None
     error, unsettled = compared(linearization, matrix) if matrix is not None else (None, 0)
@@ -274,7 +277,7 @@ def _piece(
         outcome = Outcome(matrix, "structured", unsettled=unsettled)
         tick(f.n_out)
     if outcome.matrix.device.type != "cpu":
-        torch.accelerator.synchronize()
+        synchronize()
     watch.lap("compute_s")
     report_outcome(linearization, outcome)
     shapes = f.source.view.shape, f.target.view.shape

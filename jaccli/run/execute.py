@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,13 +21,16 @@ from jaccli.run.agreement import compared, disagreement
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 from jaccli.text.wording import worded
 
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
 
 @dataclass(frozen=True)
 class Outcome:
     """J of some samples, and how it was obtained.
 
     Args:
-        matrix: J ``(batch, n_out, n_in)``.
+        matrix: J.
         method: the method that computed it, which after a gap is not the decision's.
         error_estimate: relative Frobenius error, from methods that are not exact.
         notes: why another method was taken, and what methods note themselves.
@@ -34,7 +38,7 @@ class Outcome:
         unsettled: the number of samples whose J could not be checked.
     """
 
-    matrix: Tensor
+    matrix: Shaped[Tensor, "batch n_out n_in"]
     method: str
     error_estimate: float | None = None
     notes: tuple[str, ...] = ()
@@ -43,13 +47,14 @@ class Outcome:
 
 
 def run(
-    linearization: Linearization, decision: Decision, *, tick: Tick = lambda done: None, check: bool = True
+    linearization: Linearization, decision: Decision, *, tick: Tick = lambda done: None
 ) -> tuple[Outcome, Linearization]:
     """J of linearized samples, and the linearization, corrected where a check showed that samples mix.
 
-    Cost: the method's passes, and with ``check`` one product of J with a vector. A method that cannot
-    do the model is replaced by the next that can, with a note; a J that disagrees with a single
-    backward pass is taken again row by row, with a warning.
+    A method that cannot be used for the model is replaced by the first of its fallbacks that can, with a note. A J that
+    disagrees with plain backward passes is computed again row by row, with a warning.
+
+    Cost: the method's passes, and a backward pass and a product of J with a vector, by which J is checked.
 
     Raises:
         UnsupportedError: no method can do this model.
@@ -62,6 +67,7 @@ def run(
     last = () if decision.asked else METHODS["auto"].fallbacks
     for method in (decision.method, *METHODS[decision.method].fallbacks, *last):
         chunk = decision.chunk_for(linear.batch)
+        # The decision sized the chunk for its own method; a row of another one may need more memory.
         chunk = chunk if method == decision.method else min(chunk, defaults.TRIAL_ROWS)
         try:
             outcome = fill(linearization, method, chunk, tick, decision.bracketing)
@@ -69,8 +75,8 @@ def run(
             gaps.append(f"{method}: {gap}")
             continue
         if gaps:
-            outcome = Outcome(**{**vars(outcome), "notes": (f"{gaps[0]}; taken with {method}", *outcome.notes)})
-        return _verified(linearization, outcome) if check else (outcome, linearization)
+            outcome = replace(outcome, notes=(f"{gaps[0]}; taken with {method}", *outcome.notes))
+        return _verified(linearization, outcome)
     raise UnsupportedError(
         f"no Jacobian by {decision.method}: {gaps[0].split(': ', 1)[1]}",
         "expected a model that this method can differentiate",

@@ -15,7 +15,7 @@ from jaccli.errors import ResourceError, UsageError, note, warn
 from jaccli.graph import Bracketing
 from jaccli.networks.state.fingerprint import Fingerprint
 from jaccli.planning.decide import Decision
-from jaccli.planning.linearize import computing, exact_attention, linearize
+from jaccli.planning.linearize import linearize
 from jaccli.run.agreement import compared
 from jaccli.run.caveats import report_unchecked
 from jaccli.run.program_builder import ProgramBuilder
@@ -99,10 +99,10 @@ class ProgramCache:
         Cost: there, a forward and two backward passes.
         """
         runner.calls += 1
-        if runner.calls & (runner.calls - 1):
+        if runner.calls & (runner.calls - 1):  # not a power of two
             return True
         builder = self.builder
-        with computing(builder.network), exact_attention(builder.options.exact_attention):
+        with builder.options.session(builder.network):
             (linearization,) = linearize(builder.network, inputs, [builder.pair])
             error, unsettled = compared(linearization, matrix)
         if error is None:

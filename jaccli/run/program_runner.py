@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.graph import Pool, Program, tensors_in
 from jaccli.run.sample_ranges import take_samples
+from jaccli.runtime.timed import timed
 
 
 @dataclass
@@ -107,12 +108,7 @@ class ProgramRunner:
 
     def measure(self, inputs: Inputs) -> float:
         """Seconds of a call: the least of some."""
-        times = []
-        for _ in range(defaults.REPLAY_TRIES):
-            start = time.perf_counter()
-            self.run(inputs)
-            times.append(time.perf_counter() - start)
-        return min(times)
+        return min(timed(partial(self.run, inputs))[0] for _ in range(defaults.REPLAY_TRIES))
 
 
 def _flat_groups(matrix: Tensor, groups: int) -> list[Tensor]:
@@ -136,7 +132,7 @@ def contiguous(inputs: Inputs) -> Inputs:
 
 
 def tensors(inputs: Inputs) -> list[Tensor]:
-    """All tensors of a call, in order."""
+    """All tensors of a call, of any shapes, in the order in which a program takes them."""
     return [t.detach() for t in tensors_in((inputs.args, dict(inputs.kwargs)))]
 
 
