@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -33,6 +34,9 @@ from jaccli.run.caveats import report_outcome
 from jaccli.run.execute import Outcome, run
 from jaccli.run.sample_ranges import has_row_a_sample, pilot_size, take_samples, too_few_fit
 from jaccli.runtime.timed import synchronize
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 # From a pair at a block, its decision, the block, and whether it is the last, to what computes J in another way.
 Instead = Callable[[Linearization, Decision, Inputs, bool], Callable[[], Tensor | None] | None]
@@ -193,6 +197,7 @@ class _Blocks:
                     size = self._fitting()
                     del linearizations
                     continue
+            # Asked once, of the first block, before any J is handed over: the answer changes the size of all blocks.
             if start == 0 and size < batch and self._belongs_together(linearizations, size):
                 size = batch
                 del linearizations
@@ -286,8 +291,8 @@ def _piece(
 
 def whole_jacobian(
     network: Network, inputs: Inputs, pair: Pair, options: RunOptions, decision: Decision | None = None
-) -> Tensor:
-    """J ``(batch, n_out, n_in)`` of one pair and all samples; arguments and errors as for ``stream``.
+) -> Shaped[Tensor, "batch n_out n_in"]:
+    """J of one pair and all samples; arguments and errors as for ``stream``.
 
     Several blocks are copied into place one after another, so that the whole is held once.
     """
@@ -295,7 +300,7 @@ def whole_jacobian(
     pieces = stream(network, inputs, [pair], options, keep=True, decisions=decisions)
     first = next(pieces).outcome.matrix
     if first.shape[0] == inputs.batch:
-        pieces.close()
+        pieces.close()  # leaves the session now, not when the generator is collected
         return first
     whole = first.new_empty(inputs.batch, *first.shape[1:])
     whole[: first.shape[0]] = first

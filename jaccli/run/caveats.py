@@ -36,6 +36,7 @@ def report_outcome(linearization: Linearization, outcome: Outcome) -> None:
     if outcome.error_estimate is not None:
         say = warn if outcome.error_estimate > defaults.DOUBTFUL_ERROR else note
         say(f"{name}: finite differences, estimated relative error {outcome.error_estimate:.1g}")
+    # One norm is cheaper than a mask of J: the mask is made only where the norm is not finite.
     if not bool(torch.linalg.vector_norm(outcome.matrix).isfinite()):
         bad = ~outcome.matrix.isfinite()
         if bool(bad.any()):  # else the sum of squares overflowed

@@ -135,6 +135,7 @@ def _verified(linearization: Linearization, outcome: Outcome) -> tuple[Outcome, 
         return _confirmed(linearization, outcome, error), linearization
     again = outcome if outcome.method == "loop" else fill(linearization, "loop", 1)
     second = disagreement(linearization, again.matrix)
+    # Even rows one by one disagree: then the comparison may rest on a wrong assumption, that samples do not mix.
     if second is not None and not linearization.samples_mix and leaks(linearization.linear):
         # Samples mix in a way that every other sample does not show.
         linearization = linearization.with_mixing_samples()

@@ -51,6 +51,7 @@ class ProgramRunner:
         with torch.no_grad(), threads(self.threads), self._borrowed_buffers(device) as buffers:
             if not program.fills_output and groups == 1:
                 matrix, *values = program.run(tensors(inputs), None, buffers)
+                # A constant J is one tensor of the program, which the caller must not be able to write into.
                 return matrix.clone() if program.constant else matrix, tuple(values)
             batch, *shape = program.shape
             matrix = self.pool.take((groups * batch, *shape), program.dtype, device)
@@ -84,6 +85,7 @@ class ProgramRunner:
         if self.program.memory_plan is None:
             yield ()
             return
+        # pop and append are atomic: of two threads one has the kept buffers, the other one makes its own.
         try:
             buffers = self.buffers.pop()
         except IndexError:

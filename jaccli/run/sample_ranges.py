@@ -58,6 +58,7 @@ def has_row_a_sample(network: Network, inputs: Inputs, pairs: Sequence[Pair], si
     if not any(isinstance(e, Tensor) and e.dim() and e.shape[0] == inputs.batch for e in extras):
         return True
     sources, targets = [s for s, _ in pairs], [t for _, t in pairs]
+    # The last ones: of an argument that is not one row a sample, the first rows might fit by chance.
     size = min(size, inputs.batch)
     last = take_samples(inputs, inputs.batch - size, size)
     every = record(network, inputs, sources, targets, live=False).targets

@@ -32,6 +32,7 @@ def exact_attention(enabled: bool) -> Iterator[None]:
 def computing(network: Network, *, frozen: bool = True) -> Iterator[None]:
     """The session in which Jacobians are computed: the network frozen, the caller's gradient mode set aside."""
     with ExitStack() as stack:
+        # Tensors that are made in inference mode can never be saved for a backward pass.
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(True))
