@@ -28,8 +28,8 @@ def take_samples(inputs: Inputs, start: int, size: int) -> Inputs:
 
 def pilot_size(inputs: Inputs) -> int:
     """How many samples the first block has: few where samples are large."""
-    first = inputs.args[0]
-    sample = first.numel() * first.element_size() // max(inputs.batch, 1) if isinstance(first, Tensor) else 1
+    x: Tensor = inputs.args[0]
+    sample = x.numel() * x.element_size() // inputs.batch
     return max(defaults.PILOT_SAMPLES, defaults.PILOT_BYTES // max(sample, 1))
 
 

@@ -100,11 +100,8 @@ class Probing:
         self.spent += count
 
     def deflate(self, rank: int) -> None:
-        """Make ``rank`` directions known exactly. Cost: twice as many products, and a QR decomposition."""
-        image = self.a.matmat(self._signs(rank))
-        if self.basis is not None:
-            image = torch.cat([self.basis, image], 2)
-        self.basis, _ = orthonormal(image)
+        """Make ``rank`` directions known exactly, once. Cost: twice as many products, and a QR decomposition."""
+        self.basis, _ = orthonormal(self.a.matmat(self._signs(rank)))
         self.known = self.a.rmatmat(self.basis)
         self.spent += rank + self.basis.shape[2]
 

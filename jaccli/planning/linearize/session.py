@@ -68,11 +68,9 @@ def readable(inputs: Inputs) -> Iterator[None]:
         ) from error
 
 
-def description(value: object) -> str:
-    """``(8, 3) float32`` of a tensor, the type's name of anything else."""
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+def description(x: Tensor) -> str:
+    """``(8, 3) float32``: the shape of a tensor, and its dtype."""
+    return f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}"
 
 
 def own(inputs: Inputs) -> Inputs:
