@@ -75,8 +75,8 @@ def _one_factor(difference: CentralDifferences) -> float:
     # Coordinates that are small by chance would ask for a factor far too large for the others: they grow later.
     share = (difference.scale / difference.most).amin(0)
     typical = (share * defaults.GROW >= 1).nonzero().flatten()
-    among = typical if len(typical) >= defaults.PILOT_COLUMNS else share.argsort(descending=True)[:count]
-    columns = among[_evenly(count, among)]
+    candidates = typical if len(typical) >= defaults.PILOT_COLUMNS else share.argsort(descending=True)[:count]
+    columns = candidates[_evenly(count, candidates)]
     trials = _trials(difference, columns, difference.scale, defaults.PILOT_OUTPUTS)
     pilot = choose_step(trials, difference.scale[:, columns].double())
     squares = 0.0
@@ -179,8 +179,8 @@ class CentralDifferences:
     ) -> tuple[Shaped[Tensor, "batch n_out k"], Shaped[Tensor, "batch n_out k"], Shaped[Tensor, "batch k"]]:
         """f at x + h and x − h, and the distance of these points in floating point."""
         k = len(columns)
-        here = self.point[:, columns]
-        above, below = here + steps, here - steps
+        coordinates = self.point[:, columns]
+        above, below = coordinates + steps, coordinates - steps
         points = self.point.repeat(2 * k, 1, 1)
         rows = torch.arange(k, device=points.device)
         points[rows, :, columns] = above.T

@@ -187,9 +187,11 @@ def _bias(change: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
     none = torch.zeros_like(change)
     # ``below`` accumulates the changes up to a step. A false one would count for every larger step, so its threshold is
     # higher: much higher, or lower where the next change is large too, as after a kink or a curve, but not by rounding.
-    again = torch.cat([change[1:] > defaults.STANDS_OUT * expected[1:], torch.ones_like(change[:1], dtype=torch.bool)])
-    far = change > torch.where(again, defaults.STANDS_FAR_OUT, defaults.STANDS_BEYOND_DOUBT) * expected
-    jumps = torch.where(far, change, none)
+    confirmed = torch.cat(
+        [change[1:] > defaults.STANDS_OUT * expected[1:], torch.ones_like(change[:1], dtype=torch.bool)]
+    )
+    is_bias = change > torch.where(confirmed, defaults.STANDS_FAR_OUT, defaults.STANDS_BEYOND_DOUBT) * expected
+    jumps = torch.where(is_bias, change, none)
     below = torch.cat([torch.zeros_like(noise[:1]), jumps.cumsum(0)])
     drift = torch.where(change > defaults.STANDS_OUT * expected, change, none)
     above = torch.cat([drift / ((steps[1:] / steps[:-1]).square() - 1), torch.zeros_like(noise[:1])])
@@ -206,13 +208,13 @@ def _refined(trials: Trials, best: int) -> float:
         return 1.0
     ratio = float((trials.steps[best + 1] / trials.steps[best]).median()) ** 2
     changes = torch.linalg.vector_norm(quotients[1:] - quotients[:-1], dim=2)
-    now, following = (float(change.square().mean().sqrt()) for change in changes)
+    change_now, change_next = (float(change.square().mean().sqrt()) for change in changes)
     level = float(trials.noise[best].square().mean().sqrt())
     # Of a bias ~ h² each change is ``ratio`` times the one before; half of that is accepted as smooth.
-    smooth = following > 0.5 * ratio * now and now > level
-    if not smooth or not math.isfinite(following):
+    smooth = change_next > 0.5 * ratio * change_now and change_now > level
+    if not smooth or not math.isfinite(change_next):
         return 1.0
-    bias = now / (ratio - 1)
+    bias = change_now / (ratio - 1)
     most: float = ratio**0.25  # half the way to the neighbouring steps, beyond which those would have been better
     balance: float = (level**2 / (2 * bias**2)) ** (1 / 6)
     return min(max(balance, 1 / most), most)

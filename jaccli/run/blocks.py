@@ -227,10 +227,10 @@ class _Blocks:
         """Decide for the pairs that are accepted; their linearizations."""
         accepted = [p for p in linearizations if self.accept(p)]
         self.pairs = [p.pair for p in accepted]
-        o = self.options
-        limit = o.max_memory // max(len(accepted), 1) if o.max_memory is not None else None
+        options = self.options
+        limit = options.max_memory // max(len(accepted), 1) if options.max_memory is not None else None
         self.decisions = [
-            decide(p, o.method, max_memory=limit, chunk=o.chunk, keep=self.kept_samples) for p in accepted
+            decide(p, options.method, max_memory=limit, chunk=options.chunk, keep=self.kept_samples) for p in accepted
         ]
         return accepted
 

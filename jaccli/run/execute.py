@@ -133,24 +133,24 @@ def _verified(linearization: Linearization, outcome: Outcome) -> tuple[Outcome, 
         return replace(outcome, unsettled=unsettled), linearization
     if linearization.probe.backward_gap is not None:
         return _confirmed(linearization, outcome, error), linearization
-    again = outcome if outcome.method == "loop" else fill(linearization, "loop", 1)
-    second = disagreement(linearization, again.matrix)
+    by_rows = outcome if outcome.method == "loop" else fill(linearization, "loop", 1)
+    remaining = disagreement(linearization, by_rows.matrix)
     # Even rows one by one disagree: then the comparison may rest on a wrong assumption, that samples do not mix.
-    if second is not None and not linearization.samples_mix and leaks(linearization.linear):
+    if remaining is not None and not linearization.samples_mix and leaks(linearization.linear):
         # Samples mix in a way that every other sample does not show.
         linearization = linearization.with_mixing_samples()
-        again = fill(linearization, "loop", 1)
-        second = disagreement(linearization, again.matrix)
-        if second is None:
-            return again, linearization
+        by_rows = fill(linearization, "loop", 1)
+        remaining = disagreement(linearization, by_rows.matrix)
+        if remaining is None:
+            return by_rows, linearization
     if outcome.method != "loop":
-        say = note if second is None else warn
+        say = note if remaining is None else warn
         say(
             f"{outcome.method} gave a Jacobian that is {error:.2g} off an independent backward pass; "
             "it was taken again row by row (loop)"
         )
-    _warn_of_backward_pass(linearization, second)
-    return again, linearization
+    _warn_of_backward_pass(linearization, remaining)
+    return by_rows, linearization
 
 
 def _warn_of_backward_pass(linearization: Linearization, error: float | None) -> None:
@@ -173,12 +173,12 @@ def _confirmed(linearization: Linearization, outcome: Outcome, error: float) -> 
     others: tuple[tuple[MethodName, Callable[[str], None]], ...] = (("forward", note), ("finite-difference", warn))
     for method, say in others:
         try:
-            again = fill(linearization, method, defaults.TRIAL_ROWS) if method != outcome.method else None
+            replacement = fill(linearization, method, defaults.TRIAL_ROWS) if method != outcome.method else None
         except MethodGap:
             continue
-        if again is not None and compared(linearization, again.matrix) == (None, 0):
+        if replacement is not None and compared(linearization, replacement.matrix) == (None, 0):
             say(f"{linearization.name}: {gap}, and there is no backward pass; taken with {method}")
-            return replace(again, notes=(*outcome.notes, *again.notes))
+            return replace(replacement, notes=(*outcome.notes, *replacement.notes))
     remedy = "" if outcome.matrix.dtype == torch.float64 else worded(", or try {dtype:float64}")
     text = "{name}: {gap}, there is no backward pass, and no other method is confirmed: do not rely on J{remedy}"
     warn(worded(text, name=linearization.name, gap=gap, remedy=remedy))

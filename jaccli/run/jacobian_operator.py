@@ -232,6 +232,6 @@ class OneOf(LinearMap):
         return self
 
     def _among(self, vectors: Tensor) -> Tensor:
-        every = vectors.new_zeros(self._of.shape[0], *vectors.shape[1:])
-        every[self._b] = vectors[0]
-        return every
+        padded = vectors.new_zeros(self._of.shape[0], *vectors.shape[1:])
+        padded[self._b] = vectors[0]
+        return padded

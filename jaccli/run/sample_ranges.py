@@ -61,11 +61,11 @@ def has_row_a_sample(network: Network, inputs: Inputs, pairs: Sequence[Pair], si
     # The last ones: of an argument that is not one row a sample, the first rows might fit by chance.
     size = min(size, inputs.batch)
     last = take_samples(inputs, inputs.batch - size, size)
-    every = record(network, inputs, sources, targets, live=False).targets
-    few = record(network, last, sources, targets, live=False).targets
+    among_all = record(network, inputs, sources, targets, live=False).targets
+    alone = record(network, last, sources, targets, live=False).targets
     return all(
-        few[t].activation.shape[1:] == every[t].activation.shape[1:]
-        and values_agree(few[t].activation, every[t].activation[-size:])
+        alone[t].activation.shape[1:] == among_all[t].activation.shape[1:]
+        and values_agree(alone[t].activation, among_all[t].activation[-size:])
         for t in set(targets)
-        if t in every
+        if t in among_all
     )

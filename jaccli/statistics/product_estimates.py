@@ -64,8 +64,8 @@ def _of_moments(moments: Tensor, n: int, size: Tensor, shift: Tensor) -> Figures
     """
     squares, trace = moments[..., 0].clamp(min=0), moments[..., 1] + n * shift
     whole = squares + 2 * shift * moments[..., 1] + n * shift.square()
-    away = n - 2 * size * trace + size.square() * squares
-    frobenius = torch.where(shift == 0, away, squares).sqrt()
+    squared_distance = n - 2 * size * trace + size.square() * squares
+    frobenius = torch.where(shift == 0, squared_distance, squares).sqrt()
     return {
         "frobenius": frobenius,
         "relative": frobenius / math.sqrt(n),
