@@ -49,7 +49,7 @@ def test_all_methods_are_timed_and_right() -> None:
 def test_a_planned_call_runs_a_program() -> None:
     """What is timed of ``structured`` is what ``jaccli.plan`` gives, recorded once."""
     network, pair = entry(chain(5, 8, 4)())
-    result = race(network, Inputs((torch.randn(3, 5),)), pair, ["structured", "reverse"], rounds=4)
+    result = race(network, Inputs((torch.randn(3, 5),)), pair, ["structured", "reverse"], rounds=15)
     ours, plain = result.contenders
     cache = getattr(ours.call, "func", None)
     assert isinstance(cache, ProgramCache)
