@@ -1,7 +1,12 @@
 """Jacobians between layers of trained PyTorch networks.
 
-The names below are all that is public; they are imported when first used, so that the command line
-answers ``--help`` without torch.
+    >>> import jaccli, torch
+    >>> jaccli.jacobian(torch.nn.Tanh(), torch.zeros(1, 2))
+    tensor([[[1., 0.],
+             [0., 1.]]])
+
+The names below are all that is public. They are imported when first used, so that the command line answers ``--help``
+without torch.
 """
 
 from __future__ import annotations

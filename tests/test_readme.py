@@ -232,7 +232,7 @@ def test_commands_are_those_that_exist() -> None:
 
 
 def test_methods_and_norms_are_those_that_exist() -> None:
-    from jaccli.statistics.identity_distance import NORMS
+    from jaccli.names import NORMS
     from jaccli.statistics.spectral import FIELDS
 
     assert _first_column("Methods") == list(METHOD_NAMES)

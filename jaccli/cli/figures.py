@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jaccli.planning.linearize import Linearization, Pair
     from jaccli.run.blocks import Piece
     from jaccli.run.estimates_of_pairs import Estimates
-    from jaccli.statistics.product_estimates import Effort
+    from jaccli.statistics.probing import Effort
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _estimated(
 ) -> list[Record]:
     from jaccli.cli.progress import status
     from jaccli.run.estimates_of_pairs import stream_estimates
-    from jaccli.statistics.product_estimates import effort_of
+    from jaccli.statistics.probing import effort_of
 
     records: dict[Pair, Record] = {}
     # ``vectors`` of ``stream_estimates`` fit the memory: an estimate to a tolerance adds probes in groups of so many.

@@ -44,6 +44,8 @@ class Auto(Method):
     """
 
     name = "auto"
+    needs_plain_attention = True
+    recordable = True
     fallbacks = ("finite-difference",)
 
     def __init__(self, methods: Mapping[MethodName, Method]) -> None:

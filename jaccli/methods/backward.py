@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from jaccli.autograd.seeds import spans
 from jaccli.linear_maps.agreement import values_agree
 from jaccli.linearization.activation_memory import ActivationMemory
 from jaccli.linearization.linearized_function import LinearizedFunction
-from jaccli.methods.base import Method, MethodGap, MethodTask, SelectionInput, attempt, is_out_of_memory, reason, spans
+from jaccli.methods.base import Method, MethodGap, MethodTask, SelectionInput, attempt
 from jaccli.planning.linearize.linearization import Linearization
 from jaccli.planning.linearize.nearby import perturbed
+from jaccli.runtime.torch_errors import is_out_of_memory, reason
 
 
 class Loop(Method):
@@ -33,6 +35,7 @@ class Loop(Method):
             seed = task.out.new_zeros(linear.batch, linear.f.n_out)
             for row in range(linear.f.n_out):
                 seed[group, row] = 1
+                # Where samples mix, a row has entries at the other samples too: those are not of this sample's block.
                 task.out[group, row] = attempt(linear.vjp, seed)[group]
                 seed[group, row] = 0
                 task.tick(1)
@@ -51,6 +54,7 @@ class Reverse(Method):
     drawback = "{n_out} backward passes through the whole network"
     needs_graph = True
     batched = True
+    needs_plain_attention = True
     fallbacks = ("loop", "forward")
 
     def predict(self, inputs: SelectionInput) -> float | None:
@@ -126,6 +130,7 @@ class Functional(Method):
 
         with torch.enable_grad():
             if task.samples_mix:
+                # The sum over samples would add what each target owes to the other samples.
                 full = attempt(jacobian, linear.f, linear.point).reshape(batch, n_out, batch, n_in)
                 task.out.copy_(full.diagonal(dim1=0, dim2=2).movedim(-1, 0))
             else:
@@ -143,6 +148,7 @@ def check_tiling(task: MethodTask) -> None:
     linear = task.linear
     if linear.f.source.view.dim is None or linear.f.target.view.dim is None:
         raise MethodGap("the activation has no dimension for samples")
+    # The copy in the middle is between other samples: identical copies would not show what one does to the next.
     other = perturbed(linear.point)
     try:
         with torch.no_grad():
@@ -151,7 +157,6 @@ def check_tiling(task: MethodTask) -> None:
         if is_out_of_memory(error):
             raise
         raise MethodGap(f"the model does not take copies of the batch: {reason(error)}") from None
-    # Other samples around it: identical copies would not show what one does to the next.
     same = values.shape[0] == 3 * linear.batch and values.shape[1:] == linear.value.shape[1:]
     eps = linear.recorded_pass.rounding if linear.recorded_pass is not None else 0.0
     if not same or not values_agree(values[linear.batch : 2 * linear.batch], linear.value, eps):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.autograd.seeds import one_hot, spans
+from jaccli.autograd.seeds import one_hot
 from jaccli.errors import JaccliError
 from jaccli.graph import Bracketing, EliminationPlan
 from jaccli.linearization.activation_memory import ActivationMemory
@@ -21,24 +20,12 @@ from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.methods.operator_costs import Work, counted
 from jaccli.names import MethodName
 from jaccli.planning.linearize.linearization import Linearization
-from jaccli.planning.linearize.nearby import perturbed
 from jaccli.planning.linearize.session import readable
+from jaccli.runtime.timed import timed
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 
-__all__ = [
-    "Method",
-    "MethodGap",
-    "MethodTask",
-    "Passes",
-    "Selection",
-    "SelectionInput",
-    "Tick",
-    "attempt",
-    "is_out_of_memory",
-    "perturbed",
-    "reason",
-    "spans",
-]
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 Result = TypeVar("Result")
 Tick = Callable[[int], None]
@@ -56,7 +43,7 @@ class MethodTask:
 
     Args:
         linear: f at the point, with its products.
-        out: ``(batch, n_out, n_in)``, overwritten.
+        out: overwritten.
         chunk: how many rows, columns or copies go through the network at once.
         samples_mix: whether a sample's target depends on other samples: then J[b] is the diagonal
             block, and each sample needs passes of its own.
@@ -68,7 +55,7 @@ class MethodTask:
     """
 
     linear: LinearizedFunction
-    out: Tensor
+    out: Shaped[Tensor, "batch n_out n_in"]
     chunk: int
     samples_mix: bool = False
     tick: Tick = lambda done: None
@@ -82,8 +69,8 @@ class MethodTask:
         batch = self.linear.batch
         return [slice(b, b + 1) for b in range(batch)] if self.samples_mix else [slice(0, batch)]
 
-    def seeds(self, start: int, stop: int, size: int, group: slice) -> Tensor:
-        """One-hot vectors ``start:stop`` for the samples of a group, zero for others: ``(k, batch, size)``."""
+    def seeds(self, start: int, stop: int, size: int, group: slice) -> Shaped[Tensor, "k batch n"]:
+        """One-hot vectors ``start:stop`` for the samples of a group, zero for others."""
         return one_hot(start, stop, self.linear.batch, size, self.out, group)
 
 
@@ -149,7 +136,10 @@ class Method(ABC):
     Attributes:
         name: as on the command line.
         by: whether it computes J row by row or column by column, ``chunk`` of them at once.
+        differentiates: whether it needs gradients, or can be checked by them: the forward pass is then recorded.
         needs_graph: whether it goes back through the gradient graph of the recorded forward pass.
+        needs_plain_attention: whether attention must be made of operators that vmap and forward mode know.
+        recordable: whether ``jaccli.plan`` may take a recorded program of the engine in its place.
         batched: whether its first pass in a process imports sympy, for ``defaults.SYMPY_IMPORT`` seconds.
         kind: of the passes that it makes, and ``passes_each``: how many of them for a row or column.
         drawback: why it is not used where another method is, for people; with the fields n_out and n_in.
@@ -158,7 +148,10 @@ class Method(ABC):
 
     name: ClassVar[MethodName]
     by: ClassVar[Literal["row", "column"]] = "row"
+    differentiates: ClassVar[bool] = True
     needs_graph: ClassVar[bool] = False
+    needs_plain_attention: ClassVar[bool] = False
+    recordable: ClassVar[bool] = False
     batched: ClassVar[bool] = False
     kind: ClassVar[PassKind] = "backward"
     passes_each: ClassVar[int] = 1
@@ -211,7 +204,12 @@ class Method(ABC):
 
 
 def attempt(call: Callable[..., Result], *args: Any) -> Result:
-    """The result of a pass. An error of torch becomes a ``MethodGap``; out of memory does not: no method needs less."""
+    """The result of a pass.
+
+    Raises:
+        MethodGap: torch, or the network's own code, cannot make this pass. An error of jaccli, and one that means that
+            memory ran out, is raised as it is: another method would not help.
+    """
     try:
         return call(*args)
     except JaccliError:
@@ -223,18 +221,10 @@ def attempt(call: Callable[..., Result], *args: Any) -> Result:
 
 
 def _measured(run: Callable[[], object], times: float) -> float | None:
-    """Seconds of ``times`` runs, from the faster of two; None where they fail."""
+    """Seconds of ``times`` runs, from the faster of two: the first may import; None where they fail."""
     try:
-        return times * min(_seconds(run) for _ in range(2))
+        return times * min(timed(run)[0] for _ in range(2))
     except Exception as error:
         if is_out_of_memory(error):
             raise
         return None
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
-    return time.perf_counter() - start

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from jaccli import defaults
+from jaccli.autograd.seeds import spans
 from jaccli.methods.backward import check_tiling
-from jaccli.methods.base import Method, MethodGap, MethodTask, attempt, spans
+from jaccli.methods.base import Method, MethodGap, MethodTask, attempt
 from jaccli.methods.steps import (
     Pilot,
     Trials,
@@ -18,6 +21,9 @@ from jaccli.methods.steps import (
     step_scale,
     trial_steps,
 )
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 class FiniteDifference(Method):
@@ -37,6 +43,7 @@ class FiniteDifference(Method):
     by = "column"
     kind = "plain forward"
     passes_each = 2
+    differentiates = False
     drawback = "not exact"
 
     def fill(self, task: MethodTask) -> None:
@@ -68,8 +75,8 @@ def _one_factor(difference: CentralDifferences) -> float:
     # Coordinates that are small by chance would ask for a factor far too large for the others: they grow later.
     share = (difference.scale / difference.most).amin(0)
     typical = (share * defaults.GROW >= 1).nonzero().flatten()
-    among = typical if len(typical) >= defaults.PILOT_COLUMNS else share.argsort(descending=True)[:count]
-    columns = among[_evenly(count, among)]
+    candidates = typical if len(typical) >= defaults.PILOT_COLUMNS else share.argsort(descending=True)[:count]
+    columns = candidates[_evenly(count, candidates)]
     trials = _trials(difference, columns, difference.scale, defaults.PILOT_OUTPUTS)
     pilot = choose_step(trials, difference.scale[:, columns].double())
     squares = 0.0
@@ -85,8 +92,8 @@ def _one_factor(difference: CentralDifferences) -> float:
 
 def _trials(
     difference: CentralDifferences,
-    columns: Tensor,
-    most: Tensor,
+    columns: Shaped[Tensor, "k"],
+    most: Shaped[Tensor, "batch n_in"],
     outputs: int,
     a_decade: int = defaults.PILOT_STEPS_A_DECADE,
 ) -> Trials:
@@ -94,9 +101,9 @@ def _trials(
 
     Args:
         difference: f at the samples.
-        columns: ``(k,)`` coordinates.
-        most: ``(batch, n_in)`` the largest scale that each coordinate could have.
-        outputs: of each sample, at most so many are compared.
+        columns: coordinates.
+        most: the largest scale that each coordinate could have.
+        outputs: how many of each sample are compared, at most.
         a_decade: steps for each factor of ten.
     """
     steps = trial_steps(difference.scale[:, columns], most[:, columns], a_decade)
@@ -113,10 +120,11 @@ def _trials(
     return judge(steps, torch.stack(quotients), torch.stack(bends), floor)
 
 
-def _evenly(count: int, of: Tensor) -> Tensor:
-    """At most ``count`` positions ``(k,)`` in a vector, evenly spaced, on its device."""
-    at: Tensor = torch.linspace(0, len(of) - 1, count, dtype=torch.float64, device=of.device).round().long().unique()
-    return at
+def _evenly(count: int, vector: Shaped[Tensor, "n"]) -> Shaped[Tensor, "k"]:
+    """At most ``count`` positions in a vector, evenly spaced, on its device."""
+    last, device = len(vector) - 1, vector.device
+    positions: Tensor = torch.linspace(0, last, count, dtype=torch.float64, device=device).round().long().unique()
+    return positions
 
 
 class CentralDifferences:
@@ -146,15 +154,17 @@ class CentralDifferences:
             return False
         return True
 
-    def central(self, columns: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    def central(
+        self, columns: Shaped[Tensor, "k"], steps: Shaped[Tensor, "batch k"]
+    ) -> tuple[Shaped[Tensor, "batch n_out k"], Shaped[Tensor, "batch k"]]:
         """Difference quotients and second differences of some columns.
 
         Args:
-            columns: ``(k,)`` coordinates.
-            steps: ``(batch, k)`` steps, in the units of the point.
+            columns: coordinates.
+            steps: in the units of the point.
 
         Returns:
-            ``(batch, n_out, k)`` quotients, and ``(batch, k)`` norms of f(x+h) + f(x−h) − 2f(x).
+            The quotients, and the norms of f(x+h) + f(x−h) − 2f(x).
         """
         quotients, curvature = [], []
         for start, stop in spans(len(columns), max(self.task.chunk // 2, 1)):
@@ -164,17 +174,20 @@ class CentralDifferences:
             curvature.append(column_norms(bend))
         return torch.cat(quotients, -1), torch.cat(curvature, -1)
 
-    def _both_sides(self, columns: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """f at x + h and x − h, ``(batch, n_out, k)``, and their distance in floating point, ``(batch, k)``."""
+    def _both_sides(
+        self, columns: Shaped[Tensor, "k"], steps: Shaped[Tensor, "batch k"]
+    ) -> tuple[Shaped[Tensor, "batch n_out k"], Shaped[Tensor, "batch n_out k"], Shaped[Tensor, "batch k"]]:
+        """f at x + h and x − h, and the distance of these points in floating point."""
         k = len(columns)
-        here = self.point[:, columns]
-        above, below = here + steps, here - steps
+        coordinates = self.point[:, columns]
+        above, below = coordinates + steps, coordinates - steps
         points = self.point.repeat(2 * k, 1, 1)
         rows = torch.arange(k, device=points.device)
         points[rows, :, columns] = above.T
         points[k + rows, :, columns] = below.T
         values = self._evaluate(points)
         up, down = values[:k].permute(1, 2, 0), values[k:].permute(1, 2, 0)
+        # Not 2h: x + h and x − h are rounded, and a quotient must divide by the distance that they really have.
         return up, down, above - below
 
     def _evaluate(self, points: Tensor) -> Tensor:
@@ -210,7 +223,7 @@ class CoordinateBlock:
         self.quotients, self.bend = difference.central(columns, self.steps)
         self.bias = pilot.bias * column_norms(self.quotients).double()
 
-    def noise(self, steps: Tensor) -> Tensor:
+    def noise(self, steps: Shaped[Tensor, "batch k"]) -> Shaped[Tensor, "batch k"]:
         """The rounding error of columns at these steps."""
         return self.pilot.noise.reshape(-1, 1) / steps.double()
 
@@ -219,8 +232,9 @@ class CoordinateBlock:
         for _ in range(defaults.MEND_ROUNDS):
             if not self._retry(self._spoilt(), self.steps / defaults.MEND_SHRINK):
                 return
-        still = self.bend.double() / self.steps.double()
-        self.bias = torch.where(self._spoilt(), still, self.bias)
+        # Out of rounds: what still stands out has an error of about its second difference.
+        remaining = self.bend.double() / self.steps.double()
+        self.bias = torch.where(self._spoilt(), remaining, self.bias)
 
     def _spoilt(self) -> Tensor:
         usual = self.noise(self.steps) + self.pilot.curve * column_norms(self.quotients).double()
@@ -234,19 +248,20 @@ class CoordinateBlock:
         a true change is as clear: a kink changes the quotient by as much again.
         """
         most = self.pilot.factor * self.difference.most[:, self.columns]
-        ahead, reached = self.quotients.clone(), self.steps.clone()  # as far as tried
+        # Of every column the last quotient that was tried and its step, whether it was used or not.
+        tried, reached = self.quotients.clone(), self.steps.clone()
         going = (most > defaults.GROW * reached) & (reached > 0)
         doubtful = torch.zeros_like(going)
         while (which := going.any(0)).any():
             further = torch.minimum(most, defaults.GROW * reached)[:, which]
             quotients, _ = self.difference.central(self.columns[which], further)
-            change = column_norms(quotients.double() - ahead[:, :, which].double())
+            change = column_norms(quotients.double() - tried[:, :, which].double())
             noise = self.noise(reached[:, which])
             same = going[:, which] & (change <= defaults.STANDS_OUT * noise)
             self._use(which, same, quotients, further)
             limit = torch.where(doubtful[:, which], defaults.STANDS_FAR_OUT, defaults.STANDS_BEYOND_DOUBT)
             unsure = change <= limit * noise
-            ahead[:, :, which], reached[:, which] = quotients, further
+            tried[:, :, which], reached[:, which] = quotients, further
             doubtful[:, which] = ~same
             going[:, which] &= same | unsure
             going &= most > reached

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.autograd.products import batching_imported
-from jaccli.methods.base import Method, MethodGap, MethodTask, SelectionInput, attempt, spans
+from jaccli.autograd.seeds import spans
+from jaccli.methods.base import Method, MethodGap, MethodTask, SelectionInput, attempt
 from jaccli.runtime.kernels import unfused
 
 # Its name in notes, the function, and the context that it runs in.
@@ -30,6 +31,7 @@ class Forward(Method):
     name = "forward"
     by = "column"
     batched = True
+    needs_plain_attention = True
     kind = "forward"
     drawback = "{n_in} forward passes through the whole network"
     fallbacks = ("reverse", "loop")

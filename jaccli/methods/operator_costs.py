@@ -96,6 +96,7 @@ def _cost(op: Any, operands: list[Tensor], args: tuple[Any, ...], tensors: list[
     if packet in (aten.mm, aten.addmm, aten.bmm, aten.baddbmm):
         a, b = operands[-2].shape, operands[-1].shape
         batch = a[0] if len(a) == 3 else 1
+        # One more row multiplies the rows of the left factor: the backward pass of a product is a product of its size.
         return lambda rows: machine.gemm_seconds(rows * a[-2], a[-1], b[-1], batch, dtype) / speed
     if packet in (aten.convolution, aten._convolution):
         transposed, out = bool(args[6]), tensors[-1]

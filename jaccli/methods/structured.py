@@ -17,6 +17,8 @@ class Structured(Method):
     """
 
     name = "structured"
+    needs_plain_attention = True
+    recordable = True
     drawback = "a capture and a search, more than so few passes take"
     fallbacks = ("reverse", "loop", "forward")
 

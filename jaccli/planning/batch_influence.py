@@ -22,7 +22,7 @@ from jaccli.planning.linearize import Linearization, linearize, own, readable
 from jaccli.planning.memory import available
 from jaccli.text.wording import worded
 
-# Products are compared for one in so many of the samples that fit, as three more graphs are held meanwhile.
+# Products are compared for a quarter of a block: three more graphs (``heads, tails, both``) are held meanwhile.
 _SHARE = 4
 # Tensors of the widest activation's size that a pass without gradients holds.
 _TENSORS_OF_A_PASS = 4
@@ -50,12 +50,13 @@ def influence(network: Network, inputs: Inputs, block: Sequence[Linearization], 
         return None
     first, batch = block[0].linear.batch, inputs.batch
     n = max(1, min(first // _SHARE, batch - first))
+    # The first and the last samples: no block holds both groups, so that what their company does to them shows.
     ends = [*range(n)], [*range(batch - n, batch)]
     try:
         parts = [_some(inputs, numbers) for numbers in (*ends, ends[0] + ends[1])]
         heads, tails, both = (_linearized(network, part, block) for part in parts)
         among = _values(network, _some(inputs, _fitting(block, batch, n, limit)), block)
-    except JaccliError:
+    except JaccliError:  # the model does not take such a number of samples
         return None
     for whole, alone, head, tail, company in zip(among, block, heads, tails, both, strict=True):
         targets = [(alone.linear, whole[:first]), (tail.linear, whole[-n:])]

@@ -124,6 +124,7 @@ def decide(
     plan = linearization.structure
     if name != "structured" or name in others or plan is None:
         return decision
+    # ``sized`` estimated the memory from rows; the elimination order says what it really takes.
     structured = with_structure(linearization, plan, decision, budget)
     if structured.asked or structured.peak_bytes <= budget.limit:
         return structured
@@ -202,14 +203,18 @@ def _sized(
     Raises:
         TooLarge: one row of one sample does not fit.
     """
-    linear, how = linearization.linear, METHODS[method or "loop"]
-    batch, row = linear.batch, how.row_bytes(linear, sizes)
+    linear, chosen = linearization.linear, METHODS[method or "loop"]
+    batch, row = linear.batch, chosen.row_bytes(linear, sizes)
+    # Activations and J grow with the samples, rows with the chunk as well: one row of one sample is the least.
     fixed = sizes.total + budget.j_bytes(linearization)
     least = (fixed + row) / batch
     if budget.free < least:
         raise _too_large(linearization, budget, int(least) + budget.results)
+    # A larger working set than the caches hold saves no more calls' overhead, and is slower.
     fits = min(int(defaults.MEMORY_FILL * (budget.free - fixed)), max(defaults.WORKING_SET, row)) // row
-    chunk = chunk or max(1, min(int(fits), how.passes(linear.f.n_out, linear.f.n_in).count))
+    chunk = chunk or max(1, min(int(fits), chosen.passes(linear.f.n_out, linear.f.n_in).count))
+    # More samples at a time are worth more than more rows: a block needs room for a few rows only, and ``chunk_for``
+    # gives a larger block a smaller chunk.
     block = max(1, int(budget.free * batch / (fixed + min(chunk, defaults.TRIAL_ROWS) * row)))
     block = max(block, batch) if linearization.samples_mix else block
     peak = int(min(block, batch) / batch * (fixed + chunk * row)) + budget.results

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor
-
 from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.names import MethodName
@@ -45,15 +43,11 @@ def refuse_too_large(
     Raises:
         TooLarge: J does not fit.
     """
-    if inputs.batch < 2 or (max_memory is None and _bytes(inputs) <= defaults.PILOT_BYTES):
+    x = inputs.args[0]
+    if inputs.batch < 2 or (max_memory is None and x.numel() * x.element_size() <= defaults.PILOT_BYTES):
         return
     first = inputs.each(lambda tensor, dim: tensor.narrow(dim, 0, 1))
     accepted = [p for p in preview(network, first, pairs, graph=graph) if accept(p)]
     for linearization in accepted:
         limit = max_memory // len(accepted) if max_memory is not None else None
         check_memory(linearization, method, max_memory=limit, keep=keep)
-
-
-def _bytes(inputs: Inputs) -> int:
-    first = inputs.args[0]
-    return first.numel() * first.element_size() if isinstance(first, Tensor) else 0

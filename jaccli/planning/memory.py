@@ -13,7 +13,8 @@ from jaccli.safety.memory import available_memory
 def available(device: torch.device) -> int:
     """Bytes that may be used on a device when the user sets no limit.
 
-    In coarse steps, so that what other processes hold at the moment seldom changes how a batch is cut.
+    In coarse steps, so that what other processes hold at the moment seldom changes how a batch is cut: where samples
+    influence each other through the batch, J depends on that.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

@@ -55,6 +55,8 @@ def _off_rows(
         factors: of J.
     """
     u, row = u[samples], row[samples]
+    # The error of uᵀJ is relative to ‖u‖ times the norms of the factors, as rounding is: uᵀJ itself may be small by
+    # cancellation.
     product, size = u, norms(u)
     expects_finite = row.isfinite().all(1).cpu()
     finite = torch.ones_like(expects_finite)
@@ -65,9 +67,11 @@ def _off_rows(
     difference, size = apart(product, row), torch.fmax(size, norms(row))
     error = difference / size.clamp(min=torch.finfo(size.dtype).tiny)
     error = torch.where(difference <= torch.finfo(row.dtype).tiny, 0.0, error)  # digits that subnormal numbers lack
+    # A NaN of J where the backward pass is finite is an error of its own.
     error = torch.where(expects_finite & ~finite, torch.inf, error)
     if not bool((error > tolerance(torch.finfo(row.dtype).eps)).any()):
         return None
+    # Only now is the rounding of the row measured: that takes passes, and most J agree without.
     rounding = linearization.rounding
     if rounding is not None and rounding.steady:
         error = torch.where((difference <= rounding.row[samples]) & error.isfinite(), 0.0, error)

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.calibration import calibrate, load
-from jaccli.graph import with_bracketing
+from jaccli.graph import measured_rates, with_bracketing
+from jaccli.methods import METHODS
 from jaccli.networks.network import Network
-from jaccli.planning.decide import Decision, with_structure
-from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention
+from jaccli.planning.decide import Decision, decide, with_structure
+from jaccli.planning.linearize import Linearization, Pair, linearize
 from jaccli.run.blocks import RunOptions
 from jaccli.run.program_builder import ProgramBuilder
 from jaccli.run.program_cache import ProgramCache
+from jaccli.runtime.timed import timed
 from jaccli.text.quantities import seconds
+
+
+def tuned_decision(
+    network: Network, pair: Pair, inputs: Inputs, options: RunOptions, compile: bool
+) -> tuple[Linearization, Decision, ProgramCache | None]:
+    """f at the samples of a plan, the decision after the race, and the programs, where those are faster.
+
+    Cost: see ``decide`` and ``autotune``.
+
+    Raises:
+        TooLarge: J does not fit the memory.
+    """
+    with measured_rates():
+        with options.session(network):
+            (linearization,) = linearize(network, inputs, [pair], graph=options.needs_graph)
+            limit, chunk = options.max_memory, options.chunk
+            decision = decide(linearization, options.method, max_memory=limit, chunk=chunk, keep=inputs.batch)
+        return linearization, *autotune(network, pair, options, decision, inputs, linearization, compile)
 
 
 def autotune(
@@ -28,7 +48,7 @@ def autotune(
     decision: Decision,
     inputs: Inputs,
     linearization: Linearization,
-    compile: bool = False,
+    compile: bool,
 ) -> tuple[Decision, ProgramCache | None]:
     """The decision after the race, and the programs, where those are faster.
 
@@ -43,9 +63,9 @@ def autotune(
 
     Cost: some calls of each.
     """
-    if decision.method is None or options.method not in ("auto", "structured") or inputs.batch > decision.block:
+    if decision.method is None or not METHODS[options.method].recordable or inputs.batch > decision.block:
         return decision, None
-    with computing(network), exact_attention(options.exact_attention):
+    with options.session(network):
         gap = linearization.search_structure()
     plan = linearization.structure
     if plan is None:
@@ -91,9 +111,7 @@ def _seconds_of_method(builder: ProgramBuilder, decision: Decision, inputs: Inpu
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(defaults.REPLAY_TRIES):
-            start = time.perf_counter()
-            builder.without_program(inputs, decision)
-            best = min(best, time.perf_counter() - start)
+            best = min(best, timed(partial(builder.without_program, inputs, decision))[0])
             if best > 4 * program_s:
                 break
     return best

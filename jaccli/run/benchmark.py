@@ -21,22 +21,20 @@ from torch import Tensor
 from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.errors import JaccliError
-from jaccli.graph import measured_rates
 from jaccli.methods import MethodGap
-from jaccli.methods.base import reason
 from jaccli.names import MethodName
 from jaccli.networks.network import Network
-from jaccli.planning.decide import Decision, decide, predicted_seconds
+from jaccli.planning.decide import Decision, predicted_seconds
 from jaccli.planning.early_refusal import refuse_too_large
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
-from jaccli.run.autotune import autotune
+from jaccli.run.autotune import tuned_decision
 from jaccli.run.blocks import RunOptions, whole_jacobian
 from jaccli.run.execute import fill
 from jaccli.run.reference import Reference, reference, relative_error
+from jaccli.runtime.timed import timed
+from jaccli.runtime.torch_errors import reason
 
 Say = Callable[[str], None]
-# Of these a planned call is timed.
-PLANNED = ("auto", "structured")
 
 
 @dataclass
@@ -153,19 +151,11 @@ def _contender(
     """A method with its plan and its call; one that cannot be planned has failed."""
     contender = Contender(options.method)
     start = time.perf_counter()
-    cache = None
     try:
-        with measured_rates():
-            with computing(network), exact_attention(options.exact_attention):
-                (linearization,) = linearize(network, inputs, [pair], graph=options.needs_graph)
-                decision = decide(
-                    linearization, options.method, max_memory=options.max_memory, chunk=options.chunk, keep=inputs.batch
-                )
-            if options.method in PLANNED:
-                decision, cache = autotune(network, pair, options, decision, inputs, linearization, compile)
+        linearization, decision, cache = tuned_decision(network, pair, inputs, options, compile)
         contender.compile_s = cache.compile_s if cache is not None and compile else None
         contender.plan_s = time.perf_counter() - start - (contender.compile_s or 0.0)
-        with computing(network), exact_attention(options.exact_attention):
+        with options.session(network):
             contender.predicted_s = predicted_seconds(linearization, decision)
     except JaccliError as error:
         contender.status, contender.why = "failed", error.given
@@ -177,7 +167,7 @@ def _contender(
         contender.call = partial(whole_jacobian, network, inputs, pair, options, decision)
     else:
         contender.call = _method_call(network, inputs, pair, options, decision, probe)
-        contender.session = partial(computing, network)
+        contender.session = partial(options.session, network)
     return contender
 
 
@@ -189,10 +179,9 @@ def _method_call(
     assert method is not None
 
     def call() -> Tensor:
-        with exact_attention(options.exact_attention):
-            (linearization,) = linearize(network, inputs, [pair], graph=options.needs_graph, probe=False)
-            linearization = replace(linearization, samples_mix=probe.samples_mix)
-            return fill(linearization, method, decision.chunk).matrix
+        (linearization,) = linearize(network, inputs, [pair], graph=options.needs_graph, probe=False)
+        linearization = replace(linearization, samples_mix=probe.samples_mix)
+        return fill(linearization, method, decision.chunk).matrix
 
     return call
 
@@ -217,16 +206,7 @@ def _timed(contender: Contender) -> tuple[float, Tensor]:
     """Seconds of a call, and its J."""
     assert contender.call is not None
     with contender.session():
-        _synchronise()
-        start = time.perf_counter()
-        matrix = contender.call()
-        _synchronise()
-        return time.perf_counter() - start, matrix
-
-
-def _synchronise() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+        return timed(contender.call)
 
 
 def _rounds(warm: Sequence[float], max_time: float) -> int:

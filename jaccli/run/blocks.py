@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from jaccli.activations.record import Inputs
 from jaccli.errors import RefusedError
+from jaccli.methods import METHODS
 from jaccli.methods.base import Tick
 from jaccli.names import MethodName
 from jaccli.networks.network import Network
@@ -31,6 +33,10 @@ from jaccli.run.agreement import compared
 from jaccli.run.caveats import report_outcome
 from jaccli.run.execute import Outcome, run
 from jaccli.run.sample_ranges import has_row_a_sample, pilot_size, take_samples, too_few_fit
+from jaccli.runtime.timed import synchronize
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 # From a pair at a block, its decision, the block, and whether it is the last, to what computes J in another way.
 Instead = Callable[[Linearization, Decision, Inputs, bool], Callable[[], Tensor | None] | None]
@@ -53,12 +59,13 @@ class RunOptions:
     @property
     def needs_graph(self) -> bool:
         """Whether the forward pass is recorded for backward passes."""
-        return self.method != "finite-difference"
+        return METHODS[self.method].differentiates
 
-    @property
-    def exact_attention(self) -> bool:
-        """Whether attention must be made of operators that vmap and forward mode know."""
-        return self.method in ("auto", "structured", "reverse", "forward")
+    @contextmanager
+    def session(self, network: Network) -> Iterator[None]:
+        """The session in which the method computes: see ``computing`` and ``exact_attention``."""
+        with computing(network), exact_attention(METHODS[self.method].needs_plain_attention):
+            yield
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,7 @@ def stream(
     """
     watch = watch or Stopwatch()
     blocks = _Blocks(network, inputs, pairs, options, decisions, inputs.batch if keep else 0, accept, on_plan, watch)
-    with computing(network), exact_attention(options.exact_attention):
+    with options.session(network):
         if decisions is None:
             blocks.refuse_too_large()
         for start, size, linearizations, decided in blocks:
@@ -152,7 +159,8 @@ def stream(
                     compute = instead(linearization, decision, block, is_last)
                     watch.lap("plan_s")
                 yield _piece(linearization, decision, start, tick, watch, compute)
-            del linearizations, linearization  # before the next block is linearized
+            # Their graphs are freed before the next block is linearized: only one block's activations fit.
+            del linearizations, linearization
 
 
 @dataclass
@@ -185,10 +193,11 @@ class _Blocks:
                     raise too_few_fit(batch, self._fitting())
                 assert self.decisions is not None
                 self.on_plan(self.decisions, linearizations)
-                if self._fitting() < size:  # the first block was only to learn from
+                if self._fitting() < size:  # it was larger than what fits, and showed how much fits
                     size = self._fitting()
                     del linearizations
                     continue
+            # Asked once, of the first block, before any J is handed over: the answer changes the size of all blocks.
             if start == 0 and size < batch and self._belongs_together(linearizations, size):
                 size = batch
                 del linearizations
@@ -218,10 +227,10 @@ class _Blocks:
         """Decide for the pairs that are accepted; their linearizations."""
         accepted = [p for p in linearizations if self.accept(p)]
         self.pairs = [p.pair for p in accepted]
-        o = self.options
-        limit = o.max_memory // max(len(accepted), 1) if o.max_memory is not None else None
+        options = self.options
+        limit = options.max_memory // max(len(accepted), 1) if options.max_memory is not None else None
         self.decisions = [
-            decide(p, o.method, max_memory=limit, chunk=o.chunk, keep=self.kept_samples) for p in accepted
+            decide(p, options.method, max_memory=limit, chunk=options.chunk, keep=self.kept_samples) for p in accepted
         ]
         return accepted
 
@@ -263,7 +272,7 @@ def _piece(
     f = linearization.linear.f
     watch.restart()
     if decision.method is None and linearization.connected:
-        # A plan made where there was no path, used at a point where there is one.
+        # The plan was made at a point without a path (a dead ReLU), and here there is one.
         decision = decide(linearization, "auto")
     matrix = compute() if compute is not None else None
     error, unsettled = compared(linearization, matrix) if matrix is not None else (None, 0)
@@ -273,7 +282,7 @@ def _piece(
         outcome = Outcome(matrix, "structured", unsettled=unsettled)
         tick(f.n_out)
     if outcome.matrix.device.type != "cpu":
-        torch.accelerator.synchronize()
+        synchronize()
     watch.lap("compute_s")
     report_outcome(linearization, outcome)
     shapes = f.source.view.shape, f.target.view.shape
@@ -282,8 +291,8 @@ def _piece(
 
 def whole_jacobian(
     network: Network, inputs: Inputs, pair: Pair, options: RunOptions, decision: Decision | None = None
-) -> Tensor:
-    """J ``(batch, n_out, n_in)`` of one pair and all samples; arguments and errors as for ``stream``.
+) -> Shaped[Tensor, "batch n_out n_in"]:
+    """J of one pair and all samples; arguments and errors as for ``stream``.
 
     Several blocks are copied into place one after another, so that the whole is held once.
     """
@@ -291,7 +300,7 @@ def whole_jacobian(
     pieces = stream(network, inputs, [pair], options, keep=True, decisions=decisions)
     first = next(pieces).outcome.matrix
     if first.shape[0] == inputs.batch:
-        pieces.close()
+        pieces.close()  # leaves the session now, not when the generator is collected
         return first
     whole = first.new_empty(inputs.batch, *first.shape[1:])
     whole[: first.shape[0]] = first

@@ -7,10 +7,10 @@ import torch
 from jaccli import defaults
 from jaccli.errors import note, warn
 from jaccli.linearization.differences import unchecked
-from jaccli.methods.base import is_out_of_memory
 from jaccli.planning.linearize import Linearization
 from jaccli.planning.mixing_message import mixing
 from jaccli.run.execute import Outcome
+from jaccli.runtime.torch_errors import is_out_of_memory
 from jaccli.text.wording import worded
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -36,6 +36,7 @@ def report_outcome(linearization: Linearization, outcome: Outcome) -> None:
     if outcome.error_estimate is not None:
         say = warn if outcome.error_estimate > defaults.DOUBTFUL_ERROR else note
         say(f"{name}: finite differences, estimated relative error {outcome.error_estimate:.1g}")
+    # One norm is cheaper than a mask of J: the mask is made only where the norm is not finite.
     if not bool(torch.linalg.vector_norm(outcome.matrix).isfinite()):
         bad = ~outcome.matrix.isfinite()
         if bool(bad.any()):  # else the sum of squares overflowed

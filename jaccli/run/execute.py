@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,12 +13,16 @@ from jaccli import defaults
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, note, warn
 from jaccli.graph import Bracketing
 from jaccli.methods import METHODS, MethodGap, MethodName, MethodTask
-from jaccli.methods.base import Tick, is_out_of_memory, reason
+from jaccli.methods.base import Tick
 from jaccli.planning.decide import Decision
 from jaccli.planning.linearize import Linearization
 from jaccli.planning.linearize.sample_independence import leaks
 from jaccli.run.agreement import compared, disagreement
+from jaccli.runtime.torch_errors import is_out_of_memory, reason
 from jaccli.text.wording import worded
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Outcome:
     """J of some samples, and how it was obtained.
 
     Args:
-        matrix: J ``(batch, n_out, n_in)``.
+        matrix: J.
         method: the method that computed it, which after a gap is not the decision's.
         error_estimate: relative Frobenius error, from methods that are not exact.
         notes: why another method was taken, and what methods note themselves.
@@ -33,7 +38,7 @@ class Outcome:
         unsettled: the number of samples whose J could not be checked.
     """
 
-    matrix: Tensor
+    matrix: Shaped[Tensor, "batch n_out n_in"]
     method: str
     error_estimate: float | None = None
     notes: tuple[str, ...] = ()
@@ -42,13 +47,14 @@ class Outcome:
 
 
 def run(
-    linearization: Linearization, decision: Decision, *, tick: Tick = lambda done: None, check: bool = True
+    linearization: Linearization, decision: Decision, *, tick: Tick = lambda done: None
 ) -> tuple[Outcome, Linearization]:
     """J of linearized samples, and the linearization, corrected where a check showed that samples mix.
 
-    Cost: the method's passes, and with ``check`` one product of J with a vector. A method that cannot
-    do the model is replaced by the next that can, with a note; a J that disagrees with a single
-    backward pass is taken again row by row, with a warning.
+    A method that cannot be used for the model is replaced by the first of its fallbacks that can, with a note. A J that
+    disagrees with plain backward passes is computed again row by row, with a warning.
+
+    Cost: the method's passes, and a backward pass and a product of J with a vector, by which J is checked.
 
     Raises:
         UnsupportedError: no method can do this model.
@@ -61,6 +67,7 @@ def run(
     last = () if decision.asked else METHODS["auto"].fallbacks
     for method in (decision.method, *METHODS[decision.method].fallbacks, *last):
         chunk = decision.chunk_for(linear.batch)
+        # The decision sized the chunk for its own method; a row of another one may need more memory.
         chunk = chunk if method == decision.method else min(chunk, defaults.TRIAL_ROWS)
         try:
             outcome = fill(linearization, method, chunk, tick, decision.bracketing)
@@ -68,8 +75,8 @@ def run(
             gaps.append(f"{method}: {gap}")
             continue
         if gaps:
-            outcome = Outcome(**{**vars(outcome), "notes": (f"{gaps[0]}; taken with {method}", *outcome.notes)})
-        return _verified(linearization, outcome) if check else (outcome, linearization)
+            outcome = replace(outcome, notes=(f"{gaps[0]}; taken with {method}", *outcome.notes))
+        return _verified(linearization, outcome)
     raise UnsupportedError(
         f"no Jacobian by {decision.method}: {gaps[0].split(': ', 1)[1]}",
         "expected a model that this method can differentiate",
@@ -126,23 +133,24 @@ def _verified(linearization: Linearization, outcome: Outcome) -> tuple[Outcome, 
         return replace(outcome, unsettled=unsettled), linearization
     if linearization.probe.backward_gap is not None:
         return _confirmed(linearization, outcome, error), linearization
-    again = outcome if outcome.method == "loop" else fill(linearization, "loop", 1)
-    second = disagreement(linearization, again.matrix)
-    if second is not None and not linearization.samples_mix and leaks(linearization.linear):
+    by_rows = outcome if outcome.method == "loop" else fill(linearization, "loop", 1)
+    remaining = disagreement(linearization, by_rows.matrix)
+    # Even rows one by one disagree: then the comparison may rest on a wrong assumption, that samples do not mix.
+    if remaining is not None and not linearization.samples_mix and leaks(linearization.linear):
         # Samples mix in a way that every other sample does not show.
         linearization = linearization.with_mixing_samples()
-        again = fill(linearization, "loop", 1)
-        second = disagreement(linearization, again.matrix)
-        if second is None:
-            return again, linearization
+        by_rows = fill(linearization, "loop", 1)
+        remaining = disagreement(linearization, by_rows.matrix)
+        if remaining is None:
+            return by_rows, linearization
     if outcome.method != "loop":
-        say = note if second is None else warn
+        say = note if remaining is None else warn
         say(
             f"{outcome.method} gave a Jacobian that is {error:.2g} off an independent backward pass; "
             "it was taken again row by row (loop)"
         )
-    _warn_of_backward_pass(linearization, second)
-    return again, linearization
+    _warn_of_backward_pass(linearization, remaining)
+    return by_rows, linearization
 
 
 def _warn_of_backward_pass(linearization: Linearization, error: float | None) -> None:
@@ -165,12 +173,12 @@ def _confirmed(linearization: Linearization, outcome: Outcome, error: float) -> 
     others: tuple[tuple[MethodName, Callable[[str], None]], ...] = (("forward", note), ("finite-difference", warn))
     for method, say in others:
         try:
-            again = fill(linearization, method, defaults.TRIAL_ROWS) if method != outcome.method else None
+            replacement = fill(linearization, method, defaults.TRIAL_ROWS) if method != outcome.method else None
         except MethodGap:
             continue
-        if again is not None and compared(linearization, again.matrix) == (None, 0):
+        if replacement is not None and compared(linearization, replacement.matrix) == (None, 0):
             say(f"{linearization.name}: {gap}, and there is no backward pass; taken with {method}")
-            return replace(again, notes=(*outcome.notes, *again.notes))
+            return replace(replacement, notes=(*outcome.notes, *replacement.notes))
     remedy = "" if outcome.matrix.dtype == torch.float64 else worded(", or try {dtype:float64}")
     text = "{name}: {gap}, there is no backward pass, and no other method is confirmed: do not rely on J{remedy}"
     warn(worded(text, name=linearization.name, gap=gap, remedy=remedy))

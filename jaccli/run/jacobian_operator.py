@@ -25,7 +25,8 @@ from jaccli.linearization.verify import Truth
 Session = Callable[[], AbstractContextManager[None]]
 # JV or JᵀU: ``(batch, n, k)`` → ``(batch, m, k)``.
 Product = Callable[[Tensor], Tensor]
-# How many vectors must have been asked for before an implementation is tried that first imports, or captures the graph.
+# How many vectors must have been asked for before an implementation is tried that imports first (sympy, at the first
+# batched pass: 0.4 s), or that captures the network as a graph first.
 BATCHED_FROM = 8
 GRAPH_FROM = 2
 
@@ -60,7 +61,10 @@ class Setting:
 
 
 class JacobianOperator(LinearMap):
-    """The Jacobians of a batch of samples as one batched linear map at a fixed point.
+    """The Jacobians ``(batch, n_out, n_in)`` of a batch of samples as one batched linear map at a fixed point.
+
+    ``matvec`` is Jv, ``(batch, n_in)`` → ``(batch, n_out)``; ``rmatvec`` is Jᵀu, the other way; ``matmat`` and
+    ``rmatmat`` take k vectors at once, ``(batch, n, k)``. Results have the target's dtype and device.
 
     The forward pass was made when the operator was. ``rmatvec`` costs one backward pass. ``matvec`` has several
     implementations: the derivatives of the network's operators, one by one (as in ``structured``), a backward pass that
@@ -70,6 +74,17 @@ class JacobianOperator(LinearMap):
 
     Products raise ``UsageError`` once the model's parameters or buffers have changed, and ``UnsupportedError`` where
     no implementation works, nor J itself.
+
+    Source: Jv by two backward passes is J. Townsend, *A new trick for calculating Jacobian vector products*, 2017;
+    forward mode is R. E. Wengert, 1964.
+
+    Example:
+        >>> import jaccli, torch
+        >>> j = jaccli.operator(torch.nn.Softmax(dim=1), torch.zeros(1, 2))
+        >>> j
+        JacobianOperator(input → output, shape=(1, 2, 2), torch.float32)
+        >>> j.matvec(torch.tensor([[1.0, 0.0]]))
+        tensor([[ 0.2500, -0.2500]])
 
     Args:
         linear: f at the point, with its graph.
@@ -217,6 +232,6 @@ class OneOf(LinearMap):
         return self
 
     def _among(self, vectors: Tensor) -> Tensor:
-        every = vectors.new_zeros(self._of.shape[0], *vectors.shape[1:])
-        every[self._b] = vectors[0]
-        return every
+        padded = vectors.new_zeros(self._of.shape[0], *vectors.shape[1:])
+        padded[self._b] = vectors[0]
+        return padded

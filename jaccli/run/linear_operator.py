@@ -158,4 +158,5 @@ def _session_as_now(network: Network) -> Session:
 
 def _versions(network: Network) -> list[tuple[int, int]]:
     """Equal as long as no parameter or buffer was replaced or written into."""
+    # ``id`` changes when a parameter is replaced, ``_version`` when it is written into; inference tensors have none.
     return [(id(t), 0 if t.is_inference() else t._version) for t in network.tensors()]

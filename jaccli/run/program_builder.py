@@ -21,17 +21,17 @@ from jaccli.activations.record import Inputs
 from jaccli.errors import note
 from jaccli.graph import Bracketing, CompileGap, Pool, Program, capture, compiled, plan_elimination, programs_of
 from jaccli.linear_maps.agreement import programs_agree
-from jaccli.methods.base import perturbed
 from jaccli.networks.network import Network
 from jaccli.planning.decide import Decision
-from jaccli.planning.linearize import Pair, computing, exact_attention, linearize
+from jaccli.planning.linearize import Pair, linearize
+from jaccli.planning.linearize.nearby import perturbed
 from jaccli.run.blocks import RunOptions, whole_jacobian
 from jaccli.run.program_runner import ProgramRunner, contiguous, groupings, tensors, threads
 from jaccli.run.sample_ranges import take_samples
 from jaccli.text.wording import worded
 
-# One program is faster than another if it takes this many times less; else the one that keeps less memory is taken.
-CLEARLY = 1.05
+# A program is faster than another if that takes this many times as long; else the one that keeps less memory is taken.
+FASTER = 1.05
 # Programs within this of the fastest are timed again in turns, so many times.
 NEAR = 1.8
 TURNS = 3
@@ -97,7 +97,7 @@ class ProgramBuilder:
             runner = self._in_groups(self._against_rivals(best, inputs), bracketing, inputs, truth)
             decision = replace(decision, bracketing=bracketing)
             return (runner, bracketing) if self._is_right_elsewhere(runner, inputs, decision) else None
-        except Exception:  # whatever fails in a program, the plan does without one
+        except Exception:  # a program is a faster way to J that is there without it: no error of it may reach the user
             return None
 
     def _record(
@@ -105,7 +105,7 @@ class ProgramBuilder:
     ) -> _Candidate | None:
         """The program of a bracketing, timed; None where it gives another J."""
         samples = take_samples(inputs, 0, inputs.batch // groups)
-        with computing(self.network), exact_attention(self.options.exact_attention):
+        with self.options.session(self.network):
             (linearization,) = linearize(self.network, samples, [self.pair], graph=False, probe=False)
             graph = capture(linearization.linear.f)
             (program, *rivals), _ = programs_of(graph, plan_elimination(graph, bracketing), fusing=not self.compile)
@@ -155,7 +155,7 @@ class ProgramBuilder:
             for program in candidate.rivals
         ]
         near = _near_the_fastest([runner, *rivals], inputs) if rivals else [runner]
-        return min(near, key=lambda other: other.seconds * (1 if other is runner else CLEARLY))
+        return min(near, key=lambda other: other.seconds * (1 if other is runner else FASTER))
 
     def _in_groups(
         self, runner: ProgramRunner, bracketing: Bracketing | None, inputs: Inputs, truth: Tensor
@@ -180,10 +180,10 @@ class ProgramBuilder:
 
 
 def _fastest(runners: Sequence[ProgramRunner], inputs: Inputs) -> ProgramRunner:
-    """The fastest; of those that are within ``CLEARLY`` of it, the one that keeps the least memory."""
+    """The fastest; of those that are within ``FASTER`` of it, the one that keeps the least memory."""
     near = _near_the_fastest(runners, inputs)
     least = min(r.seconds for r in near)
-    return min((r for r in near if r.seconds <= CLEARLY * least), key=lambda r: r.kept_bytes)
+    return min((r for r in near if r.seconds <= FASTER * least), key=lambda r: r.kept_bytes)
 
 
 def _near_the_fastest(runners: Sequence[ProgramRunner], inputs: Inputs) -> list[ProgramRunner]:

@@ -15,7 +15,7 @@ from jaccli.errors import ResourceError, UsageError, note, warn
 from jaccli.graph import Bracketing
 from jaccli.networks.state.fingerprint import Fingerprint
 from jaccli.planning.decide import Decision
-from jaccli.planning.linearize import computing, exact_attention, linearize
+from jaccli.planning.linearize import linearize
 from jaccli.run.agreement import compared
 from jaccli.run.caveats import report_unchecked
 from jaccli.run.program_builder import ProgramBuilder
@@ -61,6 +61,7 @@ class ProgramCache:
         key = signature(inputs)
         if key not in self.programs:
             matrix = self.builder.without_program(inputs, self.decision)
+            # The oldest goes: dicts keep the order of insertion. Each program holds memory for its results.
             if len(self.programs) >= defaults.REPLAY_KEPT:
                 self.programs.pop(next(iter(self.programs)))
             self.programs[key] = self._build(inputs, truth=matrix)
@@ -68,6 +69,7 @@ class ProgramCache:
         runner = self.programs[key]
         result = self._run(runner, inputs) if runner is not None else None
         if result is None:
+            # Given up while the network stays as it is: wrong at one point, it may be wrong at any.
             self.programs[key] = None
             return self.builder.without_program(inputs, self.decision)
         _warn_of_nonfinite(result)
@@ -84,6 +86,7 @@ class ProgramCache:
                 ) from None
             note(f"the recorded program fails, and is not used any more: {reason(error)}")
             return None
+        # Guards are what the model read out of its activations (``item``, a branch) when the program was recorded.
         for value, recorded in zip(values, runner.guards, strict=True):
             if value.item() != recorded:
                 raise UsageError(
@@ -99,10 +102,10 @@ class ProgramCache:
         Cost: there, a forward and two backward passes.
         """
         runner.calls += 1
-        if runner.calls & (runner.calls - 1):
+        if runner.calls & (runner.calls - 1):  # not a power of two
             return True
         builder = self.builder
-        with computing(builder.network), exact_attention(builder.options.exact_attention):
+        with builder.options.session(builder.network):
             (linearization,) = linearize(builder.network, inputs, [builder.pair])
             error, unsettled = compared(linearization, matrix)
         if error is None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from jaccli import defaults
 from jaccli.activations.record import Inputs
 from jaccli.graph import Pool, Program, tensors_in
 from jaccli.run.sample_ranges import take_samples
+from jaccli.runtime.timed import timed
 
 
 @dataclass
@@ -50,6 +51,7 @@ class ProgramRunner:
         with torch.no_grad(), threads(self.threads), self._borrowed_buffers(device) as buffers:
             if not program.fills_output and groups == 1:
                 matrix, *values = program.run(tensors(inputs), None, buffers)
+                # A constant J is one tensor of the program, which the caller must not be able to write into.
                 return matrix.clone() if program.constant else matrix, tuple(values)
             batch, *shape = program.shape
             matrix = self.pool.take((groups * batch, *shape), program.dtype, device)
@@ -83,6 +85,7 @@ class ProgramRunner:
         if self.program.memory_plan is None:
             yield ()
             return
+        # pop and append are atomic: of two threads one has the kept buffers, the other one makes its own.
         try:
             buffers = self.buffers.pop()
         except IndexError:
@@ -107,12 +110,7 @@ class ProgramRunner:
 
     def measure(self, inputs: Inputs) -> float:
         """Seconds of a call: the least of some."""
-        times = []
-        for _ in range(defaults.REPLAY_TRIES):
-            start = time.perf_counter()
-            self.run(inputs)
-            times.append(time.perf_counter() - start)
-        return min(times)
+        return min(timed(partial(self.run, inputs))[0] for _ in range(defaults.REPLAY_TRIES))
 
 
 def _flat_groups(matrix: Tensor, groups: int) -> list[Tensor]:
@@ -136,7 +134,7 @@ def contiguous(inputs: Inputs) -> Inputs:
 
 
 def tensors(inputs: Inputs) -> list[Tensor]:
-    """All tensors of a call, in order."""
+    """All tensors of a call, of any shapes, in the order in which a program takes them."""
     return [t.detach() for t in tensors_in((inputs.args, dict(inputs.kwargs)))]
 
 

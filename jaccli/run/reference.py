@@ -6,6 +6,7 @@ Where the model has no float64 form, J is computed row by row in the model's own
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,17 +21,20 @@ from jaccli.planning.linearize import Linearization, Pair, computing, exact_atte
 from jaccli.run.agreement import disagreement
 from jaccli.run.execute import fill
 
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
 
 @dataclass(frozen=True)
 class Reference:
     """J to compare others with.
 
     Args:
-        matrix: J ``(batch, n_out, n_in)``, float64 where that works; None where no backward pass works.
+        matrix: J, float64 where that works; None where no backward pass works.
         name: how it was obtained.
     """
 
-    matrix: Tensor | None
+    matrix: Shaped[Tensor, "batch n_out n_in"] | None
     name: str
 
 
@@ -73,8 +77,10 @@ def _rows(linearization: Linearization) -> Tensor:
     return fill(linearization, "loop", 1).matrix
 
 
-def relative_error(matrix: Tensor, truth: Tensor | None) -> float | None:
-    """The largest relative Frobenius error of a sample of ``(batch, n_out, n_in)``; absolute where its J is zero."""
+def relative_error(
+    matrix: Shaped[Tensor, "batch n_out n_in"], truth: Shaped[Tensor, "batch n_out n_in"] | None
+) -> float | None:
+    """The largest relative Frobenius error of a sample; absolute where its J is zero."""
     if truth is None:
         return None
     difference = norm((matrix.double() - truth.double()).flatten(1), (1,))

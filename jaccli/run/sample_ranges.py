@@ -28,8 +28,8 @@ def take_samples(inputs: Inputs, start: int, size: int) -> Inputs:
 
 def pilot_size(inputs: Inputs) -> int:
     """How many samples the first block has: few where samples are large."""
-    first = inputs.args[0]
-    sample = first.numel() * first.element_size() // max(inputs.batch, 1) if isinstance(first, Tensor) else 1
+    x: Tensor = inputs.args[0]
+    sample = x.numel() * x.element_size() // inputs.batch
     return max(defaults.PILOT_SAMPLES, defaults.PILOT_BYTES // max(sample, 1))
 
 
@@ -58,13 +58,14 @@ def has_row_a_sample(network: Network, inputs: Inputs, pairs: Sequence[Pair], si
     if not any(isinstance(e, Tensor) and e.dim() and e.shape[0] == inputs.batch for e in extras):
         return True
     sources, targets = [s for s, _ in pairs], [t for _, t in pairs]
+    # The last ones: of an argument that is not one row a sample, the first rows might fit by chance.
     size = min(size, inputs.batch)
     last = take_samples(inputs, inputs.batch - size, size)
-    every = record(network, inputs, sources, targets, live=False).targets
-    few = record(network, last, sources, targets, live=False).targets
+    among_all = record(network, inputs, sources, targets, live=False).targets
+    alone = record(network, last, sources, targets, live=False).targets
     return all(
-        few[t].activation.shape[1:] == every[t].activation.shape[1:]
-        and values_agree(few[t].activation, every[t].activation[-size:])
+        alone[t].activation.shape[1:] == among_all[t].activation.shape[1:]
+        and values_agree(alone[t].activation, among_all[t].activation[-size:])
         for t in set(targets)
-        if t in every
+        if t in among_all
     )

@@ -26,7 +26,7 @@ _BY_IDENTITY = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType)
 def signature(inputs: Inputs) -> Signature:
     """Shapes, dtypes and devices of all tensors, which are inputs of a program; everything else by its content now."""
     layout = tuple((tuple(t.shape), t.dtype, t.device) for t in tensors(inputs))
-    if len(inputs.args) + len(inputs.kwargs) == 1:
+    if len(inputs.args) + len(inputs.kwargs) == 1:  # the usual case; every call of a plan waits for this
         return layout, ()
     return layout, tuple(map(_content, (*inputs.args, *inputs.kwargs.items())))
 
@@ -46,6 +46,7 @@ def _content(value: Any, held_by: tuple[int, ...] = ()) -> Hashable:
     content = None if isinstance(value, _BY_IDENTITY) else getattr(value, "__dict__", None)
     if content is None or len(held_by) == _DEEPEST or id(value) in held_by:
         return kind, id(value)
+    # An object is itself, with the content that it has now: ``__eq__`` of user code is not to be relied on.
     return kind, id(value), _content(dict(content), (*held_by, id(value)))
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 Matrix = npt.NDArray[np.float64]
 
@@ -21,7 +25,7 @@ _PRIMES = (2**31 - 1, 2**31 - 19)
 _MOST = 256
 
 
-def sign_and_log(matrix: Tensor, sigma: Tensor) -> tuple[float, float]:
+def sign_and_log(matrix: Shaped[Tensor, "n n"], sigma: Shaped[Tensor, "n"]) -> tuple[float, float]:
     """Sign 1, -1 or 0 and log|det J| of a square J in float64, by LU decomposition: 0 and -inf of a J that is singular.
 
     LU is exact for a matrix that differs from J by about n eps ‖J‖₂. If the smallest singular value is below that,
@@ -30,14 +34,14 @@ def sign_and_log(matrix: Tensor, sigma: Tensor) -> tuple[float, float]:
     nothing overflows.
 
     Args:
-        matrix: ``(n, n)``, finite.
+        matrix: J, finite.
         sigma: its singular values, descending.
 
     Cost: O(n³), a fraction of a singular value decomposition.
     """
     j = matrix.detach().to("cpu", torch.float64)
-    warnings = float(sigma[-1]) <= len(j) * torch.finfo(torch.float64).eps * float(sigma[0])
-    if warnings and len(j) <= _MOST and all(_vanishes(j.numpy(), prime) for prime in _PRIMES):
+    may_be_singular = float(sigma[-1]) <= len(j) * torch.finfo(torch.float64).eps * float(sigma[0])
+    if may_be_singular and len(j) <= _MOST and all(_vanishes(j.numpy(), prime) for prime in _PRIMES):
         return 0.0, -math.inf
     balanced, exponents = _balanced(j.numpy())
     exponent = math.frexp(float(np.abs(balanced).max()))[1] - 1  # 1 stays 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,22 +13,24 @@ from torch import Tensor
 from jaccli.linear_maps.extreme_singular_values import spectral_norm
 from jaccli.linear_maps.norms import norm, power_of_two
 from jaccli.linear_maps.square import check_square
-from jaccli.names import NORMS
 from jaccli.text.wording import worded
 
-__all__ = ["FIELDS", "NORMS", "deviation", "spectral_norm", "summary"]
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 FIELDS = ("frobenius", "relative", "spectral", "l1", "max_abs", "trace", "alpha", "identity_share")
 
 
-def deviation(matrix: Tensor) -> dict[str, float]:
+def deviation(matrix: Shaped[Tensor, "n_out n_in"]) -> dict[str, float]:
     """The distance of one sample's J from the identity, by several norms.
 
     With D = J − I: ‖D‖_F, ‖D‖_F/√n, ‖D‖₂, Σ|D|, max|D|, tr J, α = tr J/n and α²n/‖J‖_F², which is the
     share of ‖J‖_F² that lies along the identity: NaN of J = 0. All are NaN where an entry is not finite.
 
     Args:
-        matrix: ``(n, n)``; the figures are taken in float64.
+        matrix: J; the figures are computed in float64 on the CPU.
+
+    Cost: a largest singular value, the rest O(n²).
 
     Raises:
         UsageError: not square.
@@ -39,7 +42,7 @@ def deviation(matrix: Tensor) -> dict[str, float]:
         return dict.fromkeys(FIELDS, math.nan)
     d = j - torch.eye(n_in, dtype=torch.float64)
     frobenius, trace = float(norm(d)), float(j.trace())
-    unit = j / power_of_two(j)
+    unit = j / power_of_two(j)  # squares of its entries neither overflow nor vanish
     squares = float(unit.square().sum())
     return {
         "frobenius": frobenius,
@@ -59,7 +62,7 @@ def summary(samples: Sequence[dict[str, float]], fields: Sequence[str]) -> dict[
     for name in fields:
         values = np.array([sample[name] for sample in samples], dtype=np.float64)
         size = float(power_of_two(torch.from_numpy(values)))
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):  # of inf − inf
             unit = values / size
             beyond = bool(np.isinf(values).any()) and not np.isnan(values).any()
             table[name] = {

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 Figures = Mapping[str, Tensor]
 # 95 % of a normal distribution lie within so many standard deviations.
@@ -23,12 +27,12 @@ class Estimate:
     wider than the plain one by Student's factor.
 
     Args:
-        value: ``(batch,)`` float64.
-        stderr: ``(batch,)`` float64; 0 where the value is exact.
+        value: float64, on the CPU.
+        stderr: likewise; 0 where the value is exact.
     """
 
-    value: Tensor
-    stderr: Tensor
+    value: Shaped[Tensor, "batch"]
+    stderr: Shaped[Tensor, "batch"]
 
     def __repr__(self) -> str:
         pairs = zip(self.value[:SHOWN].tolist(), self.stderr[:SHOWN].tolist(), strict=True)
@@ -36,14 +40,14 @@ class Estimate:
         return f"Estimate({', '.join(shown)}{', …' * (len(self.value) > SHOWN)}; {len(self.value)} samples)"
 
 
-def jackknifed(probes: Tensor, figures: Callable[[Tensor], Figures]) -> dict[str, Estimate]:
+def jackknifed(probes: Shaped[Tensor, "m batch q"], figures: Callable[[Tensor], Figures]) -> dict[str, Estimate]:
     """Figures of the mean over probes, with standard errors from leaving out one probe at a time (the jackknife).
 
     J. W. Tukey, *Bias and confidence in not-quite large samples*, 1958. For a mean itself this is the usual standard
     error. With one probe the errors are infinite.
 
     Args:
-        probes: ``(m, batch, q)``: the q numbers that each of m independent probes gave.
+        probes: the q numbers that each of m independent probes gave.
         figures: means ``(…, batch, q)`` → named figures ``(…, batch)``.
 
     Returns:
@@ -55,6 +59,7 @@ def jackknifed(probes: Tensor, figures: Callable[[Tensor], Figures]) -> dict[str
     if m < 2:
         return {name: Estimate(value, torch.full_like(value, torch.inf)) for name, value in whole.items()}
     without = figures((mean * m - probes) / (m - 1))
+    # Few probes: the interval of Student's distribution, expressed as a wider standard error.
     # ``scipy.stats`` has it too, and takes most of a second to import.
     from scipy.special import stdtrit
 

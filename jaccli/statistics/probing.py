@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,17 +14,49 @@ from jaccli.linear_maps.matrix_free import MatrixFree
 from jaccli.linear_maps.norms import orthonormal
 from jaccli.statistics.jackknife import Estimate, Figures, jackknifed, within
 
-# Products of a first look, which shows whether a few directions make up most of the map.
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
+# Probes of the pilot, which shows whether a few directions make up most of the map.
 PILOT = 8
-# They do if the square of one probe varies by this share of its mean, or more: the share is 2 over the number of
-# directions that count.
+# They do if the variance of a probe's square is this share of its squared mean, or more. For a map with r equal
+# singular values that share is about 2 / r: up to four directions.
 CONCENTRATED = 0.5
-# With a tolerance: the first number of probes.
+# The first number of probes where a tolerance is stated.
 FIRST = 16
-# Without one, and without a number of probes: so many.
+# The number of probes where neither a tolerance nor a number is stated.
 PROBES = 64
 # The rounding of products, in units of their machine epsilon.
 ROUNDING = 4
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much an estimate may cost.
+
+    Args:
+        probes: independent random vectors; each figure's own number if None.
+        tolerance: the largest 95 % interval to either side, as a share of the main figure.
+        generator: draws the probes.
+        most: vectors that may be in memory at once.
+    """
+
+    probes: int | None
+    tolerance: float | None
+    generator: torch.Generator
+    most: int | None = None
+
+    @property
+    def products(self) -> int | None:
+        """Products of a probing without a tolerance: ``probes``, or as many as fit the memory."""
+        if self.tolerance is not None or self.probes is not None or self.most is None:
+            return self.probes
+        return min(self.most, PROBES)
+
+
+def effort_of(probes: int | None, tolerance: float | None, seed: int) -> Effort:
+    """An effort whose probes are drawn from a seed."""
+    return Effort(probes, tolerance, torch.Generator().manual_seed(seed))
 
 
 @dataclass
@@ -67,21 +100,18 @@ class Probing:
         self.spent += count
 
     def deflate(self, rank: int) -> None:
-        """Make ``rank`` directions known exactly. Cost: twice as many products, and a QR decomposition."""
-        image = self.a.matmat(self._signs(rank))
-        if self.basis is not None:
-            image = torch.cat([self.basis, image], 2)
-        self.basis, _ = orthonormal(image)
+        """Make ``rank`` directions known exactly, once. Cost: twice as many products, and a QR decomposition."""
+        self.basis, _ = orthonormal(self.a.matmat(self._signs(rank)))
         self.known = self.a.rmatmat(self.basis)
         self.spent += rank + self.basis.shape[2]
 
-    def _signs(self, count: int) -> Tensor:
+    def _signs(self, count: int) -> Shaped[Tensor, "batch n_in k"]:
         batch, _, n_in = self.a.shape
         signs = torch.randint(0, 2, (batch, n_in, count), generator=self.generator, dtype=torch.int8)
         return (2 * signs - 1).to(self.a.device, self.a.dtype)
 
-    def samples(self) -> Tensor:
-        """‖(I − QQᵀ)Jg‖² and gᵀ(I − QQᵀ)Jg of every probe: ``(m, batch, 2)`` float64, on the CPU."""
+    def samples(self) -> Shaped[Tensor, "m batch 2"]:
+        """‖(I − QQᵀ)Jg‖² and gᵀ(I − QQᵀ)Jg of each of m probes: float64, on the CPU."""
         samples = []
         for number, image in enumerate(self.images):
             rest = image if self.basis is None else image - self.basis @ (self.basis.mT @ image)
@@ -90,8 +120,8 @@ class Probing:
             samples.append(torch.stack([squares, traces], -1).movedim(1, 0))
         return torch.cat(samples).cpu()
 
-    def exact(self) -> Tensor:
-        """‖QᵀJ‖² and tr QᵀJQ: ``(batch, 2)`` float64, on the CPU."""
+    def exact(self) -> Shaped[Tensor, "batch 2"]:
+        """‖QᵀJ‖² and tr QᵀJQ: float64, on the CPU."""
         if self.basis is None or self.known is None:
             return torch.zeros(self.a.shape[0], 2, dtype=torch.float64)
         known = self.known.double()
@@ -107,33 +137,23 @@ class Probing:
         return bool((varies * share.square() > CONCENTRATED).any())
 
 
-def estimated(
-    a: MatrixFree,
-    figures: Callable[[Tensor], Figures],
-    main: str,
-    *,
-    probes: int | None = None,
-    tolerance: float | None = None,
-    generator: torch.Generator,
-) -> dict[str, Estimate]:
+def estimated(a: MatrixFree, figures: Callable[[Tensor], Figures], main: str, effort: Effort) -> dict[str, Estimate]:
     """Figures of ‖J‖_F² and tr J, each with its standard error.
 
     Args:
         a: the map.
         figures: ``(…, batch, 2)``, the squared norm and the trace (0 of a map that is not square) → figures.
-        main: the figure that ``tolerance`` is of.
-        probes: products to spend; 64 if neither is given. With as many as rows or columns figures are exact.
-        tolerance: the largest 95 % interval to either side, as a share of the main figure; probes are doubled until
-            it is met.
-        generator: draws the probes.
+        main: the figure that the tolerance is of.
+        effort: its ``products`` are spent, 64 if it states neither those nor a tolerance; with as many as rows or
+            columns the figures are exact. With a tolerance, probes are doubled until it is met.
 
     Cost: as many products; memory for (batch, n, probes) numbers, twice.
     """
-    smaller = min(a.shape[1:])
+    smaller, probes, tolerance = min(a.shape[1:]), effort.products, effort.tolerance
     limit = probes if probes is not None else smaller if tolerance is not None else min(PROBES, smaller)
     if limit >= smaller and tolerance is None:
         return _exact(a, figures)
-    run = Probing(a, generator)
+    run = Probing(a, effort.generator)
     run.draw(min(PILOT, limit) if tolerance is None else min(FIRST, smaller))
     while True:
         count = run.samples().shape[0]
@@ -142,10 +162,12 @@ def estimated(
             return _rounded(estimates, a)
         if tolerance is not None and run.spent + count >= smaller:
             return _exact(a, figures)
+        # Without a tolerance what is left of the products; with one, as many probes again.
         left = limit - run.spent if tolerance is None else count
         if left <= 0:
             return _rounded(estimates, a)
         if run.concentrated and run.basis is None and left >= PILOT:
+            # A direction costs two products, one that finds it and one with Jᵀ: half of what is left, the rest probes.
             run.deflate(max(1, left // 4 if tolerance is None else left))
         else:
             run.draw(left)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -20,46 +19,15 @@ from jaccli.names import check_count
 from jaccli.statistics import quadrature
 from jaccli.statistics.consistency import check_records
 from jaccli.statistics.jackknife import Estimate, Figures, within
-from jaccli.statistics.probing import PROBES, estimated
+from jaccli.statistics.probing import Effort, effort_of, estimated
 from jaccli.text.wording import worded
 
-# Figures of J − I that need its entries, and have no estimate.
-ENTRIES = ("l1", "max_abs")
 # A J below this size would lose digits in J − I.
 SMALL = 2.0**-10
 # How many of the largest singular values are computed by default.
 TOP = 6
 # With a tolerance, starting vectors of the quadrature are doubled up to this many.
 MOST_PROBES = 256
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much an estimate may cost.
-
-    Args:
-        probes: independent random vectors; each figure's own number if None.
-        tolerance: the largest 95 % interval to either side, as a share of the main figure.
-        generator: draws the probes.
-        most: vectors that may be in memory at once.
-    """
-
-    probes: int | None
-    tolerance: float | None
-    generator: torch.Generator
-    most: int | None = None
-
-    @property
-    def products(self) -> int | None:
-        """Products of a probing without a tolerance: ``probes``, or as many as fit the memory."""
-        if self.tolerance is not None or self.probes is not None or self.most is None:
-            return self.probes
-        return min(self.most, PROBES)
-
-
-def effort_of(probes: int | None, tolerance: float | None, seed: int) -> Effort:
-    """An effort whose probes are drawn from a seed."""
-    return Effort(probes, tolerance, torch.Generator().manual_seed(seed))
 
 
 def estimated_deviation(a: LinearMap, effort: Effort) -> list[dict[str, float]]:
@@ -81,9 +49,7 @@ def estimated_deviation(a: LinearMap, effort: Effort) -> list[dict[str, float]]:
         Rescaled(a, size, shift, finite),
         lambda moments: _of_moments(moments, n, size, shift),
         "frobenius",
-        probes=effort.products,
-        tolerance=effort.tolerance,
-        generator=effort.generator,
+        effort,
     )
     figures["spectral"] = Estimate(largest.values[:, 0], largest.bounds[:, 0])
     of_d = torch.where(small, 1.0, size)
@@ -98,8 +64,8 @@ def _of_moments(moments: Tensor, n: int, size: Tensor, shift: Tensor) -> Figures
     """
     squares, trace = moments[..., 0].clamp(min=0), moments[..., 1] + n * shift
     whole = squares + 2 * shift * moments[..., 1] + n * shift.square()
-    away = n - 2 * size * trace + size.square() * squares
-    frobenius = torch.where(shift == 0, away, squares).sqrt()
+    squared_distance = n - 2 * size * trace + size.square() * squares
+    frobenius = torch.where(shift == 0, squared_distance, squares).sqrt()
     return {
         "frobenius": frobenius,
         "relative": frobenius / math.sqrt(n),
@@ -115,7 +81,7 @@ def estimate(
     """What can be known about J without building it, each figure with its standard error.
 
     Args:
-        a: from ``jaccli.operator``, or made of such: ``A - A.I`` is J − I.
+        a: J ``(batch, n_out, n_in)`` from ``jaccli.operator``, or made of such: ``A - A.I`` is J − I.
         probes: random vectors; 64 products for the norm and the trace, 16 starting vectors for sums over the
             spectrum if neither is given.
         tolerance: the largest 95 % interval to either side, as a share of ``mean_squared_singular_value`` and
@@ -123,12 +89,25 @@ def estimate(
         seed: of the vectors.
 
     Returns:
-        By name, ``Estimate(value, stderr)`` of ``(batch,)`` each, on the CPU: ``frobenius``,
+        By name, ``Estimate(value, stderr)`` of ``(batch,)`` each, float64 on the CPU: ``frobenius``,
         ``mean_squared_singular_value``, ``stable_rank``, ``spectral_norm``, ``effective_rank``,
-        ``participation_ratio``, ``log_volume``, and of a square J ``trace`` and ``log_abs_det``.
-        ``value ± 1.96 stderr`` holds the exact value in 95 % of cases.
+        ``participation_ratio``, ``log_volume``, and of a square J ``trace`` and ``log_abs_det``. Logarithms are
+        natural. ``value ± 1.96 stderr`` holds the exact value in 95 % of cases.
+
+    Raises:
+        UsageError: ``a`` is no linear map, ``probes`` no positive number, ``tolerance`` not between 0 and 1.
 
     Cost: as many products; the quadrature takes 30 with J and 30 with Jᵀ for each starting vector.
+
+    Source: norm and trace by Hutch++ (Meyer, Musco, Musco and Woodruff, 2021), sums over the spectrum by stochastic
+    Lanczos quadrature (Ubaru, Chen and Saad, 2017), standard errors by the jackknife (Tukey, 1958).
+
+    Example:
+        >>> import jaccli, torch
+        >>> j = jaccli.operator(torch.nn.Tanh(), torch.zeros(1, 4))  # the identity
+        >>> figures = jaccli.estimate(j)
+        >>> round(float(figures["frobenius"].value), 3), round(float(figures["effective_rank"].value), 3)
+        (2.0, 4.0)
     """
     _check(a, probes, tolerance)
     estimates = _estimates(a, effort_of(probes, tolerance, seed), extreme_singular_values(a, 1))
@@ -162,19 +141,13 @@ def _estimates(j: LinearMap, effort: Effort, largest: Extremes) -> dict[str, Est
         }
         return values | ({"trace": moments[..., 1]} if a.shape[1] == a.shape[2] else {})
 
-    moments = estimated(
-        a,
-        figures,
-        "mean_squared_singular_value",
-        probes=effort.products,
-        tolerance=effort.tolerance,
-        generator=effort.generator,
-    )
+    moments = estimated(a, figures, "mean_squared_singular_value", effort)
+    # The ratio ‖J‖_F²/‖J‖₂²: the relative error of its denominator is twice that of the norm.
     ratio = moments["stable_rank"]
     off = torch.where(norm.value > 0, norm.stderr / norm.value, 0.0)
     error = (ratio.stderr.square() + (2 * ratio.value * off).square()).sqrt()
     estimates = {**moments, "stable_rank": Estimate(ratio.value, error), **_sums(a, effort)}
-    for name in {"log_volume", "log_abs_det"} & estimates.keys():
+    for name in {"log_volume", "log_abs_det"} & estimates.keys():  # det(sA) = sⁿ det A
         estimates[name] = Estimate(estimates[name].value + n * size.log(), estimates[name].stderr)
     sizes = {"frobenius": [size], "trace": [size], "mean_squared_singular_value": [size, size]}
     return _of_size(estimates, sizes, a.finite) | {"spectral_norm": absolute}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from torch import Tensor
 from jaccli.errors import warn
 from jaccli.linear_maps.matrix_free import MatrixFree
 from jaccli.statistics.jackknife import Estimate, jackknifed
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 # Elements of the Lanczos vectors that are in memory at once.
 HELD = 2**26
@@ -35,37 +39,39 @@ class Rule:
     """A quadrature rule for sums over singular values, of each probe.
 
     Args:
-        nodes: σ, ``(probes, batch, steps)`` float64 on the CPU, as the other two.
+        nodes: σ; float64 on the CPU, as the other two.
         weights: they sum up to n, the number of singular values.
         residuals: J has a singular value this near to each node.
     """
 
-    nodes: Tensor
-    weights: Tensor
-    residuals: Tensor
+    nodes: Shaped[Tensor, "probes batch steps"]
+    weights: Shaped[Tensor, "probes batch steps"]
+    residuals: Shaped[Tensor, "probes batch steps"]
 
-    def sums(self) -> Tensor:
-        """Σσ, Σσ², Σσ⁴, Σσ log σ and Σ log σ of each probe: ``(probes, batch, 5)``."""
+    def sums(self) -> Shaped[Tensor, "probes batch 5"]:
+        """Σσ, Σσ², Σσ⁴, Σσ log σ and Σ log σ of each probe."""
         s, w = self.nodes, self.weights
         logs = s.clamp(min=1e-300).log()
+        # A node at zero without weight is an artefact of a breakdown: its logarithm must not count.
         used = w > 1e-14 * w.sum(-1, keepdim=True)
         logs = torch.where(used, logs, 0.0)
         terms = (s, s.square(), s.pow(4), s * logs, logs)
         return torch.stack([(w * term).sum(-1) for term in terms], -1)
 
 
-def bidiagonalised(a: MatrixFree, starts: Tensor, steps: int, transposed: bool = False) -> tuple[Tensor, Tensor]:
+def bidiagonalised(
+    a: MatrixFree, starts: Shaped[Tensor, "batch n k"], steps: int, transposed: bool = False
+) -> tuple[Shaped[Tensor, "batch k steps"], Shaped[Tensor, "batch k steps"]]:
     """Golub–Kahan–Lanczos bidiagonalisation from k starting vectors of each sample, with full reorthogonalisation.
 
     Args:
         a: the map.
-        starts: ``(batch, n_in, k)``, of length 1 each.
+        starts: vectors of length 1 over the source, n = n_in.
         steps: of the recurrence; each is one product with J and one with Jᵀ, for all k.
-        transposed: bidiagonalise Jᵀ in place of J; then the starts are ``(batch, n_out, k)``.
+        transposed: bidiagonalise Jᵀ in place of J; the starts are then over the target, n = n_out.
 
     Returns:
-        The diagonal and the superdiagonal of B in JV = UB, ``(batch, k, steps)`` float64 each; zeros once the
-        vectors span an invariant space.
+        The diagonal and the superdiagonal of B in JV = UB, float64; zeros once the vectors span an invariant space.
     """
     push, pull = (a.rmatmat, a.matmat) if transposed else (a.matmat, a.rmatmat)
     v, vs = starts, [starts]
@@ -119,7 +125,7 @@ def rules(
     as large as fits, or has at most ``most`` vectors.
     """
     batch, n_out, n_in = a.shape
-    n = min(n_out, n_in)
+    n = min(n_out, n_in)  # the recurrence runs on the shorter side, where all singular values are
     group = max(1, min(probes, HELD // max(2 * batch * n * (steps + 1), 1)))
     if most is not None:
         group = max(1, min(group, most // steps))
@@ -140,7 +146,9 @@ def _rule(diagonal: Tensor, above: Tensor, steps: int, n: int) -> Rule:
     if steps > 1:
         b = b + torch.diag_embed(above[..., : steps - 1], 1)
     p, s, vt = torch.linalg.svd(b.cpu())
+    # Golub and Kahan: J v = σ u holds exactly, Jᵀu = σ v up to the last β times the last entry of the left vector.
     residuals = above[..., steps - 1, None].cpu() * p[..., -1, :].abs()
+    # Gauss: a node's weight is the squared first entry of its vector; E‖g‖² = n scales the unit start.
     return Rule(s.movedim(1, 0), n * vt[..., 0].square().movedim(1, 0), residuals.movedim(1, 0))
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from jaccli.linear_maps.norms import power_of_two, singular_values
 from jaccli.statistics.determinant import sign_and_log
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 FIELDS = (
     "singular_values",
@@ -26,7 +29,7 @@ FIELDS = (
 )
 
 
-def spectrum(matrix: Tensor) -> dict[str, Any]:
+def spectrum(matrix: Shaped[Tensor, "n_out n_in"]) -> dict[str, Any]:
     """The figures of the spectrum of one sample's J, exact.
 
     With singular values σ, n of them: condition σ_max/σ_min; log|det J| and the sign of det J of a square J, see
@@ -35,7 +38,7 @@ def spectrum(matrix: Tensor) -> dict[str, Any]:
     rank ‖J‖_F²/‖J‖₂²; the participation ratio (Σσ²)²/Σσ⁴.
 
     Args:
-        matrix: ``(n_out, n_in)``; the figures are taken in float64.
+        matrix: J; the figures are computed in float64 on the CPU.
 
     Cost: a singular value decomposition, O(n_out n_in min(n_out, n_in)).
     """
@@ -51,11 +54,12 @@ def _names(square: bool) -> list[str]:
     return [name for name in FIELDS[1:] if square or name not in ("log_abs_det", "sign_det")]
 
 
-def figures(sigma: Tensor, determinant: tuple[float, float] | None) -> dict[str, Any]:
-    """The figures of all singular values, ``(n,)`` float64, descending.
+def figures(sigma: Shaped[Tensor, "n"], determinant: tuple[float, float] | None) -> dict[str, Any]:
+    """The figures of all singular values, float64, descending.
 
     ``determinant`` is sign and logarithm of a square J's determinant.
     """
+    # Fourth powers overflow float64 from 1e77 on: sums are those of σ / size.
     size = float(power_of_two(sigma))
     unit = sigma / size
     largest, smallest = float(unit[0]), float(unit[-1])
@@ -76,21 +80,21 @@ def figures(sigma: Tensor, determinant: tuple[float, float] | None) -> dict[str,
     }
 
 
-def singular_to_precision(matrix: Tensor, record: dict[str, Any]) -> bool:
+def singular_to_precision(matrix: Shaped[Tensor, "n_out n_in"], record: dict[str, Any]) -> bool:
     """Whether the smallest singular value is below the rounding of J's entries, n eps σ_max, as in a numerical rank."""
     values, kind = record["singular_values"], torch.finfo(matrix.dtype)
     # Below ``tiny`` the spacing of numbers does not shrink further.
     return bool(values[0] > 0 and values[-1] < max(matrix.shape) * kind.eps * max(values[0], kind.tiny))
 
 
-def eigenvalues(matrix: Tensor) -> dict[str, Any]:
+def eigenvalues(matrix: Shaped[Tensor, "n n"]) -> dict[str, Any]:
     """Eigenvalues of a square J and how far it is from normal.
 
     ``spectral_radius`` max|λ|, ``spectral_abscissa`` max Re λ, ``non_normality`` Henrici's departure
     √(‖J‖_F² − Σ|λ|²) / ‖J‖_F (P. Henrici, 1962): 0 of a normal matrix, 1 of a nilpotent one.
 
     Args:
-        matrix: ``(n, n)``; the figures are taken in float64.
+        matrix: J; the figures are computed in float64 on the CPU.
 
     Cost: O(n³), about 10 n³ operations.
     """
@@ -103,6 +107,7 @@ def eigenvalues(matrix: Tensor) -> dict[str, Any]:
     order = torch.argsort(values.abs(), descending=True, stable=True)
     values = values[order]
     squares = float(unit.square().sum())
+    # Rounding may make the difference of a normal matrix negative.
     departure = max(squares - float(values.abs().square().sum()), 0.0)
     return {
         "eigenvalues": [[float(v.real) * size, float(v.imag) * size] for v in values],
@@ -112,23 +117,25 @@ def eigenvalues(matrix: Tensor) -> dict[str, Any]:
     }
 
 
-def lyapunov(matrices: list[Tensor]) -> Tensor:
-    """Lyapunov exponents of a chain of Jacobians, per step: ``(n,)`` float64, descending.
+def lyapunov(matrices: list[Tensor]) -> Shaped[Tensor, "n"]:
+    """Lyapunov exponents of a chain of Jacobians, per step: float64, descending.
 
     The logarithms of the diagonal of R in the QR decomposition of the product, one factor at a time, over the
     number of factors (G. Benettin, L. Galgani, A. Giorgilli and J.-M. Strelcyn, 1980; J.-P. Eckmann and D. Ruelle,
     1985). A network is a short chain: they describe these layers, and are no limit.
 
     Args:
-        matrices: J of each pair, in the order of layers; n_in of each is n_out of the one before.
+        matrices: J ``(n_out, n_in)`` of each pair, in the order of layers; n_in of each is n_out of the one before.
     """
     basis: Tensor | None = None
     total: Tensor | None = None
     for matrix in matrices:
         j = matrix.detach().to("cpu", torch.float64)
         size = power_of_two(j)
+        # One factor at a time: the product itself would lose its small directions in the rounding of the large ones.
         q, r = torch.linalg.qr(j / size if basis is None else (j / size) @ basis)
         logs = r.diagonal().abs().log() + size.log()
+        # A narrower layer ends the directions that it cannot carry.
         total = logs if total is None else total[: len(logs)] + logs
         basis = q
     assert total is not None

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 import jaccli
 from jaccli.activations.record import Inputs
 from jaccli.activations.resolve import expand, resolve
+from jaccli.linearization.activation_memory import footprint
+from jaccli.methods import METHODS
 from jaccli.methods.auto import structure_within
+from jaccli.methods.base import Selection, SelectionInput
 from jaccli.models.adapt import as_network
 from jaccli.names import METHOD_NAMES
 from jaccli.planning.decide import decide
@@ -240,3 +243,35 @@ print(sorted({{"sympy", "functorch", "torch._dynamo", "torch._inductor", "scipy"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_structure_that_does_not_fit_is_replaced_by_reverse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``auto`` keeps to the memory; a method that was asked for is used all the same."""
+    network = as_network(chain(6, 8, 5)())
+    pair, inputs = (resolve(network, "input"), resolve(network, "output")), Inputs((torch.randn(3, 6),))
+    with computing(network):
+        (linearization,) = linearize(network, inputs, [pair])
+        assert linearization.search_structure() is None
+        structured = Selection("structured", "", {"reverse": "slower"})
+        monkeypatch.setattr(METHODS["auto"], "select", lambda inputs: structured)
+        assert decide(linearization, "auto").method == "structured"
+        plan = linearization.structure
+        assert plan is not None
+        monkeypatch.setattr(type(plan), "work_bytes", 2**60)
+        decision = decide(linearization, "auto")
+        assert decision.method == "reverse"
+        assert "for one sample" in decision.others["structured"]
+        assert "reverse" not in decision.others
+        assert decide(linearization, "structured").method == "structured"
+
+
+def test_structured_predicts_the_time_of_its_order() -> None:
+    network = as_network(chain(6, 8, 5)())
+    pair, inputs = (resolve(network, "input"), resolve(network, "output")), Inputs((torch.randn(3, 6),))
+    with computing(network):
+        (linearization,) = linearize(network, inputs, [pair])
+        selection = SelectionInput(linearization, footprint(linearization.linear), lambda name: 1)
+        assert METHODS["structured"].predict(selection) is None
+        linearization.search_structure()
+        assert linearization.structure is not None
+        assert METHODS["structured"].predict(selection) == linearization.structure.seconds

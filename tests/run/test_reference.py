@@ -14,8 +14,9 @@ from jaccli.activations.record import Inputs
 from jaccli.activations.resolve import resolve
 from jaccli.linear_maps.extreme_singular_values import spectral_norm
 from jaccli.models.adapt import as_network
+from jaccli.names import NORMS
 from jaccli.run.reference import reference, relative_error
-from jaccli.statistics.identity_distance import NORMS, deviation, summary
+from jaccli.statistics.identity_distance import deviation, summary
 from tests import nets
 from tests.oracle import error
 from tests.scenarios import TABLE, Scenario, case_name

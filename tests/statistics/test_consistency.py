@@ -15,7 +15,8 @@ from jaccli.errors import JaccliNote
 from jaccli.linear_maps.linear_map import Matrices
 from jaccli.statistics.consistency import check_records, contradictions
 from jaccli.statistics.identity_distance import deviation
-from jaccli.statistics.product_estimates import effort_of, estimated_deviation, estimated_spectrum
+from jaccli.statistics.probing import effort_of
+from jaccli.statistics.product_estimates import estimated_deviation, estimated_spectrum
 from jaccli.statistics.spectral import eigenvalues, spectrum
 
 N = 5

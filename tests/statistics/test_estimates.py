@@ -13,8 +13,8 @@ import jaccli
 from jaccli.linear_maps.linear_map import Matrices
 from jaccli.statistics.identity_distance import deviation
 from jaccli.statistics.jackknife import jackknifed
-from jaccli.statistics.probing import Probing, estimated
-from jaccli.statistics.product_estimates import effort_of, estimated_deviation, estimated_spectrum
+from jaccli.statistics.probing import Probing, effort_of, estimated
+from jaccli.statistics.product_estimates import estimated_deviation, estimated_spectrum
 from jaccli.statistics.quadrature import bidiagonalised, spectral_figures
 from jaccli.statistics.spectral import spectrum
 
@@ -107,9 +107,7 @@ def moments(mean: Tensor) -> dict[str, Tensor]:
 def test_tolerance_is_met(tolerance: float) -> None:
     wide = gauss(900, 900)
     matrix = torch.stack([wide, wide + 3 * gauss(900, 1, 1) @ gauss(1, 900, 2)])
-    found = estimated(
-        Matrices(matrix), moments, "squares", tolerance=tolerance, generator=torch.Generator().manual_seed(0)
-    )
+    found = estimated(Matrices(matrix), moments, "squares", effort_of(None, tolerance, 0))
     e, truth = found["squares"], matrix.square().sum((1, 2))
     assert torch.all(1.96 * e.stderr <= tolerance * e.value)
     assert torch.all((e.value - truth).abs() <= 2 * tolerance * truth)
@@ -132,7 +130,7 @@ def test_products_are_what_was_asked_for() -> None:
 
     for matrix in (MATRICES["gaussian"], MATRICES["1/k"]):
         made = 0
-        estimated(Counted(matrix[None]), moments, "squares", probes=40, generator=torch.Generator().manual_seed(0))
+        estimated(Counted(matrix[None]), moments, "squares", effort_of(40, None, 0))
         assert made == 40
 
 

@@ -22,7 +22,8 @@ from jaccli.penalty.identity import deviation_from
 from jaccli.run.reference import relative_error
 from jaccli.statistics.identity_distance import deviation, summary
 from jaccli.statistics.isometry import isometry
-from jaccli.statistics.product_estimates import effort_of, estimated_deviation, estimated_spectrum
+from jaccli.statistics.probing import effort_of
+from jaccli.statistics.product_estimates import estimated_deviation, estimated_spectrum
 from jaccli.statistics.spectral import eigenvalues, lyapunov, singular_to_precision, spectrum
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16

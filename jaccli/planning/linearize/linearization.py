@@ -91,6 +91,7 @@ class Linearization:
 
         Cost: a forward pass and the search.
         """
+        # A search without a limit is repeated only if the one before was cut short; one with a limit, never.
         if self.structure is not None and (within < inf or self.structure.thorough):
             return None
         if self.samples_mix:

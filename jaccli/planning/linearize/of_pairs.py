@@ -56,6 +56,7 @@ def linearize(
         advice = misread(network, inputs, pairs[0])
         if advice is None:
             raise
+        # The samples may lie in another dimension than the first: the likely reason, so that it goes into the error.
         raise type(error)(error.given, _SAMPLES_FIRST.format(description(inputs.args[0])), advice) from error
     _look_for_draws(network, recording)
     reasons = _left_out(recording)
@@ -69,7 +70,7 @@ def linearize(
     with readable(inputs):
         if gap is None or len(fitting) == 1:
             return [_linearized(network, recording, pair, graph, probe, gap) for pair in fitting]
-        # What refuses gradients may stand before one pair's source: each has a pass of its own.
+        # One pair's graph may contain what refuses gradients while another pair's does not: each has a pass of its own.
         alone = ((*recorded(network, inputs, [pair], graph), pair) for pair in fitting)
         return [_linearized(network, recording, pair, graph, probe, gap) for recording, gap, pair in alone]
 
@@ -135,6 +136,7 @@ def _with_probe(linearization: Linearization, source: RecordedActivation, target
     if (linear.recorded_pass is None or probe.backward_gap) and not network.draws.nondeterminism:
         mix = moves_others(linear)
     why_zero = "" if _has_path(linear, probe) else _why_zero(linear, source, target)
+    # Packed (quantized) weights have no derivative: zero would be wrong, unless the order of the layers explains it.
     if network.packed and why_zero not in ("", _COMPUTED_BEFORE):
         raise no_derivative(network.packed)
     return replace(linearization, probe=probe, samples_mix=mix, why_zero=why_zero)

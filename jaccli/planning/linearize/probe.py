@@ -34,7 +34,7 @@ class AdjointProbe:
         """A probe whose row holds the first sample's own block, for samples that mix. Cost: one backward pass."""
         assert self.cotangent is not None
         u = self.cotangent.clone()
-        u[1:] = 0
+        u[1:] = 0  # with more than one sample, the row would hold a sum of blocks of the batch's Jacobian
         return AdjointProbe(u, linear.vjp(u), samples=slice(0, 1))
 
 
@@ -49,6 +49,7 @@ def probed(linear: LinearizedFunction) -> tuple[AdjointProbe, bool]:
         return AdjointProbe(), False
     generator = torch.Generator().manual_seed(0)
     u = torch.randn(linear.batch, linear.f.n_out, generator=generator).to(linear.value)
+    # A gradient at a sample whose cotangent is zero comes from another sample: the samples mix.
     u[1::2] = 0
     try:
         row = linear.vjp_or_none(u)

@@ -34,6 +34,7 @@ def recorded(network: Network, inputs: Inputs, pairs: Sequence[Pair], graph: boo
         except JaccliError:
             raise
         except Exception as second:
+            # Two different errors: the first one may be the cause that the user can act on, so that both are reported.
             if is_out_of_memory(second) or reason(second) == reason(error):
                 raise
             raise RuntimeError(f"{reason(second)} (with gradients: {reason(error)})") from error

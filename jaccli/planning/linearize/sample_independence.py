@@ -36,6 +36,7 @@ def leaks(linear: LinearizedFunction) -> bool:
     u = torch.randn(linear.batch, linear.f.n_out, generator=torch.Generator().manual_seed(0)).to(linear.value)
     for bit in range((linear.batch - 1).bit_length()):
         for side in (0, 1):
+            # Two different numbers differ in some bit: one of the pair is on this side of it.
             some = u * ((numbers >> bit) % 2 == side).to(u)[:, None]
             if leak(linear, some, linear.vjp(some)):
                 return True
@@ -50,7 +51,10 @@ def moves_others(linear: LinearizedFunction) -> bool:
     """
     halves = [slice(0, None, 2), slice(1, None, 2), slice(0, linear.batch // 2), slice(linear.batch // 2, None)]
     noise: Tensor | None = None
+    # Halves of both kinds: a model may mix neighbours alone, or samples that are far apart.
     for still in halves if linear.batch > 1 else ():
+        # Values of another sample are certainly in the domain of f; where they are refused beside this one, perturbed
+        # ones may not be.
         for away in (_exchanged(linear.point), perturbed(linear.point)):
             away[still] = linear.point[still]
             moved = value_at(linear, away)

@@ -32,6 +32,7 @@ def exact_attention(enabled: bool) -> Iterator[None]:
 def computing(network: Network, *, frozen: bool = True) -> Iterator[None]:
     """The session in which Jacobians are computed: the network frozen, the caller's gradient mode set aside."""
     with ExitStack() as stack:
+        # Tensors that are made in inference mode can never be saved for a backward pass.
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(True))
@@ -67,11 +68,9 @@ def readable(inputs: Inputs) -> Iterator[None]:
         ) from error
 
 
-def description(value: object) -> str:
-    """``(8, 3) float32`` of a tensor, the type's name of anything else."""
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+def description(x: Tensor) -> str:
+    """``(8, 3) float32``: the shape of a tensor, and its dtype."""
+    return f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}"
 
 
 def own(inputs: Inputs) -> Inputs:
