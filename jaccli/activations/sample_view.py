@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 from jaccli.activations.address import Address
 from jaccli.errors import UnsupportedError, UsageError
 from jaccli.text.wording import worded
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,11 @@ class SampleView:
         """Number of elements of one sample's activation."""
         return math.prod(self.shape)
 
-    def samples(self, tensor: Tensor) -> Tensor:
+    def samples(self, tensor: Tensor) -> Shaped[Tensor, "batch *full"]:
         """The tensor with its samples first, before the index: ``(batch, *full)``."""
         return tensor.unsqueeze(0) if self.dim is None else tensor.movedim(self.dim, 0)
 
-    def get(self, tensor: Tensor) -> Tensor:
+    def get(self, tensor: Tensor) -> Shaped[Tensor, "batch *shape"]:
         """The activation ``(batch, *shape)`` in a tensor of a run."""
         samples = self.samples(tensor)
         if self.positions is None:
@@ -50,7 +54,9 @@ class SampleView:
         flat = samples.reshape(samples.shape[0], -1)
         return flat.index_select(1, self.positions.to(flat.device)).reshape(-1, *self.shape)
 
-    def put(self, tensor: Tensor, activation: Tensor) -> Tensor:
+    def put(
+        self, tensor: Shaped[Tensor, "*tensor"], activation: Shaped[Tensor, "batch *shape"]
+    ) -> Shaped[Tensor, "*tensor"]:
         """The tensor with this activation ``(batch, *shape)`` in it; gradients flow to the activation and the rest."""
         new = activation
         if self.positions is not None:
@@ -61,7 +67,7 @@ class SampleView:
             new = both.index_select(1, order).reshape(activation.shape[0], *self.full)
         return new.squeeze(0) if self.dim is None else new.movedim(0, self.dim)
 
-    def columns(self, rows: Tensor) -> Tensor:
+    def columns(self, rows: Shaped[Tensor, "k *tensor"]) -> Shaped[Tensor, "k batch size"]:
         """Derivatives by the whole tensor ``(k, *tensor.shape)`` → those by the activation ``(k, batch, size)``."""
         moved = rows.unsqueeze(1) if self.dim is None else rows.movedim(self.dim + 1, 1)
         flat = moved.reshape(moved.shape[0], moved.shape[1], -1)

@@ -77,7 +77,7 @@ def _tensors(value: Any) -> Iterable[Tensor]:
 
 
 def storage_of(tensor: Tensor) -> int:
-    """A number that tensors of one storage share; 0 of a tensor without memory of its own."""
+    """A number that tensors of one storage share, whatever their shapes; 0 of a tensor without memory of its own."""
     try:
         return int(tensor.untyped_storage()._cdata)
     except (RuntimeError, NotImplementedError):  # a sparse tensor, or a subclass without memory of its own

@@ -224,7 +224,7 @@ def map_attributes(module: nn.Module, change: Callable[[Any], Any]) -> None:
 
 @contextmanager
 def without_parameter_gradients(tensors: Iterator[Tensor], frozen: bool = True) -> Iterator[None]:
-    """Inside, the leaves among the tensors require no gradients, if ``frozen``.
+    """Inside, the leaves among the tensors, of any shapes, require no gradients, if ``frozen``.
 
     Afterwards ``requires_grad`` and ``grad`` are as before, even if a pass has changed them.
     """
