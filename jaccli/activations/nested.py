@@ -106,7 +106,7 @@ def get(value: Any, path: Path) -> Any:
 
 
 def put(value: Any, path: Path, new: Tensor) -> Any:
-    """The value with the tensor ``new``, of any shape, at a path. Containers along it are copied, all else is shared."""
+    """The value with the tensor ``new``, of any shape, at a path; containers along it are copied."""
     if not path:
         return new
     element, rest = path[0], path[1:]

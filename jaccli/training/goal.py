@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +13,8 @@ from jaccli.errors import UnsupportedError, note
 from jaccli.linear_maps.norms import norm
 from jaccli.linear_maps.square import check_square
 from jaccli.networks.network import Network
-from jaccli.penalty.identity import Estimator, Towards, deviation_from, of_factors
+from jaccli.penalty.choices import Estimator, EstimatorOption, Towards
+from jaccli.penalty.identity import deviation_from, of_factors
 from jaccli.planning.decide import TooLarge
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
 from jaccli.run.blocks import RunOptions, Stopwatch, stream
@@ -73,7 +73,7 @@ def goal_of(
     pairs: Sequence[Pair],
     towards: Towards,
     weight: float,
-    estimator: Estimator | Literal["auto"],
+    estimator: EstimatorOption,
     probes: int,
 ) -> Goal:
     """The goal for pairs that can have it. Cost: a forward pass of two samples, and a backward pass for each pair.
