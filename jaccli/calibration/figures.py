@@ -38,7 +38,7 @@ class Calibration:
         fresh: bytes/s at which newly allocated memory is mapped, on top of writing to it.
         conv: ``conv2d`` or ``conv_transpose2d``, ``contiguous`` or ``channels_last``, channels in and out as
             ``1->16`` → (FLOP, FLOP/s).
-        functions: ``tanh``, ``exp``, ``sigmoid``, ``gelu`` → (elements, elements/s) in float32.
+        functions: ``tanh``, ``exp``, ``sigmoid``, ``gelu`` → (elements, elements/s) in float32; for ``doctor`` alone.
         strided: bytes/s, read and written, of a copy that moves the last dimension.
         made: time of the measurement, ISO 8601 in UTC; empty if nothing was measured.
     """
@@ -115,14 +115,6 @@ class Calibration:
         )
         few, many = (at(row, into) for row in rates)
         return at(((FEW, few), (MANY, many)), out)
-
-    def transcendental_seconds(
-        self, elements: float, function: str = "tanh", dtype: torch.dtype = torch.float32
-    ) -> float:
-        """Seconds of an elementwise function such as ``exp``; one that was not measured counts as tanh."""
-        table = self.functions.get(function, self.functions["tanh"])
-        # A vector register has half as many doubles; halves are computed in float32.
-        return elements / at(table, elements) * max(1.0, dtype.itemsize / 4)
 
     def strided_seconds(self, bytes_moved: float) -> float:
         """Seconds of a copy that moves the last dimension and reads and writes ``bytes_moved``.

@@ -11,7 +11,7 @@ from typing import Any
 from jaccli.cli.console import live_console
 from jaccli.cli.messages import say
 from jaccli.text.escape import inert
-from jaccli.training.loop import Look, TrainingStep
+from jaccli.training.loop import Evaluation, TrainingStep
 
 _ROWS = 10
 _REDRAW = 0.1  # seconds
@@ -25,7 +25,7 @@ class _Seen:
     number: int
     task: float
     relative: float
-    look: Look
+    evaluation: Evaluation
     seconds: float
 
 
@@ -50,8 +50,8 @@ class View:
     def take(self, step: TrainingStep) -> None:
         """One step more."""
         self.now, self.best = step, step.best
-        if step.look is not None:
-            self.seen.append(_Seen(step.number, step.task, step.relative, step.look, self.seconds))
+        if step.evaluation is not None:
+            self.seen.append(_Seen(step.number, step.task, step.relative, step.evaluation, self.seconds))
 
     @property
     def seconds(self) -> float:
@@ -69,9 +69,9 @@ class View:
             table.add_column(name, justify="left" if not name else "right")
         for one in [*self.seen[:1], *self.seen[1:][-_ROWS:]]:
             mark = "*" if one.number == self.best else ""
-            held = f"{one.look.relative:.4g}"
+            held = f"{one.evaluation.relative:.4g}"
             table.add_row(str(one.number), f"{one.task:.3g}", f"{one.relative:.4g}", held, mark, f"{one.seconds:.1f}")
-        if self.now is not None and self.now.look is None:
+        if self.now is not None and self.now.evaluation is None:
             row = (f"{self.now.number}", f"{self.now.task:.3g}", f"{self.now.relative:.4g}", "", "")
             table.add_row(*row, f"{self.seconds:.1f}", style="dim")
         return Group(Text(inert(self.title), style="bold"), table, Text("* the best so far; Ctrl-C stops and keeps it"))
@@ -81,7 +81,7 @@ class View:
         one = self.seen[-1]
         return (
             f"step {one.number} of {self.steps}: task loss {one.task:.3g}, deviation {one.relative:.4g}, "
-            f"{self.watched} {one.look.relative:.4g}, {one.seconds:.0f} s"
+            f"{self.watched} {one.evaluation.relative:.4g}, {one.seconds:.0f} s"
         )
 
 
@@ -122,7 +122,7 @@ class _Lines:
 
     def __call__(self, step: TrainingStep) -> None:
         self.view.take(step)
-        if step.look is not None and self.view.seconds > self.next:
+        if step.evaluation is not None and self.view.seconds > self.next:
             self.pause = min(2 * self.pause, _LAST_LINE)
             self.next = self.view.seconds + self.pause
             say(self.view.line())
