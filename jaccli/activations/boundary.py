@@ -48,6 +48,7 @@ class BoundaryTap(ABC):
 
     def run(self, network: Network, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """One forward pass with this tap, which gets the model's own input and output too."""
+        # A network reports no calls of its root module: its input and output are seen here.
         args = (self.at(MODEL_INPUT, args[0]), *args[1:])
         self.at(MODEL_OUTPUT, network.run(args, kwargs, self if self.paths else None))
 
@@ -150,6 +151,7 @@ def elements_in(address: Address, value: Any) -> Path:
         return address.elements
     args, kwargs = value
     if not address.elements:
+        # Without named arguments the tensor is searched among the positional ones, else among both.
         return ("0",) if not kwargs else ()
     first, rest = address.elements[0], address.elements[1:]
     if first.isdigit() and int(first) < len(args):

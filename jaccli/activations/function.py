@@ -55,7 +55,7 @@ class LayerFunction:
             UnsupportedError: with this ``h`` the model does not reach the target.
         """
         tap = _Substitute(self.source, self.target, h)
-        with suppress(StopRun):
+        with suppress(StopRun):  # raised at the target: nothing behind it is computed
             tap.run(self.network, self.inputs.args, self.inputs.kwargs)
         if tap.reached is None:
             raise UnsupportedError(

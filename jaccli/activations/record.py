@@ -200,6 +200,7 @@ class ActivationRecorder(BoundaryTap):
 
     def _substitute(self, location: ActivationLocation, value: Any) -> Any:
         """Record a source; the boundary's value with the variable in it."""
+        # A copy in other memory would hide that an earlier source lies in this tensor: that source is followed there.
         before = TensorMemory.of(location.tensor(value))
         raw, value = self._variable(location, value)
         after = TensorMemory.of(location.tensor(value))
@@ -216,8 +217,10 @@ class ActivationRecorder(BoundaryTap):
             if (source.location.boundary, source.location.path) == (location.boundary, location.path):
                 return source.raw, value
         raw = location.tensor(value)
+        # See the class: a tensor that asks for a gradient may depend on an earlier source, and stays in its graph.
         if not self.live or not raw.requires_grad:
             raw = raw.detach().clone().requires_grad_(self.live)
+        # The model goes on with a copy: an in-place operator on a leaf that requires gradients is an error in torch.
         return raw, put(value, location.path, raw.clone())
 
     def _keep(self, location: ActivationLocation, value: Any) -> None:

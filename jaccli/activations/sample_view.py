@@ -61,6 +61,7 @@ class SampleView:
         new = activation
         if self.positions is not None:
             flat = self.samples(tensor).reshape(activation.shape[0], -1)
+            # Out of place, for vmap and forward mode: new numbers are appended, and a gather picks them by position.
             both = torch.cat([flat, activation.reshape(activation.shape[0], -1)], dim=1)
             order = torch.arange(flat.shape[1], device=flat.device)
             order[self.positions.to(flat.device)] = flat.shape[1] + torch.arange(self.size, device=flat.device)
@@ -93,6 +94,7 @@ def view_for(address: Address, tensor: Tensor, batch: int, *, distinct: bool) ->
     full = tuple(tensor.shape) if dim is None else tuple(s for d, s in enumerate(tensor.shape) if d != dim)
     if address.index is None:
         return SampleView(dim, full, full)
+    # NumPy itself resolves the index, on an array that holds each element's position.
     numbers = np.arange(math.prod(full)).reshape(full)
     index = tuple(list(item) if isinstance(item, tuple) else item for item in address.index)
     try:

@@ -84,4 +84,5 @@ class SubstitutedSource:
         if memory is None:
             return False
         shared = (one for one in self.memories if one.shares_storage(memory))
+        # Layouts may differ, as after a reshape: what counts is that the elements lie in the same places, in order.
         return any(torch.equal(one.addresses(self.view), memory.addresses(view)) for one in shared)

@@ -66,6 +66,7 @@ class Calibration:
         # The measured rate of a small square product includes that its sides are short.
         side = (each / 2) ** (1 / 3)
         narrow = [(self.narrow[kind + name], size) for name, size in (("m", m), ("k", k), ("n", n)) if size < WIDE]
+        # Dimensions that are thin limit one another, not together: the worst share counts.
         share = min((at(shares, size) / at(shares, side) for shares, size in narrow), default=1.0)
         # Below the smallest measured product the time is that of a call.
         least = batch * table[0][0] / table[0][1]
@@ -126,6 +127,7 @@ class Calibration:
 
 def at(table: Table, size: float) -> float:
     """The rate at a size, interpolated between the points; outside of them that of the nearest point."""
+    # Linear in the logarithms: rates are measured at sizes that are decades apart, and saturate.
     low, slow = table[0]
     if size <= low:
         return slow

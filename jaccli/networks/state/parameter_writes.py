@@ -48,6 +48,7 @@ class WriteWatch(Mode):
         for argument in _written_arguments(op):
             for tensor in _tensors(argument(args, kwargs)):
                 if (storage := storage_of(tensor)) in self.storages:
+                    # Set first: a model's bare ``except`` may swallow the exception.
                     self.written = storage
                     raise ParameterWritten(storage)
         return passed(op, args, kwargs)
@@ -57,6 +58,7 @@ class WriteWatch(Mode):
 Argument = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
 
+# Cached by operator: it is asked for at every operator call of a pass.
 @cache
 def _written_arguments(op: Any) -> tuple[Argument, ...]:
     """The arguments that an operator writes to, by its schema."""
