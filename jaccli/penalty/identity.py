@@ -186,7 +186,7 @@ def _of_probes(
 
 def _in_range(
     squares: Float[Tensor, " batch"],
-    factors: Sequence[Float[Tensor, "batch _ _"]],
+    factors: Sequence[Tensor],
     distance: Callable[..., Tensor],
     relative: bool,
 ) -> Float[Tensor, " batch"]:
@@ -194,7 +194,7 @@ def _in_range(
 
     Args:
         squares: ``distance(*factors)``.
-        factors: J of each sample, its factors, or products with it.
+        factors: J of each sample, its factors, or products with it, ``(batch, …, …)`` each.
         distance: the squared distance of factors.
         relative: the distance is homogeneous in J, so that it underflows where J is small.
     """

@@ -24,7 +24,7 @@ from jaccli.training.samples import Batch, NoisyCopies, Samples
 from jaccli.training.task import TrainingTask, outputs_of
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Inexact
+    from jaxtyping import Float
 
 # The best parameters are chosen by so many validation samples, and at least that many products for each. The vectors
 # are the same in every evaluation: with new ones an evaluation would win by luck.
@@ -229,8 +229,8 @@ class Training:
         return Evaluation(objective, task, self.goal.relative(together))
 
 
-def _depends_on(loss: Float[Tensor, ""], values: Sequence[Inexact[Tensor, "..."]]) -> bool:
-    """Whether the gradient of the loss by any of the values is not zero."""
+def _depends_on(loss: Float[Tensor, ""], values: Sequence[Tensor]) -> bool:
+    """Whether the gradient of the loss by any of the values, of any shapes, is not zero."""
     if not loss.requires_grad:
         return False
     gradients = torch.autograd.grad(loss, values, allow_unused=True)
