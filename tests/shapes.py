@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import random
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -38,9 +39,13 @@ def checked(function: Any, names: dict[str, Any]) -> Any:
     scope = {**names, **{kind: getattr(jaxtyping, kind) for kind in KINDS}}
     hints = {k: eval(text, scope) if isinstance(text, str) else text for k, text in stated.items()}
     signature = inspect.signature(function)
+    several = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_POSITIONAL), None)
 
     def check(name: str, value: Any) -> None:
-        if not is_bearable(value, hints[name]):
+        state = random.getstate()  # of a sequence one item is checked, drawn from the generator that tests compare
+        fits = is_bearable(value, hints[name])
+        random.setstate(state)
+        if not fits:
             shape = f"{value.dtype} {tuple(value.shape)}" if hasattr(value, "shape") else repr(value)[:200]
             raise ShapeError(f"{function.__module__}.{function.__qualname__}: {name} is {shape}, not {stated[name]}")
 
@@ -50,7 +55,8 @@ def checked(function: Any, names: dict[str, Any]) -> Any:
         bound = signature.bind(*args, **kwargs)
         for name, value in bound.arguments.items():
             if name in hints:
-                check(name, value)
+                for one in value if name == several else (value,):
+                    check(name, one)
         result = function(*args, **kwargs)
         if "return" in hints:
             check("return", result)

@@ -82,6 +82,7 @@ class Address:
 
     def at_call(self, number: int) -> Address:
         """The same activation at one call."""
+        # ``#CALL`` comes first in a suffix: it is cut off the front.
         rest = self.suffix if self.call is None else self.suffix[1 + len(str(self.call)) :]
         suffix = f"#{number}{rest}"
         return replace(self, call=number, suffix=suffix, text=(self.stem or self.path) + suffix)
@@ -112,6 +113,7 @@ class LayerNames:
 
     def at(self, path: str, suffix: str = "", *, globbed: bool = False) -> Address:
         """The address of the module ``path`` with a suffix, under the shortest name that is read back as it."""
+        # The plain spelling serves unless a longer path, or the model's own input or output, is read in its place.
         plain = self.read(path + suffix)
         hidden = plain is None or (plain.path, plain.suffix) != (path, suffix) or not _is_module(plain)
         stem = self._stem(path)
@@ -132,6 +134,7 @@ class LayerNames:
             if parts is None:
                 continue
             if path in (INPUT, OUTPUT) and not is_module and (error := _misfit(text, path, parts)) is not None:
+                # A module of that name may have what the model's own input or output has not.
                 if path not in self._all:
                     raise error
                 is_module = True
@@ -144,6 +147,7 @@ class LayerNames:
         a module is meant and not the model's own."""
         apart = text.startswith(".") and text not in self._all
         body = text.removeprefix(".") if apart else text
+        # The longest path wins, since a module's name may hold characters of the grammar: ``a#2``.
         for end in range(len(body), 0, -1):
             path, rest = body[:end], body[end:]
             if rest and rest[0] not in _ENDS and not rest.startswith(_STOP):

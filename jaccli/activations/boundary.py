@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -14,6 +14,9 @@ from jaccli.activations.nested import Path, get, leaves, locate_tensor, put
 from jaccli.activations.sample_view import SampleView, view_for
 from jaccli.errors import UnsupportedError, UsageError
 from jaccli.networks.network import Network
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 # One side of a module call: module path, "in" or "out", and the number of the call, from 1.
 Boundary = tuple[str, str, int]
@@ -45,6 +48,7 @@ class BoundaryTap(ABC):
 
     def run(self, network: Network, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """One forward pass with this tap, which gets the model's own input and output too."""
+        # A network reports no calls of its root module: its input and output are seen here.
         args = (self.at(MODEL_INPUT, args[0]), *args[1:])
         self.at(MODEL_OUTPUT, network.run(args, kwargs, self if self.paths else None))
 
@@ -73,12 +77,12 @@ class ActivationLocation:
         tensor: Tensor = get(value, self.path)
         return tensor
 
-    def get(self, value: Any) -> Tensor:
-        """The activation ``(batch, *shape)`` from the boundary's value."""
+    def get(self, value: Any) -> Shaped[Tensor, "batch *shape"]:
+        """The activation from the boundary's value."""
         return self.view.get(self.tensor(value))
 
-    def put(self, value: Any, activation: Tensor) -> Any:
-        """The boundary's value with another activation ``(batch, *shape)`` in it; the value itself stays as it is."""
+    def put(self, value: Any, activation: Shaped[Tensor, "batch *shape"]) -> Any:
+        """The boundary's value with another activation in it; the value itself stays as it is."""
         return put(value, self.path, self.view.put(self.tensor(value), activation))
 
 
@@ -147,6 +151,7 @@ def elements_in(address: Address, value: Any) -> Path:
         return address.elements
     args, kwargs = value
     if not address.elements:
+        # Without named arguments the tensor is searched among the positional ones, else among both.
         return ("0",) if not kwargs else ()
     first, rest = address.elements[0], address.elements[1:]
     if first.isdigit() and int(first) < len(args):

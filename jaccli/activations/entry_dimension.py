@@ -67,7 +67,7 @@ def _is_part(whole: Tensor, some: Tensor, dim: int, picked: Tensor) -> bool:
 
 
 def tensors_or_none(network: Network, inputs: Inputs, addresses: Sequence[Address]) -> dict[Address, Tensor] | None:
-    """As ``tensors_at``; None if the model refuses the inputs, or does not reach all of the addresses with them."""
+    """As ``tensors_at``, tensors of any shape; None if the model refuses the inputs or does not reach all addresses."""
     try:
         tensors = tensors_at(network, inputs, addresses)
     except Exception:  # of any type: the model's own code raises it
@@ -76,7 +76,10 @@ def tensors_or_none(network: Network, inputs: Inputs, addresses: Sequence[Addres
 
 
 def tensors_at(network: Network, inputs: Inputs, addresses: Sequence[Address]) -> dict[Address, Tensor]:
-    """The whole tensors that hold the activations which the inputs reach. Cost: a forward pass without gradients."""
+    """The whole tensors, of any shape, that hold the activations which the inputs reach.
+
+    Cost: a forward pass without gradients.
+    """
     tap = _TensorsAt(addresses)
     with torch.no_grad():
         tap.run(network, inputs.args, inputs.kwargs)

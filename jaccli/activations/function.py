@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from jaccli.activations.record import Inputs
 from jaccli.autograd.walk import mend_batch_norm
 from jaccli.errors import UnsupportedError
 from jaccli.networks.network import Network, StopRun
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,14 @@ class LayerFunction:
         """Size of the target, of one sample."""
         return self.target.view.size
 
-    def __call__(self, h: Tensor) -> Tensor:
+    def __call__(self, h: Shaped[Tensor, "batch *source"]) -> Shaped[Tensor, "batch *target"]:
         """``h_target`` for ``h_source``.
 
         Raises:
             UnsupportedError: with this ``h`` the model does not reach the target.
         """
         tap = _Substitute(self.source, self.target, h)
-        with suppress(StopRun):
+        with suppress(StopRun):  # raised at the target: nothing behind it is computed
             tap.run(self.network, self.inputs.args, self.inputs.kwargs)
         if tap.reached is None:
             raise UnsupportedError(

@@ -26,6 +26,7 @@ def misread(network: Network, inputs: Inputs, pair: tuple[Address, Address]) -> 
     if not isinstance(x, Tensor):
         return None
     whole = tensors_or_none(network, inputs, pair)
+    # First the hypothesis that names are right, then a missing batch dimension, then each other dimension.
     here = sample_dims(network, inputs, whole, inputs.dim) if whole is not None else None
     if here is not None:
         as_named = all((address.dim or 0) in here[address] for address in pair)

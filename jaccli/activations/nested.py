@@ -93,6 +93,7 @@ def _longest(elements: Path, children: Mapping[str, Any]) -> int:
 
 def _named_children(value: Any) -> dict[str, Any]:
     children = dict(_children(value))
+    # ``_children`` gives a named tuple's positions, as of every sequence.
     for name in getattr(value, "_fields", ()):  # a field of a named tuple has a name and a position
         children[name] = getattr(value, name)
     return children
@@ -106,7 +107,7 @@ def get(value: Any, path: Path) -> Any:
 
 
 def put(value: Any, path: Path, new: Tensor) -> Any:
-    """The value with the tensor ``new`` at a path. Containers along the path are copied, all else is shared."""
+    """The value with the tensor ``new``, of any shape, at a path; containers along it are copied."""
     if not path:
         return new
     element, rest = path[0], path[1:]
@@ -116,6 +117,7 @@ def put(value: Any, path: Path, new: Tensor) -> Any:
             return value._replace(**{element: child})  # type: ignore[attr-defined]
         items = [child if str(i) == element else v for i, v in enumerate(value)]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    # A shallow copy: the model's own container must stay as it is, and its type must be kept.
     return _put_mutable(copy.copy(value), element, child)
 
 
@@ -126,5 +128,5 @@ def _put_mutable(twin: Any, element: str, child: Any) -> Any:
     elif isinstance(twin, Sequence):
         twin[int(element)] = child  # type: ignore[index]
     else:
-        object.__setattr__(twin, element, child)
+        object.__setattr__(twin, element, child)  # a dataclass may be frozen
     return twin

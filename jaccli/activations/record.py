@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from jaccli.networks.network import Network
 from jaccli.networks.state.checkpointing import inside_a_checkpoint, inside_a_function
 from jaccli.networks.tensor_kinds import not_dense
 from jaccli.text.wording import worded
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,10 @@ class Inputs:
         return int(first.shape[self.dim]) if isinstance(first, Tensor) and first.dim() > self.dim else 1
 
     def each(self, change: Callable[[Tensor, int], Tensor]) -> Inputs:
-        """The inputs with ``change(tensor, dim)`` in place of every argument that has one entry per sample in ``dim``,
-        which is 0 of all but the samples."""
+        """The inputs with ``change(tensor, dim)`` in place of each argument of shape ``(batch, …)``, an entry a sample.
+
+        ``dim`` is the dimension of those entries: ``self.dim`` of the samples, 0 of further arguments.
+        """
         batch = self.batch
 
         def apply(value: Any, dim: int = 0) -> Any:
@@ -113,8 +118,8 @@ class RecordedActivation:
     order: int
 
     @property
-    def activation(self) -> Tensor:
-        """``(batch, *shape)``, connected to the graph if there is one."""
+    def activation(self) -> Shaped[Tensor, "batch *shape"]:
+        """The activation, connected to the graph if there is one."""
         return self.location.view.get(self.raw)
 
 
@@ -195,6 +200,7 @@ class ActivationRecorder(BoundaryTap):
 
     def _substitute(self, location: ActivationLocation, value: Any) -> Any:
         """Record a source; the boundary's value with the variable in it."""
+        # A copy in other memory would hide that an earlier source lies in this tensor: that source is followed there.
         before = TensorMemory.of(location.tensor(value))
         raw, value = self._variable(location, value)
         after = TensorMemory.of(location.tensor(value))
@@ -211,8 +217,10 @@ class ActivationRecorder(BoundaryTap):
             if (source.location.boundary, source.location.path) == (location.boundary, location.path):
                 return source.raw, value
         raw = location.tensor(value)
+        # See the class: a tensor that asks for a gradient may depend on an earlier source, and stays in its graph.
         if not self.live or not raw.requires_grad:
             raw = raw.detach().clone().requires_grad_(self.live)
+        # The model goes on with a copy: an in-place operator on a leaf that requires gradients is an error in torch.
         return raw, put(value, location.path, raw.clone())
 
     def _keep(self, location: ActivationLocation, value: Any) -> None:

@@ -33,6 +33,7 @@ def find_samples(network: Network, inputs: Inputs, addresses: Sequence[Address])
         return inputs
     tensors = tensors_at(network, inputs, others)
     sizes = {int(t.shape[a.dim]) for a, t in tensors.items() if a.dim is not None and a.dim < t.dim()}
+    # Sizes decide where they are unambiguous: passes to compare values are needed only where they are not.
     fitting = [d for d, size in enumerate(first.shape) if size in sizes]
     if len(fitting) > 1:
         fitting = [d for d in fitting if _belongs_to(network, inputs, tensors, d)] or fitting

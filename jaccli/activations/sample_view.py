@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 from jaccli.activations.address import Address
 from jaccli.errors import UnsupportedError, UsageError
 from jaccli.text.wording import worded
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,11 @@ class SampleView:
         """Number of elements of one sample's activation."""
         return math.prod(self.shape)
 
-    def samples(self, tensor: Tensor) -> Tensor:
+    def samples(self, tensor: Tensor) -> Shaped[Tensor, "batch *full"]:
         """The tensor with its samples first, before the index: ``(batch, *full)``."""
         return tensor.unsqueeze(0) if self.dim is None else tensor.movedim(self.dim, 0)
 
-    def get(self, tensor: Tensor) -> Tensor:
+    def get(self, tensor: Tensor) -> Shaped[Tensor, "batch *shape"]:
         """The activation ``(batch, *shape)`` in a tensor of a run."""
         samples = self.samples(tensor)
         if self.positions is None:
@@ -50,18 +54,21 @@ class SampleView:
         flat = samples.reshape(samples.shape[0], -1)
         return flat.index_select(1, self.positions.to(flat.device)).reshape(-1, *self.shape)
 
-    def put(self, tensor: Tensor, activation: Tensor) -> Tensor:
+    def put(
+        self, tensor: Shaped[Tensor, "*tensor"], activation: Shaped[Tensor, "batch *shape"]
+    ) -> Shaped[Tensor, "*tensor"]:
         """The tensor with this activation ``(batch, *shape)`` in it; gradients flow to the activation and the rest."""
         new = activation
         if self.positions is not None:
             flat = self.samples(tensor).reshape(activation.shape[0], -1)
+            # Out of place, for vmap and forward mode: new numbers are appended, and a gather picks them by position.
             both = torch.cat([flat, activation.reshape(activation.shape[0], -1)], dim=1)
             order = torch.arange(flat.shape[1], device=flat.device)
             order[self.positions.to(flat.device)] = flat.shape[1] + torch.arange(self.size, device=flat.device)
             new = both.index_select(1, order).reshape(activation.shape[0], *self.full)
         return new.squeeze(0) if self.dim is None else new.movedim(0, self.dim)
 
-    def columns(self, rows: Tensor) -> Tensor:
+    def columns(self, rows: Shaped[Tensor, "k *tensor"]) -> Shaped[Tensor, "k batch size"]:
         """Derivatives by the whole tensor ``(k, *tensor.shape)`` → those by the activation ``(k, batch, size)``."""
         moved = rows.unsqueeze(1) if self.dim is None else rows.movedim(self.dim + 1, 1)
         flat = moved.reshape(moved.shape[0], moved.shape[1], -1)
@@ -87,6 +94,7 @@ def view_for(address: Address, tensor: Tensor, batch: int, *, distinct: bool) ->
     full = tuple(tensor.shape) if dim is None else tuple(s for d, s in enumerate(tensor.shape) if d != dim)
     if address.index is None:
         return SampleView(dim, full, full)
+    # NumPy itself resolves the index, on an array that holds each element's position.
     numbers = np.arange(math.prod(full)).reshape(full)
     index = tuple(list(item) if isinstance(item, tuple) else item for item in address.index)
     try:

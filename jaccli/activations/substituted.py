@@ -7,12 +7,16 @@ bytes of the same storage, which was not written to in between.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from jaccli.activations.sample_view import SampleView
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ class TensorMemory:
         layouts = [(one.shape, one.strides, one.offset) for one in (self, other)]
         return self.shares_storage(other) and layouts[0] == layouts[1]
 
-    def addresses(self, view: SampleView) -> Tensor:
-        """Positions in the storage of the elements of an activation, ``(batch, view.size)``, int64."""
+    def addresses(self, view: SampleView) -> Int[Tensor, "batch size"]:
+        """Positions in the storage of the elements of an activation, int64."""
         positions = torch.full((), self.offset)
         for size, stride in zip(self.shape, self.strides, strict=True):
             positions = positions.unsqueeze(-1) + stride * torch.arange(size, device=positions.device)
@@ -72,7 +76,7 @@ class SubstitutedSource:
             self.memories.append(after)
 
     def is_in(self, tensor: Tensor, view: SampleView) -> bool:
-        """Whether a tensor holds this activation, its elements in the same order.
+        """Whether a tensor of any shape holds this activation, its elements in the same order.
 
         Views and reshapes of it count as the same, and so does the output of ``nn.Identity``.
         """
@@ -80,4 +84,5 @@ class SubstitutedSource:
         if memory is None:
             return False
         shared = (one for one in self.memories if one.shares_storage(memory))
+        # Layouts may differ, as after a reshape: what counts is that the elements lie in the same places, in order.
         return any(torch.equal(one.addresses(self.view), memory.addresses(view)) for one in shared)

@@ -95,6 +95,7 @@ def graph_jacobian(
         ResourceError: out of memory.
 
     Example:
+        >>> import jaccli, torch
         >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
         >>> y = x**2
         >>> jaccli.graph_jacobian(y, x)

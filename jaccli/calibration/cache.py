@@ -44,6 +44,7 @@ def load(device: torch.device | str = "cpu") -> Calibration | None:
     machine = _machine(torch.device(device))
     path = _path(machine)
     if path is not None:
+        # The status is part of the key of the cache in ``_read``: a file that another process replaced is read anew.
         with contextlib.suppress(OSError):
             status = path.stat()
             stored = _read(path, (status.st_mtime_ns, status.st_size, status.st_ino), json.dumps(machine))
@@ -78,6 +79,7 @@ def _as_before(device: torch.device, machine: dict[str, Any], reason: str) -> Ca
     before = load(device)
     figures = "those of before" if before is not None and before.made else "typical ones"
     note(f"no calibration of {device}: {reason}; its figures are {figures}")
+    # Kept, so that this process does not try to measure again at each plan.
     return before or _unsaved.setdefault(_key(machine), TYPICAL)
 
 

@@ -38,7 +38,7 @@ class Calibration:
         fresh: bytes/s at which newly allocated memory is mapped, on top of writing to it.
         conv: ``conv2d`` or ``conv_transpose2d``, ``contiguous`` or ``channels_last``, channels in and out as
             ``1->16`` → (FLOP, FLOP/s).
-        functions: ``tanh``, ``exp``, ``sigmoid``, ``gelu`` → (elements, elements/s) in float32.
+        functions: ``tanh``, ``exp``, ``sigmoid``, ``gelu`` → (elements, elements/s) in float32; for ``doctor`` alone.
         strided: bytes/s, read and written, of a copy that moves the last dimension.
         made: time of the measurement, ISO 8601 in UTC; empty if nothing was measured.
     """
@@ -66,6 +66,7 @@ class Calibration:
         # The measured rate of a small square product includes that its sides are short.
         side = (each / 2) ** (1 / 3)
         narrow = [(self.narrow[kind + name], size) for name, size in (("m", m), ("k", k), ("n", n)) if size < WIDE]
+        # Dimensions that are thin limit one another, not together: the worst share counts.
         share = min((at(shares, size) / at(shares, side) for shares, size in narrow), default=1.0)
         # Below the smallest measured product the time is that of a call.
         least = batch * table[0][0] / table[0][1]
@@ -116,14 +117,6 @@ class Calibration:
         few, many = (at(row, into) for row in rates)
         return at(((FEW, few), (MANY, many)), out)
 
-    def transcendental_seconds(
-        self, elements: float, function: str = "tanh", dtype: torch.dtype = torch.float32
-    ) -> float:
-        """Seconds of an elementwise function such as ``exp``; one that was not measured counts as tanh."""
-        table = self.functions.get(function, self.functions["tanh"])
-        # A vector register has half as many doubles; halves are computed in float32.
-        return elements / at(table, elements) * max(1.0, dtype.itemsize / 4)
-
     def strided_seconds(self, bytes_moved: float) -> float:
         """Seconds of a copy that moves the last dimension and reads and writes ``bytes_moved``.
 
@@ -134,6 +127,7 @@ class Calibration:
 
 def at(table: Table, size: float) -> float:
     """The rate at a size, interpolated between the points; outside of them that of the nearest point."""
+    # Linear in the logarithms: rates are measured at sizes that are decades apart, and saturate.
     low, slow = table[0]
     if size <= low:
         return slow

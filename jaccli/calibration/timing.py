@@ -97,6 +97,7 @@ def least_seconds(probes: list[TimedOperator], wait: Callable[[], None] | None) 
                     break
                 _try(probe, tries, wait)
         pending = [probe for probe in pending if tries[probe.key].spent < ALLOWANCE_S]
+        # After the regular rounds only operators without an uninterrupted try are tried again.
         if number + 1 >= ROUNDS:
             pending = [probe for probe in pending if not tries[probe.key].quiet]
     done = {key: own for key, own in tries.items() if own.count}
@@ -145,6 +146,7 @@ def _try(probe: TimedOperator, tries: dict[Key, Tries], wait: Callable[[], None]
         seconds = clock() - start
         own.best = min(own.best, seconds / calls)
         own.spent += seconds
+        # The try counts as interrupted, whatever follows: the rest would only cost time.
         if _preemptions() != before:
             break
     own.count += 1

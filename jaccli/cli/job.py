@@ -71,7 +71,7 @@ class Job:
         by_kind: dict[str, Figures] = {}
         for kind, share in (("train", self.train), ("held_out", self.held_out)):
             if kind == "train" or share is not self.train:
-                samples = share.samples.spread_out(REPORTED)
+                samples = share.samples.evenly_spaced(REPORTED)
                 by_kind[kind] = figures(network, samples, goal, self.task, self.size, watch)
         return by_kind
 
@@ -155,7 +155,7 @@ def _shares(every: Samples, loaded: Loaded, train: TrainRequest) -> tuple[Share,
     held_out = range(ONE_IN - 1, count, ONE_IN)
     trained_on = [n for n in range(count) if n not in held_out]
     train_share, validation_share = (
-        Share(every.share(part), [loaded.numbers[n] for n in part]) for part in (trained_on, held_out)
+        Share(every.subset(part), [loaded.numbers[n] for n in part]) for part in (trained_on, held_out)
     )
     return train_share, validation_share
 

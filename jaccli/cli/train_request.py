@@ -9,7 +9,7 @@ from jaccli.cli.option import option, request
 from jaccli.cli.request import InputRequest, ModelRequest
 from jaccli.cli.run_request import seed_option
 from jaccli.errors import UsageError
-from jaccli.penalty.goals import Estimator, Towards
+from jaccli.penalty.choices import Estimator, EstimatorOption, Towards
 from jaccli.samples.spec import InputSpec, StdinInput, check_input, parse_input
 from jaccli.sinks.choose import check_output
 from jaccli.text.escape import quote
@@ -60,7 +60,7 @@ class TrainRequest:
     steps: int = _count("--steps", "Steps of Adam.", default="1000")
     lr: float = option("--lr", default="3e-3", metavar="LR", help="The highest learning rate.", parse=parse.number())
     batch_size: int | None = _count("--batch-size", "Samples of a step; all, but at most 256, if not given.")
-    estimator: Estimator | Literal["auto"] = option(
+    estimator: EstimatorOption = option(
         "--estimator",
         default="auto",
         metavar="NAME",

@@ -11,7 +11,7 @@ from typing import Any
 from jaccli.cli.console import live_console
 from jaccli.cli.messages import say
 from jaccli.text.escape import inert
-from jaccli.training.loop import Look, TrainingStep
+from jaccli.training.loop import Evaluation, TrainingStep
 
 _ROWS = 10
 _REDRAW = 0.1  # seconds
@@ -25,7 +25,7 @@ class _Validated:
     """A step with figures of the samples that the best parameters are chosen by; ``seconds`` since the start."""
 
     step: TrainingStep
-    figures: Look
+    figures: Evaluation
     seconds: float
 
 
@@ -49,8 +49,8 @@ class View:
     def add(self, step: TrainingStep) -> None:
         """One step more."""
         self.last = step
-        if step.look is not None:
-            self.validated.append(_Validated(step, step.look, self.seconds))
+        if step.evaluation is not None:
+            self.validated.append(_Validated(step, step.evaluation, self.seconds))
 
     @property
     def seconds(self) -> float:
@@ -69,7 +69,7 @@ class View:
         for one in [*self.validated[:1], *self.validated[1:][-_ROWS:]]:
             mark = "*" if self.last is not None and one.step.number == self.last.best else ""
             table.add_row(*_cells(one.step), f"{one.figures.relative:.4g}", mark, f"{one.seconds:.1f}")
-        if self.last is not None and self.last.look is None:
+        if self.last is not None and self.last.evaluation is None:
             table.add_row(*_cells(self.last), "", "", f"{self.seconds:.1f}", style="dim")
         return Group(Text(inert(self.title), style="bold"), table, Text("* the best so far; Ctrl-C stops and keeps it"))
 
@@ -124,7 +124,7 @@ class _Lines:
 
     def __call__(self, step: TrainingStep) -> None:
         self.view.add(step)
-        if step.look is not None and self.view.seconds > self.next:
+        if step.evaluation is not None and self.view.seconds > self.next:
             self.pause = min(2 * self.pause, _LAST_LINE)
             self.next = self.view.seconds + self.pause
             say(self.view.line())

@@ -49,7 +49,7 @@ def converted(
 
 
 def floating_dtype(tensors: Iterable[Tensor]) -> torch.dtype | None:
-    """The dtype that a model with these tensors computes in; None if all hold integers.
+    """The dtype that a model with these tensors, of any shapes, computes in; None if all hold integers.
 
     It is that of the first floating-point one; if there is none, that of the parts of the first complex one.
     """
@@ -65,7 +65,7 @@ def renamed(
 
     Args:
         before: the result for the model that is cast, which may have been cast already.
-        tensors: of that model.
+        tensors: of that model, of any shapes.
         dtype: the new one; nothing changes if None.
     """
     if dtype is None:
@@ -98,5 +98,5 @@ def follows(operator: str, named: torch.dtype, into: torch.dtype, *, constant: b
 
 
 def is_whole(tensor: Tensor) -> bool:
-    """Whether a tensor holds integers or booleans."""
+    """Whether a tensor of any shape holds integers or booleans."""
     return not (tensor.is_floating_point() or tensor.is_complex())

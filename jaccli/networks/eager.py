@@ -80,7 +80,7 @@ class EagerNetwork(Network):
         self._state: ModuleState | None = None
         self._generators = GeneratorStates([])
         self._guarded = False  # whether the session guards against code that is not torch's own
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # a session may be opened within a session of the same thread
         self._copied: set[int] = set()  # storages of the parameters that passes get copies of
         self._unwatched: set[int] = set()  # those of them that are copied only because no mode may watch
 
@@ -94,6 +94,7 @@ class EagerNetwork(Network):
             stack.enter_context(optimized_execution(False))
             start, versions = _tap_state(tap), _versions(args, kwargs)
             never_watched = self.refuses_modes
+            # It ends: a pass begins again once without a watch, and once for each parameter that is newly copied.
             while True:
                 try:
                     return self._pass(args, kwargs, tap)
@@ -118,6 +119,7 @@ class EagerNetwork(Network):
         state.install()
         watching = self._guarded and not self.refuses_modes
         watch = WriteWatch(state.watched_storages if watching else ())
+        # ``StopRun`` is raised again at the end only: a write before it must be reported first.
         output, stop = None, None
         try:
             with (

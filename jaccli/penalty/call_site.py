@@ -22,9 +22,9 @@ from jaccli.linear_maps.square import check_square
 from jaccli.models.adapt import as_network
 from jaccli.networks.network import Network
 from jaccli.networks.state.fingerprint import Fingerprint
-from jaccli.penalty.slope import Moved
+from jaccli.penalty.slope import MovedProduct
 from jaccli.penalty.training_pass import FEWER, out_of_memory_reported, training_pass
-from jaccli.penalty.verify import Request, Trial, recorded
+from jaccli.penalty.verify import ProductRequest, Verification, verified_program
 from jaccli.planning.bind import bind
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
 from jaccli.planning.memory import available
@@ -38,10 +38,10 @@ from jaccli.text.wording import worded
 
 @dataclass
 class Analysis:
-    """What the first call with inputs of some shapes found out.
+    """What the first call with inputs of some shapes found out about a layer pair.
 
     Args:
-        trainable: tensors of the network that require gradients.
+        trainable: tensors, of any shapes, of the network that require gradients.
         connected: a path leads from source to target.
         mixes: a sample's target depends on other samples.
         fused: there are recurrent kernels without a second derivative.
@@ -50,8 +50,8 @@ class Analysis:
         device: of J.
         accumulation: J, or its products, as a differentiable program, where there is one.
         single: rows are taken one by one, since together, or by second derivatives, they are wrong.
-        warned: that the gradient is not the slope was said.
-        calls: how often it was used, without gradients and with.
+        warned: a warning has said that the gradient is not the slope.
+        calls: how often it was used, with gradients (True) and without.
     """
 
     trainable: list[Tensor]
@@ -65,16 +65,16 @@ class Analysis:
     single: bool = False
     warned: bool = False
     calls: Counter[bool] = field(default_factory=Counter)
-    _elsewhere: Analysis | None = None
+    _without_program: Analysis | None = None
 
-    def elsewhere(self) -> Analysis:
-        """The same where the model takes another branch than the program was recorded for: without the program."""
-        if self._elsewhere is None:
-            self._elsewhere = replace(self, accumulation=None, calls=Counter())
-        return self._elsewhere
+    def without_program(self) -> Analysis:
+        """The analysis for values at which the model takes another branch than the program was recorded for."""
+        if self._without_program is None:
+            self._without_program = replace(self, accumulation=None, calls=Counter())
+        return self._without_program
 
     def variables(self, inputs: Inputs) -> list[Tensor]:
-        """Tensors of the network and of the inputs that the result has gradients by."""
+        """Tensors of the network and of the inputs, of any shapes, that the result has gradients by."""
         return [*self.trainable, *(t for t in _tensors(inputs) if t.requires_grad)]
 
     def rows(self, network: Network, pair: Pair, inputs: Inputs, differentiable: bool) -> AbstractContextManager[Rows]:
@@ -96,7 +96,7 @@ class Analysis:
         """
         if self.accumulation is None:
             return None
-        # Casts are part of the program.
+        # The program holds the casts of autocast as operators; autocast would cast a second time.
         with torch.autocast(_device(inputs).type, enabled=False), full_precision(), out_of_memory_reported():
             return self.accumulation([*_tensors(inputs), *self.trainable, *vectors])
 
@@ -117,25 +117,27 @@ class CallSite:
     dim: int
     known: list[tuple[Signature, Fingerprint, Analysis]] = field(default_factory=list)
 
-    def look(self, network: Network, inputs: Inputs, request: Request) -> Analysis:
-        """What holds for these inputs. Cost: of a first call a forward and two backward passes, and planning.
+    def analysis_of(self, network: Network, inputs: Inputs, request: ProductRequest) -> Analysis:
+        """The analysis for these inputs. Cost: of a first call a forward and two backward passes, and planning.
 
         Raises:
             UsageError: J is not square.
         """
         key = (request, torch.is_autocast_enabled(_device(inputs).type), signature(inputs))
         trainable = [t for t in network.tensors() if t.requires_grad]
+        # The contents of trainable tensors are arguments of the program: a training step does not make it stale.
         fingerprint = network.fingerprint({id(t) for t in trainable})
         for shapes, then, analysis in self.known:
             if shapes == key and then == fingerprint:
                 return analysis
         with computing(network), exact_attention(True):
             analysis = self._first(network, inputs, trainable, request)
+        # Modules are dropped, see the class. A new module at an old address would have other tensors.
         fingerprint.references = [held for held in fingerprint.references if isinstance(held, Tensor)]
         self.known = [*self.known[1 - defaults.REPLAY_KEPT :], (key, fingerprint, analysis)]
         return analysis
 
-    def _first(self, network: Network, inputs: Inputs, trainable: list[Tensor], request: Request) -> Analysis:
+    def _first(self, network: Network, inputs: Inputs, trainable: list[Tensor], request: ProductRequest) -> Analysis:
         network.report_warnings()
         (linearization,) = linearize(network, inputs, [self.pair])
         linear, value = linearization.linear, linearization.linear.value
@@ -156,42 +158,48 @@ class CallSite:
         if mixes or not connected:
             return analysis
         if not request.probes:
-            _check_room(linearization)
+            _check_memory(linearization)
         with suppress(CaptureGap):
-            analysis.accumulation = recorded(linearization, inputs, trainable, request)
+            analysis.accumulation = verified_program(linearization, inputs, trainable, request)
         return analysis
 
     def verify(
-        self, network: Network, inputs: Inputs, analysis: Analysis, request: Request, differentiable: bool
+        self, network: Network, inputs: Inputs, analysis: Analysis, request: ProductRequest, differentiable: bool
     ) -> None:
         """At calls 1, 2, 4, 8, …: verify what is computed, and its gradient if it is ``differentiable``.
 
-        Rules are wrong at some points only, and training moves. Cost: in these calls a step more, or some.
+        A derivative rule may be wrong at some points only, and training moves the point; a doubling interval keeps the
+        number of verifications logarithmic. Cost: in these calls one more step or a few.
 
         Raises:
             UnsupportedError: there is no gradient.
         """
         analysis.calls[differentiable] += 1
+        # c & (c - 1) is 0 for powers of two alone.
         if analysis.calls[differentiable] & (analysis.calls[differentiable] - 1) or not analysis.connected:
             return
         variables = analysis.variables(inputs) if differentiable else []
         with torch.enable_grad(), analysis.rows(network, self.pair, inputs, bool(variables)) as rows:
+            # In this order: passes are the reference for the program, so that they are put right first.
             vectors = _vectors(rows, request)
             factors = analysis.accumulated(inputs, *([] if vectors is None else [vectors]))
-            moved = Moved(network, self.pair, inputs, variables, analysis.mixes, request.gram)
-            trial = Trial(rows, factors, vectors, request, variables, moved)
-            if not analysis.single and trial.single_rows():
+            moved = MovedProduct(network, self.pair, inputs, variables, analysis.mixes, request.gram)
+            verification = Verification(rows, factors, vectors, request, variables, moved)
+            if not analysis.single and verification.single_rows():
                 note("products by second derivatives, or of several rows at once, are wrong: rows are taken one by one")
-                analysis.single, trial = True, replace(trial, rows=replace(rows, single=True))
-            if analysis.accumulation is not None and not trial.program_is_right():
+                analysis.single, verification = True, replace(verification, rows=replace(rows, single=True))
+            if analysis.accumulation is not None and not verification.program_is_right():
                 note("products by the engine's operators disagree with backward passes, which are taken instead")
-                analysis.accumulation, trial = None, replace(trial, factors=None)
+                analysis.accumulation, verification = None, replace(verification, factors=None)
             if variables:
-                _use(analysis, *trial.choose())
+                _use_gradients_of(analysis, *verification.choose_gradient())
 
 
-def _vectors(rows: Rows, request: Request) -> Tensor | None:
-    """Random vectors ``(batch, n, probes)`` to verify products with; None where J itself is computed."""
+def _vectors(rows: Rows, request: ProductRequest) -> Tensor | None:
+    """Random vectors ``(batch, n, probes)`` to verify products with; None where J itself is computed.
+
+    A seed of their own leaves torch's generator, and so the model's random numbers, as they are.
+    """
     if not request.probes:
         return None
     size = rows.target[0].numel()
@@ -199,7 +207,7 @@ def _vectors(rows: Rows, request: Request) -> Tensor | None:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(rows.target.detach())
 
 
-def _use(analysis: Analysis, through: Literal["program", "passes"], off: float) -> None:
+def _use_gradients_of(analysis: Analysis, through: Literal["program", "passes"], off: float) -> None:
     """Take gradients through this from now on; say once how far they are off the slope."""
     if through == "passes" and analysis.accumulation is not None:
         note("gradients through the engine's operators disagree with slopes; passes are taken")
@@ -217,12 +225,19 @@ def site_of(
 ) -> tuple[Network, CallSite]:
     """The site of a model and two layer names, kept as long as the model lives.
 
+    Args:
+        model: any that ``as_network`` takes.
+        x: the samples, ``(batch, …)``.
+        names: of source and target.
+        args: further arguments of the model.
+        kwargs: further arguments by name.
+
     Raises:
         UsageError: not a model, an unknown layer, no samples.
     """
     try:
         sites = _SITES.setdefault(model, {})
-    except TypeError:  # not a model either
+    except TypeError:  # no weak reference to it, or no hash: not a model either
         sites = {}
     site, network = sites.get(names), as_network(model)
     if site is None or not isinstance(x, Tensor):
@@ -244,7 +259,7 @@ def _device(inputs: Inputs) -> torch.device:
     return first.device if isinstance(first, Tensor) else torch.device("cpu")
 
 
-def _check_room(linearization: Linearization) -> None:
+def _check_memory(linearization: Linearization) -> None:
     """Refuse where J, J − I and their gradient do not fit the memory.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,28 +17,44 @@ from jaccli.penalty.training_pass import training_pass
 from jaccli.planning.linearize import Pair
 from jaccli.runtime.torch_errors import is_out_of_memory
 
-# Steps relative to the size of what is moved: small, since J of a network with kinks jumps from piece to piece.
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+# Steps relative to the size of what is moved: small, since J of a network with kinks jumps from piece to piece. In
+# less than float64 rounding forbids small ones: the error of a central difference is eps / step + step².
 _STEP = {torch.float64: 1e-6}
 _SHORT_STEP = 5e-3
-# The error of a difference is taken as so many times what two steps of it differ by.
+# The difference by h and that by 2h deviate by three times the truncation error of the first; the factor allows for the
+# rounding of both as well.
 _SPREAD = 8.0
 
 
 @dataclass(frozen=True)
 class Slope:
-    """The derivative of Σ ⟨w, J…u⟩ along ``directions``, one for each tensor, and its error ``spread``."""
+    """A directional derivative of Σ ⟨w, J…u⟩, by differences.
+
+    Attributes:
+        directions: one for each variable, of its shape, in float64.
+        value: the derivative along all of them together.
+        spread: by how much the differences of two steps deviate: an estimate of the error of ``value``.
+    """
 
     directions: list[Tensor]
     value: float
     spread: float
 
-    def off(self, gradients: Sequence[Tensor | None]) -> float:
-        """The relative difference of these gradients from it, beyond its own error."""
+    def relative_error(self, gradients: Sequence[Tensor | None]) -> float:
+        """How far gradients are from the slope, relative to its terms; 0 within the slope's own error.
+
+        Args:
+            gradients: one for each variable, of its shape; None is zero.
+        """
         terms = [
             ((g.real if g.is_complex() else g).double() * d).flatten()
             for g, d in zip(gradients, self.directions, strict=True)
             if g is not None and g.numel()
         ]
+        # The terms may cancel: their size, and not that of their sum, says what rounding may do.
         along = sum(float(t.sum()) for t in terms)
         size = sum(float(t.square().sum()) for t in terms) ** 0.5 + abs(self.value)
         gap = abs(along - self.value)
@@ -47,8 +64,8 @@ class Slope:
 
 
 @dataclass(frozen=True)
-class Moved:
-    """A product of a layer pair that is moved.
+class MovedProduct:
+    """A product with J of a layer pair, at parameters and samples that are moved off their values.
 
     Args:
         network: the model; what moves is a copy of it.
@@ -66,14 +83,17 @@ class Moved:
     mixes: bool
     gram: bool
 
-    def slope(self, u: Tensor, w: Tensor) -> Slope | None:
-        """By central differences with two steps, on a copy in float64 where there is such a form of the model.
+    def slope(self, u: Float[Tensor, "batch n"], w: Float[Tensor, "batch m"]) -> Slope | None:
+        """The derivative of Σ ⟨w, J…u⟩ by central differences with two steps, on a copy of the model.
+
+        The copy is in float64 where there is such a form of the model.
 
         Cost: a copy of the model; four forward passes with one or two backward passes each, n_out of JᵀJ. None where
         the model cannot be copied or moved.
         """
         draws = self.network.draws
-        for dtype in (None,) if draws.generators else (torch.float64, None):  # other numbers are drawn in another dtype
+        # A model that draws random numbers draws others in another dtype: its J would be another one.
+        for dtype in (None,) if draws.generators else (torch.float64, None):
             try:
                 copy = self.network.cast(dtype=dtype)
                 copy.draws.warned.update(draws.warned)
@@ -85,6 +105,7 @@ class Moved:
 
     def _of_copy(self, copy: Network, dtype: torch.dtype, u: Tensor, w: Tensor) -> Slope:
         generator = torch.Generator().manual_seed(6)
+        # A copy has its tensors in the order of the original.
         twins = {id(t): twin for t, twin in zip(self.network.tensors(), copy.tensors(), strict=True)}
         directions = [_direction(t, generator) for t in self.variables]
         along = {id(t): d for t, d in zip(self.variables, directions, strict=True)}
@@ -94,7 +115,7 @@ class Moved:
             with torch.no_grad():
                 for twin, start, d in moving:
                     twin.copy_(start + h * d)
-            inputs = _moved(self.inputs, dtype, along, h)
+            inputs = _displaced(self.inputs, dtype, along, h)
             with (
                 torch.enable_grad(),
                 training_pass(copy, self.pair, inputs, differentiable=False, mixes=self.mixes, fused=False) as rows,
@@ -105,7 +126,7 @@ class Moved:
         near, far = ((product(h) - product(-h)) / (2 * h) for h in (step, 2 * step))
         return Slope(directions, near, abs(near - far))
 
-    def _product(self, rows: Rows, u: Tensor, w: Tensor) -> float:
+    def _product(self, rows: Rows, u: Float[Tensor, "batch n"], w: Float[Tensor, "batch m"]) -> float:
         """⟨w, Jᵀu⟩, ⟨w, JJᵀu⟩ or ⟨w, JᵀJu⟩, of first derivatives alone."""
         if not self.gram:
             return float((rows.row(u) * w).double().sum())
@@ -116,14 +137,14 @@ class Moved:
 
 
 def _direction(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Random, of the tensor's size."""
+    """A random tensor of this one's shape and size in float64: each variable moves relative to its own numbers."""
     value = tensor.detach()
     size = float(torch.linalg.vector_norm(value.double())) / max(value.numel(), 1) ** 0.5
     drawn = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value.device, torch.float64)
     return drawn * (size if 0 < size < float("inf") else 1.0)
 
 
-def _moved(inputs: Inputs, dtype: torch.dtype, along: Mapping[int, Tensor], h: float) -> Inputs:
+def _displaced(inputs: Inputs, dtype: torch.dtype, along: Mapping[int, Tensor], h: float) -> Inputs:
     """The inputs in this dtype, those that have a direction ``h`` further along it."""
 
     def moved(value: object) -> object:

@@ -1,4 +1,4 @@
-"""One forward pass of a training step, recorded, with rows of J of it."""
+"""One forward pass of a training step, verified_program, with rows of J of it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def training_pass(
         stack.enter_context(out_of_memory_reported())
         stack.enter_context(exact_attention(True))
         stack.enter_context(computing(network, frozen=not differentiable))
-        if fused:
+        if fused:  # cuDNN's and oneDNN's recurrent kernels have no second derivative, the operators in them have
             stack.enter_context(unfused())
         with readable(inputs):
             recording = record_backward(network, inputs, [source], [target], live=True)

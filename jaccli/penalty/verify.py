@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -17,22 +17,26 @@ from jaccli.backward_graph.differentiable_rows import Rows, no_second, wide
 from jaccli.errors import UnsupportedError
 from jaccli.graph import Accumulation, accumulation, tensors_in
 from jaccli.linear_maps.agreement import agrees, is_adjoint, programs_agree, tolerance
-from jaccli.penalty.slope import Moved
+from jaccli.penalty.slope import MovedProduct
 from jaccli.planning.linearize import Linearization
 from jaccli.run.agreement import disagreement
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 
-# A gradient may be off a slope by so many times the tolerance, since a slope is a difference, and by at least this.
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+# A gradient may be off a slope by so many times the tolerance of products, and always by ``_LEAST``: a slope is a
+# difference of rounded numbers, and no better.
 _LOOSE = 30.0
 _LEAST = 1e-5
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is to be computed: J itself, or so many products.
+class ProductRequest:
+    """What ``identity_deviation`` needs of J: all of it, or products.
 
     Args:
-        probes: vectors of a call; 0 for J itself.
+        probes: number of vectors; 0 for J itself.
         gram: products are JJᵀU, not JᵀU.
         square: J must be square.
     """
@@ -42,10 +46,16 @@ class Request:
     square: bool
 
 
-def recorded(
-    linearization: Linearization, inputs: Inputs, trainable: list[Tensor], request: Request
+def verified_program(
+    linearization: Linearization, inputs: Inputs, trainable: list[Tensor], request: ProductRequest
 ) -> Accumulation | None:
     """J or its products as a program that agrees with an independent backward pass; None where it does not.
+
+    Args:
+        linearization: of the layer pair; its probe has a cotangent u and the row Jᵀu of an independent backward pass.
+        inputs: of the pass.
+        trainable: tensors of the network, of any shapes, that the program takes as arguments.
+        request: J or its products.
 
     Raises:
         CaptureGap: the engine cannot record the network.
@@ -58,6 +68,7 @@ def recorded(
             factors = program(args)
         return program if factors is not None and disagreement(linearization, *factors) is None else None
     u, row, some = linearization.probe.cotangent, linearization.probe.row, linearization.probe.samples
+    # Of a J with more rows than columns JᵀJ is needed, to which the row Jᵀu says nothing.
     if u is None or row is None or (request.gram and n_out > n_in):
         return None
     vectors = u.unsqueeze(-1).expand(batch, n_out, request.probes).contiguous()
@@ -73,13 +84,14 @@ def recorded(
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A program and passes at one point, to compare with each other and with slopes.
+class Verification:
+    """A program and passes at one point, compared with each other and with slopes.
 
     Args:
         rows: of a recorded pass.
-        factors: what the program gave: J, its two factors, or products; None without a program.
-        vectors: what it took, ``(batch, n, probes)``: of products.
+        factors: results of the program: J, ``(batch, n_out, n_in)``, its two factors, or products,
+            ``(batch, m, probes)``; None without a program.
+        vectors: that the products are with, ``(batch, n, probes)``; None of J.
         request: what is computed.
         variables: tensors that gradients are taken by.
         moved: the product, to be moved.
@@ -88,12 +100,16 @@ class Trial:
     rows: Rows
     factors: Sequence[Tensor] | None
     vectors: Tensor | None
-    request: Request
+    request: ProductRequest
     variables: Sequence[Tensor]
-    moved: Moved
+    moved: MovedProduct
 
     def single_rows(self) -> bool:
-        """Whether products by second derivatives, or rows taken together, are wrong: then rows go one by one."""
+        """Whether products by second derivatives, or rows taken together, are wrong: then rows go one by one.
+
+        A wrong double-backward formula shows in ⟨Jz, w⟩ ≠ ⟨z, Jᵀw⟩; a wrong batching rule in Jᵀw by the matrix of
+        batched rows ≠ Jᵀw by one pass.
+        """
         rows, eps = self.rows, self._eps
         w = self._drawn(rows.target.shape[0], rows.target[0].numel(), seed=8)
         pulled = rows.row(w)
@@ -110,10 +126,10 @@ class Trial:
 
     def program_is_right(self) -> bool:
         """Whether the program's product is that of plain passes."""
-        u = self._u()
+        u = self._test_cotangent()
         return self.factors is not None and agrees(self._by_program(u).detach(), self._by_passes(u).detach(), self._eps)
 
-    def choose(self) -> tuple[Literal["program", "passes"], float]:
+    def choose_gradient(self) -> tuple[Literal["program", "passes"], float]:
         """Which one the gradient is to be taken through, and how far it is off the slope of the product.
 
         Both are derived independently: where they agree, they are right. Otherwise the slope decides. Both may lack
@@ -122,22 +138,24 @@ class Trial:
         Raises:
             UnsupportedError: neither the program nor passes have a gradient.
         """
-        u = self._u()
+        u = self._test_cotangent()
         image = self._by_passes(u)
         w = self._drawn(*image.shape, seed=1)
-        if not bool(image.isfinite().all()):  # a J that is not finite cannot be compared
+        # A J that is not finite cannot be compared: nothing speaks against the program.
+        if not bool(image.isfinite().all()):
             return ("passes" if self.factors is None else "program"), 0.0
         missing = self.rows.missing()
         passes, why = (None, missing) if missing is not None else self._gradient(image, w)
         program, _ = self._gradient(self._by_program(u), w) if self.factors is not None else (None, None)
         if program is not None and passes is not None and self._agree(program, passes):
             return "program", 0.0
+        # The slope is expensive (a copy of the model and four passes): only where both disagree, or one is missing.
         slope = self.moved.slope(u.detach(), w)
         if slope is not None and not math.isfinite(slope.value):
             slope = None
         allowed = max(_LOOSE * tolerance(self._eps), _LEAST)
         off = {
-            name: slope.off(g) if slope is not None else 0.0
+            name: slope.relative_error(g) if slope is not None else 0.0
             for name, g in (("program", program), ("passes", passes))
             if g is not None and all(bool(t.isfinite().all()) for t in g if t is not None)
         }
@@ -147,12 +165,13 @@ class Trial:
             raise no_second(RuntimeError(why or "it is not finite"))
         return "passes", off["passes"] if off["passes"] > allowed else 0.0
 
-    def _u(self) -> Tensor:
+    def _test_cotangent(self) -> Float[Tensor, "batch n"]:
+        """The vector that products are compared at: the first of ``vectors``, else random."""
         if self.vectors is not None:
             return self.vectors[..., 0]
         return self._drawn(self.rows.target.shape[0], self.rows.target[0].numel(), seed=1)
 
-    def _by_program(self, u: Tensor) -> Tensor:
+    def _by_program(self, u: Float[Tensor, "batch n"]) -> Float[Tensor, "batch m"]:
         assert self.factors is not None
         if self.vectors is not None:
             return self.factors[0][..., 0]
@@ -161,12 +180,16 @@ class Trial:
             image = image @ factor
         return image.squeeze(1)
 
-    def _by_passes(self, u: Tensor) -> Tensor:
+    def _by_passes(self, u: Float[Tensor, "batch n"]) -> Float[Tensor, "batch m"]:
+        # Where J is taken row by row anyway, its gradient is the one that training uses.
         if not self.request.probes and self.factors is None and not self.rows.mixes:
             return (u.unsqueeze(1) @ self._matrix).squeeze(1)
         return self.rows.images(u.unsqueeze(-1), self.request.gram)[..., 0]
 
-    def _gradient(self, image: Tensor, w: Tensor) -> tuple[tuple[Tensor | None, ...] | None, str | None]:
+    def _gradient(
+        self, image: Float[Tensor, "batch m"], w: Float[Tensor, "batch m"]
+    ) -> tuple[tuple[Tensor | None, ...] | None, str | None]:
+        """Gradients of ⟨image, w⟩ by the variables; or None, and why there are none."""
         try:
             inner = (wide(image) * w).sum()
             if not inner.requires_grad:  # J is constant

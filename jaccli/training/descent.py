@@ -21,7 +21,7 @@ WARM_STEPS = 100
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter that is trained, and the tensor of the model to be written that it belongs to."""
+    """A parameter that is trained, ``value``, and its counterpart of the same shape in the model to be ``written``."""
 
     name: str
     value: Tensor
@@ -64,7 +64,14 @@ def parameters_of(network: Network, model: nn.Module) -> list[Parameter]:
 
 @dataclass
 class Descent:
-    """Adam; the learning rate is warmed up, then let down to 0 along half a cosine."""
+    """Adam (D. P. Kingma and J. Ba, 2015), with a warm-up of the learning rate and then half a cosine down to 0
+    (I. Loshchilov and F. Hutter, *SGDR*, 2017).
+
+    Args:
+        values: parameters, of any shapes.
+        steps: of the whole run.
+        lr: the highest learning rate.
+    """
 
     values: Sequence[Tensor]
     steps: int
@@ -83,7 +90,7 @@ class Descent:
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(self.steps - warm, 1)))
 
     def step(self, loss: Tensor) -> None:
-        """One step down."""
+        """One step down the gradient of a scalar loss, and the next learning rate."""
         self._adam.zero_grad()
         loss.backward()
         self._adam.step()

@@ -1,11 +1,11 @@
-"""The end that J is trained towards, and how far J is from it."""
+"""The goal that J is trained towards, and how far J is from it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from jaccli.errors import UnsupportedError, note
 from jaccli.linear_maps.norms import norm
 from jaccli.linear_maps.square import check_square
 from jaccli.networks.network import Network
-from jaccli.penalty.goals import Estimator, Towards
+from jaccli.penalty.choices import Estimator, EstimatorOption, Towards
 from jaccli.penalty.identity import deviation_from, of_factors
 from jaccli.planning.decide import TooLarge
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
@@ -22,6 +22,9 @@ from jaccli.run.blocks import RunOptions, Stopwatch, stream
 from jaccli.text.wording import worded
 from jaccli.training.samples import Batch, Samples
 from jaccli.training.task import TrainingTask, outputs_of
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 # Up to so many rows and columns J itself is trained on. Beyond, products with random vectors cost a tenth and less
 # of it for each step (768 x 768, convolutions: a hundredth), and came as far in as many steps.
@@ -32,13 +35,13 @@ REPORT_PROBES = 64
 
 @dataclass(frozen=True)
 class Goal:
-    """Where J of each pair is to come.
+    """What J of each pair is trained towards, and how its distance from that is taken.
 
     Args:
         pairs: source and target.
         sizes: n of each, the smaller side of J; what is trained is the squared distance over n.
         shapes: of the source and target activations of each.
-        towards: the end.
+        towards: the goal, by name.
         weight: of the distance, against the task.
         estimator: how the distance is taken while training.
         probes: products for each sample, of ``hutchinson``.
@@ -52,18 +55,23 @@ class Goal:
     estimator: Estimator = "exact"
     probes: int = 1
 
-    def squares(self, network: Network, batch: Batch, generator: torch.Generator, probes: int = 0) -> Tensor:
-        """Squared distance over n: ``(pairs, batch)``, differentiable where gradients are on."""
-        given = batch.inputs
-        how = (self.estimator, probes or self.probes, generator, given.args[1:], given.kwargs)
+    def squared_distances(
+        self, network: Network, batch: Batch, generator: torch.Generator, probes: int = 0
+    ) -> Float[Tensor, "pairs batch"]:
+        """Squared distance over n, differentiable where gradients are on."""
+        inputs = batch.inputs
+        options = (self.estimator, probes or self.probes, generator, inputs.args[1:], inputs.kwargs)
         distances = [
-            deviation_from(self.towards, network, given.args[0], str(source), str(target), *how) / n
+            deviation_from(self.towards, network, inputs.args[0], str(source), str(target), *options) / n
             for (source, target), n in zip(self.pairs, self.sizes, strict=True)
         ]
         return torch.stack(distances)
 
-    def relative(self, squares: Tensor) -> float:
-        """The mean of the roots; of estimates the root of the mean, as their roots are too small on average."""
+    def relative(self, squares: Float[Tensor, "pairs batch"]) -> float:
+        """The mean relative distance: the mean of the roots; of estimates the root of the mean.
+
+        An estimate is unbiased, and its root is too small on average (Jensen's inequality).
+        """
         values = squares.detach()
         return float(values.sqrt().mean() if self.estimator == "exact" else values.mean().sqrt())
 
@@ -74,19 +82,19 @@ def goal_of(
     pairs: Sequence[Pair],
     towards: Towards,
     weight: float,
-    estimator: Estimator | Literal["auto"],
+    estimator: EstimatorOption,
     probes: int,
 ) -> Goal:
     """The goal for pairs that can have it. Cost: a forward pass of two samples, and a backward pass for each pair.
 
     Raises:
-        UsageError: J is not square, and the end is a multiple of the identity.
+        UsageError: J is not square, and the goal is a multiple of the identity.
         UnsupportedError: no path leads from source to target.
     """
-    some = samples.few(2).inputs
+    some = samples.first(2).inputs
     with computing(network), exact_attention(True):
-        ready = linearize(network, some, pairs)
-    fitting = [one for one in ready if _fits(one, square="identity" in towards)]
+        linearizations = linearize(network, some, pairs)
+    fitting = [one for one in linearizations if _fits(one, square="identity" in towards)]
     if not fitting:
         raise UnsupportedError("none of the layers that the glob matches can be trained", "notes say why of each")
     functions = [one.linear.f for one in fitting]
@@ -98,7 +106,7 @@ def goal_of(
 
 
 def _fits(linearization: Linearization, square: bool) -> bool:
-    """A pair that was named must fit; one that a glob gave is left out with a note."""
+    """Whether a pair can be trained. One that was named must fit; one that a glob gave is left out with a note."""
     f, globbed = linearization.linear.f, linearization.pair[0].globbed
     size = f"J of {linearization.name} is {f.n_out} x {f.n_in}"
     if square and f.n_out != f.n_in:
@@ -107,10 +115,10 @@ def _fits(linearization: Linearization, square: bool) -> bool:
             check_square(f.n_out, f.n_in, f"J of {linearization.name}", remedy)
         note(f"left out: {size}, not square")
     elif linearization.trivial:
-        given = f"{linearization.name}: source and target are the same activation"
+        same = f"{linearization.name}: source and target are the same activation"
         if not globbed:
-            raise UnsupportedError(given, "J is I, whatever the parameters are", "choose other layers")
-        note(f"left out: {given}, J is I")
+            raise UnsupportedError(same, "J is I, whatever the parameters are", "choose other layers")
+        note(f"left out: {same}, J is I")
     elif not linearization.connected:
         if not globbed:
             raise UnsupportedError(
@@ -130,7 +138,7 @@ class Figures:
         samples: how many.
         task: loss.
         moved: how far outputs are from the original's: root mean square, in units of their spread over samples.
-        frobenius: ‖J − end‖_F of each pair; for ``orthogonal`` ‖JJᵀ − I‖_F.
+        frobenius: ‖J − goal‖_F of each pair; for ``orthogonal`` ‖JJᵀ − I‖_F.
         relative: that over √n.
         worst: the largest ``relative``.
         estimated: from products, where J does not fit the memory.
@@ -146,7 +154,10 @@ class Figures:
 
 
 def figures(network: Network, samples: Samples, goal: Goal, task: TrainingTask, size: int, watch: Stopwatch) -> Figures:
-    """Where the network stands, from J itself, in float64, as ``jaccli deviation`` takes it."""
+    """The figures of the network at its present parameters, from J in float64, as ``jaccli deviation`` takes it.
+
+    Where J does not fit the memory they are estimated, with a note.
+    """
     moved, losses = 0.0, 0.0
     with torch.no_grad():
         for batch in samples.batches(size):
@@ -175,14 +186,14 @@ def _exact(network: Network, samples: Samples, goal: Goal, watch: Stopwatch) -> 
     for piece in stream(network, samples.inputs, goal.pairs, RunOptions(), watch=watch):
         for matrix in piece.outcome.matrix:  # one by one: in float64 a block may not fit a second time
             j = matrix.detach().to("cpu", torch.float64)
-            distances[piece.pair].append(_distance(goal.towards, j).reshape(1))
-    return [torch.cat(rows) for rows in distances.values()]
+            distances[piece.pair].append(_distance(goal.towards, j))
+    return [torch.stack(rows) for rows in distances.values()]
 
 
-def _distance(towards: Towards, j: Tensor) -> Tensor:
-    """How far a float64 J is from where it is to come, in range wherever that is; squared it need not be."""
+def _distance(towards: Towards, j: Float[Tensor, "n_out n_in"]) -> Float[Tensor, ""]:
+    """The distance of a float64 J from the goal, by ``norm``: its square may be out of range."""
     if towards == "orthogonal":
-        return of_factors(towards, j[None]).clamp(min=0).sqrt()
+        return of_factors(towards, j[None]).clamp(min=0).sqrt()[0]
     if towards == "zero":
         return norm(j)
     n = len(j)
@@ -193,6 +204,6 @@ def _estimated(network: Network, samples: Samples, goal: Goal, size: int) -> lis
     products = replace(goal, estimator="hutchinson")
     generator = torch.Generator(samples.inputs.args[0].device).manual_seed(0)
     with torch.no_grad():
-        rows = [products.squares(network, batch, generator, REPORT_PROBES) for batch in samples.batches(size)]
+        rows = [products.squared_distances(network, batch, generator, REPORT_PROBES) for batch in samples.batches(size)]
     squares = torch.cat(rows, 1).double().cpu().clamp(min=0)
     return [(row * n).sqrt() for row, n in zip(squares, goal.sizes, strict=True)]

@@ -18,11 +18,17 @@ COPIES = 64
 
 @dataclass
 class Batch:
-    """Some samples; ``before`` is what the network gave for them before training, once that was asked for."""
+    """Some samples.
+
+    Attributes:
+        inputs: of the model.
+        targets: one row a sample, ``(batch, …)``.
+        original_outputs: what the network gave before training, of any shapes; kept when it is first computed.
+    """
 
     inputs: Inputs
     targets: Tensor | None = None
-    before: list[Tensor] | None = None
+    original_outputs: list[Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Samples:
         inputs: all of them, with the further arguments.
         targets: ``(samples, …)``: numbers to fit, or classes; None to keep what the network does.
         together: further arguments with as many rows as there are samples have one row a sample.
-        whole: the model takes no other number of samples: they are never cut.
+        whole: the model takes no other number of samples, so that they are never cut.
     """
 
     inputs: Inputs
@@ -44,7 +50,7 @@ class Samples:
     def __len__(self) -> int:
         return self.inputs.batch
 
-    def take(self, numbers: Sequence[int]) -> Batch:
+    def select(self, numbers: Sequence[int]) -> Batch:
         """The samples of these numbers, which may repeat."""
 
         def rows(tensor: Tensor, dim: int) -> Tensor:
@@ -57,35 +63,36 @@ class Samples:
             inputs = replace(inputs, args=(rows(inputs.args[0], inputs.dim), *inputs.args[1:]))
         return Batch(inputs, rows(self.targets, 0) if self.targets is not None else None)
 
-    def few(self, count: int) -> Batch:
+    def first(self, count: int) -> Batch:
         """The first ones, at least so many where there are as many."""
-        return self.take(range(len(self) if self.whole else min(len(self), count)))
+        return self.select(range(len(self) if self.whole else min(len(self), count)))
 
-    def share(self, numbers: Sequence[int]) -> Samples:
+    def subset(self, numbers: Sequence[int]) -> Samples:
         """Some of them, as samples to draw from."""
-        part = self.take(numbers)
+        part = self.select(numbers)
         return replace(self, inputs=part.inputs, targets=part.targets)
 
-    def spread_out(self, most: int) -> Samples:
-        """At most so many of them, evenly."""
+    def evenly_spaced(self, most: int) -> Samples:
+        """At most so many of them, evenly spaced."""
         count = len(self)
-        return self if count <= most or self.whole else self.share([i * count // most for i in range(most)])
+        return self if count <= most or self.whole else self.subset([i * count // most for i in range(most)])
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All of them in order, so many at a time."""
         for start in range(0, len(self), size):
-            yield self.take(range(start, min(start + size, len(self))))
+            yield self.select(range(start, min(start + size, len(self))))
 
-    def drawn(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """Without end, in a new order each time through; what does not fill a batch waits for the next time."""
+    def shuffled(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """Batches without end, in a new order in each epoch; samples that fill no batch are left out of that epoch."""
         if size >= len(self):
-            every = self.take(range(len(self)))
+            # The same batch each time, so that its ``original_outputs`` are computed once.
+            every = self.select(range(len(self)))
             while True:
                 yield every
         while True:
             order = torch.randperm(len(self), generator=generator).tolist()
             for start in range(0, len(order) - size + 1, size):
-                yield self.take(order[start : start + size])
+                yield self.select(order[start : start + size])
 
 
 def has_rows_of_arguments(network: Network, inputs: Inputs) -> bool:
@@ -94,10 +101,10 @@ def has_rows_of_arguments(network: Network, inputs: Inputs) -> bool:
     if inputs.batch < 2 or not any(isinstance(e, Tensor) and e.dim() and e.shape[0] == inputs.batch for e in extras):
         return False
     numbers = range(0, inputs.batch, 2)
-    return same_values(network, inputs, Samples(inputs, together=True).take(numbers).inputs, numbers)
+    return same_values(network, inputs, Samples(inputs, together=True).select(numbers).inputs, numbers)
 
 
-class Around:
+class NoisyCopies:
     """Copies of samples with noise, at which the function is held too: between few samples it would drift.
 
     Args:
@@ -108,14 +115,14 @@ class Around:
     def __init__(self, samples: Samples, scale: float) -> None:
         x = samples.inputs.args[0]
         self.samples, self.scale = samples, scale
-        many = len(samples) > 1
+        many = len(samples) > 1  # one sample has no spread over samples: that over its features takes its place
         self.spread = x.std(samples.inputs.dim, keepdim=True, unbiased=False) if many else x.std(unbiased=False)
 
     def batch(self, size: int, generator: torch.Generator) -> Batch:
         """So many samples, at least ``COPIES``, each moved; they are drawn anew."""
         count = len(self.samples) if self.samples.whole else max(size, COPIES)
         numbers = torch.randint(len(self.samples), (count,), generator=generator).tolist()
-        inputs = self.samples.take(numbers).inputs
+        inputs = self.samples.select(numbers).inputs
         x = inputs.args[0]
         noise = torch.randn(x.shape, generator=generator).to(x)
         return Batch(replace(inputs, args=(x + self.scale * self.spread * noise, *inputs.args[1:])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from jaccli.planning.linearize import computing, readable, set_aside
 from jaccli.text.wording import Worded, term, worded
 from jaccli.training.samples import Batch, Samples
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 # The spread of outputs is taken over so many samples at least, where there are as many.
 SPREAD_OVER = 256
 # The spread of outputs that hardly differ between samples is taken as this share of their size.
@@ -25,9 +29,10 @@ LEAST_SPREAD = 1e-3
 
 
 def outputs_of(network: Network, inputs: Inputs) -> list[Tensor]:
-    """The floating-point tensors that the network returns, connected to its parameters where gradients are on."""
+    """The floating-point tensors that the network returns, of any shapes, with a graph where gradients are on."""
     with_gradients = torch.is_grad_enabled()
     with computing(network, frozen=False), torch.set_grad_enabled(with_gradients), readable(inputs):
+        # cuDNN's recurrent kernels have no backward pass in evaluation mode: then the pass runs again without them.
         values = _floats(network.run(inputs.args, inputs.kwargs))
         return _floats(network.run(inputs.args, inputs.kwargs)) if set_aside(network, values) else values
 
@@ -47,7 +52,7 @@ class Original:
 
     def __init__(self, network: Network, samples: Samples, size: int) -> None:
         self.network = network.cast()
-        first = samples.few(max(size, SPREAD_OVER))
+        first = samples.first(max(size, SPREAD_OVER))
         self.spreads = [_spread(y, first.inputs) for y in self.outputs(first)]
         if not self.spreads:
             raise UnsupportedError(
@@ -55,14 +60,17 @@ class Original:
             )
 
     def outputs(self, batch: Batch) -> list[Tensor]:
-        """What it gives for a batch, looked up the second time."""
-        if batch.before is None:
+        """What the original network gives for a batch, of any shapes; kept in the batch."""
+        if batch.original_outputs is None:
             with torch.no_grad():
-                batch.before = outputs_of(self.network, batch.inputs)
-        return batch.before
+                batch.original_outputs = outputs_of(self.network, batch.inputs)
+        return batch.original_outputs
 
-    def moved(self, outputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """Mean square of the difference, in units of the outputs' variance over samples; mean over the tensors."""
+    def moved(self, outputs: Sequence[Tensor], batch: Batch) -> Float[Tensor, ""]:
+        """How far outputs, of any shapes, are from the original's.
+
+        The mean square of the difference, in units of the outputs' variance over samples; the mean over the tensors.
+        """
         shares = [
             (y - y0).square().mean() / spread
             for y, y0, spread in zip(outputs, self.outputs(batch), self.spreads, strict=True)
@@ -72,6 +80,7 @@ class Original:
 
 def _spread(output: Tensor, inputs: Inputs) -> float:
     """Variance over samples; where there is none, the mean square; never 0."""
+    # MPS has no float64.
     output = output.detach().double() if output.device.type != "mps" else output.detach()
     dims = [d for d in (inputs.dim, *range(output.dim())) if d < output.dim() and output.shape[d] == inputs.batch]
     size = float(output.square().mean())
@@ -93,8 +102,8 @@ class TrainingTask:
     scale: float = 1.0
     classes: int | None = None
 
-    def loss(self, outputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """Mean squared error, cross entropy, or ``Original.moved``."""
+    def loss(self, outputs: Sequence[Tensor], batch: Batch) -> Float[Tensor, ""]:
+        """Of outputs of any shapes: mean squared error, cross entropy, or ``Original.moved``."""
         if batch.targets is None:
             return self.original.moved(outputs, batch)
         if self.classes is None:
@@ -111,7 +120,7 @@ def task_of(original: Original, samples: Samples, name: str = "targets") -> Trai
     targets, flag = samples.targets, term(name)
     if targets is None:
         return TrainingTask(original)
-    few = samples.few(2)
+    few = samples.first(2)
     outputs = original.outputs(few)
     if len(outputs) != 1 or samples.inputs.dim or len(outputs[0]) != few.inputs.batch:
         what = f"{len(outputs)} tensors" if len(outputs) != 1 else f"a tensor of shape {tuple(outputs[0].shape)}"

@@ -17,7 +17,7 @@ from jaccli.linear_maps.extreme_singular_values import block_krylov, extreme_sin
 from jaccli.linear_maps.linear_map import Matrices
 from jaccli.linear_maps.norms import norm, power_of_two, singular_values
 from jaccli.linear_maps.rescaled import rescaled
-from jaccli.penalty.goals import Towards
+from jaccli.penalty.choices import Towards
 from jaccli.penalty.identity import deviation_from
 from jaccli.run.reference import relative_error
 from jaccli.statistics.identity_distance import deviation, summary

@@ -20,7 +20,7 @@ from jaccli.run.blocks import Stopwatch
 from jaccli.training.descent import WARM_STEPS, Descent, parameters_of
 from jaccli.training.goal import EXACT_UP_TO, Goal, figures, goal_of
 from jaccli.training.loop import Recipe, Training, TrainingStep
-from jaccli.training.samples import COPIES, Around, Batch, Samples, has_rows_of_arguments
+from jaccli.training.samples import COPIES, Batch, NoisyCopies, Samples, has_rows_of_arguments
 from jaccli.training.task import Original, TrainingTask, outputs_of, task_of
 
 
@@ -78,7 +78,7 @@ def distance(j: Tensor, towards: str) -> Tensor:
 def test_each_end_is_approached_and_reported(towards: str) -> None:
     model, some = Net().eval(), samples()
     x = some.inputs.args[0]
-    run = made(model, some, towards, steps=120, lr=3e-2, around=0.0)
+    run = made(model, some, towards, steps=120, lr=3e-2, jitter=0.0)
     before = distance(jaccli.jacobian(model, x, "a", "b").double(), towards)
     told = figures(run.network, some, run.goal, run.task, 5, Stopwatch())
     assert told.frobenius[0] == pytest.approx(float(before.mean()), rel=1e-5)
@@ -283,12 +283,12 @@ def test_what_cannot_be_trained_is_refused() -> None:
 
 def test_batches_go_through_all_samples_before_they_repeat() -> None:
     some = Samples(Inputs((torch.arange(10.0).reshape(10, 1),)))
-    drawn = some.drawn(3, torch.Generator().manual_seed(0))
+    drawn = some.shuffled(3, torch.Generator().manual_seed(0))
     first = torch.cat([next(drawn).inputs.args[0] for _ in range(3)]).flatten().tolist()
     again = torch.cat([next(drawn).inputs.args[0] for _ in range(3)]).flatten().tolist()
     assert len(set(first)) == len(set(again)) == 9
     assert first != again
-    whole = some.drawn(50, torch.Generator())
+    whole = some.shuffled(50, torch.Generator())
     assert next(whole) is next(whole)
 
 
@@ -297,17 +297,17 @@ def test_arguments_with_a_row_a_sample_go_with_their_samples() -> None:
     scale = torch.rand(6, 3)
     inputs = Inputs((torch.randn(6, 4), scale))
     assert has_rows_of_arguments(as_network(model), inputs)
-    taken = Samples(inputs, together=True).take([4, 1, 1]).inputs
+    taken = Samples(inputs, together=True).select([4, 1, 1]).inputs
     assert torch.equal(taken.args[1], scale[[4, 1, 1]])
     table = torch.rand(3)  # as many rows as there are samples, and none of them is a sample's
     inputs = Inputs((torch.randn(3, 4), table))
     assert not has_rows_of_arguments(as_network(model), inputs)
-    assert Samples(inputs).take([0]).inputs.args[1] is table
+    assert Samples(inputs).select([0]).inputs.args[1] is table
 
 
 def test_copies_lie_around_the_samples() -> None:
     x = torch.randn(50, 4) * torch.tensor([1.0, 10.0, 0.0, 0.1])
-    around = Around(Samples(Inputs((x,))), 0.5)
+    around = NoisyCopies(Samples(Inputs((x,))), 0.5)
     found = torch.cat([around.batch(10, torch.Generator().manual_seed(s)).inputs.args[0] for s in range(40)])
     assert len(found) == 40 * COPIES
     # The variance of the samples, and that of the noise.
@@ -336,7 +336,7 @@ def test_tasks() -> None:
     ):
         some = samples(12, targets)
         task = task_of(Original(network, some, 256), some)
-        batch = some.take(range(12))
+        batch = some.select(range(12))
         outputs = outputs_of(network, batch.inputs)
         assert float(task.loss(outputs, batch).detach()) == pytest.approx(float(expected(outputs[0], targets).detach()))
         assert task.scale == pytest.approx(scale)
@@ -374,7 +374,7 @@ def test_targets_are_fitted_while_j_comes_near() -> None:
     some = Samples(Inputs((x,)), y)
     before = float(nn.functional.mse_loss(model(x), y).detach())
     run = made(model, some, steps=200, lr=1e-2)
-    assert run._around is None
+    assert run._noisy is None
     list(run)
     run.restore()
     assert float(nn.functional.mse_loss(model(x), y).detach()) < 0.3 * before
@@ -400,10 +400,10 @@ def test_the_weight_is_that_of_the_squared_distance_over_n() -> None:
     model, some = Net().eval(), samples()
     network = as_network(model)
     goal = aimed(network, some)
-    squares = goal.squares(network, some.take(range(12)), torch.Generator()).detach()
+    squares = goal.squared_distances(network, some.select(range(12)), torch.Generator()).detach()
     j = jaccli.jacobian(model, some.inputs.args[0], "a", "b")
     assert squares.shape == (1, 12)
     assert squares[0].numpy() == pytest.approx((distance(j, "identity") ** 2 / 4).numpy(), rel=1e-5)
     task = TrainingTask(Original(network, some, 256))
     run = Training(network, parameters_of(network, model), some, some, task, aimed(network, some, weight=7.0), Recipe())
-    assert next(iter(run)).look.objective == pytest.approx(7 * float(squares.mean()), rel=1e-5)  # type: ignore[union-attr]
+    assert next(iter(run)).evaluation.objective == pytest.approx(7 * float(squares.mean()), rel=1e-5)  # type: ignore[union-attr]

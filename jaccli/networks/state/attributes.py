@@ -71,9 +71,11 @@ def _containers(attributes: list[dict[str, Any]]) -> list[Any]:
             stack += [(item, depth) for item in value]
             continue
         if has_state(value) and depth < _DEEPEST:
+            # The ``vars`` of an object are the container: what is put in them is set in the object.
             value, depth = vars(value), depth + 1
         elif not isinstance(value, list | dict | deque | set) or (depth and len(value) > _LARGEST):
             continue
+        # By identity: containers may hold each other, and equal ones are still two.
         if id(value) not in result:
             result[id(value)] = value
             stack += [(item, depth) for item in (value.values() if isinstance(value, dict) else value)]

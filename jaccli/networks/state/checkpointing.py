@@ -38,6 +38,7 @@ def checkpoints_bypassed(every: bool) -> Iterator[None]:
         _count += 1
         if _count == 1:
             _install()
+    # The patch is global while any thread is inside; the thread-local flag decides for whom it acts.
     before = _bypassed()
     _thread.bypassed = (True, every)
     try:

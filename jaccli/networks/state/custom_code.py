@@ -54,6 +54,7 @@ def own_generators(module: nn.Module, values: Iterable[Any]) -> list[Any]:
 
 def _reachable(kinds: Iterable[type]) -> Iterator[Any]:
     """The attributes of classes, and the globals and closures of their ``forward``."""
+    # Globals of a module are looked at once, for all the classes that are defined in it.
     seen: set[int] = set()
     for kind in kinds:
         for base in kind.__mro__:

@@ -55,6 +55,7 @@ class Fingerprint:
         """Add a tensor of any shape, by identity, version and some of its bytes."""
         self.references.append(tensor)
         if id(tensor) in self.moving:
+            # Its numbers may move, not what the recorded operators depend on.
             self.key += (id(tensor), tuple(tensor.shape), tensor.dtype, tensor.requires_grad)
             return
         self.key += (id(tensor), 0 if tensor.is_inference() else tensor._version)

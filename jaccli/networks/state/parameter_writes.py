@@ -48,6 +48,7 @@ class WriteWatch(Mode):
         for argument in _written_arguments(op):
             for tensor in _tensors(argument(args, kwargs)):
                 if (storage := storage_of(tensor)) in self.storages:
+                    # Set first: a model's bare ``except`` may swallow the exception.
                     self.written = storage
                     raise ParameterWritten(storage)
         return passed(op, args, kwargs)
@@ -57,6 +58,7 @@ class WriteWatch(Mode):
 Argument = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
 
+# Cached by operator: it is asked for at every operator call of a pass.
 @cache
 def _written_arguments(op: Any) -> tuple[Argument, ...]:
     """The arguments that an operator writes to, by its schema."""
@@ -77,7 +79,7 @@ def _tensors(value: Any) -> Iterable[Tensor]:
 
 
 def storage_of(tensor: Tensor) -> int:
-    """A number that tensors of one storage share; 0 of a tensor without memory of its own."""
+    """A number that tensors of one storage share, whatever their shapes; 0 of a tensor without memory of its own."""
     try:
         return int(tensor.untyped_storage()._cdata)
     except (RuntimeError, NotImplementedError):  # a sparse tensor, or a subclass without memory of its own

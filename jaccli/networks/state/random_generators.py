@@ -76,6 +76,7 @@ class GeneratorStates:
 @contextmanager
 def generators_starting_at(start: GeneratorStates) -> Iterator[None]:
     """Inside, the generators begin in the states ``start``; afterwards they have the states of before."""
+    # Read once: the states of before are needed in the end, and their keys tell which generators differ.
     before = start.current()
     for (source, key, state), (_, now, _) in zip(start.states, before.states, strict=True):
         if key != now:
@@ -106,7 +107,7 @@ def seed_all(seed: int) -> None:
     if "numpy" in sys.modules:
         import numpy.random
 
-        numpy.random.seed(seed % _LARGEST_NUMPY_SEED)
+        numpy.random.seed(seed % _LARGEST_NUMPY_SEED)  # it refuses larger ones
 
 
 @dataclass
@@ -195,6 +196,7 @@ def _accelerators() -> Iterator[GeneratorSource]:
     if kind is None:
         return
     backend: Any = torch.get_device_module(kind)
+    # Asking an unused CUDA device for its state would initialise it, which takes time and memory there.
     if not getattr(backend, "is_initialized", lambda: True)() or not hasattr(backend, "get_rng_state"):
         return
     count = torch.accelerator.device_count()

@@ -117,6 +117,7 @@ class ModuleState:
         if not isinstance(value, Tensor) and not is_array(value):
             return value
         copy = self._copies.get(id(value))
+        # See the invariants: a copy that was written to may be saved in a graph, so that another takes its place.
         if copy is None or copy.was_written():
             copy = self._copies[id(value)] = _TensorCopy(value) if isinstance(value, Tensor) else _ArrayCopy(value)
         return copy.copy
@@ -162,6 +163,7 @@ def _version(tensor: Tensor) -> int | None:
 def _equal(a: Tensor, b: Tensor) -> bool:
     if a.layout is not torch.strided or b.layout is not torch.strided:  # sparse tensors are not compared by torch
         return True
+    # NaN equals NaN here: a buffer that holds some has not been written to.
     return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
@@ -182,6 +184,7 @@ def _set_tensors(module: nn.Module, kind: _Kind, tensors: dict[str, Any]) -> Non
         return
     now = vars(module)[kind]
     if now.keys() != tensors.keys() or any(now[name] is not tensor for name, tensor in tensors.items()):
+        # Cleared first, so that the order of the names is that of before, too.
         now.clear()
         now.update(tensors)
 
@@ -224,7 +227,7 @@ def map_attributes(module: nn.Module, change: Callable[[Any], Any]) -> None:
 
 @contextmanager
 def without_parameter_gradients(tensors: Iterator[Tensor], frozen: bool = True) -> Iterator[None]:
-    """Inside, the leaves among the tensors require no gradients, if ``frozen``.
+    """Inside, the leaves among the tensors, of any shapes, require no gradients, if ``frozen``.
 
     Afterwards ``requires_grad`` and ``grad`` are as before, even if a pass has changed them.
     """

@@ -61,6 +61,7 @@ class SeedStream(threading.local):
         else:
             self.count += 1
             number = f"{self.count}"
+        # A hash of a counter, and not a generator: the stream has a position that is two numbers, put back at no cost.
         digest = hashlib.shake_256(f"{self.start}:{number}".encode()).digest((size + 7) // 8)
         return int.from_bytes(digest, "little") % (1 << size)
 
@@ -102,6 +103,7 @@ def fixed_seeds() -> Iterator[None]:
             numpy = sys.modules.get("numpy.random.bit_generator")
             if hasattr(numpy, "randbits"):  # ``SeedSequence`` calls it
                 _replace(numpy, "randbits", SEEDS.bits)
+    # A nested block belongs to the pass around it.
     if not SEEDS.depth:
         SEEDS.imports.clear()
     SEEDS.depth += 1

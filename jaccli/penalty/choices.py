@@ -1,4 +1,4 @@
-"""What J may be drawn to, and how its distance from that is obtained; without torch, for the command line's options."""
+"""The goals that J is compared with, and the estimators of its distance, by name. Needs no torch: options use them."""
 
 from __future__ import annotations
 
@@ -9,3 +9,6 @@ Towards = Literal["identity", "scaled-identity", "orthogonal", "zero"]
 
 Estimator = Literal["exact", "hutchinson"]
 """From J itself, or the mean over products with random vectors."""
+
+EstimatorOption = Literal["auto", Estimator]
+"""``auto``: by the size of J."""
