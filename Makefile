@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 REV ?= HEAD
 MODELS := sample_models
 
-.PHONY: demo test check matrix lint bench bench-against format models clean help
+.PHONY: demo test check matrix lint bench bench-against ablation format models clean help
 
 help:
 	@echo "make demo    install, and run the main job on a sample model"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   jaccli and its peers on 23 networks (an hour or two; NAMES and flags: benchmarks/README.md)"
 	@echo "make bench-against REV=main   this tree and an earlier one in turns (NAMES, ARGS='--threads 1')"
+	@echo "make ablation   what each part of the engine brings, by leaving it out (hours; NAMES, ARGS: benchmarks/README.md)"
 	@echo "make models  build the sample models again"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -52,6 +53,9 @@ bench: $(STAMP)
 
 bench-against: $(STAMP)
 	$(BIN)/python benchmarks/against.py $(REV) $(NAMES) $(ARGS)
+
+ablation: $(STAMP)
+	$(BIN)/python benchmarks/ablate.py $(NAMES) $(ARGS)
 
 models: $(STAMP)
 	$(BIN)/python $(MODELS)/build.py

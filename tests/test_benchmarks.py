@@ -1,4 +1,4 @@
-"""The benchmark runs to its table, and two versions of the tree are compared to the end."""
+"""The benchmark and the ablation run to their tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.parametrize(
     "arguments",
-    [["run.py", "mlp_tiny", "--rounds", "1", "--peers", "none", "--no-first"], ["sample_models.py", "--help"]],
+    [
+        ["run.py", "mlp_tiny", "--rounds", "1", "--peers", "none", "--no-first"],
+        ["ablate.py", "mlp_tall", "--rounds", "1", "--switch", "copies", "in-place", "brackets", "pool", "soon"],
+        ["sample_models.py", "--help"],
+    ],
     ids=lambda arguments: arguments[0],
 )
 def test_it_runs(arguments: list[str]) -> None:
