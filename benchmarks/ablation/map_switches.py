@@ -107,7 +107,7 @@ MAP_SWITCHES = switches(
         "channels-last",
         "dense convolutions in channels-last memory",
         "maps/convolution",
-        {_CONV + "_convolution": _as_it_lies},
+        {_CONV + "convolution": _as_it_lies},
     ),
     (
         "tiles",

@@ -175,12 +175,8 @@ def block_krylov(a: MatrixFree, k: int, which: Which) -> tuple[Float[Tensor, "k"
             return s[pick].cpu(), bounds
         if basis.shape[1] + width > min(n, MAX_BASIS):
             return _unconverged(a, s[pick].cpu(), bounds, which)
-        # The next block of the Krylov space of JᵀJ: JᵀJ times the last one, made orthogonal to all before. Twice, since
-        # once leaves a part of the size of the rounding of what cancels ("twice is enough", W. Kahan).
-        new = pull(image[:, -new.shape[1] :][None])[0]
-        for _ in range(2):
-            new = new - basis @ (basis.mT @ new)
-        new, r = orthonormal(new)
+        # The next block of the Krylov space of JᵀJ: JᵀJ times the last one, made orthogonal to all before.
+        new, r = orthonormal(_orthogonal_to(basis, pull(image[:, -new.shape[1] :][None])[0]))
         # Directions whose length is rounding are noise. Where all are, JᵀJ maps the space into itself: it is closed,
         # and its singular values are exact ones of J.
         alive = r.diagonal().abs() > 64 * eps * max(scale, 1e-30) * max(scale, 1.0)
@@ -188,6 +184,16 @@ def block_krylov(a: MatrixFree, k: int, which: Which) -> tuple[Float[Tensor, "k"
         if not closed:
             new = new[:, alive]
             basis, image = torch.cat([basis, new], 1), torch.cat([image, push(new[None])[0]], 1)
+
+
+def _orthogonal_to(basis: Float[Tensor, "n k"], new: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+    """Without what lies in the span of the basis, which is orthonormal.
+
+    Twice, since once leaves a part of the size of the rounding of what cancels ("twice is enough", W. Kahan).
+    """
+    for _ in range(2):
+        new = new - basis @ (basis.mT @ new)
+    return new
 
 
 def _unconverged(a: MatrixFree, values: Tensor, bounds: Tensor, which: Which) -> tuple[Tensor, Tensor]:

@@ -138,13 +138,21 @@ class EagerNetwork(Network):
         finally:
             watch.leave()
             self.draws.add(generators.restore())
+        self._check_writes(state, watch)
+        if stop is not None:
+            raise stop
+        return output
+
+    def _check_writes(self, state: ModuleState, watch: WriteWatch) -> None:
+        """After a pass.
+
+        Raises:
+            ParameterWritten: it wrote into a parameter or buffer that is not a copy.
+        """
         if watch.written is not None:
             raise ParameterWritten(watch.written)
         if self._guarded:
             state.check_parameters()
-        if stop is not None:
-            raise stop
-        return output
 
     def _set_refuses_modes(self, refuses: bool) -> None:
         """Run passes without a watch from now on, and with copies of all parameters; or with a watch again."""

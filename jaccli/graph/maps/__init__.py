@@ -8,6 +8,6 @@ over the other activation; its structure is kept where the map allows it. ``base
 Why: some twenty maps serve the several hundred operators of torch that the rules know.
 
     elementwise  factors, numbers, dtypes        matrix       matrices, softmax and normalisations
-    reshape      views, broadcasts, sums         convolution  by windows or in full (toeplitz, polyphase)
+    reshape      views, broadcasts, sums         convolution  by windows or in full (toeplitz, polyphase, images)
     slice        slices and their transposes     gather       indices and their transposes
 """

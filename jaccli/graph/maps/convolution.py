@@ -29,8 +29,9 @@ from jaccli.graph.layout.cost import CostModel
 from jaccli.graph.layout.layout import BandedAxis, DenseAxis, Layout
 from jaccli.graph.layout.windows import as_window, split_window
 from jaccli.graph.maps.base import LazyTensor, Primitive, Shape
+from jaccli.graph.maps.images import convolution, stacked
 from jaccli.graph.maps.polyphase import Taps, by_phases, repeated, transposed
-from jaccli.graph.maps.toeplitz import CHANNEL, NARROW, Stack, Windows, as_matrix, axis_of, by_taps
+from jaccli.graph.maps.toeplitz import NARROW, Stack, Windows, as_matrix, axis_of, by_taps
 
 # A window's convolution as one matrix product does more work, at a higher rate than a convolution of small
 # images: worth it up to this many times the work, over the channels (a convolution of many is quick).
@@ -208,11 +209,11 @@ class Conv(Primitive):
         """Windows ``(n, channels, *widths)`` convolved without padding, so that they grow; ``weight`` may be a tap."""
         nothing = [0] * len(self.kernel)
         if self.adjoint:
-            return _convolution(data, weight, self.stride, nothing, self.dilation, True, nothing, self.groups)
+            return convolution(data, weight, self.stride, nothing, self.dilation, True, nothing, self.groups)
         around = [before for before, _ in pads]
         if any(before != after or before < 0 for before, after in pads):
             data, around = torch.constant_pad_nd(data, [n for pair in reversed(pads) for n in pair]), nothing
-        return _convolution(data, weight, self.stride, around, self.dilation, False, nothing, self.groups)
+        return convolution(data, weight, self.stride, around, self.dilation, False, nothing, self.groups)
 
     # Images in full
 
@@ -249,7 +250,7 @@ class Conv(Primitive):
         if isinstance(block.data, CostModel):
             self._charge(block.data, stack, phases)
             return Block(new, block.data)
-        out = self._convolved(_stacked(block.tensor, old, stack.lead), phases)
+        out = self._convolved(stacked(block.tensor, old, stack.lead), phases)
         lead = new.sizes[: len(new.sizes) - sum(map(len, dense))]
         return Block.of(new, out.unflatten(0, lead or (1,)).reshape(new.sizes))
 
@@ -268,7 +269,7 @@ class Conv(Primitive):
             )
         ]
         weight = self.weight.tensor
-        return _convolution(data, weight, self.stride, self.padding, self.dilation, self.adjoint, rest, self.groups)
+        return convolution(data, weight, self.stride, self.padding, self.dilation, self.adjoint, rest, self.groups)
 
     def _by_phases(self, data: Tensor, phases: Sequence[Taps]) -> Tensor:
         """Images ``(n, channels, *space)`` → ``(n, channels, places, phases, …)``."""
@@ -276,7 +277,7 @@ class Conv(Primitive):
         nothing, one = [0] * len(phases), [1] * len(phases)
 
         def convolve(data: Tensor, filters: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
-            return _convolution(data, filters, stride, padding, one, False, nothing, 1)
+            return convolution(data, filters, stride, padding, one, False, nothing, 1)
 
         places = tuple(n // t.phases for n, t in zip(self._shapes[1][2:], phases, strict=True))
         return by_phases(data, weight, phases, places, convolve)
@@ -329,30 +330,3 @@ class Conv(Primitive):
 def _bands(layout: Layout) -> list[BandedAxis]:
     """The directions that are banded as a whole."""
     return [axes[0] for axes in layout.primal_axes[2:] if len(axes) == 1 and isinstance(axes[0], BandedAxis)]
-
-
-def _convolution(
-    data: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    rest: Sequence[int],
-    groups: int,
-) -> Tensor:
-    """``torch.convolution`` of ``data (n, channels, *space)``, images with their channels last in memory."""
-    if data.dim() == 4:
-        # One to two times faster on the CPU, and the result keeps the layout.
-        data = data.contiguous(memory_format=torch.channels_last)
-        weight = weight.contiguous(memory_format=torch.channels_last)
-    return torch.convolution(data, weight, None, stride, padding, dilation, transposed, rest, groups)
-
-
-def _stacked(data: Tensor, layout: Layout, lead: int) -> Tensor:
-    """All vectors in the batch, ``(lead, channels, *space)``; where that takes a copy, channels come last in memory."""
-    channels, *space = layout.shape[1:]
-    channel = axis_of(layout, CHANNEL)
-    if channel is None:
-        return data.reshape(lead, channels, *space)
-    return data.movedim(channel, -1).reshape(lead, *space, channels).movedim(-1, 1)
