@@ -17,7 +17,7 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   jaccli and its peers on 23 networks (an hour or two; NAMES and flags: benchmarks/README.md)"
 	@echo "make bench-against REV=main   this tree and an earlier one in turns (NAMES, ARGS='--threads 1')"
-	@echo "make ablation   what each part of the engine brings, by leaving it out (hours; NAMES, ARGS: benchmarks/README.md)"
+	@echo "make ablation   what each part of the engine brings, by leaving it out (two or three hours; NAMES, ARGS)"
 	@echo "make models  build the sample models again"
 
 $(STAMP): pyproject.toml constraints.txt

@@ -3,9 +3,9 @@
 Each switch of ``ablation/switches.py`` leaves one part out. All figures are ratios, without it over with it: above 1
 the part pays. *Planned* is a call of a plan made at other samples; *first* a call of ``jaccli.jacobian`` in a warm
 process; *memory* the peak of a planned call and what the plan keeps. Calls without and with take turns in one process,
-a network each, and a ratio is the median over rounds. Where the program (its code, constants and memory) or the
-operators of a first call are those of the baseline nothing is timed; in means that is 1. *Changed* counts the networks
-whose program is another one.
+a network each, and a ratio is the median over rounds. Where the program (its code, constants and memory) or the steps
+of a first call (those of its search included) are the baseline's, nothing is timed; in means that is 1. *Changed*
+counts the networks whose program is another one.
 
 Switches of the program keep the bracketing, the groups and the kernels that the baseline chose; with others the plan
 chooses anew by the clock, as it would without that part. ``nothing`` plans anew with all in place: what it shows is the
@@ -38,7 +38,7 @@ from ablation.timing import OutOfTime, limited
 from run import about
 from session import limit_threads
 
-SWITCH_S = 90.0  # no switch is given longer on a network
+SWITCH_S = 90.0  # of the processor: no switch is given longer on a network
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -86,7 +86,9 @@ def _work(name: str, switches: Sequence[str], rounds: int, threads: int | None, 
         try:
             with limited(SWITCH_S):
                 result = subject.without(SWITCHES[switch])
-        except (Exception, OutOfTime) as error:
+        except OutOfTime as limit:
+            result = {"network": name, "switch": switch, "gap": str(limit)}
+        except Exception as error:
             result = {"network": name, "switch": switch, "error": f"{type(error).__name__}: {error}"[:300]}
         print(f"{name}: {line(result)}", file=sys.stderr, flush=True)
         sender.send(result)

@@ -231,11 +231,11 @@ def test_results_are_kept_and_make_a_table(tmp_path: Path) -> None:
     for network_name, ratio in (("gru", 2.0), ("lstm", 0.5)):
         figures = {key: {"ratio": ratio} for key in ("planned", "memory")}
         results.add({"network": network_name, "switch": "views", **figures})
-    results.add({"network": "gru", "switch": "sums", "error": "OutOfTime: more than 90 s"})
+    results.add({"network": "gru", "switch": "sums", "error": "TypeError: no"})
     again = Results.resumed(about, path)
     assert again.missing("gru", ["views", "sums", "parts"]) == ["sums", "parts"]
     rows = table(read([path, path])).splitlines()
     assert rows[2] == "| each view made once | `program/peephole` | 2 | 2.00 gru | 1.00 | – | 2.00 gru |"
-    assert rows[-1] == "- sums: error on gru: OutOfTime: more than 90 s"
+    assert rows[-1] == "- sums: error on gru: TypeError: no"
     with pytest.raises(ValueError, match="threads 1, now 2: take another file"):
         Results.resumed({**about, "threads": 2}, path)

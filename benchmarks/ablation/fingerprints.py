@@ -1,8 +1,9 @@
-"""Whether jaccli does the same with a part and without it: operators of a call, and programs that it records."""
+"""Whether jaccli does the same with a part and without it: the steps of a call, and programs that it records."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -15,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from jaccli.graph import Program, programs_of
+from jaccli.graph.layout.cost import CostModel
+from jaccli.graph.sparsity.pattern import pattern
 from jaccli.run.program_runner import ProgramRunner
 
 
@@ -33,11 +36,22 @@ class _Operators(TorchDispatchMode):
         return out
 
 
-def operators(call: Callable[[], Tensor]) -> tuple[list[Any], Tensor]:
-    """What a call runs, and what it gives."""
-    with _Operators() as mode:
+def steps(call: Callable[[], Tensor]) -> tuple[list[Any], Tensor]:
+    """What a call runs, the search for a bracketing included, and what it gives."""
+    searching: Counter[str] = Counter()
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            searching[name] += 1
+            return function(*args, **kwargs)
+
+        return run
+
+    charged = patch.object(CostModel, "_bytes", counted("steps of dry runs", CostModel._bytes))
+    patterns = patch("jaccli.graph.elimination.compressed.pattern", counted("patterns", pattern))
+    with charged, patterns, _Operators() as mode:
         result = call()
-    return mode.seen, result
+    return [*mode.seen, *sorted(searching.items())], result
 
 
 def fingerprint(program: Program) -> Any:

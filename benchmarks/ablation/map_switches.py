@@ -14,7 +14,7 @@ from jaccli.graph.layout.block import Block, materialized
 from jaccli.graph.layout.layout import Layout
 from jaccli.graph.maps.convolution import Conv
 from jaccli.graph.maps.elementwise import Mul, Scale
-from jaccli.graph.rules.derivatives import RULES
+from jaccli.graph.rules.derivatives import RULES  # type: ignore[attr-defined]
 from jaccli.graph.rules.elementwise import SLOPES, pointwise
 
 _of = Block.of.__func__  # type: ignore[attr-defined]

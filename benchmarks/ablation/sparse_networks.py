@@ -24,6 +24,8 @@ def neighbours(nodes: int, count: int) -> Tensor:
 class Stencil(nn.Module):
     """Steps of a difference scheme on a graph: each node is drawn to its neighbours, (batch, nodes)."""
 
+    places: Tensor
+
     def __init__(self, nodes: int = 1024, count: int = 4, steps: int = 2) -> None:
         super().__init__()
         self.register_buffer("places", neighbours(nodes, count))

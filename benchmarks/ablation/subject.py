@@ -12,7 +12,7 @@ from networks import Case
 from torch import Tensor
 
 import jaccli
-from ablation.fingerprints import fingerprint, operators, recorded_programs
+from ablation.fingerprints import fingerprint, recorded_programs, steps
 from ablation.switch import Switch
 from ablation.timing import in_turns, least
 from jaccli.activations.record import Inputs
@@ -41,7 +41,7 @@ class Subject:
         self.x, self.others = case.samples(0), case.samples(1)
         self.single()  # imports
         self.recorded = self._recorded()
-        self.operators, self.single_truth = operators(self.single)
+        self.steps, self.single_truth = steps(self.single)
         self.plan_s, self.plan = least(self._planned_and_called, 5)
         self.truth, self.peak = self.plan(self.x), self._peak_bytes(self.plan)
         self.runner = _runner_of(self.plan)
@@ -69,8 +69,8 @@ class Subject:
             self._compare(switch, plan, result)
         if switch.stage in ("engine", "single"):
             with switch.off():
-                seen, matrix = operators(self.single)
-            if seen != self.operators:
+                seen, matrix = steps(self.single)
+            if seen != self.steps:
                 result["first"] = in_turns(self.single, self.single, switch.off, self.rounds)
                 result["first_differs"] = _difference(matrix, self.single_truth)
         return result

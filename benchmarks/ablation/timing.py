@@ -27,7 +27,7 @@ def limited(seconds: float) -> Iterator[None]:
     """Raise OutOfTime in here after so much time of the processor, as soon as Python has the word again."""
 
     def ring(*_: Any) -> None:
-        raise OutOfTime(f"more than {seconds:.3g} s")
+        raise OutOfTime(f"more than {seconds:.3g} s of the processor")
 
     before = signal.signal(signal.SIGPROF, ring)
     signal.setitimer(signal.ITIMER_PROF, seconds)
