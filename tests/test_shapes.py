@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from torch import Tensor
 
 import jaccli
 from tests import shapes
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 ROOT = Path(jaccli.__file__).parent
 TENSOR = re.compile(r"\bTensor\b")
@@ -54,12 +60,18 @@ def test_shapes_are_stated() -> None:
     assert not silent, f"{len(silent)} functions of tensors say no shapes:\n" + "\n".join(silent)
 
 
+def scaled(x: Shaped[Tensor, "n m"], by: Shaped[Tensor, "n"]) -> Shaped[Tensor, "n m"]:
+    return x * by[: x.shape[0], None]
+
+
 def test_a_wrong_shape_is_seen() -> None:
+    function = shapes.checked(scaled, {"Tensor": Tensor})
+    assert function(torch.ones(2, 3), torch.ones(2)).shape == (2, 3)
+    with pytest.raises(shapes.ShapeError, match="by"):
+        function(torch.ones(2, 3), torch.ones(3))
+
+
+def test_signatures_of_jaccli_are_checked() -> None:
     from jaccli.autograd.products import vjps
 
-    x = torch.ones(2, 3, requires_grad=True)
-    (rows,) = vjps(x.sum(1), (x,), torch.ones(4, 2))
-    assert rows is not None
-    assert rows.shape == (4, 2, 3)
-    with pytest.raises(shapes.ShapeError, match="cotangents"):
-        vjps(x.sum(1), (x,), torch.ones(4, 3))
+    assert inspect.unwrap(vjps) is not vjps
