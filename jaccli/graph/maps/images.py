@@ -21,7 +21,15 @@ def convolution(
     rest: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """``torch.convolution`` of ``data (n, channels, *space)``, images with their channels last in memory."""
+    """``torch.convolution`` of images ``(n, channels, *space)`` with their channels last in memory.
+
+    Args:
+        data: the images.
+        weight: ``(channels out, channels in / groups, *kernel)``; transposed: in and out change places.
+        stride: in each direction; likewise ``padding``, ``dilation`` and ``rest``, the output padding.
+        transposed: whether it is the transposed convolution.
+        groups: of channels.
+    """
     if data.dim() == 4:
         # One to two times faster on the CPU, and the result keeps the layout.
         data = data.contiguous(memory_format=torch.channels_last)
