@@ -22,20 +22,23 @@ if TYPE_CHECKING:
 ROOT = Path(jaccli.__file__).parent
 TENSOR = re.compile(r"\bTensor\b")
 IN_SIGNATURE = re.compile(rf"\b({'|'.join(shapes.KINDS)})\[(torch\.)?Tensor, ")
-IN_DOCSTRING = re.compile(r"``\([^()`]*[,…*][^`]*\)``|``\w+\.shape``|scalar|\bshape[sd]?\b")
+# ``(batch, n_out)``, ``x.shape``, "of any shape", "of x's shape", "the shape of x", "a scalar".
+IN_DOCSTRING = re.compile(
+    r"``\([^()`]*[,…*][^`]*\)``|``[\w.]+\.shape``|\bscalar"
+    r"|\b(any|same|whatever|its|their|'s) shapes?\b|shapes? of\b|s' shapes?\b"
+)
 
 
-def public_functions() -> Iterator[tuple[str, ast.FunctionDef, str]]:
-    """Where, the function, and the docstring that it has or inherits (none: an override)."""
+def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Where, and the function; without overloads, and overrides that leave the docstring to what they override."""
     for path in sorted(ROOT.rglob("*.py")):
         tree = ast.parse(path.read_text())
         for scope in [tree, *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))]:
             for node in scope.body:
-                if not isinstance(node, ast.FunctionDef) or node.name.startswith("_") or is_overload(node):
-                    continue
-                doc = ast.get_docstring(node) or ""
-                if doc or scope is tree:
-                    yield f"{path.relative_to(ROOT.parent)}:{node.lineno} {node.name}", node, doc
+                if isinstance(node, ast.FunctionDef) and not is_overload(node):
+                    inherits = scope is not tree and not node.name.startswith("_")
+                    if ast.get_docstring(node) or not inherits:
+                        yield f"{path.relative_to(ROOT.parent)}:{node.lineno} {node.name}", node
 
 
 def is_overload(function: ast.FunctionDef) -> bool:
@@ -49,14 +52,16 @@ def annotations(function: ast.FunctionDef) -> list[str]:
     return [text for text in map(ast.unparse, given) if TENSOR.search(text)]
 
 
+def says_no_shape(function: ast.FunctionDef) -> bool:
+    """Whether neither all of its signature nor its docstring states shapes."""
+    stated = annotations(function)
+    return bool(stated) and not (
+        all(IN_SIGNATURE.search(text) for text in stated) or IN_DOCSTRING.search(ast.get_docstring(function) or "")
+    )
+
+
 def test_shapes_are_stated() -> None:
-    silent = [
-        where
-        for where, function, doc in public_functions()
-        if (stated := annotations(function))
-        and not all(IN_SIGNATURE.search(text) for text in stated)
-        and not IN_DOCSTRING.search(doc)
-    ]
+    silent = [where for where, function in functions() if says_no_shape(function)]
     assert not silent, f"{len(silent)} functions of tensors say no shapes:\n" + "\n".join(silent)
 
 
