@@ -17,7 +17,7 @@ from ablation.switch import Switch
 from ablation.timing import in_turns, least
 from jaccli.activations.record import Inputs
 from jaccli.graph import CaptureGap, Pool, Program, capture, jacobian, plan_elimination, programs_of
-from jaccli.planning.linearize import computing, exact_attention, linearize
+from jaccli.planning.linearize import linearize
 from jaccli.run.planned import Plan
 from jaccli.run.program_runner import ProgramRunner
 from jaccli.run.sample_ranges import take_samples
@@ -151,7 +151,7 @@ class Subject:
         assert self.runner is not None
         network, pair = self.plan.network, self.plan.pair
         group = take_samples(self._inputs, 0, self._inputs.batch // self.runner.groups)
-        with computing(network), exact_attention(self.plan.options.exact_attention):
+        with self.plan.options.session(network):
             (linearization,) = linearize(network, group, [pair], graph=False, probe=False)
             graph = capture(linearization.linear.f)
             return programs_of(graph, plan_elimination(graph, self.plan.decision.bracketing))[0]
