@@ -18,6 +18,7 @@ from ablation.timing import in_turns, least
 from jaccli.activations.record import Inputs
 from jaccli.graph import CaptureGap, Pool, Program, capture, jacobian, plan_elimination, programs_of
 from jaccli.planning.linearize import linearize
+from jaccli.run.blocks import RunOptions
 from jaccli.run.planned import Plan
 from jaccli.run.program_runner import ProgramRunner
 from jaccli.run.sample_ranges import take_samples
@@ -78,7 +79,7 @@ class Subject:
     def _failure(self, switch: Switch) -> Result | None:
         """Why the engine alone, without the methods that stand in for it, has no J without a part."""
         try:
-            with switch.off(), computing(self.plan.network), exact_attention(True):
+            with switch.off(), RunOptions("structured", None, None).session(self.plan.network):
                 (linearization,) = linearize(
                     self.plan.network, self._inputs, [self.plan.pair], graph=False, probe=False
                 )
