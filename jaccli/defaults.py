@@ -49,8 +49,6 @@ ACCELERATOR_SPEED = 50.0
 # Seconds that capture, search and a first run take for each operator, about. A single call whose loop over rows takes
 # less does not search the structure.
 ENGINE_OPERATOR_S = 1.5e-3
-# In a single call the search for an elimination order may take this share of the loop's time; a plan has no limit.
-SEARCH_SHARE = 0.25
 # ``structured`` is selected at once when it is predicted to take less than this share of the loop over rows.
 CLEARLY = 0.25
 # Runs of a recorded program with each number of threads, which show the fastest number.

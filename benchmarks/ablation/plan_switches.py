@@ -118,11 +118,5 @@ SINGLE_SWITCHES = switches(
         "methods/auto",
         {"defaults.ENGINE_OPERATOR_S": 0.0},
     ),
-    (
-        "search-cut",
-        "a search cut short at a share of the loop",
-        "methods/auto",
-        {"defaults.SEARCH_SHARE": math.inf},
-    ),
     ("check", "J compared with an independent product", "run/execute", {"run.execute.compared": _agrees}),
 )

@@ -92,8 +92,6 @@ PROGRAM_SWITCHES = switches(
         "program/horizontal_fusion",
         _without_pass("stacking"),
     ),
-    ("sums", "a product that is only added, as `addcmul`", "program/fusion", _without_pass("sums")),
-    ("parts", "parts written to their places, no `cat`", "program/fusion", _without_pass("parts")),
     (
         "onednn",
         "a rival program with oneDNN kernels",

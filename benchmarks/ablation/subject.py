@@ -155,7 +155,7 @@ class Subject:
         with self.plan.options.session(network):
             (linearization,) = linearize(network, group, [pair], graph=False, probe=False)
             graph = capture(linearization.linear.f)
-            return programs_of(graph, plan_elimination(graph, self.plan.decision.bracketing), fusing=True)[0]
+            return programs_of(graph, plan_elimination(graph, self.plan.decision.bracketing))[0]
 
     def _holding(self, program: Program) -> Plan:
         """The baseline's plan with another program."""

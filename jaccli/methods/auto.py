@@ -110,13 +110,13 @@ def structure_within(linearization: Linearization, loop_s: float) -> tuple[str |
 
     Args:
         linearization: f at the samples; keeps the structure.
-        loop_s: seconds of the loop over rows. The search for a structure may take a share of them.
+        loop_s: seconds of the loop over rows; there is no search where it would take longer.
     """
     assert linearization.linear.recorded_pass is not None
     search_s = linearization.linear.recorded_pass.operators() * defaults.ENGINE_OPERATOR_S
     if loop_s < search_s:
         return f"a search for structure takes {seconds(search_s)}, the loop {seconds(loop_s)}", inf
-    gap = linearization.search_structure(defaults.SEARCH_SHARE * loop_s)
+    gap = linearization.search_structure()
     return gap, linearization.structure.seconds if linearization.structure is not None else inf
 
 

@@ -108,7 +108,7 @@ class ProgramBuilder:
         with self.options.session(self.network):
             (linearization,) = linearize(self.network, samples, [self.pair], graph=False, probe=False)
             graph = capture(linearization.linear.f)
-            (program, *rivals), _ = programs_of(graph, plan_elimination(graph, bracketing), fusing=not self.compile)
+            (program, *rivals), _ = programs_of(graph, plan_elimination(graph, bracketing))
         runner = ProgramRunner(program, self.pool, groups=groups)
         matrix = runner.jacobian(inputs)
         if matrix is None or not programs_agree(matrix, truth):

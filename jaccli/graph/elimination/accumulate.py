@@ -50,7 +50,6 @@ class EliminationPlan:
         bracketing: None where J is zero or the identity.
         compressed: coloured passes from end to end, where they may pay; used if ``bracketing.mode`` says so.
         alternative: the best bracketing with slices pushed down, or without, whichever is predicted to lose.
-        thorough: whether the search ran to its end.
     """
 
     graph: Graph
@@ -58,7 +57,6 @@ class EliminationPlan:
     bracketing: Bracketing | None
     compressed: Compressed | None = None
     alternative: Bracketing | None = None
-    thorough: bool = True
 
     @property
     def seconds(self) -> float:
@@ -111,15 +109,12 @@ class EliminationPlan:
 
 
 @gap_where_it_fails()
-def plan_elimination(
-    graph: Graph, bracketing: Bracketing | None = None, within: float = float("inf")
-) -> EliminationPlan:
+def plan_elimination(graph: Graph, bracketing: Bracketing | None = None) -> EliminationPlan:
     """Find the cheapest bracketing for a graph, or use one that was found for another capture of the same network.
 
     Args:
         graph: what was captured.
         bracketing: found before; ignored where it does not fit this graph.
-        within: predicted seconds after which the search takes the best that it has.
 
     Cost: some 50 µs for each interval of cuts and each node; nothing of the point is computed.
 
@@ -129,7 +124,7 @@ def plan_elimination(
     nodes = active_nodes(graph.nodes, graph.source, graph.target)
     maps_of = derivatives(nodes, graph.target)
     plan = None if bracketing is None else _planned_as(bracketing, graph, nodes, maps_of)
-    return plan or _searched(graph, nodes, maps_of, within)
+    return plan or _searched(graph, nodes, maps_of)
 
 
 def _planned_as(
@@ -146,14 +141,13 @@ def _planned_as(
     return EliminationPlan(graph, chain, bracketing) if fits else None
 
 
-def _searched(graph: Graph, nodes: Sequence[Node], maps_of: dict[Node, list[Map]], within: float) -> EliminationPlan:
+def _searched(graph: Graph, nodes: Sequence[Node], maps_of: dict[Node, list[Map]]) -> EliminationPlan:
     """The cheapest of: bracketings, bracketings with slices pushed down, compressed passes."""
     chain = Chain(nodes, graph.source, graph.target, maps_of)
     if not chain.segments:
         return EliminationPlan(graph, chain, None)
     best, alternative, passes = chain.best(), None, None
-    # A second search takes as long as the first one did: only where ``within`` leaves time for it.
-    other_maps = pushed_down(nodes, maps_of, graph.target) if 2 * chain.search_s < within else None
+    other_maps = pushed_down(nodes, maps_of, graph.target)
     if other_maps is not None:
         other_chain = Chain(nodes, graph.source, graph.target, other_maps)
         alternative = replace(other_chain.best(), pushed_down=True)
@@ -164,7 +158,7 @@ def _searched(graph: Graph, nodes: Sequence[Node], maps_of: dict[Node, list[Map]
         passes = compressed_plan(graph.source, graph.target, nodes, maps_of)
         if passes is not None and passes.seconds < best.seconds:
             best = _bracketing_of(chain, passes)
-    return EliminationPlan(graph, chain, best, passes, alternative, thorough=within == float("inf"))
+    return EliminationPlan(graph, chain, best, passes, alternative)
 
 
 def with_bracketing(plan: EliminationPlan, bracketing: Bracketing) -> EliminationPlan:

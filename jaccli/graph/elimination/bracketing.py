@@ -34,8 +34,6 @@ from jaccli.graph.layout.cost import CostModel
 from jaccli.graph.rules.registry import Map
 from jaccli.graph.trace.ir import Node, Value
 
-# Seconds that a dry run takes for each node, about.
-_DRY_RUN_NODE_S = 5e-5
 EliminationMode = Literal["pull", "push", "product", "compressed"]
 Interval = tuple[int, int]  # of cuts: earlier, later
 
@@ -119,8 +117,6 @@ class Chain:
     Attributes:
         cuts: values; source first, target last.
         segments: ``segments[k]`` lies between ``cuts[k]`` and ``cuts[k + 1]``.
-        search_s: seconds of dry runs that the last search took, as predicted from counts of nodes and not measured,
-            so that a search is cut short at the same place every time.
     """
 
     def __init__(self, nodes: Sequence[Node], source: Value, target: Value, maps_of: dict[Node, list[Map]]) -> None:
@@ -128,11 +124,9 @@ class Chain:
         self.segments = [
             Segment(part, first, last, maps_of) for part, (first, last) in zip(parts, pairwise(self.cuts), strict=True)
         ]
-        self.search_s = 0.0
 
     def best(self) -> Bracketing:
         """The cheapest bracketing by dry runs. Cost: O(cuts³) of them, some 50 µs a node each."""
-        self.search_s = 0.0
         count = len(self.cuts)
         table: dict[Interval, tuple[Bracketing, IntervalJacobian]] = {}
         cost = self._cost_model()
@@ -183,10 +177,6 @@ class Chain:
             if best is not None and seconds >= best[0].seconds:
                 continue
             cost.reset()
-            segment = self.segments[j - 1 if mode == "push" else i]
-            # A product is one dry step, a sweep one for each node. Counted and not timed: a search that the clock cuts
-            # short would give other plans, and so other digits, from run to run.
-            self.search_s += _DRY_RUN_NODE_S * (1 if mode == "product" else len(segment.nodes))
             jacobians = [table[interval][1] for interval in intervals]
             jacobian = self._eliminate(mode, i, j, jacobians, cost, middle=parts[0].first if parts else 0)
             peak = max([cost.peak, *(p.peak for p in parts)])

@@ -7,7 +7,7 @@ its bookkeeping; a program takes the operators' own time, in fewer operators and
     Graph + EliminationPlan
       │ trace            run once, record every operator
       ▼
-    Instructions ──► dead_code ──► peephole ──► horizontal_fusion ──► fusion ──► onednn (a rival)
+    Instructions ──► dead_code ──► peephole ──► horizontal_fusion ──► onednn (a rival)
       │ memory_plan      places for intermediate results in one arena
       │ codegen          a Python function
       ▼ verify           the same J as the engine's, or fall back to fewer passes

@@ -65,7 +65,6 @@ class Uses:
         self.readers: dict[Variable, list[int]] = {}
         self.births: dict[AliasSet, int] = {}
         self._touched: dict[AliasSet, list[int]] = {}
-        self._writers: dict[AliasSet, list[int]] = {}
         self._roots = roots(program.body)
         for position, instruction in enumerate(program.body):
             variables = operands(instruction)
@@ -74,8 +73,6 @@ class Uses:
                 self.readers.setdefault(variable, []).append(position)
             for memory in memories:
                 self._touched.setdefault(memory, []).append(position)
-            for memory in set(map(self.root, instruction.written)):
-                self._writers.setdefault(memory, []).append(position)
             for out in (out for out in instruction.outputs if out is not None):
                 # An operator that writes in place returns its operand: that was made before.
                 if out not in variables:
@@ -91,16 +88,6 @@ class Uses:
     def last(self, memory: AliasSet) -> int:
         """The position at which a memory is made, read or written for the last time."""
         return self._touched.get(memory, [self.births[memory]])[-1]
-
-    def only_reader(self, variable: Variable, reader: int) -> bool:
-        """Whether one instruction alone takes a result, and nothing writes into it."""
-        memory = self.root(variable)
-        unchanged = memory not in self.results and memory not in self._writers
-        return unchanged and self._touched.get(memory) == [reader]
-
-    def unwritten(self, variables: Sequence[Variable], first: int, last: int) -> bool:
-        """Whether nothing is written into variables between two instructions."""
-        return not any(first < n < last for variable in variables for n in self._writers.get(self.root(variable), ()))
 
 
 def fixed(variable: object) -> bool:

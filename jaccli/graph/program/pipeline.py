@@ -12,8 +12,6 @@ and what it relies on:
     views          makes equal views once: each costs a call
     products       multiplies one operand by several weights at once: fewer calls; nothing writes into it in between
     stacking       runs equal operators on independent operands at once: fewer calls; none needs another's result
-    sums           computes products within the sum that alone takes them: fewer passes over memory
-    parts          writes results that only a concatenation takes to their places in the whole: no ``cat``
 
 Views, products and stacking run where calls cost more than the work (``call_overhead``).
 
@@ -34,7 +32,6 @@ from jaccli.graph.elimination.accumulate import EliminationPlan
 from jaccli.graph.program.call_overhead import calls_dominate
 from jaccli.graph.program.codegen import Program, generate
 from jaccli.graph.program.dead_code import remove_copies, remove_dead_code
-from jaccli.graph.program.fusion import fuse_sums, write_parts_in_place
 from jaccli.graph.program.horizontal_fusion import merge_products, stack_equal_operators
 from jaccli.graph.program.instructions import Instructions
 from jaccli.graph.program.onednn import use_onednn
@@ -54,12 +51,10 @@ class Stage:
     Args:
         passes: by name, in order.
         pays: whether a program is worth them.
-        fuses: a compiler that fuses by itself takes programs without this stage.
     """
 
     passes: tuple[tuple[str, Pass], ...]
     pays: Callable[[Instructions], bool] = lambda program: True
-    fuses: bool = False
 
 
 STAGES = (
@@ -74,27 +69,25 @@ STAGES = (
         ),
         pays=calls_dominate,
     ),
-    Stage((("sums", fuse_sums), ("parts", write_parts_in_place), ("dead code", remove_dead_code)), fuses=True),
 )
 
 
-def after_each_stage(program: Instructions, fusing: bool) -> Iterator[Instructions]:
+def after_each_stage(program: Instructions) -> Iterator[Instructions]:
     """The program as each stage leaves it, where the stage does anything."""
     for stage in STAGES:
-        if stage.pays(program) and (fusing or not stage.fuses):
+        if stage.pays(program):
             for _, run in stage.passes:
                 program = run(program)
             yield program
 
 
 @gap_where_it_fails()
-def programs_of(graph: Graph, plan: EliminationPlan, fusing: bool) -> tuple[list[Program], Tensor]:
+def programs_of(graph: Graph, plan: EliminationPlan) -> tuple[list[Program], Tensor]:
     """Programs for J of a captured graph, each verified at the point of the capture.
 
     Args:
         graph: what was captured.
         plan: for it; it must not have run before.
-        fusing: whether operators are fused; ``torch.compile`` does that itself, and takes no results with gaps.
 
     Returns:
         The program, and one with oneDNN's kernels where there is one; and J ``(batch, n_out, n_in)`` at the point.
@@ -103,7 +96,7 @@ def programs_of(graph: Graph, plan: EliminationPlan, fusing: bool) -> tuple[list
         CaptureGap: the run cannot be recorded.
     """
     traced, matrix, guards = trace(graph, plan)
-    stages = list(after_each_stage(traced, fusing))
+    stages = list(after_each_stage(traced))
     for instructions in reversed(stages):
         if (program := _verified(instructions, matrix, guards)) is not None:
             other = use_onednn(instructions)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import inf
 from typing import Any
 
 import torch
@@ -81,24 +80,18 @@ class Linearization:
         with Within(dual=False) if self.linear.recorded_pass is None else nullcontext():
             return capture(self.linear.f)
 
-    def search_structure(self, within: float = inf) -> str | None:
+    def search_structure(self) -> str | None:
         """Look for the fastest elimination order, ``structure``; why there is none, or None where there is.
 
-        Done once; once more where the search was cut short and is now wanted without a limit.
-
-        Args:
-            within: predicted seconds after which the search is cut short.
-
-        Cost: a forward pass and the search.
+        Done once. Cost: a forward pass and the search.
         """
-        # A search without a limit is repeated only if the one before was cut short; one with a limit, never.
-        if self.structure is not None and (within < inf or self.structure.thorough):
+        if self.structure is not None:
             return None
         if self.samples_mix:
             return "samples mix"
         with readable(self.linear.f.inputs):
             try:
-                self._computed["structure"] = plan_elimination(self.captured(), within=within)
+                self._computed["structure"] = plan_elimination(self.captured())
             except (CaptureGap, LeftTorch) as gap:
                 return str(gap)
         return None

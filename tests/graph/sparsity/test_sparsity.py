@@ -321,7 +321,7 @@ def test_coloured_passes_give_j(name: str, by: Any, monkeypatch: pytest.MonkeyPa
             assert fits(colours, known)
             assert colours.by == by
             plan = Compressed(Segment(nodes, graph.source, graph.target, maps_of), known, colours, chunk)
-            (recorded, *_), here = pipeline.programs_of(graph, plan, fusing=True)  # type: ignore[arg-type]
+            (recorded, *_), here = pipeline.programs_of(graph, plan)  # type: ignore[arg-type]
             assert (here - jaccli.jacobian(model, x, method="reverse")).abs().max() < 1e-12
             further = len(inspect.signature(recorded.call).parameters) - len(graph.inputs)
             with torch.no_grad():

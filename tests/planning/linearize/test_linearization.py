@@ -57,16 +57,14 @@ def test_rounding_is_computed_once() -> None:
         assert linearization.linear.passes["vjp"] == vjps
 
 
-def test_structure_is_searched_once_unless_the_search_was_cut_short() -> None:
+def test_structure_is_searched_once() -> None:
     with linearized(chain(4, 5, 3)(), torch.randn(3, 4)) as linearization:
         assert linearization.structure is None
-        assert linearization.search_structure(within=1.0) is None
+        assert linearization.search_structure() is None
         first = linearization.structure
         assert first is not None
-        assert linearization.search_structure(within=1.0) is None
-        assert linearization.structure is first
         assert linearization.search_structure() is None
-        assert linearization.structure is first or not first.thorough
+        assert linearization.structure is first
         assert replace(linearization).structure is None
 
 
