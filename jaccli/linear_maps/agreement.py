@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 _POWER = 0.5
 _VALUE_POWER = 0.75
-# Of a program: so many eps, but at most this share: in a short floating-point format what is wrong is off by more.
+# A program may differ from the truth by 64 eps. In bfloat16 that would be 50 %, which would hide real errors: the limit
+# is 5 % there.
 _PROGRAM_EPS = 64
 _PROGRAM_MOST = 0.05
 # An element of a product that is this much smaller than the others is judged by their size, not by its own.

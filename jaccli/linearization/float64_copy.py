@@ -81,7 +81,7 @@ class _CoarsestDtype(Mode):
 
 
 def _evaluated(f: Callable[[Tensor], Tensor], point: Tensor, network: Network) -> tuple[float, Tensor]:
-    """Machine epsilon of the shortest dtype that f meets, and its value."""
+    """Machine epsilon of the shortest dtype that f meets at a point ``(batch, …)``, and its value ``(batch, …)``."""
     dtypes = _CoarsestDtype()
     with torch.no_grad(), nullcontext() if network.refuses_modes else dtypes:
         value = f(point)

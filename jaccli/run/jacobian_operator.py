@@ -102,8 +102,8 @@ class JacobianOperator(LinearMap):
 
         def is_image(image: Tensor) -> bool:
             agrees = truth.is_image(image)
-            if agrees and truth.unsettled:
-                warn(unchecked("Jv", truth.unsettled, linear.batch))
+            if agrees and truth.undecided_samples:
+                warn(unchecked("Jv", truth.undecided_samples, linear.batch))
             return agrees
 
         self._matmat_by = Implementations("Jv", matmat, lambda: truth.z, is_image, name, quiet, aside)

@@ -34,7 +34,7 @@ _ELEMENTWISE = frozenset([
 
 def merge_products(program: Instructions) -> Instructions:
     """Multiply one operand ``(m, k)`` by all its constant weights ``(k, n_i)`` at once: ``(m, Σ n_i)``, then split."""
-    made, results = made_by(program.body), program.result_memory
+    computed, results = made_by(program.body), program.result_memory
     groups: dict[tuple[Variable, int], list[Instruction]] = {}
     writes: dict[AliasSet, int] = {}
     for instruction in program.body:
@@ -42,7 +42,7 @@ def merge_products(program: Instructions) -> Instructions:
             writes[variable.memory] = writes.get(variable.memory, 0) + 1
         # Products of one operand are merged only if it holds the same values: between two writes into its memory.
         x, weight = instruction.args[:2] if len(instruction.args) > 1 else (None, None)
-        if name_of(instruction) != "mm" or not isinstance(x, Variable) or x not in made or not fixed(weight):
+        if name_of(instruction) != "mm" or not isinstance(x, Variable) or x not in computed or not fixed(weight):
             continue
         out = instruction.outputs[0]
         if out is not None and out.memory not in results and math.prod(out.shape) <= call_overhead.LARGEST:
@@ -120,14 +120,14 @@ class _DependenceGraph:
         self.groups: list[list[Instruction]] = [[instruction] for instruction in program.body]
         self.needs = _needs(program.body)
         self.keys: dict[int, _Key] = {}
-        made = made_by(program.body)
+        computed = made_by(program.body)
         # ``as_strided`` counts from the start of a storage, which stacking would move.
         fixed_storage = {
             v.memory for i in program.body if "as_strided" in name_of(i) for v in items_in(i.args, Variable)
         }
         left_alone = program.result_memory | fixed_storage
         for position, instruction in enumerate(program.body):
-            key = _key(instruction, made)
+            key = _key(instruction, computed)
             out = instruction.outputs[0] if instruction.outputs else None
             if key is not None and out is not None and out.memory not in left_alone:
                 self.keys[position] = key
