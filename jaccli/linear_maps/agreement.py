@@ -88,18 +88,18 @@ def is_adjoint(
 def _small(
     gap: Shaped[Tensor, "batch"],
     size: Shaped[Tensor, "batch"],
-    known: Shaped[Tensor, "batch"],
+    finite: Shaped[Tensor, "batch"],
     eps: float,
     floor: float,
 ) -> bool:
-    """Whether gaps ``(batch,)`` are small beside sizes ``(batch,)``, for the samples that are ``known``.
+    """Whether gaps ``(batch,)`` are small beside sizes ``(batch,)``, for the samples whose truth is ``finite``.
 
     A size far below that of the other samples has their rounding. Below ``floor``, the smallest normal number, digits
     are lost. A gap that is NaN is not small.
     """
-    if not bool(known.any()):
+    if not bool(finite.any()):
         return True
-    gap, size = gap[known], size[known]
+    gap, size = gap[finite], size[finite]
     allowed = tolerance(eps)
     return bool((gap <= allowed * torch.maximum(size, allowed * size.max()) + floor).all())
 

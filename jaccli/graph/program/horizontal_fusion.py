@@ -87,7 +87,7 @@ def _identity(variable: Variable) -> Hashable:
 _Key = tuple[Hashable, list[Variable]]
 
 
-def _key(instruction: Instruction, made: set[Variable]) -> _Key | None:
+def _key(instruction: Instruction, computed: set[Variable]) -> _Key | None:
     """The key of an instruction; None where it cannot be stacked."""
     name = name_of(instruction)
     out = instruction.outputs[0] if len(instruction.outputs) == 1 else None
@@ -101,12 +101,12 @@ def _key(instruction: Instruction, made: set[Variable]) -> _Key | None:
             if items_in(argument, Variable):
                 return None
             shared.append(repr(argument))
-        elif position == product or (product is None and argument in made and argument.shape == out.shape):
+        elif position == product or (product is None and argument in computed and argument.shape == out.shape):
             different.append(argument)
             shared.append((position, argument.shape if product is None else argument.shape[1:], argument.dtype))
         else:
             shared.append(_identity(argument))
-    small = all(v in made and math.prod(v.shape) <= call_overhead.LARGEST for v in (*different, out))
+    small = all(v in computed and math.prod(v.shape) <= call_overhead.LARGEST for v in (*different, out))
     return (tuple(shared), different) if different and small and out.stride == contiguous(out.shape) else None
 
 
@@ -143,8 +143,9 @@ class _DependenceGraph:
         """The instructions of a key in lists within which none needs another."""
         members = [n for n, (other, _) in self.keys.items() if other == key]
         above = self._above()
-        # The level of an instruction is the longest chain of needs among the members below it: two of one level cannot
-        # need each other. In order of how much each needs, all that one needs comes before it.
+        # An instruction's level is one more than the highest level of the members that it needs, directly or not, so
+        # that two of one level never need each other. Whoever needs another needs more than it: sorted by the number
+        # of instructions that each needs, a member comes after all those it needs.
         levels: dict[int, int] = {}
         for n in sorted(members, key=lambda n: above[n].bit_count()):
             levels[n] = max((levels[m] + 1 for m in levels if above[n] >> m & 1), default=0)

@@ -68,9 +68,9 @@ class MemoryPlan:
 
 def _tensor(arena: torch.UntypedStorage, buffer: Buffer, device: torch.device) -> Tensor:
     """A buffer as a tensor of its shape, whose storage starts with it: ``as_strided`` counts from that start."""
-    own = arena[buffer.start : buffer.start + math.prod(buffer.shape) * buffer.dtype.itemsize]
+    memory = arena[buffer.start : buffer.start + math.prod(buffer.shape) * buffer.dtype.itemsize]
     empty: Any = torch.empty(0, dtype=buffer.dtype, device=device)
-    tensor: Tensor = empty.set_(own, 0, buffer.shape, buffer.stride)
+    tensor: Tensor = empty.set_(memory, 0, buffer.shape, buffer.stride)
     return tensor
 
 

@@ -142,8 +142,8 @@ class StructuralZeros:
 
 def _either(masks: list[Tensor | None], value: Value) -> Tensor | None:
     """Where any of the masks holds, of the value's shape."""
-    known = [m.to(value.tensor.device).expand(value.shape) for m in masks if m is not None]
-    return reduce(torch.logical_or, known) if known else None
+    where_any = [m.to(value.tensor.device).expand(value.shape) for m in masks if m is not None]
+    return reduce(torch.logical_or, where_any) if where_any else None
 
 
 def constant(factor: LazyTensor, node: Node) -> Tensor | None:
