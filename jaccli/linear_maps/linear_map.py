@@ -29,7 +29,7 @@ class LinearMap(MatrixFree):
     """
 
     def sample(self, b: int) -> LinearMap:
-        return OneOf(self, b)
+        return self if self.shape[0] == 1 else OneOf(self, b)
 
     @property
     def T(self) -> LinearMap:  # noqa: N802 - as in NumPy

@@ -44,7 +44,7 @@ class MatrixFree(ABC):
 
     def sample(self, b: int) -> MatrixFree:
         """The map of one sample alone, with a batch of 1."""
-        return OneSample(self, b)
+        return self if self.shape[0] == 1 else OneSample(self, b)
 
     def matvec(self, v: Tensor) -> Tensor:
         """Jv for each sample: ``(batch, n_in)`` → ``(batch, n_out)``."""
