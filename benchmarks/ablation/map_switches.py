@@ -40,7 +40,7 @@ def _as_it_lies(data: Tensor, weight: Tensor, stride: Any, padding: Any, dilatio
 
 
 def _single_pixels_convolved(conv: Conv, data: Tensor) -> Tensor:
-    inner, outer = conv._shapes
+    inner, outer = conv.shapes
     sizes = zip(outer[2:], inner[2:], conv.stride, strict=True)
     rest = [n - (m - 1) * s - 1 if conv.adjoint else 0 for n, m, s in sizes]
     return _as_it_lies(

@@ -95,7 +95,7 @@ class DoubleVjp:
         return self._with_path(vjps(self.pulled, (self.u,), v)[0])
 
     @staticmethod
-    def _with_path(image: Tensor | None) -> Tensor:
+    def _with_path(image: Shaped[Tensor, "*shape"] | None) -> Shaped[Tensor, "*shape"]:
         if image is None:
             raise NoSecondDerivative
         return image

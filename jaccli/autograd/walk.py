@@ -82,6 +82,7 @@ def mend_batch_norm(*values: Tensor, beyond: Iterable[Tensor] = ()) -> list[Any]
 
 
 def _in_layout(channels_last: bool, cotangents: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """The same cotangents, of any shapes, of which the first is copied in the layout of the input."""
     first, *rest = cotangents  # of the normalised values; the saved mean and 1/σ take no cotangents in practice
     if first is None:
         return cotangents

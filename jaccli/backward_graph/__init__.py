@@ -5,6 +5,6 @@
     source, target  ─→ differentiable_rows   rows and products of J that can be differentiated again, for ``penalty``
 
 In: tensors with a gradient graph; no network, no layer names. Out: ``(*output.shape, *input.shape)`` of each output and
-input, or ``(batch, n_out, n_in)``. It exists beside ``methods`` because a graph cannot be run again at another point:
+input, or ``(batch, n_out, n_in)``. Why beside ``methods``: a graph cannot be run again at another point:
 there is no forward mode, no capture and no second sample to compare with.
 """

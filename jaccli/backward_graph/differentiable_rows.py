@@ -14,7 +14,7 @@ from jaccli.autograd.products import DoubleVjp, vjp, vjps
 from jaccli.autograd.seeds import one_hot, spans
 from jaccli.backward_graph.passes import missing_graph
 from jaccli.errors import UnsupportedError
-from jaccli.runtime.torch_errors import is_out_of_memory, reason
+from jaccli.runtime.torch_errors import reason, reraise_out_of_memory
 from jaccli.text.wording import worded
 
 if TYPE_CHECKING:
@@ -72,8 +72,7 @@ class Rows:
                 self.target, (self.source,), u.reshape(self.target.shape), self.differentiable or u.requires_grad
             )
         except (RuntimeError, NotImplementedError) as error:
-            if is_out_of_memory(error):
-                raise
+            reraise_out_of_memory(error)
             raise no_second(error) from error
         return self._zeros(1)[0] if row is None else self.columns(row[None])[0]
 
@@ -104,7 +103,9 @@ class Rows:
         u = torch.ones_like(self.target).reshape(self.target.shape[0], -1).requires_grad_()
         return self._by(self.row(u), u, v)
 
-    def _by(self, image: Tensor, u: Tensor, w: Tensor) -> Tensor:
+    def _by(
+        self, image: Shaped[Tensor, "batch n_in"], u: Shaped[Tensor, "batch n_out"], w: Shaped[Tensor, "batch n_in"]
+    ) -> Shaped[Tensor, "batch n_out"]:
         """J w from ``image`` = Jᵀu."""
         # Zeros without a graph: no path leads from the source. Other numbers without one are an error, below.
         if not image.requires_grad and not bool(image.any()):
@@ -112,17 +113,16 @@ class Rows:
         try:
             return DoubleVjp(image, u).jvp(w, create_graph=True)
         except (RuntimeError, NotImplementedError) as error:
-            if is_out_of_memory(error):
-                raise
+            reraise_out_of_memory(error)
             raise no_second(error) from error
 
     def matrix(self) -> Shaped[Tensor, "batch n_out n_in"]:
-        """J, ``(batch, n_out, n_in)``: n_out backward passes, so many at once as fit a cache."""
+        """J, ``(batch, n_out, n_in)``: n_out backward passes, as many at once as fit a cache."""
         # Seeds of one sample alone where samples mix: rows of the others would add to its own.
         parts = [slice(b, b + 1) for b in range(self.target.shape[0])] if self.mixes else [slice(None)]
         return torch.cat([self._block(part) for part in parts])
 
-    def _block(self, samples: slice) -> Tensor:
+    def _block(self, samples: slice) -> Shaped[Tensor, "chosen n_out n_in"]:
         batch, n_out = self.target.shape[0], self.target[0].numel()
         row_bytes = defaults.ROW_TENSORS * batch * n_out * self.target.element_size()
         rows = [
@@ -142,8 +142,7 @@ class Rows:
                 (rows,) = vjps(self.target, (self.source,), cotangents, self.differentiable)
                 return self._zeros(len(seeds)) if rows is None else self.columns(rows)
             except (RuntimeError, NotImplementedError) as error:
-                if is_out_of_memory(error):
-                    raise
+                reraise_out_of_memory(error)
         # One by one is also the way to a message: a batched pass fails for reasons of vmap too.
         return torch.stack([self.row(seed) for seed in seeds])
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.autograd.products import batching_imported
+from jaccli.autograd.sample_mixing import separating_sets
 from jaccli.autograd.walk import mend_batch_norm
 from jaccli.backward_graph.passes import (
     AdjointCheck,
@@ -17,21 +18,20 @@ from jaccli.backward_graph.passes import (
     by_columns,
     by_rows,
     cotangents,
-    masks,
     missing_graph,
 )
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, UsageError, note, warn
 from jaccli.names import check_count
 from jaccli.planning.memory import available
 from jaccli.runtime.kernels import full_precision
-from jaccli.runtime.torch_errors import is_out_of_memory, reason
+from jaccli.runtime.torch_errors import is_out_of_memory, reason, reraise_out_of_memory
 
 # Fewer passes than this take less time one by one than together.
 _FEW = 3
-# J is taken by columns where it has so many times more rows: columns go through a graph twice as long.
+# J is taken by columns where it has at least 4 times as many rows: columns go through a graph twice as long.
 _NARROW = 4
-# ``tolerance`` is relative to ‖J‖. A J that is rounding itself may be off by so many times what plain passes differ by
-# among themselves.
+# If J is no more than rounding noise, a tolerance relative to ‖J‖ is useless. Then an error of up to 100 times the
+# difference between two plain backward passes is accepted.
 _ROUNDING = 100
 
 
@@ -132,7 +132,7 @@ def graph_jacobian(
 
 
 def _named(tensors: Tensor | Iterable[Tensor], name: str) -> dict[str, Tensor]:
-    """The tensors by their names in messages: ``inputs``, or ``inputs[0]``, ``inputs[1]``."""
+    """The tensors, of any shapes, by their names in messages: ``inputs``, or ``inputs[0]``, ``inputs[1]``."""
     if not isinstance(tensors, Tensor | Iterable):
         raise UsageError(f"{name} is a {type(tensors).__name__}", "expected a torch.Tensor or a sequence of them")
     named = {name: tensors} if isinstance(tensors, Tensor) else {f"{name}[{i}]": t for i, t in enumerate(tensors)}
@@ -142,6 +142,12 @@ def _named(tensors: Tensor | Iterable[Tensor], name: str) -> dict[str, Tensor]:
 
 
 def _check(targets: dict[str, Tensor], sources: dict[str, Tensor], samples: bool) -> None:
+    """Refuse tensors, of any shapes, that have no Jacobian here.
+
+    Raises:
+        UsageError: not tensors of real numbers, no gradients, or samples that do not match.
+        UnsupportedError: complex or sparse tensors.
+    """
     for name, tensor in (targets | sources).items():
         if not isinstance(tensor, Tensor):
             raise UsageError(f"{name} is a {type(tensor).__name__}", "expected a torch.Tensor")
@@ -258,7 +264,7 @@ def _checked_jacobians(name: str, graph: AutogradGraph, chunk: int | None) -> li
     # A gradient, or two of them, is plain passes anyway: there is nothing to compare it with.
     if graph.batch == 1 and graph.n_out < _FEW:
         return by_rows(graph, False, 1)
-    truth = AdjointCheck.of(graph, cotangents(graph, masks(graph.batch, graph.n_out)))
+    truth = AdjointCheck.of(graph, cotangents(graph, separating_sets(graph.batch, graph.n_out)))
     if graph.batch == 1 or not truth.samples_mix():
         jacobians, error = _of_independent_samples(name, graph, truth, chunk, row_bytes)
         if error and graph.batch == 1:
@@ -282,7 +288,10 @@ def _checked_jacobians(name: str, graph: AutogradGraph, chunk: int | None) -> li
 def _of_independent_samples(
     name: str, graph: AutogradGraph, truth: AdjointCheck, chunk: int | None, row_bytes: int
 ) -> tuple[list[Tensor], float]:
-    """J of independent samples, taken again row by row where it is wrong, and by how much it is off then."""
+    """J of independent samples, ``(batch, n_out, n_in)`` of each input, and its remaining error.
+
+    It is taken again row by row where it is wrong.
+    """
     jacobians, plain = _by_first_that_works(name, graph, False, chunk, row_bytes, truth.seconds)
     error = truth.disagreement(jacobians)
     if not error:
@@ -305,7 +314,7 @@ def _warn_corrected(name: str, error: float) -> None:
 def _by_first_that_works(
     name: str, graph: AutogradGraph, mixes: bool, chunk: int | None, row_bytes: int, seconds: float
 ) -> tuple[list[Tensor], bool]:
-    """J by the first of these that works, and whether that was row by row, which needs no check.
+    """J, ``(batch, n_out, n_in)`` of each input, by what works first, and whether that was row by row: no check then.
 
     Columns, where J is narrow, before rows; several at once before one by one.
 
@@ -329,8 +338,7 @@ def _by_first_that_works(
         try:
             jacobians = fill(graph, mixes, k)
         except Exception as error:
-            if is_out_of_memory(error):
-                raise
+            reraise_out_of_memory(error)
             gaps.append(error)
             continue
         if gaps:

@@ -7,19 +7,19 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from itertools import combinations, count, islice
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from jaccli.autograd.products import NoSecondDerivative, vjp, vjps
+from jaccli.autograd.sample_mixing import reaches_silent_samples
 from jaccli.autograd.seeds import gaussian, one_hot, spans
 from jaccli.autograd.walk import graph_nodes, is_once_differentiable, result_sizes
 from jaccli.errors import UnsupportedError
 from jaccli.linear_maps.agreement import tolerance
 from jaccli.linear_maps.norms import norm
-from jaccli.runtime.torch_errors import is_out_of_memory, reason
+from jaccli.runtime.torch_errors import reason, reraise_out_of_memory
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Shaped
@@ -124,13 +124,7 @@ class AdjointCheck:
 
     def samples_mix(self) -> bool:
         """Whether the cotangents of some samples give gradients of others, which of independent samples are zeros."""
-        for rows in filter(torch.numel, self.rows):
-            # NaN and infinities prove no dependence: 0 * inf is NaN in a sample that received the cotangent 0.
-            sizes, received = rows.abs().nan_to_num(0.0, 0.0, 0.0).amax(-1), self.u.any(-1).to(rows.device)
-            rounding = torch.finfo(rows.dtype).eps * max(float(sizes.max()), torch.finfo(rows.dtype).tiny)
-            if float((sizes * ~received).max()) > rounding:
-                return True
-        return False
+        return any(reaches_silent_samples(self.u, rows) for rows in self.rows)
 
     def disagreement(self, jacobians: Sequence[Tensor]) -> float:
         """The relative difference of uᵀJ from the passes, where it is more than rounding; else 0.
@@ -145,13 +139,16 @@ class AdjointCheck:
     def noise(self, jacobians: Sequence[Tensor]) -> float:
         """Rounding in the same units: the passes against a third of those with three times the cotangents.
 
-        ``jacobians`` as of ``off``, ``(batch, n_out, n_in)`` each.
+        ``jacobians`` as of ``disagreement``, ``(batch, n_out, n_in)`` each.
         """
         # Three and not two: a power of two only shifts exponents, so that nothing would be rounded otherwise.
         return self._relative(jacobians, [rows / 3 for rows in AdjointCheck.of(self.graph, 3 * self.u).rows])
 
     def _relative(self, jacobians: Sequence[Tensor], others: Sequence[Tensor]) -> float:
-        """The largest difference of ``others`` from the passes' rows, in units of ‖J‖_F ‖u‖ of a sample."""
+        """The largest difference of others from the passes' rows, in units of ‖J‖_F ‖u‖ of a sample.
+
+        ``jacobians`` are ``(batch, n_out, n_in)``, ``others`` ``(k, batch, n_in)``, for each input.
+        """
         worst = 0.0
         for j, rows, other in zip(jacobians, self.rows, others, strict=True):
             norm_u = norm(self.u.to(j), (-1,))
@@ -168,22 +165,6 @@ def cotangents(graph: AutogradGraph, chosen: Bool[Tensor, "k batch"]) -> Shaped[
     """Random cotangents ``(k, batch, n_out)``, zero for samples that ``chosen`` ``(k, batch)`` leaves out."""
     u = gaussian((*chosen.shape, graph.n_out), 0, graph.output.detach())
     return u * chosen[..., None].to(u.device)
-
-
-def masks(batch: int, most: int) -> Bool[Tensor, "k batch"]:
-    """Sets of samples ``(k, batch)``: for any two samples one of the sets holds the first and not the second.
-
-    As few as there can be (Sperner); where those are more than ``most``, every other sample and the rest.
-    """
-    if batch == 1:
-        return torch.ones(1, 1, dtype=torch.bool, device="cpu")
-    # Each sample is in another half of the k sets. No half contains another, and no family of subsets with that
-    # property is larger (E. Sperner, 1928), so that k is the least.
-    k = next(k for k in count(2) if math.comb(k, k // 2) >= batch)
-    if k > max(most, 2):
-        return torch.arange(batch, device="cpu") % 2 == torch.arange(2, device="cpu")[:, None]
-    members = torch.tensor([*islice(combinations(range(k), k // 2), batch)], device="cpu")
-    return torch.zeros(k, batch, dtype=torch.bool, device="cpu").scatter_(0, members.T, True)
 
 
 def by_rows(graph: AutogradGraph, mixes: bool, chunk: int) -> list[Shaped[Tensor, "batch n_out _"]]:
@@ -255,8 +236,7 @@ def missing_graph(target: Tensor, sources: Sequence[Tensor]) -> str | None:
         try:
             rows = vjp(target, sources, u, create_graph=True)
         except (RuntimeError, NotImplementedError) as error:
-            if is_out_of_memory(error):
-                raise
+            reraise_out_of_memory(error)
             return reason(error)
     if any(_is_constant(row) for row in rows):
         without_graph.append("its end")
@@ -273,9 +253,10 @@ class _GraphWatch:
     without_graph: list[str]
 
     def __call__(self, grads: Sequence[Tensor | None]) -> None:
+        """Of gradients by the operator's results, of any shapes."""
         if any(_is_constant(grad) for grad in grads):
             self.without_graph.append(self.name)
 
 
-def _is_constant(grad: Tensor | None) -> bool:
+def _is_constant(grad: Shaped[Tensor, "*shape"] | None) -> bool:
     return grad is not None and not grad.requires_grad and bool((grad != 0).any())

@@ -7,6 +7,8 @@
       │ elimination   cuts, segments, the order of products        EliminationPlan ─→ J (batch, n_out, n_in), Products
       ▼ program       the same run as straight-line operators      Program: J at further samples
 
+Why: the structure of J, which passes cannot see, makes most of them needless.
+
 ``layout`` holds the blocks that ``maps`` act on: matrices stored by the axes that both activations share. In: a
 function between two layers, and a point. Out: J, products with J, or programs for either; or a ``CaptureGap`` that
 says what of the network cannot be recorded, and another method takes over. The folders inside import downwards, in the

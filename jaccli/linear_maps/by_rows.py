@@ -43,6 +43,7 @@ class ByRows:
         mixes: bool,
         max_bytes: int,
     ) -> None:
+        """Of a product ``(batch, n_out, k)`` → ``(batch, n_in, k)``."""
         self._rmatmat, self._shape, self._mixes, self._max_bytes = rmatmat, shape, mixes, max_bytes
         self._matrix: Tensor | None = None
 
@@ -64,7 +65,7 @@ class ByRows:
         self._matrix = matrix  # only once it is whole: a pass may have failed in between
         return out
 
-    def _across(self, v: Tensor) -> Tensor:
+    def _across(self, v: Shaped[Tensor, "batch n_in k"]) -> Shaped[Tensor, "batch n_out k"]:
         """J of the whole batch times V: every sample's rows reach every sample's source."""
         batch, n_out, n_in = self._shape
         out = v.new_zeros(batch, n_out, v.shape[-1])

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
+from jaccli.autograd.seeds import gaussian
 from jaccli.errors import UnsupportedError, UsageError, warn
 from jaccli.linear_maps.matrix_free import MatrixFree
-from jaccli.linear_maps.norms import orthonormal, power_of_two, singular_values
+from jaccli.linear_maps.norms import orthogonal_to, orthonormal, power_of_two, singular_values
 from jaccli.linear_maps.rescaled import rescaled
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ RESTARTS = 60
 # Of a block Krylov space: starting vectors beyond the k that are looked for, and its largest dimension.
 OVERSAMPLING = 6
 MAX_BASIS = 240
-# A J of up to so many times that size is decomposed itself: that costs hardly more.
+# A J whose smaller side is at most 4 times MAX_BASIS is decomposed itself: that costs hardly more.
 DENSE_RATIO = 4
 # A larger residual, relative to the largest value, is a warning.
 LARGE_RESIDUAL = 1e-2
@@ -62,6 +63,13 @@ def extreme_singular_values(a: MatrixFree, k: int, which: Which = "largest") -> 
     Raises:
         UsageError: more are asked for than there are.
         UnsupportedError: the smallest do not converge: of an ill-conditioned J they may not.
+
+    Example:
+        >>> import torch
+        >>> from jaccli.linear_maps.linear_map import Matrices
+        >>> j = torch.diag(torch.tensor([1.0, 3.0, 2.0]))
+        >>> extreme_singular_values(Matrices(j[None]), 2).values
+        tensor([[3., 2.]], dtype=torch.float64)
     """
     batch, n_out, n_in = a.shape
     n = min(n_out, n_in)
@@ -127,6 +135,11 @@ def spectral_norm(matrix: Float[Tensor, "n_out n_in"]) -> float:
     """The largest singular value of a float64 matrix ``(n_out, n_in)`` on the CPU; NaN where entries are not finite.
 
     Cost: a full decomposition of a small matrix, or where ARPACK gives up; of a large one some products.
+
+    Example:
+        >>> import torch
+        >>> spectral_norm(torch.diag(torch.tensor([1.0, -4.0])).double())
+        4.0
     """
     if not bool(matrix.isfinite().all()):
         return math.nan
@@ -159,8 +172,7 @@ def block_krylov(a: MatrixFree, k: int, which: Which) -> tuple[Float[Tensor, "k"
     transposed = a.shape[1] < a.shape[2]
     push, pull = (a._rmatmat, a._matmat) if transposed else (a._matmat, a._rmatmat)
     n, width = min(a.shape[1:]), k + OVERSAMPLING
-    generator = torch.Generator().manual_seed(0)
-    new, _ = orthonormal(torch.randn(n, width, generator=generator).to(a.device, a.dtype))
+    new, _ = orthonormal(gaussian((n, width), 0, torch.empty(0, dtype=a.dtype, device=a.device)))
     basis, image = new, push(new[None])[0]
     eps, closed = torch.finfo(a.dtype).eps, False
     scale = float(image.norm())
@@ -176,7 +188,7 @@ def block_krylov(a: MatrixFree, k: int, which: Which) -> tuple[Float[Tensor, "k"
         if basis.shape[1] + width > min(n, MAX_BASIS):
             return _unconverged(a, s[pick].cpu(), bounds, which)
         # The next block of the Krylov space of JᵀJ: JᵀJ times the last one, made orthogonal to all before.
-        new, r = orthonormal(_orthogonal_to(basis, pull(image[:, -new.shape[1] :][None])[0]))
+        new, r = orthonormal(orthogonal_to(basis, pull(image[:, -new.shape[1] :][None])[0]))
         # Directions whose length is rounding are noise. Where all are, JᵀJ maps the space into itself: it is closed,
         # and its singular values are exact ones of J.
         alive = r.diagonal().abs() > 64 * eps * max(scale, 1e-30) * max(scale, 1.0)
@@ -186,17 +198,9 @@ def block_krylov(a: MatrixFree, k: int, which: Which) -> tuple[Float[Tensor, "k"
             basis, image = torch.cat([basis, new], 1), torch.cat([image, push(new[None])[0]], 1)
 
 
-def _orthogonal_to(basis: Float[Tensor, "n k"], new: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
-    """Without what lies in the span of the basis, which is orthonormal.
-
-    Twice, since once leaves a part of the size of the rounding of what cancels ("twice is enough", W. Kahan).
-    """
-    for _ in range(2):
-        new = new - basis @ (basis.mT @ new)
-    return new
-
-
-def _unconverged(a: MatrixFree, values: Tensor, bounds: Tensor, which: Which) -> tuple[Tensor, Tensor]:
+def _unconverged(
+    a: MatrixFree, values: Float[Tensor, "k"], bounds: Float[Tensor, "k"], which: Which
+) -> tuple[Float[Tensor, "k"], Float[Tensor, "k"]]:
     """Where the space is full: the values of J itself if it is not much larger, otherwise those of the space.
 
     Raises:

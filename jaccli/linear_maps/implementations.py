@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from torch import Tensor
 from jaccli.errors import JaccliError, ResourceError, UnsupportedError, note
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 from jaccli.text.wording import worded
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 # How the names of implementations end that take the vectors of a call together.
 BATCHED = ", batched"
@@ -26,8 +30,8 @@ class Implementation:
     Args:
         name: for people.
         compute: vectors ``(batch, n, k)`` → their images ``(batch, m, k)``.
-        least: so many vectors must have been asked for before, since it imports or captures first.
-        width: so many vectors a call must have.
+        least: how many vectors must have been asked for before it is tried, since it imports or captures first.
+        width: how many vectors a call must have at least.
         reference: others are compared with it; it is not verified itself.
     """
 
@@ -109,7 +113,9 @@ class Implementations:
         error.__cause__ = last
         return error
 
-    def _computed(self, candidate: Implementation, vectors: Tensor) -> Tensor | None:
+    def _computed(
+        self, candidate: Implementation, vectors: Shaped[Tensor, "batch n k"]
+    ) -> Shaped[Tensor, "batch m k"] | None:
         """The product; None where it is wrong."""
         if candidate.reference:
             return candidate.compute(vectors)
@@ -127,7 +133,9 @@ class Implementations:
             return images
         return self._compared(candidate, images, vectors)
 
-    def _compared(self, candidate: Implementation, images: Tensor, vectors: Tensor) -> Tensor:
+    def _compared(
+        self, candidate: Implementation, images: Shaped[Tensor, "batch m k"], vectors: Shaped[Tensor, "batch n k"]
+    ) -> Shaped[Tensor, "batch m k"]:
         """The reference's product in place of one that is not finite; where it is finite, the candidate is rejected."""
         truth = self.candidates[-1].compute(vectors)
         # J itself is not finite: later products are not compared again, each time at the cost of the reference.
@@ -150,6 +158,6 @@ class Implementations:
         self._unreported.clear()
 
 
-def _finite(tensor: Tensor) -> bool:
+def _finite(tensor: Shaped[Tensor, "*shape"]) -> bool:
     """Whether all elements are finite; a finite norm says so at once, one that overflowed does not say."""
     return bool(torch.linalg.vector_norm(tensor).isfinite()) or bool(tensor.isfinite().all())

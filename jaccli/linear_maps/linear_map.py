@@ -1,17 +1,15 @@
-"""``LinearMap``: the algebra of matrices that are known by their products."""
+"""``LinearMap``: matrices that are known by their products, with the operators of matrices, and what these return."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from jaccli.errors import UsageError
+from jaccli.linear_maps import algebra
 from jaccli.linear_maps.extreme_singular_values import Which, extreme_singular_values
-from jaccli.linear_maps.matrix_free import Derived, MatrixFree
+from jaccli.linear_maps.matrix_free import MatrixFree, OneSample
 from jaccli.linear_maps.norms import singular_values
 from jaccli.linear_maps.square import check_square
 
@@ -30,9 +28,8 @@ class LinearMap(MatrixFree):
     Products raise ``UsageError`` for vectors of other shapes.
     """
 
-    @abstractmethod
     def sample(self, b: int) -> LinearMap:
-        """The map of one sample alone, with a batch of 1."""
+        return self if self.shape[0] == 1 else OneOf(self, b)
 
     @property
     def T(self) -> LinearMap:  # noqa: N802 - as in NumPy
@@ -58,9 +55,11 @@ class LinearMap(MatrixFree):
         return Identity(self.shape, self.dtype, self.device)
 
     def __add__(self, other: LinearMap | Tensor) -> LinearMap:
+        """A + B, B also a matrix as for ``as_map``: ``(n_out, n_in)`` or ``(batch, n_out, n_in)``."""
         return Sum(self, as_map(other, self))
 
     def __sub__(self, other: LinearMap | Tensor) -> LinearMap:
+        """A - B, B also a matrix as for ``as_map``: ``(n_out, n_in)`` or ``(batch, n_out, n_in)``."""
         return Sum(self, as_map(other, self), -1.0)
 
     def __mul__(self, factor: float) -> LinearMap:
@@ -110,181 +109,42 @@ class LinearMap(MatrixFree):
         return self.singular_values(1)[:, 0]
 
 
-@dataclass(frozen=True, repr=False)
-class Transposed(Derived, LinearMap):
-    """Jᵀ: the products of ``base``, exchanged."""
+class OneOf(OneSample, LinearMap):
+    """See ``OneSample``."""
+
+
+class Transposed(algebra.Transposed, LinearMap):
+    """See ``algebra``."""
 
     base: LinearMap
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        batch, n_out, n_in = self.base.shape
-        return batch, n_in, n_out
 
     @property
     def T(self) -> LinearMap:  # noqa: N802
         return self.base
 
-    def _matmat(self, v: Tensor) -> Tensor:
-        return self.base._rmatmat(v)
 
-    def _rmatmat(self, u: Tensor) -> Tensor:
-        return self.base._matmat(u)
-
-    def sample(self, b: int) -> LinearMap:
-        return Transposed(self.base.sample(b))
-
-    def __repr__(self) -> str:
-        return f"{self.base!r}.T"
+class Scaled(algebra.Scaled, LinearMap):
+    """See ``algebra``."""
 
 
-@dataclass(frozen=True, repr=False)
-class Scaled(Derived, LinearMap):
-    """cJ."""
-
-    base: LinearMap
-    factor: float
-
-    def _matmat(self, v: Tensor) -> Tensor:
-        return self.factor * self.base._matmat(v)
-
-    def _rmatmat(self, u: Tensor) -> Tensor:
-        return self.factor * self.base._rmatmat(u)
-
-    def sample(self, b: int) -> LinearMap:
-        return Scaled(self.base.sample(b), self.factor)
-
-    def __repr__(self) -> str:
-        return f"{self.factor:g} * {self.base!r}"
+class Sum(algebra.Sum, LinearMap):
+    """See ``algebra``."""
 
 
-@dataclass(frozen=True, repr=False)
-class Sum(Derived, LinearMap):
-    """A + cB."""
-
-    base: LinearMap
-    other: LinearMap
-    factor: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.base.shape != self.other.shape:
-            raise UsageError(f"maps of shape {self.base.shape} and {self.other.shape}", "expected equal shapes")
-
-    def _matmat(self, v: Tensor) -> Tensor:
-        # The other map may live elsewhere: results move to the first one's device, in its dtype.
-        return torch.add(self.base._matmat(v), self.other._matmat(v).to(self.device, self.dtype), alpha=self.factor)
-
-    def _rmatmat(self, u: Tensor) -> Tensor:
-        return torch.add(self.base._rmatmat(u), self.other._rmatmat(u).to(self.device, self.dtype), alpha=self.factor)
-
-    def sample(self, b: int) -> LinearMap:
-        return Sum(self.base.sample(b), self.other.sample(b), self.factor)
-
-    def __repr__(self) -> str:
-        sign = "+" if self.factor > 0 else "-"
-        return f"({self.base!r} {sign} {self.other!r})"
+class Composed(algebra.Composed, LinearMap):
+    """See ``algebra``."""
 
 
-@dataclass(frozen=True, repr=False)
-class Composed(Derived, LinearMap):
-    """BA, B being ``base`` and A ``first``: as of two layer pairs of which the first ends where the second begins."""
-
-    base: LinearMap
-    first: LinearMap
-
-    def __post_init__(self) -> None:
-        (batch, _, inner), (other, meets, _) = self.base.shape, self.first.shape
-        if (batch, inner) != (other, meets):
-            raise UsageError(
-                f"a map of shape {self.base.shape} after one of shape {self.first.shape}",
-                "expected the same samples, and as many columns as the other has rows",
-            )
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return *self.base.shape[:2], self.first.shape[2]
-
-    def _matmat(self, v: Tensor) -> Tensor:
-        return self.base._matmat(self.first._matmat(v).to(self.device, self.dtype))
-
-    def _rmatmat(self, u: Tensor) -> Tensor:
-        return self.first._rmatmat(self.base._rmatmat(u).to(self.first.device, self.first.dtype))
-
-    def sample(self, b: int) -> LinearMap:
-        return Composed(self.base.sample(b), self.first.sample(b))
-
-    def __repr__(self) -> str:
-        return f"({self.base!r} @ {self.first!r})"
-
-
-class Identity(LinearMap):
-    """The identity of each sample, ``(batch, n, n)``."""
-
-    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
-        self._shape, self._dtype, self._device = shape, dtype, device
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self._shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
+class Identity(algebra.Identity, LinearMap):
+    """See ``algebra``."""
 
     @property
     def T(self) -> LinearMap:  # noqa: N802
         return self
 
-    def _matmat(self, v: Tensor) -> Tensor:
-        return v
 
-    def _rmatmat(self, u: Tensor) -> Tensor:
-        return u
-
-    def sample(self, b: int) -> LinearMap:
-        del b
-        return Identity((1, *self._shape[1:]), self._dtype, self._device)
-
-    def __repr__(self) -> str:
-        return "I"
-
-
-class Matrices(LinearMap):
-    """The map of a tensor of matrices, ``(batch, n_out, n_in)``."""
-
-    def __init__(self, matrices: Tensor) -> None:
-        if matrices.dim() != 3:
-            raise UsageError(f"a tensor of shape {tuple(matrices.shape)}", "expected (batch, n_out, n_in)")
-        self._matrices = matrices
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        batch, n_out, n_in = self._matrices.shape
-        return batch, n_out, n_in
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._matrices.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._matrices.device
-
-    def _matmat(self, v: Tensor) -> Tensor:
-        return self._matrices @ v
-
-    def _rmatmat(self, u: Tensor) -> Tensor:
-        return self._matrices.mT @ u
-
-    def sample(self, b: int) -> LinearMap:
-        return Matrices(self._matrices[b : b + 1])
-
-    def __repr__(self) -> str:
-        return f"Matrices(shape={self.shape}, {self.dtype})"
+class Matrices(algebra.Matrices, LinearMap):
+    """See ``algebra``."""
 
 
 def as_map(other: LinearMap | Tensor, like: LinearMap) -> LinearMap:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,41 +14,37 @@ from jaccli.linear_maps.by_rows import identity_blocks
 from jaccli.linear_maps.norms import norm
 from jaccli.linear_maps.square import check_square
 
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
 
 class MatrixFree(ABC):
     """A matrix for each sample, ``(batch, n_out, n_in)``, known by its products alone.
 
-    A subclass writes ``shape``, ``dtype``, ``device``, the two products ``_matmat`` and ``_rmatmat``, and ``sample``.
-    The public products check their vectors and move them to the map's device and dtype; they raise ``UsageError`` for
-    other shapes.
+    A subclass writes the two products ``_matmat`` and ``_rmatmat``; ``sample``, where one sample's products cost less
+    alone than among the others. The public products check their vectors and move them to the map's device and dtype;
+    they raise ``UsageError`` for other shapes.
+
+    Args:
+        shape: ``(batch, n_out, n_in)``.
+        dtype: of the matrices, and of the vectors they take.
+        device: where the matrices and their vectors live.
     """
 
-    @property
-    @abstractmethod
-    def shape(self) -> tuple[int, int, int]:
-        """``(batch, n_out, n_in)``."""
-
-    @property
-    @abstractmethod
-    def dtype(self) -> torch.dtype:
-        """The dtype of the matrices, and of the vectors they take."""
-
-    @property
-    @abstractmethod
-    def device(self) -> torch.device:
-        """Where the matrices and their vectors live."""
+    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+        self.shape, self.dtype, self.device = shape, dtype, device
 
     @abstractmethod
-    def _matmat(self, v: Tensor) -> Tensor:
+    def _matmat(self, v: Shaped[Tensor, "batch n_in k"]) -> Shaped[Tensor, "batch n_out k"]:
         """``matmat`` of vectors that have the right shape, device and dtype."""
 
     @abstractmethod
-    def _rmatmat(self, u: Tensor) -> Tensor:
+    def _rmatmat(self, u: Shaped[Tensor, "batch n_out k"]) -> Shaped[Tensor, "batch n_in k"]:
         """``rmatmat`` of vectors that have the right shape, device and dtype."""
 
-    @abstractmethod
     def sample(self, b: int) -> MatrixFree:
         """The map of one sample alone, with a batch of 1."""
+        return self if self.shape[0] == 1 else OneSample(self, b)
 
     def matvec(self, v: Tensor) -> Tensor:
         """Jv for each sample: ``(batch, n_in)`` → ``(batch, n_out)``."""
@@ -66,6 +63,7 @@ class MatrixFree(ABC):
         return self._rmatmat(self._checked(u, 3, 1))
 
     def _checked(self, vectors: Tensor, dims: int, side: int) -> Tensor:
+        """Vectors ``(batch, n)`` or ``(batch, n, k)`` as the products take them."""
         expected = (self.shape[0], self.shape[side])
         if not isinstance(vectors, Tensor) or vectors.dim() != dims or tuple(vectors.shape[:2]) != expected:
             got = f"a tensor of shape {tuple(vectors.shape)}" if isinstance(vectors, Tensor) else type(vectors).__name__
@@ -124,19 +122,20 @@ class MatrixFree(ABC):
         return total
 
 
-class Derived(MatrixFree):
-    """A map that is made of another one, ``base``, and has its shape, dtype and device."""
+class OneSample(MatrixFree):
+    """Sample ``b`` of a map whose samples are not taken apart: its products, with the others' vectors zero."""
 
-    base: MatrixFree
+    def __init__(self, of: MatrixFree, b: int) -> None:
+        super().__init__((1, *of.shape[1:]), of.dtype, of.device)
+        self._of, self._b = of, b
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.base.shape
+    def _matmat(self, v: Shaped[Tensor, "1 n_in k"]) -> Shaped[Tensor, "1 n_out k"]:
+        return self._of._matmat(self._among(v))[self._b : self._b + 1]
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.base.dtype
+    def _rmatmat(self, u: Shaped[Tensor, "1 n_out k"]) -> Shaped[Tensor, "1 n_in k"]:
+        return self._of._rmatmat(self._among(u))[self._b : self._b + 1]
 
-    @property
-    def device(self) -> torch.device:
-        return self.base.device
+    def _among(self, vectors: Shaped[Tensor, "1 n k"]) -> Shaped[Tensor, "batch n k"]:
+        padded = vectors.new_zeros(self._of.shape[0], *vectors.shape[1:])
+        padded[self._b] = vectors[0]
+        return padded

@@ -32,7 +32,7 @@ def power_of_two(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
 
 
 def norm(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
-    """√Σ|x|² over some dimensions, all of them if None: float64, of the shape without ``dims``.
+    """√Σ|x|² over some dimensions, all of them if None: float64, of the shape of x without ``dims``.
 
     Inf only where the norm itself is out of range.
     """
@@ -68,3 +68,15 @@ def orthonormal(
     """
     q, r = torch.linalg.qr(x.float() if x.dtype.itemsize < 4 else x)
     return q.to(x), r.to(x)
+
+
+def orthogonal_to(
+    basis: Inexact[Tensor, "*batch n k"], vectors: Inexact[Tensor, "*batch n m"]
+) -> Inexact[Tensor, "*batch n m"]:
+    """Vectors ``(…, n, m)`` without what lies in the span of the columns of ``(…, n, k)``, which are orthonormal.
+
+    Twice, since once leaves a part of the size of the rounding of what cancels ("twice is enough", W. Kahan).
+    """
+    for _ in range(2):
+        vectors = vectors - basis @ (basis.mT @ vectors)
+    return vectors

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from jaccli.linear_maps.matrix_free import Derived, MatrixFree
+from jaccli.linear_maps.matrix_free import MatrixFree
 from jaccli.linear_maps.norms import power_of_two
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Shaped
 
 
-@dataclass(frozen=True, repr=False)
-class Rescaled(Derived):
+class Rescaled(MatrixFree):
     """J/s − cI, with s and c of each sample; in place of a J that is not finite the identity (1 on the diagonal).
 
     Args:
@@ -27,18 +25,24 @@ class Rescaled(Derived):
         finite: ``(batch,)`` booleans: products with this sample's J are finite.
     """
 
-    base: MatrixFree
-    size: Tensor
-    shift: Tensor
-    finite: Tensor
+    def __init__(
+        self,
+        base: MatrixFree,
+        size: Float[Tensor, "batch"],
+        shift: Float[Tensor, "batch"],
+        finite: Bool[Tensor, "batch"],
+    ) -> None:
+        super().__init__(base.shape, base.dtype, base.device)
+        self.base, self.size, self.shift, self.finite = base, size, shift, finite
 
-    def _matmat(self, v: Tensor) -> Tensor:
+    def _matmat(self, v: Shaped[Tensor, "batch n_in k"]) -> Shaped[Tensor, "batch n_out k"]:
         return self._product(v, self.base._matmat, self.shape[1])
 
-    def _rmatmat(self, u: Tensor) -> Tensor:
+    def _rmatmat(self, u: Shaped[Tensor, "batch n_out k"]) -> Shaped[Tensor, "batch n_in k"]:
         return self._product(u, self.base._rmatmat, self.shape[2])
 
     def _product(self, vectors: Tensor, product: Callable[[Tensor], Tensor], n: int) -> Tensor:
+        """``(batch, m, k)`` → ``(batch, n, k)``, by the product of J."""
         # Half of the exponent goes to the vectors: neither 1/s nor a product with small J need be in range.
         first = power_of_two(self.size.sqrt()[:, None], (1,)).reshape(-1, 1, 1)
         second = self.size.reshape(-1, 1, 1) / first

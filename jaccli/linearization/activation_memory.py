@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from jaccli.autograd.walk import graph_nodes, result_sizes
 from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.runtime.dispatch import Mode, passed
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,11 @@ def footprint(linear: LinearizedFunction) -> ActivationMemory:
     return ActivationMemory(sum(sizes), max(sizes))
 
 
-def _bytes(tensor: Tensor) -> int:
+def _bytes(tensor: Shaped[Tensor, "*shape"]) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _graph_sizes(value: Tensor) -> list[int]:
+def _graph_sizes(value: Shaped[Tensor, "*shape"]) -> list[int]:
     """Bytes of each operator's result in a gradient graph, which are those of its cotangent."""
     # The graph knows how many elements results have; that they have the value's dtype is a guess, near enough here.
     return [size * value.element_size() for node in graph_nodes(value) for size in result_sizes(node)]

@@ -20,16 +20,18 @@ from jaccli.linear_maps.agreement import tolerance
 from jaccli.linear_maps.norms import norm
 from jaccli.linearization.float64_copy import Twin, twin
 from jaccli.linearization.linearized_function import LinearizedFunction
-from jaccli.runtime.torch_errors import is_out_of_memory
+from jaccli.runtime.torch_errors import reraise_out_of_memory
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
 
-# Steps in units of each sample's size: the largest, the ratio of neighbours, and how few units in the last place.
+# Steps relative to each sample's size: the largest, the ratio of neighbours, and the smallest, which is 8 units in the
+# last place, but never less than 1e-13.
 LARGEST, RATIO, LEAST_UNITS, LEAST = 0.25, 16.0, 8, 1e-13
 # Further steps where z is tiny: lengths of the step itself.
 BEYOND = (1e-1, 1e-2, 1e-3)
-# J may differ from a quotient by so many times what values lose to rounding, relatively, and by so many of its errors.
+# Tolerance of J against a quotient: AMPLIFIED times the relative rounding error of the values, plus SURE times the
+# quotient's own error.
 AMPLIFIED, SURE = 16.0, 3.0
 # From this error on, relative to Jz, a difference cannot judge a sample.
 UNSETTLED = 0.1
@@ -40,12 +42,12 @@ class Verdict:
     """What differences say of a claimed Jz.
 
     Args:
-        off: its relative error, where that is more than rounding and the differences' own error; else None.
-        unsettled: how many samples they cannot judge: a kink at the point, or digits that f does not have.
+        relative_error: of the claim, where it is more than rounding and the differences' own error; else None.
+        undecided_samples: how many they cannot judge: a kink at the point, or digits that f does not have.
     """
 
-    off: float | None
-    unsettled: int
+    relative_error: float | None
+    undecided_samples: int
 
 
 def unchecked(what: str, count: int, batch: int) -> str:
@@ -89,16 +91,16 @@ class Differences:
         """
         if self._slope is None:
             return Verdict(None, len(image[self.moved]))
-        quotient, error, known = (item[self.moved] for item in self._slope)
-        claim = torch.where(known, image.detach().double()[self.moved], 0)
+        quotient, error, finite = (item[self.moved] for item in self._slope)
+        claim = torch.where(finite, image.detach().double()[self.moved], 0)
         gap, size = norm(claim - quotient, (1,)), torch.fmax(norm(claim, (1,)), norm(quotient, (1,)))
         size = size if usual is None else torch.fmax(size, usual[self.moved].to(size))
         rounding = tolerance(self._twin.own_eps) + AMPLIFIED * self._twin.dtype_error[self.moved]
-        # Written as "not small", so that a gap of NaN counts as off.
-        off = ~(gap <= SURE * error + rounding * size) & known.any(1)
+        # Written as "not small", so that a gap of NaN counts as wrong.
+        wrong = ~(gap <= SURE * error + rounding * size) & finite.any(1)
         settled = (SURE * error <= UNSETTLED * size) | (size == 0)
-        worst = (gap / size)[off].nan_to_num(math.inf)
-        return Verdict(float(worst.max()) if worst.numel() else None, int((~settled & ~off & known.any(1)).sum()))
+        worst = (gap / size)[wrong].nan_to_num(math.inf)
+        return Verdict(float(worst.max()) if worst.numel() else None, int((~settled & ~wrong & finite.any(1)).sum()))
 
     @cached_property
     def _slope(self) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -107,12 +109,12 @@ class Differences:
         None where f takes fewer than two of the steps.
         """
         twin = self._twin
-        z, known = self.z.to(twin.point).reshape(twin.point.shape), twin.value.isfinite()
+        z, finite = self.z.to(twin.point).reshape(twin.point.shape), twin.value.isfinite()
         # Elements that are not finite at the point have no slope; as zeros they add nothing to norms.
-        middle = torch.where(known, twin.value, 0)
+        middle = torch.where(finite, twin.value, 0)
         size, trials = norm(middle, (1,)), []
         for step in _steps(torch.finfo(twin.point.dtype).eps, float(z.abs().max())):
-            ends = [_finite(twin.f, twin.point + sign * step * z, known) for sign in (1, -1)]
+            ends = [_value_at(twin.f, twin.point + sign * step * z, finite) for sign in (1, -1)]
             if ends[0] is None or ends[1] is None:
                 continue
             quotient, kink = (ends[0] - ends[1]) / (2 * step), (ends[0] + ends[1] - 2 * middle) / step
@@ -121,7 +123,7 @@ class Differences:
             trials.append(_Trial(quotient, kink, noise / step, step))
         if len(trials) < 2:
             return None
-        return *_limit(trials), known
+        return *_limit(trials), finite
 
     @cached_property
     def _twin(self) -> Twin:
@@ -191,15 +193,19 @@ def _steps(eps: float, size: float) -> list[float]:
     return beyond + [LARGEST * (least / LARGEST) ** (k / (count - 1)) for k in range(count)]
 
 
-def _finite(f: Callable[[Tensor], Tensor], point: Tensor, known: Tensor) -> Tensor | None:
-    """f at a point near by, zero where it was not ``known``, float64; None where the model refuses the point."""
+def _value_at(
+    f: Callable[[Tensor], Tensor], point: Shaped[Tensor, "batch *source"], finite: Shaped[Tensor, "batch n_out"]
+) -> Shaped[Tensor, "batch n_out"] | None:
+    """f at a point near by, zero where it was not ``finite``: float64 ``(batch, n_out)``.
+
+    None where the model refuses the point.
+    """
     try:
         with torch.no_grad():
             value = f(point)
     except Exception as error:
-        if is_out_of_memory(error):
-            raise
+        reraise_out_of_memory(error)
         return None
-    if value.numel() != known.numel():
+    if value.numel() != finite.numel():
         return None
-    return torch.where(known, value.reshape(known.shape).double(), 0)
+    return torch.where(finite, value.reshape(finite.shape).double(), 0)

@@ -50,20 +50,20 @@ def twin(linear: LinearizedFunction) -> Twin:
     network = linear.f.network
     own_eps, _ = _evaluated(linear.evaluate, linear.point, network)
     value = linear.value.reshape(linear.batch, -1).double()
-    own = Twin(linear.evaluate, linear.point, value, own_eps, own_eps, torch.zeros_like(value[:, 0]))
+    itself = Twin(linear.evaluate, linear.point, value, own_eps, own_eps, torch.zeros_like(value[:, 0]))
     if linear.point.dtype == torch.float64 or network.draws.generators:  # other numbers are drawn in another dtype
-        return own
+        return itself
     try:
         copy = network.cast(None, torch.float64)
         f = replace(linear.f, network=copy, inputs=linear.f.inputs.converted(dtype=torch.float64))
         eps, copied = _evaluated(f, linear.point.double(), network)
         error, size = (norm(t.nan_to_num(0, 0, 0), (1,)) for t in (copied.reshape(value.shape) - value, value))
     except Exception:  # an operator has no float64 form, or there is no memory for the copy
-        return own
+        return itself
     error = torch.where(size > 0, error / size, 0)
     # A model may cast to a dtype of its own choice inside: then the copy is no better than f.
     if copied.dtype != torch.float64 or not bool((error <= own_eps**NEAR).all()):
-        return replace(own, dtype_error=error)
+        return replace(itself, dtype_error=error)
     return Twin(f, linear.point.double(), copied.reshape(value.shape), eps, own_eps, error, is_copy=True)
 
 
@@ -81,7 +81,7 @@ class _CoarsestDtype(Mode):
 
 
 def _evaluated(f: Callable[[Tensor], Tensor], point: Tensor, network: Network) -> tuple[float, Tensor]:
-    """Machine epsilon of the shortest dtype that f meets, and its value."""
+    """Machine epsilon of the shortest dtype that f meets at a point ``(batch, …)``, and its value ``(batch, …)``."""
     dtypes = _CoarsestDtype()
     with torch.no_grad(), nullcontext() if network.refuses_modes else dtypes:
         value = f(point)

@@ -14,16 +14,16 @@ from jaccli.autograd.products import vjp
 from jaccli.linear_maps.norms import norm
 from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.runtime.dispatch import Mode, passed
-from jaccli.runtime.torch_errors import is_out_of_memory
+from jaccli.runtime.torch_errors import reraise_out_of_memory
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Inexact
+    from jaxtyping import Bool, Float, Inexact, Shaped
 
-# Results are moved by so many units in the last place, which stands out from the rounding that happens anyway, but by
-# at most this share of themselves: beyond it, the network computes something else.
+# Results are moved by 16 units in the last place, which stands out from the rounding that happens anyway, but by at
+# most this share of themselves: beyond it, the network computes something else.
 UNITS = 16
 MOST = 2.0**-6
-# A difference counts as rounding up to so many times the effect of one unit in the last place of every result.
+# A difference counts as rounding up to 8 times the effect of one unit in the last place of every result.
 ALLOWED = 8
 # What moves by this share of itself has lost all digits: then the effect of one unit cannot be had by dividing.
 LOST = 0.25
@@ -76,12 +76,15 @@ def rounding(linear: LinearizedFunction, u: Inexact[Tensor, "batch n_out"]) -> R
         units = _units(linear)
         moved = [_run(linear, u, units, seed) for seed in range(DRAWS)]
     except Exception as error:
-        if is_out_of_memory(error):
-            raise
+        reraise_out_of_memory(error)
         return None
-    values, rows = (torch.stack([apart(run[i], (value0, row0)[i]) for run in moved]).amax(0) for i in range(2))
+    values, rows = (torch.stack([distances(run[i], (value0, row0)[i]) for run in moved]).amax(0) for i in range(2))
     # Without moved results nothing should differ: the new run from the recorded one, nor two passes of one graph.
-    repeated = [(apart(value0, linear.value), values), (apart(row0, first), rows), (apart(second, first), rows)]
+    repeated = [
+        (distances(value0, linear.value), values),
+        (distances(row0, first), rows),
+        (distances(second, first), rows),
+    ]
     steady = all(bool((d <= STEADY * most).all()) for d, most in repeated)
     size = norms(first)
     return Rounding(_reach(values, norms(value0), units), _reach(rows, size, units), size, steady)
@@ -112,15 +115,14 @@ def value_rounding(linear: LinearizedFunction) -> Float[Tensor, "batch"]:
             units, moved = _units(linear), []
             for seed in range(DRAWS):
                 with _rounded_otherwise(units, seed):
-                    moved.append(apart(linear.evaluate(linear.point), value))
+                    moved.append(distances(linear.evaluate(linear.point), value))
         return _reach(torch.stack(moved).amax(0), norms(value), units)
     except Exception as error:
-        if is_out_of_memory(error):
-            raise
+        reraise_out_of_memory(error)
         return roughly
 
 
-def apart(a: Inexact[Tensor, "batch *shape"], b: Inexact[Tensor, "batch *shape"]) -> Float[Tensor, "batch"]:
+def distances(a: Inexact[Tensor, "batch *shape"], b: Inexact[Tensor, "batch *shape"]) -> Float[Tensor, "batch"]:
     """‖a − b‖ of each sample, ``(batch, …)`` → float64 ``(batch,)`` on the CPU; what is not finite counts as equal."""
     return norms(torch.where(a.isfinite() & b.isfinite(), a.double() - b.double(), 0.0))
 
@@ -143,7 +145,7 @@ def _run(linear: LinearizedFunction, u: Tensor, units: float = 0.0, seed: int = 
 
 
 class _Perturbed(Mode):
-    """Moves the result of every operator by so many units in the last place, up or down by chance."""
+    """Moves the result of every operator by ``units`` in the last place, up or down by chance."""
 
     def __init__(self, units: float, seed: int) -> None:
         super().__init__()
@@ -155,17 +157,17 @@ class _Perturbed(Mode):
             return result
         return tree_map_only(Tensor, self._moved, result)
 
-    def _moved(self, result: Tensor) -> Tensor:
+    def _moved(self, result: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         if not result.is_floating_point() or result.layout != torch.strided:
             return result
         limits = torch.finfo(result.dtype)
-        sign = torch.randint(0, 2, result.shape, generator=self.generator).to(result) * 2 - 1
         # The sign is drawn on the CPU, so that all devices are moved alike.
+        sign = torch.randint(0, 2, result.shape, generator=self.generator).to(result) * 2 - 1
         # A zero is most often exact: a mask, padding. What is subnormal is rounded by an absolute amount.
         amount = torch.where(result == 0, 0.0, self.units * limits.eps * result.abs().clamp(min=limits.tiny))
         return result + sign * amount.to(result)
 
 
 def _rounded_otherwise(units: float, seed: int) -> AbstractContextManager[object]:
-    """A context in which results are moved by so many units; with 0 they stay as they are."""
+    """A context in which results are moved by ``units`` in the last place; with 0 they stay as they are."""
     return _Perturbed(units, seed) if units else nullcontext()

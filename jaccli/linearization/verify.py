@@ -36,13 +36,13 @@ class Truth:
         linear: f at the point.
         mixes: a sample's target depends on other samples.
         backward: whether there is a backward pass.
-        unsettled: how many samples the differences could not judge.
+        undecided_samples: how many the differences could not judge.
     """
 
     linear: LinearizedFunction
     mixes: bool = False
     backward: bool = True
-    unsettled: int = 0
+    undecided_samples: int = 0
 
     @cached_property
     def z(self) -> Shaped[Tensor, "batch n_in"]:
@@ -62,8 +62,8 @@ class Truth:
         """Whether ``(batch, n_out)`` is Jz."""
         if not self.backward:
             verdict = self._differences.judge(image)
-            self.unsettled = verdict.unsettled
-            return verdict.off is None
+            self.undecided_samples = verdict.undecided_samples
+            return verdict.relative_error is None
         eps = self.linear.rounding
         return all(is_adjoint(image, self.z, w, pulled, eps, self.mixes) for w, pulled in self._pulled)
 
@@ -73,14 +73,14 @@ class Truth:
 
     @cached_property
     def _pulled(self) -> list[tuple[Tensor, Tensor]]:
-        """Cotangents, random and one-hot, each with Jᵀ times it by a plain backward pass."""
+        """Cotangents, random and one-hot, and Jᵀ times each by a plain pass: ``(batch, n_out)``, ``(batch, n_in)``."""
         batch, n_out = self.w.shape
         # A random cotangent averages over rows; a wrong row alone shows in a cotangent that is one row's.
         picks = torch.randint(n_out, (batch, 1), generator=torch.Generator().manual_seed(4)).to(self.w.device)
         one_hot = torch.zeros_like(self.w).scatter_(1, picks, 1.0)
         return [(w, self.linear.vjp(w)) for w in (self.w, one_hot)]
 
-    def _drawn(self, size: int, seed: int) -> Tensor:
+    def _drawn(self, size: int, seed: int) -> Shaped[Tensor, "batch _"]:
         return gaussian((self.linear.batch, size), seed, self.linear.value)
 
 

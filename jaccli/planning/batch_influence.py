@@ -16,7 +16,7 @@ from jaccli.errors import JaccliError, warn
 from jaccli.linear_maps.agreement import tolerance, value_tolerance
 from jaccli.linearization.activation_memory import footprint
 from jaccli.linearization.linearized_function import LinearizedFunction
-from jaccli.linearization.rounding import apart, norms, rounding, value_rounding
+from jaccli.linearization.rounding import distances, norms, rounding, value_rounding
 from jaccli.networks.network import Network
 from jaccli.planning.linearize import Linearization, linearize, own, readable
 from jaccli.planning.memory import available
@@ -127,7 +127,7 @@ def _off(linear: LinearizedFunction, u: Tensor | None, among: Tensor, alone: Ten
     """
     if among.shape != alone.shape:
         return 0.0
-    difference, size = apart(among, alone), norms(alone)
+    difference, size = distances(among, alone), norms(alone)
     eps = torch.finfo(alone.dtype).eps
     if not bool((difference > (value_tolerance(eps) if u is None else tolerance(eps)) * size).any()):
         return 0.0

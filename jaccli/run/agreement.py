@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jaccli.linear_maps.agreement import tolerance
-from jaccli.linearization.rounding import apart, norms
+from jaccli.linearization.rounding import distances, norms
 from jaccli.planning.linearize import Linearization
 
 
@@ -64,7 +64,7 @@ def _off_rows(
         product = torch.bmm(product.unsqueeze(1), factor[samples]).squeeze(1)
         size = size * _sizes(factor[samples])
         finite &= size.isfinite() | factor[samples].isfinite().all(2).all(1).cpu()
-    difference, size = apart(product, row), torch.fmax(size, norms(row))
+    difference, size = distances(product, row), torch.fmax(size, norms(row))
     error = difference / size.clamp(min=torch.finfo(size.dtype).tiny)
     error = torch.where(difference <= torch.finfo(row.dtype).tiny, 0.0, error)  # digits that subnormal numbers lack
     # A NaN of J where the backward pass is finite is an error of its own.
@@ -88,7 +88,7 @@ def _off_differences(linearization: Linearization, factors: Sequence[Tensor]) ->
         image = torch.bmm(factor, image.to(factor))
     usual = _sizes(factors[0]) * norms(differences.z) / factors[0].shape[2] ** 0.5 if len(factors) == 1 else None
     verdict = differences.judge(image.squeeze(-1), usual)
-    return verdict.off, verdict.unsettled
+    return verdict.relative_error, verdict.undecided_samples
 
 
 def _sizes(factor: Tensor) -> Tensor:

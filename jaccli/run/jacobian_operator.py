@@ -92,6 +92,7 @@ class JacobianOperator(LinearMap):
     """
 
     def __init__(self, linear: LinearizedFunction, setting: Setting) -> None:
+        super().__init__(linear.shape, linear.value.dtype, linear.value.device)
         self._linear, self._setting = linear, setting
         self.mixes = setting.mixes
         truth = Truth(linear, setting.mixes, setting.backward)
@@ -101,8 +102,8 @@ class JacobianOperator(LinearMap):
 
         def is_image(image: Tensor) -> bool:
             agrees = truth.is_image(image)
-            if agrees and truth.unsettled:
-                warn(unchecked("Jv", truth.unsettled, linear.batch))
+            if agrees and truth.undecided_samples:
+                warn(unchecked("Jv", truth.undecided_samples, linear.batch))
             return agrees
 
         self._matmat_by = Implementations("Jv", matmat, lambda: truth.z, is_image, name, quiet, aside)
@@ -135,18 +136,6 @@ class JacobianOperator(LinearMap):
             matmat += [Implementation("J itself", lambda v: setting.last_resort() @ v, reference=True)]
             rmatmat += [Implementation("columns of J", columns, reference=True)]
         return matmat, rmatmat
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self._linear.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._linear.value.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._linear.value.device
 
     @property
     def value(self) -> Tensor:
@@ -201,37 +190,3 @@ def _one_by_one(product: Product) -> Product:
 def _together(product: Product) -> Product:
     """A product with ``(k, batch, n)`` as one with ``(batch, n, k)``."""
     return lambda vectors: product(vectors.movedim(-1, 0)).movedim(0, -1)
-
-
-class OneOf(LinearMap):
-    """One sample of a map whose samples cannot be taken apart: products ``(1, n, k)`` with the others' vectors zero."""
-
-    def __init__(self, of: LinearMap, b: int) -> None:
-        self._of, self._b = of, b
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return 1, *self._of.shape[1:]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._of.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._of.device
-
-    def _matmat(self, v: Tensor) -> Tensor:
-        return self._of._matmat(self._among(v))[self._b : self._b + 1]
-
-    def _rmatmat(self, u: Tensor) -> Tensor:
-        return self._of._rmatmat(self._among(u))[self._b : self._b + 1]
-
-    def sample(self, b: int) -> LinearMap:
-        del b
-        return self
-
-    def _among(self, vectors: Tensor) -> Tensor:
-        padded = vectors.new_zeros(self._of.shape[0], *vectors.shape[1:])
-        padded[self._b] = vectors[0]
-        return padded

@@ -17,7 +17,7 @@ from jaccli.activations.record import Inputs
 from jaccli.errors import JaccliError, UnsupportedError, UsageError, warn
 from jaccli.graph import Products
 from jaccli.linear_maps.agreement import values_agree
-from jaccli.linear_maps.linear_map import LinearMap
+from jaccli.linear_maps.linear_map import LinearMap, OneOf
 from jaccli.linearization.verify import is_odd
 from jaccli.networks.network import Network
 from jaccli.networks.state.random_generators import generators_starting_at
@@ -26,7 +26,7 @@ from jaccli.planning.linearize import Linearization, Pair, computing, exact_atte
 from jaccli.planning.mixing_message import mixing
 from jaccli.run.caveats import report_outcome, report_path
 from jaccli.run.execute import run
-from jaccli.run.jacobian_operator import JacobianOperator, OneOf, Product, Session, Setting
+from jaccli.run.jacobian_operator import JacobianOperator, Product, Session, Setting
 from jaccli.run.sample_ranges import take_samples
 
 

@@ -15,8 +15,8 @@ FUSED_NODES = ("CudnnRnn", "MiopenRnn", "MkldnnRnn", "ThnnFused")
 # and those of an accelerator's library, whose backward pass also asks for training mode.
 LIBRARY_NODES = ("CudnnRnn", "MiopenRnn")
 
-# Where float32 may be computed in less.
-PARTS = [
+# Backends and operators for which torch has a setting that allows TF32 or bfloat16 in place of float32.
+REDUCIBLE = [
     (backend, part)
     for backend in ("cuda", "mkldnn")
     for part in ("matmul", "conv", "rnn")
@@ -24,7 +24,7 @@ PARTS = [
 ]
 _SHORT = ("tf32", "bf16")
 _torch: Any = torch._C
-# The older interface to the same: how to read a setting, how to write it, and what stands for float32.
+# The older interface to them: functions that read and write a setting, and the value that stands for float32.
 _OLDER: list[tuple[Any, Any, Any]] = [
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
     (_torch._get_cudnn_allow_tf32, _torch._set_cudnn_allow_tf32, False),
@@ -51,7 +51,7 @@ def full_precision() -> Iterator[None]:
     Torch has two interfaces to this. The older one refuses to tell what the newer one alone has changed; both are
     kept in step, since a network may ask the older one.
     """
-    before = {part: _torch._get_fp32_precision_getter(*part) for part in PARTS}
+    before = {part: _torch._get_fp32_precision_getter(*part) for part in REDUCIBLE}
     short = [part for part, kind in before.items() if kind in _SHORT]
     if not short:
         yield

@@ -20,3 +20,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch, or of a reader of files, means that memory ran out. Does not import torch."""
     of_torch = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
     return isinstance(error, MemoryError | of_torch) or any(words in str(error) for words in _NO_MEMORY)
+
+
+def reraise_out_of_memory(error: BaseException) -> None:
+    """Raise an error again that means that memory ran out: no other way to the same result would need less."""
+    if is_out_of_memory(error):
+        raise error

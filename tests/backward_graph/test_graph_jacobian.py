@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import jaccli
 from jaccli import graph_jacobian
 from jaccli.autograd import products
+from jaccli.autograd.sample_mixing import separating_sets
 from jaccli.backward_graph import jacobian_of_tensors as existing
 from jaccli.backward_graph import passes
 
@@ -493,10 +494,10 @@ def test_cost_of_a_batch(batch: int, n_out: int, checks: int, monkeypatch: pytes
 
 def test_each_two_samples_are_told_apart() -> None:
     for batch in [*range(2, 40), 252, 253]:
-        masks = passes.masks(batch, 99)
-        apart = (masks[:, :, None] & ~masks[:, None, :]).any(0)
-        assert torch.equal(apart, ~torch.eye(batch, dtype=torch.bool))
-        assert masks.any(1).all()
+        sets = separating_sets(batch, 99)
+        told_apart = (sets[:, :, None] & ~sets[:, None, :]).any(0)
+        assert torch.equal(told_apart, ~torch.eye(batch, dtype=torch.bool))
+        assert sets.any(1).all()
 
 
 def shifted(x: Tensor, by: int) -> Tensor:

@@ -27,6 +27,20 @@ def drawn(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
+class TwoProducts(LinearMap):
+    """All that a subclass must write."""
+
+    def __init__(self, of: LinearMap) -> None:
+        super().__init__(of.shape, of.dtype, of.device)
+        self.of = of
+
+    def _matmat(self, v: Tensor) -> Tensor:
+        return self.of._matmat(v)
+
+    def _rmatmat(self, u: Tensor) -> Tensor:
+        return self.of._rmatmat(u)
+
+
 A, B, C = drawn(1, 3, 4, 4), drawn(2, 3, 4, 4), drawn(3, 3, 6, 4)
 MAPS: dict[str, tuple[Callable[[LinearMap, LinearMap, LinearMap], LinearMap], Tensor]] = {
     "A": (lambda a, b, c: a, A),
@@ -45,6 +59,8 @@ MAPS: dict[str, tuple[Callable[[LinearMap, LinearMap, LinearMap], LinearMap], Te
     "C (A - B) - C": (lambda a, b, c: c @ (a - b) - c, C @ (A - B) - C),
     "(2 A.T - I).T": (lambda a, b, c: (2 * a.T - a.I).T, 2 * A - EYE),
     "I": (lambda a, b, c: a.I, EYE.expand(3, 4, 4)),
+    "two products": (lambda a, b, c: TwoProducts(c), C),
+    "two products, A B": (lambda a, b, c: TwoProducts(a) @ b, A @ B),
 }
 
 

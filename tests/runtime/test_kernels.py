@@ -145,7 +145,7 @@ SETTINGS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_float32_is_float32_and_settings_are_put_back(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "PARTS", EVERY)
+    monkeypatch.setattr(kernels, "REDUCIBLE", EVERY)
     model, x = Asking(), torch.randn(2, 3)
     whole, older = (
         {part: GET(*part) for part in [*EVERY, ("generic", "all")]},

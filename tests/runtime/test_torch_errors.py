@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
-from jaccli.runtime.torch_errors import is_out_of_memory
+from jaccli.runtime.torch_errors import is_out_of_memory, reraise_out_of_memory
 
 
 @pytest.mark.parametrize(
@@ -21,3 +23,5 @@ from jaccli.runtime.torch_errors import is_out_of_memory
 )
 def test_out_of_memory(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
+    with pytest.raises(type(error)) if expected else nullcontext():
+        reraise_out_of_memory(error)

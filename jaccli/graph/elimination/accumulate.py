@@ -27,8 +27,8 @@ from jaccli.graph.rules.registry import Map
 from jaccli.graph.trace.capture import Graph
 from jaccli.graph.trace.ir import CaptureGap, Node, gap_where_it_fails
 
-# An intermediate result larger than this share of J, and than this many bytes, makes J be computed part by part, in
-# at most so many parts: each has its own instructions in a recorded program.
+# An intermediate result larger than this share of J, and than this many bytes, makes J be computed part by part, in at
+# most MOST_PARTS parts: each has its own instructions in a recorded program.
 SHARE = 0.25
 AT_LEAST = 6 * 2**20
 MOST_PARTS = 32
@@ -36,7 +36,7 @@ MOST_PARTS = 32
 GRAINS = (4, 2, 1)
 # From this predicted time on, in seconds, the sparsity pattern of J is computed: that takes some milliseconds.
 COMPRESSED_FROM = 0.01
-# An alternative is raced when it is predicted to take at most so many times what the best bracketing takes.
+# An alternative is raced when it is predicted to take at most twice what the best bracketing takes.
 NEAR = 2.0
 
 
@@ -186,19 +186,37 @@ def jacobian(plan: EliminationPlan) -> Tensor:
 
 def accumulated(plan: EliminationPlan) -> Tensor:
     """J ``(batch, n_out, n_in)`` as by ``jacobian``, in the caller's gradient mode: gradients may flow through it."""
-    source, target = plan.graph.source.tensor, plan.graph.target.tensor
-    n_in = source[0].numel()
     if plan.bracketing is None:
-        same = plan.graph.source is plan.graph.target
-        return _dense(identity_block(plan.graph.source.shape, source) if same else None, target, n_in)
+        return _constant(plan)
     if (passes := plan.passes_in_use) is not None:
-        return passes.run().to(target.dtype).contiguous()
+        return passes.run().to(plan.graph.target.tensor.dtype).contiguous()
     ranges = _seed_ranges(plan)
-    if len(ranges) < 2:
-        return _dense(plan.chain.run(plan.bracketing, source), target, n_in)
+    return _part_by_part(plan, ranges) if len(ranges) > 1 else _at_once(plan)
+
+
+def _constant(plan: EliminationPlan) -> Tensor:
+    """J ``(batch, n_out, n_in)`` where there is nothing to multiply: the identity, or zero where no path leads."""
+    source, target = plan.graph.source, plan.graph.target
+    identity = identity_block(source.shape, source.tensor) if source is target else None
+    return _dense(identity, target.tensor, source.tensor[0].numel())
+
+
+def _at_once(plan: EliminationPlan) -> Tensor:
+    """J ``(batch, n_out, n_in)`` as one block, written out at the end."""
+    assert plan.bracketing is not None
+    source = plan.graph.source.tensor
+    return _dense(plan.chain.run(plan.bracketing, source), plan.graph.target.tensor, source[0].numel())
+
+
+def _part_by_part(plan: EliminationPlan, ranges: Sequence[SeedRange]) -> Tensor:
+    """J ``(batch, n_out, n_in)``, each range of rows straight to its place.
+
+    An intermediate result of all of J at once would take more memory than J.
+    """
+    assert plan.bracketing is not None
+    source, target = plan.graph.source.tensor, plan.graph.target.tensor
     n_out = target[0].numel()
-    # Part by part, straight to its rows: an intermediate result of all of J at once would take more memory than J.
-    out = target.new_empty(source.shape[0], n_out, n_in)
+    out = target.new_empty(source.shape[0], n_out, source[0].numel())
     rows_per_seed = n_out // plan.chain.cuts[ranges[0].cut].shape[ranges[0].dim]
     for seeds in ranges:
         block = plan.chain.run(plan.bracketing, source, seeds)
@@ -234,6 +252,11 @@ def _dense(rows: Block | None, target: Tensor, n_in: int) -> Tensor:
 
 
 def _matrix(rows: Block, out: Tensor | None = None) -> Tensor:
+    """A block as ``(batch, rows, n_in)``, in ``out`` of that shape if given.
+
+    Raises:
+        CaptureGap: samples mix.
+    """
     try:
         return matrix(rows, out)
     except ValueError as error:
@@ -241,7 +264,7 @@ def _matrix(rows: Block, out: Tensor | None = None) -> Tensor:
 
 
 def _write_rows(rows: Block, seeds: SeedRange, out: Tensor) -> None:
-    """The rows of one range of seeds and no others, written to ``out (batch, rows, n_in)``.
+    """The rows of one range of seeds and no others, written to ``out``, ``(batch, rows, n_in)``.
 
     Seed axes may be split by the stride of an operator, so that ``rows`` hold some more than were asked for.
     """

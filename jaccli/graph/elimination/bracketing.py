@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
@@ -33,6 +33,9 @@ from jaccli.graph.layout.block import Block, identity_block, narrowed
 from jaccli.graph.layout.cost import CostModel
 from jaccli.graph.rules.registry import Map
 from jaccli.graph.trace.ir import Node, Value
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 EliminationMode = Literal["pull", "push", "product", "compressed"]
 Interval = tuple[int, int]  # of cuts: earlier, later
@@ -206,7 +209,7 @@ class Chain:
         seeds: SeedRange | None = None,
         middle: int = 0,
     ) -> IntervalJacobian:
-        """J between cuts i and j from J of shorter intervals.
+        """J between cuts i and j from J of shorter intervals; ``like`` is a tensor of any shape, or the cost model.
 
         Args:
             mode: as in the module's docstring; ``product`` multiplies at the cut ``middle``.
@@ -233,7 +236,7 @@ class Chain:
         return IntervalJacobian(rows=product(rows, columns, self.cuts[i].shape))
 
     def _identity(self, cut: int, like: Tensor | CostModel, seeds: SeedRange | None) -> Block:
-        """The identity on a cut, or the range of its rows that was asked for."""
+        """The identity on a cut, or the range of its rows that was asked for; ``like`` of any shape."""
         block = identity_block(self.cuts[cut].shape, like)
         return narrowed(block, seeds.dim, seeds.start, seeds.size) if seeds is not None and seeds.cut == cut else block
 
@@ -249,7 +252,7 @@ class Chain:
         """
         return self._run(bracketing, like, seeds).as_rows(self.cuts[bracketing.first])
 
-    def _run(self, bracketing: Bracketing, like: Tensor, seeds: SeedRange | None) -> IntervalJacobian:
+    def _run(self, bracketing: Bracketing, like: Shaped[Tensor, "*shape"], seeds: SeedRange | None) -> IntervalJacobian:
         parts = [self._run(part, like, seeds) for part in bracketing.parts]
         middle = bracketing.parts[0].first if parts else 0
         return self._eliminate(bracketing.mode, bracketing.first, bracketing.last, parts, like, seeds, middle)

@@ -14,7 +14,7 @@ from jaccli.graph.trace.ir import Node, Value
 
 # The linear maps that mix elements: others scale them, move them or add them up.
 MIXING = (Matrix, Conv, Projection, Gather, Pick)
-# Bracketings of so many segments are searched in milliseconds; longer chains are cut at their narrow values only.
+# Bracketings of up to 12 segments are searched in milliseconds; longer chains are cut at their narrow values only.
 MOST_CUTS = 12
 
 Cuts = tuple[list[Value], list[list[Node]]]  # one cut more than segments

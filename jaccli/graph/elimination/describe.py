@@ -79,8 +79,8 @@ def _moves(chain: Chain, bracketing: Bracketing, batch: int) -> Iterator[str]:
         factors = _factors(bracketing)
         for factor in factors:
             yield from _moves(chain, factor, batch)
-        own = bracketing.seconds - sum(f.seconds for f in factors)
-        yield f"{_name(bracketing)} = {_bracketed(bracketing)[1:-1]}, {size}, {_time(own)}"
+        of_product = bracketing.seconds - sum(f.seconds for f in factors)
+        yield f"{_name(bracketing)} = {_bracketed(bracketing)[1:-1]}, {size}, {_time(of_product)}"
         return
     inner, through = bracketing, []
     while inner.parts and inner.mode == bracketing.mode:
@@ -88,10 +88,10 @@ def _moves(chain: Chain, bracketing: Bracketing, batch: int) -> Iterator[str]:
         through.append(chain.segments[place].contents())
         inner = inner.parts[0]
     yield from _moves(chain, inner, batch)
-    own = bracketing.seconds - inner.seconds
+    of_sweep = bracketing.seconds - inner.seconds
     what = "rows of {} pulled back" if bracketing.mode == "pull" else "columns of {} pushed forward"
     how = f"{what.format(_name(inner))} through {_grouped(through[::-1])}"
-    yield f"{_name(bracketing)} = {how}, {size}{_stored(chain, bracketing, batch)}, {_time(own)}"
+    yield f"{_name(bracketing)} = {how}, {size}{_stored(chain, bracketing, batch)}, {_time(of_sweep)}"
 
 
 def _stored(chain: Chain, bracketing: Bracketing, batch: int) -> str:

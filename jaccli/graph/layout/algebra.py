@@ -264,8 +264,8 @@ def matrix(
     shape = (n_batch, n_seed, math.prod(old.shape[1:]))
     stored_so = old.banded.keys() == samples
     # The caller keeps the result: it must not hold memory of a larger buffer, nor share it with another block.
-    own = stored_so and block.owned and data.is_contiguous() and data.shape == layout.sizes
-    if out is None and own and data.untyped_storage().nbytes() == data.nbytes:
+    can_be_handed_over = stored_so and block.owned and data.is_contiguous() and data.shape == layout.sizes
+    if out is None and can_be_handed_over and data.untyped_storage().nbytes() == data.nbytes:
         return data.view(shape)
     if out is None:
         out = data.new_empty(shape)

@@ -136,7 +136,7 @@ class Block:
 
 
 def _reshaped(data: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Data in other sizes. Where that takes a copy, the axis that is innermost in memory stays so: mostly channels."""
+    """Data of any shape in other sizes. A copy keeps the axis that is innermost in memory: mostly channels."""
     try:
         return data.view(sizes)
     except RuntimeError:
@@ -167,7 +167,7 @@ def identity_block(shape: tuple[int, ...], like: Tensor | CostModel) -> Block:
 
     Args:
         shape: of the activation.
-        like: a tensor of the dtype and on the device to use; or the cost model of a dry run.
+        like: a tensor of any shape, of the dtype and on the device to use; or the cost model of a dry run.
     """
     layout = identity(shape)
     if isinstance(like, CostModel):

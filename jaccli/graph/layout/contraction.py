@@ -129,7 +129,7 @@ def contract(a: Tensor, la: Sequence[Label], b: Tensor, lb: Sequence[Label], out
 
 
 def _trimmed(a: Tensor, la: Sequence[Label], b: Tensor, lb: Sequence[Label]) -> tuple[Tensor, list[Label]]:
-    """``a`` without its axes of size 1 along which the other factor varies."""
+    """``a``, of any shape, without its axes of size 1 along which the other factor varies."""
     drop = [x for x, n in zip(la, a.shape, strict=True) if n == 1 and x in lb and b.shape[list(lb).index(x)] != 1]
     if not drop:
         return a, list(la)

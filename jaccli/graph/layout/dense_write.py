@@ -62,7 +62,7 @@ def write(out: Tensor, layout: Layout, data: Tensor, old: Layout, add: bool = Fa
 
 
 def _diagonal(out: Tensor, labels: tuple[Label, ...], old: Layout, boxes: dict[Key, Range]) -> Tensor:
-    """The elements of ``out`` that ``old`` stores, with its axes; for windows that do not overlap.
+    """The elements of ``out`` that ``old`` stores, ``(*old.sizes,)``; for windows that do not overlap.
 
     By views alone, since ``torch.compile`` follows writes into views, and not those into ``as_strided``.
     """
@@ -84,7 +84,7 @@ def _diagonal(out: Tensor, labels: tuple[Label, ...], old: Layout, boxes: dict[K
 
 
 def _strided(out: Tensor, labels: tuple[Label, ...], old: Layout, boxes: dict[Key, Range]) -> Tensor:
-    """The elements of ``out``, with axes ``labels``, that ``old`` stores, with its axes."""
+    """The elements of ``out``, with axes ``labels``, that ``old`` stores, ``(*old.sizes,)``."""
     strides, sizes = dict(zip(labels, out.stride(), strict=True)), dict(zip(labels, out.shape, strict=True))
     offset = out.storage_offset()
     for key, (first, count, low, width) in boxes.items():
@@ -98,7 +98,7 @@ def _strided(out: Tensor, labels: tuple[Label, ...], old: Layout, boxes: dict[Ke
 
 
 def _covered(out: Tensor, layout: Layout, old: Layout) -> Tensor:
-    """The part of the windows of ``layout`` that those of ``old`` cover, still with an axis for each."""
+    """The part of ``out``, ``(*layout.sizes,)``, whose windows those of ``old`` cover, with the same axes."""
     for axis, (d, a) in ((i, (x[0], x[1])) for i, x in enumerate(layout.labels) if x[0] != -1):
         wide = layout.primal_axes[d][a]
         if isinstance(wide, BandedAxis):

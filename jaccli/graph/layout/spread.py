@@ -66,7 +66,7 @@ def spread(layout: Layout, tensor: Tensor, dims: Iterable[int] | None = None) ->
 
 
 def _by_axis_factors(layout: Layout, tensor: Tensor, dims: Sequence[int]) -> Tensor:
-    """The first axes split into axis factors; those of size 1 into as many of size 1."""
+    """The first axes of a tensor of any shape split into axis factors; those of size 1 into as many of size 1."""
     sizes = [
         1 if size == 1 else axis.size
         for d, size in zip(dims, tensor.shape, strict=False)

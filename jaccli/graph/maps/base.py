@@ -76,5 +76,5 @@ class LazyTensor:
 
     @cached_property
     def tensor(self) -> Tensor:
-        """Computed once, of the shape that the map which uses it states."""
+        """Computed once; of any shape: the map which uses it states it."""
         return self.make()

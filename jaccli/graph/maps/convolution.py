@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -33,10 +33,14 @@ from jaccli.graph.maps.images import convolution, stacked
 from jaccli.graph.maps.polyphase import Taps, by_phases, repeated, transposed
 from jaccli.graph.maps.toeplitz import NARROW, Stack, Windows, as_matrix, axis_of, by_taps
 
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
+
 # A window's convolution as one matrix product does more work, at a higher rate than a convolution of small
 # images: worth it up to this many times the work, over the channels (a convolution of many is quick).
 _TOEPLITZ = 48.0
-# Tap by tap in the first direction is quicker from so many times the kernel's size in the result's windows.
+# Tap by tap in the first direction is quicker where windows of the result are at least this many times the kernel.
 _TAPS = 1.5
 # Convolutions that give fewer channels than vector units take at once go by blocks of pixels, the largest with no more.
 _BLOCKS = (4, 2)
@@ -73,8 +77,8 @@ class Conv(Primitive):
         return replace(self, adjoint=not self.adjoint)
 
     @property
-    def _shapes(self) -> tuple[Shape, Shape]:
-        """Of what the map takes, and of what it gives."""
+    def shapes(self) -> tuple[Shape, Shape]:
+        """Of what the map takes, and of what it gives: of a transposed convolution the other way round."""
         return (self.y, self.x) if self.adjoint else (self.x, self.y)
 
     def apply(self, block: Block) -> Block:
@@ -84,7 +88,8 @@ class Conv(Primitive):
         block = merged(block, 1)
         if self._stays_local(block.layout):
             block = self._on_windows(zero_padded(self._split_for_stride(block)))
-            # What multiplies an axis of size 1 broadcasts along it, and would leave what sticks out as it is.
+            # A window axis of size 1 would be multiplied by broadcasting, and the elements outside the image would not
+            # be set to zero: such axes are stored in full.
             ones = [key for key in block.layout.window_keys() if block.layout.banded[key][2].size == 1]
             return densify(block, ones)
         block = densify(block, block.layout.banded_keys(*space))
@@ -133,12 +138,12 @@ class Conv(Primitive):
             start = band.offset + padding
             first, stride = -(-(start - reach) // step), band.stride // step
             width = (start + band.width - 1) // step - first + 1
-        size = self._shapes[1][d + 2]
+        size = self.shapes[1][d + 2]
         return replace(band, size=size, offset=first, stride=stride, width=width, zero_padded=False)
 
     def _on_windows(self, block: Block) -> Block:
         """The map on a block that is banded in every direction."""
-        old, (inner, outer) = block.layout, self._shapes
+        old, (inner, outer) = block.layout, self.shapes
         bands = _bands(old)
         new_bands = [self._band(d, band) for d, band in enumerate(bands)]
         channels = (DenseAxis(outer[1]),) if outer[1] != 1 else ()
@@ -240,7 +245,7 @@ class Conv(Primitive):
 
     def _in_full(self, block: Block, times: Shape) -> Block:
         """The map on vectors in full, stacked in the batch; ``times``: how often each pixel is repeated first."""
-        old, (inner, outer) = block.layout, self._shapes
+        old, (inner, outer) = block.layout, self.shapes
         stack = Stack(old.numel // math.prod(old.shape[1:]), inner[1:], outer[1:])
         phases = self._phases(times)
         counts = [t.phases for t in phases] or [1] * len(self.kernel)
@@ -256,7 +261,7 @@ class Conv(Primitive):
 
     def _convolved(self, data: Tensor, phases: Sequence[Taps]) -> Tensor:
         """Images ``(n, channels, *space)`` → ``(n, channels, *space)``, by phases ``(…, places, phases, …)``."""
-        inner, outer = self._shapes
+        inner, outer = self.shapes
         if phases:
             return self._by_phases(data, phases)
         if self.groups == 1 and set(self.kernel) == {1} and not any(self.padding):
@@ -279,10 +284,10 @@ class Conv(Primitive):
         def convolve(data: Tensor, filters: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
             return convolution(data, filters, stride, padding, one, False, nothing, 1)
 
-        places = tuple(n // t.phases for n, t in zip(self._shapes[1][2:], phases, strict=True))
+        places = tuple(n // t.phases for n, t in zip(self.shapes[1][2:], phases, strict=True))
         return by_phases(data, weight, phases, places, convolve)
 
-    def _of_single_pixels(self, data: Tensor) -> Tensor:
+    def _of_single_pixels(self, data: Shaped[Tensor, "n inner *space"]) -> Shaped[Tensor, "n outer *images"]:
         """A kernel of one tap: a matrix product for the pixels that it strides over, zeros for the others."""
         # With output padding there may be pixels at the end that none strides over.
         strides = zip(self.stride, self.y[2:], strict=True)
@@ -306,8 +311,8 @@ class Conv(Primitive):
         if not plain or (set(self.kernel) == {1} and not times):
             return []
         # Places of the coarse grid in each direction; 0 where the grid does not divide the result.
-        places = [n // s if n % s == 0 else 0 for n, s in zip(self._shapes[1][2:], finer, strict=True)]
-        count = math.prod(finer) * self._shapes[1][1]
+        places = [n // s if n % s == 0 else 0 for n, s in zip(self.shapes[1][2:], finer, strict=True)]
+        count = math.prod(finer) * self.shapes[1][1]
         fits = (b for b in _BLOCKS if b ** len(places) * count <= _LANES and all(n % b == 0 and n > b for n in places))
         block = next(fits, 1)
         if not all(places) or (not times and (count > _LANES or block * max(finer) == 1)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from jaccli.graph.layout.cost import CostModel
 from jaccli.graph.layout.layout import Layout
 from jaccli.graph.layout.spread import laid_out
 from jaccli.graph.maps.base import LazyTensor, Primitive, Shape
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def multiplied(block: Block, factors: Sequence[Mul | Scale]) -> Block:
 
 
 def _product(tensors: Sequence[Mul], number: float) -> Tensor:
-    """All factors and a number multiplied."""
+    """All factors and a number multiplied, of the shape that the factors broadcast to, ``(*shape,)``."""
     result = tensors[0].factor.tensor
     if number != 1:
         result = result * number
@@ -140,20 +144,20 @@ def _smaller_scaled(outer: OuterProduct, number: float) -> OuterProduct:
     return OuterProduct(large, replace(small, data=small.data * number))
 
 
-def _ordered_like(factor: Tensor, data: Tensor) -> Tensor:
+def _ordered_like(factor: Shaped[Tensor, "*shape"], data: Shaped[Tensor, "*sizes"]) -> Shaped[Tensor, "*shape"]:
     """A small factor with its axes in memory in the order of the data's: else every access of it strides."""
     if factor.numel() * 2 > data.numel() or factor.dim() < 3 or data.is_contiguous():
         return factor
     return _in_order(factor, _memory_order(data))
 
 
-def _in_order(tensor: Tensor, order: list[int]) -> Tensor:
+def _in_order(tensor: Shaped[Tensor, "*shape"], order: list[int]) -> Shaped[Tensor, "*shape"]:
     """The same tensor with its axes in memory in another order, slowest first."""
     back = [order.index(d) for d in range(len(order))]
     return tensor.permute(order).contiguous().permute(back)
 
 
-def _memory_order(data: Tensor) -> list[int]:
+def _memory_order(data: Shaped[Tensor, "*shape"]) -> list[int]:
     """Axes from the slowest to the fastest; a repeated one, which has no place in memory, after the one before it."""
     strides = data.stride()
     order = sorted((d for d in range(data.dim()) if strides[d]), key=lambda d: -strides[d])

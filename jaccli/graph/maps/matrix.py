@@ -14,7 +14,7 @@ from jaccli.graph.layout.layout import BandedAxis, DenseAxis, Label, Layout, exc
 from jaccli.graph.layout.spread import laid_out, spread
 from jaccli.graph.maps.base import LazyTensor, Primitive, Shape
 
-# A product without a sum is put off where it has so many times the elements of its factors.
+# A product without a sum is put off where it has at least this many times the elements of its factors.
 _OUTER = 2
 
 

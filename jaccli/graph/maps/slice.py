@@ -135,7 +135,7 @@ def assembled(pieces: list[tuple[Block, Embed]]) -> Block:
 
 
 def _put_together(pieces: list[tuple[Tensor, Embed]], layout: Layout) -> Tensor:
-    """Data of ``layout.sizes`` with each piece at its place, and zeros elsewhere."""
+    """Data ``(*layout.sizes,)`` with each piece at its place, and zeros elsewhere."""
     data, embed = pieces[0]
     axis = layout.labels.index((embed.dim, 0))
     # They do not overlap, so that their sizes add up.
@@ -150,7 +150,7 @@ def _put_together(pieces: list[tuple[Tensor, Embed]], layout: Layout) -> Tensor:
 
 
 def _expanded(data: Tensor, layout: Layout, axis: int) -> Tensor:
-    """Data repeated along the axes on which it does not vary, but for ``axis``."""
+    """Data repeated to ``(*layout.sizes,)`` along the axes on which it does not vary, but for ``axis``."""
     sizes = list(layout.sizes)
     sizes[axis] = data.shape[axis]
     return data.expand(sizes)

@@ -86,11 +86,11 @@ def by_taps(data: Tensor, old: Layout, new: Layout, stack: Stack, taps: Sequence
         stop = start + width
         # Rows that no tap has reached yet are written, not added to. With beta=0 ``addmm_`` does not read what is
         # there, which is uninitialised and may be NaN.
-        apart = start >= covered
-        if covered < (gap := start if apart else stop):
+        beyond = start >= covered
+        if covered < (gap := start if beyond else stop):
             out[covered * lead : gap * lead].zero_()
         matrix = _matrix(windows, (inner[0], 1, *inner[2:]), data)
-        out[start * lead : stop * lead].addmm_(data, matrix, beta=0 if apart else 1)
+        out[start * lead : stop * lead].addmm_(data, matrix, beta=0 if beyond else 1)
         covered = stop
     sizes = dict(zip(new.labels, new.sizes, strict=True))
     windowed = [(d, 0) for d in range(2, 1 + len(outer)) if (d, 0) in sizes]
@@ -108,7 +108,7 @@ def _matrix(windows: Windows, inner: Shape, like: Tensor) -> Tensor:
 
 
 def _channels_last(data: Tensor, layout: Layout, first: int | None = None) -> Tensor:
-    """The channels' axis last, and another one first."""
+    """The channels' axis last, and another one first, of data ``(*layout.sizes,)``."""
     channel = axis_of(layout, CHANNEL)
     order = [axis for axis in range(data.dim()) if axis not in (first, channel)]
     order = ([] if first is None else [first]) + order + ([] if channel is None else [channel])

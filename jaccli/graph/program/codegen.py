@@ -120,7 +120,7 @@ def generate(program: Instructions, static_memory: bool = True, fill_output: boo
     maker = _maker_of_output(program) if fill_output else None
     destinations = {} if maker is None else {maker: f"out.view({list(_result(maker).shape)})"}
     source, call = code.function(program.body, parameters, program.results, destinations)
-    generated = Program(call, source, len(program.body), j.shape, j.dtype, maker is not None, j not in code.made)
+    generated = Program(call, source, len(program.body), j.shape, j.dtype, maker is not None, j not in code.computed)
     # Allocators of other devices keep memory between calls themselves.
     on_cpu = all(variable.tensor is None or variable.tensor.device.type == "cpu" for variable in program.inputs)
     if static_memory and on_cpu:
@@ -188,14 +188,14 @@ class _Code:
     """
 
     def __init__(self, program: Instructions) -> None:
-        self.made = made_by(program.body)
+        self.computed = made_by(program.body)
         self.names: dict[Variable, str] = {variable: f"x{i}" for i, variable in enumerate(program.inputs)}
         self.namespace: dict[str, Any] = {"clamp_min": torch.clamp_min}
 
     def name(self, variable: Variable) -> str:
         """The name of a variable."""
         if variable not in self.names:
-            if variable in self.made:
+            if variable in self.computed:
                 self.names[variable] = f"v{len(self.names)}"
             else:
                 self.names[variable] = f"c{len(self.names)}"
@@ -275,7 +275,7 @@ class _Code:
         else:
             lines = [f"{self.name(new[0])} = {call}"]
         # Only names of results: inputs are the caller's, constants the program's.
-        ended = {v for v in operands(instruction) if last[v] == position and v in self.made}
+        ended = {v for v in operands(instruction) if last[v] == position and v in self.computed}
         return [*lines, " = ".join(map(self.name, ended)) + " = None"] if ended else lines
 
 

@@ -34,7 +34,7 @@ _ELEMENTWISE = frozenset([
 
 def merge_products(program: Instructions) -> Instructions:
     """Multiply one operand ``(m, k)`` by all its constant weights ``(k, n_i)`` at once: ``(m, Σ n_i)``, then split."""
-    made, results = made_by(program.body), program.result_memory
+    computed, results = made_by(program.body), program.result_memory
     groups: dict[tuple[Variable, int], list[Instruction]] = {}
     writes: dict[AliasSet, int] = {}
     for instruction in program.body:
@@ -42,7 +42,7 @@ def merge_products(program: Instructions) -> Instructions:
             writes[variable.memory] = writes.get(variable.memory, 0) + 1
         # Products of one operand are merged only if it holds the same values: between two writes into its memory.
         x, weight = instruction.args[:2] if len(instruction.args) > 1 else (None, None)
-        if name_of(instruction) != "mm" or not isinstance(x, Variable) or x not in made or not fixed(weight):
+        if name_of(instruction) != "mm" or not isinstance(x, Variable) or x not in computed or not fixed(weight):
             continue
         out = instruction.outputs[0]
         if out is not None and out.memory not in results and math.prod(out.shape) <= call_overhead.LARGEST:
@@ -87,7 +87,7 @@ def _identity(variable: Variable) -> Hashable:
 _Key = tuple[Hashable, list[Variable]]
 
 
-def _key(instruction: Instruction, made: set[Variable]) -> _Key | None:
+def _key(instruction: Instruction, computed: set[Variable]) -> _Key | None:
     """The key of an instruction; None where it cannot be stacked."""
     name = name_of(instruction)
     out = instruction.outputs[0] if len(instruction.outputs) == 1 else None
@@ -101,12 +101,12 @@ def _key(instruction: Instruction, made: set[Variable]) -> _Key | None:
             if items_in(argument, Variable):
                 return None
             shared.append(repr(argument))
-        elif position == product or (product is None and argument in made and argument.shape == out.shape):
+        elif position == product or (product is None and argument in computed and argument.shape == out.shape):
             different.append(argument)
             shared.append((position, argument.shape if product is None else argument.shape[1:], argument.dtype))
         else:
             shared.append(_identity(argument))
-    small = all(v in made and math.prod(v.shape) <= call_overhead.LARGEST for v in (*different, out))
+    small = all(v in computed and math.prod(v.shape) <= call_overhead.LARGEST for v in (*different, out))
     return (tuple(shared), different) if different and small and out.stride == contiguous(out.shape) else None
 
 
@@ -120,14 +120,14 @@ class _DependenceGraph:
         self.groups: list[list[Instruction]] = [[instruction] for instruction in program.body]
         self.needs = _needs(program.body)
         self.keys: dict[int, _Key] = {}
-        made = made_by(program.body)
+        computed = made_by(program.body)
         # ``as_strided`` counts from the start of a storage, which stacking would move.
         fixed_storage = {
             v.memory for i in program.body if "as_strided" in name_of(i) for v in items_in(i.args, Variable)
         }
         left_alone = program.result_memory | fixed_storage
         for position, instruction in enumerate(program.body):
-            key = _key(instruction, made)
+            key = _key(instruction, computed)
             out = instruction.outputs[0] if instruction.outputs else None
             if key is not None and out is not None and out.memory not in left_alone:
                 self.keys[position] = key
@@ -143,8 +143,9 @@ class _DependenceGraph:
         """The instructions of a key in lists within which none needs another."""
         members = [n for n, (other, _) in self.keys.items() if other == key]
         above = self._above()
-        # The level of an instruction is the longest chain of needs among the members below it: two of one level cannot
-        # need each other. In order of how much each needs, all that one needs comes before it.
+        # An instruction's level is one more than the highest level of the members that it needs, directly or not, so
+        # that two of one level never need each other. Whoever needs another needs more than it: sorted by the number
+        # of instructions that each needs, a member comes after all those it needs.
         levels: dict[int, int] = {}
         for n in sorted(members, key=lambda n: above[n].bit_count()):
             levels[n] = max((levels[m] + 1 for m in levels if above[n] >> m & 1), default=0)

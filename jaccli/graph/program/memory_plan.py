@@ -61,16 +61,16 @@ class MemoryPlan:
     donated: dict[int, Buffer]
 
     def allocate(self, device: torch.device) -> list[Tensor]:
-        """A new arena, as the uninitialised tensors that lie in it, with the shapes and in the order of ``buffers``."""
+        """A new arena, as the uninitialised tensors that lie in it, in the order and of the shapes of ``buffers``."""
         arena = torch.empty(self.nbytes, dtype=torch.uint8, device=device).untyped_storage()
         return [_tensor(arena, buffer, device) for buffer in self.buffers.values()]
 
 
 def _tensor(arena: torch.UntypedStorage, buffer: Buffer, device: torch.device) -> Tensor:
-    """A buffer as a tensor whose storage starts with it: ``as_strided`` counts from the start of a storage."""
-    own = arena[buffer.start : buffer.start + math.prod(buffer.shape) * buffer.dtype.itemsize]
+    """A buffer as a tensor of its shape, whose storage starts with it: ``as_strided`` counts from that start."""
+    memory = arena[buffer.start : buffer.start + math.prod(buffer.shape) * buffer.dtype.itemsize]
     empty: Any = torch.empty(0, dtype=buffer.dtype, device=device)
-    tensor: Tensor = empty.set_(own, 0, buffer.shape, buffer.stride)
+    tensor: Tensor = empty.set_(memory, 0, buffer.shape, buffer.stride)
     return tensor
 
 

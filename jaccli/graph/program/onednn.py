@@ -17,7 +17,8 @@ from jaccli.graph.trace.tracer import Instruction, Variable, contiguous, name_of
 
 aten = torch.ops.aten
 
-# Smaller products are over before the kernel is looked up, in multiplications; unless a tanh of so many follows.
+# oneDNN pays only for products of at least SMALLEST multiplications (below, its look-up takes longer than the product),
+# or if a tanh of at least SMALLEST_TANH elements is fused into it.
 SMALLEST = 2**22
 SMALLEST_TANH = 2**14
 # Not relu: oneDNN's turns NaN into zero.

@@ -109,7 +109,7 @@ def programs_of(graph: Graph, plan: EliminationPlan) -> tuple[list[Program], Ten
 
 
 def _verified(instructions: Instructions, matrix: Tensor, guards: list[Any]) -> Program | None:
-    """The generated program, if it gives J and the guards' values at the point of the capture."""
+    """The program, if at the point of the capture it gives J ``(batch, n_out, n_in)`` and the guards' values."""
     inputs = [variable.tensor for variable in instructions.inputs if variable.tensor is not None]
     program = generate(instructions)
     program.guards = guards

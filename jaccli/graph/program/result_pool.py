@@ -19,7 +19,7 @@ class Pool:
         self._last: deque[torch.UntypedStorage] = deque(maxlen=1)
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """An uninitialised contiguous tensor ``shape``; its memory may have held an earlier result that was let go."""
+        """A contiguous, uninitialised ``(*shape,)``; its memory may have held an earlier result that was let go."""
         size = math.prod(shape) * dtype.itemsize
         try:
             storage = self._last.pop()  # one caller at a time may have it

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jaccli.graph.program.codegen import SOURCE, Program
 from jaccli.linear_maps.agreement import programs_agree
-from jaccli.runtime.torch_errors import is_out_of_memory
+from jaccli.runtime.torch_errors import reraise_out_of_memory
 
 
 class CompileGap(Exception):
@@ -26,7 +26,7 @@ def compiled(program: Program, tensors: Sequence[Tensor]) -> tuple[Program, floa
 
     Args:
         program: what to compile.
-        tensors: the inputs, of the shapes at which the program was recorded.
+        tensors: the inputs, of the same shapes at which the program was recorded.
 
     Returns:
         The program with a compiled ``call`` and without a memory plan; and the seconds that it took, the first call
@@ -45,8 +45,7 @@ def compiled(program: Program, tensors: Sequence[Tensor]) -> tuple[Program, floa
             call: Any = torch.compile(program.call, fullgraph=True, dynamic=False)
             result, *guards = call(*tensors, program.output(device))
         except Exception as error:
-            if is_out_of_memory(error):
-                raise
+            reraise_out_of_memory(error)
             raise CompileGap(_first_line(error)) from None
         seconds = time.perf_counter() - start
         expected, *values = program.run(tensors, program.output(device), program.buffers(device))

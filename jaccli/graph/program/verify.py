@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jaccli.graph.program.codegen import Program
 from jaccli.linear_maps.agreement import programs_agree
-from jaccli.runtime.torch_errors import is_out_of_memory
+from jaccli.runtime.torch_errors import reraise_out_of_memory
 
 
 def gives(program: Program, tensors: Sequence[Tensor], matrix: Tensor) -> bool:
@@ -33,7 +33,6 @@ def gives(program: Program, tensors: Sequence[Tensor], matrix: Tensor) -> bool:
             result, *guards = program.run(tensors, out, buffers)
     # A strided view that does not exist is a RuntimeError; an ``out=`` that an overload does not take, a TypeError.
     except (RuntimeError, TypeError) as error:
-        if is_out_of_memory(error):
-            raise
+        reraise_out_of_memory(error)
         return False
     return programs_agree(result, matrix) and [guard.item() for guard in guards] == program.guards

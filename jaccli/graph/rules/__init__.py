@@ -9,5 +9,6 @@
                              └─ dense_fallback   a matrix for each sample, by autograd through the operator
 
 In: a node of a captured graph. Out: its ``Map``s, whose factors are lazy: planning looks at no number. A new operator
-takes one function with ``@rule`` (or ``@unary_rule``) and its formula as docstring.
+takes one function with ``@rule`` (or ``@unary_rule``) and its formula as docstring, built from ``steps``.
+Why: J is a product of these, and the structure of each is lost to a backward pass.
 """

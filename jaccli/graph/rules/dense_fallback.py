@@ -53,13 +53,13 @@ def by_dimension(node: Node) -> list[Map]:
     args, out = arguments(node), node.outputs[0]
     inputs = list(dict.fromkeys(v for v in node.inputs() if v.active))
     if node.short_name == "linalg_cross":
-        apart = from_front(args["dim"], len(out.shape)) != 0
+        samples_stay_apart = from_front(args["dim"], len(out.shape)) != 0
     elif node.short_name == "renorm":
-        apart = from_front(args["dim"], len(out.shape)) == 0
+        samples_stay_apart = from_front(args["dim"], len(out.shape)) == 0
     else:
         inserted = [d for i in (1, 2, 3) if args[f"i{i}"] in inputs for d in args[f"expand{i}"]]
-        apart = 0 not in args["sumdim"] and 0 not in inserted
-    return _matrices(node, {v: len(v.shape) - apart for v in inputs}, len(out.shape) - apart)
+        samples_stay_apart = 0 not in args["sumdim"] and 0 not in inserted
+    return _matrices(node, {v: len(v.shape) - samples_stay_apart for v in inputs}, len(out.shape) - samples_stay_apart)
 
 
 def _matrices(node: Node, cores: dict[Value, int], core: int) -> list[Map]:
@@ -75,8 +75,8 @@ def _matrices(node: Node, cores: dict[Value, int], core: int) -> list[Map]:
     """
     out = node.outputs[0]
     lead = len(out.shape) - core
-    apart = lead > 0 and all(v.shape[:1] == out.shape[:1] and len(v.shape) - n == lead for v, n in cores.items())
-    if not apart or math.prod(out.shape[1:]) > _MOST:
+    same_batches = all(v.shape[:1] == out.shape[:1] and len(v.shape) - n == lead for v, n in cores.items())
+    if lead <= 0 or not same_batches or math.prod(out.shape[1:]) > _MOST:
         raise CaptureGap(f"no rule for the operator {node.name} of this size")
     return [_map(node, value, out) for value in cores]
 

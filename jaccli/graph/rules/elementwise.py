@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from jaccli.graph.maps.elementwise import Mul, Scale
 from jaccli.graph.rules.registry import RULES, Map, UnaryCall, active, arguments, local_gradient, rule, unary_rule
 from jaccli.graph.rules.steps import Steps, broadcast, number_or_one, scaled
 from jaccli.graph.trace.ir import Node, Value, swap
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 def _active_inputs(node: Node) -> list[Value]:
@@ -104,7 +107,7 @@ def div(node: Node) -> list[Map]:
 
 
 def _times(other: Any, out: Value, function: Callable[[Tensor], Tensor]) -> Primitive:
-    """Multiplication by a number, or by a function of a value that broadcasts to ``out``."""
+    """Multiplication by a number, or by a function of a value whose shape broadcasts to ``out``; it keeps its shape."""
     if not isinstance(other, Value):
         return Scale(float(other))
     shape = _padded(other.shape, out)
@@ -143,7 +146,7 @@ def _by_mask(node: Node, mask: str, sides: dict[str, bool]) -> list[Map]:
     ]
 
 
-def _one_minus_square(y: Tensor) -> Tensor:
+def _one_minus_square(y: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     return torch.addcmul(torch.ones((), dtype=y.dtype, device=y.device), y, y, value=-1)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -32,6 +32,9 @@ from jaccli.graph.rules.steps import (
     zeroed,
 )
 from jaccli.graph.trace.ir import CaptureGap, Node, Value
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 @unary_rule("index_select")
@@ -57,7 +60,7 @@ def _flat_index(shape: Shape, indices: Sequence[Value | None]) -> tuple[int, Sha
     """Constant indices, or masks, into adjacent dimensions as one index into those dimensions flattened.
 
     Returns:
-        The flattened dimension, the shape with it, and the index, in the shape that the indices broadcast to.
+        The flattened dimension, the shape with it, and the index, of the shape of the broadcast indices, ``(*shape,)``.
 
     Raises:
         CaptureGap: dimensions apart, or an index that depends on the input.
@@ -77,7 +80,7 @@ def _flat_index(shape: Shape, indices: Sequence[Value | None]) -> tuple[int, Sha
 
 
 def _positions(index: Tensor) -> list[Tensor]:
-    """A mask as an index for each of its dimensions."""
+    """A mask of any shape as an index ``(k,)`` for each of its dimensions; an index itself."""
     return list(index.nonzero().unbind(1)) if index.dtype in (torch.bool, torch.uint8) else [index]
 
 
@@ -98,7 +101,7 @@ def index_put(node: Node) -> list[Map]:
     return _written(out, values, added, base, () if args["accumulate"] else keep)
 
 
-def _repeats(index: Tensor) -> bool:
+def _repeats(index: Shaped[Tensor, "*shape"]) -> bool:
     return bool(index.unique().numel() != index.numel())
 
 

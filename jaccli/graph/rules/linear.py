@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from jaccli.graph.maps.reshape import Reshape, SumTo
 from jaccli.graph.rules.registry import Map, UnaryCall, active, arguments, rule, unary_rule
 from jaccli.graph.rules.steps import Steps, broadcast, expanded, per_dimension, reshaped, scaled, sliced
 from jaccli.graph.trace.ir import CaptureGap, Node, Value
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 def _product(a: Value, b: Value, out: Value, scale: float = 1.0) -> list[Map]:
@@ -239,7 +242,7 @@ def _matrices(call: UnaryCall, n: int) -> Steps:
     return tuple(steps)
 
 
-def _on_dim(dim: int, table: Tensor) -> Matrix:
+def _on_dim(dim: int, table: Shaped[Tensor, "n_in n_out"]) -> Matrix:
     return Matrix(dim, LazyTensor(lambda: table), tuple(table.shape))
 
 

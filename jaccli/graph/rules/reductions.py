@@ -51,7 +51,7 @@ def softmax(call: UnaryCall) -> Steps:
 
 
 @unary_rule("_log_softmax log_softmax cumprod logcumsumexp")
-def along(call: UnaryCall) -> Steps:
+def one_dimension_mixed(call: UnaryCall) -> Steps:
     """y = f(x) that mixes one dimension: its matrix there, row by row by autograd through the operator alone."""
     node, value = call.node, call.value
     if not value.shape:

@@ -138,7 +138,7 @@ def local_rows(node: Node, value: Value, row: Callable[[Tensor, int], Tensor], c
 
 
 def _run_on_leaf(node: Node, value: Value) -> tuple[Tensor, Sequence[Tensor]]:
-    """The operator run again with a leaf in the place of one value: the leaf and the results."""
+    """The operator run again with a leaf in the place of one value: the leaf, of its shape, and the results."""
     # A leaf of its own: other uses of the value in the network get no part of the gradient.
     leaf = value.tensor.detach().requires_grad_()
 

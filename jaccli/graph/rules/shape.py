@@ -204,6 +204,6 @@ def roll(call: UnaryCall) -> Steps:
 
 
 def _permuted(call: UnaryCall, order: dict[int, Tensor]) -> Steps:
-    """The positions of some dimensions in another order; the shape stays."""
+    """The positions of some dimensions in another order, an index ``(n,)`` each; the shape stays."""
     shape, device = call.value.shape, call.value.tensor.device
     return tuple(step for d, index in order.items() for step in picked(shape, d, index.to(device)))

@@ -7,5 +7,6 @@
                      └─ known_zeros   structural zeros: masks, masked weights
 
 In: the active nodes of a graph with their maps. Out: the pattern of one sample's J, which misses no dependency at any
-point, and colours such that two rows of one colour share no column. Nothing here reads a value that varies.
+point, and colours such that two rows of one colour share no column. Why: rows of one colour cost one pass together.
+Nothing here reads a value that varies.
 """

@@ -82,10 +82,10 @@ def periodic(matrix: Pattern, shape: tuple[int, ...]) -> IntArray:
     filled = np.flatnonzero(np.diff(other.indptr))
     colours = np.zeros(matrix.shape[0], np.int64)
     for coordinates in np.unravel_index(np.arange(math.prod(shape)), shape) if shape else ():
-        along = coordinates[other.indices]
+        places = coordinates[other.indices]
         # reduceat over the columns that have entries: of an empty one it would give an entry of the next.
         starts = other.indptr[filled]
-        wide = np.maximum.reduceat(along, starts) - np.minimum.reduceat(along, starts) if len(starts) else np.zeros(1)
+        wide = np.maximum.reduceat(places, starts) - np.minimum.reduceat(places, starts) if len(starts) else np.zeros(1)
         period = int(wide.max()) + 1
         colours = colours * period + coordinates % period
     colours[np.diff(matrix.indptr) == 0] = -1

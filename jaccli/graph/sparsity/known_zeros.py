@@ -23,7 +23,7 @@ Fact = Literal["zero", "-inf"]
 _AS_GOOD_AS_INFINITE = -1e30
 # A scaling of scores by a number in this range leaves that so.
 _MILD = (1e-3, 1e3)
-# Facts are followed back through so many operators.
+# Facts are followed back through at most this number of operators.
 _DEEPEST = 60
 
 _IDENTITIES = {"clone", "alias", "detach", "contiguous", "_to_copy", "to", "dropout", "lift_fresh"}
@@ -50,6 +50,7 @@ class StructuralZeros:
         return self._facts[key]
 
     def _where(self, value: Value, fact: Fact, depth: int) -> Tensor | None:
+        """As ``where``, of the value's shape, not remembered."""
         if not value.varies:
             if value.tensor.is_meta or (fact == "-inf" and not value.tensor.is_floating_point()):
                 return None
@@ -60,7 +61,7 @@ class StructuralZeros:
         return self._by_operator(value.node, value, fact, depth + 1)
 
     def _by_operator(self, node: Node, value: Value, fact: Fact, depth: int) -> Tensor | None:
-        """From what holds of the operator's arguments."""
+        """From what holds of the operator's arguments; a mask of the value's shape."""
         name = node.short_name
         if name in _IDENTITIES or (fact == "zero" and name in _ZERO_TO_ZERO):
             return self.where(node.inputs()[0], fact, depth)
@@ -81,6 +82,7 @@ class StructuralZeros:
         return self._arithmetic(name, args, value, fact, depth)
 
     def _arithmetic(self, name: str, args: dict[str, Any], value: Value, fact: Fact, depth: int) -> Tensor | None:
+        """Of sums, products and quotients: a mask of any shape that broadcasts to the value's."""
         if name not in ("add", "mul", "div", "sub"):
             return None
         masks = [self._operand(args[key], fact, depth) for key in ("self", "other")]
@@ -98,13 +100,14 @@ class StructuralZeros:
         return None
 
     def _operand(self, operand: Any, fact: Fact, depth: int) -> Tensor | None:
+        """Of a value, a mask of its shape; of a number, a scalar."""
         if isinstance(operand, Value):
             return self.where(operand, fact, depth)
         is_so = operand == 0 if fact == "zero" else operand <= _AS_GOOD_AS_INFINITE
         return torch.ones((), dtype=torch.bool) if is_so else None
 
     def _by_condition(self, args: dict[str, Any], value: Value, fact: Fact, depth: int) -> Tensor | None:
-        """``masked_fill`` and ``where`` with a constant condition: of one argument or the other."""
+        """``masked_fill`` and ``where`` with a constant condition: of either argument, of the value's shape."""
         condition = args["mask"] if "mask" in args else args["condition"]
         if condition.varies:
             return None
@@ -117,7 +120,7 @@ class StructuralZeros:
         return torch.where(condition.tensor.bool(), first, second).expand(value.shape)
 
     def _moved(self, node: Node, value: Value, fact: Fact, depth: int) -> Tensor | None:
-        """An operator that only moves elements moves the mask."""
+        """An operator that only moves elements moves the mask, to the value's shape."""
         masks: dict[Value, Tensor] = {}
         for v in node.inputs():
             if not v.tensor.is_floating_point():
@@ -138,8 +141,9 @@ class StructuralZeros:
 
 
 def _either(masks: list[Tensor | None], value: Value) -> Tensor | None:
-    known = [m.to(value.tensor.device).expand(value.shape) for m in masks if m is not None]
-    return reduce(torch.logical_or, known) if known else None
+    """Where any of the masks holds, of the value's shape."""
+    where_any = [m.to(value.tensor.device).expand(value.shape) for m in masks if m is not None]
+    return reduce(torch.logical_or, where_any) if where_any else None
 
 
 def constant(factor: LazyTensor, node: Node) -> Tensor | None:

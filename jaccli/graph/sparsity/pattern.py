@@ -208,7 +208,7 @@ def _factors(node: Node, m: Map, zeros: StructuralZeros) -> Factors:
 
 
 def _zero_factors(step: Any, node: Node, m: Map, zeros: StructuralZeros) -> Tensor | None:
-    """Where a factor of a map is zero at every point."""
+    """Where a factor of a map is zero at every point, of the factor's shape."""
     if isinstance(step, Projection):
         return zeros.where(node.outputs[0], "zero") if step.kind == "softmax" else None
     if isinstance(step, Conv):

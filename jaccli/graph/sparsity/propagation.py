@@ -24,7 +24,7 @@ from jaccli.graph.maps.slice import Embed, Slice
 from jaccli.graph.sparsity.dependency import Along, DependencySets, Factors, Links, SamplesMixed, unite_along
 from jaccli.graph.sparsity.index_sets import NOTHING, BoolArray, IndexSets, IntArray, kinds
 
-# Different masks along parallel dimensions (heads) are followed one by one up to so many.
+# Different masks along parallel dimensions (heads) are followed one by one up to this number of them.
 _MOST_MASKS = 64
 
 
@@ -213,7 +213,7 @@ def _by_kind(deps: DependencySets, step: Matrix, links: Sequence[Links], kind: I
 def _(step: Conv, deps: DependencySets, factors: Factors) -> DependencySets:
     if deps.batch > 1 and deps.dim != 0:
         raise SamplesMixed
-    inner, outer = _both_shapes(step)
+    inner, outer = step.shapes
     n_in, n_out = inner[1] // step.groups, outer[1] // step.groups
     tables = [_taps(step, d) for d in range(len(step.kernel))]
     ids = deps.ids.reshape(-1, step.groups, n_in, *inner[2:])
@@ -230,14 +230,9 @@ def _(step: Conv, deps: DependencySets, factors: Factors) -> DependencySets:
     return deps.with_ids(united.reshape(-1, *outer[1:]))
 
 
-def _both_shapes(step: Conv) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Of the input and of the output, of a convolution or its transpose."""
-    return (step.y, step.x) if step.adjoint else (step.x, step.y)
-
-
 def _taps(step: Conv, d: int) -> IntArray:
     """``(n_out, kernel)``: which position each tap of each output position reads, -1 for none."""
-    inner, outer = (shape[d + 2] for shape in _both_shapes(step))
+    inner, outer = (shape[d + 2] for shape in step.shapes)
     places, taps = np.arange(outer)[:, None], step.dilation[d] * np.arange(step.kernel[d])
     if not step.adjoint:
         table = places * step.stride[d] - step.padding[d] + taps

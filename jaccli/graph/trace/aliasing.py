@@ -89,6 +89,7 @@ class TensorTable:
         self._of_several_constants: set[int] = set()
 
     def __contains__(self, tensor: Tensor) -> bool:
+        """Whether a tensor of any shape has an entry."""
         return id(tensor) in self._entries
 
     def entry(self, tensor: Tensor) -> Entry:
@@ -163,7 +164,7 @@ class TensorTable:
             entry.writes = writes
 
     def _keep_contents(self, tensor: Tensor) -> None:
-        """Copies for the values that lie in a tensor's memory (I2)."""
+        """Copies for the values that lie in the memory of a tensor of any shape (I2)."""
         # The copies lie in memory that no tensor of the run can reach, so that they are not entered again.
         for value in self._values_in.pop(storage_of(tensor), ()):
             value.tensor = value.tensor.clone()

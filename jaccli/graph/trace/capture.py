@@ -68,6 +68,7 @@ def capture(f: LayerFunction, also: Sequence[Tensor] = ()) -> Graph:
 
 
 def _captured(f: LayerFunction, also: Sequence[Tensor]) -> Graph:
+    """As ``capture``; ``also`` are tensors of any shape."""
     if f.network.refuses_modes:
         raise CaptureGap("the model uses an operator that takes functions")
     recorder, draws_before = Recorder(whole=bool(also)), f.network.draws.passes

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 from torch import Tensor
 
 from jaccli.errors import JaccliError
-from jaccli.runtime.torch_errors import is_out_of_memory, reason
+from jaccli.runtime.torch_errors import reason, reraise_out_of_memory
 
 T = TypeVar("T")
 Origin = Literal["input", "constant", "node"]
@@ -32,8 +32,7 @@ def gap_where_it_fails() -> Iterator[None]:
     except (CaptureGap, JaccliError):
         raise
     except Exception as error:
-        if is_out_of_memory(error):
-            raise
+        reraise_out_of_memory(error)
         raise CaptureGap(f"{type(error).__name__}: {reason(error)}") from error
 
 

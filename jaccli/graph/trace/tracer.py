@@ -104,12 +104,13 @@ class Tracer(Mode):
         return self._enter(tensor, memory, tensor)
 
     def _enter(self, tensor: Tensor, memory: AliasSet, constant: Tensor | None) -> Variable:
+        """A new variable for a tensor of any shape."""
         variable = Variable(memory, constant, tuple(tensor.shape), tensor.stride(), tensor.dtype)
         self._variable_of_id[id(tensor)] = (weakref.ref(tensor), variable)
         return variable
 
     def _alias_set(self, tensor: Tensor, new: bool = False) -> AliasSet:
-        """Of the tensor's storage; a new one where no tensor that was seen in that storage lives any longer."""
+        """Of the storage of a tensor of any shape; a new one where no tensor seen in that storage lives any longer."""
         storage = storage_of(tensor)
         memory, tensors = self._alias_set_of_storage.get(storage, (AliasSet(), []))
         living = [r for r in tensors if r() is not None]
@@ -119,6 +120,7 @@ class Tracer(Mode):
         return memory
 
     def _lookup(self, tensor: Tensor) -> Variable | None:
+        """The variable of a tensor of any shape that was seen."""
         reference, variable = self._variable_of_id.get(id(tensor), (None, None))
         return variable if reference is not None and reference() is tensor else None
 
@@ -153,6 +155,7 @@ class Tracer(Mode):
         return result
 
     def _output(self, tensor: Tensor, varies: bool, instruction: Instruction) -> Variable:
+        """The variable of a result of any shape."""
         variable = self._lookup(tensor)
         if variable is not None:
             return variable

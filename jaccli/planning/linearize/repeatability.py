@@ -10,7 +10,7 @@ from torch import Tensor
 from jaccli.activations.address import Address
 from jaccli.activations.record import ForwardRecord, values
 from jaccli.linear_maps.agreement import value_tolerance
-from jaccli.linearization.rounding import apart, norms
+from jaccli.linearization.rounding import distances, norms
 from jaccli.networks.network import Network
 
 
@@ -41,7 +41,7 @@ def _largest_difference(first: Mapping[Address, Tensor], second: Mapping[Address
         other = second.get(address)
         if other is None or other.shape != value.shape or not value.numel():
             continue
-        gap = apart(other, value) / norms(value).clamp(min=torch.finfo(torch.float64).tiny)
+        gap = distances(other, value) / norms(value).clamp(min=torch.finfo(torch.float64).tiny)
         gap = gap[gap > value_tolerance(torch.finfo(value.dtype).eps)]
         largest = max(largest, float(gap.max()) if gap.numel() else 0.0)
     return largest

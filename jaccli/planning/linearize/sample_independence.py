@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from jaccli.linearization.linearized_function import LinearizedFunction
-from jaccli.linearization.rounding import apart, norms, value_rounding
+from jaccli.linearization.rounding import distances, norms, value_rounding
 from jaccli.planning.linearize.nearby import perturbed, value_at
 
 
@@ -62,7 +62,7 @@ def moves_others(linear: LinearizedFunction) -> bool:
                 break
         else:
             return False
-        change = apart(moved, linear.value)[still]
+        change = distances(moved, linear.value)[still]
         if bool(change.any()):
             noise = value_rounding(linear) if noise is None else noise
             if bool((change > noise[still]).any()):
