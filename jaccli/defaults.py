@@ -44,6 +44,8 @@ BATCHED_WORK = 2.0
 TOUCHED_BYTES_S = 1e10
 # Floating-point operations a second of a recurrent layer, step by step.
 RECURRENT_FLOPS = 1e9
+# Forward mode is no candidate with this many columns for each row: its pass takes longer than a backward pass.
+FORWARD_COLUMNS = 2
 # How many times faster than a common CPU an accelerator works.
 ACCELERATOR_SPEED = 50.0
 # Seconds that capture, search and a first run take for each operator, about. A single call whose loop over rows takes

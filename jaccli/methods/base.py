@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
@@ -95,11 +95,13 @@ class SelectionInput:
         linearization: f at the samples.
         sizes: memory of its activations.
         chunk_of: the chunk of a method that fits the memory; see ``MethodTask.chunk``.
+        methods: all methods by name, for the one that selects another.
     """
 
     linearization: Linearization
     sizes: ActivationMemory
     chunk_of: Callable[[MethodName], int]
+    methods: Mapping[MethodName, Method] = field(repr=False)
 
     @property
     def linear(self) -> LinearizedFunction:
@@ -131,10 +133,10 @@ class Selection:
 
 
 class Method(ABC):
-    """A way to compute J. A new method is a subclass in a file of its own, and one line in ``jaccli.methods``.
+    """A way to compute J. A new method is a subclass in a file of its own, and one line in ``jaccli.names``.
 
     Attributes:
-        name: as on the command line.
+        name: as on the command line, and in ``METHOD_CLASSES``.
         by: whether it computes J row by row or column by column, ``chunk`` of them at once.
         differentiates: whether it needs gradients, or can be checked by them: the forward pass is then recorded.
         needs_graph: whether it goes back through the gradient graph of the recorded forward pass.
@@ -157,6 +159,11 @@ class Method(ABC):
     passes_each: ClassVar[int] = 1
     drawback: ClassVar[str]
     fallbacks: ClassVar[tuple[MethodName, ...]] = ()
+
+    @property
+    def goes_backward(self) -> bool:
+        """Whether it is made of backward passes, which the engine's ``recordable`` run is not."""
+        return self.kind == "backward" and not self.recordable
 
     @abstractmethod
     def fill(self, task: MethodTask) -> None:

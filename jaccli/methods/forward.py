@@ -66,7 +66,7 @@ class Forward(Method):
 
     def predict(self, inputs: SelectionInput) -> float | None:
         f = inputs.linear.f
-        if f.n_in >= 2 * f.n_out:
+        if f.n_in >= defaults.FORWARD_COLUMNS * f.n_out:
             return None
         imports = 0.0 if batching_imported() else defaults.FUNCTORCH_IMPORT
         return inputs.work.forward(f.n_in, inputs.chunk_of("forward")) + imports

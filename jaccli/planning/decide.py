@@ -116,7 +116,7 @@ def decide(
     def sized(name: MethodName, why: str = "") -> Decision:
         return _sized(linearization, name, why, budget, chunk, sizes)
 
-    selection = METHODS[method].select(SelectionInput(linearization, sizes, lambda name: sized(name).chunk))
+    selection = METHODS[method].select(SelectionInput(linearization, sizes, lambda name: sized(name).chunk, METHODS))
     name, others = selection.method, selection.others
     decision = replace(
         sized(name, selection.why), others=others, predicted_s=selection.predicted_s, asked=method != "auto"

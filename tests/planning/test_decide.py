@@ -270,7 +270,7 @@ def test_structured_predicts_the_time_of_its_order() -> None:
     pair, inputs = (resolve(network, "input"), resolve(network, "output")), Inputs((torch.randn(3, 6),))
     with computing(network):
         (linearization,) = linearize(network, inputs, [pair])
-        selection = SelectionInput(linearization, footprint(linearization.linear), lambda name: 1)
+        selection = SelectionInput(linearization, footprint(linearization.linear), lambda name: 1, METHODS)
         assert METHODS["structured"].predict(selection) is None
         linearization.search_structure()
         assert linearization.structure is not None
