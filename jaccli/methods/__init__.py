@@ -2,7 +2,7 @@
 
     LinearizedFunction, chunk ─→ MethodTask ─→ METHODS[name].fill ─→ J (batch, n_out, n_in)
 
-    base                          what a method is: ``Method``, ``MethodTask``, ``Selection``
+    base                          what a method is: ``Method``, ``MethodTask``, ``MethodSelection``
     backward, forward             rows by backward passes, columns by forward ones
     structured                    the operator graph, multiplied out
     finite_difference ─→ steps    columns from values alone; the step of each

@@ -8,7 +8,7 @@ from jaccli import defaults
 from jaccli.autograd.products import batching_imported
 from jaccli.errors import note
 from jaccli.linearization.linearized_function import LinearizedFunction
-from jaccli.methods.base import Method, MethodGap, MethodTask, Selection, SelectionInput
+from jaccli.methods.base import Method, MethodGap, MethodSelection, MethodTask, SelectionInput
 from jaccli.methods.operator_costs import roughly
 from jaccli.planning.linearize.linearization import Linearization
 from jaccli.text.quantities import seconds
@@ -46,7 +46,7 @@ class Auto(Method):
     def fill(self, task: MethodTask) -> None:
         raise NotImplementedError("auto fills nothing: the method that it selects does")
 
-    def select(self, inputs: SelectionInput) -> Selection:
+    def select(self, inputs: SelectionInput) -> MethodSelection:
         """The method, by the table above but for its first row, which ``planning.decide`` has."""
         linear = inputs.linear
         if linear.recorded_pass is None or inputs.linearization.probe.backward_gap:
@@ -54,7 +54,7 @@ class Auto(Method):
         loop_s = roughly(linear, inputs.sizes)
         return _soon_done(linear, loop_s) if loop_s < defaults.SOON else self._fastest(inputs)
 
-    def _fastest(self, inputs: SelectionInput) -> Selection:
+    def _fastest(self, inputs: SelectionInput) -> MethodSelection:
         """Structured where it is clearly faster than the loop, else the least predicted time."""
         linear = inputs.linear
         loop_s = inputs.work.loop(linear.f.n_out)
@@ -62,7 +62,7 @@ class Auto(Method):
         if structured_s < defaults.CLEARLY * loop_s:
             why = f"{_shape(linear)}: {seconds(structured_s)} predicted from the network's structure"
             reasons = dict.fromkeys(("reverse", "loop"), f"at most {seconds(loop_s)}")
-            return Selection("structured", why, reasons, structured_s)
+            return MethodSelection("structured", why, reasons, structured_s)
         others: dict[str, str] = {}
         if not batching_imported() and min(structured_s, loop_s) < defaults.SYMPY_IMPORT:
             others |= {name: _FIRST_BATCHED for name, method in inputs.methods.items() if method.batched}
@@ -76,9 +76,9 @@ class Auto(Method):
         if "forward" not in others and best != "forward":
             others["forward"] = f"{linear.f.n_in} columns against {linear.f.n_out} rows"
         why = f"{_shape(linear)}: {seconds(predicted[best])} predicted, the least"
-        return Selection(best, why, others, predicted[best])
+        return MethodSelection(best, why, others, predicted[best])
 
-    def _without_backward(self, inputs: SelectionInput) -> Selection:
+    def _without_backward(self, inputs: SelectionInput) -> MethodSelection:
         """Forward where that works, else finite-difference, with a note. Cost: J by forward passes."""
         linear, linearization = inputs.linear, inputs.linearization
         gap = linearization.probe.backward_gap or "no gradients"
@@ -93,9 +93,9 @@ class Auto(Method):
                 f"{linearization.name}: the backward pass fails ({gap}), and so does forward mode; "
                 "taken by finite differences"
             )
-            return Selection("finite-difference", "neither backward nor forward passes work", others)
+            return MethodSelection("finite-difference", "neither backward nor forward passes work", others)
         note(f"{linearization.name}: the backward pass fails ({gap}); taken in forward mode")
-        return Selection("forward", "the backward pass fails", others)
+        return MethodSelection("forward", "the backward pass fails", others)
 
 
 def structure_within(linearization: Linearization, loop_s: float) -> tuple[str | None, float]:
@@ -113,12 +113,12 @@ def structure_within(linearization: Linearization, loop_s: float) -> tuple[str |
     return gap, linearization.structure.seconds if linearization.structure is not None else inf
 
 
-def _soon_done(linear: LinearizedFunction, loop_s: float) -> Selection:
+def _soon_done(linear: LinearizedFunction, loop_s: float) -> MethodSelection:
     why = f"{_shape(linear)}: backward passes are soon done"
     if not batching_imported():
-        return Selection("loop", why, {"reverse": _FIRST_BATCHED}, loop_s)
+        return MethodSelection("loop", why, {"reverse": _FIRST_BATCHED}, loop_s)
     forward = f"{linear.f.n_in} columns, not fewer"
-    return Selection("reverse", why, {"loop": "rows one by one, where they go together", "forward": forward})
+    return MethodSelection("reverse", why, {"loop": "rows one by one, where they go together", "forward": forward})
 
 
 def _shape(linear: LinearizedFunction) -> str:

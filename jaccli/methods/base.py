@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.autograd.seeds import one_hot
+from jaccli.autograd.seeds import one_hot, spans
 from jaccli.errors import JaccliError
 from jaccli.graph import Bracketing, EliminationPlan
 from jaccli.linearization.activation_memory import ActivationMemory
@@ -69,6 +69,13 @@ class MethodTask:
         batch = self.linear.batch
         return [slice(b, b + 1) for b in range(batch)] if self.samples_mix else [slice(0, batch)]
 
+    def chunks(self, size: int) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Passes for ``size`` rows or columns: which samples, which rows, and one-hot vectors ``(k, batch, size)``."""
+        for group in self.groups():
+            for start, stop in spans(size, self.chunk):
+                yield group, slice(start, stop), self.seeds(start, stop, size, group)
+                self.tick(stop - start)
+
     def seeds(self, start: int, stop: int, size: int, group: slice) -> Shaped[Tensor, "k batch n"]:
         """One-hot vectors ``start:stop`` for the samples of a group, zero for others."""
         return one_hot(start, stop, self.linear.batch, size, self.out, group)
@@ -116,7 +123,7 @@ class SelectionInput:
 
 
 @dataclass(frozen=True)
-class Selection:
+class MethodSelection:
     """The method that is going to compute J.
 
     Args:
@@ -181,9 +188,9 @@ class Method(ABC):
         """Why it cannot be used here, as far as that is known without a pass of its own; else None."""
         return linearization.probe.backward_gap if self.needs_graph else None
 
-    def select(self, inputs: SelectionInput) -> Selection:  # noqa: ARG002 - a method that is named is used
+    def select(self, inputs: SelectionInput) -> MethodSelection:  # noqa: ARG002 - a method that is named is used
         """The method that is used where a user names this one: itself, but for ``auto``."""
-        return Selection(self.name, "asked for")
+        return MethodSelection(self.name, "asked for")
 
     def predict(self, inputs: SelectionInput) -> float | None:  # noqa: ARG002 - by default nothing is predicted
         """Seconds of J from counts of operators, without the clock; None where ``auto`` is not to consider it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaccli.graph import CaptureGap, capture, jacobian, plan_elimination
-from jaccli.methods.base import Method, MethodGap, MethodTask, Selection, SelectionInput
+from jaccli.methods.base import Method, MethodGap, MethodSelection, MethodTask, SelectionInput
 from jaccli.planning.linearize.linearization import Linearization
 
 
@@ -34,10 +34,10 @@ class Structured(Method):
     def why_not(self, linearization: Linearization) -> str | None:
         return "samples mix in this model" if linearization.samples_mix else None
 
-    def select(self, inputs: SelectionInput) -> Selection:
+    def select(self, inputs: SelectionInput) -> MethodSelection:
         """Itself, with the reason in ``others`` where there is no elimination order. Cost: a capture and a search."""
         gap = inputs.linearization.search_structure()
-        return Selection(self.name, "asked for", {} if gap is None else {self.name: gap})
+        return MethodSelection(self.name, "asked for", {} if gap is None else {self.name: gap})
 
     def predict(self, inputs: SelectionInput) -> float | None:
         plan = inputs.linearization.structure

@@ -110,7 +110,7 @@ def _seconds_of_method(builder: ProgramBuilder, decision: Decision, inputs: Inpu
     best = float("inf")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for _ in range(defaults.REPLAY_TRIES):
+        for _ in range(defaults.PROGRAM_TRIES):
             best = min(best, timed(partial(builder.without_program, inputs, decision))[0])
             if best > 4 * program_s:
                 break

@@ -16,7 +16,7 @@ from jaccli.activations.resolve import expand, resolve
 from jaccli.linearization.activation_memory import footprint
 from jaccli.methods import METHODS
 from jaccli.methods.auto import structure_within
-from jaccli.methods.base import Selection, SelectionInput
+from jaccli.methods.base import MethodSelection, SelectionInput
 from jaccli.models.adapt import as_network
 from jaccli.names import METHOD_NAMES
 from jaccli.planning.decide import decide
@@ -252,7 +252,7 @@ def test_structure_that_does_not_fit_is_replaced_by_reverse(monkeypatch: pytest.
     with computing(network):
         (linearization,) = linearize(network, inputs, [pair])
         assert linearization.search_structure() is None
-        structured = Selection("structured", "", {"reverse": "slower"})
+        structured = MethodSelection("structured", "", {"reverse": "slower"})
         monkeypatch.setattr(METHODS["auto"], "select", lambda inputs: structured)
         assert decide(linearization, "auto").method == "structured"
         plan = linearization.structure
