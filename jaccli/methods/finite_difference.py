@@ -34,8 +34,9 @@ class FiniteDifference(Method):
     strong curvature spoils are computed again with smaller steps. Columns of small coordinates are computed again with
     larger steps, where those prove right.
 
-    Cost: 2 n_in evaluations, 28 (float32) or 46 (float64) for each pilot column, and the repeated columns; ``chunk``
-    of them stacked in the batch, or one after another where the model accepts no other number of samples.
+    Cost: 2 n_in evaluations, 28 (float32) or 46 (float64) for each pilot column, and the repeated columns; of at most
+    16 columns each is a pilot, at more steps: 50 or 80. ``chunk`` of them are stacked in the batch, or one after
+    another where the model accepts no other number of samples.
     Source: ``jaccli.methods.steps``; compare Moré and Wild 2012, "Estimating derivatives of noisy simulations".
     """
 

@@ -75,33 +75,6 @@ def test_plan_made_where_there_is_no_path() -> None:
     assert torch.equal(plan(x)[0], torch.diag(2 * x[0]))
 
 
-@pytest.mark.parametrize(
-    ("method", "counts"),
-    [
-        ("reverse", {"vjp": 5}),
-        ("loop", {"vjp": 5}),
-        ("forward", {"jvp": 7}),
-        ("functional", {"forward": 1, "vjp": 5}),
-        ("replicate", {"forward": 3 + 5, "vjp": 5}),
-    ],
-)
-@pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_numbers_of_passes(method: Any, counts: dict[str, int], chunk: int) -> None:
-    network = as_network(chain(7, 6, 5)())
-    pair = (resolve(network, "input"), resolve(network, "output"))
-    (piece,) = stream(network, Inputs((torch.randn(3, 7),)), [pair], RunOptions(method, None, chunk))
-    assert dict(piece.outcome.passes) == counts
-    assert piece.outcome.method == method
-
-
-def test_passes_of_samples_that_mix() -> None:
-    network = as_network(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
-    pair = (resolve(network, "input"), resolve(network, "output"))
-    with pytest.warns(jaccli.JaccliWarning, match="samples mix"):
-        (piece,) = stream(network, Inputs((torch.randn(5, 4),)), [pair], RunOptions("reverse"))
-    assert piece.outcome.passes["vjp"] == 5 * 3
-
-
 class Counted(nn.Sequential):
     calls = 0
 
