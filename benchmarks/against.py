@@ -150,7 +150,7 @@ def difference(old: Side, new: Side) -> float:
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
-        matrices = []
+        matrices: list[torch.Tensor] = []
         for side in (old, new):
             path = f"{folder}/{len(matrices)}.pt"
             side.ask(f"save {path}")

@@ -183,6 +183,8 @@ def _jax(case: Case, options: Options, x: Tensor, truth: Tensor) -> list[Contend
 
 
 def _memory(result: Result, case: Case) -> None:
+    import jaccli
+
     result.activation_bytes = activation_bytes(case)
     if result.ours.status != "races":
         return
@@ -193,7 +195,8 @@ def _memory(result: Result, case: Case) -> None:
         return lambda: variant.run(result.ours.samples)
 
     peak, result.held_bytes = memory(make)
-    result.peak_bytes = peak + result.ours.run.kept_bytes  # type: ignore[attr-defined]
+    assert isinstance(result.ours.run, jaccli.Plan)
+    result.peak_bytes = peak + result.ours.run.kept_bytes
 
 
 def check_sane(after: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,6 +90,14 @@ def test_no_cycle_of_modules() -> None:
         for name in free:
             del below[name]
     assert not below
+
+
+@pytest.mark.parametrize("face", [p for p in MODULES if p.name == "__init__.py" and p.parent != ROOT], ids=name_of)
+def test_the_face_of_a_folder_names_its_modules(face: Path) -> None:
+    text = ast.get_docstring(ast.parse(face.read_text())) or ""
+    modules = {p.stem for p in face.parent.glob("*.py")} | {p.parent.name for p in face.parent.glob("*/__init__.py")}
+    missing = {m for m in modules - {"__init__"} if not re.search(rf"\b{m}\b", text)}
+    assert not missing, f"{face.parent.name}/__init__.py does not say what is in {sorted(missing)}"
 
 
 def test_no_module_has_the_name_of_a_public_function() -> None:

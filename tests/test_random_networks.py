@@ -37,7 +37,7 @@ from tests.random_networks import (
     random_network,
 )
 
-COUNT = int(os.environ.get("JACCLI_RANDOM_NETWORKS", "300"))
+COUNT = int(os.environ.get("JACCLI_RANDOM_NETWORKS", "120"))
 DEFAULT = "structured" if "structured" in tuple(map(str, METHOD_NAMES)) else "auto"
 METHOD = os.environ.get("JACCLI_RANDOM_METHOD", DEFAULT)
 FLOOR = 1e-2  # a smaller J is what is left of larger numbers

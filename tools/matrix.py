@@ -157,7 +157,7 @@ def run_tests(python: Path, tree: Path, jobs: int, arguments: list[str]) -> dict
         )
     report = tree / "report.xml"
     # The script, not ``-m pytest``, which would put the present folder on the path.
-    command = [python.parent / "pytest", "-n", str(jobs), "--dist", "loadfile", f"--junitxml={report}", *arguments]
+    command = [str(python.parent / "pytest"), "-n", str(jobs), "--dist", "loadfile", f"--junitxml={report}", *arguments]
     subprocess.run(command, cwd=tree, env={"OMP_NUM_THREADS": "1", **_settings()}, check=False)
     if not report.exists():
         raise SystemExit(f"the tests did not run: {' '.join(map(str, command))}")

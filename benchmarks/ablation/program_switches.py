@@ -34,17 +34,15 @@ def _without_pass(name: str) -> dict[str, Any]:
 
 
 def _no_memory_plan(*_: Any, **__: Any) -> MemoryPlan:
-    return MemoryPlan({}, 0)
+    return MemoryPlan({}, 0, {})
 
 
 _plan_memory, _lines = memory_plan.plan_memory, codegen._Code._lines
 
 
-def _without_donation(
-    program: Instructions, has_out: Callable[[Instruction], bool], donate: bool = False
-) -> MemoryPlan:
+def _without_donation(program: Instructions, has_out: Callable[[Instruction], bool], donate: bool) -> MemoryPlan:
     del donate
-    return _plan_memory(program, has_out)
+    return _plan_memory(program, has_out, donate=False)
 
 
 def _kept_to_the_end(

@@ -17,7 +17,8 @@ from ablation.switch import Switch
 from ablation.timing import in_turns, least
 from jaccli.activations.record import Inputs
 from jaccli.graph import CaptureGap, Pool, Program, capture, jacobian, plan_elimination, programs_of
-from jaccli.planning.linearize import computing, exact_attention, linearize
+from jaccli.planning.linearize import linearize
+from jaccli.run.blocks import RunOptions
 from jaccli.run.planned import Plan
 from jaccli.run.program_runner import ProgramRunner
 from jaccli.run.sample_ranges import take_samples
@@ -78,7 +79,7 @@ class Subject:
     def _failure(self, switch: Switch) -> Result | None:
         """Why the engine alone, without the methods that stand in for it, has no J without a part."""
         try:
-            with switch.off(), computing(self.plan.network), exact_attention(True):
+            with switch.off(), RunOptions("structured", None, None).session(self.plan.network):
                 (linearization,) = linearize(
                     self.plan.network, self._inputs, [self.plan.pair], graph=False, probe=False
                 )
@@ -151,10 +152,10 @@ class Subject:
         assert self.runner is not None
         network, pair = self.plan.network, self.plan.pair
         group = take_samples(self._inputs, 0, self._inputs.batch // self.runner.groups)
-        with computing(network), exact_attention(self.plan.options.exact_attention):
+        with self.plan.options.session(network):
             (linearization,) = linearize(network, group, [pair], graph=False, probe=False)
             graph = capture(linearization.linear.f)
-            return programs_of(graph, plan_elimination(graph, self.plan.decision.bracketing))[0]
+            return programs_of(graph, plan_elimination(graph, self.plan.decision.bracketing), fusing=True)[0]
 
     def _holding(self, program: Program) -> Plan:
         """The baseline's plan with another program."""

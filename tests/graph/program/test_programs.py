@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -47,6 +48,13 @@ EVERYTHING: dict[str, dict[tuple[ModuleType, str], Any]] = {
 }
 
 
+@cache
+def truth_of(name: str, seed: int, scale: float = 1.0) -> Tensor:
+    """J of a segment at samples, row by row."""
+    s = BY_NAME[name]
+    return jaccli.jacobian(s.model(), s.x(seed) * scale, s.source, s.target, method="loop", args=s.args())
+
+
 def later_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all programs the one tried last is taken."""
     clock = (2.0**-turn for turn in itertools.count())
@@ -65,8 +73,7 @@ def test_plans_done_quickly_are_right(
         model, pair, args = s.model(), (s.source, s.target), s.args()
         plan = jaccli.plan(model, s.x(1), *pair, method="structured", args=args)
         assert replayed(plan), s.name
-        for x in (s.x(2) * 1.5, s.x(1)):
-            truth = jaccli.jacobian(model, x, *pair, method="loop", args=args)
+        for x, truth in ((s.x(2) * 1.5, truth_of(s.name, 2, 1.5)), (s.x(1), truth_of(s.name, 1))):
             off[s.name] = max(off.get(s.name, 0.0), error(plan(x, args=args), truth))
     assert {name: e for name, e in off.items() if not e < 1e-10} == {}
 
@@ -82,8 +89,7 @@ def test_plans_done_group_by_group_are_right(monkeypatch: pytest.MonkeyPatch) ->
         (runner,) = plan.program_cache.programs.values()
         assert runner is not None, s.name
         assert runner.groups == s.x(1).shape[plan.dim], s.name
-        for x in (s.x(2) * 1.5, s.x(1)):
-            truth = jaccli.jacobian(model, x, *pair, method="loop", args=args)
+        for x, truth in ((s.x(2) * 1.5, truth_of(s.name, 2, 1.5)), (s.x(1), truth_of(s.name, 1))):
             off[s.name] = max(off.get(s.name, 0.0), error(plan(x, args=args), truth))
     assert {name: e for name, e in off.items() if not e < 1e-10} == {}
 
@@ -149,7 +155,7 @@ def test_a_plan_takes_samples_in_any_strides() -> None:
         model, pair, args, x = s.model(), (s.source, s.target), s.args(), s.x(2)
         turned = torch.empty(x.shape[::-1], dtype=x.dtype).permute(*range(x.dim())[::-1]).copy_(x)
         among = torch.cat([x + 1, x, x - 1])[len(x) : 2 * len(x)]
-        truth = jaccli.jacobian(model, x, *pair, method="loop", args=args)
+        truth = truth_of(s.name, 2)
         for first in (s.x(1), turned):
             plan = jaccli.plan(model, first, *pair, method="structured", args=args)
             off[s.name] = max(error(plan(given, args=args), truth) for given in (x, turned, among))

@@ -1,6 +1,6 @@
 """What can be known about J without building it, and J inside a loss, measured.
 
-    python benchmarks/operator.py [estimate] [loss]
+    python benchmarks/products.py [estimate] [loss]
 
 ``estimate``: ``jaccli deviation --estimate`` on a residual chain of 16,384 units, in a process of its own: time and
 peak memory, and the time that the exact value is predicted to take. ``loss``: one training step with ‖J − I‖² by
@@ -19,7 +19,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,11 +71,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 def by_hand(net: nn.Module, x: Tensor) -> dict[str, Callable[[], Tensor]]:
     """‖J − I‖² as one writes it with torch.func."""
-    weights, n = dict(net.named_parameters()), math.prod(x.shape[1:])
+    weights: dict[str, Tensor] = dict(net.named_parameters())
+    n = math.prod(x.shape[1:])
     eye = torch.eye(n)
 
     def hutchinson() -> Tensor:
-        _, pull = vjp(lambda z: functional_call(net, weights, (z,)), x)
+        pull = vjp(lambda z: functional_call(net, weights, (z,)), x)[1]
         v = torch.randint(0, 2, x.shape).float() * 2 - 1
         return (pull(v)[0] - v).square().sum(1)
 
@@ -99,11 +102,11 @@ def loss() -> None:
                 p.grad = None
             value().mean().backward()
 
-        runs: dict[str, Callable[[], object]] = {"forward": lambda net=net, x=x: net(x)}
+        runs: dict[str, Callable[[], object]] = {"forward": partial(net, x)}
         for kind, value in by_hand(net, x).items():
-            runs[f"{kind} by hand"] = lambda value=value: step(value)
-            ours = lambda kind=kind, net=net, x=x: jaccli.identity_deviation(net, x, estimator=kind)  # noqa: E731
-            runs[kind] = lambda ours=ours: step(ours)
+            runs[f"{kind} by hand"] = partial(step, value)
+            ours = partial(jaccli.identity_deviation, net, x, estimator=cast(Any, kind))
+            runs[kind] = partial(step, ours)
         times: dict[str, list[float]] = {key: [] for key in runs}
         for run in runs.values():
             run(), run()
