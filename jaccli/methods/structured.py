@@ -24,8 +24,8 @@ class Structured(Method):
 
     def fill(self, task: MethodTask) -> None:
         try:
-            plan = task.structure or plan_elimination(capture(task.linear.f), task.bracketing)
-            task.out = jacobian(plan)
+            structure = task.structure or plan_elimination(capture(task.linear.f), task.bracketing)
+            task.out = jacobian(structure)
         except CaptureGap as gap:
             raise MethodGap(str(gap)) from None
         task.linear.passes["forward"] += 1
@@ -40,5 +40,5 @@ class Structured(Method):
         return MethodSelection(self.name, "asked for", {} if gap is None else {self.name: gap})
 
     def predict(self, inputs: SelectionInput) -> float | None:
-        plan = inputs.linearization.structure
-        return plan.seconds if plan is not None else None
+        structure = inputs.linearization.structure
+        return structure.seconds if structure is not None else None

@@ -22,6 +22,14 @@ def isometry(pairs: Sequence[PairRecord]) -> list[dict[str, Any]]:
 
     Args:
         pairs: records with ``samples`` of ``spectrum`` figures, in the order of the layers.
+
+    Example:
+        >>> import torch
+        >>> from jaccli.statistics.spectral import spectrum
+        >>> ends = {end: {"layer": end, "shape": (2,)} for end in ("source", "target")}
+        >>> (line,) = isometry([{**ends, "samples": [spectrum(torch.diag(torch.tensor([3.0, 1.0])))]}])
+        >>> line["mean_squared_singular_value"], round(line["relative_variance"], 3), line["smallest"]
+        (5.0, 0.64, 1.0)
     """
     lines = []
     for record in pairs:

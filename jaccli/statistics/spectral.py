@@ -136,6 +136,10 @@ def lyapunov(matrices: list[Tensor]) -> Shaped[Tensor, "n"]:
 
     Args:
         matrices: J ``(n_out, n_in)`` of each pair, in the order of layers; n_in of each is n_out of the one before.
+
+    Example:
+        >>> lyapunov([torch.diag(torch.tensor([2.0, 1.0]))] * 3).exp().round(decimals=6)
+        tensor([2., 1.], dtype=torch.float64)
     """
     basis: Tensor | None = None
     total: Tensor | None = None
