@@ -1,4 +1,7 @@
-"""Every tuning constant, with its reason."""
+"""Constants that tune how J is taken, each with its reason: methods, their choice, memory, programs and races.
+
+Constants that tune one algorithm (rounding, elimination, programs' kernels, estimates) stand beside it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from __future__ import annotations
 # the scale of the coordinate itself, which suits linear and piecewise linear networks.
 PILOT_COLUMNS = 4
 PILOT_OUTPUTS = 1024  # of each sample
-TRY_ALL = 16  # up to so many columns, the best of all steps is used for each
+TRY_ALL = 16  # with at most TRY_ALL columns, the best of all steps is used for each
 STEPS_A_DECADE = 5  # where the best of all is used
 PILOT_STEPS_A_DECADE = 3
 # A change between two steps is truncation, not noise, when it is this many times the noise expected.
@@ -44,6 +47,8 @@ BATCHED_WORK = 2.0
 TOUCHED_BYTES_S = 1e10
 # Floating-point operations a second of a recurrent layer, step by step.
 RECURRENT_FLOPS = 1e9
+# Forward mode is no candidate with this many columns for each row: its pass takes longer than a backward pass.
+FORWARD_COLUMNS = 2
 # How many times faster than a common CPU an accelerator works.
 ACCELERATOR_SPEED = 50.0
 # Seconds that capture, search and a first run take for each operator, about. A single call whose loop over rows takes
@@ -52,30 +57,31 @@ ENGINE_OPERATOR_S = 1.5e-3
 # ``structured`` is selected at once when it is predicted to take less than this share of the loop over rows.
 CLEARLY = 0.25
 # Runs of a recorded program with each number of threads, which show the fastest number.
-REPLAY_TRIES = 3
-# A program that keeps more bytes than this, about a cache, is also timed in groups of samples, more and more of them
-# until that is so many times slower.
+PROGRAM_TRIES = 3
+# A program that keeps more than GROUPED_FROM bytes, about a cache, is also timed in groups of samples: more and more of
+# them, until that takes GROUPED_SLOWER times as long.
 GROUPED_FROM = 2**20
 GROUPED_SLOWER = 1.2
-# Programs that a plan keeps, one for each shape of its inputs.
-REPLAY_KEPT = 8
+# Programs that a plan keeps, one for each signature of its inputs; analyses that a call of identity_deviation keeps.
+PROGRAMS_KEPT = 8
 # Elements of a planned call's J that are checked for NaN, evenly over it: each is a cache line from memory.
-LOOKED_AT = 2**13
+NAN_CHECK_ELEMENTS = 2**13
 # Rows or columns of a trial in a bench, and of a method that stands in for another.
 TRIAL_ROWS = 8
-# The first backward pass of a process with a batch of cotangents imports sympy, for so many seconds.
+# The first backward pass of a process with a batch of cotangents imports sympy, which takes this many seconds.
 SYMPY_IMPORT = 0.4
-# The first vectorised forward pass of a process imports for about a second.
+# The first vectorised forward pass of a process imports functorch, which takes about this many seconds.
 FUNCTORCH_IMPORT = 1.0
 # Samples of the first block, from which memory is predicted for the rest: this many, or this many bytes.
 PILOT_SAMPLES = 64
 PILOT_BYTES = 2**20
 # Up to this size a full singular value decomposition is quick; beyond, only the largest value is sought.
 DENSE_SVD = 400
-# Rounds of a bench: enough for an interval, few enough to wait for. Bootstrap resamples of it.
+# Rounds of a bench: enough for an interval, few enough to wait for.
 BENCH_ROUNDS = 30
-# A first call that takes less than this, in seconds, is repeated: it may have imported (functorch: some seconds).
-BENCH_SHORT = 5.0
+# Resamples of these rounds, for the interval of a ratio (bootstrap).
 BOOTSTRAPS = 2000
+# A bench repeats a first call that takes less than this, in seconds: it may have imported (functorch: some seconds).
+BENCH_SHORT = 5.0
 # An estimated relative error above this is a warning, not a note.
 DOUBTFUL_ERROR = 0.01

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import difflib
 from numbers import Integral
-from typing import Literal, get_args
 
 from jaccli.errors import UsageError
 from jaccli.text.wording import term, worded
 
-MethodName = Literal["auto", "structured", "reverse", "forward", "loop", "replicate", "functional", "finite-difference"]
+# A key of ``METHOD_CLASSES``; ``check_method`` makes one of a user's text.
+MethodName = str
+# The methods, and the class of each, which ``jaccli.methods`` imports when it is first asked for: that takes torch.
+METHOD_CLASSES: dict[MethodName, str] = {
+    "auto": "jaccli.methods.auto:Auto",
+    "structured": "jaccli.methods.structured:Structured",
+    "reverse": "jaccli.methods.backward:Reverse",
+    "forward": "jaccli.methods.forward:Forward",
+    "loop": "jaccli.methods.backward:Loop",
+    "replicate": "jaccli.methods.backward:Replicate",
+    "functional": "jaccli.methods.backward:Functional",
+    "finite-difference": "jaccli.methods.finite_difference:FiniteDifference",
+}
+METHOD_NAMES = tuple(METHOD_CLASSES)
 # Of J - I, as ``deviation`` gives them and ``--fail-above`` takes them.
 NORMS = ("frobenius", "relative", "spectral", "l1", "max_abs", "trace", "alpha", "identity_share")
 # The layer of a saved J whose file does not name it.
 UNKNOWN = "?"
-METHOD_NAMES: tuple[MethodName, ...] = get_args(MethodName)
 
 
 def check_method(name: str) -> MethodName:
@@ -23,12 +34,11 @@ def check_method(name: str) -> MethodName:
     Raises:
         UsageError: there is none.
     """
-    for known in METHOD_NAMES:
-        if known == name:
-            return known
-    near = difflib.get_close_matches(str(name), METHOD_NAMES, 1)
+    if name in METHOD_CLASSES:
+        return name
+    near = difflib.get_close_matches(str(name), METHOD_CLASSES, 1)
     hint = f"did you mean {near[0]!r}?" if near else ""
-    raise UsageError(f"method {name!r} is not known", f"expected one of {', '.join(METHOD_NAMES)}", hint)
+    raise UsageError(f"method {name!r} is not known", f"expected one of {', '.join(METHOD_CLASSES)}", hint)
 
 
 def check_count(name: str, value: object, others: str = "") -> None:

@@ -239,7 +239,8 @@ def test_methods_and_norms_are_those_that_exist() -> None:
     of_spectra = [name for name in FIELDS if name != "frobenius"]  # which shares a line
     assert _first_column("What the numbers mean") == [*NORMS, *of_spectra]
     for table in re.findall(r"^\| method \| median.*?\n\n", _section("Bench"), re.DOTALL | re.M):
-        assert re.findall(r"^\| ([a-z-]+) ", table, re.MULTILINE)[1:] == list(METHOD_NAMES)
+        raced = re.findall(r"^\| ([a-z-]+) ", table, re.MULTILINE)[1:]
+        assert raced == [name for name in METHOD_NAMES if name in raced]  # an example: a newer method may be missing
 
 
 def test_exit_codes_are_those_of_the_errors() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,6 +91,19 @@ class Inputs:
 
         args = (apply(self.args[0], self.dim), *(apply(a) for a in self.args[1:]))
         return Inputs(args, {k: apply(v) for k, v in self.kwargs.items()}, self.dim)
+
+    def select(self, numbers: Sequence[int], rows_too: bool = True) -> Inputs:
+        """The samples of these numbers, which may repeat, and of each further argument the rows, if ``rows_too``."""
+
+        def rows(tensor: Tensor, dim: int) -> Tensor:
+            return tensor.index_select(dim, torch.tensor(numbers, device=tensor.device))
+
+        return self.each(rows) if rows_too else replace(self, args=(rows(self.args[0], self.dim), *self.args[1:]))
+
+    def may_have_rows(self) -> bool:
+        """Whether a further argument has as many rows as there are samples; whether one a sample, only values show."""
+        extras = (*self.args[1:], *self.kwargs.values())
+        return any(isinstance(e, Tensor) and e.dim() > 0 and e.shape[0] == self.batch for e in extras)
 
     def copied(self) -> Inputs:
         """The inputs with copies of all tensors, so that later writes to the caller's change nothing."""

@@ -4,11 +4,12 @@
     (operators) (seconds)  (rates by size)      (a JSON file per machine)
 
 In: a device, with torch's present number of threads. Out: a ``Calibration``, which predicts the seconds of products,
-convolutions and elementwise operators. Where nothing was measured, ``TYPICAL`` has the figures of a common machine.
+convolutions and elementwise operators. Where nothing was measured, ``typical.TYPICAL`` has those of a common machine.
+Why: which elimination order is fastest depends on the machine, and timing each candidate would take longer than J.
 """
 
-from jaccli.calibration.cache import calibrate, known, load
+from jaccli.calibration.cache import calibrate, load, stored_or_typical
 from jaccli.calibration.figures import Calibration
 from jaccli.calibration.typical import TYPICAL
 
-__all__ = ["TYPICAL", "Calibration", "calibrate", "known", "load"]
+__all__ = ["TYPICAL", "Calibration", "calibrate", "load", "stored_or_typical"]

@@ -83,7 +83,7 @@ def _as_before(device: torch.device, machine: dict[str, Any], reason: str) -> Ca
     return before or _unsaved.setdefault(_key(machine), TYPICAL)
 
 
-def known(device: torch.device | str = "cpu") -> Calibration:
+def stored_or_typical(device: torch.device | str = "cpu") -> Calibration:
     """The stored calibration for a device, or else typical figures. Measures nothing."""
     return load(device) or TYPICAL
 

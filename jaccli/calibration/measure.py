@@ -6,13 +6,18 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from itertools import product
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from jaccli.calibration.figures import FEW, MANY, WIDE, Calibration, Table, at
-from jaccli.calibration.timing import Call, Key, TimedOperator, least_seconds
+from jaccli.calibration.timing import FigureKey, OperatorCall, TimedOperator, least_seconds
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _SQUARES = (8, 40, 176, 640)  # 1e3, 1e5, 1e7 and 5e8 FLOP
@@ -53,8 +58,8 @@ def measure(device: torch.device) -> Calibration:
     """
     wait = None if device.type == "cpu" else lambda: torch.get_device_module(device).synchronize(device)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        probes = [*_small(device), *_products(device), *_convolutions(device), *_memory(device)]
-        return _figures(probes, least_seconds(probes, wait))
+        operators = [*_small(device), *_products(device), *_convolutions(device), *_memory(device)]
+        return _figures(operators, least_seconds(operators, wait))
 
 
 def _small(device: torch.device) -> Iterator[TimedOperator]:
@@ -87,7 +92,7 @@ def _products(device: torch.device) -> Iterator[TimedOperator]:
                 yield TimedOperator(("narrow", kind + name, thin), 2.0 * batch * wide * wide * thin, call, 3)
 
 
-def _product(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int], batch: int = 1) -> Call:
+def _product(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int], batch: int = 1) -> OperatorCall:
     m, k, n = shape
     lead = (batch,) if batch > 1 else ()
     left = torch.full((*lead, m, k), 0.5, dtype=dtype, device=device)
@@ -119,7 +124,9 @@ def _convolutions(device: torch.device) -> Iterator[TimedOperator]:
                 yield TimedOperator(("conv", f"{name} {order} {into}->{out}", work), work, call, 3 if work < 1e6 else 1)
 
 
-def _filled(device: torch.device, shape: tuple[int, ...], layout: torch.memory_format) -> Tensor:
+def _filled(
+    device: torch.device, shape: tuple[int, ...], layout: torch.memory_format
+) -> Shaped[Tensor, "n c height width"]:
     return torch.full(shape, 0.5, dtype=torch.float32, device=device).contiguous(memory_format=layout)
 
 
@@ -140,15 +147,15 @@ def _memory(device: torch.device) -> Iterator[TimedOperator]:
     )
 
 
-def _figures(probes: list[TimedOperator], seconds: dict[Key, float]) -> Calibration:
+def _figures(operators: list[TimedOperator], seconds: dict[FigureKey, float]) -> Calibration:
     overhead = seconds["overhead", "", 1]
     rates: dict[str, dict[str, Table]] = {}
-    for probe in probes:
-        field, row, size = probe.key
-        if probe.key in seconds:
-            took = seconds[probe.key]
+    for operator in operators:
+        field, row, size = operator.key
+        if operator.key in seconds:
+            took = seconds[operator.key]
             # The difference may be noise if nearly all of the time is overhead.
-            rate = probe.work / max(took - overhead, 0.1 * took)
+            rate = operator.work / max(took - overhead, 0.1 * took)
             rows = rates.setdefault(field, {})
             rows[row] = (*rows.get(row, ()), (size, rate))
     unmapped = seconds["fresh", "", _BUFFER] - seconds["written", "", _BUFFER]

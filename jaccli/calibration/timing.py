@@ -25,8 +25,8 @@ ALLOWANCE_S = 0.03
 BUSY = 0.2
 INTERRUPTIONS = 15
 
-Call = Callable[[], object]
-Key = tuple[str, str, float]
+OperatorCall = Callable[[], object]
+FigureKey = tuple[str, str, float]
 clock = time.perf_counter
 
 
@@ -42,9 +42,9 @@ class TimedOperator:
         ladder: to be left out if the time of the operator before it in the list shows that it would take too long.
     """
 
-    key: Key
+    key: FigureKey
     work: float
-    call: Call
+    call: OperatorCall
     repeats: int = 1
     ladder: bool = False
 
@@ -75,90 +75,90 @@ class Busy(RuntimeError):
     """Other work interrupted too many tries for a measurement."""
 
 
-def least_seconds(probes: list[TimedOperator], wait: Callable[[], None] | None) -> dict[Key, float]:
+def least_seconds(operators: list[TimedOperator], wait: Callable[[], None] | None) -> dict[FigureKey, float]:
     """Seconds of a call of each operator, from its fastest try; without operators that would take too long.
 
     Args:
-        probes: in the order in which a round tries them.
+        operators: in the order in which a round tries them.
         wait: waits until an asynchronous device has finished; None for the CPU.
 
     Raises:
         Busy: other work on this machine disturbed the measurement.
     """
     start = clock()
-    tries = {probe.key: Tries() for probe in probes}
-    pending = list(probes)
+    tries = {operator.key: Tries() for operator in operators}
+    pending = list(operators)
     for number in range(ROUNDS + MORE_ROUNDS):
         if number == 0:
-            pending = _first_round(probes, tries, wait)
+            pending = _first_round(operators, tries, wait)
         else:
-            for probe in pending:
+            for operator in pending:
                 if number >= LEAST_ROUNDS and clock() - start > BUDGET_S:
                     break
-                _try(probe, tries, wait)
-        pending = [probe for probe in pending if tries[probe.key].spent < ALLOWANCE_S]
+                _try(operator, tries, wait)
+        pending = [operator for operator in pending if tries[operator.key].spent < ALLOWANCE_S]
         # After the regular rounds only operators without an uninterrupted try are tried again.
         if number + 1 >= ROUNDS:
-            pending = [probe for probe in pending if not tries[probe.key].quiet]
-    done = {key: own for key, own in tries.items() if own.count}
-    if sum(not own.quiet for own in done.values()) > BUSY * len(done):
+            pending = [operator for operator in pending if not tries[operator.key].quiet]
+    done = {key: tried for key, tried in tries.items() if tried.count}
+    if sum(not tried.quiet for tried in done.values()) > BUSY * len(done):
         raise Busy
-    return {key: own.best for key, own in done.items()}
+    return {key: tried.best for key, tried in done.items()}
 
 
 def _first_round(
-    probes: list[TimedOperator], tries: dict[Key, Tries], wait: Callable[[], None] | None
+    operators: list[TimedOperator], tries: dict[FigureKey, Tries], wait: Callable[[], None] | None
 ) -> list[TimedOperator]:
     """Try each operator, except for those that a smaller one shows to take too long; returns those tried."""
     tried: list[TimedOperator] = []
-    for probe in probes:
-        if probe.ladder and _too_long(probe, tried[-1], tries, wait):
+    for operator in operators:
+        if operator.ladder and _too_long(operator, tried[-1], tries, wait):
             continue
-        _try(probe, tries, wait)
-        tried.append(probe)
+        _try(operator, tries, wait)
+        tried.append(operator)
     return tried
 
 
 def _too_long(
-    probe: TimedOperator, smaller: TimedOperator, tries: dict[Key, Tries], wait: Callable[[], None] | None
+    operator: TimedOperator, smaller: TimedOperator, tries: dict[FigureKey, Tries], wait: Callable[[], None] | None
 ) -> bool:
     """Whether an operator would take more than ``ALLOWANCE_S``, at the rate of a smaller one."""
 
     def predicted() -> float:
-        return tries[smaller.key].best * probe.work / smaller.work
+        return tries[smaller.key].best * operator.work / smaller.work
 
     if predicted() > ALLOWANCE_S:
         _try(smaller, tries, wait)  # a first call may be slow
     return predicted() > ALLOWANCE_S
 
 
-def _try(probe: TimedOperator, tries: dict[Key, Tries], wait: Callable[[], None] | None) -> None:
-    own = tries[probe.key]
+def _try(operator: TimedOperator, tries: dict[FigureKey, Tries], wait: Callable[[], None] | None) -> None:
+    tries_of_operator = tries[operator.key]
     # An asynchronous device gets all calls at once, as in real use.
-    calls = probe.repeats if wait is not None else 1
+    calls = operator.repeats if wait is not None else 1
     before = _preemptions()
-    for _ in range(probe.repeats // calls):
+    for _ in range(operator.repeats // calls):
         start = clock()
         for _ in range(calls):
-            probe.call()
+            operator.call()
         if wait is not None:
             wait()
         seconds = clock() - start
-        own.best = min(own.best, seconds / calls)
-        own.spent += seconds
+        tries_of_operator.best = min(tries_of_operator.best, seconds / calls)
+        tries_of_operator.spent += seconds
         # The try counts as interrupted, whatever follows: the rest would only cost time.
         if _preemptions() != before:
             break
-    own.count += 1
+    tries_of_operator.count += 1
     if _preemptions() != before:
-        own.interrupted += 1
+        tries_of_operator.interrupted += 1
         _refuse_busy(tries)
 
 
-def _refuse_busy(tries: dict[Key, Tries]) -> None:
+def _refuse_busy(tries: dict[FigureKey, Tries]) -> None:
     """Give up early: on a busy machine a try may wait for the scheduler a hundred times longer than it runs."""
-    interrupted = sum(own.interrupted for own in tries.values())
-    if interrupted >= INTERRUPTIONS and interrupted > BUSY * sum(own.count for own in tries.values()):
+    interrupted = sum(tried.interrupted for tried in tries.values())
+    if interrupted >= INTERRUPTIONS and interrupted > BUSY * sum(tried.count for tried in tries.values()):
         raise Busy
 
 

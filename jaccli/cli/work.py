@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from jaccli.networks.network import Network
 from jaccli.networks.state.random_generators import seed_all
 from jaccli.planning.decide import Decision
 from jaccli.planning.explain import explain
-from jaccli.planning.linearize import Linearization, Pair, computing, readable
+from jaccli.planning.linearize import Linearization, Pair, computing, pair_name, readable
 from jaccli.run.blocks import Piece, RunOptions, Stopwatch, stream
 from jaccli.run.compile_blocks import CompiledBlocks
 from jaccli.run.sample_ranges import one_batch_only, pilot_size, take_samples
@@ -157,7 +157,7 @@ def load(model: ModelRequest, request: InputRequest, names: PairRequest | None =
     if numbers is not None:
         _check_whole(network, 0, len(numbers), total)
     pairs = _pairs(network, names) if names is not None else []
-    expect_pairs([f"{source!s} -> {target!s}" for source, target in pairs])
+    expect_pairs([pair_name(pair) for pair in pairs])
     own = samples.dtype if samples.is_floating_point() else torch.get_default_dtype()
     dtype = getattr(torch, model.dtype) if model.dtype else floating_dtype(network.tensors()) or own
     inputs = _bind(samples, [(name, load_argument(value)) for name, value in request.arguments])
@@ -214,15 +214,10 @@ def pick(network: Network, inputs: Inputs, numbers: Sequence[int]) -> Inputs:
 
     Cost: where there is such an argument, two or three forward passes without gradients.
     """
-
-    def rows(tensor: Tensor, dim: int) -> Tensor:
-        return tensor.index_select(dim, torch.tensor(numbers, device=tensor.device))
-
-    alone = replace(inputs, args=(rows(inputs.args[0], inputs.dim), *inputs.args[1:]))
-    extras = [*inputs.args[1:], *inputs.kwargs.values()]
-    if not any(isinstance(e, Tensor) and e.dim() and e.shape[0] == inputs.batch for e in extras):
+    alone = inputs.select(numbers, rows_too=False)
+    if not inputs.may_have_rows():
         return alone
-    together = inputs.each(rows)
+    together = inputs.select(numbers)
     if same_values(network, inputs, together, numbers):
         return together
     if same_values(network, inputs, alone, numbers):
@@ -309,7 +304,7 @@ def _blocks(
     tick: Tick,
 ) -> Generator[Piece]:
     options, watch = RunOptions(request.method, request.max_memory, request.chunk), loaded.timing.watch
-    instead = CompiledBlocks(loaded.network, options, watch) if request.compile else None
+    override = CompiledBlocks(loaded.network, options, watch) if request.compile else None
     return stream(
         loaded.network,
         loaded.inputs,
@@ -319,7 +314,7 @@ def _blocks(
         on_plan=on_plan,
         tick=tick,
         watch=watch,
-        instead=instead,
+        override=override,
     )
 
 

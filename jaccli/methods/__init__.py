@@ -1,26 +1,50 @@
 """The methods that compute J, by name.
 
-    Linearization, chunk ─→ MethodTask ─→ METHODS[name].fill ─→ J (batch, n_out, n_in)
+    LinearizedFunction, chunk ─→ MethodTask ─→ METHODS[name].fill ─→ J (batch, n_out, n_in)
 
-A method owns everything that is said of it: how it fills J, its cost in passes, bytes and predicted seconds, why it
-cannot be used, and its fallbacks (``Method`` in ``base``). ``auto`` is a method too, which selects another one; its
-docstring is the decision table. A new method is a file here and one entry below, and its name in ``jaccli.names``.
+    base                          what a method is: ``Method``, ``MethodTask``, ``MethodSelection``
+    backward, forward             rows by backward passes, columns by forward ones
+    structured                    the operator graph, multiplied out
+    finite_difference ─→ steps    columns from values alone; the step of each
+    auto ─→ operator_costs        selects one of the others; seconds of passes, predicted from counts of operators
+
+In: f at the samples, and how many rows or columns go at once. Out: J, filled in, with what a reader should know of it.
+Why: a method owns everything that is said of it: how it fills J, its cost in passes, bytes and predicted seconds, why
+it cannot be used, and its fallbacks. ``auto`` is a method too; its docstring is the decision table. A new method is a
+file here and one line in ``jaccli.names.METHOD_CLASSES``.
 """
 
 from __future__ import annotations
 
-from jaccli.methods.auto import Auto
-from jaccli.methods.backward import Functional, Loop, Replicate, Reverse
-from jaccli.methods.base import Method, MethodGap, MethodTask
-from jaccli.methods.finite_difference import FiniteDifference
-from jaccli.methods.forward import Forward
-from jaccli.methods.structured import Structured
-from jaccli.names import MethodName
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
 
-METHODS: dict[MethodName, Method] = {
-    method.name: method
-    for method in (Structured(), Reverse(), Forward(), Loop(), Replicate(), Functional(), FiniteDifference())
-}
-METHODS["auto"] = Auto(METHODS)
+from jaccli.methods.base import Method, MethodGap, MethodTask
+from jaccli.names import METHOD_CLASSES, MethodName
+
+
+class _Methods(Mapping[MethodName, Method]):
+    """One object of each class in ``METHOD_CLASSES``, made when it is first asked for."""
+
+    def __getitem__(self, name: MethodName) -> Method:
+        return _made(METHOD_CLASSES[name])
+
+    def __iter__(self) -> Iterator[MethodName]:
+        return iter(METHOD_CLASSES)
+
+    def __len__(self) -> int:
+        return len(METHOD_CLASSES)
+
+
+@cache
+def _made(place: str) -> Method:
+    """An object of the class at ``MODULE:CLASS``."""
+    module, _, name = place.partition(":")
+    method: Method = getattr(import_module(module), name)()
+    return method
+
+
+METHODS = _Methods()
 
 __all__ = ["METHODS", "Method", "MethodGap", "MethodName", "MethodTask"]

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import inf
 
 from jaccli import defaults
 from jaccli.autograd.products import batching_imported
 from jaccli.errors import note
 from jaccli.linearization.linearized_function import LinearizedFunction
-from jaccli.methods.base import Method, MethodGap, MethodTask, Selection, SelectionInput
+from jaccli.methods.base import Method, MethodGap, MethodSelection, MethodTask, SelectionInput
 from jaccli.methods.operator_costs import roughly
-from jaccli.names import MethodName
 from jaccli.planning.linearize.linearization import Linearization
 from jaccli.text.quantities import seconds
 
-_BY_BACKWARD_PASSES: tuple[MethodName, ...] = ("reverse", "loop", "replicate", "functional")
 _FIRST_BATCHED = f"the first batched pass of a process imports for {seconds(defaults.SYMPY_IMPORT)}"
 
 
@@ -27,7 +24,8 @@ class Auto(Method):
         the loop takes less than SOON              loop, or reverse where its imports are done
         the loop takes less than a graph capture   the fastest of the last row, without structured
         structured takes CLEARLY less than loop    structured
-        otherwise                                  the fastest of loop, reverse, forward and structured
+        otherwise                                  the fastest of loop, reverse, structured, and of forward where
+                                                   n_in < 2 n_out (FORWARD_COLUMNS)
 
     A plan (``jaccli.plan``) takes the method of this table, searches the structure without a limit of time, records it
     as a program, and times both: the faster one is used. A structure that does not fit the memory is replaced by
@@ -38,9 +36,6 @@ class Auto(Method):
     The constants are in ``jaccli.defaults``.
 
     Cost: what ``counted`` and ``Linearization.search_structure`` cost, unless the loop takes less than SOON.
-
-    Args:
-        methods: those to select from, by name; read at each call.
     """
 
     name = "auto"
@@ -48,21 +43,18 @@ class Auto(Method):
     recordable = True
     fallbacks = ("finite-difference",)
 
-    def __init__(self, methods: Mapping[MethodName, Method]) -> None:
-        self.methods = methods
-
     def fill(self, task: MethodTask) -> None:
         raise NotImplementedError("auto fills nothing: the method that it selects does")
 
-    def select(self, inputs: SelectionInput) -> Selection:
-        """The method, by the table above but for its first row, which is decided before."""
+    def select(self, inputs: SelectionInput) -> MethodSelection:
+        """The method, by the table above but for its first row, which ``planning.decide`` has."""
         linear = inputs.linear
         if linear.recorded_pass is None or inputs.linearization.probe.backward_gap:
             return self._without_backward(inputs)
         loop_s = roughly(linear, inputs.sizes)
         return _soon_done(linear, loop_s) if loop_s < defaults.SOON else self._fastest(inputs)
 
-    def _fastest(self, inputs: SelectionInput) -> Selection:
+    def _fastest(self, inputs: SelectionInput) -> MethodSelection:
         """Structured where it is clearly faster than the loop, else the least predicted time."""
         linear = inputs.linear
         loop_s = inputs.work.loop(linear.f.n_out)
@@ -70,13 +62,13 @@ class Auto(Method):
         if structured_s < defaults.CLEARLY * loop_s:
             why = f"{_shape(linear)}: {seconds(structured_s)} predicted from the network's structure"
             reasons = dict.fromkeys(("reverse", "loop"), f"at most {seconds(loop_s)}")
-            return Selection("structured", why, reasons, structured_s)
+            return MethodSelection("structured", why, reasons, structured_s)
         others: dict[str, str] = {}
         if not batching_imported() and min(structured_s, loop_s) < defaults.SYMPY_IMPORT:
-            others |= {name: _FIRST_BATCHED for name, method in self.methods.items() if method.batched}
+            others |= {name: _FIRST_BATCHED for name, method in inputs.methods.items() if method.batched}
         if gap is not None:
             others["structured"] = gap
-        candidates = [method for name, method in self.methods.items() if name not in others]
+        candidates = [method for name, method in inputs.methods.items() if name not in others]
         times = {method.name: method.predict(inputs) for method in candidates}
         predicted = {name: time for name, time in times.items() if time is not None}
         best = min(predicted, key=lambda name: predicted[name])
@@ -84,25 +76,26 @@ class Auto(Method):
         if "forward" not in others and best != "forward":
             others["forward"] = f"{linear.f.n_in} columns against {linear.f.n_out} rows"
         why = f"{_shape(linear)}: {seconds(predicted[best])} predicted, the least"
-        return Selection(best, why, others, predicted[best])
+        return MethodSelection(best, why, others, predicted[best])
 
-    def _without_backward(self, inputs: SelectionInput) -> Selection:
+    def _without_backward(self, inputs: SelectionInput) -> MethodSelection:
         """Forward where that works, else finite-difference, with a note. Cost: J by forward passes."""
         linear, linearization = inputs.linear, inputs.linearization
         gap = linearization.probe.backward_gap or "no gradients"
-        others: dict[str, str] = dict.fromkeys(_BY_BACKWARD_PASSES, f"the backward pass fails: {gap}")
+        backward = [name for name, method in inputs.methods.items() if method.goes_backward]
+        others = dict.fromkeys(backward, f"the backward pass fails: {gap}")
         try:
             task = MethodTask(linear, linear.value.new_zeros(linear.shape), inputs.chunk_of("forward"))
-            self.methods["forward"].fill(task)
+            inputs.methods["forward"].fill(task)
         except MethodGap as forward_gap:
             others["forward"] = str(forward_gap)
             note(
                 f"{linearization.name}: the backward pass fails ({gap}), and so does forward mode; "
                 "taken by finite differences"
             )
-            return Selection("finite-difference", "neither backward nor forward passes work", others)
+            return MethodSelection("finite-difference", "neither backward nor forward passes work", others)
         note(f"{linearization.name}: the backward pass fails ({gap}); taken in forward mode")
-        return Selection("forward", "the backward pass fails", others)
+        return MethodSelection("forward", "the backward pass fails", others)
 
 
 def structure_within(linearization: Linearization, loop_s: float) -> tuple[str | None, float]:
@@ -120,12 +113,12 @@ def structure_within(linearization: Linearization, loop_s: float) -> tuple[str |
     return gap, linearization.structure.seconds if linearization.structure is not None else inf
 
 
-def _soon_done(linear: LinearizedFunction, loop_s: float) -> Selection:
+def _soon_done(linear: LinearizedFunction, loop_s: float) -> MethodSelection:
     why = f"{_shape(linear)}: backward passes are soon done"
     if not batching_imported():
-        return Selection("loop", why, {"reverse": _FIRST_BATCHED}, loop_s)
+        return MethodSelection("loop", why, {"reverse": _FIRST_BATCHED}, loop_s)
     forward = f"{linear.f.n_in} columns, not fewer"
-    return Selection("reverse", why, {"loop": "rows one by one, where they go together", "forward": forward})
+    return MethodSelection("reverse", why, {"loop": "rows one by one, where they go together", "forward": forward})
 
 
 def _shape(linear: LinearizedFunction) -> str:

@@ -62,12 +62,8 @@ class Reverse(Method):
 
     def fill(self, task: MethodTask) -> None:
         linear = task.linear
-        for group in task.groups():
-            for start, stop in spans(linear.f.n_out, task.chunk):
-                seeds = task.seeds(start, stop, linear.f.n_out, group)
-                rows = attempt(linear.vjps, seeds)
-                task.out[group, start:stop] = rows[:, group].movedim(0, 1)
-                task.tick(stop - start)
+        for group, rows, seeds in task.chunks(linear.f.n_out):
+            task.out[group, rows] = attempt(linear.vjps, seeds)[:, group].movedim(0, 1)
 
 
 class Replicate(Method):
@@ -103,7 +99,7 @@ class Replicate(Method):
             seeds = task.seeds(start, stop, linear.f.n_out, slice(None)).reshape(value.shape)
             linear.passes["forward"] += copies
             linear.passes["vjp"] += copies
-            grad = attempt(_gradient, value, points, seeds)
+            (grad,) = attempt(torch.autograd.grad, value, points, seeds)
             task.out[:, start:stop] = grad.reshape(copies, linear.batch, -1).movedim(0, 1)
             task.tick(copies)
 
@@ -161,7 +157,3 @@ def check_tiling(task: MethodTask) -> None:
     eps = linear.recorded_pass.rounding if linear.recorded_pass is not None else 0.0
     if not same or not values_agree(values[linear.batch : 2 * linear.batch], linear.value, eps):
         raise MethodGap("with copies of the batch the model gives other values")
-
-
-def _gradient(value: Tensor, point: Tensor, cotangent: Tensor) -> Tensor:
-    return torch.autograd.grad(value, point, cotangent)[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jaccli import defaults
-from jaccli.autograd.seeds import one_hot
+from jaccli.autograd.seeds import one_hot, spans
 from jaccli.errors import JaccliError
 from jaccli.graph import Bracketing, EliminationPlan
 from jaccli.linearization.activation_memory import ActivationMemory
@@ -69,6 +69,13 @@ class MethodTask:
         batch = self.linear.batch
         return [slice(b, b + 1) for b in range(batch)] if self.samples_mix else [slice(0, batch)]
 
+    def chunks(self, size: int) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Passes for ``size`` rows or columns: which samples, which rows, and one-hot vectors ``(k, batch, size)``."""
+        for group in self.groups():
+            for start, stop in spans(size, self.chunk):
+                yield group, slice(start, stop), self.seeds(start, stop, size, group)
+                self.tick(stop - start)
+
     def seeds(self, start: int, stop: int, size: int, group: slice) -> Shaped[Tensor, "k batch n"]:
         """One-hot vectors ``start:stop`` for the samples of a group, zero for others."""
         return one_hot(start, stop, self.linear.batch, size, self.out, group)
@@ -95,11 +102,13 @@ class SelectionInput:
         linearization: f at the samples.
         sizes: memory of its activations.
         chunk_of: the chunk of a method that fits the memory; see ``MethodTask.chunk``.
+        methods: all methods by name, for the one that selects another.
     """
 
     linearization: Linearization
     sizes: ActivationMemory
     chunk_of: Callable[[MethodName], int]
+    methods: Mapping[MethodName, Method] = field(repr=False)
 
     @property
     def linear(self) -> LinearizedFunction:
@@ -114,7 +123,7 @@ class SelectionInput:
 
 
 @dataclass(frozen=True)
-class Selection:
+class MethodSelection:
     """The method that is going to compute J.
 
     Args:
@@ -131,10 +140,10 @@ class Selection:
 
 
 class Method(ABC):
-    """A way to compute J. A new method is a subclass in a file of its own, and one line in ``jaccli.methods``.
+    """A way to compute J. A new method is a subclass in a file of its own, and one line in ``jaccli.names``.
 
     Attributes:
-        name: as on the command line.
+        name: as on the command line, and in ``METHOD_CLASSES``.
         by: whether it computes J row by row or column by column, ``chunk`` of them at once.
         differentiates: whether it needs gradients, or can be checked by them: the forward pass is then recorded.
         needs_graph: whether it goes back through the gradient graph of the recorded forward pass.
@@ -158,6 +167,11 @@ class Method(ABC):
     drawback: ClassVar[str]
     fallbacks: ClassVar[tuple[MethodName, ...]] = ()
 
+    @property
+    def goes_backward(self) -> bool:
+        """Whether it is made of backward passes, which the engine's ``recordable`` run is not."""
+        return self.kind == "backward" and not self.recordable
+
     @abstractmethod
     def fill(self, task: MethodTask) -> None:
         """Fill ``task.out``, ``(batch, n_out, n_in)``.
@@ -174,9 +188,9 @@ class Method(ABC):
         """Why it cannot be used here, as far as that is known without a pass of its own; else None."""
         return linearization.probe.backward_gap if self.needs_graph else None
 
-    def select(self, inputs: SelectionInput) -> Selection:  # noqa: ARG002 - a method that is named is used
+    def select(self, inputs: SelectionInput) -> MethodSelection:  # noqa: ARG002 - a method that is named is used
         """The method that is used where a user names this one: itself, but for ``auto``."""
-        return Selection(self.name, "asked for")
+        return MethodSelection(self.name, "asked for")
 
     def predict(self, inputs: SelectionInput) -> float | None:  # noqa: ARG002 - by default nothing is predicted
         """Seconds of J from counts of operators, without the clock; None where ``auto`` is not to consider it."""

@@ -34,8 +34,9 @@ class FiniteDifference(Method):
     strong curvature spoils are computed again with smaller steps. Columns of small coordinates are computed again with
     larger steps, where those prove right.
 
-    Cost: 2 n_in evaluations, 28 (float32) or 46 (float64) for each pilot column, and the repeated columns; ``chunk``
-    of them stacked in the batch, or one after another where the model accepts no other number of samples.
+    Cost: 2 n_in evaluations, 28 (float32) or 46 (float64) for each pilot column, and the repeated columns; of at most
+    16 columns each is a pilot, at more steps: 50 or 80. ``chunk`` of them are stacked in the batch, or one after
+    another where the model accepts no other number of samples.
     Source: ``jaccli.methods.steps``; compare Moré and Wild 2012, "Estimating derivatives of noisy simulations".
     """
 
@@ -217,7 +218,7 @@ class CentralDifferences:
 class CoordinateBlock:
     """Some columns with their steps, and estimates of their errors; ``(batch, k)``, quotients ``(batch, n_out, k)``."""
 
-    def __init__(self, difference: CentralDifferences, pilot: Pilot, columns: Tensor) -> None:
+    def __init__(self, difference: CentralDifferences, pilot: Pilot, columns: Shaped[Tensor, "k"]) -> None:
         self.difference, self.pilot, self.columns = difference, pilot, columns
         self.steps = pilot.factor * difference.scale[:, columns]
         self.quotients, self.bend = difference.central(columns, self.steps)
@@ -236,7 +237,7 @@ class CoordinateBlock:
         remaining = self.bend.double() / self.steps.double()
         self.bias = torch.where(self._spoilt(), remaining, self.bias)
 
-    def _spoilt(self) -> Tensor:
+    def _spoilt(self) -> Shaped[Tensor, "batch k"]:
         usual = self.noise(self.steps) + self.pilot.curve * column_norms(self.quotients).double()
         return self.bend.double() / self.steps.double() > defaults.MEND_RATIO * usual
 
@@ -249,22 +250,22 @@ class CoordinateBlock:
         """
         most = self.pilot.factor * self.difference.most[:, self.columns]
         # Of every column the last quotient that was tried and its step, whether it was used or not.
-        tried, reached = self.quotients.clone(), self.steps.clone()
-        going = (most > defaults.GROW * reached) & (reached > 0)
-        doubtful = torch.zeros_like(going)
-        while (which := going.any(0)).any():
-            further = torch.minimum(most, defaults.GROW * reached)[:, which]
-            quotients, _ = self.difference.central(self.columns[which], further)
-            change = column_norms(quotients.double() - tried[:, :, which].double())
-            noise = self.noise(reached[:, which])
-            same = going[:, which] & (change <= defaults.STANDS_OUT * noise)
-            self._use(which, same, quotients, further)
-            limit = torch.where(doubtful[:, which], defaults.STANDS_FAR_OUT, defaults.STANDS_BEYOND_DOUBT)
+        last_quotient, last_step = self.quotients.clone(), self.steps.clone()
+        may_grow = (most > defaults.GROW * last_step) & (last_step > 0)
+        doubtful = torch.zeros_like(may_grow)
+        while (in_play := may_grow.any(0)).any():
+            further = torch.minimum(most, defaults.GROW * last_step)[:, in_play]
+            quotients, _ = self.difference.central(self.columns[in_play], further)
+            change = column_norms(quotients.double() - last_quotient[:, :, in_play].double())
+            noise = self.noise(last_step[:, in_play])
+            unchanged = may_grow[:, in_play] & (change <= defaults.STANDS_OUT * noise)
+            self._use(in_play, unchanged, quotients, further)
+            limit = torch.where(doubtful[:, in_play], defaults.STANDS_FAR_OUT, defaults.STANDS_BEYOND_DOUBT)
             unsure = change <= limit * noise
-            tried[:, :, which], reached[:, which] = quotients, further
-            doubtful[:, which] = ~same
-            going[:, which] &= same | unsure
-            going &= most > reached
+            last_quotient[:, :, in_play], last_step[:, in_play] = quotients, further
+            doubtful[:, in_play] = ~unchanged
+            may_grow[:, in_play] &= unchanged | unsure
+            may_grow &= most > last_step
 
     def _retry(self, spoilt: Tensor, steps: Tensor) -> bool:
         """Compute spoilt columns with smaller steps, and use those that differ by more than noise; whether any did.
@@ -273,23 +274,23 @@ class CoordinateBlock:
             spoilt: ``(batch, k)`` booleans.
             steps: ``(batch, k)``.
         """
-        which = spoilt.any(0)
-        if not which.any():
+        in_play = spoilt.any(0)
+        if not in_play.any():
             return False
-        quotients, bend = self.difference.central(self.columns[which], steps[:, which])
-        change = column_norms(quotients.double() - self.quotients[:, :, which].double())
-        differs = change > defaults.STANDS_OUT * self.noise(steps[:, which])
-        better = spoilt[:, which] & differs
-        self._use(which, better, quotients, steps[:, which])
+        quotients, bend = self.difference.central(self.columns[in_play], steps[:, in_play])
+        change = column_norms(quotients.double() - self.quotients[:, :, in_play].double())
+        differs = change > defaults.STANDS_OUT * self.noise(steps[:, in_play])
+        better = spoilt[:, in_play] & differs
+        self._use(in_play, better, quotients, steps[:, in_play])
         # A column that is no better is not tried again.
-        self.bend[:, which] = torch.where(better, bend, torch.zeros_like(bend))
-        self.bias[:, which] = torch.where(better, torch.zeros_like(change), self.bias[:, which])
+        self.bend[:, in_play] = torch.where(better, bend, torch.zeros_like(bend))
+        self.bias[:, in_play] = torch.where(better, torch.zeros_like(change), self.bias[:, in_play])
         return bool(better.any())
 
-    def _use(self, which: Tensor, better: Tensor, quotients: Tensor, steps: Tensor) -> None:
+    def _use(self, in_play: Tensor, better: Tensor, quotients: Tensor, steps: Tensor) -> None:
         """Replace quotients and steps by the better ones; ``better`` is ``(batch, columns that are tried)``."""
-        self.quotients[:, :, which] = torch.where(better.unsqueeze(1), quotients, self.quotients[:, :, which])
-        self.steps[:, which] = torch.where(better, steps, self.steps[:, which])
+        self.quotients[:, :, in_play] = torch.where(better.unsqueeze(1), quotients, self.quotients[:, :, in_play])
+        self.steps[:, in_play] = torch.where(better, steps, self.steps[:, in_play])
 
     def squared_error(self) -> float:
         """Sum over samples and columns of the squared error expected."""

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.autograd.products import batching_imported
-from jaccli.autograd.seeds import spans
 from jaccli.methods.base import Method, MethodGap, MethodTask, SelectionInput, attempt
 from jaccli.runtime.kernels import unfused
 
@@ -38,10 +37,10 @@ class Forward(Method):
 
     def fill(self, task: MethodTask) -> None:
         gaps: list[str] = []
-        for label, columns, context in self._variants(task):
+        for label, push, context in self._variants(task):
             try:
                 with context:
-                    attempt(self._run, task, columns)
+                    attempt(self._run, task, push)
             except MethodGap as gap:
                 gaps.append(f"{label}: {gap}")
                 continue
@@ -66,15 +65,12 @@ class Forward(Method):
 
     def predict(self, inputs: SelectionInput) -> float | None:
         f = inputs.linear.f
-        if f.n_in >= 2 * f.n_out:
+        if f.n_in >= defaults.FORWARD_COLUMNS * f.n_out:
             return None
         imports = 0.0 if batching_imported() else defaults.FUNCTORCH_IMPORT
         return inputs.work.forward(f.n_in, inputs.chunk_of("forward")) + imports
 
-    def _run(self, task: MethodTask, columns: Callable[[Tensor], Tensor]) -> None:
-        linear = task.linear
-        for group in task.groups():
-            for start, stop in spans(linear.f.n_in, task.chunk):
-                tangents = columns(task.seeds(start, stop, linear.f.n_in, group))
-                task.out[group, :, start:stop] = tangents[:, group].permute(1, 2, 0)
-                task.tick(stop - start)
+    def _run(self, task: MethodTask, push: Callable[[Tensor], Tensor]) -> None:
+        """Fill J by ``push``, ``(k, batch, n_in)`` → ``(k, batch, n_out)``."""
+        for group, columns, seeds in task.chunks(task.linear.f.n_in):
+            task.out[group, :, columns] = push(seeds)[:, group].permute(1, 2, 0)

@@ -90,7 +90,7 @@ class _Counter(Mode):
 
 
 def _cost(op: Any, operands: list[Tensor], args: tuple[Any, ...], tensors: list[Tensor], speed: float) -> Cost:
-    """The cost of an operator, from its tensor operands, all arguments, and its operands and results together."""
+    """The cost of an operator, from its operands of any shapes, all arguments, and operands and results together."""
     machine, dtype = TYPICAL, tensors[-1].dtype
     packet = op.overloadpacket
     if packet in (aten.mm, aten.addmm, aten.bmm, aten.baddbmm):

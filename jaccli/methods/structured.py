@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaccli.graph import CaptureGap, capture, jacobian, plan_elimination
-from jaccli.methods.base import Method, MethodGap, MethodTask, Selection, SelectionInput
+from jaccli.methods.base import Method, MethodGap, MethodSelection, MethodTask, SelectionInput
 from jaccli.planning.linearize.linearization import Linearization
 
 
@@ -24,8 +24,8 @@ class Structured(Method):
 
     def fill(self, task: MethodTask) -> None:
         try:
-            plan = task.structure or plan_elimination(capture(task.linear.f), task.bracketing)
-            task.out = jacobian(plan)
+            structure = task.structure or plan_elimination(capture(task.linear.f), task.bracketing)
+            task.out = jacobian(structure)
         except CaptureGap as gap:
             raise MethodGap(str(gap)) from None
         task.linear.passes["forward"] += 1
@@ -34,11 +34,11 @@ class Structured(Method):
     def why_not(self, linearization: Linearization) -> str | None:
         return "samples mix in this model" if linearization.samples_mix else None
 
-    def select(self, inputs: SelectionInput) -> Selection:
+    def select(self, inputs: SelectionInput) -> MethodSelection:
         """Itself, with the reason in ``others`` where there is no elimination order. Cost: a capture and a search."""
         gap = inputs.linearization.search_structure()
-        return Selection(self.name, "asked for", {} if gap is None else {self.name: gap})
+        return MethodSelection(self.name, "asked for", {} if gap is None else {self.name: gap})
 
     def predict(self, inputs: SelectionInput) -> float | None:
-        plan = inputs.linearization.structure
-        return plan.seconds if plan is not None else None
+        structure = inputs.linearization.structure
+        return structure.seconds if structure is not None else None

@@ -134,7 +134,7 @@ class CallSite:
             analysis = self._first(network, inputs, trainable, request)
         # Modules are dropped, see the class. A new module at an old address would have other tensors.
         fingerprint.references = [held for held in fingerprint.references if isinstance(held, Tensor)]
-        self.known = [*self.known[1 - defaults.REPLAY_KEPT :], (key, fingerprint, analysis)]
+        self.known = [*self.known[1 - defaults.PROGRAMS_KEPT :], (key, fingerprint, analysis)]
         return analysis
 
     def _first(self, network: Network, inputs: Inputs, trainable: list[Tensor], request: ProductRequest) -> Analysis:

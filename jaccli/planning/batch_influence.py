@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from jaccli.activations.record import Inputs, values
+from jaccli.autograd.seeds import gaussian
 from jaccli.errors import JaccliError, warn
 from jaccli.linear_maps.agreement import tolerance, value_tolerance
 from jaccli.linearization.activation_memory import footprint
 from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.linearization.rounding import distances, norms, rounding, value_rounding
 from jaccli.networks.network import Network
-from jaccli.planning.linearize import Linearization, linearize, own, readable
+from jaccli.planning.linearize import Linearization, detached_inputs, linearize, readable
 from jaccli.planning.memory import available
 from jaccli.text.wording import worded
 
-# Products are compared for a quarter of a block: three more graphs (``heads, tails, both``) are held meanwhile.
+# Products are compared for a quarter of a block: three more graphs (``firsts, lasts, both``) are held meanwhile.
 _SHARE = 4
 # Tensors of the widest activation's size that a pass without gradients holds.
 _TENSORS_OF_A_PASS = 4
@@ -50,27 +51,28 @@ def influence(network: Network, inputs: Inputs, block: Sequence[Linearization], 
         return None
     first, batch = block[0].linear.batch, inputs.batch
     n = max(1, min(first // _SHARE, batch - first))
-    # The first and the last samples: no block holds both groups, so that what their company does to them shows.
+    # The first and the last samples: no block holds both groups, so that what one group does to the other shows.
     ends = [*range(n)], [*range(batch - n, batch)]
     try:
-        parts = [_some(inputs, numbers) for numbers in (*ends, ends[0] + ends[1])]
-        heads, tails, both = (_linearized(network, part, block) for part in parts)
-        among = _values(network, _some(inputs, _fitting(block, batch, n, limit)), block)
+        parts = [inputs.select(numbers) for numbers in (*ends, ends[0] + ends[1])]
+        firsts, lasts, both = (_linearized(network, part, block) for part in parts)
+        values_of_all = _values(network, inputs.select(_fitting(block, batch, n, limit)), block)
     except JaccliError:  # the model does not take such a number of samples
         return None
-    for whole, alone, head, tail, company in zip(among, block, heads, tails, both, strict=True):
-        targets = [(alone.linear, whole[:first]), (tail.linear, whole[-n:])]
-        targets += [(head.linear, company.linear.value[:n]), (tail.linear, company.linear.value[n:])]
-        off = max(_off(linear, None, target, linear.value) for linear, target in targets)
-        if off:
-            return f"values differ by {off:.2g} of themselves"
-        if company.linear.recorded_pass is not None:
-            u = torch.randn(2 * n, alone.linear.f.n_out, generator=torch.Generator().manual_seed(5)).to(whole)
-            rows = company.linear.vjp(u)
-            products = (head.linear, u[:n], rows[:n]), (tail.linear, u[n:], rows[n:])
-            off = max(_off(linear, v, row, linear.vjp(v)) for linear, v, row in products)
-            if off:
-                return f"derivatives differ by {off:.2g} of themselves"
+    for value_of_all, alone, of_first, of_last, together in zip(values_of_all, block, firsts, lasts, both, strict=True):
+        first_alone, last_alone, both_together = of_first.linear, of_last.linear, together.linear
+        targets = [(alone.linear, value_of_all[:first]), (last_alone, value_of_all[-n:])]
+        targets += [(first_alone, both_together.value[:n]), (last_alone, both_together.value[n:])]
+        difference = max(_relative_difference(linear, None, target, linear.value) for linear, target in targets)
+        if difference:
+            return f"values differ by {difference:.2g} of themselves"
+        if both_together.recorded_pass is not None:
+            u = gaussian((2 * n, both_together.f.n_out), 5, value_of_all)
+            rows = both_together.vjp(u)
+            products = (first_alone, u[:n], rows[:n]), (last_alone, u[n:], rows[n:])
+            difference = max(_relative_difference(linear, v, row, linear.vjp(v)) for linear, v, row in products)
+            if difference:
+                return f"derivatives differ by {difference:.2g} of themselves"
     return None
 
 
@@ -95,7 +97,7 @@ def _linearized(network: Network, inputs: Inputs, block: Sequence[Linearization]
 def _values(network: Network, inputs: Inputs, block: Sequence[Linearization]) -> list[Tensor]:
     """Targets ``(batch, …)`` from one pass without gradients."""
     with readable(inputs):
-        targets = values(network, own(inputs), [p.pair[0] for p in block], [p.pair[1] for p in block])
+        targets = values(network, detached_inputs(inputs), [p.pair[0] for p in block], [p.pair[1] for p in block])
     return [targets[p.pair[1]] for p in block]
 
 
@@ -109,14 +111,7 @@ def _fitting(block: Sequence[Linearization], batch: int, n: int, limit: int | No
     return [*range(linear.batch), *(linear.batch + i * middle // count for i in range(count)), *range(batch - n, batch)]
 
 
-def _some(inputs: Inputs, numbers: Sequence[int]) -> Inputs:
-    def rows(tensor: Tensor, dim: int) -> Tensor:
-        return tensor.index_select(dim, torch.tensor(numbers, device=tensor.device))
-
-    return inputs if len(numbers) == inputs.batch else inputs.each(rows)
-
-
-def _off(linear: LinearizedFunction, u: Tensor | None, among: Tensor, alone: Tensor) -> float:
+def _relative_difference(linear: LinearizedFunction, u: Tensor | None, among: Tensor, alone: Tensor) -> float:
     """The largest relative difference of a sample's f(x), or Jᵀu, where it is more than rounding; else 0.
 
     Args:
@@ -136,5 +131,5 @@ def _off(linear: LinearizedFunction, u: Tensor | None, among: Tensor, alone: Ten
     else:
         noise = rounding(linear, u)
         reach = noise.row if noise is not None else tolerance(linear.rounding) * size
-    off = torch.where(difference > reach, difference / size.clamp(min=torch.finfo(size.dtype).tiny), 0.0)
-    return float(off.max())
+    relative = torch.where(difference > reach, difference / size.clamp(min=torch.finfo(size.dtype).tiny), 0.0)
+    return float(relative.max())

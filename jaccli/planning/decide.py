@@ -116,16 +116,16 @@ def decide(
     def sized(name: MethodName, why: str = "") -> Decision:
         return _sized(linearization, name, why, budget, chunk, sizes)
 
-    selection = METHODS[method].select(SelectionInput(linearization, sizes, lambda name: sized(name).chunk))
+    selection = METHODS[method].select(SelectionInput(linearization, sizes, lambda name: sized(name).chunk, METHODS))
     name, others = selection.method, selection.others
     decision = replace(
         sized(name, selection.why), others=others, predicted_s=selection.predicted_s, asked=method != "auto"
     )
-    plan = linearization.structure
-    if name != "structured" or name in others or plan is None:
+    structure = linearization.structure
+    if name != "structured" or name in others or structure is None:
         return decision
     # ``sized`` estimated the memory from rows; the elimination order says what it really takes.
-    structured = with_structure(linearization, plan, decision, budget)
+    structured = with_structure(linearization, structure, decision, budget)
     if structured.asked or structured.peak_bytes <= budget.limit:
         return structured
     others = {other: reason for other, reason in others.items() if other != "reverse"}
@@ -148,23 +148,23 @@ def check_memory(
 
 
 def with_structure(
-    linearization: Linearization, plan: EliminationPlan, decision: Decision, budget: MemoryBudget | None = None
+    linearization: Linearization, structure: EliminationPlan, decision: Decision, budget: MemoryBudget | None = None
 ) -> Decision:
-    """The decision with the plan's elimination order and the memory that it takes.
+    """The decision with the structure's elimination order and the memory that it takes.
 
     Without a budget the block of samples stays as it is.
     """
     batch, block, results = decision.batch, decision.block, 0
-    need = plan.work_bytes + batch * decision.sample_bytes
+    need = structure.work_bytes + batch * decision.sample_bytes
     if budget is not None:
-        need, results = plan.work_bytes + budget.j_bytes(linearization), budget.results
+        need, results = structure.work_bytes + budget.j_bytes(linearization), budget.results
         block = max(1, int(budget.free * batch / max(need, 1)))
     return replace(
         decision,
-        bracketing=plan.bracketing,
-        steps=tuple(plan.describe()),
-        passes=plan.passes(),
-        predicted_s=plan.seconds,
+        bracketing=structure.bracketing,
+        steps=tuple(structure.describe()),
+        passes=structure.passes(),
+        predicted_s=structure.seconds,
         block=max(block, batch) if linearization.samples_mix else block,
         peak_bytes=int(need * min(block, batch) / batch) + results,
     )

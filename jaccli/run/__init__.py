@@ -1,10 +1,11 @@
 """Carry out what ``planning`` decided: J of samples, again and again, and products with J.
 
-A ``Linearization`` (f of a layer pair at a point) and a ``Decision`` (how to obtain J) go in; an ``Outcome`` comes out,
-J ``(batch, n_out, n_in)`` with how it was obtained, compared with products that were computed without it.
+In: a network, samples, pairs, and what the user asked for (``RunOptions``). Out: for each block of samples and pair a
+``Piece`` with its ``Outcome``, J ``(batch, n_out, n_in)`` and how it was obtained; or a ``Plan``, or an operator.
+Why: samples go through ``planning`` block by block, and no J leaves without being compared with other products.
 
     samples ──► blocks ──► Linearization + Decision ──► execute ──► Outcome      jaccli.jacobian, every command
-                  │                                        └► agreement, caveats: is it right, what to warn of
+       sample_ranges                                       └► agreement, caveats: is it right, what to warn of
                   └─► autotune: the method against programs, by the clock
                         └─► planned.Plan ─► program_cache ─► program_runner ─► generated code      jaccli.plan
                               signature, fingerprint ┘  └ program_builder: record, verify, race

@@ -37,12 +37,12 @@ def compared(linearization: Linearization, *factors: Tensor) -> tuple[float | No
     if not factors[0].numel():
         return None, 0
     if linearization.probe.backward_gap is not None:
-        return _off_differences(linearization, factors)
-    errors = [_off_rows(linearization, *check, factors) for check in linearization.adjoint_checks]
+        return _error_of_differences(linearization, factors)
+    errors = [_error_of_rows(linearization, *check, factors) for check in linearization.adjoint_checks]
     return max((error for error in errors if error is not None), default=None), 0
 
 
-def _off_rows(
+def _error_of_rows(
     linearization: Linearization, samples: slice, u: Tensor, row: Tensor, factors: Sequence[Tensor]
 ) -> float | None:
     """The largest error of a sample's uᵀJ, relative to the norms of the factors; None where it is rounding.
@@ -78,7 +78,7 @@ def _off_rows(
     return float(error.max()) if bool((error > tolerance(linearization.linear.rounding)).any()) else None
 
 
-def _off_differences(linearization: Linearization, factors: Sequence[Tensor]) -> tuple[float | None, int]:
+def _error_of_differences(linearization: Linearization, factors: Sequence[Tensor]) -> tuple[float | None, int]:
     """The error of Jz against differences of f along z ``(batch, n_in)``; None where it is no more than theirs."""
     if linearization.linear.f.network.draws.nondeterminism:  # the user was warned of that
         return None, 0

@@ -67,18 +67,18 @@ def autotune(
         return decision, None
     with options.session(network):
         gap = linearization.search_structure()
-    plan = linearization.structure
-    if plan is None:
+    structure = linearization.structure
+    if structure is None:
         return replace(decision, others={**decision.others, "structured": str(gap)}), None
-    structured = with_structure(linearization, plan, replace(decision, method="structured"))
+    structured = with_structure(linearization, structure, replace(decision, method="structured"))
     builder = ProgramBuilder(network, pair, options, compile)
     cache = ProgramCache(builder, structured)
-    program_s = cache.record(inputs, plan.bracketings())
+    program_s = cache.record(inputs, structure.bracketings())
     if program_s is None:
         return decision, None
     bracketing = cache.decision.bracketing
     if bracketing is not None and bracketing is not structured.bracketing:  # the clock chose another
-        structured = with_structure(linearization, with_bracketing(plan, bracketing), structured)
+        structured = with_structure(linearization, with_bracketing(structure, bracketing), structured)
     if options.method == "auto":
         plain_s = _seconds_of_method(builder, decision, inputs, program_s)
         if plain_s < program_s:
@@ -110,7 +110,7 @@ def _seconds_of_method(builder: ProgramBuilder, decision: Decision, inputs: Inpu
     best = float("inf")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for _ in range(defaults.REPLAY_TRIES):
+        for _ in range(defaults.PROGRAM_TRIES):
             best = min(best, timed(partial(builder.without_program, inputs, decision))[0])
             if best > 4 * program_s:
                 break

@@ -26,7 +26,7 @@ from jaccli.names import MethodName
 from jaccli.networks.network import Network
 from jaccli.planning.decide import Decision, predicted_seconds
 from jaccli.planning.early_refusal import refuse_too_large
-from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
+from jaccli.planning.linearize import Pair, computing, exact_attention, linearize
 from jaccli.run.autotune import tuned_decision
 from jaccli.run.blocks import RunOptions, whole_jacobian
 from jaccli.run.execute import fill
@@ -121,13 +121,14 @@ def race(
     options = RunOptions("auto", max_memory, chunk)
     with computing(network), exact_attention(True):
         refuse_too_large(network, inputs, [pair], "auto", max_memory, keep=inputs.batch)
-        (probe,) = linearize(network, inputs, [pair])
+        (linearization,) = linearize(network, inputs, [pair])
         say("reference in float64")
-        truth = reference(network, inputs, pair, probe.samples_mix)
+        mix, shape = linearization.samples_mix, linearization.linear.shape
+        truth = reference(network, inputs, pair, mix)
     contenders = []
     for method in methods:
         say(f"plan for {method}")
-        contenders.append(_contender(network, inputs, pair, replace(options, method=method), probe, compile))
+        contenders.append(_contender(network, inputs, pair, replace(options, method=method), mix, compile))
     for contender in contenders:
         say(f"warm-up {contender.method}")
         _warm_up(contender, truth)
@@ -136,17 +137,17 @@ def race(
     count = rounds or _rounds(warm, max_time)
     for turn in range(count):
         say(f"round {turn + 1} of {count}")
-        # Drawn anew: whoever always came after the same one would always find the caches as that one left them.
+        # A new random order in each round: in a fixed one each would always find its predecessor's caches.
         for contender in random.Random(turn).sample(running, len(running)):
             contender.times_s.append(_timed(contender)[0])
     for contender in running:
         say(f"memory of {contender.method}")
         contender.peak_bytes = _peak_bytes(contender)
-    return Race(contenders, truth, count, probe.linear.shape)
+    return Race(contenders, truth, count, shape)
 
 
 def _contender(
-    network: Network, inputs: Inputs, pair: Pair, options: RunOptions, probe: Linearization, compile: bool
+    network: Network, inputs: Inputs, pair: Pair, options: RunOptions, samples_mix: bool, compile: bool
 ) -> Contender:
     """A method with its plan and its call; one that cannot be planned has failed."""
     contender = Contender(options.method)
@@ -166,21 +167,21 @@ def _contender(
     elif decision.method is None or options.method == "auto" or decision.bracketing is not None:
         contender.call = partial(whole_jacobian, network, inputs, pair, options, decision)
     else:
-        contender.call = _method_call(network, inputs, pair, options, decision, probe)
+        contender.call = _method_call(network, inputs, pair, options, decision, samples_mix)
         contender.session = partial(options.session, network)
     return contender
 
 
 def _method_call(
-    network: Network, inputs: Inputs, pair: Pair, options: RunOptions, decision: Decision, probe: Linearization
+    network: Network, inputs: Inputs, pair: Pair, options: RunOptions, decision: Decision, samples_mix: bool
 ) -> Callable[[], Tensor]:
-    """A call of one method alone: no checks, and no other method in its place."""
+    """J ``(batch, n_out, n_in)`` by one method alone: no checks, and no other method in its place."""
     method = decision.method
     assert method is not None
 
     def call() -> Tensor:
         (linearization,) = linearize(network, inputs, [pair], graph=options.needs_graph, probe=False)
-        linearization = replace(linearization, samples_mix=probe.samples_mix)
+        linearization = replace(linearization, samples_mix=samples_mix)
         return fill(linearization, method, decision.chunk).matrix
 
     return call
@@ -203,7 +204,7 @@ def _warm_up(contender: Contender, truth: Reference) -> None:
 
 
 def _timed(contender: Contender) -> tuple[float, Tensor]:
-    """Seconds of a call, and its J."""
+    """Seconds of a call, and its J ``(batch, n_out, n_in)``."""
     assert contender.call is not None
     with contender.session():
         return timed(contender.call)

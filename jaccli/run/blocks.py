@@ -38,8 +38,9 @@ from jaccli.runtime.timed import synchronize
 if TYPE_CHECKING:
     from jaxtyping import Shaped
 
-# From a pair at a block, its decision, the block, and whether it is the last, to what computes J in another way.
-Instead = Callable[[Linearization, Decision, Inputs, bool], Callable[[], Tensor | None] | None]
+# Called with (linearization, decision, block, is_last_block). Returns a function that gives J of the block by a
+# compiled program, or None where the method is to be used.
+BlockOverride = Callable[[Linearization, Decision, Inputs, bool], Callable[[], Tensor | None] | None]
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def stream(
     on_plan: Callable[[Sequence[Decision], Sequence[Linearization]], None] = lambda decisions, linearizations: None,
     tick: Tick = lambda done: None,
     watch: Stopwatch | None = None,
-    instead: Instead | None = None,
+    override: BlockOverride | None = None,
 ) -> Generator[Piece, None, None]:
     """J of every pair, block of samples by block; all pairs of a block from one forward pass.
 
@@ -137,7 +138,7 @@ def stream(
         on_plan: called with the decisions when they are made.
         tick: called with how many rows or columns of one sample block were finished.
         watch: counts times.
-        instead: asked first for each block: what gives its J, or None.
+        override: asked first for each block; see ``BlockOverride``.
 
     Raises:
         RefusedError: the model refuses the input.
@@ -153,10 +154,10 @@ def stream(
             watch.lap("plan_s")
             for linearization, decision in zip(linearizations, decided, strict=True):
                 compute = None
-                if instead is not None:
+                if override is not None:
                     watch.restart()
                     block, is_last = take_samples(inputs, start, size), start + size >= inputs.batch
-                    compute = instead(linearization, decision, block, is_last)
+                    compute = override(linearization, decision, block, is_last)
                     watch.lap("plan_s")
                 yield _piece(linearization, decision, start, tick, watch, compute)
             # Their graphs are freed before the next block is linearized: only one block's activations fit.
@@ -268,7 +269,7 @@ def _piece(
     watch: Stopwatch,
     compute: Callable[[], Tensor | None] | None,
 ) -> Piece:
-    """J of one pair for one block, by ``compute`` where that is right, else by the decision's method."""
+    """J ``(batch, n_out, n_in)`` of a pair for a block: by ``compute`` where that is right, else as decided."""
     f = linearization.linear.f
     watch.restart()
     if decision.method is None and linearization.connected:

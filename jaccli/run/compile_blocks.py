@@ -20,7 +20,7 @@ from jaccli.run.program_runner import ProgramRunner
 
 @dataclass
 class CompiledBlocks:
-    """Compiles one program for each pair and number of samples: what ``stream`` takes as ``instead``.
+    """Compiles one program for each pair and number of samples: what ``stream`` takes as ``override``.
 
     A last block of another size than those before it is not worth a compilation.
     """

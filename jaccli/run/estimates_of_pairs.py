@@ -24,7 +24,7 @@ from jaccli.text.wording import worded
 
 # Vectors over both activations that an estimate holds for each of its probes.
 HELD = 6
-# Of a stated memory, at most one part in so many is for a J that must be taken row by row.
+# A J that must be taken row by row may have 1/HOLD_SHARE of a stated memory.
 HOLD_SHARE = 4
 # Fewer vectors say little about their own spread.
 FEWEST = 8
@@ -71,7 +71,7 @@ def stream_estimates(
         pairs: addresses.
         figures: from the operator of a block of samples, and a number of vectors that fit, to one record a sample.
         probes: vectors that are held at once.
-        fixed: whether it must be so many; else fewer are taken where not all of them fit.
+        fixed: whether all ``probes`` must fit; else as many are taken as do.
         max_memory: bytes that activations and vectors may take.
         accept: whether to estimate a pair, now that the shape of its J is known.
         watch: counts times.

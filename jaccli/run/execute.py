@@ -16,7 +16,7 @@ from jaccli.methods import METHODS, MethodGap, MethodName, MethodTask
 from jaccli.methods.base import Tick
 from jaccli.planning.decide import Decision
 from jaccli.planning.linearize import Linearization
-from jaccli.planning.linearize.sample_independence import leaks
+from jaccli.planning.linearize.sample_independence import samples_mix_by_gradients
 from jaccli.run.agreement import compared, disagreement
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 from jaccli.text.wording import worded
@@ -136,7 +136,7 @@ def _verified(linearization: Linearization, outcome: Outcome) -> tuple[Outcome, 
     by_rows = outcome if outcome.method == "loop" else fill(linearization, "loop", 1)
     remaining = disagreement(linearization, by_rows.matrix)
     # Even rows one by one disagree: then the comparison may rest on a wrong assumption, that samples do not mix.
-    if remaining is not None and not linearization.samples_mix and leaks(linearization.linear):
+    if remaining is not None and not linearization.samples_mix and samples_mix_by_gradients(linearization.linear):
         # Samples mix in a way that every other sample does not show.
         linearization = linearization.with_mixing_samples()
         by_rows = fill(linearization, "loop", 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,6 +22,10 @@ from jaccli.linear_maps.linear_map import LinearMap
 from jaccli.linearization.differences import unchecked
 from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.linearization.verify import Truth
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
 
 Session = Callable[[], AbstractContextManager[None]]
 # JV or JᵀU: ``(batch, n, k)`` → ``(batch, m, k)``.
@@ -161,10 +166,10 @@ class JacobianOperator(LinearMap):
             "set aside": sorted(self._matmat_by.set_aside | self._rmatmat_by.set_aside),
         }
 
-    def _matmat(self, v: Tensor) -> Tensor:
+    def _matmat(self, v: Shaped[Tensor, "batch n_in k"]) -> Shaped[Tensor, "batch n_out k"]:
         return self._product(self._matmat_by, v, self.shape[1])
 
-    def _rmatmat(self, u: Tensor) -> Tensor:
+    def _rmatmat(self, u: Shaped[Tensor, "batch n_out k"]) -> Shaped[Tensor, "batch n_in k"]:
         return self._product(self._rmatmat_by, u, self.shape[2])
 
     def _product(self, by: Implementations, vectors: Tensor, size: int) -> Tensor:

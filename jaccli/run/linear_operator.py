@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.activations.record import Inputs
+from jaccli.autograd.seeds import gaussian
 from jaccli.errors import JaccliError, UnsupportedError, UsageError, warn
 from jaccli.graph import Products
 from jaccli.linear_maps.agreement import values_agree
@@ -103,7 +104,7 @@ def _same_alone(single: JacobianOperator, linearization: Linearization, b: int) 
     if linear.recorded_pass is None or linearization.probe.backward_gap is not None:
         return True
     u = torch.zeros(linear.batch, linear.f.n_out).to(linear.value)
-    u[b] = torch.randn(linear.f.n_out, generator=torch.Generator().manual_seed(5)).to(u)
+    u[b] = gaussian((linear.f.n_out,), 5, u)
     with computing(linear.f.network), exact_attention(True):
         row = linear.vjp(u)[b : b + 1]
     return values_agree(single.rmatvec(u[b : b + 1]), row, linear.rounding)

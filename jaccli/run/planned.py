@@ -14,11 +14,12 @@ from jaccli.errors import JaccliError, UsageError
 from jaccli.networks.network import Network
 from jaccli.planning.decide import Decision
 from jaccli.planning.explain import explain
-from jaccli.planning.linearize import Pair, computing
+from jaccli.planning.linearize import Pair, computing, pair_name
 from jaccli.run.blocks import RunOptions, whole_jacobian
 from jaccli.run.program_cache import ProgramCache
 from jaccli.runtime.torch_errors import is_out_of_memory
 from jaccli.text.escape import cut
+from jaccli.text.quantities import dtype_name
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,6 +90,7 @@ class Plan:
         return whole_jacobian(self.network, inputs, self.pair, self.options, self.decision)
 
     def _check(self, x: Tensor) -> None:
+        """Check that samples ``(batch, …)`` are like the plan's, field by field."""
         sample = tuple(s for d, s in enumerate(x.shape) if d != self.dim)
         for name, value, expected in (
             ("sample shape", sample, self.sample),
@@ -131,19 +133,16 @@ class Plan:
 
     def __str__(self) -> str:
         groups = self.program_cache.groups if self.program_cache is not None else 1
-        return explain(self._name, self.shape, self.decision, self.compile_s, self.kept_bytes, groups)
+        return explain(pair_name(self.pair), self.shape, self.decision, self.compile_s, self.kept_bytes, groups)
 
     def __repr__(self) -> str:
         _, n_out, n_in = self.shape
-        kind, method = str(self.dtype).removeprefix("torch."), self.decision.method or "zeros"
+        method, name = self.decision.method or "zeros", cut(pair_name(self.pair), 48)
         return (
-            f"<jaccli.Plan {cut(self._name, 48)}: J of {n_out} x {n_in} for each sample, {method},\n"
-            f"  of samples {cut(str(self.sample), 30)}, {kind}, on {self.device}; print(plan) explains>"
+            f"<jaccli.Plan {name}: J of {n_out} x {n_in} for each sample, {method},\n"
+            f"  of samples {cut(str(self.sample), 30)}, {dtype_name(self.dtype)}, on {self.device}; "
+            "print(plan) explains>"
         )
-
-    @property
-    def _name(self) -> str:
-        return f"{self.pair[0]!s} -> {self.pair[1]!s}"
 
     @property
     def kept_bytes(self) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -30,9 +31,13 @@ from jaccli.run.program_runner import ProgramRunner, contiguous, groupings, tens
 from jaccli.run.sample_ranges import take_samples
 from jaccli.text.wording import worded
 
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
+
 # A program is faster than another if that takes this many times as long; else the one that keeps less memory is taken.
 FASTER = 1.05
-# Programs within this of the fastest are timed again in turns, so many times.
+# Programs that take up to NEAR times as long as the fastest are timed again in turns, TURNS times.
 NEAR = 1.8
 TURNS = 3
 
@@ -101,7 +106,7 @@ class ProgramBuilder:
             return None
 
     def _record(
-        self, inputs: Inputs, bracketing: Bracketing | None, truth: Tensor, groups: int = 1
+        self, inputs: Inputs, bracketing: Bracketing | None, truth: Shaped[Tensor, "batch n_out n_in"], groups: int = 1
     ) -> _Candidate | None:
         """The program of a bracketing, timed; None where it gives another J."""
         samples = take_samples(inputs, 0, inputs.batch // groups)
@@ -158,7 +163,11 @@ class ProgramBuilder:
         return min(near, key=lambda other: other.seconds * (1 if other is runner else FASTER))
 
     def _in_groups(
-        self, runner: ProgramRunner, bracketing: Bracketing | None, inputs: Inputs, truth: Tensor
+        self,
+        runner: ProgramRunner,
+        bracketing: Bracketing | None,
+        inputs: Inputs,
+        truth: Shaped[Tensor, "batch n_out n_in"],
     ) -> ProgramRunner:
         """Group by group of samples, where that keeps less memory in no more time."""
         runners = [runner]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from jaccli.run.program_builder import ProgramBuilder
 from jaccli.run.program_runner import ProgramRunner, contiguous
 from jaccli.run.signature import Signature, signature
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 @dataclass
@@ -62,7 +65,7 @@ class ProgramCache:
         if key not in self.programs:
             matrix = self.builder.without_program(inputs, self.decision)
             # The oldest goes: dicts keep the order of insertion. Each program holds memory for its results.
-            if len(self.programs) >= defaults.REPLAY_KEPT:
+            if len(self.programs) >= defaults.PROGRAMS_KEPT:
                 self.programs.pop(next(iter(self.programs)))
             self.programs[key] = self._build(inputs, truth=matrix)
             return matrix
@@ -75,7 +78,7 @@ class ProgramCache:
         _warn_of_nonfinite(result)
         return result
 
-    def _run(self, runner: ProgramRunner, inputs: Inputs) -> Tensor | None:
+    def _run(self, runner: ProgramRunner, inputs: Inputs) -> Shaped[Tensor, "batch n_out n_in"] | None:
         """J by a program; None where the program fails, or gives a wrong J, and is to be given up."""
         try:
             matrix, values = runner.run(inputs)
@@ -96,7 +99,7 @@ class ProgramCache:
                 )
         return matrix if self._is_right(runner, inputs, matrix) else None
 
-    def _is_right(self, runner: ProgramRunner, inputs: Inputs, matrix: Tensor) -> bool:
+    def _is_right(self, runner: ProgramRunner, inputs: Inputs, matrix: Shaped[Tensor, "batch n_out n_in"]) -> bool:
         """Whether J agrees with a backward pass, asked at calls 1, 2, 4, 8, …: rules are wrong at some points only.
 
         Cost: there, a forward and two backward passes.
@@ -153,8 +156,8 @@ class ProgramCache:
 
 
 def _warn_of_nonfinite(matrix: Tensor) -> None:
-    """Look for NaN and infinities: everywhere in a small J, in samples of a large one."""
+    """Look for NaN and infinities in J ``(batch, n_out, n_in)``: at all of its elements, or evenly spread."""
     flat = matrix.view(-1)
-    seen = flat if flat.numel() <= defaults.LOOKED_AT else flat[:: -(-flat.numel() // defaults.LOOKED_AT)]
+    seen = flat[:: max(1, -(-flat.numel() // defaults.NAN_CHECK_ELEMENTS))]
     if not bool(torch.isfinite(seen.sum())) and not bool(torch.isfinite(seen).all()):
         warn("J has non-finite values")

@@ -81,7 +81,7 @@ class ProgramRunner:
 
     @contextmanager
     def _borrowed_buffers(self, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
-        """Memory for intermediate results, which one call at a time may have; kept for the next one."""
+        """Memory for intermediate results, of their shapes, which one call at a time may have; kept for the next."""
         if self.program.memory_plan is None:
             yield ()
             return
@@ -110,7 +110,7 @@ class ProgramRunner:
 
     def measure(self, inputs: Inputs) -> float:
         """Seconds of a call: the least of some."""
-        return min(timed(partial(self.run, inputs))[0] for _ in range(defaults.REPLAY_TRIES))
+        return min(timed(partial(self.run, inputs))[0] for _ in range(defaults.PROGRAM_TRIES))
 
 
 def _flat_groups(matrix: Tensor, groups: int) -> list[Tensor]:

@@ -20,6 +20,7 @@ from jaccli.planning.decide import decide
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
 from jaccli.run.agreement import disagreement
 from jaccli.run.execute import fill
+from jaccli.text.quantities import dtype_name
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
@@ -52,7 +53,6 @@ def reference(network: Network, inputs: Inputs, pair: Pair, samples_mix: bool = 
                 return Reference(_rows(replace(linearization, samples_mix=samples_mix)), "float64 reverse mode")
     except (JaccliError, MethodGap, RuntimeError, TypeError, NotImplementedError):
         pass  # the model has a dtype of its own inside
-    dtype = str(next(iter(inputs.args)).dtype).removeprefix("torch.")
     try:
         with computing(network):
             (linearization,) = linearize(network, inputs, [pair])
@@ -60,7 +60,7 @@ def reference(network: Network, inputs: Inputs, pair: Pair, samples_mix: bool = 
     except (JaccliError, MethodGap):
         return Reference(None, "none: no backward pass works")
     why = "other numbers are drawn in float64" if network.draws.generators else "the model has no float64 form"
-    return Reference(matrix, f"{dtype} row by row: {why}")
+    return Reference(matrix, f"{dtype_name(inputs.args[0].dtype)} row by row: {why}")
 
 
 def _rows(linearization: Linearization) -> Tensor:

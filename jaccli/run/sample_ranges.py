@@ -19,11 +19,7 @@ def take_samples(inputs: Inputs, start: int, size: int) -> Inputs:
     """``size`` samples from ``start`` on, as views; further arguments with one row a sample are cut likewise."""
     if size >= inputs.batch:
         return inputs
-
-    def narrow(tensor: Tensor, dim: int) -> Tensor:
-        return tensor.narrow(dim, start, size)
-
-    return inputs.each(narrow)
+    return inputs.each(lambda tensor, dim: tensor.narrow(dim, start, size))
 
 
 def pilot_size(inputs: Inputs) -> int:
@@ -54,8 +50,7 @@ def has_row_a_sample(network: Network, inputs: Inputs, pairs: Sequence[Pair], si
     A further argument may have as many rows as there are samples, and not be one row a sample. Cost: where
     there is such an argument, two forward passes without gradients.
     """
-    extras = [*inputs.args[1:], *inputs.kwargs.values()]
-    if not any(isinstance(e, Tensor) and e.dim() and e.shape[0] == inputs.batch for e in extras):
+    if not inputs.may_have_rows():
         return True
     sources, targets = [s for s, _ in pairs], [t for _, t in pairs]
     # The last ones: of an argument that is not one row a sample, the first rows might fit by chance.

@@ -51,6 +51,7 @@ def _content(value: Any, held_by: tuple[int, ...] = ()) -> Hashable:
 
 
 def _fingerprint(tensor: Tensor) -> Hashable:
+    """The content of a tensor of any shape."""
     fingerprint = Fingerprint()
     fingerprint.tensor(tensor)
     return tuple(fingerprint.key)

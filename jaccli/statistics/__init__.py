@@ -8,4 +8,5 @@
 
 In: matrices, whose figures are computed in float64 on the CPU, or maps. Out: ``{name: float}`` of a sample,
 or ``Estimate``s of ``(batch,)``. A J of any magnitude from 1e-300 to 1e300 has all figures that float64 can hold.
+Why: a figure has one definition and one place, whether a command, ``jaccli.estimate`` or a test asks for it.
 """

@@ -9,8 +9,9 @@ from typing import Any
 
 from jaccli.errors import warn
 
-Record = Mapping[str, Any]
-# Allowed differences: a relative one, which exact figures keep to, and of estimates so many standard errors as well.
+# The figures of one sample by name, and their standard errors.
+SampleFigures = Mapping[str, Any]
+# Allowed differences: ROUNDING × the figure, which exact figures keep to, and of estimates ERRORS standard errors too.
 ROUNDING = 1e-6
 ERRORS = 6.0
 # Figures that may be NaN: a logarithm that an estimate cannot know, and what J = 0 has no value of.
@@ -103,7 +104,7 @@ def _equal(a: _Side, b: _Side) -> list[tuple[_Side, _Side]]:
     return [(a, b), (b, a)]
 
 
-def contradictions(record: Record, shape: tuple[int, int]) -> Iterator[str]:
+def contradictions(record: SampleFigures, shape: tuple[int, int]) -> Iterator[str]:
     """The inequalities that do not hold for the figures of one sample, in words; missing figures are skipped.
 
     Args:
@@ -127,7 +128,7 @@ def contradictions(record: Record, shape: tuple[int, int]) -> Iterator[str]:
     yield from (f"{small} is above {large}" for small, large in sides if small.above(large))
 
 
-def _out_of_range(record: Record) -> list[str]:
+def _out_of_range(record: SampleFigures) -> list[str]:
     """Names of figures that overflow to inf, or underflow to 0 though J is not zero."""
     if not (0 < record.get("frobenius", 0.0) < math.inf):
         names = ("frobenius", "spectral_norm", "spectral", "l1", "max_abs")
@@ -137,7 +138,7 @@ def _out_of_range(record: Record) -> list[str]:
     return beyond + [name for name in ("l1",) if record.get(name) == math.inf]
 
 
-def check_records(records: Sequence[Record], shape: tuple[int, int], name: str) -> None:
+def check_records(records: Sequence[SampleFigures], shape: tuple[int, int], name: str) -> None:
     """Warn of figures that contradict each other, and of figures beyond the range of float64.
 
     Args:

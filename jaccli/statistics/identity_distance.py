@@ -13,12 +13,11 @@ from torch import Tensor
 from jaccli.linear_maps.extreme_singular_values import spectral_norm
 from jaccli.linear_maps.norms import norm, power_of_two
 from jaccli.linear_maps.square import check_square
+from jaccli.names import NORMS
 from jaccli.text.wording import worded
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
-
-FIELDS = ("frobenius", "relative", "spectral", "l1", "max_abs", "trace", "alpha", "identity_share")
 
 
 def deviation(matrix: Shaped[Tensor, "n_out n_in"]) -> dict[str, float]:
@@ -34,12 +33,17 @@ def deviation(matrix: Shaped[Tensor, "n_out n_in"]) -> dict[str, float]:
 
     Raises:
         UsageError: not square.
+
+    Example:
+        >>> figures = deviation(torch.diag(torch.tensor([4.0, 1.0])))
+        >>> figures["frobenius"], figures["trace"], figures["alpha"]
+        (3.0, 5.0, 2.5)
     """
     n_out, n_in = matrix.shape
     check_square(n_out, n_in, remedy=worded("choose another {source} or {target}; {layer_sizes}"))
     j = matrix.detach().to("cpu", torch.float64)
     if not bool(j.isfinite().all()):
-        return dict.fromkeys(FIELDS, math.nan)
+        return dict.fromkeys(NORMS, math.nan)
     d = j - torch.eye(n_in, dtype=torch.float64)
     frobenius, trace = float(norm(d)), float(j.trace())
     unit = j / power_of_two(j)  # squares of its entries neither overflow nor vanish

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-Record = Mapping[str, Any]
+# Of a layer pair, as ``jaccli spectrum`` writes it; and the figures of one sample of it.
+PairRecord = Mapping[str, Any]
+SampleFigures = Mapping[str, Any]
 
 
-def isometry(pairs: Sequence[Record]) -> list[dict[str, Any]]:
+def isometry(pairs: Sequence[PairRecord]) -> list[dict[str, Any]]:
     """A record for each layer, means over samples: how far J from that layer is from an isometry, whose σ are all 1.
 
     With m₁ = mean σ² and m₂ = mean σ⁴, ``relative_variance`` is m₂/m₁² − 1, 0 where all σ are equal (J. Pennington,
@@ -20,6 +22,14 @@ def isometry(pairs: Sequence[Record]) -> list[dict[str, Any]]:
 
     Args:
         pairs: records with ``samples`` of ``spectrum`` figures, in the order of the layers.
+
+    Example:
+        >>> import torch
+        >>> from jaccli.statistics.spectral import spectrum
+        >>> ends = {end: {"layer": end, "shape": (2,)} for end in ("source", "target")}
+        >>> (line,) = isometry([{**ends, "samples": [spectrum(torch.diag(torch.tensor([3.0, 1.0])))]}])
+        >>> line["mean_squared_singular_value"], round(line["relative_variance"], 3), line["smallest"]
+        (5.0, 0.64, 1.0)
     """
     lines = []
     for record in pairs:
@@ -44,7 +54,7 @@ def isometry(pairs: Sequence[Record]) -> list[dict[str, Any]]:
     return lines
 
 
-def _gain(record: Record, following: Record) -> float | None:
+def _gain(record: PairRecord, following: PairRecord) -> float | None:
     """m₁ of one layer over that of the next, from norms, which are in range where their squares are not.
 
     None where the next layer's J is zero.
@@ -60,19 +70,19 @@ def _gain(record: Record, following: Record) -> float | None:
     return float(first / after)
 
 
-def _rank(record: Record) -> int:
+def _rank(record: PairRecord) -> int:
     """The number of singular values of J."""
     shapes = (record[end]["shape"] for end in ("source", "target"))
     return min(map(math.prod, shapes))
 
 
-def smallest(record: Record, sample: Record) -> float | None:
+def smallest(record: PairRecord, sample: SampleFigures) -> float | None:
     """The smallest singular value of a sample of ``record``; None if it lists only the largest, or estimates."""
     values: list[float] = sample["singular_values"]
     return values[-1] if len(values) == _rank(record) and "singular_values_stderr" not in sample else None
 
 
-def _mean(record: Record, name: str) -> float | None:
+def _mean(record: PairRecord, name: str) -> float | None:
     """The mean of a figure over the samples that have it; None if none has."""
     values = [smallest(record, s) if name == "smallest" else s.get(name) for s in record["samples"]]
     known = [value for value in values if value is not None]

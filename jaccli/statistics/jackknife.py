@@ -12,8 +12,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from jaxtyping import Shaped
 
-Figures = Mapping[str, Tensor]
-# 95 % of a normal distribution lie within so many standard deviations.
+# By name, of each sample: ``(…, batch)``.
+NamedFigures = Mapping[str, Tensor]
+# 95 % of a normal distribution lie within this many standard deviations.
 NORMAL_95 = 1.959964
 # Samples in the repr of an estimate.
 SHOWN = 4
@@ -40,7 +41,7 @@ class Estimate:
         return f"Estimate({', '.join(shown)}{', …' * (len(self.value) > SHOWN)}; {len(self.value)} samples)"
 
 
-def jackknifed(probes: Shaped[Tensor, "m batch q"], figures: Callable[[Tensor], Figures]) -> dict[str, Estimate]:
+def jackknifed(probes: Shaped[Tensor, "m batch q"], figures: Callable[[Tensor], NamedFigures]) -> dict[str, Estimate]:
     """Figures of the mean over probes, with standard errors from leaving out one probe at a time (the jackknife).
 
     J. W. Tukey, *Bias and confidence in not-quite large samples*, 1958. For a mean itself this is the usual standard
@@ -52,6 +53,11 @@ def jackknifed(probes: Shaped[Tensor, "m batch q"], figures: Callable[[Tensor], 
 
     Returns:
         By name, value and standard error of ``(batch,)`` each.
+
+    Example:
+        >>> probes = torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(4, 1, 1)
+        >>> jackknifed(probes, lambda mean: {"square": mean[..., 0].square()})
+        {'square': Estimate(6.25 ± 5.2; 1 samples)}
     """
     m = probes.shape[0]
     mean = probes.mean(0)

@@ -12,7 +12,7 @@ from torch import Tensor
 from jaccli.errors import note
 from jaccli.linear_maps.matrix_free import MatrixFree
 from jaccli.linear_maps.norms import orthonormal
-from jaccli.statistics.jackknife import Estimate, Figures, jackknifed, within
+from jaccli.statistics.jackknife import Estimate, NamedFigures, jackknifed, within
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
@@ -59,6 +59,12 @@ def effort_of(probes: int | None, tolerance: float | None, seed: int) -> Effort:
     return Effort(probes, tolerance, torch.Generator().manual_seed(seed))
 
 
+def random_signs(a: MatrixFree, n: int, count: int, generator: torch.Generator) -> Shaped[Tensor, "batch n k"]:
+    """Vectors of ±1 for each sample of a map, drawn on the CPU."""
+    signs = torch.randint(0, 2, (a.shape[0], n, count), generator=generator, dtype=torch.int8)
+    return (2 * signs - 1).to(a.device, a.dtype)
+
+
 @dataclass
 class Probing:
     """Probes of a map, and the directions that are known exactly.
@@ -93,7 +99,7 @@ class Probing:
 
     def draw(self, count: int) -> None:
         """Take ``count`` more probes. Cost: as many products."""
-        g = self._signs(count)
+        g = random_signs(self.a, self.a.shape[2], count, self.generator)
         self.images.append(self.a.matmat(g))
         if self.square:
             self.vectors.append(g)
@@ -101,14 +107,9 @@ class Probing:
 
     def deflate(self, rank: int) -> None:
         """Make ``rank`` directions known exactly, once. Cost: twice as many products, and a QR decomposition."""
-        self.basis, _ = orthonormal(self.a.matmat(self._signs(rank)))
+        self.basis, _ = orthonormal(self.a.matmat(random_signs(self.a, self.a.shape[2], rank, self.generator)))
         self.known = self.a.rmatmat(self.basis)
         self.spent += rank + self.basis.shape[2]
-
-    def _signs(self, count: int) -> Shaped[Tensor, "batch n_in k"]:
-        batch, _, n_in = self.a.shape
-        signs = torch.randint(0, 2, (batch, n_in, count), generator=self.generator, dtype=torch.int8)
-        return (2 * signs - 1).to(self.a.device, self.a.dtype)
 
     def samples(self) -> Shaped[Tensor, "m batch 2"]:
         """‖(I − QQᵀ)Jg‖² and gᵀ(I − QQᵀ)Jg of each of m probes: float64, on the CPU."""
@@ -137,7 +138,9 @@ class Probing:
         return bool((varies * share.square() > CONCENTRATED).any())
 
 
-def estimated(a: MatrixFree, figures: Callable[[Tensor], Figures], main: str, effort: Effort) -> dict[str, Estimate]:
+def estimated(
+    a: MatrixFree, figures: Callable[[Tensor], NamedFigures], main: str, effort: Effort
+) -> dict[str, Estimate]:
     """Figures of ‖J‖_F² and tr J, each with its standard error.
 
     Args:
@@ -148,6 +151,14 @@ def estimated(a: MatrixFree, figures: Callable[[Tensor], Figures], main: str, ef
             columns the figures are exact. With a tolerance, probes are doubled until it is met.
 
     Cost: as many products; memory for (batch, n, probes) numbers, twice.
+
+    Example:
+        >>> import jaccli
+        >>> j = jaccli.operator(torch.nn.Tanh(), torch.zeros(1, 9))  # the identity
+        >>> moments = lambda mean: {"norm": mean[..., 0].sqrt(), "trace": mean[..., 1]}
+        >>> estimates = estimated(j, moments, "norm", effort_of(probes=4, tolerance=None, seed=0))
+        >>> estimates["norm"].value.item(), estimates["trace"].value.item()
+        (3.0, 9.0)
     """
     smaller, probes, tolerance = min(a.shape[1:]), effort.products, effort.tolerance
     limit = probes if probes is not None else smaller if tolerance is not None else min(PROBES, smaller)
@@ -173,7 +184,8 @@ def estimated(a: MatrixFree, figures: Callable[[Tensor], Figures], main: str, ef
             run.draw(left)
 
 
-def _exact(a: MatrixFree, figures: Callable[[Tensor], Figures]) -> dict[str, Estimate]:
+def _exact(a: MatrixFree, figures: Callable[[Tensor], NamedFigures]) -> dict[str, Estimate]:
+    """Figures of ‖J‖_F² and tr J, ``(batch, 2)``, from all rows or columns. Cost: as many products."""
     square = a.shape[1] == a.shape[2]
     squares = a.frobenius().square()
     trace = a.trace() if square else torch.zeros_like(squares)

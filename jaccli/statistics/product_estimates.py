@@ -18,7 +18,7 @@ from jaccli.linear_maps.rescaled import Rescaled, measured, rescaled
 from jaccli.names import check_count
 from jaccli.statistics import quadrature
 from jaccli.statistics.consistency import check_records
-from jaccli.statistics.jackknife import Estimate, Figures, within
+from jaccli.statistics.jackknife import Estimate, NamedFigures, within
 from jaccli.statistics.probing import Effort, effort_of, estimated
 from jaccli.text.wording import worded
 
@@ -57,7 +57,7 @@ def estimated_deviation(a: LinearMap, effort: Effort) -> list[dict[str, float]]:
     return _records(_of_size(figures, sizes, finite), a.shape[0])
 
 
-def _of_moments(moments: Tensor, n: int, size: Tensor, shift: Tensor) -> Figures:
+def _of_moments(moments: Tensor, n: int, size: Tensor, shift: Tensor) -> NamedFigures:
     """Figures divided by s, ``(…, batch)``, from ‖J/s − cI‖_F² and its trace, ``(…, batch, 2)``, with c = 1/s.
 
     c is 0 for a small J; then they are not divided: ‖J − I‖_F² = n − 2 tr J + ‖J‖_F².
@@ -132,7 +132,7 @@ def _estimates(j: LinearMap, effort: Effort, largest: Extremes) -> dict[str, Est
     absolute = Estimate(largest.values[:, 0], largest.bounds[:, 0])
     norm = Estimate(absolute.value / size, absolute.stderr / size)
 
-    def figures(moments: Tensor) -> Figures:
+    def figures(moments: Tensor) -> NamedFigures:
         squares = moments[..., 0].clamp(min=0)
         values = {
             "frobenius": squares.sqrt(),
@@ -154,7 +154,7 @@ def _estimates(j: LinearMap, effort: Effort, largest: Extremes) -> dict[str, Est
 
 
 def _of_size(estimates: dict[str, Estimate], sizes: dict[str, list[Tensor]], finite: Tensor) -> dict[str, Estimate]:
-    """Figures of a rescaled J as those of J: multiplied by their sizes, NaN where J is not finite."""
+    """Figures of a rescaled J as those of J: times their sizes, ``(batch,)`` each, NaN where J is not ``finite``."""
     if not bool(finite.all()):
         first = int((~finite).nonzero()[0])
         warn(f"J of {int((~finite).sum())} of {len(finite)} samples is not finite (first: {first}): figures are NaN")

@@ -17,6 +17,7 @@ from torch import Tensor
 from jaccli.errors import warn
 from jaccli.linear_maps.matrix_free import MatrixFree
 from jaccli.statistics.jackknife import Estimate, jackknifed
+from jaccli.statistics.probing import random_signs
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 HELD = 2**26
 # A rule with this share of the steps shows the error of the quadrature itself.
 SHORTER = 0.75
-# A singular value of up to so many roundings may be zero: then log σ cannot be summed.
+# A singular value of up to SINGULAR × eps × √n × the largest one may be zero: then log σ cannot be summed.
 SINGULAR = 30
 # The smallest node is known if its residual is at most this share of it: then the singular value near it is not 0.
 KNOWN = 0.9
@@ -35,7 +36,7 @@ PROBES = 16
 
 
 @dataclass(frozen=True)
-class Rule:
+class QuadratureRule:
     """A quadrature rule for sums over singular values, of each probe.
 
     Args:
@@ -82,11 +83,11 @@ def bidiagonalised(
     for _ in range(steps):
         new = push(v)
         if us:
-            new = _apart(new - beta.to(new.dtype)[:, None] * u, us)
+            new = _orthogonalised(new - beta.to(new.dtype)[:, None] * u, us)
         u, alpha = _unit(new, scale)
         scale = torch.maximum(scale, alpha)
         us.append(u)
-        new = _apart(pull(u) - alpha.to(v.dtype)[:, None] * v, vs)
+        new = _orthogonalised(pull(u) - alpha.to(v.dtype)[:, None] * v, vs)
         v, beta = _unit(new, scale)
         scale = torch.maximum(scale, beta)
         vs.append(v)
@@ -95,7 +96,7 @@ def bidiagonalised(
     return torch.stack(diagonal, -1), torch.stack(above, -1)
 
 
-def _apart(vectors: Tensor, before: list[Tensor]) -> Tensor:
+def _orthogonalised(vectors: Tensor, before: list[Tensor]) -> Tensor:
     """Vectors ``(batch, n, k)`` made orthogonal to those before, twice: once is not enough in floating point."""
     basis = torch.stack(before, -1)
     for _ in range(2):
@@ -118,7 +119,7 @@ def _unit(vectors: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 def rules(
     a: MatrixFree, probes: int, steps: int, generator: torch.Generator, most: int | None = None
-) -> tuple[Rule, Rule]:
+) -> tuple[QuadratureRule, QuadratureRule]:
     """The rule of ``steps`` steps, and one of fewer.
 
     Cost: ``probes * steps`` products with J and as many with Jᵀ; memory: the vectors of a group of probes, which is
@@ -132,15 +133,14 @@ def rules(
     groups = []
     for start in range(0, probes, group):
         count = min(group, probes - start)
-        signs = 2 * torch.randint(0, 2, (batch, n, count), generator=generator, dtype=torch.int8) - 1
-        starts = signs.to(a.device, a.dtype) / math.sqrt(n)
+        starts = random_signs(a, n, count, generator) / math.sqrt(n)
         groups.append(bidiagonalised(a, starts, steps, n_out < n_in))
     diagonal = torch.cat([d for d, _ in groups], 1)
     above = torch.cat([b for _, b in groups], 1)
     return _rule(diagonal, above, steps, n), _rule(diagonal, above, max(1, int(SHORTER * steps)), n)
 
 
-def _rule(diagonal: Tensor, above: Tensor, steps: int, n: int) -> Rule:
+def _rule(diagonal: Tensor, above: Tensor, steps: int, n: int) -> QuadratureRule:
     """The rule of the first ``steps`` rows of B, whose diagonals are ``(batch, probes, steps or more)``."""
     b = torch.diag_embed(diagonal[..., :steps])
     if steps > 1:
@@ -149,7 +149,7 @@ def _rule(diagonal: Tensor, above: Tensor, steps: int, n: int) -> Rule:
     # Golub and Kahan: J v = σ u holds exactly, Jᵀu = σ v up to the last β times the last entry of the left vector.
     residuals = above[..., steps - 1, None].cpu() * p[..., -1, :].abs()
     # Gauss: a node's weight is the squared first entry of its vector; E‖g‖² = n scales the unit start.
-    return Rule(s.movedim(1, 0), n * vt[..., 0].square().movedim(1, 0), residuals.movedim(1, 0))
+    return QuadratureRule(s.movedim(1, 0), n * vt[..., 0].square().movedim(1, 0), residuals.movedim(1, 0))
 
 
 def spectral_figures(
@@ -167,6 +167,13 @@ def spectral_figures(
         steps: of each.
         generator: draws the starting vectors.
         most: vectors over source and target that may be in memory at once; steps are reduced to fit.
+
+    Example:
+        >>> import jaccli
+        >>> j = jaccli.operator(torch.nn.Tanh(), torch.zeros(1, 9))  # the identity
+        >>> figures = spectral_figures(j, 4, 9, torch.Generator().manual_seed(0))
+        >>> round(figures["effective_rank"].value.item(), 3), round(figures["log_volume"].value.item(), 3)
+        (9.0, 0.0)
     """
     batch, n_out, n_in = a.shape
     n = min(n_out, n_in)
@@ -198,7 +205,7 @@ def _widened(e: Estimate, rough: Estimate, logs: bool, dtype: torch.dtype, n: in
     return Estimate(e.value, (e.stderr.square() + of_rule.square() + rounding.square()).sqrt())
 
 
-def _bottom(rule: Rule, eps: float) -> tuple[Tensor, Tensor]:
+def _bottom(rule: QuadratureRule, eps: float) -> tuple[Tensor, Tensor]:
     """Whether the smallest singular value is zero to precision, and whether it is known not to be: ``(batch,)`` each.
 
     The logarithm has no bound near 0, so that a rule that has not found the lower end of the spectrum may be off by any
@@ -214,7 +221,7 @@ def _bottom(rule: Rule, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def _figures(sums: Tensor) -> dict[str, Tensor]:
-    """Figures ``(…)`` of ``Rule.sums``, ``(…, 5)``."""
+    """Figures ``(…)`` of ``QuadratureRule.sums``, ``(…, 5)``."""
     one, two, four, plogp, logs = sums.unbind(-1)
     return {
         # H(σ/Σσ) = log Σσ − Σσ log σ / Σσ; of J = 0 no direction counts.

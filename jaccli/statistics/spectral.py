@@ -41,6 +41,11 @@ def spectrum(matrix: Shaped[Tensor, "n_out n_in"]) -> dict[str, Any]:
         matrix: J; the figures are computed in float64 on the CPU.
 
     Cost: a singular value decomposition, O(n_out n_in min(n_out, n_in)).
+
+    Example:
+        >>> figures = spectrum(torch.diag(torch.tensor([4.0, 2.0])))
+        >>> figures["singular_values"], figures["condition"], figures["stable_rank"]
+        ([4.0, 2.0], 2.0, 1.25)
     """
     j = matrix.detach().to("cpu", torch.float64)
     if not bool(j.isfinite().all()):
@@ -97,6 +102,11 @@ def eigenvalues(matrix: Shaped[Tensor, "n n"]) -> dict[str, Any]:
         matrix: J; the figures are computed in float64 on the CPU.
 
     Cost: O(n³), about 10 n³ operations.
+
+    Example:
+        >>> figures = eigenvalues(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+        >>> figures["spectral_radius"], figures["non_normality"]
+        (0.0, 1.0)
     """
     j = matrix.detach().to("cpu", torch.float64)
     if not bool(j.isfinite().all()):
@@ -126,6 +136,10 @@ def lyapunov(matrices: list[Tensor]) -> Shaped[Tensor, "n"]:
 
     Args:
         matrices: J ``(n_out, n_in)`` of each pair, in the order of layers; n_in of each is n_out of the one before.
+
+    Example:
+        >>> lyapunov([torch.diag(torch.tensor([2.0, 1.0]))] * 3).exp().round(decimals=6)
+        tensor([2., 1.], dtype=torch.float64)
     """
     basis: Tensor | None = None
     total: Tensor | None = None

@@ -52,16 +52,10 @@ class Samples:
 
     def select(self, numbers: Sequence[int]) -> Batch:
         """The samples of these numbers, which may repeat."""
-
-        def rows(tensor: Tensor, dim: int) -> Tensor:
-            return tensor.index_select(dim, torch.tensor(numbers, device=tensor.device))
-
-        inputs = self.inputs
-        if self.together:
-            inputs = inputs.each(rows)
-        else:
-            inputs = replace(inputs, args=(rows(inputs.args[0], inputs.dim), *inputs.args[1:]))
-        return Batch(inputs, rows(self.targets, 0) if self.targets is not None else None)
+        targets = self.targets
+        if targets is not None:
+            targets = targets.index_select(0, torch.tensor(numbers, device=targets.device))
+        return Batch(self.inputs.select(numbers, self.together), targets)
 
     def first(self, count: int) -> Batch:
         """The first ones, at least so many where there are as many."""
@@ -97,11 +91,10 @@ class Samples:
 
 def has_rows_of_arguments(network: Network, inputs: Inputs) -> bool:
     """Whether further arguments hold one row a sample. Cost: where one might, some forward passes."""
-    extras = [*inputs.args[1:], *inputs.kwargs.values()]
-    if inputs.batch < 2 or not any(isinstance(e, Tensor) and e.dim() and e.shape[0] == inputs.batch for e in extras):
+    if inputs.batch < 2 or not inputs.may_have_rows():
         return False
     numbers = range(0, inputs.batch, 2)
-    return same_values(network, inputs, Samples(inputs, together=True).select(numbers).inputs, numbers)
+    return same_values(network, inputs, inputs.select(numbers), numbers)
 
 
 class NoisyCopies:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import jaccli
-from jaccli.calibration import TYPICAL, Calibration, cache, calibrate, known, load, measure, timing
+from jaccli.calibration import TYPICAL, Calibration, cache, calibrate, load, measure, stored_or_typical, timing
 from jaccli.calibration.figures import FRESH_FROM, at
 from jaccli.calibration.timing import ALLOWANCE_S, INTERRUPTIONS, LEAST_ROUNDS, MORE_ROUNDS, ROUNDS, Busy, TimedOperator
 
@@ -301,11 +301,11 @@ def test_calibrate_measures_keeps_and_changes_nothing(folder: Path, monkeypatch:
     state = torch.get_rng_state()
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     assert load(CPU) is None
-    assert known(CPU) is TYPICAL
+    assert stored_or_typical(CPU) is TYPICAL
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         made = calibrate("cpu")
-    assert load(CPU) == known("cpu") == made
+    assert load(CPU) == stored_or_typical("cpu") == made
     assert torch.equal(state, torch.get_rng_state())
     assert (threads, dtype) == (torch.get_num_threads(), torch.get_default_dtype())
     assert torch.is_grad_enabled()
@@ -365,7 +365,7 @@ def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_load_reads_and_never_measures() -> None:
     assert load() is None
     keep()
-    assert load() == known() == MADE
+    assert load() == stored_or_typical() == MADE
     later = replace(MADE, overhead_s=4e-6)
     keep(later)
     assert load() == later
@@ -379,7 +379,7 @@ def test_load_reads_and_never_measures() -> None:
 def test_a_damaged_file_is_none(content: bytes) -> None:
     keep().write_bytes(content)
     assert load() is None
-    assert known() is TYPICAL
+    assert stored_or_typical() is TYPICAL
 
 
 def tables() -> list[tuple[str, Any]]:
@@ -471,7 +471,7 @@ def test_without_a_cache_figures_last_as_long_as_the_process(
     monkeypatch.setattr(cache, "measure", lambda device: MADE)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert calibrate() == load() == known() == MADE
+        assert calibrate() == load() == stored_or_typical() == MADE
 
 
 def test_a_file_appears_whole_or_not_at_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,7 +181,7 @@ def test_one_forward_pass() -> None:
     for turn in range(3):
         a.rmatvec(drawn(turn, 3, 12))
     assert a.passes["forward"] == 1
-    assert a.passes["vjp"] <= 1 + 3  # one looked for samples that mix
+    assert a.passes["vjp"] == 1 + 3  # one looked for samples that mix
 
 
 def test_composition_of_adjacent_pairs_is_the_chain_rule() -> None:

@@ -1,18 +1,15 @@
-"""A new method is one file and one line: what is said of it is asked of it, by name, everywhere."""
+"""A new method is one file and one line of a table: what is said of it is asked of it, by name, everywhere."""
 
 from __future__ import annotations
-
-from typing import cast
 
 import pytest
 import torch
 from torch import nn
 
 import jaccli
-from jaccli import names
 from jaccli.methods import METHODS, MethodGap, MethodTask
 from jaccli.methods.base import Method, SelectionInput
-from jaccli.names import MethodName, check_method
+from jaccli.names import METHOD_CLASSES, check_method
 from jaccli.planning.bind import bind
 from jaccli.planning.decide import decide
 from jaccli.planning.linearize import computing, linearize
@@ -20,13 +17,11 @@ from tests.methods.test_methods import EXACT, take
 from tests.oracle import error
 from tests.scenarios import BY_NAME
 
-TOY = cast(MethodName, "toy")
-
 
 class Toy(Method):
     """Columns one by one, of samples that do not mix."""
 
-    name = TOY
+    name = "toy"
     drawback = "{n_in} columns of a toy"
     kind = "forward"
     by = "column"
@@ -48,11 +43,16 @@ class Toy(Method):
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch: pytest.MonkeyPatch) -> Toy:
-    """The method, registered: its entry in ``METHODS``, and its name in ``names``."""
-    method = Toy()
-    monkeypatch.setitem(METHODS, TOY, method)
-    monkeypatch.setattr(names, "METHOD_NAMES", (*names.METHOD_NAMES, TOY))
+    """The method, registered by one line."""
+    monkeypatch.setitem(METHOD_CLASSES, "toy", f"{__name__}:Toy")
+    method = METHODS["toy"]
+    assert isinstance(method, Toy)
+    monkeypatch.setattr(method, "predicted_s", None)
     return method
+
+
+def test_names_are_those_of_the_classes() -> None:
+    assert {name: method.name for name, method in METHODS.items()} == {name: name for name in METHOD_CLASSES}
 
 
 def test_its_name_is_valid() -> None:

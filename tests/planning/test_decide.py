@@ -16,7 +16,7 @@ from jaccli.activations.resolve import expand, resolve
 from jaccli.linearization.activation_memory import footprint
 from jaccli.methods import METHODS
 from jaccli.methods.auto import structure_within
-from jaccli.methods.base import Selection, SelectionInput
+from jaccli.methods.base import MethodSelection, SelectionInput
 from jaccli.models.adapt import as_network
 from jaccli.names import METHOD_NAMES
 from jaccli.planning.decide import decide
@@ -73,33 +73,6 @@ def test_plan_made_where_there_is_no_path() -> None:
         at_zero = (plan := jaccli.plan(Gate(), -x))(-x)
     assert not at_zero.any()
     assert torch.equal(plan(x)[0], torch.diag(2 * x[0]))
-
-
-@pytest.mark.parametrize(
-    ("method", "counts"),
-    [
-        ("reverse", {"vjp": 5}),
-        ("loop", {"vjp": 5}),
-        ("forward", {"jvp": 7}),
-        ("functional", {"forward": 1, "vjp": 5}),
-        ("replicate", {"forward": 3 + 5, "vjp": 5}),
-    ],
-)
-@pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_numbers_of_passes(method: Any, counts: dict[str, int], chunk: int) -> None:
-    network = as_network(chain(7, 6, 5)())
-    pair = (resolve(network, "input"), resolve(network, "output"))
-    (piece,) = stream(network, Inputs((torch.randn(3, 7),)), [pair], RunOptions(method, None, chunk))
-    assert dict(piece.outcome.passes) == counts
-    assert piece.outcome.method == method
-
-
-def test_passes_of_samples_that_mix() -> None:
-    network = as_network(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
-    pair = (resolve(network, "input"), resolve(network, "output"))
-    with pytest.warns(jaccli.JaccliWarning, match="samples mix"):
-        (piece,) = stream(network, Inputs((torch.randn(5, 4),)), [pair], RunOptions("reverse"))
-    assert piece.outcome.passes["vjp"] == 5 * 3
 
 
 class Counted(nn.Sequential):
@@ -252,7 +225,7 @@ def test_structure_that_does_not_fit_is_replaced_by_reverse(monkeypatch: pytest.
     with computing(network):
         (linearization,) = linearize(network, inputs, [pair])
         assert linearization.search_structure() is None
-        structured = Selection("structured", "", {"reverse": "slower"})
+        structured = MethodSelection("structured", "", {"reverse": "slower"})
         monkeypatch.setattr(METHODS["auto"], "select", lambda inputs: structured)
         assert decide(linearization, "auto").method == "structured"
         plan = linearization.structure
@@ -270,7 +243,7 @@ def test_structured_predicts_the_time_of_its_order() -> None:
     pair, inputs = (resolve(network, "input"), resolve(network, "output")), Inputs((torch.randn(3, 6),))
     with computing(network):
         (linearization,) = linearize(network, inputs, [pair])
-        selection = SelectionInput(linearization, footprint(linearization.linear), lambda name: 1)
+        selection = SelectionInput(linearization, footprint(linearization.linear), lambda name: 1, METHODS)
         assert METHODS["structured"].predict(selection) is None
         linearization.search_structure()
         assert linearization.structure is not None

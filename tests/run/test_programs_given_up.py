@@ -67,7 +67,7 @@ def test_no_memory_in_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_oldest_program_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(defaults, "REPLAY_KEPT", 2)
+    monkeypatch.setattr(defaults, "PROGRAMS_KEPT", 2)
     network = model()
     plan = with_program(network)
     for size in (4, 3, 2, 1, 4):

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from jaccli.calibration import TYPICAL, Calibration, known
+from jaccli.calibration import TYPICAL, Calibration, stored_or_typical
 from jaccli.graph.layout.layout import Label
 
 _MEASURED: ContextVar[bool] = ContextVar("measured", default=False)
@@ -75,7 +75,7 @@ class CostModel:
     @classmethod
     def of(cls, device: torch.device, dtype: torch.dtype) -> CostModel:
         """At the rates of a device; see ``measured_rates``."""
-        machine = known(device) if _MEASURED.get() else TYPICAL
+        machine = stored_or_typical(device) if _MEASURED.get() else TYPICAL
         return cls(machine, dtype, _memo=_memo_of(machine))
 
     @classmethod

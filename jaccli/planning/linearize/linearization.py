@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from jaccli.activations.address import Address
+from jaccli.autograd.seeds import gaussian
 from jaccli.graph import CaptureGap, EliminationPlan, Graph, capture, plan_elimination
 from jaccli.linearization.differences import Differences
 from jaccli.linearization.linearized_function import LinearizedFunction
@@ -23,6 +23,11 @@ Pair = tuple[Address, Address]
 HIDDEN_PATH = (
     "the target moves with the source, but no gradient flows (detach, no_grad, rounding or an integer between)"
 )
+
+
+def pair_name(pair: Pair) -> str:
+    """``fc1 -> output``."""
+    return f"{pair[0]!s} -> {pair[1]!s}"
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Linearization:
     @property
     def name(self) -> str:
         """``fc1 -> output``."""
-        return f"{self.pair[0]!s} -> {self.pair[1]!s}"
+        return pair_name(self.pair)
 
     def with_mixing_samples(self) -> Linearization:
         """The same, where samples turned out to mix: its probe holds the first sample's row. Cost: a backward pass."""
@@ -148,6 +153,6 @@ class Linearization:
 
     def _other_cotangent(self, u: Tensor) -> Tensor:
         """A random cotangent ``(batch, n_out)`` at the samples that u leaves out, zero at the others."""
-        drawn = torch.randn(u.shape, generator=torch.Generator().manual_seed(2)).to(u)
+        drawn = gaussian(u.shape, 2, u)
         drawn[self.probe.samples] = 0
         return drawn

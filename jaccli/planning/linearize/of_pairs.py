@@ -21,7 +21,7 @@ from jaccli.planning.linearize.probe import AdjointProbe, probed
 from jaccli.planning.linearize.recording import recorded
 from jaccli.planning.linearize.repeatability import unsteady
 from jaccli.planning.linearize.sample_independence import moves_others
-from jaccli.planning.linearize.session import description, own, readable
+from jaccli.planning.linearize.session import description, detached_inputs, readable
 
 _SAMPLES_FIRST = "expected the samples in the first dimension of the input, {}"
 _COMPUTED_BEFORE = "the target is computed before the source"
@@ -48,7 +48,7 @@ def linearize(
         UnsupportedError: of a glob's layers none can be a source.
         ResourceError: out of memory.
     """
-    inputs = own(inputs)
+    inputs = detached_inputs(inputs)
     try:
         with readable(inputs):
             recording, gap = recorded(network, inputs, pairs, graph)
@@ -81,7 +81,7 @@ def preview(network: Network, inputs: Inputs, pairs: Sequence[Pair], *, graph: b
     A pair that is not there is left out, and every pair where the model refuses these inputs: ``linearize`` says why.
     """
     try:
-        recording, gap = recorded(network, own(inputs), pairs, graph)
+        recording, gap = recorded(network, detached_inputs(inputs), pairs, graph)
     except Exception:
         return []
     return [_linearized(network, recording, pair, graph, False, gap) for pair in _fitting(recording, pairs)]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
+from jaccli.autograd.seeds import gaussian
 from jaccli.linearization.linearized_function import LinearizedFunction
-from jaccli.planning.linearize.sample_independence import leak
+from jaccli.planning.linearize.sample_independence import gradient_at_silent_samples
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 
 
@@ -47,8 +47,7 @@ def probed(linear: LinearizedFunction) -> tuple[AdjointProbe, bool]:
     assert linear.recorded_pass is not None
     if not linear.recorded_pass.target.requires_grad:
         return AdjointProbe(), False
-    generator = torch.Generator().manual_seed(0)
-    u = torch.randn(linear.batch, linear.f.n_out, generator=generator).to(linear.value)
+    u = gaussian((linear.batch, linear.f.n_out), 0, linear.value)
     # A gradient at a sample whose cotangent is zero comes from another sample: the samples mix.
     u[1::2] = 0
     try:
@@ -61,5 +60,7 @@ def probed(linear: LinearizedFunction) -> tuple[AdjointProbe, bool]:
         return AdjointProbe(), False
     probe = AdjointProbe(u, row)
     # Of two samples the second may depend on the first, which only its own row shows.
-    mix = leak(linear, u, row) or (linear.batch == 2 and leak(linear, u.flip(0), linear.vjp(u.flip(0))))
+    mix = gradient_at_silent_samples(linear, u, row)
+    if not mix and linear.batch == 2:
+        mix = gradient_at_silent_samples(linear, u.flip(0), linear.vjp(u.flip(0)))
     return (probe.first_sample(linear) if mix else probe), mix

@@ -45,7 +45,7 @@ def record_backward(
 ) -> ForwardRecord:
     """``record``; once more, if the graph has kernels without a backward pass, which are switched off for good."""
     recording = record(network, inputs, sources, targets, live=live)
-    if set_aside(network, [held.activation for held in recording.targets.values()]):
+    if set_aside(network, [recorded_target.activation for recorded_target in recording.targets.values()]):
         recording = record(network, inputs, sources, targets, live=live)
     return recording
 

@@ -29,6 +29,7 @@ def unsteady(network: Network, recording: ForwardRecord) -> float:
 
 
 def _values(network: Network, recording: ForwardRecord) -> dict[Address, Tensor] | None:
+    """The targets' activations ``(batch, …)`` from another pass; None where it fails."""
     try:
         return values(network, recording.inputs, [*recording.sources], [*recording.targets])
     except Exception:  # the error of a later pass is reported with that pass
@@ -36,6 +37,7 @@ def _values(network: Network, recording: ForwardRecord) -> dict[Address, Tensor]
 
 
 def _largest_difference(first: Mapping[Address, Tensor], second: Mapping[Address, Tensor]) -> float:
+    """The largest relative difference of a sample of activations ``(batch, …)``, where it is more than rounding."""
     largest = 0.0
     for address, value in first.items():
         other = second.get(address)

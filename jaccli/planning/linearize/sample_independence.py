@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from jaccli.autograd.seeds import gaussian
 from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.linearization.rounding import distances, norms, value_rounding
 from jaccli.planning.linearize.nearby import perturbed, value_at
 
 
-def leak(linear: LinearizedFunction, u: Tensor, row: Tensor) -> bool:
+def gradient_at_silent_samples(linear: LinearizedFunction, u: Tensor, row: Tensor) -> bool:
     """Whether samples whose cotangent in ``u`` is zero have a gradient in ``row`` = Jᵀu, but not in Jᵀ0.
 
     Zeros stay zeros whatever the rounding, unless a backward pass adds numbers of its own: then Jᵀ0 has them too.
@@ -27,18 +28,18 @@ def leak(linear: LinearizedFunction, u: Tensor, row: Tensor) -> bool:
     return bool((size[~sent] > reach).any()) and not bool((norms(linear.vjp(torch.zeros_like(u))) > reach).any())
 
 
-def leaks(linear: LinearizedFunction) -> bool:
+def samples_mix_by_gradients(linear: LinearizedFunction) -> bool:
     """Whether any sample's target depends on any other sample, by gradients.
 
     Cost: 2 log2(batch) backward passes. In one of them, of any two samples one has a cotangent and the other does not.
     """
     numbers = torch.arange(linear.batch)
-    u = torch.randn(linear.batch, linear.f.n_out, generator=torch.Generator().manual_seed(0)).to(linear.value)
+    u = gaussian((linear.batch, linear.f.n_out), 0, linear.value)
     for bit in range((linear.batch - 1).bit_length()):
         for side in (0, 1):
             # Two different numbers differ in some bit: one of the pair is on this side of it.
-            some = u * ((numbers >> bit) % 2 == side).to(u)[:, None]
-            if leak(linear, some, linear.vjp(some)):
+            masked_u = u * ((numbers >> bit) % 2 == side).to(u)[:, None]
+            if gradient_at_silent_samples(linear, masked_u, linear.vjp(masked_u)):
                 return True
     return False
 
