@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +32,10 @@ from jaccli.text.wording import worded
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
+
+
+class NoGraph(RuntimeError):
+    """A layer is called where autograd records nothing. The planner then records the pass without gradients."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,25 @@ class Inputs:
 
         args = (apply(self.args[0], self.dim), *(apply(a) for a in self.args[1:]))
         return Inputs(args, {k: apply(v) for k, v in self.kwargs.items()}, self.dim)
+
+    def select(self, numbers: Sequence[int], together: bool = True) -> Inputs:
+        """The inputs with the samples of these numbers, which may repeat.
+
+        Args:
+            numbers: of samples.
+            together: further arguments with as many entries as there are samples have one a sample.
+        """
+
+        def picked(tensor: Tensor, dim: int) -> Tensor:
+            return tensor.index_select(dim, torch.tensor(numbers, device=tensor.device))
+
+        return self.each(picked) if together else replace(self, args=(picked(self.args[0], self.dim), *self.args[1:]))
+
+    @property
+    def may_have_rows(self) -> bool:
+        """Whether further arguments have as many entries in dimension 0 as there are samples: maybe one a sample."""
+        further = (*self.args[1:], *self.kwargs.values())
+        return any(isinstance(value, Tensor) and value.dim() and value.shape[0] == self.batch for value in further)
 
     def copied(self) -> Inputs:
         """The inputs with copies of all tensors, so that later writes to the caller's change nothing."""
@@ -186,7 +209,7 @@ class ActivationRecorder(BoundaryTap):
     def _check_graph(self, address: Address) -> None:
         """Refuse what an ``autograd.Function`` runs in its forward pass: without a graph J would be zero."""
         if not torch.is_grad_enabled() and inside_a_function():
-            raise RuntimeError(f"layer {str(address)!r} is called inside an autograd.Function, which leaves no graph")
+            raise NoGraph(f"layer {str(address)!r} is called inside an autograd.Function, which leaves no graph")
 
     def _locate(self, address: Address, value: Any, *, source: bool) -> ActivationLocation | None:
         """None if a glob gave the address and it does not fit."""
@@ -211,7 +234,7 @@ class ActivationRecorder(BoundaryTap):
         self.sources[location.address] = RecordedActivation(location, raw, len(self.sources) + len(self.targets))
         return value
 
-    def _variable(self, location: ActivationLocation, value: Any) -> tuple[Tensor, Any]:
+    def _variable(self, location: ActivationLocation, value: Any) -> tuple[Shaped[Tensor, "..."], Any]:
         """The variable for a tensor, one for all sources that lie in it; and the value with a copy of it."""
         for source in self.sources.values():
             if (source.location.boundary, source.location.path) == (location.boundary, location.path):
