@@ -44,10 +44,10 @@ def refuse_packed(path: Path | str, names: Iterable[str], known: Iterable[str] =
     Raises:
         RefusedError: there is one.
     """
-    own = {name.rpartition(".")[2] for name in known}
+    network_names = {name.rpartition(".")[2] for name in known}
     for name in names:
         for what, pattern in _NAMES.items():
-            if pattern.fullmatch(name) and name.rpartition(".")[2] not in own:
+            if pattern.fullmatch(name) and name.rpartition(".")[2] not in network_names:
                 raise packed_file(path, f"weights packed into {what}: {quote(name, 60)}")
 
 

@@ -18,7 +18,7 @@ from jaccli.planning.linearize import Pair
 from jaccli.runtime.torch_errors import is_out_of_memory
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Shaped
 
 # Steps relative to the size of what is moved: small, since J of a network with kinks jumps from piece to piece. In
 # less than float64 rounding forbids small ones: the error of a central difference is eps / step + step².
@@ -103,7 +103,9 @@ class MovedProduct:
                     return None
         return None
 
-    def _of_copy(self, copy: Network, dtype: torch.dtype, u: Tensor, w: Tensor) -> Slope:
+    def _of_copy(
+        self, copy: Network, dtype: torch.dtype, u: Shaped[Tensor, "batch n"], w: Shaped[Tensor, "batch m"]
+    ) -> Slope:
         generator = torch.Generator().manual_seed(6)
         # A copy has its tensors in the order of the original.
         twins = {id(t): twin for t, twin in zip(self.network.tensors(), copy.tensors(), strict=True)}
@@ -145,7 +147,7 @@ def _direction(tensor: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _displaced(inputs: Inputs, dtype: torch.dtype, along: Mapping[int, Tensor], h: float) -> Inputs:
-    """The inputs in this dtype, those that have a direction ``h`` further along it."""
+    """The inputs in this dtype, those that have a direction ``h`` further along it, of its shape."""
 
     def moved(value: object) -> object:
         if not isinstance(value, Tensor) or not value.is_floating_point():

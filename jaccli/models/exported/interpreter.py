@@ -171,8 +171,8 @@ class _GraphRun:
         dtypes = self._program_run.dtypes
 
         def cast(value: Any) -> Any:
-            known = isinstance(value, torch.dtype) and value in dtypes and follows(operator, value, dtypes[value])
-            return dtypes[value] if known else value
+            is_cast = isinstance(value, torch.dtype) and value in dtypes and follows(operator, value, dtypes[value])
+            return dtypes[value] if is_cast else value
 
         return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
 

@@ -56,15 +56,15 @@ def find_calls(graph: ExportedGraph, outer: Chain, state: frozenset[str]) -> lis
 
 def _chains(nodes: list[ExportedNode]) -> list[Chain]:
     """The stack of every node. One without a record belongs to what its neighbours have in common."""
-    known = [node.stack for node in nodes]
+    stacks = [node.stack for node in nodes]
     # ``following[i]`` is the next recorded stack from node i on: passes of the export insert nodes without one.
     following: list[Chain] = [()] * len(nodes)
     upcoming: Chain = ()
     for index in range(len(nodes) - 1, -1, -1):
-        upcoming = following[index] = known[index] if known[index] is not None else upcoming  # type: ignore[assignment]
+        upcoming = following[index] = stacks[index] if stacks[index] is not None else upcoming  # type: ignore[assignment]
     chains: list[Chain] = []
     previous: Chain = ()
-    for stack, coming in zip(known, following, strict=True):
+    for stack, coming in zip(stacks, following, strict=True):
         previous_or_common = stack if stack is not None else _common(previous, coming)
         chains.append(previous_or_common)
         previous = previous_or_common

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from keyword import iskeyword
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from jaccli.errors import InternalError
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 Layout = Any
 """A nested tuple of keys: positions in a flat list of values, or names of values.
@@ -43,10 +46,11 @@ class OncePerTensor:
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        """``function`` of a tensor of any shape."""
         self._function = function
         self._results: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, tensor: Tensor) -> Tensor:
+    def __call__(self, tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         if id(tensor) not in self._results:
             self._results[id(tensor)] = (tensor, self._function(tensor))
         return self._results[id(tensor)][1]

@@ -54,7 +54,7 @@ class GraphCompiler:
         self._slots: dict[int, int] = {}
         inputs = [self.slot(value) for value in graph.inputs()]
         # The module or object whose method this is; the body of a fork has none.
-        self.own = inputs[0] if inputs and "/" not in name else None
+        self.receiver = inputs[0] if inputs and "/" not in name else None
 
     def slot(self, value: Any) -> int:
         """The slot of a value of the graph."""
@@ -148,16 +148,16 @@ def compile_graph(program: ScriptProgram, name: str, graph: Any) -> CompiledGrap
 
 def _expiring(nodes: list[Any], lasting: Iterable[Any]) -> dict[int, list[Any]]:
     """Index of a node → the tensors made in its block that nobody reads after it; never the ``lasting`` ones."""
-    own = {
+    defined = {
         value.unique(): value
         for node in nodes
         if node.kind() != "prim::Constant"
         for value in node.outputs()
         if carries_tensors(value)
     }
-    uses = (own.keys() & (_used(node) | {value.unique() for value in node.outputs()}) for node in nodes)
+    uses = (defined.keys() & (_used(node) | {value.unique() for value in node.outputs()}) for node in nodes)
     expired = expiring(uses, {value.unique() for value in lasting})
-    return {index: [own[key] for key in keys] for index, keys in expired.items()}
+    return {index: [defined[key] for key in keys] for index, keys in expired.items()}
 
 
 def _used(node: Any) -> set[int]:

@@ -27,7 +27,7 @@ def _call_method(compiler: GraphCompiler, node: Any) -> Instruction:
     ins, out = compiler.slots(values), compiler.slot(node.output())
     owner, method = ins[0], compiler.program.method
     # As hooks do, taps see ``forward`` called from outside; a module's other methods run unreported.
-    if not _FORWARD.fullmatch(name) or owner == compiler.own:
+    if not _FORWARD.fullmatch(name) or owner == compiler.receiver:
 
         def call(frame: CallFrame) -> None:
             frame[out] = method(frame[owner].cls, name)(frame[0], [frame[i] for i in ins])
