@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from jaccli.activations.glob import has_glob, matches, nearest
 from jaccli.activations.index import IndexItem
-from jaccli.activations.suffix import EVERY, GRAMMAR, AddressSuffix, Call, Port, parse_suffix, split_suffix
+from jaccli.activations.suffix import EVERY, GRAMMAR, AddressSuffix, CallNumber, Port, parse_suffix, split_suffix
 from jaccli.errors import UsageError
 
 __all__ = ["EVERY", "INPUT", "OUTPUT", "Address", "LayerNames", "matches", "nearest", "parse_address"]
@@ -51,7 +51,7 @@ class Address:
     """
 
     path: str
-    call: Call | None = None
+    call: CallNumber | None = None
     port: Port | None = None
     elements: tuple[str, ...] = ()
     dim: int | None = None

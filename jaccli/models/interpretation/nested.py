@@ -14,7 +14,7 @@ from jaccli.errors import InternalError
 if TYPE_CHECKING:
     from jaxtyping import Shaped
 
-Layout = Any
+Nesting = Any
 """A nested tuple of keys: positions in a flat list of values, or names of values.
 
 None stands for a value that a trace or export dropped, because nothing uses it.
@@ -68,12 +68,12 @@ def leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def arrange(layout: Layout, values: Any) -> Any:
+def arrange(layout: Nesting, values: Any) -> Any:
     """The nested tuple that a layout describes, filled with ``values[key]``."""
     return map_leaves(layout, lambda key: None if key is None else values[key])
 
 
-def pairs(layout: Layout, value: Any) -> Iterator[tuple[Any, Any]]:
+def pairs(layout: Nesting, value: Any) -> Iterator[tuple[Any, Any]]:
     """Each key of a layout with what stands there in ``value``: the inverse of ``arrange``.
 
     Raises:

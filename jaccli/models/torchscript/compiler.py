@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jaccli.models.interpretation.last_use import expiring
 from jaccli.models.screening.enumerations import DTYPE_NUMBERS, DTYPES
 from jaccli.models.torchscript import control
-from jaccli.models.torchscript.instructions import CallFrame, Instruction, apply, drawing, release
+from jaccli.models.torchscript.instructions import CallFrame, FrameInstruction, apply, drawing, release
 from jaccli.models.torchscript.operators import draws, resolve, schema_of, takes_number, unknown
 from jaccli.models.torchscript.script_types import carries_tensors
 from jaccli.networks.dtypes import follows
@@ -30,7 +30,7 @@ class CompiledGraph:
 
     __slots__ = ("name", "output", "steps", "template")
 
-    def __init__(self, name: str, template: CallFrame, steps: list[Instruction], output: int) -> None:
+    def __init__(self, name: str, template: CallFrame, steps: list[FrameInstruction], output: int) -> None:
         self.name, self.template, self.steps, self.output = name, template, steps, output
 
     def __call__(self, run: ScriptRun, args: list[Any]) -> Any:
@@ -85,12 +85,12 @@ class GraphCompiler:
         """The function that a ``prim::fork`` node carries with it."""
         return compile_graph(self.program, f"{self.name}/{node.output().unique()}", node.g("Subgraph"))
 
-    def block(self, block: Any, release_values: bool = False, keep: Iterable[Any] = ()) -> list[Instruction]:
+    def block(self, block: Any, release_values: bool = False, keep: Iterable[Any] = ()) -> list[FrameInstruction]:
         """The steps of a block; with ``release_values`` all but ``keep`` are let go after their last use."""
         nodes = list(block.nodes())
         # Not in a nested block: it may run again, and reads values of the blocks around it.
         expired = _expiring(nodes, [*block.outputs(), *keep]) if release_values else {}
-        steps: list[Instruction] = []
+        steps: list[FrameInstruction] = []
         for index, node in enumerate(nodes):
             step = self._emit(node)
             if step is not None:
@@ -99,7 +99,7 @@ class GraphCompiler:
                 steps.append(release(self.slots(expired[index])))
         return steps
 
-    def _emit(self, node: Any) -> Instruction | None:
+    def _emit(self, node: Any) -> FrameInstruction | None:
         emitter = control.EMITTERS.get(node.kind())
         if emitter is not None:
             return emitter(self, node)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jaccli.errors import UnsupportedError
-from jaccli.models.interpretation.nested import Layout, arrange, map_leaves, pairs
+from jaccli.models.interpretation.nested import Nesting, arrange, map_leaves, pairs
 from jaccli.models.torchscript.compiler import CompiledGraph, GraphCompiler
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class Traced:
     """
 
     function: CompiledGraph
-    inputs: Layout | None
-    outputs: Layout
+    inputs: Nesting | None
+    outputs: Nesting
     returned: list[int]
 
     def open(self, args: list[Any]) -> tuple[Any, ...]:
@@ -114,7 +114,7 @@ def _returned(graph: Any) -> list[Any] | None:
     return outputs if all(value.type().kind() == "TensorType" for value in outputs) else None
 
 
-def _arguments(graph: Any, arguments: Layout | None) -> Layout | None:
+def _arguments(graph: Any, arguments: Nesting | None) -> Nesting | None:
     """The layout of the arguments in the graph's inputs, one of which may stand for several arguments."""
     positions = {value.unique(): i for i, value in enumerate(list(graph.inputs())[1:])}
     used: list[int | None] = []
@@ -156,7 +156,7 @@ def _sequence(kind: str, nodes: list[Any], returned: list[Any]) -> Any:
             direct = direct and source == value.unique()
     if direct:  # what is not returned is there as well
         parts = outputs
-    first: Layout = (0,) if packed else 0
+    first: Nesting = (0,) if packed else 0
     layout = (first, (1, 2)) if kind == "LSTM" else (first, 1)
     states = tuple(inputs[1].node().inputs()) if kind == "LSTM" and not packed else inputs[1]
     return parts, layout, None if packed else (inputs[0], states)
@@ -210,7 +210,7 @@ def _attention(_kind: str, nodes: list[Any], returned: list[Any]) -> Any:
     return parts, (0, 1), _attention_arguments(nodes, parts[0] is not None)
 
 
-def _attention_arguments(nodes: list[Any], complete: bool) -> Layout | None:
+def _attention_arguments(nodes: list[Any], complete: bool) -> Nesting | None:
     """Query, key and value, from the projections: tensors that are one in the model have one in common."""
     sources = []
     for node in nodes:

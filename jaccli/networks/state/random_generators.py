@@ -58,9 +58,9 @@ class GeneratorStates:
     states: list[tuple[GeneratorSource, Hashable, Any]]
 
     @classmethod
-    def now(cls, own: Iterable[Any] = (), *, python: bool = True) -> GeneratorStates:
-        """The states of the global generators and of a model's ``own``; ``python``: Python's and NumPy's too."""
-        return cls([(source, *source.read()) for source in (*_global(python), *map(_source, own))])
+    def now(cls, of_model: Iterable[Any] = (), *, python: bool = True) -> GeneratorStates:
+        """The states of the global generators and those ``of_model``; ``python``: Python's and NumPy's too."""
+        return cls([(source, *source.read()) for source in (*_global(python), *map(_source, of_model))])
 
     def current(self) -> GeneratorStates:
         """The states that the same generators have now."""
