@@ -17,5 +17,6 @@
 
 In: a ``Network``, ``Inputs`` and names. Out: recorded activations and ``LayerFunction``s, which are all that the
 methods know of a model. ``sample_dimension``, ``entry_dimension`` and ``misread`` find out which dimension counts
-the samples, by comparing values. Reading names (``address`` and what it imports) needs no torch.
+the samples, by comparing values. Reading names (``address`` and what it imports) needs no torch. Why: names are a
+user's, tensors are a run's; one becomes the other here alone.
 """

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from jaccli.activations.glob import has_glob, matches, nearest
 from jaccli.activations.index import IndexItem
-from jaccli.activations.suffix import EVERY, GRAMMAR, AddressSuffix, Call, Port, parse_suffix, split_suffix
+from jaccli.activations.suffix import EVERY, GRAMMAR, AddressSuffix, CallNumber, Port, parse_suffix, split_suffix
 from jaccli.errors import UsageError
 
 __all__ = ["EVERY", "INPUT", "OUTPUT", "Address", "LayerNames", "matches", "nearest", "parse_address"]
@@ -51,7 +51,7 @@ class Address:
     """
 
     path: str
-    call: Call | None = None
+    call: CallNumber | None = None
     port: Port | None = None
     elements: tuple[str, ...] = ()
     dim: int | None = None
@@ -118,9 +118,9 @@ class LayerNames:
         hidden = plain is None or (plain.path, plain.suffix) != (path, suffix) or not _is_module(plain)
         stem = self._stem(path)
         parts = parse_suffix(suffix) or AddressSuffix()
-        own = path in (INPUT, OUTPUT)
+        is_reserved = path in (INPUT, OUTPUT)
         text = stem + suffix if hidden else path + suffix
-        return Address(path, **vars(parts), suffix=suffix, is_module=own, globbed=globbed, text=text, stem=stem)
+        return Address(path, **vars(parts), suffix=suffix, is_module=is_reserved, globbed=globbed, text=text, stem=stem)
 
     def read(self, text: str) -> Address | None:
         """The address with the longest path that a text begins with and that leaves a suffix; None if there is none.
@@ -145,16 +145,16 @@ class LayerNames:
     def _readings(self, text: str) -> Iterator[tuple[str, str, bool]]:
         """The paths that a text begins with, the longest first; the rest of the text; whether a leading dot says that
         a module is meant and not the model's own."""
-        apart = text.startswith(".") and text not in self._all
-        body = text.removeprefix(".") if apart else text
+        has_leading_dot = text.startswith(".") and text not in self._all
+        body = text.removeprefix(".") if has_leading_dot else text
         # The longest path wins, since a module's name may hold characters of the grammar: ``a#2``.
         for end in range(len(body), 0, -1):
             path, rest = body[:end], body[end:]
             if rest and rest[0] not in _ENDS and not rest.startswith(_STOP):
                 continue
-            own = path in (INPUT, OUTPUT)
-            if path in self._all or (own and not apart):
-                yield path, rest, own and apart
+            is_reserved = path in (INPUT, OUTPUT)
+            if path in self._all or (is_reserved and not has_leading_dot):
+                yield path, rest, is_reserved and has_leading_dot
 
     def _stem(self, path: str) -> str:
         """How a path is written before a suffix."""

@@ -8,7 +8,8 @@ and that is the activation's sample dimension.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from jaccli.activations.nested import get, locate_tensor
 from jaccli.activations.record import Inputs
 from jaccli.linear_maps.agreement import values_agree
 from jaccli.networks.network import Network
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 # Every second entry, and the others: neighbours are separated, and so are the first entry and the last. A layer that
 # looks at earlier or later entries gives other values then.
@@ -43,27 +47,22 @@ def sample_dims(
     if size < 2:
         return None
     for chosen in _PARTS:
-        picked = torch.arange(size, device=x.device)[chosen]
-        some = tensors_or_none(network, _picked(inputs, dim, picked), list(whole))
-        if some is None:
+        numbers = range(size)[chosen]
+        alone = tensors_or_none(network, replace(inputs, dim=dim).select(numbers), list(whole))
+        if alone is None:
             return None
         for address, tensor in whole.items():
-            fitting = {d for d in range(tensor.dim()) if _is_part(tensor, some[address], d, picked)}
+            fitting = {d for d in range(tensor.dim()) if _is_part(tensor, alone[address], d, numbers)}
             dims[address] = dims.get(address, fitting) & fitting
     return dims if all(dims.values()) else None
 
 
-def _picked(inputs: Inputs, dim: int, picked: Tensor) -> Inputs:
-    """The inputs with some of the entries of a dimension, and the same rows of further arguments with as many."""
-    by_dim = Inputs(inputs.args, inputs.kwargs, dim)
-    return by_dim.each(lambda tensor, d: tensor.index_select(d, picked.to(tensor.device)))
-
-
-def _is_part(whole: Tensor, some: Tensor, dim: int, picked: Tensor) -> bool:
-    if whole.shape[dim] <= int(picked.max()):
+def _is_part(whole: Shaped[Tensor, "..."], alone: Shaped[Tensor, "..."], dim: int, numbers: range) -> bool:
+    """Whether ``alone``, of a run on these entries, has the values that ``whole`` has there in dimension ``dim``."""
+    if whole.shape[dim] <= numbers[-1]:
         return False
-    part = whole.index_select(dim, picked.to(whole.device))
-    return part.shape == some.shape and values_agree(some, part)
+    part = whole.index_select(dim, torch.tensor(numbers, device=whole.device))
+    return part.shape == alone.shape and values_agree(alone, part)
 
 
 def tensors_or_none(network: Network, inputs: Inputs, addresses: Sequence[Address]) -> dict[Address, Tensor] | None:

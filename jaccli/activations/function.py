@@ -80,7 +80,9 @@ class _Substitute(BoundaryTap):
 
     gives_copies = True
 
-    def __init__(self, source: ActivationLocation, target: ActivationLocation, h: Tensor) -> None:
+    def __init__(
+        self, source: ActivationLocation, target: ActivationLocation, h: Shaped[Tensor, "batch *source"]
+    ) -> None:
         self.source, self.target, self.h = source, target, h
         self.paths = module_paths((source.boundary, target.boundary))
         self.reached: Tensor | None = None

@@ -52,6 +52,6 @@ def _translate(pattern: str) -> str:
     return "".join(out)
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     """The names most like a mistyped one."""
-    return escape.nearest(name, known, count, cutoff=0.4)
+    return escape.nearest(name, names, count, cutoff=0.4)

@@ -5,6 +5,8 @@ It is computed only after an error, or when samples turn out to depend on each o
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from jaccli.activations.address import Address
@@ -13,6 +15,9 @@ from jaccli.activations.record import Inputs
 from jaccli.linear_maps.agreement import values_agree
 from jaccli.networks.network import Network
 from jaccli.text.wording import Worded, worded
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 ONE_SAMPLE = "one sample has a dimension of 1 in front of it: x[None]"
 
@@ -27,10 +32,10 @@ def misread(network: Network, inputs: Inputs, pair: tuple[Address, Address]) -> 
         return None
     whole = tensors_or_none(network, inputs, pair)
     # First the hypothesis that names are right, then a missing batch dimension, then each other dimension.
-    here = sample_dims(network, inputs, whole, inputs.dim) if whole is not None else None
-    if here is not None:
-        as_named = all((address.dim or 0) in here[address] for address in pair)
-        return None if as_named else _advice(pair, here, inputs.dim)
+    dims_as_named = sample_dims(network, inputs, whole, inputs.dim) if whole is not None else None
+    if dims_as_named is not None:
+        right = all((address.dim or 0) in dims_as_named[address] for address in pair)
+        return None if right else _advice(pair, dims_as_named, inputs.dim)
     if inputs.dim == 0 and _is_one_sample(network, inputs, pair, whole):
         return worded(ONE_SAMPLE)
     for dim in range(x.dim()) if whole is not None and _may_be_sequence(x) else ():
@@ -45,7 +50,8 @@ def _is_one_sample(
 ) -> bool:
     """Whether the model takes the input as a batch of one; and gives the same values, if it takes the input as it is.
 
-    A model that gives a single number for a table or more is taken for a loss of a whole batch.
+    ``whole`` holds tensors of any shapes, or is None where the model refuses the input as it is. A model that gives a
+    single number for a table or more is taken for a loss of a whole batch.
     """
     if whole is not None and not whole[pair[1]].dim() and inputs.args[0].dim() > 1:
         return False
@@ -54,12 +60,12 @@ def _is_one_sample(
     return one is not None and (whole is None or all(_same(one[address], whole[address]) for address in one))
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def _same(a: Shaped[Tensor, "..."], b: Shaped[Tensor, "..."]) -> bool:
     """Whether they are equal but for dimensions of size 1."""
     return a.numel() == b.numel() and values_agree(a.reshape(b.shape), b)
 
 
-def _may_be_sequence(x: Tensor) -> bool:
+def _may_be_sequence(x: Shaped[Tensor, "..."]) -> bool:
     """Whether its dimensions can be steps and samples. The columns of a table cannot be samples."""
     return x.dim() > 2 or not x.is_floating_point()
 

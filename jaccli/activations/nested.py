@@ -79,6 +79,7 @@ def locate_tensor(value: Any, elements: Path, address: Address) -> Path:
 
 
 def _no_derivative(tensors: list[tuple[Path, Tensor]], inside: Any, name: str) -> UnsupportedError:
+    """The error for a value without a floating-point tensor; ``tensors``, of any shapes, are those that it has."""
     reasons = [reason for _, tensor in tensors if (reason := obstacle(tensor)) is not None]
     if reasons:
         holds, expected, remedy = reasons[0]

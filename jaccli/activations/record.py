@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from jaxtyping import Shaped
 
 
+class NoGraph(RuntimeError):
+    """A layer is called where autograd records nothing. The planner then records the pass without gradients."""
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What the model is called with.
@@ -92,18 +96,24 @@ class Inputs:
         args = (apply(self.args[0], self.dim), *(apply(a) for a in self.args[1:]))
         return Inputs(args, {k: apply(v) for k, v in self.kwargs.items()}, self.dim)
 
-    def select(self, numbers: Sequence[int], rows_too: bool = True) -> Inputs:
-        """The samples of these numbers, which may repeat, and of each further argument the rows, if ``rows_too``."""
+    def select(self, numbers: Sequence[int], together: bool = True) -> Inputs:
+        """The inputs with the samples of these numbers, which may repeat.
 
-        def rows(tensor: Tensor, dim: int) -> Tensor:
+        Args:
+            numbers: of samples.
+            together: further arguments with as many entries as there are samples have one a sample.
+        """
+
+        def picked(tensor: Tensor, dim: int) -> Tensor:
             return tensor.index_select(dim, torch.tensor(numbers, device=tensor.device))
 
-        return self.each(rows) if rows_too else replace(self, args=(rows(self.args[0], self.dim), *self.args[1:]))
+        return self.each(picked) if together else replace(self, args=(picked(self.args[0], self.dim), *self.args[1:]))
 
+    @property
     def may_have_rows(self) -> bool:
-        """Whether a further argument has as many rows as there are samples; whether one a sample, only values show."""
-        extras = (*self.args[1:], *self.kwargs.values())
-        return any(isinstance(e, Tensor) and e.dim() > 0 and e.shape[0] == self.batch for e in extras)
+        """Whether further arguments have as many entries in dimension 0 as there are samples: maybe one a sample."""
+        further = (*self.args[1:], *self.kwargs.values())
+        return any(isinstance(value, Tensor) and value.dim() and value.shape[0] == self.batch for value in further)
 
     def copied(self) -> Inputs:
         """The inputs with copies of all tensors, so that later writes to the caller's change nothing."""
@@ -199,7 +209,7 @@ class ActivationRecorder(BoundaryTap):
     def _check_graph(self, address: Address) -> None:
         """Refuse what an ``autograd.Function`` runs in its forward pass: without a graph J would be zero."""
         if not torch.is_grad_enabled() and inside_a_function():
-            raise RuntimeError(f"layer {str(address)!r} is called inside an autograd.Function, which leaves no graph")
+            raise NoGraph(f"layer {str(address)!r} is called inside an autograd.Function, which leaves no graph")
 
     def _locate(self, address: Address, value: Any, *, source: bool) -> ActivationLocation | None:
         """None if a glob gave the address and it does not fit."""
@@ -224,7 +234,7 @@ class ActivationRecorder(BoundaryTap):
         self.sources[location.address] = RecordedActivation(location, raw, len(self.sources) + len(self.targets))
         return value
 
-    def _variable(self, location: ActivationLocation, value: Any) -> tuple[Tensor, Any]:
+    def _variable(self, location: ActivationLocation, value: Any) -> tuple[Shaped[Tensor, "..."], Any]:
         """The variable for a tensor, one for all sources that lie in it; and the value with a copy of it."""
         for source in self.sources.values():
             if (source.location.boundary, source.location.path) == (location.boundary, location.path):

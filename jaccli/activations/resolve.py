@@ -52,8 +52,8 @@ def _unknown(name: str, names: LayerNames) -> UsageError:
             "expected a glob: * within a part, ** across dots, {a,b} choices",
             worded("{layer_names}"),
         )
-    known = [INPUT, OUTPUT, *names.paths]
-    near = nearest(address.path, known) or known[:6]
+    paths = [INPUT, OUTPUT, *names.paths]
+    near = nearest(address.path, paths) or paths[:6]
     return UsageError(
         f"layer {name!r} is not in the model",
         f"nearest: {', '.join(near)}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from jaccli.activations.nested import leaves
 from jaccli.activations.record import Inputs
 from jaccli.linear_maps.agreement import values_agree
 from jaccli.networks.network import Network
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 def find_samples(network: Network, inputs: Inputs, addresses: Sequence[Address]) -> Inputs:
@@ -41,7 +45,7 @@ def find_samples(network: Network, inputs: Inputs, addresses: Sequence[Address])
 
 
 def _belongs_to(network: Network, inputs: Inputs, tensors: dict[Address, Tensor], dim: int) -> bool:
-    """Whether the entries of an input dimension lie in the dimensions of the tensors that their addresses name."""
+    """Whether the entries of an input dimension lie in the named dimensions of the tensors, of any shapes."""
     dims = sample_dims(network, inputs, tensors, dim)
     return dims is not None and all(address.dim in dims[address] for address in tensors)
 
@@ -54,17 +58,19 @@ def same_values(network: Network, every: Inputs, part: Inputs, numbers: Sequence
     with torch.no_grad():
         whole = network.run(every.args, every.kwargs)
         try:
-            some = network.run(part.args, part.kwargs)
+            alone = network.run(part.args, part.kwargs)
         except Exception:
             return False
     eps = max((torch.finfo(t.dtype).eps for t in network.tensors() if t.is_floating_point()), default=0.0)
-    pairs = zip(leaves(whole), leaves(some), strict=True)
+    pairs = zip(leaves(whole), leaves(alone), strict=True)
     return all(_agree(a, b, every.batch, numbers, eps) for (_, a), (_, b) in pairs)
 
 
-def _agree(whole: Tensor, some: Tensor, batch: int, numbers: Sequence[int], eps: float) -> bool:
+def _agree(
+    whole: Shaped[Tensor, "..."], alone: Shaped[Tensor, "..."], batch: int, numbers: Sequence[int], eps: float
+) -> bool:
     dims = [d for d, size in enumerate(whole.shape) if size == batch]
     if not dims or not whole.is_floating_point():
         return True
     rows = whole.index_select(dims[0], torch.tensor(numbers, device=whole.device))
-    return rows.shape == some.shape and values_agree(some, rows, eps)
+    return rows.shape == alone.shape and values_agree(alone, rows, eps)

@@ -10,7 +10,7 @@ from jaccli.activations.index import IndexItem, opening, parse_index
 from jaccli.errors import UsageError
 
 Port = Literal["in", "out"]
-Call = int | Literal["*"]
+CallNumber = int | Literal["*"]
 
 EVERY: Literal["*"] = "*"
 GRAMMAR = "expected PATH[#CALL][:in|:out[.ELEMENT…]][@DIM][[INDEX]], as fc1, fc1#2, lstm:out.1.0@1, fc1[:, 0]"
@@ -25,7 +25,7 @@ _DIM = re.compile(r"^(?P<path>.*)@(?P<dim>\d+)$", re.DOTALL)
 class AddressSuffix:
     """The fields of an ``Address`` that its suffix gives."""
 
-    call: Call | None = None
+    call: CallNumber | None = None
     port: Port | None = None
     elements: tuple[str, ...] = ()
     dim: int | None = None
@@ -44,7 +44,7 @@ def split_suffix(name: str) -> tuple[str, AddressSuffix]:
     if match := _PORT.match(rest):
         rest, port = match["path"], "in" if match["port"] == "in" else "out"
         elements = tuple(match["elements"].split(".")[1:])
-    call: Call | None = None
+    call: CallNumber | None = None
     if match := _CALL.match(rest):
         rest, call = match["path"], EVERY if match["call"] == EVERY else _number(name, match["call"])
     return rest, AddressSuffix(call, port, elements, dim, index)

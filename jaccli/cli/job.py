@@ -19,7 +19,7 @@ from jaccli.samples.load import load_samples
 from jaccli.samples.spec import InputSpec
 from jaccli.text.quantities import dtype_name
 from jaccli.training.descent import Parameter, parameters_of
-from jaccli.training.goal import Figures, figures, goal_of
+from jaccli.training.goal import TrainingFigures, figures, goal_of
 from jaccli.training.loop import Recipe, Training
 from jaccli.training.samples import Samples, has_rows_of_arguments
 from jaccli.training.task import Original, TrainingTask, task_of
@@ -65,10 +65,10 @@ class Job:
     training: Training
     size: int
 
-    def figures(self) -> dict[str, Figures]:
+    def figures(self) -> dict[str, TrainingFigures]:
         """Where the network stands now, by kind of samples; nothing of ``held_out`` where none are."""
         network, goal, watch = self.loaded.network, self.training.goal, self.loaded.timing.watch
-        by_kind: dict[str, Figures] = {}
+        by_kind: dict[str, TrainingFigures] = {}
         for kind, share in (("train", self.train), ("held_out", self.held_out)):
             if kind == "train" or share is not self.train:
                 samples = share.samples.evenly_spaced(REPORTED)

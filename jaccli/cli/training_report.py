@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from jaccli.cli.figures import readable
 from jaccli.cli.job import Job
 from jaccli.cli.results import Record
-from jaccli.training.goal import Figures, Goal
+from jaccli.training.goal import Goal, TrainingFigures
 
-Stand = Mapping[str, Figures]
+Stand = Mapping[str, TrainingFigures]
 
 _ENDS = {
     "identity": ("the identity", "J - I"),
@@ -118,7 +118,7 @@ def _shares(stands: Mapping[str, Stand], number: int | None) -> Record:
     return shares
 
 
-def _share(one: Figures, number: int | None) -> Record:
+def _share(one: TrainingFigures, number: int | None) -> Record:
     """Figures of one pair, or the mean over pairs."""
 
     def of(values: tuple[float, ...]) -> float:

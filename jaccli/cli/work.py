@@ -215,7 +215,7 @@ def pick(network: Network, inputs: Inputs, numbers: Sequence[int]) -> Inputs:
     Cost: where there is such an argument, two or three forward passes without gradients.
     """
     alone = inputs.select(numbers, rows_too=False)
-    if not inputs.may_have_rows():
+    if not inputs.may_have_rows:
         return alone
     together = inputs.select(numbers)
     if same_values(network, inputs, together, numbers):

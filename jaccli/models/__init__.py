@@ -11,4 +11,7 @@ to a ``Network``. A file is data from a stranger: its kind is told from its cont
 the user trusts it no code in it runs. ``screening`` says what its operators may be and checks their arguments;
 ``interpretation`` holds what both graph readers do in the same way. Weights come from the file itself, but for a SPEC
 (fresh ones) and for a file of weights, which goes into the module that ``arch`` makes.
+
+In: a path, a SPEC or a module. Out: a ``Network``, or an error that says what MODEL is and what was expected.
+Why: nothing after this asks which format a model came in.
 """

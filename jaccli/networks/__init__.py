@@ -6,5 +6,6 @@
 
 In: a module or a program read from a file. Out: a ``Network`` (``network``), whose runs report each module call to a
 ``Tap`` and leave the model as it was (``state``). ``dtypes``, ``tensor_kinds`` and ``quantized`` say which numbers can
-be converted, and of which tensors there is no Jacobian.
+be converted (``cast`` does it), and of which tensors there is no Jacobian. Why: methods see no format, and a user's
+model is never changed.
 """

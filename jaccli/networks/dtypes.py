@@ -70,10 +70,10 @@ def renamed(
     """
     if dtype is None:
         return dict(before)
-    own = {t.dtype if t.is_floating_point() else t.dtype.to_real() for t in tensors if not is_whole(t)}
-    own = (own or {torch.float32}) | {kind for kind in before if kind.is_floating_point}
-    complexes = {_COMPLEX[kind] for kind in own if kind in _REAL}
-    return {kind: counterpart(kind, dtype) for kind in own | complexes}
+    real = {t.dtype if t.is_floating_point() else t.dtype.to_real() for t in tensors if not is_whole(t)}
+    kinds = (real or {torch.float32}) | {kind for kind in before if kind.is_floating_point}
+    complexes = {_COMPLEX[kind] for kind in kinds if kind in _REAL}
+    return {kind: counterpart(kind, dtype) for kind in kinds | complexes}
 
 
 def follows(operator: str, named: torch.dtype, into: torch.dtype, *, constant: bool = False) -> bool:

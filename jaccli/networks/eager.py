@@ -65,7 +65,7 @@ class EagerNetwork(Network):
         lazy = [name for name, tensor in module.named_parameters() if is_lazy(tensor)]
         if lazy:
             raise RefusedError(
-                f"the model has parameters that have no shape yet ({_some(lazy)})",
+                f"the model has parameters that have no shape yet ({_first_three(lazy)})",
                 "expected a model that has been run before",
                 "call it once with samples like yours",
             )
@@ -73,7 +73,7 @@ class EagerNetwork(Network):
         empty = [name for name, tensor in module.named_parameters() if tensor.is_meta]
         if empty:
             raise RefusedError(
-                f"the model has parameters on the meta device, without values ({_some(empty)})",
+                f"the model has parameters on the meta device, without values ({_first_three(empty)})",
                 "expected a model with weights",
                 "model.to_empty(device='cpu') and load_state_dict give it some",
             )
@@ -253,13 +253,13 @@ class EagerNetwork(Network):
         result = []
         if mixing:
             result.append(
-                f"BatchNorm normalises over the batch ({_some(mixing)}): each sample's J depends on the others"
+                f"BatchNorm normalises over the batch ({_first_three(mixing)}): each sample's J depends on the others"
             )
         if self.packed:
-            some = _some(list(self.packed))
-            result.append(f"int8 kernels have no derivative ({some}): J has no share of the paths through them")
+            names = _first_three(list(self.packed))
+            result.append(f"int8 kernels have no derivative ({names}): J has no share of the paths through them")
         if drawing:
-            result.append(f"Dropout is in training mode ({_some(drawing)}): J is that of one random mask")
+            result.append(f"Dropout is in training mode ({_first_three(drawing)}): J is that of one random mask")
         return result
 
     def draws_random_numbers(self) -> bool:
@@ -310,7 +310,7 @@ def _add_script(result: Fingerprint, module: Any) -> None:
             result.value(module._c.getattr(name))
 
 
-def _some(names: list[str]) -> str:
+def _first_three(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

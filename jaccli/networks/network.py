@@ -19,6 +19,7 @@ from torch import Tensor
 from jaccli.errors import warn
 from jaccli.networks.state.fingerprint import Fingerprint
 from jaccli.networks.state.random_generators import TORCH, GeneratorStates, RandomDraws
+from jaccli.networks.state.snapshot import without_parameter_gradients
 from jaccli.runtime.kernels import unfused
 
 
@@ -72,8 +73,8 @@ class Network(ABC):
         return False
 
     def generator_states(self) -> GeneratorStates:
-        """The present states of all generators that a run may draw from."""
-        return GeneratorStates.now()
+        """The present states of all generators that a run may draw from: without code of its own, torch's alone."""
+        return GeneratorStates.now(python=False)
 
     def report_warnings(self) -> None:
         """Give the user all ``warnings``. If they say that the model draws random numbers, it is not said again."""
@@ -108,9 +109,9 @@ class Network(ABC):
     def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None) -> Any:
         """The pass itself."""
 
-    @abstractmethod
     def session(self, *, frozen: bool = True) -> AbstractContextManager[None]:
         """The context of the runs for one Jacobian; inside, ``frozen`` parameters require no gradients."""
+        return without_parameter_gradients(self.tensors() if frozen else iter(()))
 
     @abstractmethod
     def cast(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Network:

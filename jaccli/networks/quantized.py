@@ -33,21 +33,21 @@ def is_packed_name(name: str) -> bool:
     return any(pattern.fullmatch(name) for pattern in _NAMES.values())
 
 
-def refuse_packed(path: Path | str, names: Iterable[str], known: Iterable[str] = ()) -> None:
+def refuse_packed(path: Path | str, names: Iterable[str], network_names: Iterable[str] = ()) -> None:
     """Refuse names of packed weights that the network does not have itself.
 
     Args:
         path: of the file.
         names: all names in its state dict, also of entries that are no tensors.
-        known: names that the network has.
+        network_names: names that the network has.
 
     Raises:
         RefusedError: there is one.
     """
-    own = {name.rpartition(".")[2] for name in known}
+    last_parts = {name.rpartition(".")[2] for name in network_names}
     for name in names:
         for what, pattern in _NAMES.items():
-            if pattern.fullmatch(name) and name.rpartition(".")[2] not in own:
+            if pattern.fullmatch(name) and name.rpartition(".")[2] not in last_parts:
                 raise packed_file(path, f"weights packed into {what}: {quote(name, 60)}")
 
 

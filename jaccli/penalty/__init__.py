@@ -6,7 +6,7 @@
                                ├─ slope          … compared with differences of J along a random direction
                                └─ training_pass  otherwise a recorded forward pass, and rows of J by backward passes
 
-In: a model in training, ``x`` ``(batch, …)``, two layer names. Out: ``(batch,)``, with a graph that leads to the
-parameters. It is apart from ``run``, whose J has no graph: here autograd can differentiate J again,
-in every training step, by a program where the engine has one. Programs are verified at calls 1, 2, 4, 8, …
+In: a model in training, ``x`` ``(batch, …)``, two layer names, and what ``choices`` names: a goal and an estimator.
+Out: ``(batch,)``, with a graph that leads to the parameters. Programs are verified at calls 1, 2, 4, 8, …
+Why: the J of ``run`` has no graph; here autograd can differentiate J again, in every training step.
 """

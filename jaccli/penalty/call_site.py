@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jaccli import defaults
 from jaccli.activations.record import Inputs
+from jaccli.autograd.seeds import gaussian
 from jaccli.autograd.walk import graph_nodes
 from jaccli.backward_graph.differentiable_rows import Rows
 from jaccli.errors import ResourceError, UnsupportedError, note, warn
@@ -110,12 +111,12 @@ class CallSite:
     Args:
         pair: source and target.
         dim: the dimension of the inputs that counts samples.
-        known: the latest analyses, each with what it holds for.
+        analyses: the latest analyses, each with what it holds for.
     """
 
     pair: Pair
     dim: int
-    known: list[tuple[Signature, Fingerprint, Analysis]] = field(default_factory=list)
+    analyses: list[tuple[Signature, Fingerprint, Analysis]] = field(default_factory=list)
 
     def analysis_of(self, network: Network, inputs: Inputs, request: ProductRequest) -> Analysis:
         """The analysis for these inputs. Cost: of a first call a forward and two backward passes, and planning.
@@ -127,17 +128,18 @@ class CallSite:
         trainable = [t for t in network.tensors() if t.requires_grad]
         # The contents of trainable tensors are arguments of the program: a training step does not make it stale.
         fingerprint = network.fingerprint({id(t) for t in trainable})
-        for shapes, then, analysis in self.known:
+        for shapes, then, analysis in self.analyses:
             if shapes == key and then == fingerprint:
                 return analysis
         with computing(network), exact_attention(True):
             analysis = self._first(network, inputs, trainable, request)
         # Modules are dropped, see the class. A new module at an old address would have other tensors.
         fingerprint.references = [held for held in fingerprint.references if isinstance(held, Tensor)]
-        self.known = [*self.known[1 - defaults.PROGRAMS_KEPT :], (key, fingerprint, analysis)]
+        self.analyses = [*self.analyses[1 - defaults.PROGRAMS_KEPT :], (key, fingerprint, analysis)]
         return analysis
 
     def _first(self, network: Network, inputs: Inputs, trainable: list[Tensor], request: ProductRequest) -> Analysis:
+        """The analysis by a first call; ``trainable`` are tensors of any shapes."""
         network.report_warnings()
         (linearization,) = linearize(network, inputs, [self.pair])
         linear, value = linearization.linear, linearization.linear.value
@@ -204,19 +206,19 @@ def _vectors(rows: Rows, request: ProductRequest) -> Tensor | None:
         return None
     size = rows.target[0].numel()
     shape = (rows.target.shape[0], min(size, rows.n_in) if request.gram else size, request.probes)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(rows.target.detach())
+    return gaussian(shape, 0, like=rows.target.detach())
 
 
-def _use_gradients_of(analysis: Analysis, through: Literal["program", "passes"], off: float) -> None:
-    """Take gradients through this from now on; say once how far they are off the slope."""
+def _use_gradients_of(analysis: Analysis, through: Literal["program", "passes"], error: float) -> None:
+    """Take gradients through this from now on; say once their relative error against the slope."""
     if through == "passes" and analysis.accumulation is not None:
         note("gradients through the engine's operators disagree with slopes; passes are taken")
         analysis.accumulation = None
-    if off and not analysis.warned:
+    if error and not analysis.warned:
         analysis.warned = True
         warn(
-            f"the gradient of the deviation is {off:.2g} off its slope: some of what J depends on carries no gradient "
-            "(detach, or a backward pass or a hook without a derivative of its own)"
+            f"the gradient of the deviation is {error:.2g} off its slope: some of what J depends on carries no "
+            "gradient (detach, or a backward pass or a hook without a derivative of its own)"
         )
 
 
@@ -251,6 +253,7 @@ _SITES: weakref.WeakKeyDictionary[Any, dict[tuple[str, str], CallSite]] = weakre
 
 
 def _tensors(inputs: Inputs) -> list[Tensor]:
+    """All of them, of any shapes."""
     return [*tensors_in((inputs.args, dict(inputs.kwargs)))]
 
 

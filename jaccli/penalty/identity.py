@@ -14,10 +14,12 @@ from jaccli.backward_graph.differentiable_rows import wide
 from jaccli.errors import UsageError, warn
 from jaccli.linear_maps.norms import power_of_two
 from jaccli.names import check_count
-from jaccli.penalty.call_site import Analysis, site_of
+from jaccli.networks.network import Network
+from jaccli.penalty.call_site import Analysis, CallSite, site_of
 from jaccli.penalty.choices import Estimator, Towards
 from jaccli.penalty.verify import ProductRequest
 from jaccli.run.program_runner import contiguous
+from jaccli.text.quantities import dtype_name
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -120,9 +122,9 @@ def deviation_from(
 
 
 def _check(towards: str, estimator: str, probes: int) -> None:
-    for name, value, known in (("towards", towards, get_args(Towards)), ("estimator", estimator, get_args(Estimator))):
-        if value not in known:
-            raise UsageError(f"{name} {value!r} is not known", f"expected one of {', '.join(known)}")
+    for name, value, names in (("towards", towards, get_args(Towards)), ("estimator", estimator, get_args(Estimator))):
+        if value not in names:
+            raise UsageError(f"{name} {value!r} is not known", f"expected one of {', '.join(names)}")
     check_count("probes", probes)
 
 
@@ -137,24 +139,16 @@ def _deviation(
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None,
 ) -> Float[Tensor, " batch"]:
+    """``deviation_from`` of samples ``(batch, …)``, with its arguments checked."""
     network, site = site_of(model, x, names, args, kwargs)
     inputs = contiguous(Inputs.of(x, args, kwargs, site.dim))
     count = probes if estimator == "hutchinson" else 0
-    gram = count > 0 and towards == "orthogonal"
-    request = ProductRequest(count, gram, square="identity" in towards)
+    request = ProductRequest(count, gram=count > 0 and towards == "orthogonal", square="identity" in towards)
     analysis = site.analysis_of(network, inputs, request)
     differentiable = torch.is_grad_enabled() and bool(analysis.variables(inputs))
     site.verify(network, inputs, analysis, request, differentiable)
-    v = _signs(analysis, count, gram, generator) if count else None
-    factors = analysis.accumulated(inputs, *([] if v is None else [v]))
-    if factors is None and analysis.accumulation is not None:
-        # These values take another branch of the model than the program: its analysis counts calls of its own, so that
-        # the first of them is verified.
-        analysis = analysis.without_program()
-        site.verify(network, inputs, analysis, request, differentiable)
-    if factors is None:
-        with analysis.rows(network, site.pair, inputs, differentiable) as rows:
-            factors = (rows.matrix() if v is None else rows.images(v, gram),)
+    v = _signs(analysis, request, generator) if count else None
+    factors = _factors(network, site, inputs, analysis, request, v, differentiable)
     distance = partial(of_factors, towards) if v is None else partial(_of_probes, towards, v)
     squares = distance(*factors)
     # On an accelerator the check waits for the device, which a training step must not do.
@@ -163,13 +157,35 @@ def _deviation(
     return squares if differentiable else squares.detach()
 
 
+def _factors(
+    network: Network,
+    site: CallSite,
+    inputs: Inputs,
+    analysis: Analysis,
+    request: ProductRequest,
+    v: Float[Tensor, "batch n k"] | None,
+    differentiable: bool,
+) -> tuple[Tensor, ...]:
+    """J ``(batch, n_out, n_in)``, its two factors, or products ``(batch, m, k)`` with v: by a program, else passes."""
+    factors = analysis.accumulated(inputs, *([] if v is None else [v]))
+    if factors is not None:
+        return factors
+    if analysis.accumulation is not None:
+        # These values take another branch of the model than the program: its analysis counts calls of its own, so that
+        # the first of them is verified.
+        analysis = analysis.without_program()
+        site.verify(network, inputs, analysis, request, differentiable)
+    with analysis.rows(network, site.pair, inputs, differentiable) as rows:
+        return (rows.matrix() if v is None else rows.images(v, request.gram),)
+
+
 def _signs(
-    analysis: Analysis, count: int, gram: bool, generator: torch.Generator | None
+    analysis: Analysis, request: ProductRequest, generator: torch.Generator | None
 ) -> Float[Tensor, "batch n count"]:
     """Random ±1 in the space of the target; of ``gram`` in that of the smaller side of J."""
     batch, n_out, n_in = analysis.shape
-    n = min(n_out, n_in) if gram else n_out
-    signs = torch.empty(batch, n, count, dtype=analysis.dtype, device=analysis.device)
+    n = min(n_out, n_in) if request.gram else n_out
+    signs = torch.empty(batch, n, request.probes, dtype=analysis.dtype, device=analysis.device)
     return signs.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
 
 
@@ -210,7 +226,7 @@ def _in_range(
         beyond = over | ((value < kind.tiny) & (distance(*near_one) > kind.eps))
     if not bool(beyond.any()):
         return squares
-    name = str(squares.dtype).removeprefix("torch.")
+    name = dtype_name(squares.dtype)
     warn(f"the squared distance of {int(beyond.sum())} of {len(squares)} samples is beyond the range of {name}")
     return torch.where(over, torch.inf, squares)
 

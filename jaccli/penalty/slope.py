@@ -18,7 +18,7 @@ from jaccli.planning.linearize import Pair
 from jaccli.runtime.torch_errors import is_out_of_memory
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Shaped
 
 # Steps relative to the size of what is moved: small, since J of a network with kinks jumps from piece to piece. In
 # less than float64 rounding forbids small ones: the error of a central difference is eps / step + step².
@@ -55,9 +55,9 @@ class Slope:
             if g is not None and g.numel()
         ]
         # The terms may cancel: their size, and not that of their sum, says what rounding may do.
-        along = sum(float(t.sum()) for t in terms)
+        derivative = sum(float(t.sum()) for t in terms)
         size = sum(float(t.square().sum()) for t in terms) ** 0.5 + abs(self.value)
-        gap = abs(along - self.value)
+        gap = abs(derivative - self.value)
         if not gap <= _SPREAD * self.spread:  # NaN is far off
             return gap / size if size else float("inf")
         return 0.0
@@ -103,19 +103,21 @@ class MovedProduct:
                     return None
         return None
 
-    def _of_copy(self, copy: Network, dtype: torch.dtype, u: Tensor, w: Tensor) -> Slope:
+    def _of_copy(
+        self, copy: Network, dtype: torch.dtype, u: Shaped[Tensor, "batch n"], w: Shaped[Tensor, "batch m"]
+    ) -> Slope:
         generator = torch.Generator().manual_seed(6)
         # A copy has its tensors in the order of the original.
         twins = {id(t): twin for t, twin in zip(self.network.tensors(), copy.tensors(), strict=True)}
         directions = [_direction(t, generator) for t in self.variables]
-        along = {id(t): d for t, d in zip(self.variables, directions, strict=True)}
-        moving = [(twin, twin.detach().clone(), along[key]) for key, twin in twins.items() if key in along]
+        direction_of = {id(t): d for t, d in zip(self.variables, directions, strict=True)}
+        moving = [(t, t.detach().clone(), direction_of[key]) for key, t in twins.items() if key in direction_of]
 
         def product(h: float) -> float:
             with torch.no_grad():
                 for twin, start, d in moving:
                     twin.copy_(start + h * d)
-            inputs = _displaced(self.inputs, dtype, along, h)
+            inputs = _displaced(self.inputs, dtype, direction_of, h)
             with (
                 torch.enable_grad(),
                 training_pass(copy, self.pair, inputs, differentiable=False, mixes=self.mixes, fused=False) as rows,
@@ -144,13 +146,13 @@ def _direction(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return drawn * (size if 0 < size < float("inf") else 1.0)
 
 
-def _displaced(inputs: Inputs, dtype: torch.dtype, along: Mapping[int, Tensor], h: float) -> Inputs:
-    """The inputs in this dtype, those that have a direction ``h`` further along it."""
+def _displaced(inputs: Inputs, dtype: torch.dtype, direction_of: Mapping[int, Tensor], h: float) -> Inputs:
+    """The inputs in this dtype, those that have a direction ``h`` further along it, of its shape."""
 
     def moved(value: object) -> object:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
         cast = value.detach().to(torch.float64)
-        return (cast + h * along[id(value)] if id(value) in along else cast).to(dtype)
+        return (cast + h * direction_of[id(value)] if id(value) in direction_of else cast).to(dtype)
 
     return Inputs(tuple(map(moved, inputs.args)), {k: moved(v) for k, v in inputs.kwargs.items()}, inputs.dim)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from jaccli.activations.record import Inputs
+from jaccli.autograd.seeds import gaussian
 from jaccli.autograd.walk import coarsest
 from jaccli.backward_graph.differentiable_rows import Rows, no_second, wide
 from jaccli.errors import UnsupportedError
@@ -23,10 +24,10 @@ from jaccli.run.agreement import disagreement
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Shaped
 
-# A gradient may be off a slope by so many times the tolerance of products, and always by ``_LEAST``: a slope is a
-# difference of rounded numbers, and no better.
+# A slope is a difference of rounded numbers: the relative error of a gradient against it may be ``_LOOSE`` times the
+# tolerance of products, and always ``_LEAST``.
 _LOOSE = 30.0
 _LEAST = 1e-5
 
@@ -67,7 +68,7 @@ def verified_program(
         with torch.no_grad():
             factors = program(args)
         return program if factors is not None and disagreement(linearization, *factors) is None else None
-    u, row, some = linearization.probe.cotangent, linearization.probe.row, linearization.probe.samples
+    u, row, probe_samples = linearization.probe.cotangent, linearization.probe.row, linearization.probe.samples
     # Of a J with more rows than columns JᵀJ is needed, to which the row Jᵀu says nothing.
     if u is None or row is None or (request.gram and n_out > n_in):
         return None
@@ -77,9 +78,9 @@ def verified_program(
         images = program([*args, vectors])
     if images is None:
         return None
-    image, truth = images[0][some], row[some].unsqueeze(-1)
+    image, truth = images[0][probe_samples], row[probe_samples].unsqueeze(-1)
     if request.gram:  # ⟨u, JJᵀu⟩ = ‖Jᵀu‖²
-        image, truth = (u[some].unsqueeze(-1) * image).sum(1), truth.square().sum(1)
+        image, truth = (u[probe_samples].unsqueeze(-1) * image).sum(1), truth.square().sum(1)
     return program if programs_agree(image, truth.expand(image.shape)) else None
 
 
@@ -111,10 +112,10 @@ class Verification:
         batched rows ≠ Jᵀw by one pass.
         """
         rows, eps = self.rows, self._eps
-        w = self._drawn(rows.target.shape[0], rows.target[0].numel(), seed=8)
+        w = gaussian((rows.target.shape[0], rows.target[0].numel()), 8, like=rows.target.detach())
         pulled = rows.row(w)
         if self.request.gram:
-            z = self._drawn(*pulled.shape, seed=9)
+            z = gaussian(pulled.shape, 9, like=rows.target.detach())
             try:
                 return not is_adjoint(rows.push(z).detach(), z, w, pulled.detach(), eps, rows.mixes)
             except UnsupportedError:
@@ -140,7 +141,7 @@ class Verification:
         """
         u = self._test_cotangent()
         image = self._by_passes(u)
-        w = self._drawn(*image.shape, seed=1)
+        w = gaussian(image.shape, 1, like=self.rows.target.detach())
         # A J that is not finite cannot be compared: nothing speaks against the program.
         if not bool(image.isfinite().all()):
             return ("passes" if self.factors is None else "program"), 0.0
@@ -154,22 +155,23 @@ class Verification:
         if slope is not None and not math.isfinite(slope.value):
             slope = None
         allowed = max(_LOOSE * tolerance(self._eps), _LEAST)
-        off = {
+        errors = {
             name: slope.relative_error(g) if slope is not None else 0.0
             for name, g in (("program", program), ("passes", passes))
             if g is not None and all(bool(t.isfinite().all()) for t in g if t is not None)
         }
-        if slope is not None and off.get("program", 1.0) <= allowed:
+        if slope is not None and errors.get("program", 1.0) <= allowed:
             return "program", 0.0
-        if not off or list(off) == ["program"]:
+        if not errors or list(errors) == ["program"]:
             raise no_second(RuntimeError(why or "it is not finite"))
-        return "passes", off["passes"] if off["passes"] > allowed else 0.0
+        return "passes", errors["passes"] if errors["passes"] > allowed else 0.0
 
     def _test_cotangent(self) -> Float[Tensor, "batch n"]:
         """The vector that products are compared at: the first of ``vectors``, else random."""
         if self.vectors is not None:
             return self.vectors[..., 0]
-        return self._drawn(self.rows.target.shape[0], self.rows.target[0].numel(), seed=1)
+        target = self.rows.target.detach()
+        return gaussian((target.shape[0], target[0].numel()), 1, like=target)
 
     def _by_program(self, u: Float[Tensor, "batch n"]) -> Float[Tensor, "batch m"]:
         assert self.factors is not None
@@ -189,7 +191,7 @@ class Verification:
     def _gradient(
         self, image: Float[Tensor, "batch m"], w: Float[Tensor, "batch m"]
     ) -> tuple[tuple[Tensor | None, ...] | None, str | None]:
-        """Gradients of ⟨image, w⟩ by the variables; or None, and why there are none."""
+        """Gradients of ⟨image, w⟩ by the variables, of their shapes; or None, and why there are none."""
         try:
             inner = (wide(image) * w).sum()
             if not inner.requires_grad:  # J is constant
@@ -201,7 +203,7 @@ class Verification:
             return None, reason(error)
 
     def _agree(self, gradients: Sequence[Tensor | None], truth: Sequence[Tensor | None]) -> bool:
-        """Whether gradients by all of the variables, as one vector, are equal up to the tolerance; None is zero."""
+        """Whether gradients of the shapes of the variables, as one vector, agree up to the tolerance; None is zero."""
         zero = torch.zeros((), dtype=torch.float64, device=self.rows.target.device)
         pairs = [tuple(zero if g is None else _real(g) for g in both) for both in zip(gradients, truth, strict=True)]
         gap = sum(float((a - b).square().sum()) for a, b in pairs) ** 0.5
@@ -209,16 +211,13 @@ class Verification:
         return bool(gap <= tolerance(self._eps) * max(size, torch.finfo(self.rows.target.dtype).tiny))
 
     @cached_property
-    def _matrix(self) -> Tensor:
+    def _matrix(self) -> Float[Tensor, "batch n_out n_in"]:
         return self.rows.matrix()
 
     @cached_property
     def _eps(self) -> float:
         return coarsest(self.rows.target)
 
-    def _drawn(self, *shape: int, seed: int) -> Tensor:
-        return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(self.rows.target.detach())
 
-
-def _real(gradient: Tensor) -> Tensor:
+def _real(gradient: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape_or_parts"]:
     return torch.view_as_real(gradient).double() if gradient.is_complex() else gradient.double()

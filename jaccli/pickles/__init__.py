@@ -9,5 +9,7 @@ descriptions of tensors and arrays, and objects that keep their arguments. ``nes
 checks the descriptions of tensors against the bytes in the file, and makes tensors of them.
 
 In: a path or bytes, untrusted. Out: an object of plain containers and stand-ins, and the names of classes that were not
-loaded; or a ``RefusedError``. Only ``storages`` and ``saved_object`` import torch.
+loaded; or a ``RefusedError``. Why: Python's own reader calls what a pickle names.
+
+Only ``storages`` and ``saved_object`` import torch.
 """

@@ -10,7 +10,7 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from jaccli.pickles.stand_ins import MAX_DIMENSIONS, ArraySpec, NumpyDtypeSpec, 
 from jaccli.safety.archives import open_archive
 from jaccli.safety.reading import DAMAGED_OR_FORGED, DamagedError
 from jaccli.text.escape import quote
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 # The most bytes that all tensors with repeated elements (stride 0) of a file may have.
 _MAX_REPEATED_BYTES = 1 << 28
@@ -223,7 +226,7 @@ class TensorMaker:
         self._storages: dict[tuple[int, str], torch.UntypedStorage] = {}
         self._repeated = 0
 
-    def make(self, name: str, spec: Any) -> Tensor:
+    def make(self, name: str, spec: Any) -> Shaped[Tensor, "..."]:
         """The tensor, of the shape that a ``TensorSpec``, ``SparseSpec`` or ``ArraySpec`` describes.
 
         Args:
@@ -245,7 +248,7 @@ class TensorMaker:
             ) from None
         raise TypeError("not a tensor")
 
-    def _strided(self, spec: TensorSpec) -> Tensor:
+    def _strided(self, spec: TensorSpec) -> Shaped[Tensor, "..."]:
         dtype = torch_dtype(spec.dtype)
         storage = self._bytes(spec.storage)
         offset = spec.offset + spec.storage.first
@@ -266,7 +269,7 @@ class TensorMaker:
             self._storages[key] = storage
         return self._storages[key]
 
-    def _sparse(self, name: str, spec: SparseSpec) -> Tensor:
+    def _sparse(self, name: str, spec: SparseSpec) -> Shaped[Tensor, "..."]:
         parts: list[Any] = [self.make(name, part) if isinstance(part, TensorSpec) else part for part in spec.parts]
         if spec.layout == "torch.sparse_coo":
             indices, values, size = parts[:3]
@@ -277,7 +280,7 @@ class TensorMaker:
         return torch.sparse_compressed_tensor(outer, inner, values, size, layout=layout, check_invariants=True)
 
 
-def _from_array(spec: ArraySpec) -> Tensor:
+def _from_array(spec: ArraySpec) -> Shaped[Tensor, "..."]:
     import numpy as np
 
     if not isinstance(spec.dtype, NumpyDtypeSpec) or spec.dtype.code[:1] not in "fiubc":

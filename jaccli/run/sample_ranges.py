@@ -50,7 +50,7 @@ def has_row_a_sample(network: Network, inputs: Inputs, pairs: Sequence[Pair], si
     A further argument may have as many rows as there are samples, and not be one row a sample. Cost: where
     there is such an argument, two forward passes without gradients.
     """
-    if not inputs.may_have_rows():
+    if not inputs.may_have_rows:
         return True
     sources, targets = [s for s, _ in pairs], [t for _, t in pairs]
     # The last ones: of an argument that is not one row a sample, the first rows might fit by chance.

@@ -8,5 +8,6 @@
               └─ memory      all: the unpacked size, compared with that in the file and with ``max_memory``
 
 In: bytes from an unknown source. Out: their content, or a ``RefusedError`` or ``ResourceError`` that names the file.
-A limit is a count or a size and never a time, so that a file is read on every machine or on none.
+Why: a small file can claim any memory. A limit is a count or a size and never a time, so that a file is read on every
+machine or on none.
 """

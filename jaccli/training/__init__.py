@@ -6,5 +6,6 @@
                                                                   └─→ loop: evaluate on held-out samples, keep the best
 
 ``loop.Training`` yields a ``TrainingStep`` for each step, so that its caller can stop it at any time. In: a network and
-its samples. Out: the same network with the best parameters, and what was seen on the way.
+its samples. Out: the same network with the best parameters, and what was seen on the way. Why: a loss alone is no
+training; this keeps what the network does, and stops with the best.
 """

@@ -26,10 +26,10 @@ from jaccli.training.task import TrainingTask, outputs_of
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-# Up to so many rows and columns J itself is trained on. Beyond, products with random vectors cost a tenth and less
-# of it for each step (768 x 768, convolutions: a hundredth), and came as far in as many steps.
+# The most rows and columns of a J that is trained on itself. Of a larger one, products with random vectors cost a tenth
+# and less of it for each step (768 x 768, convolutions: a hundredth), and came as far in as many steps.
 EXACT_UP_TO = 64
-# Where J does not fit the memory, the report is made of so many products: good to a few per cent.
+# Products a sample that the report is estimated from where J does not fit the memory: good to a few per cent.
 REPORT_PROBES = 64
 
 
@@ -91,9 +91,9 @@ def goal_of(
         UsageError: J is not square, and the goal is a multiple of the identity.
         UnsupportedError: no path leads from source to target.
     """
-    some = samples.first(2).inputs
+    two_samples = samples.first(2).inputs
     with computing(network), exact_attention(True):
-        linearizations = linearize(network, some, pairs)
+        linearizations = linearize(network, two_samples, pairs)
     fitting = [one for one in linearizations if _fits(one, square="identity" in towards)]
     if not fitting:
         raise UnsupportedError("none of the layers that the glob matches can be trained", "notes say why of each")
@@ -131,7 +131,7 @@ def _fits(linearization: Linearization, square: bool) -> bool:
 
 
 @dataclass(frozen=True)
-class Figures:
+class TrainingFigures:
     """Means over samples.
 
     Args:
@@ -153,7 +153,9 @@ class Figures:
     estimated: bool = False
 
 
-def figures(network: Network, samples: Samples, goal: Goal, task: TrainingTask, size: int, watch: Stopwatch) -> Figures:
+def figures(
+    network: Network, samples: Samples, goal: Goal, task: TrainingTask, size: int, watch: Stopwatch
+) -> TrainingFigures:
     """The figures of the network at its present parameters, from J in float64, as ``jaccli deviation`` takes it.
 
     Where J does not fit the memory they are estimated, with a note.
@@ -170,7 +172,7 @@ def figures(network: Network, samples: Samples, goal: Goal, task: TrainingTask, 
         note(f"{error.given}: the report is estimated from {REPORT_PROBES} products a sample")
         distances, estimated = _estimated(network, samples, goal, size), True
     shares = [row / math.sqrt(n) for row, n in zip(distances, goal.sizes, strict=True)]
-    return Figures(
+    return TrainingFigures(
         len(samples),
         losses / len(samples),
         math.sqrt(moved / len(samples)),
@@ -182,6 +184,7 @@ def figures(network: Network, samples: Samples, goal: Goal, task: TrainingTask, 
 
 
 def _exact(network: Network, samples: Samples, goal: Goal, watch: Stopwatch) -> list[Tensor]:
+    """Of each pair the distances of J from the goal, one a sample: the shape of each is ``(samples, )``."""
     distances: dict[Pair, list[Tensor]] = {pair: [] for pair in goal.pairs}
     for piece in stream(network, samples.inputs, goal.pairs, RunOptions(), watch=watch):
         for matrix in piece.outcome.matrix:  # one by one: in float64 a block may not fit a second time
@@ -201,6 +204,7 @@ def _distance(towards: Towards, j: Float[Tensor, "n_out n_in"]) -> Float[Tensor,
 
 
 def _estimated(network: Network, samples: Samples, goal: Goal, size: int) -> list[Tensor]:
+    """``_exact`` from products with random vectors: the shape of each is ``(samples, )``."""
     products = replace(goal, estimator="hutchinson")
     generator = torch.Generator(samples.inputs.args[0].device).manual_seed(0)
     with torch.no_grad():

@@ -26,15 +26,15 @@ from jaccli.training.task import TrainingTask, outputs_of
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-# The best parameters are chosen by so many validation samples, and at least that many products for each. The vectors
-# are the same in every evaluation: with new ones an evaluation would win by luck.
+# The most validation samples that the best parameters are chosen by, and the least products for each. The vectors are
+# the same in every evaluation: with new ones an evaluation would win by luck.
 VALIDATION_SAMPLES = 512
 VALIDATION_PROBES = 4
 # How often a run is evaluated, and after how many steps at the latest: an interrupt loses no more than those.
 EVALUATIONS = 50
 EVALUATE_WITHIN = 20
-# Up to so many samples, outputs are held at noisy copies too, since a network can become another function between few
-# samples. Measured with 8 samples of 8 numbers: outputs at other samples moved by 0.2 of their spread with noisy
+# The most samples for which outputs are held at noisy copies too: a network can become another function between few.
+# Measured with 8 samples of 8 numbers: outputs at other samples moved by 0.2 of their spread with noisy
 # copies, by 1.1 without; with 256 samples there was no difference.
 FEW_SAMPLES = 256
 JITTER = 0.5
@@ -48,7 +48,7 @@ class Recipe:
         steps: of Adam.
         lr: the highest learning rate.
         size: samples of a step.
-        patience: stop after so many steps without a better one; None: go on to the end.
+        patience: number of steps without a better one after which it stops; None: go on to the end.
         seed: of batches, noise and random vectors.
         jitter: noise of the copies at which the function is held too, in units of each feature's spread over
             samples; None: ``JITTER`` of at most ``FEW_SAMPLES`` samples, else none.
@@ -129,8 +129,8 @@ class Training:
         self._changed = False  # whether parameters have changed since the last evaluation
         self._validation = list(validation.evenly_spaced(VALIDATION_SAMPLES).batches(recipe.size))
         jitter = recipe.jitter if recipe.jitter is not None else JITTER if len(samples) <= FEW_SAMPLES else 0.0
-        held = samples.targets is None and samples.inputs.args[0].is_floating_point()
-        self._noisy = NoisyCopies(samples, jitter) if jitter and held else None
+        outputs_are_held = samples.targets is None and samples.inputs.args[0].is_floating_point()
+        self._noisy = NoisyCopies(samples, jitter) if jitter and outputs_are_held else None
         # Batches and noise are drawn on the CPU, so that a seed gives the same run on every device; probes where J is.
         self._generator = torch.Generator().manual_seed(recipe.seed)
         self._probes = torch.Generator(self.values[0].device).manual_seed(recipe.seed)

@@ -52,13 +52,11 @@ class Samples:
 
     def select(self, numbers: Sequence[int]) -> Batch:
         """The samples of these numbers, which may repeat."""
-        targets = self.targets
-        if targets is not None:
-            targets = targets.index_select(0, torch.tensor(numbers, device=targets.device))
+        targets = None if self.targets is None else Inputs((self.targets,)).select(numbers).args[0]
         return Batch(self.inputs.select(numbers, self.together), targets)
 
     def first(self, count: int) -> Batch:
-        """The first ones, at least so many where there are as many."""
+        """The first ``count`` samples, or all where there are fewer or a model takes no other number."""
         return self.select(range(len(self) if self.whole else min(len(self), count)))
 
     def subset(self, numbers: Sequence[int]) -> Samples:
@@ -67,12 +65,12 @@ class Samples:
         return replace(self, inputs=part.inputs, targets=part.targets)
 
     def evenly_spaced(self, most: int) -> Samples:
-        """At most so many of them, evenly spaced."""
+        """At most ``most`` of them, evenly spaced."""
         count = len(self)
         return self if count <= most or self.whole else self.subset([i * count // most for i in range(most)])
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """All of them in order, so many at a time."""
+        """All of them in order, ``size`` at a time."""
         for start in range(0, len(self), size):
             yield self.select(range(start, min(start + size, len(self))))
 
@@ -91,7 +89,7 @@ class Samples:
 
 def has_rows_of_arguments(network: Network, inputs: Inputs) -> bool:
     """Whether further arguments hold one row a sample. Cost: where one might, some forward passes."""
-    if inputs.batch < 2 or not inputs.may_have_rows():
+    if inputs.batch < 2 or not inputs.may_have_rows:
         return False
     numbers = range(0, inputs.batch, 2)
     return same_values(network, inputs, inputs.select(numbers), numbers)
@@ -112,7 +110,7 @@ class NoisyCopies:
         self.spread = x.std(samples.inputs.dim, keepdim=True, unbiased=False) if many else x.std(unbiased=False)
 
     def batch(self, size: int, generator: torch.Generator) -> Batch:
-        """So many samples, at least ``COPIES``, each moved; they are drawn anew."""
+        """``size`` samples, at least ``COPIES``, each moved; they are drawn anew."""
         count = len(self.samples) if self.samples.whole else max(size, COPIES)
         numbers = torch.randint(len(self.samples), (count,), generator=generator).tolist()
         inputs = self.samples.select(numbers).inputs

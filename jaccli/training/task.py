@@ -20,9 +20,9 @@ from jaccli.text.wording import Worded, term, worded
 from jaccli.training.samples import Batch, Samples
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Shaped
 
-# The spread of outputs is taken over so many samples at least, where there are as many.
+# The least number of samples that the spread of outputs is taken over, where there are as many.
 SPREAD_OVER = 256
 # The spread of outputs that hardly differ between samples is taken as this share of their size.
 LEAST_SPREAD = 1e-3
@@ -38,6 +38,7 @@ def outputs_of(network: Network, inputs: Inputs) -> list[Tensor]:
 
 
 def _floats(values: object) -> list[Tensor]:
+    """The floating-point tensors, of any shapes, in a nested value."""
     return [tensor for _, tensor in leaves(values) if tensor.is_floating_point()]
 
 
@@ -78,7 +79,7 @@ class Original:
         return torch.stack(shares).mean()
 
 
-def _spread(output: Tensor, inputs: Inputs) -> float:
+def _spread(output: Shaped[Tensor, "..."], inputs: Inputs) -> float:
     """Variance over samples; where there is none, the mean square; never 0."""
     # MPS has no float64.
     output = output.detach().double() if output.device.type != "mps" else output.detach()
@@ -137,7 +138,9 @@ def task_of(original: Original, samples: Samples, name: str = "targets") -> Trai
     return _classification(original, targets, shape, flag)
 
 
-def _classification(original: Original, targets: Tensor, shape: tuple[int, ...], flag: Worded) -> TrainingTask:
+def _classification(
+    original: Original, targets: Shaped[Tensor, "samples *each"], shape: tuple[int, ...], flag: Worded
+) -> TrainingTask:
     each = tuple(size for size in targets.shape[1:] if size != 1)
     # Classes last, as of words; else second, as of pixels.
     fitting = [

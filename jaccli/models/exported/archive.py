@@ -101,7 +101,7 @@ def _read_new(entries: _Entries, names: Collection[str], model: str) -> Archive:
 
 
 def _tensors(entries: _Entries, folder: str, config: dict[str, Any]) -> dict[str, Tensor]:
-    """Tensors of one folder. Entries that share a file share its storage, as they did when saved."""
+    """Tensors of one folder, of any shapes. Entries that share a file share its storage, as they did when saved."""
     storages: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for name, meta in config.items():

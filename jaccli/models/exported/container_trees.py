@@ -131,8 +131,8 @@ def _keys(context: Any, count: int) -> tuple[Any, ...] | None:
 
 
 def _named(context: Any, parts: tuple[ArchivedTree, ...], fields: Mapping[str, Any]) -> ArchivedTree:
-    known = fields.get(context) if isinstance(context, str) else None
-    names = known["field_names"] if known else None
+    entry = fields.get(context) if isinstance(context, str) else None
+    names = entry["field_names"] if entry else None
     if not (isinstance(names, list) and len(names) == len(parts)):
         return ArchivedTree("tuple", parts)
     return ArchivedTree("named", parts, tuple(str(item) for item in names), str(context))

@@ -13,10 +13,10 @@ from jaccli.errors import RefusedError
 from jaccli.models.exported.code import MODEL_DEVICE, ExportedGraph, ExportedNode, Ref, graphs, refs
 from jaccli.models.exported.control import CONTROL
 from jaccli.models.exported.inplace_writes import Rewrites, find_rewrites
-from jaccli.models.exported.module_calls import Chain, ModuleCall, find_calls, state_names
+from jaccli.models.exported.module_calls import ModuleCall, ModuleStack, find_calls, state_names
 from jaccli.models.interpretation.last_use import expiring
 from jaccli.models.interpretation.module_calls import CallReports
-from jaccli.models.interpretation.nested import Layout, arrange, pairs
+from jaccli.models.interpretation.nested import Nesting, arrange, pairs
 from jaccli.models.interpretation.replaced_operators import IN_EXPORTS, VIEWS
 from jaccli.models.screening.argument_checks import guarded
 from jaccli.networks.dtypes import follows
@@ -42,7 +42,7 @@ class GraphAnalysis:
     expiring: dict[int, list[str]]
 
 
-def analyse(graph: ExportedGraph, state: frozenset[str], outer: Chain = (), *, inner: bool = False) -> None:
+def analyse(graph: ExportedGraph, state: frozenset[str], outer: ModuleStack = (), *, inner: bool = False) -> None:
     """Find, once, the module calls, in-place writes and lifetimes of a graph and of those inside it.
 
     Args:
@@ -171,8 +171,8 @@ class _GraphRun:
         dtypes = self._program_run.dtypes
 
         def cast(value: Any) -> Any:
-            known = isinstance(value, torch.dtype) and value in dtypes and follows(operator, value, dtypes[value])
-            return dtypes[value] if known else value
+            is_cast = isinstance(value, torch.dtype) and value in dtypes and follows(operator, value, dtypes[value])
+            return dtypes[value] if is_cast else value
 
         return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
 
@@ -224,7 +224,7 @@ class _GraphRun:
                 if value is not self._values[name]:
                     self._values[name] = self._writable(name, value)
 
-    def _layout(self, call: ModuleCall) -> Layout:
+    def _layout(self, call: ModuleCall) -> Nesting:
         """Names of the output, in a tuple if there are several."""
         names = tuple(name for name in call.outputs if isinstance(self._values[name], Tensor))
         return names[0] if len(names) == 1 else names or None

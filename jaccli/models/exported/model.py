@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from jaccli.models.interpretation.nested import OncePerTensor
 from jaccli.networks.dtypes import converted, is_whole, renamed
 from jaccli.networks.network import Tap
 from jaccli.text.escape import quote
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 _MAX_DEPTH = 100  # modules within modules; torch walks them by recursion
 
@@ -33,6 +36,7 @@ class ExportedModel(nn.Module):
     """
 
     def __init__(self, program: ExportedCode, tensors: Mapping[str, Tensor]) -> None:
+        """``tensors``: name → parameter, buffer or constant, of any shape."""
         super().__init__()
         self.training = False  # the mode was fixed when the program was exported
         self.program = program
@@ -75,8 +79,8 @@ class ExportedModel(nn.Module):
         return results, buffers
 
     def _device(self, values: Mapping[str, Any]) -> torch.device:
-        own = (_get(self, name) for name in self._inputs.values())
-        tensors = (*own, *(value for value in values.values() if isinstance(value, Tensor)))
+        state = (_get(self, name) for name in self._inputs.values())
+        tensors = (*state, *(value for value in values.values() if isinstance(value, Tensor)))
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def converted(self, device: torch.device | None, dtype: torch.dtype | None) -> ExportedModel:
@@ -93,7 +97,7 @@ class ExportedModel(nn.Module):
         return model
 
 
-def _register(root: nn.Module, name: str, tensor: Tensor, kind: str) -> None:
+def _register(root: nn.Module, name: str, tensor: Shaped[Tensor, "..."], kind: str) -> None:
     """Put a tensor where its dotted name says, making empty modules on the way."""
     *path, leaf = name.split(".")
     owner = root
@@ -118,7 +122,7 @@ def _register(root: nn.Module, name: str, tensor: Tensor, kind: str) -> None:
         ) from error
 
 
-def _get(root: nn.Module, name: str) -> Tensor:
+def _get(root: nn.Module, name: str) -> Shaped[Tensor, "..."]:
     """The parameter or buffer with a dotted name. Not ``getattr``: a name may be that of a method."""
     *path, leaf = name.split(".")
     owner = root

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from jaccli.models.exported.code import ExportedGraph, ExportedNode, StackEntry, graphs, last_reads
-from jaccli.models.interpretation.nested import Layout, leaves
+from jaccli.models.interpretation.nested import Nesting, leaves
 
 _RECURRENT: Final = ("torch.nn.modules.rnn.LSTM", "torch.nn.modules.rnn.GRU", "torch.nn.modules.rnn.RNN")
 _RECURRENT_OPERATORS: Final = (["lstm"], ["gru"], ["rnn_tanh"], ["rnn_relu"])
 _ATTENTION: Final = "torch.nn.modules.activation.MultiheadAttention"
 
-Chain = tuple[StackEntry, ...]
+ModuleStack = tuple[StackEntry, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,11 +32,11 @@ class ModuleCall:
     last: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    layout: Layout = None
+    layout: Nesting = None
     """Of the output, for modules whose output is known to be nested; otherwise None."""
 
 
-def find_calls(graph: ExportedGraph, outer: Chain, state: frozenset[str]) -> list[ModuleCall]:
+def find_calls(graph: ExportedGraph, outer: ModuleStack, state: frozenset[str]) -> list[ModuleCall]:
     """All module calls of one graph, outer ones before inner ones.
 
     Args:
@@ -54,37 +54,37 @@ def find_calls(graph: ExportedGraph, outer: Chain, state: frozenset[str]) -> lis
     ]
 
 
-def _chains(nodes: list[ExportedNode]) -> list[Chain]:
+def _chains(nodes: list[ExportedNode]) -> list[ModuleStack]:
     """The stack of every node. One without a record belongs to what its neighbours have in common."""
-    known = [node.stack for node in nodes]
+    stacks = [node.stack for node in nodes]
     # ``following[i]`` is the next recorded stack from node i on: passes of the export insert nodes without one.
-    following: list[Chain] = [()] * len(nodes)
-    upcoming: Chain = ()
+    following: list[ModuleStack] = [()] * len(nodes)
+    upcoming: ModuleStack = ()
     for index in range(len(nodes) - 1, -1, -1):
-        upcoming = following[index] = known[index] if known[index] is not None else upcoming  # type: ignore[assignment]
-    chains: list[Chain] = []
-    previous: Chain = ()
-    for stack, coming in zip(known, following, strict=True):
+        upcoming = following[index] = stacks[index] if stacks[index] is not None else upcoming  # type: ignore[assignment]
+    chains: list[ModuleStack] = []
+    previous: ModuleStack = ()
+    for stack, coming in zip(stacks, following, strict=True):
         previous_or_common = stack if stack is not None else _common(previous, coming)
         chains.append(previous_or_common)
         previous = previous_or_common
     return chains
 
 
-def _common(left: Chain, right: Chain) -> Chain:
+def _common(left: ModuleStack, right: ModuleStack) -> ModuleStack:
     shared = 0
     while shared < min(len(left), len(right)) and left[shared] == right[shared]:
         shared += 1
     return left[:shared]
 
 
-def _strip(chain: Chain, outer: Chain) -> Chain:
+def _strip(chain: ModuleStack, outer: ModuleStack) -> ModuleStack:
     """The part of a stack that lies inside this graph."""
     keys = {entry.key for entry in outer}
     return tuple(entry for entry in chain if entry.key not in keys)
 
 
-def _runs(chains: list[Chain], depth: int) -> list[tuple[int, int]]:
+def _runs(chains: list[ModuleStack], depth: int) -> list[tuple[int, int]]:
     """First and last index of the nodes that share the same ``depth`` outermost calls."""
     runs: list[tuple[int, int]] = []
     start = 0
@@ -97,7 +97,7 @@ def _runs(chains: list[Chain], depth: int) -> list[tuple[int, int]]:
     return runs
 
 
-def _keys(chain: Chain, depth: int) -> tuple[str, ...]:
+def _keys(chain: ModuleStack, depth: int) -> tuple[str, ...]:
     return tuple(entry.key for entry in chain[:depth])
 
 
@@ -117,8 +117,8 @@ def _call(
     outputs = tuple(name for name in defined if last_read.get(name, -1) > last)
     layout = _known_layout(entry.type, inside, outputs)
     if layout is not None:
-        known = [name for name in leaves(layout) if name is not None]
-        outputs = (*(name for name in outputs if name not in known), *dict.fromkeys(known))
+        in_layout = [name for name in leaves(layout) if name is not None]
+        outputs = (*(name for name in outputs if name not in in_layout), *dict.fromkeys(in_layout))
     return ModuleCall(entry.path, first, last, inputs, outputs or tuple(inside[-1].defined()), layout)
 
 

@@ -6,7 +6,6 @@ Its layers are the modules that left operators in the graph; ``module_calls`` sa
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -22,7 +21,6 @@ from jaccli.models.exported.model import ExportedModel
 from jaccli.models.exported.training_mode import draws_by_mode, draws_random_numbers, training_mode_warnings
 from jaccli.networks.network import Network, Tap
 from jaccli.networks.state.random_generators import GeneratorStates
-from jaccli.networks.state.snapshot import without_parameter_gradients
 
 
 def is_exported(model: object) -> bool:
@@ -70,10 +68,6 @@ class ExportedNetwork(Network):
         finally:
             self.draws.add(generator_states.restore())
 
-    def session(self, *, frozen: bool = True) -> AbstractContextManager[None]:
-        """See ``Network``."""
-        return without_parameter_gradients(self.tensors() if frozen else iter(()))
-
     def cast(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> ExportedNetwork:
         """An independent copy with floating-point parameters, buffers and constants converted.
 
@@ -90,9 +84,6 @@ class ExportedNetwork(Network):
     def warnings(self) -> list[str]:
         """Operators that were exported in training mode."""
         return training_mode_warnings(self.model.program.graph)
-
-    def generator_states(self) -> GeneratorStates:
-        return GeneratorStates.now(python=False)
 
     def draws_random_numbers(self) -> bool:
         return draws_by_mode(self.model.program.graph)

@@ -178,17 +178,17 @@ def _check_names(graph: ExportedGraph, inputs: set[str]) -> None:
     """Check that every value is defined once, before it is read: the graph runs in this order, and names are unique."""
     if {name for name in graph.inputs if name is not None} != inputs:
         raise ValueError("inputs that the graph does not have")
-    known = set(inputs)
+    defined_before = set(inputs)
     for node in graph.nodes:
-        if not known.issuperset(node.used()):
+        if not defined_before.issuperset(node.used()):
             raise ValueError("a value that is not there yet")
         for inner in graphs(node):
             _check_names(inner, {name for name in inner.inputs if name is not None})
         defined = list(node.defined())
-        if len(set(defined)) < len(defined) or known & set(defined):
+        if len(set(defined)) < len(defined) or defined_before & set(defined):
             raise ValueError("a value that is defined twice")
-        known.update(defined)
-    if not known.issuperset(refs(graph.outputs)):
+        defined_before.update(defined)
+    if not defined_before.issuperset(refs(graph.outputs)):
         raise ValueError("an output that is not there")
 
 

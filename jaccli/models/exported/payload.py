@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from jaccli.pickles.stand_ins import TensorSpec
 from jaccli.pickles.storages import TensorMaker, checked_extent, torch_dtype
 from jaccli.safety.reading import DamagedError
 from jaccli.text.escape import listed, quote
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 # Numbers of ``ScalarType`` in torch.export's format; not those of c10.
 _FIRST = "uint8 int8 int16 int32 int64 float16 float32 float64 complex32 complex64 complex128 bool bfloat16"
@@ -28,7 +31,7 @@ def dtype_of(code: Any) -> torch.dtype:
     return torch_dtype(_DTYPES[int(code)])
 
 
-def load_raw(data: bytearray, meta: Mapping[str, Any], name: str) -> Tensor:
+def load_raw(data: bytearray, meta: Mapping[str, Any], name: str) -> Shaped[Tensor, "..."]:
     """A tensor over ``data``, of the shape, strides and dtype in ``meta``; tensors over the same bytes share them.
 
     Raises:

@@ -7,4 +7,5 @@
 
 In: text. Out: a file with its kind and key, or the object that a SPEC names; else a ``UsageError`` or ``RefusedError``
 that says what the file is.
+Why: a name or an ending can lie, and a wrong MODEL is answered at once, before torch is imported.
 """

@@ -99,9 +99,9 @@ def resolve(spec: str) -> Any:
 def _public(owner: Any) -> list[str]:
     """Public attributes that are no modules; those that the owner defines itself come first."""
     names = [name for name in dir(owner) if not name.startswith("_")]
-    own = getattr(owner, "__name__", None)
+    owner_name = getattr(owner, "__name__", None)
     names = [name for name in names if not isinstance(getattr(owner, name, None), ModuleType)]
-    return sorted(names, key=lambda name: getattr(getattr(owner, name, None), "__module__", None) != own)
+    return sorted(names, key=lambda name: getattr(getattr(owner, name, None), "__module__", None) != owner_name)
 
 
 def _import_module(name: str) -> ModuleType:

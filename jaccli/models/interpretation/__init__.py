@@ -9,5 +9,5 @@
                        nested               values in lists, tuples and dicts; layouts of a module's results
 
 In: names, nodes and values in the terms of ``models.torchscript`` or ``models.exported``. Out: answers in the same
-terms. Nothing here knows either file format.
+terms. Why: both readers meet the same operators; nothing here knows either file format.
 """

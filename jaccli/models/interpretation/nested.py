@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from keyword import iskeyword
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from jaccli.errors import InternalError
 
-Layout = Any
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
+Nesting = Any
 """A nested tuple of keys: positions in a flat list of values, or names of values.
 
 None stands for a value that a trace or export dropped, because nothing uses it.
@@ -43,10 +46,11 @@ class OncePerTensor:
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        """``function`` of a tensor of any shape."""
         self._function = function
         self._results: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, tensor: Tensor) -> Tensor:
+    def __call__(self, tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         if id(tensor) not in self._results:
             self._results[id(tensor)] = (tensor, self._function(tensor))
         return self._results[id(tensor)][1]
@@ -64,12 +68,12 @@ def leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def arrange(layout: Layout, values: Any) -> Any:
+def arrange(layout: Nesting, values: Any) -> Any:
     """The nested tuple that a layout describes, filled with ``values[key]``."""
     return map_leaves(layout, lambda key: None if key is None else values[key])
 
 
-def pairs(layout: Layout, value: Any) -> Iterator[tuple[Any, Any]]:
+def pairs(layout: Nesting, value: Any) -> Iterator[tuple[Any, Any]]:
     """Each key of a layout with what stands there in ``value``: the inverse of ``arrange``.
 
     Raises:

@@ -8,7 +8,7 @@ values. Of attention, ``width`` is the argument ``embed_dim``, and ``n`` counts 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Never
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 def _multi_head_attention(
     query: Shaped[Tensor, "batch n_q width"], key: Shaped[Tensor, "batch n_k width"],
     value: Shaped[Tensor, "batch n_k width"], embed_dim: int, heads: int,
-    qkv_weight: Tensor, qkv_bias: Tensor, proj_weight: Tensor, proj_bias: Tensor,
-    mask: Tensor | None = None, need_weights: bool = True, average: bool = True, mask_type: int | None = None,
-) -> tuple[Shaped[Tensor, "batch n_q width"], Tensor]:  # fmt: skip
+    qkv_weight: Shaped[Tensor, "3*width width"], qkv_bias: Shaped[Tensor, " 3*width"],
+    proj_weight: Shaped[Tensor, "width width"], proj_bias: Shaped[Tensor, " width"],
+    mask: Shaped[Tensor, "*masked"] | None = None, need_weights: bool = True, average: bool = True,
+    mask_type: int | None = None,
+) -> tuple[Shaped[Tensor, "batch n_q width"], Shaped[Tensor, "*shares"]]:  # fmt: skip
+    """The output, and the shares of attention ``(batch, *heads, n_q, n_k)``, the mean over heads or none of them."""
     weights, biases = qkv_weight.chunk(3), qkv_bias.chunk(3)
     q, k, v = (
         F.linear(x, w, b).reshape(*x.shape[:2], heads, -1).transpose(1, 2)
@@ -44,11 +47,14 @@ def _multi_head_attention(
 
 def _encoder_layer(
     src: Shaped[Tensor, "batch n width"], embed_dim: int, heads: int,
-    qkv_weight: Tensor, qkv_bias: Tensor, proj_weight: Tensor, proj_bias: Tensor,
+    qkv_weight: Shaped[Tensor, "3*width width"], qkv_bias: Shaped[Tensor, " 3*width"],
+    proj_weight: Shaped[Tensor, "width width"], proj_bias: Shaped[Tensor, " width"],
     use_gelu: bool, norm_first: bool, eps: float,
-    norm1_weight: Tensor, norm1_bias: Tensor, norm2_weight: Tensor, norm2_bias: Tensor,
-    ffn1_weight: Tensor, ffn1_bias: Tensor, ffn2_weight: Tensor, ffn2_bias: Tensor,
-    mask: Tensor | None = None, mask_type: int | None = None,
+    norm1_weight: Shaped[Tensor, " width"], norm1_bias: Shaped[Tensor, " width"],
+    norm2_weight: Shaped[Tensor, " width"], norm2_bias: Shaped[Tensor, " width"],
+    ffn1_weight: Shaped[Tensor, "hidden width"], ffn1_bias: Shaped[Tensor, " hidden"],
+    ffn2_weight: Shaped[Tensor, "width hidden"], ffn2_bias: Shaped[Tensor, " width"],
+    mask: Shaped[Tensor, "*masked"] | None = None, mask_type: int | None = None,
 ) -> Shaped[Tensor, "batch n width"]:  # fmt: skip
     def attend(x: Tensor) -> Tensor:
         parts = (qkv_weight, qkv_bias, proj_weight, proj_bias)
@@ -72,18 +78,19 @@ def _encoder_layer(
 
 
 def _convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None,
+    x: Shaped[Tensor, "batch n_in *size"], weight: Shaped[Tensor, "n_out n_group *kernel"],
+    bias: Shaped[Tensor, " n_out"] | None,
     stride: list[int], padding: list[int], dilation: list[int], groups: int,
-) -> Tensor:  # fmt: skip
+) -> Shaped[Tensor, "batch n_out *size_out"]:  # fmt: skip
     none = [0] * len(stride)
     return torch.convolution(x, weight, bias, stride, padding, dilation, False, none, groups)
 
 
-def _dense(x: Tensor, *_: Any) -> Tensor:
+def _dense(x: Shaped[Tensor, "*shape"], *_: Any) -> Shaped[Tensor, "*shape"]:
     return x.to_dense() if x.layout is not torch.strided else x
 
 
-def _nested(*_: Any) -> Tensor:
+def _nested(*_: Any) -> Never:
     raise UnsupportedError(
         "the model makes a nested tensor", "tensors of one size", "use a model without it, or its eager form"
     )
@@ -92,7 +99,7 @@ def _nested(*_: Any) -> Tensor:
 def _flash_attention(
     query: Shaped[Tensor, "*batch n_q width"], key: Shaped[Tensor, "*batch n_k width"],
     value: Shaped[Tensor, "*batch n_k out"], dropout_p: float = 0.0, is_causal: bool = False,
-    *, attn_mask: Tensor | None = None, scale: float | None = None,
+    *, attn_mask: Shaped[Tensor, "*masked"] | None = None, scale: float | None = None,
 ) -> tuple[Shaped[Tensor, "*batch n_q out"], None]:  # fmt: skip
     """The fused kernel that decompositions leave has no forward mode and no batching rule.
 
@@ -101,7 +108,9 @@ def _flash_attention(
     return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale), None
 
 
-def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+def _copy(
+    target: Shaped[Tensor, "*shape"], source: Shaped[Tensor, "*broadcast"], non_blocking: bool = False
+) -> Shaped[Tensor, "*shape"]:
     """``copy_`` without the write; the operator of that name has no derivative."""
     moved = source.to(device=target.device, dtype=target.dtype, non_blocking=non_blocking)
     return moved.expand_as(target).clone()

@@ -5,6 +5,6 @@
                          └─ enumerations                      dtypes, layouts and memory formats given as numbers
 
 In: an operator's schema, later its arguments. Out: the operator, behind a check where it needs one, or a
-``RefusedError``. It exists because many of PyTorch's operators touch files, or crash the process on arguments that no
+``RefusedError``. Why: many of PyTorch's operators touch files, or crash the process on arguments that no
 real network has; what is on no list is refused, so a later PyTorch adds nothing by itself.
 """

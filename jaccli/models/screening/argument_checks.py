@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
 
 from jaccli.errors import RefusedError
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 @cache
@@ -87,7 +90,7 @@ def _attention(name: str, args: dict[str, Any]) -> None:
         raise _refuse(name, "query, key and value do not fit")
 
 
-def _heads_do_not_divide(q: Tensor, *others: Tensor) -> bool:
+def _heads_do_not_divide(q: Shaped[Tensor, "..."], *others: Shaped[Tensor, "..."]) -> bool:
     """Whether the heads of ``q`` cannot be shared out among those of the others: the kernel divides by their number."""
     if min(q.dim(), *(other.dim() for other in others)) < 3:
         return True
@@ -173,7 +176,7 @@ def _recurrent(name: str, args: dict[str, Any]) -> None:
             raise _refuse(name, "a weight does not fit the state and the input")
 
 
-def _batch_sizes(name: str, sizes: Tensor, rows: int) -> None:
+def _batch_sizes(name: str, sizes: Shaped[Tensor, "..."], rows: int) -> None:
     """Sizes of a packed batch at each time: they fall, and add up to the rows of the data."""
     if _is_batched(sizes):
         return
@@ -218,7 +221,7 @@ def _finite(name: str, args: dict[str, Any]) -> None:
         raise _refuse(name, "a matrix with infinite or undefined entries")
 
 
-def _division(_: str, args: dict[str, Any]) -> Tensor | None:
+def _division(_: str, args: dict[str, Any]) -> Shaped[Tensor, "..."] | None:
     """The smallest integer divided by -1 is a trap of the processor."""
     a, b = args["self"], args["other"]
     whole = not (isinstance(a, Tensor) and (a.is_floating_point() or a.is_complex()))
@@ -244,14 +247,14 @@ def _sparse(name: str, args: dict[str, Any]) -> None:
         raise _refuse(name, "an index beyond the size")
 
 
-def _beyond(numbers: Tensor, low: int, high: int) -> bool:
+def _beyond(numbers: Shaped[Tensor, "..."], low: int, high: int) -> bool:
     """Whether one of some whole numbers is not from ``low`` to ``high``; False where nobody can look."""
     if _is_batched(numbers) or not numbers.numel():
         return False
     return not low <= int(numbers.min()) <= int(numbers.max()) <= high
 
 
-def _is_batched(tensor: Tensor) -> bool:
+def _is_batched(tensor: Shaped[Tensor, "..."]) -> bool:
     """Whether a tensor stands for many inside ``vmap``, and cannot be looked into."""
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 

@@ -171,5 +171,5 @@ def inspect_pickle(data: bytes, tensors: Tensors, path: Path, budget: Budget) ->
 def _foreign_opcode(error: Exception) -> str:
     """The name of the opcode for which there is no action, if that is the error."""
     code = error.args[0] if isinstance(error, KeyError) else None
-    known = _NAMES.get(code, "") if type(code) is int else ""
-    return known if known not in _OPCODES else ""
+    name = _NAMES.get(code, "") if type(code) is int else ""
+    return name if name not in _OPCODES else ""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jaccli.models.interpretation.last_use import expiring
 from jaccli.models.screening.enumerations import DTYPE_NUMBERS, DTYPES
 from jaccli.models.torchscript import control
-from jaccli.models.torchscript.instructions import CallFrame, Instruction, apply, drawing, release
+from jaccli.models.torchscript.instructions import CallFrame, FrameInstruction, apply, drawing, release
 from jaccli.models.torchscript.operators import draws, resolve, schema_of, takes_number, unknown
 from jaccli.models.torchscript.script_types import carries_tensors
 from jaccli.networks.dtypes import follows
@@ -30,7 +30,7 @@ class CompiledGraph:
 
     __slots__ = ("name", "output", "steps", "template")
 
-    def __init__(self, name: str, template: CallFrame, steps: list[Instruction], output: int) -> None:
+    def __init__(self, name: str, template: CallFrame, steps: list[FrameInstruction], output: int) -> None:
         self.name, self.template, self.steps, self.output = name, template, steps, output
 
     def __call__(self, run: ScriptRun, args: list[Any]) -> Any:
@@ -54,7 +54,7 @@ class GraphCompiler:
         self._slots: dict[int, int] = {}
         inputs = [self.slot(value) for value in graph.inputs()]
         # The module or object whose method this is; the body of a fork has none.
-        self.own = inputs[0] if inputs and "/" not in name else None
+        self.receiver = inputs[0] if inputs and "/" not in name else None
 
     def slot(self, value: Any) -> int:
         """The slot of a value of the graph."""
@@ -85,12 +85,12 @@ class GraphCompiler:
         """The function that a ``prim::fork`` node carries with it."""
         return compile_graph(self.program, f"{self.name}/{node.output().unique()}", node.g("Subgraph"))
 
-    def block(self, block: Any, release_values: bool = False, keep: Iterable[Any] = ()) -> list[Instruction]:
+    def block(self, block: Any, release_values: bool = False, keep: Iterable[Any] = ()) -> list[FrameInstruction]:
         """The steps of a block; with ``release_values`` all but ``keep`` are let go after their last use."""
         nodes = list(block.nodes())
         # Not in a nested block: it may run again, and reads values of the blocks around it.
         expired = _expiring(nodes, [*block.outputs(), *keep]) if release_values else {}
-        steps: list[Instruction] = []
+        steps: list[FrameInstruction] = []
         for index, node in enumerate(nodes):
             step = self._emit(node)
             if step is not None:
@@ -99,7 +99,7 @@ class GraphCompiler:
                 steps.append(release(self.slots(expired[index])))
         return steps
 
-    def _emit(self, node: Any) -> Instruction | None:
+    def _emit(self, node: Any) -> FrameInstruction | None:
         emitter = control.EMITTERS.get(node.kind())
         if emitter is not None:
             return emitter(self, node)
@@ -148,16 +148,16 @@ def compile_graph(program: ScriptProgram, name: str, graph: Any) -> CompiledGrap
 
 def _expiring(nodes: list[Any], lasting: Iterable[Any]) -> dict[int, list[Any]]:
     """Index of a node → the tensors made in its block that nobody reads after it; never the ``lasting`` ones."""
-    own = {
+    defined = {
         value.unique(): value
         for node in nodes
         if node.kind() != "prim::Constant"
         for value in node.outputs()
         if carries_tensors(value)
     }
-    uses = (own.keys() & (_used(node) | {value.unique() for value in node.outputs()}) for node in nodes)
+    uses = (defined.keys() & (_used(node) | {value.unique() for value in node.outputs()}) for node in nodes)
     expired = expiring(uses, {value.unique() for value in lasting})
-    return {index: [own[key] for key in keys] for index, keys in expired.items()}
+    return {index: [defined[key] for key in keys] for index, keys in expired.items()}
 
 
 def _used(node: Any) -> set[int]:

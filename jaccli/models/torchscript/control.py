@@ -10,7 +10,7 @@ import torch
 
 from jaccli.errors import UnsupportedError
 from jaccli.models.torchscript import emit_values
-from jaccli.models.torchscript.instructions import CallFrame, Instruction
+from jaccli.models.torchscript.instructions import CallFrame, FrameInstruction
 from jaccli.text.escape import quote
 
 if TYPE_CHECKING:
@@ -22,12 +22,12 @@ _GRAD_MODES = {f"__torch__.torch.autograd.grad_mode.{name}" for name in ("no_gra
 _SEQUENTIAL = re.compile(r"__torch__\.torch\.nn\.modules\.container\.(___torch_mangle_\d+\.)?Sequential")
 
 
-def _call_method(compiler: GraphCompiler, node: Any) -> Instruction:
+def _call_method(compiler: GraphCompiler, node: Any) -> FrameInstruction:
     name, values = node.s("name"), list(node.inputs())
     ins, out = compiler.slots(values), compiler.slot(node.output())
     owner, method = ins[0], compiler.program.method
     # As hooks do, taps see ``forward`` called from outside; a module's other methods run unreported.
-    if not _FORWARD.fullmatch(name) or owner == compiler.own:
+    if not _FORWARD.fullmatch(name) or owner == compiler.receiver:
 
         def call(frame: CallFrame) -> None:
             frame[out] = method(frame[owner].cls, name)(frame[0], [frame[i] for i in ins])
@@ -48,7 +48,7 @@ def _call_method(compiler: GraphCompiler, node: Any) -> Instruction:
     return call_layer
 
 
-def _lost_identity(compiler: GraphCompiler, node: Any) -> Instruction:
+def _lost_identity(compiler: GraphCompiler, node: Any) -> FrameInstruction:
     """An ``Identity`` in a trace, called without the value that passes through it.
 
     In a ``Sequential`` that value is the one made just before; elsewhere nobody knows it.
@@ -88,7 +88,7 @@ def _value_before(compiler: GraphCompiler, node: Any) -> Any:
     return before[0] if before else None
 
 
-def _call_function(compiler: GraphCompiler, node: Any) -> Instruction:
+def _call_function(compiler: GraphCompiler, node: Any) -> FrameInstruction:
     values = list(node.inputs())
     name, program = values[0].type().annotation_str, compiler.program
     ins, out = compiler.slots(values[1:]), compiler.slot(node.output())
@@ -99,7 +99,7 @@ def _call_function(compiler: GraphCompiler, node: Any) -> Instruction:
     return call
 
 
-def _fork(compiler: GraphCompiler, node: Any) -> Instruction:
+def _fork(compiler: GraphCompiler, node: Any) -> FrameInstruction:
     # Runs at once, on this thread: what stands for the future is its value, which ``aten::wait`` hands on.
     compiled = compiler.subgraph(node)
     ins, out = compiler.slots(node.inputs()), compiler.slot(node.output())
@@ -110,7 +110,7 @@ def _fork(compiler: GraphCompiler, node: Any) -> Instruction:
     return fork
 
 
-def _if(compiler: GraphCompiler, node: Any) -> Instruction:
+def _if(compiler: GraphCompiler, node: Any) -> FrameInstruction:
     condition, outs = compiler.slot(node.inputsAt(0)), compiler.slots(node.outputs())
     (on_true, true_results), (on_false, false_results) = (
         (compiler.block(block), compiler.slots(block.outputs())) for block in node.blocks()
@@ -126,7 +126,7 @@ def _if(compiler: GraphCompiler, node: Any) -> Instruction:
     return branch
 
 
-def _loop(compiler: GraphCompiler, node: Any) -> Instruction:
+def _loop(compiler: GraphCompiler, node: Any) -> FrameInstruction:
     (block,) = node.blocks()
     max_trips, condition, *initial = compiler.slots(node.inputs())
     index, *carried = compiler.slots(block.inputs())
@@ -151,7 +151,7 @@ def _loop(compiler: GraphCompiler, node: Any) -> Instruction:
     return loop
 
 
-def _context(compiler: GraphCompiler, node: Any) -> Instruction:
+def _context(compiler: GraphCompiler, node: Any) -> FrameInstruction:
     entering = node.kind() == "prim::Enter"
     name = "__enter__" if entering else "__exit__"
     owner, out, method = compiler.slot(node.inputsAt(0)), compiler.slot(node.output()), compiler.program.method
@@ -169,7 +169,7 @@ def _context(compiler: GraphCompiler, node: Any) -> Instruction:
     return cross
 
 
-EMITTERS: dict[str, Callable[[GraphCompiler, Any], Instruction | None]] = {
+EMITTERS: dict[str, Callable[[GraphCompiler, Any], FrameInstruction | None]] = {
     **emit_values.EMITTERS,
     "prim::CallMethod": _call_method,
     "prim::CallFunction": _call_function,

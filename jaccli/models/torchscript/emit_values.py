@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jaccli.errors import UnsupportedError
-from jaccli.models.torchscript.instructions import CallFrame, Instruction, apply, spread
+from jaccli.models.torchscript.instructions import CallFrame, FrameInstruction, apply, spread
 from jaccli.models.torchscript.script_objects import ScriptInstance, map_tensors
 from jaccli.models.torchscript.script_types import matches, tuple_type
 from jaccli.text.escape import quote
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jaccli.models.torchscript.program import ScriptProgram
 
 
-def _constant(compiler: GraphCompiler, node: Any) -> Instruction | None:
+def _constant(compiler: GraphCompiler, node: Any) -> FrameInstruction | None:
     output = node.output()
     if output.type().kind() == "FunctionType":
         return None  # read off its type by the call
@@ -56,7 +56,7 @@ def _number(value: Any) -> Any:
     return value.item() if dense and value.dim() == 0 else None
 
 
-def _get_attribute(compiler: GraphCompiler, node: Any) -> Instruction:
+def _get_attribute(compiler: GraphCompiler, node: Any) -> FrameInstruction:
     owner, out, name = compiler.slot(node.inputsAt(0)), compiler.slot(node.output()), node.s("name")
 
     def get(frame: CallFrame) -> None:
@@ -69,7 +69,7 @@ def _get_attribute(compiler: GraphCompiler, node: Any) -> Instruction:
     return get
 
 
-def _set_attribute(compiler: GraphCompiler, node: Any) -> Instruction:
+def _set_attribute(compiler: GraphCompiler, node: Any) -> FrameInstruction:
     owner, value = compiler.slots(node.inputs())
     name = node.s("name")
 
@@ -79,7 +79,7 @@ def _set_attribute(compiler: GraphCompiler, node: Any) -> Instruction:
     return set_
 
 
-def _module_index(compiler: GraphCompiler, node: Any) -> Instruction:
+def _module_index(compiler: GraphCompiler, node: Any) -> FrameInstruction:
     owner, key = compiler.slots(node.inputs())
     out = compiler.slot(node.output())
 
@@ -91,47 +91,47 @@ def _module_index(compiler: GraphCompiler, node: Any) -> Instruction:
     return pick
 
 
-def _create_object(compiler: GraphCompiler, node: Any) -> Instruction:
+def _create_object(compiler: GraphCompiler, node: Any) -> FrameInstruction:
     cls = node.output().type().qualified_name()
     return _value(compiler, node, lambda: ScriptInstance(cls, {}))
 
 
-def _isinstance(compiler: GraphCompiler, node: Any) -> Instruction:
+def _isinstance(compiler: GraphCompiler, node: Any) -> FrameInstruction:
     kinds = list(node.tys("types"))
     return _value(compiler, node, lambda value: any(matches(value, kind) for kind in kinds))
 
 
-def _container(make: Callable[..., Any]) -> Callable[[GraphCompiler, Any], Instruction]:
+def _container(make: Callable[..., Any]) -> Callable[[GraphCompiler, Any], FrameInstruction]:
     return lambda compiler, node: _value(compiler, node, make)
 
 
-def _tuple(compiler: GraphCompiler, node: Any) -> Instruction:
+def _tuple(compiler: GraphCompiler, node: Any) -> FrameInstruction:
     kind = node.output().type()
     named = tuple_type(str(kind.annotation_str), kind.str())
     return _value(compiler, node, named or (lambda *items: items))
 
 
-def _tuple_slice(compiler: GraphCompiler, node: Any) -> Instruction:
+def _tuple_slice(compiler: GraphCompiler, node: Any) -> FrameInstruction:
     part = slice(node.i("beg"), node.i("end"))
     return _value(compiler, node, lambda items: tuple(items)[part])
 
 
-def _unpack(compiler: GraphCompiler, node: Any) -> Instruction:
+def _unpack(compiler: GraphCompiler, node: Any) -> FrameInstruction:
     return spread(lambda items: items, [compiler.slot(node.inputsAt(0))], compiler.slots(node.outputs()))
 
 
-def _chunk(compiler: GraphCompiler, node: Any) -> Instruction:
+def _chunk(compiler: GraphCompiler, node: Any) -> FrameInstruction:
     chunks, dim = node.i("chunks"), node.i("dim")
     ins, outs = [compiler.slot(node.inputsAt(0))], compiler.slots(node.outputs())
     return spread(lambda tensor: tensor.chunk(chunks, dim), ins, outs)
 
 
-def _value(compiler: GraphCompiler, node: Any, function: Callable[..., Any]) -> Instruction:
+def _value(compiler: GraphCompiler, node: Any, function: Callable[..., Any]) -> FrameInstruction:
     """The instruction of a node with one output: ``function`` of its inputs."""
     return apply(function, compiler.slots(node.inputs()), [compiler.slot(node.output())])
 
 
-EMITTERS: dict[str, Callable[[GraphCompiler, Any], Instruction | None]] = {
+EMITTERS: dict[str, Callable[[GraphCompiler, Any], FrameInstruction | None]] = {
     "prim::Constant": _constant,
     "prim::ConstantMKLDNNTensor": _constant,
     "prim::GetAttr": _get_attribute,

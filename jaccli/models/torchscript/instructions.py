@@ -7,10 +7,10 @@ from typing import Any
 
 CallFrame = list[Any]
 """The values of one call of a function. Slot 0 holds the ``ScriptRun``, the next ones the arguments."""
-Instruction = Callable[[CallFrame], None]
+FrameInstruction = Callable[[CallFrame], None]
 
 
-def apply(function: Callable[..., Any], ins: list[int], outs: list[int]) -> Instruction:
+def apply(function: Callable[..., Any], ins: list[int], outs: list[int]) -> FrameInstruction:
     """Call ``function`` on some slots and put what it returns into others: one value into one, a tuple into several."""
     if len(outs) != 1:
         return spread(function, ins, outs)
@@ -36,7 +36,7 @@ def apply(function: Callable[..., Any], ins: list[int], outs: list[int]) -> Inst
     return some
 
 
-def spread(function: Callable[..., Any], ins: list[int], outs: list[int]) -> Instruction:
+def spread(function: Callable[..., Any], ins: list[int], outs: list[int]) -> FrameInstruction:
     """Call ``function`` on some slots and put the items of what it returns into others."""
 
     def many(frame: CallFrame) -> None:
@@ -47,7 +47,7 @@ def spread(function: Callable[..., Any], ins: list[int], outs: list[int]) -> Ins
     return many
 
 
-def drawing(instruction: Instruction, switch: int | None) -> Instruction:
+def drawing(instruction: FrameInstruction, switch: int | None) -> FrameInstruction:
     """An instruction that draws random numbers where the slot ``switch`` is true (always, if None)."""
 
     def draw(frame: CallFrame) -> None:
@@ -58,7 +58,7 @@ def drawing(instruction: Instruction, switch: int | None) -> Instruction:
     return draw
 
 
-def release(slots: list[int]) -> Instruction:
+def release(slots: list[int]) -> FrameInstruction:
     """Let go of values that nobody reads any more."""
 
     def clear(frame: CallFrame) -> None:

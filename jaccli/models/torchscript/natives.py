@@ -11,7 +11,7 @@ import math
 import operator
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,9 @@ from jaccli.errors import RefusedError
 from jaccli.models.screening.enumerations import DTYPES, check_enumeration
 from jaccli.models.torchscript.item_limits import count_items, count_nested
 from jaccli.text.escape import quote
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 def _multiplying(multiply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -151,11 +154,11 @@ def _kind(dtype: int | None) -> torch.dtype | None:
     return None if dtype is None else DTYPES[dtype]
 
 
-def _tensor(data: Any, dtype: int | None, device: Any, requires_grad: bool) -> torch.Tensor:
+def _tensor(data: Any, dtype: int | None, device: Any, requires_grad: bool) -> Shaped[torch.Tensor, "..."]:
     return torch.tensor(data, dtype=_kind(dtype), device=device, requires_grad=requires_grad)
 
 
-def _as_tensor(data: Any, dtype: int | None, device: Any) -> torch.Tensor:
+def _as_tensor(data: Any, dtype: int | None, device: Any) -> Shaped[torch.Tensor, "..."]:
     return torch.as_tensor(data, dtype=_kind(dtype), device=device)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -19,8 +18,6 @@ from jaccli.networks.dtypes import converted, renamed
 from jaccli.networks.network import Network, Tap
 from jaccli.networks.quantized import no_derivative, packed_modules
 from jaccli.networks.state.fingerprint import Fingerprint
-from jaccli.networks.state.random_generators import GeneratorStates
-from jaccli.networks.state.snapshot import without_parameter_gradients
 from jaccli.text.escape import quote
 
 _DRAWS_WHEN_TRAINING = ("Dropout", "RReLU")
@@ -92,10 +89,6 @@ class ScriptNetwork(Network):
             if torch.is_grad_enabled() != grad_enabled:  # left inside a no_grad block of the model's
                 torch._C._set_grad_enabled(grad_enabled)
 
-    def session(self, *, frozen: bool = True) -> AbstractContextManager[None]:
-        """See ``Network``."""
-        return without_parameter_gradients(self.tensors() if frozen else iter(()))
-
     def cast(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> ScriptNetwork:
         """An independent copy; casts to real dtypes that the code spells out stay as they are.
 
@@ -132,9 +125,6 @@ class ScriptNetwork(Network):
                 if name not in node.children:
                     _add(stamp, node.get(name))
         return stamp
-
-    def generator_states(self) -> GeneratorStates:
-        return GeneratorStates.now(python=False)
 
     def draws_random_numbers(self) -> bool:
         return any(map(_draws, self._root.walk()))

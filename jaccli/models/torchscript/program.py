@@ -69,6 +69,7 @@ class ScriptProgram:
         self, functions: FunctionTable, root: ModuleNode, convert: Callable[[Tensor], Tensor] | None = None,
         device: torch.device | None = None, dtypes: Mapping[torch.dtype, torch.dtype] | None = None,
     ) -> None:  # fmt: skip
+        """See the class; ``convert`` takes a tensor of any shape."""
         self.functions, self.root = functions, root
         self.convert, self.device, self.dtypes = convert, device, dtypes or {}
         self.writes = WriteAnalysis(functions, f"{root.cls}.forward")
@@ -113,8 +114,8 @@ def _unit_of(module: torch.jit.ScriptModule) -> tuple[Any, Any]:
     # Scripted or traced in this process: PyTorch has one unit for all of those. Another module may have the name there.
     ours = torch.jit._state._python_cu
     name = f"{module._c._type().qualified_name()}.forward"
-    known = ours.find_function(name)
-    if known is not None and next(known.graph.inputs()).type() == module._c._type():
+    found = ours.find_function(name)
+    if found is not None and next(found.graph.inputs()).type() == module._c._type():
         return ours, module._c
     # Loaded by the user: the functions that its methods call are out of reach, but a copy has them.
     buffer = io.BytesIO()

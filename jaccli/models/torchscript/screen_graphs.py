@@ -50,7 +50,7 @@ def screen_graphs(unit: Any, path: Path) -> None:
         if function.name in {"__setstate__", "__getstate__"}:
             raise refuse(path, f"runs code of its own when it is loaded or saved ({function.name})")
         for node in _everything(function.graph):
-            if not _known(node):
+            if not _is_permitted(node):
                 raise not_permitted(quote(path, 200), quote(node.kind(), 60))
             if any(str(value.type()).startswith("__torch__.torch.classes") for value in node.outputs()):
                 raise refuse(path, f"holds native objects ({quote(node.kind(), 60)[1:-1]})")
@@ -63,7 +63,7 @@ def _everything(graph: Any) -> Iterator[Any]:
             yield from _everything(node.g("Subgraph"))
 
 
-def _known(node: Any) -> bool:
+def _is_permitted(node: Any) -> bool:
     kind: str = node.kind()
     schema = schema_of(node)
     if schema is not None and writes_out(schema):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jaccli.errors import UnsupportedError
-from jaccli.models.interpretation.nested import Layout, arrange, map_leaves, pairs
+from jaccli.models.interpretation.nested import Nesting, arrange, map_leaves, pairs
 from jaccli.models.torchscript.compiler import CompiledGraph, GraphCompiler
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ Parts = list[Any]
 _KNOWN = re.compile(r"__torch__\.torch\.nn\.modules\.(?:rnn|activation)\.(?:___torch_mangle_\d+\.)?(\w+)")
 _SEQUENCES = {"LSTM": {"aten::lstm"}, "GRU": {"aten::gru"}, "RNN": {"aten::rnn_tanh", "aten::rnn_relu"}}
 _FUSED_ATTENTION = "aten::_native_multi_head_attention"
-_PASSES_ON = {"aten::squeeze", "aten::index_select"}  # unbatched sequences, unsorted packed ones
+# What a recurrent layer does to its own results before it returns them: squeeze where a sequence came without a batch
+# dimension, index_select where it had sorted packed sequences by length. The value is still that result.
+_PASSES_ON = {"aten::squeeze", "aten::index_select"}
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Traced:
     """
 
     function: CompiledGraph
-    inputs: Layout | None
-    outputs: Layout
+    inputs: Nesting | None
+    outputs: Nesting
     returned: list[int]
 
     def open(self, args: list[Any]) -> tuple[Any, ...]:
@@ -72,13 +74,13 @@ class Traced:
 
 def restore(program: ScriptProgram, name: str, graph: Any) -> Traced | None:
     """The structure of a traced method; None where it is not known, or the method's own already."""
-    known = _KNOWN.fullmatch(name.rpartition(".")[0])
-    find = _FINDERS.get(known[1]) if known else None
+    module_type = _KNOWN.fullmatch(name.rpartition(".")[0])
+    find = _FINDERS.get(module_type[1]) if module_type else None
     nodes = list(graph.nodes())
-    if find is None or known is None or any(next(iter(node.blocks()), None) is not None for node in nodes):
+    if find is None or module_type is None or any(next(iter(node.blocks()), None) is not None for node in nodes):
         return None  # scripted code branches, traces do not
     returned = _returned(graph)
-    elements = None if returned is None else find(known[1], nodes, returned)
+    elements = None if returned is None else find(module_type[1], nodes, returned)
     if elements is None or returned is None:
         return None
     parts, layout, arguments = elements
@@ -112,13 +114,13 @@ def _returned(graph: Any) -> list[Any] | None:
     return outputs if all(value.type().kind() == "TensorType" for value in outputs) else None
 
 
-def _arguments(graph: Any, arguments: Layout | None) -> Layout | None:
+def _arguments(graph: Any, arguments: Nesting | None) -> Nesting | None:
     """The layout of the arguments in the graph's inputs, one of which may stand for several arguments."""
-    own = {value.unique(): i for i, value in enumerate(list(graph.inputs())[1:])}
+    positions = {value.unique(): i for i, value in enumerate(list(graph.inputs())[1:])}
     used: list[int | None] = []
 
     def number(value: Any) -> int | None:
-        used.append(own.get(_through(value, {"aten::unsqueeze"}).unique()))
+        used.append(positions.get(_through(value, {"aten::unsqueeze"}).unique()))
         return used[-1]
 
     if arguments is None:
@@ -128,7 +130,7 @@ def _arguments(graph: Any, arguments: Layout | None) -> Layout | None:
         numbered, used = numbered[:1], used[:1]
     if None in used:
         return None
-    return (*numbered, *(i for i in own.values() if i not in used))
+    return (*numbered, *(i for i in positions.values() if i not in used))
 
 
 def _through(value: Any, kinds: set[str]) -> Any:
@@ -154,7 +156,7 @@ def _sequence(kind: str, nodes: list[Any], returned: list[Any]) -> Any:
             direct = direct and source == value.unique()
     if direct:  # what is not returned is there as well
         parts = outputs
-    first: Layout = (0,) if packed else 0
+    first: Nesting = (0,) if packed else 0
     layout = (first, (1, 2)) if kind == "LSTM" else (first, 1)
     states = tuple(inputs[1].node().inputs()) if kind == "LSTM" and not packed else inputs[1]
     return parts, layout, None if packed else (inputs[0], states)
@@ -208,7 +210,7 @@ def _attention(_kind: str, nodes: list[Any], returned: list[Any]) -> Any:
     return parts, (0, 1), _attention_arguments(nodes, parts[0] is not None)
 
 
-def _attention_arguments(nodes: list[Any], complete: bool) -> Layout | None:
+def _attention_arguments(nodes: list[Any], complete: bool) -> Nesting | None:
     """Query, key and value, from the projections: tensors that are one in the model have one in common."""
     sources = []
     for node in nodes:

@@ -8,7 +8,6 @@
 In: a safetensors file or one of ``torch.save``, optionally a key in it (``FILE[KEY]``), and an ``Architecture``: a
 callable, a module, or the activation of a plain chain of linear layers. Out: an ``nn.Module`` with the weights, and
 notes on what was chosen, renamed or skipped. ``rewrite`` goes the other way: the same file with the values of a trained
-model.
-
-No code in a file is executed unless the user trusts it.
+model. ``quick_look`` tells before torch is imported whether a file holds weights alone.
+Why: most files are weights alone, under keys that vary. No code in one is executed unless the user trusts it.
 """

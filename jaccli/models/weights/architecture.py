@@ -90,11 +90,11 @@ class Architecture:
             raise packed_file(path, f"a tensor of packed integers: {quote(chosen.packed[0], 60)}")
         names = [*chosen.entries, *chosen.rest]
         if any(is_packed_name(name) for name in names):
-            own = self.network.state_dict() if self.arch is not None else {}
-            refuse_packed(path, names, [name for name, value in own.items() if isinstance(value, Tensor)])
+            state = self.network.state_dict() if self.arch is not None else {}
+            refuse_packed(path, names, [name for name, value in state.items() if isinstance(value, Tensor)])
 
     def load(self, state: Mapping[str, Tensor], path: str) -> nn.Module:
-        """The network with these weights, of the shapes that it has; ``path`` is for messages.
+        """The network with these weights, of the same shapes as its own; ``path`` is for messages.
 
         Raises:
             UsageError: no architecture was given, or the layers fit together in several ways.

@@ -57,8 +57,8 @@ class Candidate:
 
 def words_of(key: str) -> list[str]:
     """The words of a key in lower case: ``netG_ema`` → net, g, ema."""
-    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key)
-    return [word.lower() for word in re.split(r"[\W_]+", apart) if word]
+    separated = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key)
+    return [word.lower() for word in re.split(r"[\W_]+", separated) if word]
 
 
 def is_no_weights(key: str) -> bool:
@@ -133,10 +133,10 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]]:
         # Numbers are left out: a list may hold millions, and none can be named.
         yield from ((i, item) for i, item in enumerate(value) if _is_container(item) or is_module(item))
         return
-    own = value if isinstance(value, dict) else dict(value)
-    yield from ((key, item) for key, item in dict.items(own) if isinstance(key, str) or type(key) is int)
+    entries = value if isinstance(value, dict) else dict(value)
+    yield from ((key, item) for key, item in dict.items(entries) if isinstance(key, str) or type(key) is int)
     if isinstance(value, StandIn) and isinstance(value.state, dict):
-        yield from ((key, item) for key, item in value.state.items() if isinstance(key, str) and key not in own)
+        yield from ((key, item) for key, item in value.state.items() if isinstance(key, str) and key not in entries)
 
 
 def is_tensor(value: Any) -> bool:

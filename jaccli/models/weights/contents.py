@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from jaccli.pickles.stand_ins import ArraySpec, SparseSpec, StandIn, TensorSpec
 from jaccli.pickles.storages import TensorMaker, torch_dtype
 from jaccli.text.escape import listed, quote
 from jaccli.text.wording import worded
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 @dataclass
@@ -145,7 +148,7 @@ def without_data(entries: Mapping[str, Any]) -> dict[str, Tensor]:
     return result
 
 
-def _without_data(spec: Any) -> Tensor:
+def _without_data(spec: Any) -> Shaped[Tensor, "..."]:
     if isinstance(spec, TensorSpec):
         return torch.empty(spec.size, dtype=torch_dtype(spec.dtype), device="meta")
     if isinstance(spec, SparseSpec):
@@ -158,7 +161,7 @@ def _without_data(spec: Any) -> Tensor:
     return torch.empty(spec.shape, dtype=torch.from_numpy(np.empty(0, code)).dtype, device="meta")
 
 
-def _tensor(maker: TensorMaker, name: str, spec: Any) -> Tensor:
+def _tensor(maker: TensorMaker, name: str, spec: Any) -> Shaped[Tensor, "..."]:
     if isinstance(spec, (TensorSpec, SparseSpec, ArraySpec)):
         return maker.make(name, spec)
     return torch.as_tensor(spec)

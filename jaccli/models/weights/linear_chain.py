@@ -48,7 +48,7 @@ ACTIVATIONS: dict[str, str] = {
     "tanhshrink": "Tanhshrink",
 }
 _NOT_A_CHAIN = worded("{activation} rebuilds a chain of linear layers only; give {arch} for this network")
-# Orders are searched for at most so many layers, in at most so many steps.
+# The most layers whose order is searched for, and the most steps of a search.
 _MOST_LAYERS, _MOST_STEPS = 64, 20_000
 
 
@@ -133,6 +133,7 @@ def is_chain(state: Mapping[str, Tensor], *, ordered: bool = True) -> bool:
 
 
 def _without_wrapper(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The entries, of any shapes, without the prefix of ``DataParallel``."""
     prefix = "module."
     if all(name.startswith(prefix) for name in state):
         return {name[len(prefix) :]: value for name, value in state.items()}

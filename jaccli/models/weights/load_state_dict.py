@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,11 @@ from jaccli.networks.cast import cast_in_place
 from jaccli.networks.dtypes import floating_dtype, is_whole
 from jaccli.networks.tensor_kinds import not_dense
 from jaccli.text.escape import listed, nearest, quote, shortened
+from jaccli.text.quantities import dtype_name
 from jaccli.text.wording import worded
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 _COMPUTABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _RIGHT_ARCH = worded("give the {arch}, and {arch_args}, that the file was saved from")
@@ -30,7 +35,8 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path | str =
     """``module`` with the values of ``state`` copied in, converted to the file's floating dtype.
 
     The dtype follows the file where all of its floating tensors, and the parts of its complex ones, agree on float16,
-    bfloat16, float32 or float64. Notes report what was done about prefixes, additional names and the dtype.
+    bfloat16, float32 or float64. Tensors have the shape of those with their names, or are one number. Notes report what
+    was done about prefixes, additional names and the dtype.
 
     Raises:
         RefusedError: names are missing, shapes differ, integers stand where numbers are needed, or complex numbers
@@ -81,13 +87,14 @@ def fits_into(module: nn.Module, state: Mapping[str, Tensor]) -> bool:
     )
 
 
-def _has_kind(value: Tensor, target: Tensor) -> bool:
+def _has_kind(value: Shaped[Tensor, "..."], target: Shaped[Tensor, "..."]) -> bool:
     if is_whole(target):
         return True
     return not is_whole(value) and (target.is_complex() or not value.is_complex())
 
 
 def _check_shapes(state: Mapping[str, Tensor], target: Mapping[str, Tensor], path: Path | str) -> None:
+    """Refuse tensors that have not the shape of those with their names."""
     wrong = [
         (name, tuple(value.shape), tuple(target[name].shape))
         for name, value in state.items()
@@ -111,7 +118,7 @@ def has_shape(value: Tensor, target: Tensor) -> bool:
     return value.numel() == target.numel() == 1 and value.dim() + target.dim() == 1
 
 
-def _same_rank(value: Tensor, target: Tensor | None) -> Tensor:
+def _same_rank(value: Shaped[Tensor, "..."], target: Shaped[Tensor, "..."] | None) -> Shaped[Tensor, "..."]:
     if target is None or is_lazy(target) or value.shape == target.shape or value.numel() != 1:
         return value
     return value.reshape(target.shape)
@@ -120,7 +127,7 @@ def _same_rank(value: Tensor, target: Tensor | None) -> Tensor:
 def _take_dtype(
     module: nn.Module, state: Mapping[str, Tensor], target: Mapping[str, Tensor], path: Path | str
 ) -> list[str]:
-    """Convert the module to the one floating dtype of the file, if there is one."""
+    """Convert the module to the one floating dtype of the tensors, of any shapes, in the file, if there is one."""
     dtypes = set()
     for name, value in state.items():
         if name in target and target[name].layout == torch.strided and (kind := not_dense(value)) is not None:
@@ -130,47 +137,44 @@ def _take_dtype(
         if name in target and not is_whole(target[name]):
             _check_kind(name, value, target[name].dtype, path)
             dtypes.add(floating_dtype([value]))
-    own = {floating_dtype([value]) for value in target.values() if not is_whole(value)}
+    model_dtypes = {floating_dtype([value]) for value in target.values() if not is_whole(value)}
     if len(dtypes) > 1:
-        return [f"tensors of {listed(sorted(map(_short, dtypes)))} were converted to the model's own dtype"]
-    if not dtypes or dtypes == own or len(own) != 1:
+        return [f"tensors of {listed(sorted(map(dtype_name, dtypes)))} were converted to the model's own dtype"]
+    if not dtypes or dtypes == model_dtypes or len(model_dtypes) != 1:
         return []
     (dtype,) = dtypes
     if dtype not in _COMPUTABLE:
-        return [f"tensors of {_short(dtype)} were converted to {_short(own.pop())}"]
+        return [f"tensors of {dtype_name(dtype)} were converted to {dtype_name(model_dtypes.pop())}"]
     cast_in_place(module, None, dtype)
-    return [f"the weights are {_short(dtype)}, and so the model computes in {_short(dtype)}"]
+    return [f"the weights are {dtype_name(dtype)}, and so the model computes in {dtype_name(dtype)}"]
 
 
-def _check_kind(name: str, value: Tensor, dtype: torch.dtype, path: Path | str) -> None:
+def _check_kind(name: str, value: Shaped[Tensor, "..."], dtype: torch.dtype, path: Path | str) -> None:
     if is_whole(value):
         raise RefusedError(
-            f"{quote(path)} holds {_short(value.dtype)} under {quote(name, 60)}: a quantised model?",
-            f"expected {_short(dtype)}: int8 kernels have no derivative",
+            f"{quote(path)} holds {dtype_name(value.dtype)} under {quote(name, 60)}: a quantised model?",
+            f"expected {dtype_name(dtype)}: int8 kernels have no derivative",
             "give the float checkpoint that it was made from, or dequantize the weights",
         )
     if value.is_complex() and not dtype.is_complex:
         raise RefusedError(
-            f"{quote(path)} holds {_short(value.dtype)} under {quote(name, 60)}",
-            f"expected real numbers: {_short(dtype)}",
+            f"{quote(path)} holds {dtype_name(value.dtype)} under {quote(name, 60)}",
+            f"expected real numbers: {dtype_name(dtype)}",
             _RIGHT_ARCH,
         )
     if dtype.is_complex and not value.is_complex():
         warn(f"{quote(path)} holds real numbers under {quote(name, 60)}, which are complex: imaginary parts are zero")
 
 
-def _short(dtype: torch.dtype | None) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _missing(state: Collection[str], target: Mapping[str, Tensor]) -> list[str]:
-    """Names that the model needs and ``state`` lacks: no counters, and no second names of a tied tensor."""
+    """Names of tensors, of any shapes, that ``state`` lacks: no counters, no second names of a tied tensor."""
     loaded = {_identity(target[name]) for name in state if name in target}
     lacking = [name for name in target if name not in state and not _is_counter(name)]
     return [name for name in lacking if is_lazy(target[name]) or _identity(target[name]) not in loaded]
 
 
 def _check_missing(state: Mapping[str, Tensor], target: Mapping[str, Tensor], path: Path | str) -> None:
+    """Refuse where names of the model, of tensors of any shapes, are missing."""
     missing = _missing(state, target)
     if missing:
         near = nearest(missing[0], state)
@@ -185,7 +189,7 @@ def _is_counter(name: str) -> bool:
     return name.rpartition(".")[2] == "num_batches_tracked"
 
 
-def _identity(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+def _identity(tensor: Shaped[Tensor, "..."]) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     """What tied weights, which are one tensor under two names, have in common. An empty tensor is tied to none."""
     pointer = tensor.data_ptr() if tensor.numel() else id(tensor)
     return pointer, tuple(tensor.shape), tuple(tensor.stride())

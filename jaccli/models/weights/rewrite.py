@@ -76,6 +76,7 @@ class RewritableCheckpoint:
         return others + [key for key in states if key not in others and isinstance(root[key], (dict, list))]
 
     def _trained(self, model: nn.Module) -> dict[str, Tensor]:
+        """Name in the file → value of the model, in the dtype and of the shape of the file's."""
         state = model.state_dict()
         shapes = without_data({name: self.chosen.entries[name] for name in self.names})
         values = {}
@@ -117,7 +118,7 @@ def _metadata(path: Path) -> dict[str, str]:
 def _tied(
     values: dict[str, Tensor], names: Mapping[str, str], state: Mapping[str, Tensor], prefix: str
 ) -> dict[str, Tensor]:
-    """One value for all names of one tensor of the model, so that the file holds it once."""
+    """One value, of its shape, for all names of one tensor of the model, so that the file holds it once."""
     first: dict[tuple[Any, ...], Tensor] = {}
     for name, model_name in names.items():
         value = values[prefix + name]
@@ -130,6 +131,7 @@ class _PlainBuilder:
     """Turns stand-ins and descriptions into objects that torch loads with ``weights_only=True``."""
 
     def __init__(self, template: RewritableCheckpoint, trained: Mapping[str, Tensor]) -> None:
+        """``trained``: name in the file → value, of the same shape as there."""
         self._template, self._trained = template, trained
         self._maker = TensorMaker(quote(template.contents.path))
         self._built: dict[int, Any] = {}

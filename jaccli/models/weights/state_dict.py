@@ -116,14 +116,14 @@ def _best_prefix(
     if "" in best:
         return "", []
     # Taking different prefixes off gives different weights (of a generator and its average); putting one on does not.
-    off = [prefix[1:] for prefix in best if prefix.startswith("-")]
-    if len(off) < len(best) or len(off) == 1:
-        known = [sign + prefix for prefix in _KNOWN_PREFIXES for sign in ("-", "") if sign + prefix in best]
-        return (known or best)[0], []
-    plain = [off[i] for i in not_averaged([(prefix,) for prefix in off])]
+    taken_off = [prefix[1:] for prefix in best if prefix.startswith("-")]
+    if len(taken_off) < len(best) or len(taken_off) == 1:
+        usual = [sign + prefix for prefix in _KNOWN_PREFIXES for sign in ("-", "") if sign + prefix in best]
+        return (usual or best)[0], []
+    plain = [taken_off[i] for i in not_averaged([(prefix,) for prefix in taken_off])]
     if len(plain) > 1 and 2 * top[0] >= len(names):
         raise several_fit(path, [prefix.rstrip(".") for prefix in plain])
-    return "-" + plain[0], [prefix for prefix in off if prefix != plain[0]]
+    return "-" + plain[0], [prefix for prefix in taken_off if prefix != plain[0]]
 
 
 # Old names of weight_norm and spectral_norm, and those of torch.nn.utils.parametrizations.

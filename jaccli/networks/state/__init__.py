@@ -18,4 +18,5 @@
 other half: it tells whether the user has changed a model since a program of it was recorded.
 
 In: modules and generators. Out: context managers and snapshots; nothing of a model is changed after them.
+Why: J takes many passes, each of which must see the same function.
 """

@@ -24,10 +24,10 @@ def has_own_code(module: nn.Module) -> bool:
     """
     if nn.modules.module._has_any_global_hook():
         return True
-    return any(_is_own(m) for m in module.modules())
+    return any(_is_custom(m) for m in module.modules())
 
 
-def _is_own(module: nn.Module) -> bool:
+def _is_custom(module: nn.Module) -> bool:
     attributes = vars(module)
     if not _is_torch(type(module)) or any(attributes.get(name) for name in _HOOKS):
         return True

@@ -73,6 +73,7 @@ def _argument(position: int, name: str) -> Argument:
 
 
 def _tensors(value: Any) -> Iterable[Tensor]:
+    """Those, of any shapes, in an argument of an operator."""
     if isinstance(value, Tensor):
         return (value,)
     return [v for v in value if isinstance(v, Tensor)] if isinstance(value, list | tuple) else ()

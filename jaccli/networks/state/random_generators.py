@@ -14,12 +14,15 @@ from contextlib import contextmanager
 from ctypes import string_at
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from jaccli.errors import warn
 from jaccli.networks.state.unseeded_generators import SEEDS, fixed_seeds
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 TORCH = "torch's generator"
 _LARGEST_NUMPY_SEED = 2**32
@@ -55,9 +58,9 @@ class GeneratorStates:
     states: list[tuple[GeneratorSource, Hashable, Any]]
 
     @classmethod
-    def now(cls, own: Iterable[Any] = (), *, python: bool = True) -> GeneratorStates:
-        """The states of the global generators and of a model's ``own``; ``python``: Python's and NumPy's too."""
-        return cls([(source, *source.read()) for source in (*_global(python), *map(_source, own))])
+    def now(cls, of_model: Iterable[Any] = (), *, python: bool = True) -> GeneratorStates:
+        """The states of the global generators and those ``of_model``; ``python``: Python's and NumPy's too."""
+        return cls([(source, *source.read()) for source in (*_global(python), *map(_source, of_model))])
 
     def current(self) -> GeneratorStates:
         """The states that the same generators have now."""
@@ -206,7 +209,7 @@ def _accelerators() -> Iterator[GeneratorSource]:
         yield GeneratorSource(f"{TORCH} on {kind.type}:{index}", read, partial(_set, backend, where))
 
 
-def _set(backend: Any, where: tuple[torch.device, ...], state: torch.Tensor) -> None:
+def _set(backend: Any, where: tuple[torch.device, ...], state: Shaped[torch.Tensor, " bytes"]) -> None:
     backend.set_rng_state(state, *where)
 
 
@@ -227,6 +230,7 @@ def _torch_source(generator: torch.Generator, name: str) -> GeneratorSource:
 
 
 def _bytes_of(read: Callable[[], torch.Tensor]) -> tuple[Hashable, Any]:
+    """Of a state ``(…,)`` of bytes: their content, to compare, and the state."""
     state = read()
     return string_at(state.data_ptr(), state.numel()), state  # torch.equal takes ten times as long
 

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from jaccli.networks.state.attributes import Containers, is_array
 from jaccli.networks.state.parameter_writes import ParameterWritten, storage_of
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 # Attributes of every module that hold no state of the model.
 _MACHINERY = frozenset(vars(nn.Module())) - {"training", "_is_full_backward_hook"} | {
@@ -35,7 +38,7 @@ _REGISTRATIONS = (
     "_forward_hooks_always_called",
 )
 _Kind = Literal["_buffers", "_parameters"]
-# Copies of at most so many elements are compared by content too.
+# Copies of at most this number of elements are compared by content too.
 _SMALL = 4096
 
 
@@ -122,7 +125,7 @@ class ModuleState:
             copy = self._copies[id(value)] = _TensorCopy(value) if isinstance(value, Tensor) else _ArrayCopy(value)
         return copy.copy
 
-    def _pass_parameter(self, parameter: nn.Parameter) -> Tensor:
+    def _pass_parameter(self, parameter: nn.Parameter) -> Shaped[Tensor, "..."]:
         if id(parameter) not in self._pass_parameters:
             copy = parameter.detach().clone() if self._frozen else parameter.clone()
             self._pass_parameters[id(parameter)] = copy
@@ -142,7 +145,7 @@ class _ArrayCopy:
 class _TensorCopy:
     """The copy of a tensor."""
 
-    def __init__(self, original: Tensor) -> None:
+    def __init__(self, original: Shaped[Tensor, "..."]) -> None:
         self.original = original
         self.copy = original.detach().clone()
         self.version = _version(self.copy)
@@ -156,11 +159,11 @@ class _TensorCopy:
         return self.is_small and not _equal(self.copy, self.original)
 
 
-def _version(tensor: Tensor) -> int | None:
+def _version(tensor: Shaped[Tensor, "..."]) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
+def _equal(a: Shaped[Tensor, "..."], b: Shaped[Tensor, "..."]) -> bool:
     if a.layout is not torch.strided or b.layout is not torch.strided:  # sparse tensors are not compared by torch
         return True
     # NaN equals NaN here: a buffer that holds some has not been written to.
@@ -220,8 +223,8 @@ def map_attributes(module: nn.Module, change: Callable[[Any], Any]) -> None:
     modules = list(module.modules())
     attributes = [_attributes(m) for m in modules]
     containers = Containers(attributes)
-    for owner, own in zip(modules, attributes, strict=True):
-        _set_attributes(owner, {name: change(value) for name, value in own.items()})
+    for owner, values in zip(modules, attributes, strict=True):
+        _set_attributes(owner, {name: change(value) for name, value in values.items()})
     containers.put(change)
 
 
