@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from numbers import Integral
-from typing import Literal, get_args
+from numbers import Integral, Real
+from typing import Literal, TypeVar, get_args
 
 from jaccli.errors import UsageError
 from jaccli.text.wording import term, worded
+
+T = TypeVar("T", bound=str)
 
 MethodName = Literal["auto", "structured", "reverse", "forward", "loop", "replicate", "functional", "finite-difference"]
 # Of J - I, as ``deviation`` gives them and ``--fail-above`` takes them.
@@ -17,18 +19,42 @@ UNKNOWN = "?"
 METHOD_NAMES: tuple[MethodName, ...] = get_args(MethodName)
 
 
+def pair_name(source: object, target: object) -> str:
+    """How messages name a pair of layers: ``fc1 -> output``."""
+    return f"{source!s} -> {target!s}"
+
+
+def check_one_of(name: str, value: object, known: tuple[T, ...]) -> T:
+    """The one of the known texts that a value is; ``name`` is the parameter or flag, for the message.
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    for one in known:
+        if one == value:
+            return one
+    near = difflib.get_close_matches(str(value), known, 1)
+    hint = f"did you mean {near[0]!r}?" if near else ""
+    raise UsageError(f"{name} {value!r} is not known", f"expected one of {', '.join(known)}", hint)
+
+
 def check_method(name: str) -> MethodName:
     """The method of this name.
 
     Raises:
         UsageError: there is none.
     """
-    for known in METHOD_NAMES:
-        if known == name:
-            return known
-    near = difflib.get_close_matches(str(name), METHOD_NAMES, 1)
-    hint = f"did you mean {near[0]!r}?" if near else ""
-    raise UsageError(f"method {name!r} is not known", f"expected one of {', '.join(METHOD_NAMES)}", hint)
+    return check_one_of("method", name, METHOD_NAMES)
+
+
+def check_share(value: object, given: str, expected: str, remedy: str) -> None:
+    """Check that a value is a number between 0 and 1, neither included; the rest is the message.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not (isinstance(value, Real) and 0 < float(value) < 1):
+        raise UsageError(given, expected, remedy)
 
 
 def check_count(name: str, value: object, others: str = "") -> None:
@@ -38,8 +64,8 @@ def check_count(name: str, value: object, others: str = "") -> None:
         UsageError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        parameter = worded("{parameter}", parameter=term(name, repr(value)))
-        raise UsageError(parameter, f"expected a whole number from 1{others}")
+        example = worded("as {parameter}", parameter=term(name, "8"))
+        raise UsageError(term(name, repr(value)), f"expected a whole number from 1{others}", example)
 
 
 def check_compile(compile: bool, *methods: str) -> None:

@@ -13,6 +13,7 @@ from jaccli.activations.nested import leaves
 from jaccli.activations.record import Inputs
 from jaccli.networks.network import Network
 from jaccli.networks.tensor_kinds import shape_of
+from jaccli.text.quantities import dtype_name
 
 
 @dataclass
@@ -43,10 +44,7 @@ class _CallCounter:
 
 def shapes(value: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     """The tensors of a nested value: element → shape and dtype; a tensor itself is element ``""``."""
-    return {
-        ".".join(p): (shape_of(t), "nested " * t.is_nested + str(t.dtype).removeprefix("torch."))
-        for p, t in leaves(value)
-    }
+    return {".".join(p): (shape_of(t), "nested " * t.is_nested + dtype_name(t.dtype)) for p, t in leaves(value)}
 
 
 def each_call(network: Network, inputs: Inputs, addresses: Sequence[Address]) -> list[Address]:

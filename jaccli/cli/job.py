@@ -194,7 +194,11 @@ def _targets(train: TrainRequest, loaded: Loaded, flag: str = "--targets") -> Te
     if flag == "--targets" and numbers != list(range(picked)) and len(targets) > max(numbers):
         return targets[numbers]
     if len(targets) != picked:
-        raise UsageError(f"{flag} has {len(targets)} rows", f"expected {picked}, one for each sample")
+        raise UsageError(
+            f"{flag} has {len(targets)} rows",
+            f"expected {picked}, one for each sample",
+            f"give {picked} rows to {flag}",
+        )
     return targets
 
 
@@ -209,7 +213,8 @@ def _chosen(parameters: list[Parameter], globs: Sequence[str]) -> list[Parameter
         if not matching:
             raise UsageError(
                 f"--train {pattern!r} matches none of the {len(names)} parameters",
-                f"as {', '.join(names[:4])}" + ", …" * (len(names) > 4),
+                f"expected such as {', '.join(names[:4])}" + ", …" * (len(names) > 4),
+                "leave --train out for all of them",
             )
         chosen |= set(matching)
     for one in parameters:

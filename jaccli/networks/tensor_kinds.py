@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from jaccli.text.quantities import dtype_name
+
 # For an error message: what the tensor is, what was expected, and what to do.
 Reason = tuple[str, str, str]
 
@@ -27,7 +29,7 @@ def not_dense(tensor: Tensor) -> Reason | None:
             f"{_BEFORE}, or one of to_dense()",
         )
     if tensor.is_quantized:
-        kind = str(tensor.dtype).removeprefix("torch.")
+        kind = dtype_name(tensor.dtype)
         expected = "expected floating-point ones: kernels of whole numbers have no derivative"
         return f"quantized values ({kind})", expected, f"{_BEFORE}, or the model before it was quantized"
     return None
@@ -37,7 +39,7 @@ def obstacle(tensor: Tensor) -> Reason | None:
     """Why a tensor of any shape cannot be source or target of J; None if it can."""
     if (reason := not_dense(tensor)) is not None:
         return reason
-    kind = str(tensor.dtype).removeprefix("torch.")
+    kind = dtype_name(tensor.dtype)
     if tensor.dtype in _COMPUTED:
         return None
     if tensor.is_floating_point():

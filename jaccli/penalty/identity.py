@@ -11,13 +11,14 @@ from torch import Tensor
 
 from jaccli.activations.record import Inputs
 from jaccli.backward_graph.differentiable_rows import wide
-from jaccli.errors import UsageError, warn
+from jaccli.errors import warn
 from jaccli.linear_maps.norms import power_of_two
-from jaccli.names import check_count
+from jaccli.names import check_count, check_one_of
 from jaccli.penalty.call_site import Analysis, site_of
 from jaccli.penalty.choices import Estimator, Towards
 from jaccli.penalty.verify import ProductRequest
 from jaccli.run.program_runner import contiguous
+from jaccli.text.quantities import dtype_name
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -120,9 +121,8 @@ def deviation_from(
 
 
 def _check(towards: str, estimator: str, probes: int) -> None:
-    for name, value, known in (("towards", towards, get_args(Towards)), ("estimator", estimator, get_args(Estimator))):
-        if value not in known:
-            raise UsageError(f"{name} {value!r} is not known", f"expected one of {', '.join(known)}")
+    check_one_of("towards", towards, get_args(Towards))
+    check_one_of("estimator", estimator, get_args(Estimator))
     check_count("probes", probes)
 
 
@@ -210,7 +210,7 @@ def _in_range(
         beyond = over | ((value < kind.tiny) & (distance(*near_one) > kind.eps))
     if not bool(beyond.any()):
         return squares
-    name = str(squares.dtype).removeprefix("torch.")
+    name = dtype_name(squares.dtype)
     warn(f"the squared distance of {int(beyond.sum())} of {len(squares)} samples is beyond the range of {name}")
     return torch.where(over, torch.inf, squares)
 

@@ -11,10 +11,11 @@ from jaccli.planning.linearize import Linearization
 from jaccli.planning.mixing_message import mixing
 from jaccli.run.execute import Outcome
 from jaccli.runtime.torch_errors import is_out_of_memory
+from jaccli.text.quantities import dtype_name
 from jaccli.text.wording import worded
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-_DTYPE_OF_EPSILON = {torch.finfo(d).eps: str(d).removeprefix("torch.") for d in _DTYPES}
+_DTYPE_OF_EPSILON = {torch.finfo(d).eps: dtype_name(d) for d in _DTYPES}
 
 
 def report_outcome(linearization: Linearization, outcome: Outcome) -> None:
@@ -58,7 +59,7 @@ def _report_subnormal(linearization: Linearization) -> None:
     sizes = torch.cat([row.abs().amax(1) for row in rows]) if rows else torch.zeros(0)
     least = torch.finfo(sizes.dtype).tiny
     if low := int(((sizes > 0) & (sizes < least)).sum()):
-        kind = str(sizes.dtype).removeprefix("torch.")
+        kind = dtype_name(sizes.dtype)
         text = (
             f"J of {low} of {len(sizes)} samples looked at is below the normal numbers of {kind}, from {least:.2g} on"
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jaccli.activations.record import Inputs, record
 from jaccli.errors import JaccliError, UsageError
+from jaccli.names import pair_name
 from jaccli.networks.network import Network
 from jaccli.planning.decide import Decision
 from jaccli.planning.explain import explain
@@ -19,6 +20,7 @@ from jaccli.run.blocks import RunOptions, whole_jacobian
 from jaccli.run.program_cache import ProgramCache
 from jaccli.runtime.torch_errors import is_out_of_memory
 from jaccli.text.escape import cut
+from jaccli.text.quantities import dtype_name
 
 
 @dataclass(frozen=True, repr=False)
@@ -135,7 +137,7 @@ class Plan:
 
     def __repr__(self) -> str:
         _, n_out, n_in = self.shape
-        kind, method = str(self.dtype).removeprefix("torch."), self.decision.method or "zeros"
+        kind, method = dtype_name(self.dtype), self.decision.method or "zeros"
         return (
             f"<jaccli.Plan {cut(self._name, 48)}: J of {n_out} x {n_in} for each sample, {method},\n"
             f"  of samples {cut(str(self.sample), 30)}, {kind}, on {self.device}; print(plan) explains>"
@@ -143,7 +145,7 @@ class Plan:
 
     @property
     def _name(self) -> str:
-        return f"{self.pair[0]!s} -> {self.pair[1]!s}"
+        return pair_name(*self.pair)
 
     @property
     def kept_bytes(self) -> int:

@@ -20,6 +20,7 @@ from jaccli.planning.decide import decide
 from jaccli.planning.linearize import Linearization, Pair, computing, exact_attention, linearize
 from jaccli.run.agreement import disagreement
 from jaccli.run.execute import fill
+from jaccli.text.quantities import dtype_name
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
@@ -52,7 +53,7 @@ def reference(network: Network, inputs: Inputs, pair: Pair, samples_mix: bool = 
                 return Reference(_rows(replace(linearization, samples_mix=samples_mix)), "float64 reverse mode")
     except (JaccliError, MethodGap, RuntimeError, TypeError, NotImplementedError):
         pass  # the model has a dtype of its own inside
-    dtype = str(next(iter(inputs.args)).dtype).removeprefix("torch.")
+    dtype = dtype_name(next(iter(inputs.args)).dtype)
     try:
         with computing(network):
             (linearization,) = linearize(network, inputs, [pair])

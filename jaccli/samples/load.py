@@ -72,7 +72,9 @@ def _read(source: Source, key: str | None, rows: Rows | None = None) -> Tensor:
         return container.read(pick_key(container, key, source), rows)
     if key is not None:
         raise RefusedError(
-            f"{source.name} is {kind} and holds no arrays with names such as {key!r}", "expected FILE without [KEY]"
+            f"{source.name} is {kind} and holds no arrays with names such as {key!r}",
+            "expected FILE without [KEY]",
+            "leave the key out",
         )
     match kind:
         case "npy":
@@ -83,7 +85,7 @@ def _read(source: Source, key: str | None, rows: Rows | None = None) -> Tensor:
             require_memory(source.size, source.name)
             return _picked(read_table(source.handle, source.name), rows)
         case _:
-            raise RefusedError(f"{source.name} is JSON", ARRAYS)
+            raise RefusedError(f"{source.name} is JSON", ARRAYS, "save it as an array: numpy.save('x.npy', …)")
 
 
 def _random(spec: RandomInput) -> Tensor:
@@ -98,13 +100,22 @@ def _random(spec: RandomInput) -> Tensor:
 
 def _checked(samples: Tensor, name: str, complex_too: bool) -> Tensor:
     if samples.is_complex() and not complex_too:
-        raise RefusedError(f"{name} holds complex numbers", "expected real numbers")
+        raise RefusedError(
+            f"{name} holds complex numbers",
+            "expected real numbers",
+            "save real and imaginary parts as two arrays, or as one more dimension",
+        )
     if samples.dim() == 0:
-        raise RefusedError(f"{name} is a single number", "expected an array whose first dimension is the samples")
+        raise RefusedError(
+            f"{name} is a single number",
+            "expected an array whose first dimension is the samples",
+            "add the dimension: array.reshape(1, 1)",
+        )
     if samples.numel() == 0:
         raise RefusedError(
             f"{name} holds no samples: shape {tuple(samples.shape)}",
             "expected at least one: an array whose first dimension is the samples, no size of it 0",
+            "choose another file, or write it again",
         )
     if samples.is_floating_point() or samples.is_complex():
         _warn_non_finite(samples, name)

@@ -14,12 +14,12 @@ from numpy.lib import format as npy_format
 from torch import Tensor
 
 from jaccli.errors import ResourceError, UnsupportedError, UsageError
-from jaccli.safety.memory import available_memory, format_bytes
+from jaccli.safety.memory import available_memory
 from jaccli.samples.containers import PROVENANCE
 from jaccli.sinks.atomic import atomic_folder
 from jaccli.sinks.choose import is_stream
 from jaccli.sinks.matrix import MatrixSink, PairMeta, Target, note_bfloat16, numpy_dtype, numpy_form, raw_bytes
-from jaccli.text.quantities import dtype_name
+from jaccli.text.quantities import dtype_name, human
 
 JACOBIAN = "jacobian"
 
@@ -50,6 +50,7 @@ class NpySink(MatrixSink):
             raise UsageError(
                 f"npy holds one layer pair, and there are {len(self.pairs)}",
                 "expected --format npz, safetensors, pt, zarr or jsonl",
+                "choose another format, or one layer",
             )
         super()._open()
         note_bfloat16([pair.torch_dtype], "npy")
@@ -79,8 +80,8 @@ class CollectedSink(MatrixSink):
         needed, available = sum(pair.n_bytes for pair in self.pairs.values()), available_memory()
         if available is not None and needed > available:
             raise ResourceError(
-                f"this format is written at the end and needs {format_bytes(needed)} of memory",
-                f"available: {format_bytes(available)}",
+                f"this format is written at the end and needs {human(needed)} of memory",
+                f"available: {human(available)}",
                 "use npy, jsonl or zarr, which are written block by block",
             )
         super()._open()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from jaccli.errors import RefusedError
 from jaccli.safety.memory import require_memory, require_unpacked
-from jaccli.samples.expected import WHOLE
+from jaccli.samples.expected import SAVE_AGAIN, WHOLE
 from jaccli.sinks.matrix import MatrixSink, PairMeta, Target
 from jaccli.sinks.matrix_binary import Writer
 
@@ -141,22 +141,23 @@ def read_sparse(read: Callable[[str], Tensor], key: str, name: str) -> SparseSam
     data, indices, shape = (read(f"{key}.{part}" if key else part) for part in _PARTS)
     whole = tuple(shape.tolist()) if shape.dtype == torch.int64 and shape.shape == (3,) else ()
     if len(whole) != 3 or min(whole) < 1 or math.prod(whole) > _MOST_ELEMENTS:
-        raise RefusedError(f"{name} is no sparse Jacobian", "expected a shape of (batch, n_out, n_in)")
+        raise RefusedError(f"{name} is no sparse Jacobian", "expected a shape of (batch, n_out, n_in)", SAVE_AGAIN)
     batch, n_out, n_in = whole
     if indices.dtype != torch.int64 or indices.dim() != 2 or data.shape != (batch, indices.shape[1]):
         raise RefusedError(
             f"{name} is no sparse Jacobian: data {tuple(data.shape)}, indices {tuple(indices.shape)}",
             f"expected ({batch}, nnz) and (2, nnz)",
+            SAVE_AGAIN,
         )
     if data.dtype == torch.bool or data.is_complex() or len(indices) != 2:
-        raise RefusedError(f"{name} is no sparse Jacobian", "expected real numbers, and rows above columns")
+        raise RefusedError(f"{name} is no sparse Jacobian", "expected real numbers, and rows above columns", SAVE_AGAIN)
     rows, columns = indices
     inside = ((rows >= 0) & (rows < n_out) & (columns >= 0) & (columns < n_in)).all()
     if not bool(inside):
-        raise RefusedError(f"{name} is damaged: entries outside of {n_out} x {n_in}", WHOLE)
+        raise RefusedError(f"{name} is damaged: entries outside of {n_out} x {n_in}", *WHOLE)
     positions = rows * n_in + columns
     if len(positions.unique()) != len(positions):
-        raise RefusedError(f"{name} is damaged: an entry is given twice", WHOLE)
+        raise RefusedError(f"{name} is damaged: an entry is given twice", *WHOLE)
     data = data if data.is_floating_point() else data.double()
     # Figures are made of one sample's J in float64 and a copy.
     require_unpacked(2 * n_out * n_in * 8, 8 * data.numel(), f"one sample's J of {name}", most=_MOST_ELEMENTS)

@@ -15,6 +15,7 @@ from jaccli.networks.cast import cast_in_place
 from jaccli.networks.dtypes import floating_dtype, is_whole
 from jaccli.networks.tensor_kinds import not_dense
 from jaccli.text.escape import listed, nearest, quote, shortened
+from jaccli.text.quantities import dtype_name
 from jaccli.text.wording import worded
 
 _COMPUTABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -160,7 +161,7 @@ def _check_kind(name: str, value: Tensor, dtype: torch.dtype, path: Path | str) 
 
 
 def _short(dtype: torch.dtype | None) -> str:
-    return str(dtype).removeprefix("torch.")
+    return dtype_name(dtype)
 
 
 def _missing(state: Collection[str], target: Mapping[str, Tensor]) -> list[str]:

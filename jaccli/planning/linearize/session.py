@@ -13,6 +13,7 @@ from jaccli.errors import JaccliError, RefusedError, ResourceError
 from jaccli.networks.network import Network
 from jaccli.runtime.kernels import full_precision
 from jaccli.runtime.torch_errors import is_out_of_memory, reason
+from jaccli.text.quantities import dtype_name
 from jaccli.text.wording import worded
 
 
@@ -70,7 +71,7 @@ def readable(inputs: Inputs) -> Iterator[None]:
 
 def description(x: Tensor) -> str:
     """``(8, 3) float32``: the shape of a tensor, and its dtype."""
-    return f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}"
+    return f"{tuple(x.shape)} {dtype_name(x.dtype)}"
 
 
 def own(inputs: Inputs) -> Inputs:
