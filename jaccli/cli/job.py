@@ -177,13 +177,13 @@ def _validation(spec: InputSpec, every: Samples, loaded: Loaded, train: TrainReq
 
 
 def _ready(tensor: Tensor, loaded: Loaded) -> Tensor:
-    """On the device and in the dtype of the samples that are trained on."""
+    """A tensor of any shape on the device and in the dtype of the samples that are trained on."""
     x = loaded.inputs.args[0]
     return converted(tensor, x.device, x.dtype if x.is_floating_point() else None)
 
 
 def _targets(train: TrainRequest, loaded: Loaded, flag: str = "--targets") -> Tensor | None:
-    """One row a sample: floats in the dtype of the model, or whole numbers."""
+    """``(batch, …)``: floats in the dtype of the model, or whole numbers."""
     spec = train.targets if flag == "--targets" else train.validate_targets
     if spec is None:
         return None

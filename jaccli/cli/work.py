@@ -233,6 +233,7 @@ def pick(network: Network, inputs: Inputs, numbers: Sequence[int]) -> Inputs:
 
 
 def _bind(samples: Tensor, arguments: Sequence[tuple[str | int, Any]]) -> Inputs:
+    """Samples ``(batch, …)`` and the further arguments as those of the model."""
     positions = {name: value for name, value in arguments if isinstance(name, int)}
     named = {name: value for name, value in arguments if isinstance(name, str)}
     for position in range(1, len(positions) + 1):

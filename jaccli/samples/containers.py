@@ -174,7 +174,7 @@ def _named(content: Any) -> list[tuple[str, Any]]:
 
 
 def _rows_of(tensor: Tensor, rows: Rows | None) -> Tensor:
-    """A copy, of the rows wanted only."""
+    """A copy of a tensor of any shape, of the rows wanted only."""
     if rows is None or tensor.dim() == 0:
         return tensor.clone(memory_format=torch.contiguous_format)
     return tensor.index_select(0, torch.tensor(list(rows(len(tensor)))))

@@ -76,6 +76,7 @@ def read_image(path: str) -> Tensor:
 
 
 def _stack(images: dict[str, Pixels], where: str) -> Tensor:
+    """Images of one size as ``(samples, channels, height, width)``."""
     (first, example), *_ = images.items()
     for name, pixels in images.items():
         if pixels.shape[1:] != example.shape[1:]:

@@ -62,10 +62,12 @@ def load_argument(value: ArgValue) -> Any:
 
 
 def _picked(samples: Tensor, rows: Rows | None) -> Tensor:
+    """The rows wanted of ``(samples, …)``."""
     return samples if rows is None else samples[list(rows(len(samples)))]
 
 
 def _read(source: Source, key: str | None, rows: Rows | None = None) -> Tensor:
+    """The array of a file, of any shape, by the kind of its content."""
     kind = sniff(source)
     if kind in CONTAINERS:
         container = CONTAINERS[kind](source)
@@ -89,6 +91,7 @@ def _read(source: Source, key: str | None, rows: Rows | None = None) -> Tensor:
 
 
 def _random(spec: RandomInput) -> Tensor:
+    """``(n, *shape)`` of the spec."""
     shape = (spec.n, *spec.shape)
     require_memory(12 * math.prod(shape), f"input {spec}")
     generator = torch.Generator().manual_seed(spec.seed)
@@ -99,6 +102,7 @@ def _random(spec: RandomInput) -> Tensor:
 
 
 def _checked(samples: Tensor, name: str, complex_too: bool) -> Tensor:
+    """The same tensor, if it is ``(samples, …)``."""
     if samples.is_complex() and not complex_too:
         raise RefusedError(
             f"{name} holds complex numbers",
@@ -123,6 +127,7 @@ def _checked(samples: Tensor, name: str, complex_too: bool) -> Tensor:
 
 
 def _warn_non_finite(samples: Tensor, name: str) -> None:
+    """Of a tensor of any shape."""
     # float8 has no isfinite.
     finite = (samples.float() if samples.element_size() == 1 else samples).isfinite()
     if not finite.all():

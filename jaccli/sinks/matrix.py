@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ from jaccli.sinks.atomic import open_output
 from jaccli.sinks.choose import is_stream
 from jaccli.sinks.terminal import PLAIN, Style
 from jaccli.text.quantities import human
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ class MatrixSink(ABC):
         return
 
     @abstractmethod
-    def _write(self, pair: PairMeta, start: int, block: Tensor) -> None: ...
+    def _write(self, pair: PairMeta, start: int, block: Shaped[Tensor, "block n_out n_in"]) -> None: ...
 
     def _close(self, provenance: dict[str, str]) -> None:
         """Write what stands after the last block: nothing, where the format has no place for the provenance."""

@@ -6,7 +6,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from jaccli.sinks.atomic import atomic_folder
 from jaccli.sinks.choose import is_stream
 from jaccli.sinks.matrix import MatrixSink, PairMeta, Target, note_bfloat16, numpy_dtype, numpy_form, raw_bytes
 from jaccli.text.quantities import dtype_name, human
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 JACOBIAN = "jacobian"
 
@@ -59,7 +62,7 @@ class NpySink(MatrixSink):
         (pair,) = self.pairs.values()
         _write_npy_header(self._out, pair.shape, numpy_dtype(pair))
 
-    def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
+    def _write(self, pair: PairMeta, start: int, block: Shaped[Tensor, "block n_out n_in"]) -> None:
         del pair, start
         self._out.write(raw_bytes(numpy_form(block)))
         self._out.flush()
@@ -87,7 +90,7 @@ class CollectedSink(MatrixSink):
         super()._open()
         self._whole: dict[str, Tensor] = {}
 
-    def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
+    def _write(self, pair: PairMeta, start: int, block: Shaped[Tensor, "block n_out n_in"]) -> None:
         if len(block) == pair.shape[0]:  # no second copy of a J that came at once
             self._whole[pair.key] = block
             return
@@ -174,7 +177,7 @@ class ZarrSink(MatrixSink):
                 attributes={"source": pair.source, "target": pair.target, "index": index},
             )
 
-    def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
+    def _write(self, pair: PairMeta, start: int, block: Shaped[Tensor, "block n_out n_in"]) -> None:
         self._arrays[pair.key][start : start + len(block)] = numpy_form(block)
 
     def _close(self, provenance: dict[str, str]) -> None:

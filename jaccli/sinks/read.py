@@ -121,6 +121,7 @@ def _from_container(container: Container, key: str | None, source: Source) -> li
 
 
 def _named(key: str, array: Tensor | SparseSamples, metadata: Mapping[str, str]) -> SavedJacobian:
+    """``array``, of any shape, with the layers that its key or the metadata name."""
     source, arrow, target = key.partition("->")
     if not arrow:
         source, target = metadata.get("source", UNKNOWN), metadata.get("target", UNKNOWN)
@@ -172,6 +173,7 @@ def _checked(saved: SavedJacobian, name: str) -> SavedJacobian:
 
 
 def _warn_of_non_finite(array: Tensor, name: str) -> None:
+    """Of a tensor of any shape."""
     broken = int((~array.isfinite()).sum())
     if broken:
         warn(f"{name} has {broken} non-finite entries")

@@ -148,6 +148,7 @@ def _matrix(record: dict[str, Any], name: str) -> Tensor:
 
 
 def _array(nested: Any, name: str) -> Tensor:
+    """Nested lists of numbers as a tensor of their shape."""
     try:
         # Text is for "nan" and "inf"; null would become nan silently.
         array = np.array(nested, dtype=np.float64)
@@ -159,6 +160,7 @@ def _array(nested: Any, name: str) -> Tensor:
 
 
 def _joined(parts: list[Tensor], name: str) -> Tensor:
+    """Parts ``(k, n_out, n_in)`` one after the other, ``(batch, n_out, n_in)``."""
     if len({part.shape[1:] for part in parts}) > 1:
         raise RefusedError(
             f"{name}: the samples of a pair have several shapes", "expected one shape for a pair", SAVE_AGAIN

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from jaccli.safety.memory import require_memory, require_unpacked
 from jaccli.samples.expected import SAVE_AGAIN, WHOLE
 from jaccli.sinks.matrix import MatrixSink, PairMeta, Target
 from jaccli.sinks.matrix_binary import Writer
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 _PARTS = ("data", "indices", "shape")
 # Elements beyond this overflow the numbers by which they are counted.
@@ -49,7 +53,7 @@ class SparseSink(MatrixSink):
         super()._open()
         self._parts: dict[str, list[tuple[Tensor, Tensor]]] = {key: [] for key in self.pairs}
 
-    def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
+    def _write(self, pair: PairMeta, start: int, block: Shaped[Tensor, "block n_out n_in"]) -> None:
         del start
         flat = block.reshape(len(block), -1)
         positions = (flat != 0).any(0).nonzero().reshape(-1)  # NaN is not zero
@@ -107,13 +111,14 @@ class SparseSamples:
         return len(self.data)
 
     def __getitem__(self, which: int | Sequence[int]) -> Tensor | SparseSamples:
-        """One sample's J, dense; or some of the samples, still sparse."""
+        """One sample's J ``(n_out, n_in)``, dense; or some of the samples, still sparse."""
         if not isinstance(which, int):
             return SparseSamples(self.data[list(which)], self.positions, self.matrix)
         out = torch.zeros(math.prod(self.matrix), dtype=self.data.dtype)
         return out.index_copy_(0, self.positions, self.data[which]).reshape(self.matrix)
 
     def __iter__(self) -> Iterator[Tensor]:
+        """J of each sample, ``(n_out, n_in)``, dense."""
         for number in range(len(self)):
             one = self[number]
             assert isinstance(one, Tensor)
