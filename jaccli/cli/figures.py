@@ -108,7 +108,7 @@ def _estimated(
     from jaccli.statistics.probing import effort_of
 
     records: dict[Pair, Record] = {}
-    # ``vectors`` of ``stream_estimates`` fit the memory: an estimate to a tolerance adds probes in groups of so many.
+    # An estimate to a tolerance adds probes in groups of ``vectors``, the number of them that fits the memory.
     effort_of_block = effort_of(effort.probes, effort.tolerance, effort.seed)
     blocks = stream_estimates(
         loaded.network,

@@ -24,10 +24,10 @@ from jaccli.training.loop import Recipe, Training
 from jaccli.training.samples import Samples, has_rows_of_arguments
 from jaccli.training.task import Original, TrainingTask, task_of
 
-# One sample in so many is held out. Of fewer samples none is.
+# Every fifth sample is held out; where there are fewer than five, none is.
 ONE_IN = 5
 BATCH = 256
-# The report uses at most so many samples of each kind, evenly spaced.
+# The report uses at most this many samples, evenly spaced, of those trained on and of those held out.
 REPORTED = 1024
 _HALVES = ("float16", "bfloat16")
 

@@ -18,7 +18,7 @@ from jaccli.safety.reading import COPY_AGAIN
 from jaccli.samples.expected import WHOLE
 
 Rows = Callable[[int], Sequence[int]]
-"""Which of so many rows are wanted, as ``Selection.indices``."""
+"""Given how many rows there are, the numbers of those wanted, as ``Selection.indices``."""
 
 _LONGEST_HEADER: Final = 1 << 16
 _BLOCK: Final = 1 << 24  # bytes read at once where not all are wanted

@@ -17,7 +17,8 @@ _CODECS_3: Final = ("bytes", "zstd", "blosc", "gzip", "crc32c", "transpose", "sh
 _CODECS: Final = (*_CODECS_3, "zlib", "lz4", "bz2", "lzma")
 _METADATA: Final = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 _MAX_METADATA: Final = 1 << 24
-# A chunk of zeros has no file, so a small store may announce many chunks: so many freely, and so many for each file.
+# zarr writes no file for a chunk of zeros, so a store may have more chunks than files: up to 20,000, plus 100 for each
+# file.
 _CHUNKS_FREELY: Final = 20_000
 _CHUNKS_OF_A_FILE: Final = 100
 _WIDEST: Final = 8  # bytes of an element
