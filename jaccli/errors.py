@@ -6,8 +6,23 @@
     ├── RefusedError       3   model or input refused or unreadable
     ├── UnsupportedError   4   the operation is not supported for this model
     ├── ResourceError      5   not enough memory, disk or time
-    ├── WorkerError        6   a worker process died
+    ├── WorkerError        6   a worker process died; reserved, nothing starts workers
     └── InternalError     70   a bug in jaccli
+
+Classes that tell callers inside the package more: ``TooLarge`` (a ``ResourceError``), ``MisplacedError``
+(``UsageError``) and ``NowhereError`` (``UnsupportedError``).
+
+What follows never leaves jaccli. A gap is what a method or the engine cannot do, so that another one takes over; the
+others end a pass or a search early.
+
+    Exception
+    ├── MethodGap, CaptureGap, CompileGap      gaps
+    ├── SamplesMixed, TooMuchWork              a search for zeros of J ends
+    ├── LeftTorch, NoSecondDerivative          NotImplementedError: torch's own way to say so
+    ├── DamagedError, BudgetError              ValueError, UnpicklingError: of a file that is read
+    └── Busy                                   RuntimeError: a time that does not count
+    BaseException
+    └── StopRun, ParameterWritten, TimeIsUp    pass through a model's ``except Exception``
 
 Two warnings accompany results: ``JaccliWarning`` says that a number is doubtful, its subclass
 ``JaccliNote`` only says what was done (a prefix stripped, a fallback taken).
@@ -18,6 +33,9 @@ from __future__ import annotations
 import sys
 import warnings
 from typing import ClassVar
+
+# Exit codes that are no errors: 128 and the number of the signal that would have ended the process, as shells count.
+INTERRUPTED, PIPE_LEFT, TERMINATED = 130, 141, 143
 
 
 class JaccliError(Exception):
@@ -74,7 +92,7 @@ class ResourceError(JaccliError):
 
 
 class WorkerError(JaccliError):
-    """A worker process died."""
+    """A worker process died. Nothing starts any today: the class keeps its exit code for what may."""
 
     exit_code = 6
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from numbers import Integral
+from numbers import Integral, Real
+from typing import Literal, TypeVar
 
 from jaccli.errors import UsageError
 from jaccli.text.wording import term, worded
 
-# A key of ``METHOD_CLASSES``; ``check_method`` makes one of a user's text.
-MethodName = str
+T = TypeVar("T", bound=str)
+
+MethodName = Literal["auto", "structured", "reverse", "forward", "loop", "replicate", "functional", "finite-difference"]
 # The methods, and the class of each, which ``jaccli.methods`` imports when it is first asked for: that takes torch.
 METHOD_CLASSES: dict[MethodName, str] = {
     "auto": "jaccli.methods.auto:Auto",
@@ -21,11 +23,30 @@ METHOD_CLASSES: dict[MethodName, str] = {
     "functional": "jaccli.methods.backward:Functional",
     "finite-difference": "jaccli.methods.finite_difference:FiniteDifference",
 }
-METHOD_NAMES = tuple(METHOD_CLASSES)
+METHOD_NAMES: tuple[MethodName, ...] = tuple(METHOD_CLASSES)
 # Of J - I, as ``deviation`` gives them and ``--fail-above`` takes them.
 NORMS = ("frobenius", "relative", "spectral", "l1", "max_abs", "trace", "alpha", "identity_share")
 # The layer of a saved J whose file does not name it.
 UNKNOWN = "?"
+
+
+def pair_name(source: object, target: object) -> str:
+    """How messages name a pair of layers: ``fc1 -> output``."""
+    return f"{source!s} -> {target!s}"
+
+
+def check_one_of(name: str, value: object, known: tuple[T, ...]) -> T:
+    """The one of the known texts that a value is; ``name`` is the parameter or flag, for the message.
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    for one in known:
+        if one == value:
+            return one
+    near = difflib.get_close_matches(str(value), known, 1)
+    hint = f"did you mean {near[0]!r}?" if near else ""
+    raise UsageError(f"{name} {value!r} is not known", f"expected one of {', '.join(known)}", hint)
 
 
 def check_method(name: str) -> MethodName:
@@ -34,11 +55,17 @@ def check_method(name: str) -> MethodName:
     Raises:
         UsageError: there is none.
     """
-    if name in METHOD_CLASSES:
-        return name
-    near = difflib.get_close_matches(str(name), METHOD_CLASSES, 1)
-    hint = f"did you mean {near[0]!r}?" if near else ""
-    raise UsageError(f"method {name!r} is not known", f"expected one of {', '.join(METHOD_CLASSES)}", hint)
+    return check_one_of("method", name, tuple(METHOD_CLASSES))
+
+
+def check_share(value: object, given: str, expected: str, remedy: str) -> None:
+    """Check that a value is a number between 0 and 1, neither included; the rest is the message.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not (isinstance(value, Real) and 0 < float(value) < 1):
+        raise UsageError(given, expected, remedy)
 
 
 def check_count(name: str, value: object, others: str = "") -> None:
@@ -48,8 +75,8 @@ def check_count(name: str, value: object, others: str = "") -> None:
         UsageError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        parameter = worded("{parameter}", parameter=term(name, repr(value)))
-        raise UsageError(parameter, f"expected a whole number from 1{others}")
+        example = worded("as {parameter}", parameter=term(name, "8"))
+        raise UsageError(term(name, repr(value)), f"expected a whole number from 1{others}", example)
 
 
 def check_compile(compile: bool, *methods: str) -> None:

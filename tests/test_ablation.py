@@ -101,8 +101,8 @@ NETWORKS: dict[str, tuple[Any, tuple[int, ...], str]] = {
     "decoder": (Decoder, (6,), "phases repeats pixel-blocks"),
     "windows": (lambda: conv1d(1, 16, 16, 1), (1, 20), "taps"),
     "pooled": (pooled, (1, 16, 16), "cells reshape-layout"),
-    "attention": (Attention, (6, 4), "views side-by-side sums slices outer embeds"),
-    "lstm": (lambda: LstmNet(3, 4), (4, 3), "stacking parts factors joined-ranges"),
+    "attention": (Attention, (6, 4), "views side-by-side slices outer embeds"),
+    "lstm": (lambda: LstmNet(3, 4), (4, 3), "stacking factors joined-ranges"),
     "lstm layer": (LstmLayer, (3, 3), "recurrent-layers"),
     "stencil": (lambda: Stencil(48, 3), (48,), "compression greedy"),
     "graph attention": (lambda: GraphAttention(16, 2, 2, 1), (16, 2), "zeros"),
@@ -125,7 +125,6 @@ CALLED = ["groups", "plain", "threads", "turns", "second-point", "call-check", "
 RULES: dict[str, dict[str, float]] = {
     "soon": {},
     "search-guard": {"jaccli.defaults.SOON": 0.0},
-    "search-cut": {"jaccli.defaults.SOON": 0.0, "jaccli.defaults.ENGINE_OPERATOR_S": 0.0},
 }
 
 
@@ -216,9 +215,9 @@ def choices() -> list[Any]:
         seen.append("soon")
         return soon_done(linear, seconds)
 
-    def searched(linearization: Linearization, within: float) -> str | None:
-        seen.append(within)
-        return search(linearization, within)
+    def searched(linearization: Linearization) -> str | None:
+        seen.append("search")
+        return search(linearization)
 
     with patched({soon: at_once}), patch.object(Linearization, "search_structure", searched):
         assert error(jaccli.jacobian(model, others), truth) < 1e-4
@@ -231,11 +230,11 @@ def test_results_are_kept_and_make_a_table(tmp_path: Path) -> None:
     for network_name, ratio in (("gru", 2.0), ("lstm", 0.5)):
         figures = {key: {"ratio": ratio} for key in ("planned", "memory")}
         results.add({"network": network_name, "switch": "views", **figures})
-    results.add({"network": "gru", "switch": "sums", "error": "TypeError: no"})
+    results.add({"network": "gru", "switch": "columns", "error": "TypeError: no"})
     again = Results.resumed(about, path)
-    assert again.missing("gru", ["views", "sums", "parts"]) == ["sums", "parts"]
+    assert again.missing("gru", ["views", "columns", "stacking"]) == ["columns", "stacking"]
     rows = table(read([path, path])).splitlines()
     assert rows[2] == "| each view made once | `program/peephole` | 2 | 2.00 gru | 1.00 | – | 2.00 gru |"
-    assert rows[-1] == "- sums: error on gru: TypeError: no"
+    assert rows[-1] == "- columns: error on gru: TypeError: no"
     with pytest.raises(ValueError, match="threads 1, now 2: take another file"):
         Results.resumed({**about, "threads": 2}, path)

@@ -231,6 +231,25 @@ def test_commands_are_those_that_exist() -> None:
     assert set(re.findall(r"\bjaccli (?!layers between)([a-z]+) ", _code())) <= commands
 
 
+def test_every_option_is_explained() -> None:
+    """By a line of help that is a sentence, and in the README by its long form."""
+    from typer.main import get_command
+
+    from jaccli.cli.app import app
+
+    root = get_command(app)
+    options = [
+        parameter
+        for command in (root, *root.commands.values())  # type: ignore[attr-defined]
+        for parameter in command.params
+        if parameter.param_type_name == "option"
+    ]
+    assert len(options) > 100
+    assert [option.opts for option in options if not (option.help or "").strip().endswith(".")] == []
+    flags = {flag for option in options for flag in option.opts if flag.startswith("--")}
+    assert sorted(flag for flag in flags if not re.search(rf"(?<![\w-]){flag}(?![\w-])", README)) == []
+
+
 def test_methods_and_norms_are_those_that_exist() -> None:
     from jaccli.names import NORMS
     from jaccli.statistics.spectral import FIELDS
@@ -246,7 +265,7 @@ def test_methods_and_norms_are_those_that_exist() -> None:
 def test_exit_codes_are_those_of_the_errors() -> None:
     listed = {int(code) for code in _first_column("Exit codes")}
     tree = {e.exit_code for e in vars(errors).values() if isinstance(e, type) and issubclass(e, errors.JaccliError)}
-    # A worker's death cannot happen yet; 0, 129, 130, 141 and 143 are no errors.
+    # Nothing starts workers that could die; 0, 129, 130, 141 and 143 are no errors.
     assert listed == tree - {errors.WorkerError.exit_code} | {0, 129, 130, 141, 143}
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from jaccli.activations.address import Address
 from jaccli.errors import UnsupportedError, UsageError
 from jaccli.networks.tensor_kinds import obstacle
+from jaccli.text.wording import worded
 
 # The elements that lead to a tensor: keys, positions and names of fields, as text.
 Path = tuple[str, ...]
@@ -84,7 +85,11 @@ def _no_derivative(tensors: list[tuple[Path, Tensor]], inside: Any, name: str) -
     if reasons:
         holds, expected, remedy = reasons[0]
         return UnsupportedError(f"layer {name!r} holds {holds}", expected, remedy)
-    return UnsupportedError(f"layer {name!r}: its value is {type(inside).__name__}, with no tensor in it")
+    return UnsupportedError(
+        f"layer {name!r}: its value is {type(inside).__name__}, with no tensor in it",
+        "expected a layer whose value holds tensors",
+        worded("{layer_names}"),
+    )
 
 
 def _longest(elements: Path, children: Mapping[str, Any]) -> int:

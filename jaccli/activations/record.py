@@ -312,4 +312,8 @@ def _check_called(address: Address, counts: Counter[str]) -> None:
             f"layer {str(address)!r} is called {calls} times", f"expected one of {names}" + "…" * (calls > 4)
         )
     if isinstance(address.call, int) and address.call > calls:
-        raise UnsupportedError(f"layer {str(address)!r}: {address.path!r} is called {calls} times for this input")
+        raise UnsupportedError(
+            f"layer {str(address)!r}: {address.path!r} is called {calls} times for this input",
+            f"expected a call from 1 to {calls}",
+            f"name the last one as {str(address.at_call(calls))!r}",
+        )

@@ -105,7 +105,11 @@ def view_for(address: Address, tensor: Tensor, batch: int, *, distinct: bool) ->
             "expected a NumPy-style index into it",
         ) from None
     if chosen.size == 0:
-        raise UsageError(f"layer {str(address)!r}: the index picks nothing of one sample's shape {full}")
+        raise UsageError(
+            f"layer {str(address)!r}: the index picks nothing of one sample's shape {full}",
+            "expected an index that picks one element at least",
+            "leave the index out for the whole layer",
+        )
     if distinct and np.unique(chosen).size != chosen.size:
         raise UsageError(f"layer {str(address)!r}: an element is named twice", "a source holds each element once")
     return SampleView(dim, full, tuple(chosen.shape), torch.from_numpy(chosen.flatten()))

@@ -12,17 +12,23 @@ import typer
 
 from jaccli.cli.flags import error_in_flags
 from jaccli.cli.messages import said_on_stderr, say, start_command, words
-from jaccli.errors import InternalError, JaccliError, ResourceError, UsageError
+from jaccli.errors import (
+    INTERRUPTED,
+    PIPE_LEFT,
+    TERMINATED,
+    InternalError,
+    JaccliError,
+    ResourceError,
+    UsageError,
+)
 from jaccli.sinks.atomic import terminate_as_exception, write_error
-from jaccli.sinks.standard import discard_results, flush_results, settled, unite
+from jaccli.sinks.standard import discard_results, flush_results, prepared_streams, release_stdout
 from jaccli.text.escape import inert
 
 # Typer ships its own Click or uses the real one, by version; either way this is its root of usage errors.
 _ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 _NOT_WRITTEN = (errno.EBADF, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-# 128 and the number of the signal that would have ended the process, as shells count.
-INTERRUPTED, PIPE_LEFT, TERMINATED = 130, 141, 143
 
 
 def run(argv: Sequence[str]) -> int:
@@ -30,12 +36,12 @@ def run(argv: Sequence[str]) -> int:
     try:
         return run_last(argv)
     finally:
-        unite()
+        release_stdout()
 
 
 def run_last(argv: Sequence[str]) -> int:
     """The same for a process that ends with it: what models print while it ends is kept off standard output, too."""
-    with settled(), terminate_as_exception():
+    with prepared_streams(), terminate_as_exception():
         return _run(argv)
 
 

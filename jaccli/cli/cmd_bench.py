@@ -12,7 +12,7 @@ from jaccli.cli.output_request import OutputRequest
 from jaccli.cli.request import InputRequest, ModelRequest, PairRequest
 from jaccli.cli.results import Record, document, write_result
 from jaccli.cli.run_request import BenchRequest, BlocksRequest
-from jaccli.errors import UsageError
+from jaccli.names import pair_name
 
 if TYPE_CHECKING:
     from jaccli.cli.work import Loaded
@@ -48,15 +48,12 @@ def run(
 
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler talks on standard error otherwise
     with loaded(model, inputs, pair, how) as work:
-        pairs = work.pairs
-        if len(pairs) != 1:
-            raise UsageError(f"bench takes one layer pair, got {len(pairs)}", "expected one --layer and no glob")
+        raced = bench.only(work.pairs)
         release_messages()
-        result = _race(work, pairs[0], bench, how)
+        result = _race(work, raced, bench, how)
         rows = _rows(result)
-        content = document("bench", _body(rows, result, pairs[0], work))
-        title = _title(result, pairs[0])
-        view = TableView([_readable(row) for row in rows], COLUMNS, title, spare=_EXTRA)
+        content = document("bench", _body(rows, result, raced, work))
+        view = TableView([_readable(row) for row in rows], COLUMNS, _title(result, raced), spare=_EXTRA)
         write_result(out, content, rows, view, lambda style: _below(rows, view, style, out.format))
 
 
@@ -80,33 +77,36 @@ def _race(work: Loaded, pair: Pair, bench: BenchRequest, how: BlocksRequest) -> 
 
 
 def _rows(result: Race) -> list[Record]:
-    from jaccli.run.benchmark import ratio_interval
-
     ran = [c for c in result.contenders if c.times_s]
     fastest = min(ran, key=lambda c: c.median_s, default=None)
-    rows = []
-    for contender in result.contenders:
-        row: Record = {
-            "method": contender.method,
-            "status": contender.status,
-            "takes": contender.takes,
-            "times_s": contender.times_s,
-            "median_s": contender.median_s if contender.times_s else None,
-            "relative": None,
-            "peak_bytes": contender.peak_bytes,
-            "max_error": contender.max_error,
-        }
-        if contender.times_s and fastest is not None:
-            ratio, low, high = ratio_interval(contender.times_s, fastest.times_s)
-            row |= {"relative": ratio, "relative_ci95": [low, high]} | _spread(contender)
-        if contender.why:
-            row["why"] = in_flags(contender.why)
-        row |= {"plan_s": contender.plan_s, "predicted_s": contender.predicted_s}
-        row["predicted_bytes"] = contender.predicted_bytes
-        if contender.compile_s is not None:
-            row["compile_s"] = contender.compile_s
-        rows.append(row)
-    return rows
+    return [_row(contender, fastest) for contender in result.contenders]
+
+
+def _row(contender: Contender, fastest: Contender | None) -> Record:
+    """One method; without times where it failed, and ``fastest`` is None where all did."""
+    row: Record = {
+        "method": contender.method,
+        "status": contender.status,
+        "takes": contender.takes,
+        "times_s": contender.times_s,
+        "median_s": contender.median_s if contender.times_s else None,
+        "relative": None,
+        "peak_bytes": contender.peak_bytes,
+        "max_error": contender.max_error,
+    }
+    if contender.times_s and fastest is not None:
+        row |= _relative(contender, fastest) | _spread(contender)
+    if contender.why:
+        row["why"] = in_flags(contender.why)
+    row |= {name: getattr(contender, name) for name in ("plan_s", "predicted_s", "predicted_bytes")}
+    return row | ({"compile_s": contender.compile_s} if contender.compile_s is not None else {})
+
+
+def _relative(contender: Contender, fastest: Contender) -> Record:
+    from jaccli.run.benchmark import ratio_interval
+
+    ratio, low, high = ratio_interval(contender.times_s, fastest.times_s)
+    return {"relative": ratio, "relative_ci95": [low, high]}
 
 
 def _spread(contender: Contender) -> dict[str, float]:
@@ -138,7 +138,7 @@ def _title(result: Race, pair: Pair) -> str:
     rounds = f"{result.rounds} round" + "s" * (result.rounds != 1)
     is_known = result.reference.matrix is not None
     against = f"errors against {result.reference.name}" if is_known else "no reference: no backward pass works"
-    return f"{pair[0]!s} -> {pair[1]!s}: J is {n_out} x {n_in} for {each}; {rounds}; {against}"
+    return f"{pair_name(*pair)}: J is {n_out} x {n_in} for {each}; {rounds}; {against}"
 
 
 def _below(rows: list[Record], view: TableView, style: Style, format: str) -> str:

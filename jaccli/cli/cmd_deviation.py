@@ -15,7 +15,7 @@ from jaccli.cli.request import InputRequest, ModelRequest, PairRequest, SavedReq
 from jaccli.cli.results import Record, document, write_result
 from jaccli.cli.run_request import RunRequest
 from jaccli.errors import GateError, UsageError, warn
-from jaccli.names import UNKNOWN
+from jaccli.names import UNKNOWN, pair_name
 
 
 def run(
@@ -82,7 +82,7 @@ def _check_gated(rows: Sequence[Record]) -> None:
         UsageError: there is no pair but such whose J is I in any case.
     """
     if rows and all("trivial" in row for row in rows):
-        pairs = dict.fromkeys(f"{row['source']} -> {row['target']}" for row in rows)
+        pairs = dict.fromkeys(pair_name(row["source"], row["target"]) for row in rows)
         raise UsageError(
             f"--fail-above: of {', '.join(pairs)} source and target are the same activation, and J is I in any case",
             "expected a pair with something between its ends",
@@ -103,15 +103,17 @@ def _gate(records: Sequence[Record], gates: Sequence[Gate]) -> None:
             raise UsageError(
                 f"--fail-above {gate.norm}: it needs the entries of J, and this J was estimated from products",
                 "expected a norm that products give, as relative or spectral",
+                "choose such a norm, or leave the estimate out",
             )
-        # Of exact figures, without a standard error, none is close: |…| <= -1.96 holds for no row.
+        # Exact figures have no standard error. The default of -1 makes the right side negative, so that none of them
+        # counts as close to the limit.
         close = [row for row in rows if abs(row[gate.norm] - gate.limit) <= 1.96 * row.get(f"{gate.norm}_stderr", -1.0)]
         if close:
             warn(f"{gate.norm}: the limit lies within the 95 % interval of {len(close)} of {len(rows)} samples")
         above = [row for row in rows if math.isnan(row[gate.norm]) or row[gate.norm] > gate.limit]
         if above:
             worst = max(above, key=lambda row: math.inf if math.isnan(row[gate.norm]) else row[gate.norm])
-            pair = f" of {worst['source']} -> {worst['target']}" if worst["source"] != UNKNOWN else ""
+            pair = f" of {pair_name(worst['source'], worst['target'])}" if worst["source"] != UNKNOWN else ""
             raise GateError(
                 f"{gate.norm} is above {gate.limit:g} for {len(above)} of {len(rows)} samples",
                 f"largest: {worst[gate.norm]:.6g}, sample {worst['sample']}{pair}",

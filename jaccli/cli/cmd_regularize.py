@@ -14,14 +14,14 @@ from jaccli.cli.request import InputRequest, ModelRequest, PairRequest
 from jaccli.cli.results import Record, document, provenance, write_result
 from jaccli.cli.run_request import TimedRequest
 from jaccli.cli.train_request import TrainRequest
-from jaccli.errors import JaccliError, ResourceError, note, warn
+from jaccli.errors import INTERRUPTED, JaccliError, ResourceError, note, warn
+from jaccli.names import pair_name
 
 if TYPE_CHECKING:
     from jaccli.cli.job import Job
     from jaccli.cli.training_report import Stand
     from jaccli.cli.weights import Writer
 
-INTERRUPTED = 130
 # Outputs that moved by more of their spread on held-out samples are another function's.
 DRIFTED = 0.3
 
@@ -105,7 +105,7 @@ def _train(job: Job, how: TimedRequest) -> tuple[str, JaccliError | None]:
 
 def _heading(job: Job) -> str:
     goal = job.training.goal
-    names = [f"{source} -> {target}" for source, target in goal.pairs]
+    names = [pair_name(*pair) for pair in goal.pairs]
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"{names[0]}{more} towards {goal.towards}, {job.training.recipe.steps} steps"
 

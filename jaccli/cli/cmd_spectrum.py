@@ -13,7 +13,7 @@ from jaccli.cli.output_request import OutputRequest
 from jaccli.cli.request import InputRequest, ModelRequest, PairRequest, SavedRequest
 from jaccli.cli.results import Record, document, write_result
 from jaccli.cli.run_request import RunRequest
-from jaccli.errors import UsageError, warn
+from jaccli.errors import warn
 from jaccli.text.quantities import dtype_name
 
 if TYPE_CHECKING:
@@ -35,11 +35,7 @@ def run(
     out: OutputRequest,
 ) -> None:
     """Singular values, and what follows from them, of every pair and sample of a model."""
-    for flag, is_given in (("--eigenvalues", spectrum.eigenvalues), ("--lyapunov", spectrum.lyapunov)):
-        if is_given and figures.wanted:
-            raise UsageError(f"{flag} and an estimate are both asked for", f"expected one of them: {flag} needs J")
-    if spectrum.eigenvalues and spectrum.lyapunov:
-        raise UsageError("--eigenvalues and --lyapunov are both given", "expected one of them")
+    spectrum.check(figures)
     with loaded(model, inputs, pair, how) as work:
         if spectrum.lyapunov:
             from jaccli.cli.lyapunov_chain import write_exponents
@@ -55,10 +51,9 @@ def run_saved(
 ) -> None:
     """The same of a saved Jacobian."""
     saved.check()
+    spectrum.check(figures, of_saved_j=True)
     from jaccli.cli import work
 
-    if spectrum.lyapunov:
-        raise UsageError("--lyapunov and --jacobian are both given", "expected a model, whose layers make the chain")
     timing = work.Timing()
     with limits(how):
         pairs = of_saved(saved, _figures(spectrum))

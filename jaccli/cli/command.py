@@ -7,7 +7,7 @@ from typing import Any
 from typer.core import TyperCommand, TyperGroup
 
 from jaccli.sinks.charset import shown
-from jaccli.sinks.standard import is_settled, results_charset, separate, unite
+from jaccli.sinks.standard import are_streams_prepared, release_stdout, reserve_stdout_for_results, results_charset
 
 
 class Command(TyperCommand):
@@ -15,12 +15,12 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the body. Without ``boundary``, as in a test by Typer's runner, streams are restored at its end."""
-        separate()
+        reserve_stdout_for_results()
         try:
             return super().invoke(ctx)
         finally:
-            if not is_settled():
-                unite()
+            if not are_streams_prepared():
+                release_stdout()
 
     def get_help(self, ctx: Any) -> str:
         """The help, in characters that standard output has."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from jaccli.cli.figures import pair_name, readable, rows_of
+from jaccli.cli.figures import readable, record_name, rows_of
 from jaccli.cli.results import Record
 from jaccli.sinks.table import TableView
 
@@ -21,7 +21,7 @@ def view_of(pairs: Sequence[Record], per_sample: bool, saved: str = "") -> Table
     """The table of all pairs.
 
     Args:
-        found: the records of the document.
+        pairs: the records of the document.
         per_sample: a line a sample, also where there are several layers.
         saved: the file that J comes from, which stands for the layers' names where it does not tell them.
     """
@@ -62,6 +62,6 @@ def _title(pairs: Sequence[Record], saved: str) -> str:
     if len(pairs) == 1:
         size = math.prod(pairs[0]["source"]["shape"])
         how = f", method {pairs[0]['method']}" if pairs[0]["method"] != "saved" else ""
-        return f"J - I of {pair_name(pairs[0], saved)}, {size} x {size}{how}"
+        return f"J - I of {record_name(pairs[0], saved)}, {size} x {size}{how}"
     same = len({r["target"]["layer"] for r in pairs}) == 1
     return f"J - I of {len(pairs)} layers" + f" -> {pairs[0]['target']['layer']}" * same

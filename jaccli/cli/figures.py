@@ -16,7 +16,7 @@ from jaccli.cli.results import Record
 from jaccli.cli.run_request import RunRequest
 from jaccli.errors import UsageError, note
 from jaccli.linear_maps.square import check_square
-from jaccli.names import UNKNOWN
+from jaccli.names import UNKNOWN, pair_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +69,9 @@ def of_model(
             records = _estimated(loaded, pairs, how, effort, figures)
     if not records:
         raise UsageError(
-            "none of the layers that the glob matches has a square J", "expected source and target of one size"
+            "none of the layers that the glob matches has a square J",
+            "expected source and target of one size",
+            "choose another glob, or name source and target with --layer and --to",
         )
     _note_trivial(records)
     return _summed(records, figures)
@@ -77,7 +79,7 @@ def of_model(
 
 def _note_trivial(records: Sequence[Record]) -> None:
     """One note for the pairs of which source and target are the same activation."""
-    names = [f"{r['source']['layer']} -> {r['target']['layer']}" for r in records if r.get("trivial")]
+    names = [record_name(r) for r in records if r.get("trivial")]
     if names:
         note(f"{', '.join(names)}: source and target are the same activation, J is I: left out of means and gates")
 
@@ -106,7 +108,7 @@ def _estimated(
     from jaccli.statistics.probing import effort_of
 
     records: dict[Pair, Record] = {}
-    # ``vectors`` of ``stream_estimates`` fit the memory: an estimate to a tolerance adds probes in groups of so many.
+    # An estimate to a tolerance adds probes in groups of ``vectors``, the number of them that fits the memory.
     effort_of_block = effort_of(effort.probes, effort.tolerance, effort.seed)
     blocks = stream_estimates(
         loaded.network,
@@ -126,7 +128,7 @@ def _estimated(
             record = records.setdefault(block.pair, _empty_of(block, "estimate", effort.seed))
             for number, figures_of_sample in zip(loaded.numbers[block.start :], block.records, strict=False):
                 record["samples"].append({"sample": number, **figures_of_sample})
-            name = " -> ".join(map(str, block.pair))
+            name = pair_name(*block.pair)
             tell(f"estimating {name}: {len(record['samples'])} of {loaded.inputs.batch} samples")
     return list(records.values())
 
@@ -152,11 +154,11 @@ def of_saved(saved: SavedRequest, figures: Figures) -> list[Record]:
 
     records = []
     read = read_jacobian(saved.path)
-    expect_pairs([f"{jacobian.source} -> {jacobian.target}" for jacobian in read])
+    expect_pairs([pair_name(jacobian.source, jacobian.target) for jacobian in read])
     for jacobian in read:
         batch, n_out, n_in = jacobian.array.shape
         if figures.square:
-            name = f"{jacobian.source} -> {jacobian.target} in {saved_name(saved.path)}"
+            name = f"{pair_name(jacobian.source, jacobian.target)} in {saved_name(saved.path)}"
             check_square(
                 n_out,
                 n_in,
@@ -221,9 +223,8 @@ def _summed(records: list[Record], figures: Figures) -> list[Record]:
 
     for record in records:
         samples = record["samples"]
-        source, target = record["source"], record["target"]
-        shape = math.prod(target["shape"]), math.prod(source["shape"])
-        check_records(samples, shape, f"{source['layer']} -> {target['layer']}")
+        shape = math.prod(record["target"]["shape"]), math.prod(record["source"]["shape"])
+        check_records(samples, shape, record_name(record))
         names = [name for name in figures.summed if samples and all(name in sample for sample in samples)]
         record["summary"] = summary(samples, names)
     return records
@@ -244,10 +245,10 @@ def saved_name(path: str) -> str:
     return "standard input" if path.startswith("-") else path
 
 
-def pair_name(record: Record, saved: str = "") -> str:
+def record_name(record: Record, saved: str = "") -> str:
     """``fc1 -> output``, or the file, where it does not tell the layers of its J."""
     source, target = (record[end]["layer"] for end in ("source", "target"))
-    return saved if saved and (source, target) == (UNKNOWN, UNKNOWN) else f"{source} -> {target}"
+    return saved if saved and (source, target) == (UNKNOWN, UNKNOWN) else pair_name(source, target)
 
 
 def readable(row: Record) -> Record:

@@ -27,7 +27,11 @@ def _gate(text: str, flag: str) -> Gate:
     except ValueError:
         limit = math.nan
     if norm not in NORMS or math.isnan(limit):
-        raise UsageError(f"{flag} {text!r} is not understood", f"expected NORM=VALUE, NORM one of {', '.join(NORMS)}")
+        raise UsageError(
+            f"{flag} {text!r} is not understood",
+            f"expected NORM=VALUE, NORM one of {', '.join(NORMS)}",
+            "as --fail-above relative=0.1",
+        )
     return Gate(norm, limit)
 
 
@@ -71,7 +75,7 @@ class FiguresRequest:
 
     def __post_init__(self) -> None:
         if self.probes is not None and self.tolerance is not None:
-            raise UsageError("--probes and --tolerance are both given", "expected one of them")
+            raise UsageError("--probes and --tolerance are both given", "expected one of them", "leave one out")
 
     @property
     def wanted(self) -> bool:
@@ -98,3 +102,25 @@ class SpectrumRequest:
     top: int | None = option(
         "--top", metavar="N", help="List the N largest singular values only.", parse=parse.whole_number(1)
     )
+
+    def check(self, figures: FiguresRequest, of_saved_j: bool = False) -> None:
+        """Whether what is asked for can be had together.
+
+        Raises:
+            UsageError: it cannot.
+        """
+        if of_saved_j and self.lyapunov:
+            raise UsageError(
+                "--lyapunov and --jacobian are both given",
+                "expected a model, whose layers make the chain",
+                "leave one out",
+            )
+        for flag, is_given in (("--eigenvalues", self.eigenvalues), ("--lyapunov", self.lyapunov)):
+            if is_given and figures.wanted:
+                raise UsageError(
+                    f"{flag} and an estimate are both asked for",
+                    f"expected one of them: {flag} needs J",
+                    "leave one out",
+                )
+        if self.eigenvalues and self.lyapunov:
+            raise UsageError("--eigenvalues and --lyapunov are both given", "expected one of them", "leave one out")

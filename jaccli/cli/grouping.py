@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-# Of so many layers the names are given, of more the number.
+# A message names up to this many layers; of more it says how many there are.
 _NAMED = 4
 _ARROW = " -> "
 _GAP = "\0"  # stands for the pair; no message holds it, since ``inert`` has escaped control characters

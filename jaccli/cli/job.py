@@ -24,10 +24,10 @@ from jaccli.training.loop import Recipe, Training
 from jaccli.training.samples import Samples, has_rows_of_arguments
 from jaccli.training.task import Original, TrainingTask, task_of
 
-# One sample in so many is held out. Of fewer samples none is.
+# Every fifth sample is held out; where there are fewer than five, none is.
 ONE_IN = 5
 BATCH = 256
-# The report uses at most so many samples of each kind, evenly spaced.
+# The report uses at most this many samples, evenly spaced, of those trained on and of those held out.
 REPORTED = 1024
 _HALVES = ("float16", "bfloat16")
 
@@ -177,13 +177,13 @@ def _validation(spec: InputSpec, every: Samples, loaded: Loaded, train: TrainReq
 
 
 def _ready(tensor: Tensor, loaded: Loaded) -> Tensor:
-    """On the device and in the dtype of the samples that are trained on."""
+    """A tensor of any shape on the device and in the dtype of the samples that are trained on."""
     x = loaded.inputs.args[0]
     return converted(tensor, x.device, x.dtype if x.is_floating_point() else None)
 
 
 def _targets(train: TrainRequest, loaded: Loaded, flag: str = "--targets") -> Tensor | None:
-    """One row a sample: floats in the dtype of the model, or whole numbers."""
+    """``(batch, …)``: floats in the dtype of the model, or whole numbers."""
     spec = train.targets if flag == "--targets" else train.validate_targets
     if spec is None:
         return None
@@ -194,7 +194,11 @@ def _targets(train: TrainRequest, loaded: Loaded, flag: str = "--targets") -> Te
     if flag == "--targets" and numbers != list(range(picked)) and len(targets) > max(numbers):
         return targets[numbers]
     if len(targets) != picked:
-        raise UsageError(f"{flag} has {len(targets)} rows", f"expected {picked}, one for each sample")
+        raise UsageError(
+            f"{flag} has {len(targets)} rows",
+            f"expected {picked}, one for each sample",
+            f"give {picked} rows to {flag}",
+        )
     return targets
 
 
@@ -209,7 +213,8 @@ def _chosen(parameters: list[Parameter], globs: Sequence[str]) -> list[Parameter
         if not matching:
             raise UsageError(
                 f"--train {pattern!r} matches none of the {len(names)} parameters",
-                f"as {', '.join(names[:4])}" + ", …" * (len(names) > 4),
+                f"expected such as {', '.join(names[:4])}" + ", …" * (len(names) > 4),
+                "leave --train out for all of them",
             )
         chosen |= set(matching)
     for one in parameters:

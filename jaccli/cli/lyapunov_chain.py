@@ -20,6 +20,7 @@ from jaccli.cli.run_request import RunRequest
 from jaccli.cli.spectrum_table import chain_view
 from jaccli.errors import UnsupportedError, note, warn
 from jaccli.linear_maps.norms import norm, power_of_two
+from jaccli.names import pair_name
 from jaccli.statistics.spectral import lyapunov
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ def write_exponents(loaded: work.Loaded, how: RunRequest, out: OutputRequest) ->
     for source, following in pairs:
         if (source, following) not in matrices:
             raise UnsupportedError(
-                f"--lyapunov: there is no J of {source!s} -> {following!s}", "expected layers that follow on each other"
+                f"--lyapunov: there is no J of {pair_name(source, following)}",
+                "expected layers that follow on each other",
+                "name them in the order in which the network runs them",
             )
     if len(pairs) > 1 and pairs[-1] in trivial:
         note(f"{pairs[-1][0]!s} is {pairs[-1][1]!s} itself: no step of the chain")

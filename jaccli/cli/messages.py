@@ -49,7 +49,7 @@ class _Messages:
     quiet: bool
     results_near: bool = False
     pairs: tuple[str, ...] = ()
-    held: list[str] = field(default_factory=list)
+    postponed: list[str] = field(default_factory=list)
     said: set[str] = field(default_factory=set)
 
     def show(self, message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -61,11 +61,11 @@ class _Messages:
         if self.results_near and not (len(self.pairs) > 1 and any(pair in text for pair in self.pairs)):
             say(f"{kind}: {text}")
         else:
-            self.held.append(f"{kind}: {text}")
+            self.postponed.append(f"{kind}: {text}")
 
     def release(self) -> None:
-        held, self.held, self.results_near = self.held, [], True
-        for line in grouped(held, self.pairs):
+        postponed, self.postponed, self.results_near = self.postponed, [], True
+        for line in grouped(postponed, self.pairs):
             say(line)
 
 

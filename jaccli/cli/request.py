@@ -100,7 +100,11 @@ class OptionalModelRequest(ModelRequest):
     def check(self) -> None:
         """As for MODEL; and it must be given."""
         if self.path is None:
-            raise UsageError("no MODEL is given", "expected MODEL -i INPUT --layer LAYER, or --jacobian FILE")
+            raise UsageError(
+                "no MODEL is given",
+                "expected MODEL -i INPUT --layer LAYER, or --jacobian FILE",
+                "as model.pt -i x.npy --layer fc1",
+            )
         super().check()
 
 
@@ -146,7 +150,7 @@ class InputRequest:
         spec = self.spec
         for name in names:
             if names.count(name) > 1:
-                raise UsageError(f"--arg {name} is given twice", "expected each argument once")
+                raise UsageError(f"--arg {name} is given twice", "expected each argument once", "leave one out")
             if name == 0:
                 raise UsageError("--arg 0 is the samples' place", "expected positions from 1", "samples go in by -i")
         check_input(spec)
@@ -256,7 +260,9 @@ class SavedRequest:
         name = next((name for name, value in others.items() if value), None)
         if name is not None:
             raise UsageError(
-                f"--jacobian and {name} are both given", "expected a saved Jacobian, or a model and its input"
+                f"--jacobian and {name} are both given",
+                "expected a saved Jacobian, or a model and its input",
+                f"leave --jacobian or {name} out",
             )
 
 
@@ -275,7 +281,8 @@ class ShownRequest(SavedRequest):
         """
         if (self.file is None) == (self.jacobian is None):
             raise UsageError(
-                "expected one saved Jacobian" + (", got two" if self.file else ""),
+                "got two saved Jacobians" if self.file else "got no saved Jacobian",
+                "expected one saved Jacobian",
                 "as 'jaccli show J.npy', or '-' for a pipe",
             )
         return str(self.file if self.file is not None else self.jacobian)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from jaccli.cli import parse
 from jaccli.cli.option import option, request
+from jaccli.errors import UsageError
 from jaccli.names import METHOD_NAMES, MethodName, check_compile, check_method
 from jaccli.text.sizes import parse_bytes
+
+T = TypeVar("T")
 
 
 def seed_option(absent: int | None = None) -> Any:
@@ -104,6 +108,20 @@ class BenchRequest:
 
     def __post_init__(self) -> None:
         check_compile(self.compile, *self.methods)
+
+    def only(self, pairs: Sequence[T]) -> T:
+        """The one pair that there must be once globs are expanded.
+
+        Raises:
+            UsageError: there are several.
+        """
+        if len(pairs) != 1:
+            raise UsageError(
+                f"bench takes one layer pair, got {len(pairs)}",
+                "expected one --layer and no glob",
+                "choose one of them with --layer",
+            )
+        return pairs[0]
 
 
 @request

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from jaccli.cli.figures import pair_name, readable, rows_of
+from jaccli.cli.figures import readable, record_name, rows_of
 from jaccli.cli.results import Record
 from jaccli.sinks.table import TableView
 from jaccli.statistics.isometry import smallest
@@ -39,7 +39,7 @@ def view_of(pairs: Sequence[Record], isometry: Sequence[Record], per_sample: boo
     """The table of all pairs.
 
     Args:
-        found: the records of the document.
+        pairs: the records of the document.
         isometry: of several layers: a line each, means over samples.
         per_sample: a line a sample, also where there are several layers.
         saved: the file that J comes from, which stands for the layers' names where it does not tell them.
@@ -80,7 +80,7 @@ def _title(pairs: Sequence[Record], saved: str) -> str:
         return f"spectra of J to {target['layer']}" if same else f"spectra of {len(pairs)} pairs"
     sizes = f"{math.prod(target['shape'])} x {math.prod(source['shape'])}"
     how = f", method {pairs[0]['method']}" if pairs[0]["method"] != "saved" else ""
-    return f"spectrum of J, {pair_name(pairs[0], saved)}, {sizes}{how}"
+    return f"spectrum of J, {record_name(pairs[0], saved)}, {sizes}{how}"
 
 
 def _few(values: Sequence[float]) -> str:

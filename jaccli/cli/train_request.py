@@ -100,6 +100,7 @@ class TrainRequest:
                 f"--output {self.output!r}: weights are written as .safetensors or .pth, "
                 "or, of a TorchScript MODEL, as .pt",
                 "expected -o NAME.safetensors or NAME.pth; the report goes to standard output",
+                "choose such a name",
             )
         check_output(self.output, self.force)
 
@@ -119,13 +120,23 @@ class TrainRequest:
         sources = {"--input": inputs.source} | arrays
         piped = [flag for flag, spec in sources.items() if isinstance(spec, StdinInput)]
         if len(piped) > 1:
-            raise UsageError(f"{' and '.join(piped)} are both standard input", "expected one of them")
+            raise UsageError(
+                f"{' and '.join(piped)} are both standard input",
+                "expected one of them",
+                "write the other to a file and give its name",
+            )
         if self.validate is not None and (self.targets is None) != (self.validate_targets is None):
             raise UsageError(
-                "--validate: targets are given for one half only", "expected --targets and --validate-targets"
+                "--validate: targets are given for one half only",
+                "expected --targets and --validate-targets",
+                "give both, or leave both out",
             )
         if self.validate_targets is not None and self.validate is None:
-            raise UsageError("--validate-targets is given without --validate", "expected the samples that they are for")
+            raise UsageError(
+                "--validate-targets is given without --validate",
+                "expected the samples that they are for",
+                "give --validate INPUT too, or leave --validate-targets out",
+            )
         for spec in arrays.values():
             if spec is not None:
                 check_input(spec)
@@ -141,4 +152,5 @@ class TrainRequest:
             raise UsageError(
                 f"--output {self.output!r}: .pt is for a TorchScript MODEL, and {quote(model.path)} is none",
                 "expected -o NAME.safetensors or NAME.pth",
+                "choose such a name",
             )

@@ -68,6 +68,7 @@ class Writer:
         return len(state)
 
     def _state(self) -> dict[str, Tensor]:
+        """What is written by name, of any shapes."""
         if self._template is not None:
             return self._template.state(self.model)
         return {name: value for name, value in self.model.state_dict().items() if isinstance(value, Tensor)}
@@ -82,6 +83,7 @@ class Writer:
                 )
 
     def _safetensors(self, state: Mapping[str, Tensor], provenance: Mapping[str, str]) -> bytes:
+        """A file of these tensors, of any shapes."""
         left = sorted(set(self.model.state_dict()) - set(state)) if self._template is None else []
         if left:
             note(f"not written, as they are no tensors: {', '.join(left)}")
@@ -92,6 +94,7 @@ class Writer:
         return buffer.getvalue()
 
     def _saved(self, state: Mapping[str, Tensor]) -> bytes:
+        """What ``torch.save`` makes of the checkpoint, or of these tensors of any shapes."""
         whole = self._template.saved_object(self.model) if self._template is not None else dict(state)
         if self._template is not None and self._template.left_out:
             gone = list(dict.fromkeys(self._template.left_out))

@@ -24,12 +24,13 @@ from jaccli.errors import JaccliError, ResourceError, UnsupportedError, UsageErr
 from jaccli.methods.base import Tick
 from jaccli.models.adapt import as_network
 from jaccli.models.load import load_model
+from jaccli.names import pair_name
 from jaccli.networks.dtypes import floating_dtype
 from jaccli.networks.network import Network
 from jaccli.networks.state.random_generators import seed_all
 from jaccli.planning.decide import Decision
 from jaccli.planning.explain import explain
-from jaccli.planning.linearize import Linearization, Pair, computing, pair_name, readable
+from jaccli.planning.linearize import Linearization, Pair, computing, readable
 from jaccli.run.blocks import Piece, RunOptions, Stopwatch, stream
 from jaccli.run.compile_blocks import CompiledBlocks
 from jaccli.run.sample_ranges import one_batch_only, pilot_size, take_samples
@@ -157,9 +158,9 @@ def load(model: ModelRequest, request: InputRequest, names: PairRequest | None =
     if numbers is not None:
         _check_whole(network, 0, len(numbers), total)
     pairs = _pairs(network, names) if names is not None else []
-    expect_pairs([pair_name(pair) for pair in pairs])
-    own = samples.dtype if samples.is_floating_point() else torch.get_default_dtype()
-    dtype = getattr(torch, model.dtype) if model.dtype else floating_dtype(network.tensors()) or own
+    expect_pairs([pair_name(*pair) for pair in pairs])
+    dtype_of_samples = samples.dtype if samples.is_floating_point() else torch.get_default_dtype()
+    dtype = getattr(torch, model.dtype) if model.dtype else floating_dtype(network.tensors()) or dtype_of_samples
     inputs = _bind(samples, [(name, load_argument(value)) for name, value in request.arguments])
     inputs = inputs.converted(find_device(model.device), dtype)
     with computing(network), readable(inputs):
@@ -214,7 +215,7 @@ def pick(network: Network, inputs: Inputs, numbers: Sequence[int]) -> Inputs:
 
     Cost: where there is such an argument, two or three forward passes without gradients.
     """
-    alone = inputs.select(numbers, rows_too=False)
+    alone = inputs.select(numbers, together=False)
     if not inputs.may_have_rows:
         return alone
     together = inputs.select(numbers)
@@ -227,12 +228,15 @@ def pick(network: Network, inputs: Inputs, numbers: Sequence[int]) -> Inputs:
 
 
 def _bind(samples: Tensor, arguments: Sequence[tuple[str | int, Any]]) -> Inputs:
+    """Samples ``(batch, …)`` and the further arguments as those of the model."""
     positions = {name: value for name, value in arguments if isinstance(name, int)}
     named = {name: value for name, value in arguments if isinstance(name, str)}
     for position in range(1, len(positions) + 1):
         if position not in positions:
             raise UsageError(
-                f"--arg {max(positions)}=… leaves position {position} open", f"expected --arg {position}=VALUE too"
+                f"--arg {max(positions)}=… leaves position {position} open",
+                f"expected --arg {position}=VALUE too",
+                "or pass it by its name: --arg NAME=VALUE",
             )
     return Inputs((samples, *(positions[p] for p in sorted(positions))), named)
 

@@ -82,7 +82,7 @@ class Auto(Method):
         """Forward where that works, else finite-difference, with a note. Cost: J by forward passes."""
         linear, linearization = inputs.linear, inputs.linearization
         gap = linearization.probe.backward_gap or "no gradients"
-        backward = [name for name, method in inputs.methods.items() if method.goes_backward]
+        backward: list[str] = [name for name, method in inputs.methods.items() if method.goes_backward]
         others = dict.fromkeys(backward, f"the backward pass fails: {gap}")
         try:
             task = MethodTask(linear, linear.value.new_zeros(linear.shape), inputs.chunk_of("forward"))

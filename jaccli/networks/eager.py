@@ -110,7 +110,11 @@ class EagerNetwork(Network):
                     # Begin again with a copy of that parameter.
                     self._copied.add(write.storage)
                     if _versions(args, kwargs) != versions:
-                        raise UnsupportedError("the model writes to its input, and to a parameter") from None
+                        raise UnsupportedError(
+                            "the model writes to its input, and to a parameter",
+                            "expected a forward pass that changes one of them at most",
+                            "let forward work on x.clone()",
+                        ) from None
                     _restore_tap(tap, start)
 
     def _pass(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], tap: Tap | None) -> Any:

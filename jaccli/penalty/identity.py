@@ -11,9 +11,9 @@ from torch import Tensor
 
 from jaccli.activations.record import Inputs
 from jaccli.backward_graph.differentiable_rows import wide
-from jaccli.errors import UsageError, warn
+from jaccli.errors import warn
 from jaccli.linear_maps.norms import power_of_two
-from jaccli.names import check_count
+from jaccli.names import check_count, check_one_of
 from jaccli.networks.network import Network
 from jaccli.penalty.call_site import Analysis, CallSite, site_of
 from jaccli.penalty.choices import Estimator, Towards
@@ -122,9 +122,8 @@ def deviation_from(
 
 
 def _check(towards: str, estimator: str, probes: int) -> None:
-    for name, value, names in (("towards", towards, get_args(Towards)), ("estimator", estimator, get_args(Estimator))):
-        if value not in names:
-            raise UsageError(f"{name} {value!r} is not known", f"expected one of {', '.join(names)}")
+    check_one_of("towards", towards, get_args(Towards))
+    check_one_of("estimator", estimator, get_args(Estimator))
     check_count("probes", probes)
 
 

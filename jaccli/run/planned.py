@@ -11,10 +11,11 @@ from torch import Tensor
 
 from jaccli.activations.record import Inputs, record
 from jaccli.errors import JaccliError, UsageError
+from jaccli.names import pair_name
 from jaccli.networks.network import Network
 from jaccli.planning.decide import Decision
 from jaccli.planning.explain import explain
-from jaccli.planning.linearize import Pair, computing, pair_name
+from jaccli.planning.linearize import Pair, computing
 from jaccli.run.blocks import RunOptions, whole_jacobian
 from jaccli.run.program_cache import ProgramCache
 from jaccli.runtime.torch_errors import is_out_of_memory
@@ -133,11 +134,11 @@ class Plan:
 
     def __str__(self) -> str:
         groups = self.program_cache.groups if self.program_cache is not None else 1
-        return explain(pair_name(self.pair), self.shape, self.decision, self.compile_s, self.kept_bytes, groups)
+        return explain(pair_name(*self.pair), self.shape, self.decision, self.compile_s, self.kept_bytes, groups)
 
     def __repr__(self) -> str:
         _, n_out, n_in = self.shape
-        method, name = self.decision.method or "zeros", cut(pair_name(self.pair), 48)
+        method, name = self.decision.method or "zeros", cut(pair_name(*self.pair), 48)
         return (
             f"<jaccli.Plan {name}: J of {n_out} x {n_in} for each sample, {method},\n"
             f"  of samples {cut(str(self.sample), 30)}, {dtype_name(self.dtype)}, on {self.device}; "

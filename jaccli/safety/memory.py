@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from typing import Final
 
 from jaccli.errors import RefusedError, ResourceError
+from jaccli.text.quantities import human
 
 # Content of this size is read with any limit: the limit is meant for results, and a reader needs some memory.
 _ALWAYS_ALLOWED: Final = 1 << 24
@@ -48,8 +49,8 @@ def require_memory(n_bytes: int, what: str) -> None:
     available = available_memory()
     if available is not None and n_bytes > available:
         raise ResourceError(
-            f"{what} needs {format_bytes(n_bytes)} of memory",
-            f"available: {format_bytes(available)}",
+            f"{what} needs {human(n_bytes)} of memory",
+            f"available: {human(available)}",
             "take fewer samples, or use a larger machine",
         )
 
@@ -70,26 +71,17 @@ def require_unpacked(n_bytes: int, stored: int, what: str, most: int = _MOST_RAT
     limit = _limit.get()
     if limit is not None and n_bytes > max(limit, stored, _ALWAYS_ALLOWED):
         raise ResourceError(
-            f"{what} unfolds to {format_bytes(n_bytes)} from {format_bytes(stored)}",
-            f"allowed: {format_bytes(limit)}",
+            f"{what} unfolds to {human(n_bytes)} from {human(stored)}",
+            f"allowed: {human(limit)}",
             "allow more memory, or take fewer samples",
         )
     require_memory(n_bytes, what)
     if n_bytes > _ANY_RATIO and n_bytes > most * stored:
         raise RefusedError(
-            f"{what} unfolds to {format_bytes(n_bytes)} from {format_bytes(stored)}",
+            f"{what} unfolds to {human(n_bytes)} from {human(stored)}",
             f"expected at most {most} times its size in the file",
             "take fewer samples, or save it without compression",
         )
-
-
-def format_bytes(n_bytes: float) -> str:
-    """A size as text: ``1.5 GiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if n_bytes < 1024:
-            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.3g} PiB"
 
 
 def _machine() -> int | None:

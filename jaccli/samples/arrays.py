@@ -18,7 +18,7 @@ from jaccli.safety.reading import COPY_AGAIN
 from jaccli.samples.expected import WHOLE
 
 Rows = Callable[[int], Sequence[int]]
-"""Which of so many rows are wanted, as ``Selection.indices``."""
+"""Given how many rows there are, the numbers of those wanted, as ``Selection.indices``."""
 
 _LONGEST_HEADER: Final = 1 << 16
 _BLOCK: Final = 1 << 24  # bytes read at once where not all are wanted
@@ -43,7 +43,11 @@ def read_npy(
     """
     header = _header(handle, name)
     if header.dtype.hasobject:
-        raise RefusedError(f"{name} holds Python objects (a pickle, which could run code)", "expected numbers")
+        raise RefusedError(
+            f"{name} holds Python objects (a pickle, which could run code)",
+            "expected numbers",
+            "save it as an array of numbers: array.astype(float)",
+        )
     if not text:
         _check_numbers(header.dtype, name)
     remaining = size - handle.tell()
@@ -122,7 +126,11 @@ def as_tensor(array: np.ndarray[Any, Any], name: str) -> Tensor:
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         if array.size and int(array.max()) > np.iinfo(np.int64).max:
-            raise RefusedError(f"{name} holds integers above the int64 range", "expected at most 2^63 - 1, or floats")
+            raise RefusedError(
+                f"{name} holds integers above the int64 range",
+                "expected at most 2^63 - 1, or floats",
+                "save it as floats: array.astype(float)",
+            )
         array = array.astype(np.int64)
     elif array.dtype.kind == "f" and array.dtype.itemsize > 8:
         array = array.astype(np.float64)
@@ -147,7 +155,7 @@ def _header(handle: IO[bytes], name: str) -> _Header:
     except Exception:  # a header is text that NumPy evaluates as a literal: anything can go wrong
         raise RefusedError(f"{name} is a damaged or truncated npy file", "", COPY_AGAIN) from None
     if any(type(length) is not int or length < 0 for length in shape):
-        raise RefusedError(f"{name} is a damaged npy file: shape {str(shape)[:80]}", WHOLE)
+        raise RefusedError(f"{name} is a damaged npy file: shape {str(shape)[:80]}", *WHOLE)
     return _Header(tuple(int(length) for length in shape), bool(fortran), dtype)
 
 

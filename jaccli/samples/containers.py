@@ -65,7 +65,9 @@ def pick_key(container: Container, key: str | None, source: Source) -> str:
         RefusedError: no arrays at all.
     """
     if not container.keys:
-        raise RefusedError(f"{source.name} holds no arrays", "expected one at least")
+        raise RefusedError(
+            f"{source.name} holds no arrays", "expected one at least", "choose another file, or write it again"
+        )
     if key is None and len(container.keys) == 1:
         return container.keys[0]
     if key in container.keys:
@@ -96,7 +98,7 @@ class _Npz(Container):
 
     def _array(self, key: str, name: str, text: bool = False, rows: Rows | None = None) -> Any:
         info = self._members[key]
-        with reading(name, WHOLE), self._archive.open(info) as member:
+        with reading(name, *WHOLE), self._archive.open(info) as member:
             return read_npy(member, info.file_size, name, stored=info.compress_size, text=text, rows=rows)
 
     def _read_metadata(self) -> dict[str, str]:
@@ -112,7 +114,7 @@ class _Safetensors(Container):
     def __init__(self, source: Source) -> None:
         self._source = source
         check_header(source.handle, source.size, source.name)
-        with reading(f"the safetensors file {source.name}", WHOLE):
+        with reading(f"the safetensors file {source.name}", *WHOLE):
             opener: Any = safetensors.safe_open  # untyped
             self._file = opener(source.path, framework="pt", device="cpu")
             # offset_keys() has the order of saving, where the installed version has it.
@@ -120,7 +122,7 @@ class _Safetensors(Container):
             self.metadata = dict(self._file.metadata() or {})
 
     def read(self, key: str, rows: Rows | None = None) -> Tensor:
-        with reading(f"{self._source.name}[{key!r}]", WHOLE):
+        with reading(f"{self._source.name}[{key!r}]", *WHOLE):
             tensor: Tensor = self._file.get_tensor(key)
         # A copy: safetensors maps the file, and a mapping dies with a bus error when the file is replaced meanwhile.
         return _rows_of(tensor, rows)
@@ -154,7 +156,7 @@ class _TorchFile(Container):
         if isinstance(spec, SparseSpec):
             layout = spec.layout.removeprefix("torch.sparse_")
             raise RefusedError(f"{name} is a sparse ({layout}) tensor", "expected a dense tensor", "save x.to_dense()")
-        with reading(name, WHOLE):
+        with reading(name, *WHOLE):
             tensor = self._maker.make(key, spec)
         return _rows_of(tensor, rows)
 
@@ -172,7 +174,7 @@ def _named(content: Any) -> list[tuple[str, Any]]:
 
 
 def _rows_of(tensor: Tensor, rows: Rows | None) -> Tensor:
-    """A copy, of the rows wanted only."""
+    """A copy of a tensor of any shape, of the rows wanted only."""
     if rows is None or tensor.dim() == 0:
         return tensor.clone(memory_format=torch.contiguous_format)
     return tensor.index_select(0, torch.tensor(list(rows(len(tensor)))))

@@ -9,7 +9,9 @@ from jaccli.text.escape import nearest
 ARRAYS = "expected arrays: npy, npz, safetensors, pt, csv or a folder of images"
 INPUT = "expected FILE, FILE[KEY], a folder of images, -, or random:SHAPE"
 SAVED_J = "expected what 'jaccli compute -o FILE' writes, or an array (batch, n_out, n_in)"
-WHOLE = "expected a whole file: copy, download or write it again"
+# What was expected, and what to do.
+WHOLE = "expected a whole file", "copy, download or write it again"
+SAVE_AGAIN = "save it again with 'jaccli compute -o J.npz'"
 READABLE = "expected a file or folder that you may read"
 
 _LISTED = 6

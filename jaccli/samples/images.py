@@ -40,7 +40,9 @@ def read_folder(folder: str) -> Tensor:
         names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
     except OSError as error:
         raise RefusedError(
-            f"{folder!r} cannot be read: {error.strerror}", "expected a folder that you may read"
+            f"{folder!r} cannot be read: {error.strerror}",
+            "expected a folder that you may read",
+            f"'ls -ld {folder}' shows who may",
         ) from None
     images: dict[str, Pixels] = {}
     others = []
@@ -69,17 +71,20 @@ def read_image(path: str) -> Tensor:
     """One image file as a single sample, ``(1, channels, height, width)``; otherwise as ``read_folder``."""
     pixels = _read(path)
     if pixels is None:
-        raise RefusedError(f"{path!r} is not an image", ARRAYS)
+        raise RefusedError(f"{path!r} is not an image", ARRAYS, "choose another file, or save it as png")
     return _stack({os.path.basename(path): pixels}, path)
 
 
 def _stack(images: dict[str, Pixels], where: str) -> Tensor:
+    """Images of one size as ``(samples, channels, height, width)``."""
     (first, example), *_ = images.items()
     for name, pixels in images.items():
         if pixels.shape[1:] != example.shape[1:]:
             sizes = [f"{p.shape[2]}x{p.shape[1]}" for p in (example, pixels)]
             raise RefusedError(
-                f"{where!r}: {first!r} is {sizes[0]} and {name!r} is {sizes[1]}", "expected images of one size"
+                f"{where!r}: {first!r} is {sizes[0]} and {name!r} is {sizes[1]}",
+                "expected images of one size",
+                "crop or resize them first",
             )
     channels = max(pixels.shape[0] for pixels in images.values())
     return torch.from_numpy(np.stack([np.broadcast_to(p, (channels, *p.shape[1:])) for p in images.values()]))
@@ -108,7 +113,7 @@ def _read(path: str) -> Pixels | None:
     except UnidentifiedImageError:
         return None
     except (OSError, ValueError, SyntaxError, EOFError):  # SyntaxError: how Pillow reports a broken PNG
-        raise RefusedError(f"{path!r} is a damaged or truncated image", WHOLE) from None
+        raise RefusedError(f"{path!r} is a damaged or truncated image", *WHOLE) from None
 
 
 def _check_size(image: Any, path: str) -> None:

@@ -62,17 +62,21 @@ def load_argument(value: ArgValue) -> Any:
 
 
 def _picked(samples: Tensor, rows: Rows | None) -> Tensor:
+    """The rows wanted of ``(samples, …)``."""
     return samples if rows is None else samples[list(rows(len(samples)))]
 
 
 def _read(source: Source, key: str | None, rows: Rows | None = None) -> Tensor:
+    """The array of a file, of any shape, by the kind of its content."""
     kind = sniff(source)
     if kind in CONTAINERS:
         container = CONTAINERS[kind](source)
         return container.read(pick_key(container, key, source), rows)
     if key is not None:
         raise RefusedError(
-            f"{source.name} is {kind} and holds no arrays with names such as {key!r}", "expected FILE without [KEY]"
+            f"{source.name} is {kind} and holds no arrays with names such as {key!r}",
+            "expected FILE without [KEY]",
+            "leave the key out",
         )
     match kind:
         case "npy":
@@ -83,10 +87,11 @@ def _read(source: Source, key: str | None, rows: Rows | None = None) -> Tensor:
             require_memory(source.size, source.name)
             return _picked(read_table(source.handle, source.name), rows)
         case _:
-            raise RefusedError(f"{source.name} is JSON", ARRAYS)
+            raise RefusedError(f"{source.name} is JSON", ARRAYS, "save it as an array: numpy.save('x.npy', …)")
 
 
 def _random(spec: RandomInput) -> Tensor:
+    """``(n, *shape)`` of the spec."""
     shape = (spec.n, *spec.shape)
     require_memory(12 * math.prod(shape), f"input {spec}")
     generator = torch.Generator().manual_seed(spec.seed)
@@ -97,14 +102,24 @@ def _random(spec: RandomInput) -> Tensor:
 
 
 def _checked(samples: Tensor, name: str, complex_too: bool) -> Tensor:
+    """The same tensor, if it is ``(samples, …)``."""
     if samples.is_complex() and not complex_too:
-        raise RefusedError(f"{name} holds complex numbers", "expected real numbers")
+        raise RefusedError(
+            f"{name} holds complex numbers",
+            "expected real numbers",
+            "save real and imaginary parts as two arrays, or as one more dimension",
+        )
     if samples.dim() == 0:
-        raise RefusedError(f"{name} is a single number", "expected an array whose first dimension is the samples")
+        raise RefusedError(
+            f"{name} is a single number",
+            "expected an array whose first dimension is the samples",
+            "add the dimension: array.reshape(1, 1)",
+        )
     if samples.numel() == 0:
         raise RefusedError(
             f"{name} holds no samples: shape {tuple(samples.shape)}",
             "expected at least one: an array whose first dimension is the samples, no size of it 0",
+            "choose another file, or write it again",
         )
     if samples.is_floating_point() or samples.is_complex():
         _warn_non_finite(samples, name)
@@ -112,6 +127,7 @@ def _checked(samples: Tensor, name: str, complex_too: bool) -> Tensor:
 
 
 def _warn_non_finite(samples: Tensor, name: str) -> None:
+    """Of a tensor of any shape."""
     # float8 has no isfinite.
     finite = (samples.float() if samples.element_size() == 1 else samples).isfinite()
     if not finite.all():

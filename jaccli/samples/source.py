@@ -53,7 +53,11 @@ def open_source(path: str, stdin: BinaryIO | None = None) -> Iterator[Source]:
     if path == "-":
         stream = stdin if stdin is not None else sys.stdin.buffer
         if stream.isatty():
-            raise UsageError("-: standard input is a terminal", "expected data in a pipe or a file: < x.npy")
+            raise UsageError(
+                "-: standard input is a terminal",
+                "expected data in a pipe or a file: < x.npy",
+                "as 'cat x.npy | jaccli …'",
+            )
         with _spooled(stream, STDIN) as source:
             yield source
         return
@@ -61,7 +65,7 @@ def open_source(path: str, stdin: BinaryIO | None = None) -> Iterator[Source]:
     try:
         handle = open(path, "rb")  # noqa: SIM115 - closed below
     except OSError as error:
-        raise RefusedError(f"{name} cannot be read: {error.strerror}", READABLE) from None
+        raise RefusedError(f"{name} cannot be read: {error.strerror}", READABLE, "check its permissions") from None
     with handle:
         status = os.fstat(handle.fileno())
         if stat.S_ISREG(status.st_mode):
@@ -149,4 +153,4 @@ def _sniff_text(source: Source, head: bytes) -> Kind:
 
 
 def _refusal(source: Source, kind: str) -> RefusedError:
-    return RefusedError(f"{source.name} is {kind}", ARRAYS)
+    return RefusedError(f"{source.name} is {kind}", ARRAYS, "save it in one of these formats: numpy.save('x.npy', …)")

@@ -74,7 +74,7 @@ def parse_input(text: str, flag: str = "--input") -> InputSpec:
         return _parse_random(text, flag)
     path, key = split_key(text)
     if not path or key == "":
-        raise UsageError(f"{flag} {text!r}: a file name or a key is missing", INPUT)
+        raise UsageError(f"{flag} {text!r}: a file name or a key is missing", INPUT, f"as {flag} x.npz[x]")
     if path == "-":
         return StdinInput(key)
     if key is None and os.path.isdir(path):
@@ -94,7 +94,9 @@ def check_input(spec: InputSpec, expected: str = INPUT) -> None:
     if not os.path.exists(path):
         raise RefusedError(f"no such input file: {path!r}", expected, nearby(path))
     if os.path.isdir(path) and isinstance(spec, FileInput):
-        raise RefusedError(f"{path!r} is a folder: {spec.key!r} cannot be taken from it", "expected FILE[KEY]")
+        raise RefusedError(
+            f"{path!r} is a folder: {spec.key!r} cannot be taken from it", "expected FILE[KEY]", "name the file in it"
+        )
     if not os.access(path, os.R_OK):
         raise RefusedError(f"no permission to read {path!r}", READABLE, f"'ls -l {path}' shows who may")
 
@@ -103,21 +105,29 @@ def _parse_random(text: str, flag: str) -> RandomInput:
     shape_text, *options = text.removeprefix("random:").split(",")
     expected = "expected random:SHAPE[,n=8][,dist=normal|uniform][,seed=0], SHAPE one sample's, as 3x32x32"
     if not re.fullmatch(r"[0-9]+(x[0-9]+)*", shape_text):
-        raise UsageError(f"{flag} {text!r}: {shape_text!r} is not a shape", expected)
+        raise UsageError(f"{flag} {text!r}: {shape_text!r} is not a shape", expected, f"as {flag} random:3x32x32,n=8")
     shape = tuple(int(size) for size in shape_text.split("x"))
     values: dict[str, str] = {}
     for option in options:
         name, equals, value = option.partition("=")
         if not equals or name not in ("n", "dist", "seed") or name in values:
-            raise UsageError(f"{flag} {text!r}: {option!r} is not understood", expected)
+            raise UsageError(
+                f"{flag} {text!r}: {option!r} is not understood", expected, f"as {flag} random:3x32x32,n=8"
+            )
         values[name] = value
     n, dist, seed = values.get("n", "8"), values.get("dist", "normal"), values.get("seed", "0")
     if 0 in shape or not re.fullmatch(r"[0-9]+", n) or int(n) == 0:
-        raise UsageError(f"{flag} {text!r}: sizes and n are whole numbers from 1", expected)
+        raise UsageError(
+            f"{flag} {text!r}: sizes and n are whole numbers from 1", expected, f"as {flag} random:3x32x32,n=8"
+        )
     if not re.fullmatch(r"[0-9]+", seed) or int(seed) >= 2**63:
-        raise UsageError(f"{flag} {text!r}: seed is a whole number from 0", expected)
+        raise UsageError(
+            f"{flag} {text!r}: seed is a whole number from 0", expected, f"as {flag} random:3x32x32,seed=1"
+        )
     if dist not in ("normal", "uniform"):
-        raise UsageError(f"{flag} {text!r}: no distribution {dist!r}", expected)
+        raise UsageError(
+            f"{flag} {text!r}: no distribution {dist!r}", expected, f"as {flag} random:3x32x32,dist=uniform"
+        )
     return RandomInput(shape, int(n), cast(Distribution, dist), int(seed))
 
 
@@ -143,11 +153,13 @@ class Selection:
                 if part.stop is not None and part.stop > n:
                     note(f"{self.flag} {self.text}: {have}")
             elif not -n <= part < n:
-                raise UsageError(f"{self.flag} {self.text}: no sample {part}", have)
+                raise UsageError(
+                    f"{self.flag} {self.text}: no sample {part}", have, "numbers begin at 0, and from the end at -1"
+                )
             else:
                 picked.append(part % n)
         if not picked:
-            raise UsageError(f"{self.flag} {self.text}: picks no sample", have)
+            raise UsageError(f"{self.flag} {self.text}: picks no sample", have, "pick one at least, as 0:1")
         return picked
 
 
@@ -161,10 +173,16 @@ def parse_samples(text: str, flag: str = "--samples") -> Selection:
     for part in text.split(","):
         fields = part.strip().split(":")
         if not all(re.fullmatch(r"-?[0-9]+", field) or (field == "" and len(fields) > 1) for field in fields):
-            raise UsageError(f"{flag} {text!r}: {part!r} is not understood", "expected 0:8, 3,5, -1 or ::2")
+            raise UsageError(
+                f"{flag} {text!r}: {part!r} is not understood", "expected 0:8, 3,5, -1 or ::2", f"as {flag} 0:8"
+            )
         values = [int(field) if field else None for field in fields]
         if len(fields) > 3 or (len(fields) == 3 and values[2] == 0):
-            raise UsageError(f"{flag} {text!r}: {part!r} is not a slice", "expected START:STOP[:STEP], STEP not 0")
+            raise UsageError(
+                f"{flag} {text!r}: {part!r} is not a slice",
+                "expected START:STOP[:STEP], STEP not 0",
+                f"as {flag} 0:8:2",
+            )
         parts.append(slice(*values) if len(fields) > 1 else cast(int, values[0]))
     return Selection(tuple(parts), text, flag)
 
@@ -183,7 +201,8 @@ def parse_model_arg(text: str, flag: str = "--arg") -> tuple[str | int, ArgValue
     if not equals or not (name.isidentifier() or re.fullmatch(r"[0-9]+", name)):
         raise UsageError(
             f"{flag} {text!r} is not understood",
-            "expected NAME=VALUE or POSITION=VALUE, as --arg 1=16000 or --arg mask=@mask.npy",
+            "expected NAME=VALUE or POSITION=VALUE",
+            "as --arg 1=16000 or --arg mask=@mask.npy",
         )
     key: str | int = int(name) if name[0].isdigit() else name
     return key, _parse_value(value, f"{flag} {name}")
@@ -193,7 +212,7 @@ def _parse_value(text: str, where: str) -> ArgValue:
     if text.startswith("@"):
         spec = parse_input(text[1:], where)
         if isinstance(spec, StdinInput):
-            raise UsageError(f"{where}: standard input is for --input", "expected @FILE")
+            raise UsageError(f"{where}: standard input is for --input", "expected @FILE", "write it to a file first")
         return spec
     if text.startswith("["):
         return _parse_list(text, where)
@@ -219,7 +238,11 @@ def _parse_list(text: str, where: str) -> list[ArgValue]:
             continue
         if isinstance(value, list) and _is_plain(value):
             return cast("list[ArgValue]", value)
-    raise UsageError(f"{where}: {text!r} is not a list", "expected numbers, true, null or quoted text, as [1,2]")
+    raise UsageError(
+        f"{where}: {text!r} is not a list",
+        "expected numbers, true, null or quoted text, as [1,2]",
+        "put text in quotes, and the whole for the shell: '[1,\"a\"]'",
+    )
 
 
 def _is_plain(value: object) -> bool:

@@ -40,13 +40,16 @@ def read_table(handle: BinaryIO, name: str) -> Tensor:
             ) from None
         if rows and len(row) != len(rows[0]):
             raise RefusedError(
-                f"{name}, line {line}: {len(row)} columns", f"expected {len(rows[0])} as in the rows before"
+                f"{name}, line {line}: {len(row)} columns",
+                f"expected {len(rows[0])} as in the rows before",
+                "write nan where a value is missing",
             )
         rows.append(row)
     if not rows:
         raise RefusedError(
             f"{name} has no rows of numbers",
             "expected one sample a line, numbers with commas, semicolons, tabs or spaces between",
+            "check that it is the right file, and write it again",
         )
     table = np.stack(rows)
     if table.shape[1] > 2 and len(table) > 1 and np.array_equal(table[0], np.arange(table.shape[1])):
@@ -85,7 +88,9 @@ def _lines(handle: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
             if text.strip() and not text.lstrip().startswith("#"):
                 yield number, text
     except UnicodeError:
-        raise RefusedError(f"{name} is not text throughout", "expected csv or tsv in UTF-8") from None
+        raise RefusedError(
+            f"{name} is not text throughout", "expected csv or tsv in UTF-8", "save it as UTF-8"
+        ) from None
     finally:
         lines.detach()  # else it would close the caller's handle
 

@@ -140,7 +140,11 @@ def _is_terminal(path: str) -> bool:
 
 def _named(explicit: str, allowed: tuple[Format, ...], kind: Kind) -> Format:
     if explicit not in get_args(Format):
-        raise UsageError(f"--format {explicit!r} is unknown", f"expected one of {', '.join(allowed)}")
+        raise UsageError(
+            f"--format {explicit!r} is unknown",
+            f"expected one of {', '.join(allowed)}",
+            "leave --format out: the extension of -o tells it",
+        )
     return _fitting(cast(Format, explicit), allowed, kind, f"--format {explicit}")
 
 
@@ -169,7 +173,9 @@ def _by_extension(out: str, allowed: tuple[Format, ...], kind: Kind) -> Format:
 
 
 def _is_folder(path: str) -> UsageError:
-    return UsageError(f"--output {path!r} is a folder", f"expected a file, as {os.path.join(path, 'J.npz')!r}")
+    return UsageError(
+        f"--output {path!r} is a folder", f"expected a file, as {os.path.join(path, 'J.npz')!r}", "add a file name"
+    )
 
 
 def _extension(out: str | None) -> str:
@@ -180,4 +186,8 @@ def _fitting(chosen: Format, allowed: tuple[Format, ...], kind: Kind, where: str
     if chosen in allowed:
         return chosen
     content = "numbers about J" if kind == "numbers" else "matrices"
-    raise UsageError(f"{where}: {chosen} does not hold {content}", f"expected one of {', '.join(allowed)}")
+    raise UsageError(
+        f"{where}: {chosen} does not hold {content}",
+        f"expected one of {', '.join(allowed)}",
+        "choose another --format or name",
+    )

@@ -24,17 +24,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from jaccli.errors import InternalError, ResourceError, note
-from jaccli.safety.memory import format_bytes
 from jaccli.sinks.atomic import open_output
 from jaccli.sinks.choose import is_stream
 from jaccli.sinks.terminal import PLAIN, Style
+from jaccli.text.quantities import human
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,11 @@ class MatrixSink(ABC):
         tensor = block.detach().to("cpu", pair.torch_dtype).contiguous()
         fits = tensor.dim() == 3 and tuple(tensor.shape[1:]) == pair.shape[1:]
         if not fits or start != self._written[key] or start + len(tensor) > pair.shape[0]:
-            raise InternalError(f"block {tuple(tensor.shape)} at sample {start} does not continue {pair.shape}")
+            raise InternalError(
+                f"block {tuple(tensor.shape)} at sample {start} does not continue {pair.shape}",
+                f"expected the samples from {self._written[key]} on",
+                "please report it",
+            )
         if not any(self._written.values()):
             self._begin()
         self._written[key] += len(tensor)
@@ -136,7 +143,11 @@ class MatrixSink(ABC):
         """
         missing = [key for key, pair in self.pairs.items() if self._written[key] != pair.shape[0]]
         if missing:
-            raise InternalError(f"not all samples of {missing[0]!r} were written")
+            raise InternalError(
+                f"not all samples of {missing[0]!r} were written",
+                "expected a block of each sample before the end",
+                "please report it",
+            )
         self._close(self._provenance(provenance or {}))
         self._stack.close()
 
@@ -162,7 +173,7 @@ class MatrixSink(ABC):
         return
 
     @abstractmethod
-    def _write(self, pair: PairMeta, start: int, block: Tensor) -> None: ...
+    def _write(self, pair: PairMeta, start: int, block: Shaped[Tensor, "block n_out n_in"]) -> None: ...
 
     def _close(self, provenance: dict[str, str]) -> None:
         """Write what stands after the last block: nothing, where the format has no place for the provenance."""
@@ -187,8 +198,9 @@ class MatrixSink(ABC):
         needed = sum(pair.n_bytes for pair in self.pairs.values())
         if os.path.isdir(folder) and needed > shutil.disk_usage(folder).free:
             raise ResourceError(
-                f"--output {self.target.out!r} needs {format_bytes(needed)} of disk",
-                f"free: {format_bytes(shutil.disk_usage(folder).free)}",
+                f"--output {self.target.out!r} needs {human(needed)} of disk",
+                f"free: {human(shutil.disk_usage(folder).free)}",
+                "write to another disk, or take fewer samples",
             )
 
 

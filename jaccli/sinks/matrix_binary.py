@@ -6,7 +6,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -14,12 +14,15 @@ from numpy.lib import format as npy_format
 from torch import Tensor
 
 from jaccli.errors import ResourceError, UnsupportedError, UsageError
-from jaccli.safety.memory import available_memory, format_bytes
+from jaccli.safety.memory import available_memory
 from jaccli.samples.containers import PROVENANCE
 from jaccli.sinks.atomic import atomic_folder
 from jaccli.sinks.choose import is_stream
 from jaccli.sinks.matrix import MatrixSink, PairMeta, Target, note_bfloat16, numpy_dtype, numpy_form, raw_bytes
-from jaccli.text.quantities import dtype_name
+from jaccli.text.quantities import dtype_name, human
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 JACOBIAN = "jacobian"
 
@@ -50,6 +53,7 @@ class NpySink(MatrixSink):
             raise UsageError(
                 f"npy holds one layer pair, and there are {len(self.pairs)}",
                 "expected --format npz, safetensors, pt, zarr or jsonl",
+                "choose another format, or one layer",
             )
         super()._open()
         note_bfloat16([pair.torch_dtype], "npy")
@@ -58,7 +62,7 @@ class NpySink(MatrixSink):
         (pair,) = self.pairs.values()
         _write_npy_header(self._out, pair.shape, numpy_dtype(pair))
 
-    def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
+    def _write(self, pair: PairMeta, start: int, block: Shaped[Tensor, "block n_out n_in"]) -> None:
         del pair, start
         self._out.write(raw_bytes(numpy_form(block)))
         self._out.flush()
@@ -79,14 +83,14 @@ class CollectedSink(MatrixSink):
         needed, available = sum(pair.n_bytes for pair in self.pairs.values()), available_memory()
         if available is not None and needed > available:
             raise ResourceError(
-                f"this format is written at the end and needs {format_bytes(needed)} of memory",
-                f"available: {format_bytes(available)}",
+                f"this format is written at the end and needs {human(needed)} of memory",
+                f"available: {human(available)}",
                 "use npy, jsonl or zarr, which are written block by block",
             )
         super()._open()
         self._whole: dict[str, Tensor] = {}
 
-    def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
+    def _write(self, pair: PairMeta, start: int, block: Shaped[Tensor, "block n_out n_in"]) -> None:
         if len(block) == pair.shape[0]:  # no second copy of a J that came at once
             self._whole[pair.key] = block
             return
@@ -173,7 +177,7 @@ class ZarrSink(MatrixSink):
                 attributes={"source": pair.source, "target": pair.target, "index": index},
             )
 
-    def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
+    def _write(self, pair: PairMeta, start: int, block: Shaped[Tensor, "block n_out n_in"]) -> None:
         self._arrays[pair.key][start : start + len(block)] = numpy_form(block)
 
     def _close(self, provenance: dict[str, str]) -> None:

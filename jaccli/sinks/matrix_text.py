@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from jaccli.sinks.terminal import heading
 from jaccli.sinks.values import dumps
 from jaccli.text.escape import inert
 
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
 _TABLE_SAMPLES = 4
 
 
@@ -24,7 +27,7 @@ class JsonLinesSink(MatrixSink):
 
     binary = False
 
-    def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
+    def _write(self, pair: PairMeta, start: int, block: Shaped[Tensor, "block n_out n_in"]) -> None:
         for offset, matrix in enumerate(block):
             head = {
                 "sample": self.samples[start + offset],
@@ -50,7 +53,7 @@ class CsvSink(MatrixSink):
     def _begin(self) -> None:
         self._emit([["sample", "source", "target", "row", *(f"v{i}" for i in range(self._columns)), "method"]])
 
-    def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
+    def _write(self, pair: PairMeta, start: int, block: Shaped[Tensor, "block n_out n_in"]) -> None:
         rest = [*[""] * (self._columns - pair.shape[2]), self._methods[pair.key]]
         names = [inert(pair.source), inert(pair.target)]
         for offset, matrix in enumerate(block):
@@ -73,7 +76,7 @@ class JsonSink(MatrixSink):
         super()._open()
         self._parts: dict[str, list[str]] = {key: [] for key in self.pairs}
 
-    def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
+    def _write(self, pair: PairMeta, start: int, block: Shaped[Tensor, "block n_out n_in"]) -> None:
         del start
         self._parts[pair.key] += [_nested(matrix) for matrix in block]
 
@@ -94,7 +97,7 @@ class TableSink(MatrixSink):
 
     binary = False
 
-    def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
+    def _write(self, pair: PairMeta, start: int, block: Shaped[Tensor, "block n_out n_in"]) -> None:
         (batch, n_out, n_in), style = pair.shape, self.target.style
         for position in range(start, min(start + len(block), _TABLE_SAMPLES)):
             names = f"{pair.source} -> {pair.target}"
@@ -108,7 +111,7 @@ class TableSink(MatrixSink):
         self._out.flush()
 
 
-def _nested(matrix: Tensor) -> str:
+def _nested(matrix: Shaped[Tensor, "n_out n_in"]) -> str:
     """A matrix as JSON lists; each number is the exact value of the dtype."""
     values = matrix.double().tolist()
     # The checked way costs several times as much, and is seldom needed.

@@ -17,7 +17,7 @@ from jaccli.safety.documents import plain_values
 from jaccli.safety.reading import reading
 from jaccli.samples.arrays import as_tensor, read_npy
 from jaccli.samples.containers import CONTAINERS, Container, list_keys, pick_key
-from jaccli.samples.expected import SAVED_J
+from jaccli.samples.expected import SAVE_AGAIN, SAVED_J
 from jaccli.samples.source import Source, open_source, sniff
 from jaccli.samples.spec import FileInput, FolderInput, StdinInput, check_input, parse_input
 from jaccli.sinks.choose import is_zarr
@@ -75,9 +75,11 @@ def read_jacobian(path: str, stdin: BinaryIO | None = None) -> list[SavedJacobia
             ):
                 jacobians = list(_read(source, spec.key))
         case _:
-            raise UsageError(f"--jacobian {path!r} is no saved Jacobian", "expected a file, or - for a pipe")
+            raise UsageError(
+                f"--jacobian {path!r} is no saved Jacobian", "expected a file, or - for a pipe", "give its name"
+            )
     if not jacobians:
-        raise RefusedError(f"{path!r} holds no Jacobian", SAVED_J)
+        raise RefusedError(f"{path!r} holds no Jacobian", SAVED_J, SAVE_AGAIN)
     return [_checked(saved, repr(path)) for saved in jacobians]
 
 
@@ -94,7 +96,7 @@ def _read(source: Source, key: str | None) -> Iterable[SavedJacobian]:
         case "text":
             return [SavedJacobian(*parts) for parts in read_csv(source.handle, source.name)]
         case _:
-            raise RefusedError(f"{source.name} is an image", SAVED_J)
+            raise RefusedError(f"{source.name} is an image", SAVED_J, SAVE_AGAIN)
 
 
 def _from_container(container: Container, key: str | None, source: Source) -> list[SavedJacobian]:
@@ -109,15 +111,17 @@ def _from_container(container: Container, key: str | None, source: Source) -> li
         keys = [pick_key(container, key, source)]
     if not keys:
         if not container.keys:
-            raise RefusedError(f"{source.name} holds no arrays", SAVED_J)
+            raise RefusedError(f"{source.name} holds no arrays", SAVED_J, SAVE_AGAIN)
         raise UsageError(
             f"{source.name} holds {len(container.keys)} arrays, none named {JACOBIAN!r} or 'source->target'",
             f"expected FILE[KEY] with one of {list_keys(container.keys)}",
+            "name one of them",
         )
     return [_named(name, container.read(name), container.metadata) for name in keys]
 
 
 def _named(key: str, array: Tensor | SparseSamples, metadata: Mapping[str, str]) -> SavedJacobian:
+    """``array``, of any shape, with the layers that its key or the metadata name."""
     source, arrow, target = key.partition("->")
     if not arrow:
         source, target = metadata.get("source", UNKNOWN), metadata.get("target", UNKNOWN)
@@ -126,7 +130,7 @@ def _named(key: str, array: Tensor | SparseSamples, metadata: Mapping[str, str])
 
 def _read_zarr(path: str) -> list[SavedJacobian]:
     if not is_zarr(path):
-        raise RefusedError(f"{path!r} is a folder and no zarr store", SAVED_J)
+        raise RefusedError(f"{path!r} is a folder and no zarr store", SAVED_J, SAVE_AGAIN)
     try:
         import zarr
     except ImportError:
@@ -157,6 +161,7 @@ def _checked(saved: SavedJacobian, name: str) -> SavedJacobian:
         raise RefusedError(
             f"{name} is no Jacobian: shape {tuple(array.shape)} of {dtype_name(array.dtype)}",
             "expected real numbers (batch, n_out, n_in), or (n_out, n_in) for one sample",
+            SAVE_AGAIN,
         )
     if not array.is_floating_point():
         array = array.double()
@@ -168,6 +173,7 @@ def _checked(saved: SavedJacobian, name: str) -> SavedJacobian:
 
 
 def _warn_of_non_finite(array: Tensor, name: str) -> None:
+    """Of a tensor of any shape."""
     broken = int((~array.isfinite()).sum())
     if broken:
         warn(f"{name} has {broken} non-finite entries")

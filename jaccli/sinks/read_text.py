@@ -16,7 +16,7 @@ from torch import Tensor
 from jaccli.errors import RefusedError
 from jaccli.names import UNKNOWN
 from jaccli.safety.documents import parse_json, plain_values
-from jaccli.samples.expected import SAVED_J, WHOLE
+from jaccli.samples.expected import SAVE_AGAIN, SAVED_J, WHOLE
 from jaccli.samples.table import read_table
 from jaccli.text.quantities import dtype_name
 
@@ -40,7 +40,7 @@ def read_json(handle: BinaryIO, name: str) -> list[Parts]:
         elif "jacobian" in document:
             records.append(document)
         else:
-            raise RefusedError(f"{name}, line {line}: no field 'jacobian'", "expected what compute writes")
+            raise RefusedError(f"{name}, line {line}: no field 'jacobian'", "expected what compute writes", SAVE_AGAIN)
     by_pair: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for record in records:
         key = str(record.get("source", UNKNOWN)), str(record.get("target", UNKNOWN))
@@ -83,11 +83,13 @@ def read_csv(handle: BinaryIO, name: str) -> list[Parts]:
                 raise ValueError("rows are missing")
             matrix.append([float(value) for value in values if value])  # blanks follow the values of a narrow pair
     except (ValueError, IndexError, csv.Error, UnicodeError):
-        raise RefusedError(f"{name}, line {rows.line_num}: not a row of a saved Jacobian", SAVED_J) from None
+        raise RefusedError(
+            f"{name}, line {rows.line_num}: not a row of a saved Jacobian", SAVED_J, SAVE_AGAIN
+        ) from None
     finally:
         text.detach()  # the handle is the caller's, who closes it
     if not pairs:
-        raise RefusedError(f"{name} holds no rows", SAVED_J)
+        raise RefusedError(f"{name} holds no rows", SAVED_J, SAVE_AGAIN)
     return [(*key, *pair.joined(name)) for key, pair in pairs.items()]
 
 
@@ -122,7 +124,7 @@ def _documents(handle: BinaryIO, name: str) -> Iterable[tuple[int, dict[str, Any
         except ValueError:
             document = None
         if not isinstance(document, dict):
-            raise RefusedError(f"{name}, line {number}: not a JSON object, or cut short", WHOLE)
+            raise RefusedError(f"{name}, line {number}: not a JSON object, or cut short", *WHOLE)
         documents.append((number, document))
     return documents
 
@@ -135,25 +137,32 @@ def _matrix(record: dict[str, Any], name: str) -> Tensor:
         raise RefusedError(
             f"{name}: a Jacobian of shape {tuple(array.shape)} is said to have {str(tuple(shape[:9]))[:80]}",
             "expected the two to agree",
+            SAVE_AGAIN,
         )
     if array.dim() not in (2, 3):
-        raise RefusedError(f"{name}: 'jacobian' has {array.dim()} dimensions", "expected 2, or 3 with the samples")
+        raise RefusedError(
+            f"{name}: 'jacobian' has {array.dim()} dimensions", "expected 2, or 3 with the samples", SAVE_AGAIN
+        )
     array = array if array.dim() == 3 else array[None]
     return array.to(_DTYPES.get(str(record.get("dtype")), torch.float64))
 
 
 def _array(nested: Any, name: str) -> Tensor:
+    """Nested lists of numbers as a tensor of their shape."""
     try:
         # Text is for "nan" and "inf"; null would become nan silently.
         array = np.array(nested, dtype=np.float64)
         if np.isnan(array).any() and "null" in json.dumps(nested):
             raise ValueError("null")
     except (ValueError, TypeError, OverflowError, RecursionError):
-        raise RefusedError(f"{name}: 'jacobian' is not a matrix of numbers", SAVED_J) from None
+        raise RefusedError(f"{name}: 'jacobian' is not a matrix of numbers", SAVED_J, SAVE_AGAIN) from None
     return torch.from_numpy(array)
 
 
 def _joined(parts: list[Tensor], name: str) -> Tensor:
+    """Parts ``(k, n_out, n_in)`` one after the other, ``(batch, n_out, n_in)``."""
     if len({part.shape[1:] for part in parts}) > 1:
-        raise RefusedError(f"{name}: the samples of a pair have several shapes", "expected one shape for a pair")
+        raise RefusedError(
+            f"{name}: the samples of a pair have several shapes", "expected one shape for a pair", SAVE_AGAIN
+        )
     return torch.cat(parts)

@@ -12,15 +12,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from jaccli.errors import RefusedError
 from jaccli.safety.memory import require_memory, require_unpacked
-from jaccli.samples.expected import WHOLE
+from jaccli.samples.expected import SAVE_AGAIN, WHOLE
 from jaccli.sinks.matrix import MatrixSink, PairMeta, Target
 from jaccli.sinks.matrix_binary import Writer
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 _PARTS = ("data", "indices", "shape")
 # Elements beyond this overflow the numbers by which they are counted.
@@ -49,7 +53,7 @@ class SparseSink(MatrixSink):
         super()._open()
         self._parts: dict[str, list[tuple[Tensor, Tensor]]] = {key: [] for key in self.pairs}
 
-    def _write(self, pair: PairMeta, start: int, block: Tensor) -> None:
+    def _write(self, pair: PairMeta, start: int, block: Shaped[Tensor, "block n_out n_in"]) -> None:
         del start
         flat = block.reshape(len(block), -1)
         positions = (flat != 0).any(0).nonzero().reshape(-1)  # NaN is not zero
@@ -107,13 +111,14 @@ class SparseSamples:
         return len(self.data)
 
     def __getitem__(self, which: int | Sequence[int]) -> Tensor | SparseSamples:
-        """One sample's J, dense; or some of the samples, still sparse."""
+        """One sample's J ``(n_out, n_in)``, dense; or some of the samples, still sparse."""
         if not isinstance(which, int):
             return SparseSamples(self.data[list(which)], self.positions, self.matrix)
         out = torch.zeros(math.prod(self.matrix), dtype=self.data.dtype)
         return out.index_copy_(0, self.positions, self.data[which]).reshape(self.matrix)
 
     def __iter__(self) -> Iterator[Tensor]:
+        """J of each sample, ``(n_out, n_in)``, dense."""
         for number in range(len(self)):
             one = self[number]
             assert isinstance(one, Tensor)
@@ -141,22 +146,23 @@ def read_sparse(read: Callable[[str], Tensor], key: str, name: str) -> SparseSam
     data, indices, shape = (read(f"{key}.{part}" if key else part) for part in _PARTS)
     whole = tuple(shape.tolist()) if shape.dtype == torch.int64 and shape.shape == (3,) else ()
     if len(whole) != 3 or min(whole) < 1 or math.prod(whole) > _MOST_ELEMENTS:
-        raise RefusedError(f"{name} is no sparse Jacobian", "expected a shape of (batch, n_out, n_in)")
+        raise RefusedError(f"{name} is no sparse Jacobian", "expected a shape of (batch, n_out, n_in)", SAVE_AGAIN)
     batch, n_out, n_in = whole
     if indices.dtype != torch.int64 or indices.dim() != 2 or data.shape != (batch, indices.shape[1]):
         raise RefusedError(
             f"{name} is no sparse Jacobian: data {tuple(data.shape)}, indices {tuple(indices.shape)}",
             f"expected ({batch}, nnz) and (2, nnz)",
+            SAVE_AGAIN,
         )
     if data.dtype == torch.bool or data.is_complex() or len(indices) != 2:
-        raise RefusedError(f"{name} is no sparse Jacobian", "expected real numbers, and rows above columns")
+        raise RefusedError(f"{name} is no sparse Jacobian", "expected real numbers, and rows above columns", SAVE_AGAIN)
     rows, columns = indices
     inside = ((rows >= 0) & (rows < n_out) & (columns >= 0) & (columns < n_in)).all()
     if not bool(inside):
-        raise RefusedError(f"{name} is damaged: entries outside of {n_out} x {n_in}", WHOLE)
+        raise RefusedError(f"{name} is damaged: entries outside of {n_out} x {n_in}", *WHOLE)
     positions = rows * n_in + columns
     if len(positions.unique()) != len(positions):
-        raise RefusedError(f"{name} is damaged: an entry is given twice", WHOLE)
+        raise RefusedError(f"{name} is damaged: an entry is given twice", *WHOLE)
     data = data if data.is_floating_point() else data.double()
     # Figures are made of one sample's J in float64 and a copy.
     require_unpacked(2 * n_out * n_in * 8, 8 * data.numel(), f"one sample's J of {name}", most=_MOST_ELEMENTS)

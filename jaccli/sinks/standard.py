@@ -1,7 +1,7 @@
 """Standard output belongs to results: what a model prints, in Python, in C or from a child, goes to standard error.
 
-    with settled():        a command line: closed descriptors are open, encodings as the streams show them
-        separate()         a command's body: from now on ``results()`` alone leads to standard output
+    with prepared_streams():        a command line: closed descriptors are open, encodings as the streams show them
+        reserve_stdout_for_results()         a command's body: from now on ``results()`` alone leads to standard output
 
 Where ``sys.stdout`` is no descriptor but what a caller put there, results go to that.
 """
@@ -21,7 +21,7 @@ from jaccli.sinks.charset import SUBSTITUTE, charset_of
 
 
 @dataclass(frozen=True)
-class _Apart:
+class _Redirection:
     """Results, and what it takes to undo the separation."""
 
     results: BinaryIO
@@ -30,51 +30,51 @@ class _Apart:
     descriptor: int
 
 
-_apart: _Apart | None = None
-_settled = False
+_redirection: _Redirection | None = None
+_prepared = False
 
 
 def results() -> BinaryIO:
     """Where results go when no file is named."""
-    return _apart.results if _apart is not None else sys.stdout.buffer
+    return _redirection.results if _redirection is not None else sys.stdout.buffer
 
 
 def results_charset() -> str:
     """The charset of text for people there."""
-    return _apart.charset if _apart is not None else _charset(sys.stdout)
+    return _redirection.charset if _redirection is not None else _charset(sys.stdout)
 
 
-def separate() -> None:
+def reserve_stdout_for_results() -> None:
     """Keep standard output for ``results()``: descriptor 1 and ``sys.stdout`` lead to standard error."""
-    global _apart
-    if _apart is not None:
+    global _redirection
+    if _redirection is not None:
         return
     _flush()
     stdout, descriptor = sys.stdout, os.dup(1)
-    own = _number(stdout) == 1
-    stream: BinaryIO = os.fdopen(descriptor, "wb", closefd=False) if own else stdout.buffer
-    _apart = _Apart(stream, _charset(stdout), stdout, descriptor)
+    is_descriptor_1 = _number(stdout) == 1
+    stream: BinaryIO = os.fdopen(descriptor, "wb", closefd=False) if is_descriptor_1 else stdout.buffer
+    _redirection = _Redirection(stream, _charset(stdout), stdout, descriptor)
     os.dup2(2, 1)
     sys.stdout = chatter()
 
 
-def unite() -> None:
-    """Undo ``separate``. Not at the end of a process: what runs at exit may print, too."""
-    global _apart
-    if _apart is None:
+def release_stdout() -> None:
+    """Undo ``reserve_stdout_for_results``. Not at the end of a process: what runs at exit may print, too."""
+    global _redirection
+    if _redirection is None:
         return
-    apart, _apart = _apart, None
+    ended, _redirection = _redirection, None
     _flush()
     with contextlib.suppress(OSError, ValueError):
-        apart.results.flush()
-    os.dup2(apart.descriptor, 1)
-    os.close(apart.descriptor)
-    sys.stdout = apart.stdout
+        ended.results.flush()
+    os.dup2(ended.descriptor, 1)
+    os.close(ended.descriptor)
+    sys.stdout = ended.stdout
 
 
-def is_settled() -> bool:
+def are_streams_prepared() -> bool:
     """Whether this is a command line, which puts streams back itself, or ends with its process."""
-    return _settled
+    return _prepared
 
 
 def flush_results() -> None:
@@ -83,7 +83,7 @@ def flush_results() -> None:
     Raises:
         OSError: it cannot be written.
     """
-    (_apart.results if _apart is not None else sys.stdout).flush()
+    (_redirection.results if _redirection is not None else sys.stdout).flush()
 
 
 def discard_results() -> None:
@@ -103,9 +103,9 @@ def discard_messages() -> None:
 
 
 @contextlib.contextmanager
-def settled() -> Iterator[None]:
+def prepared_streams() -> Iterator[None]:
     """Standard streams that are there, and can write anything: for the time of one command line."""
-    global _settled
+    global _prepared
     _open_closed()
     before = [
         (stream, stream.encoding, stream.errors)
@@ -115,11 +115,11 @@ def settled() -> Iterator[None]:
     for stream, *_ in before:
         with contextlib.suppress(OSError):
             stream.reconfigure(encoding=_charset(stream), errors=SUBSTITUTE)
-    _settled = True
+    _prepared = True
     try:
         yield
     finally:
-        _settled = False
+        _prepared = False
         for stream, encoding, errors in before:
             with contextlib.suppress(OSError, ValueError):
                 stream.reconfigure(encoding=encoding, errors=errors)

@@ -33,7 +33,7 @@ class TableView:
         records: one a row.
         columns: which fields, in this order; all of them unless given.
         title: above the table.
-        keys: so many columns at the left name a row.
+        keys: how many columns, from the left, name a row.
         spare: columns that a narrow terminal goes without, the first of them first.
         heads: what stands above a column, where that is not the field's name.
     """
@@ -99,7 +99,7 @@ class _Column:
         return max((cell_len(line) for lines in self.cells for line in lines), default=0)
 
     def within(self, width: int) -> _Column:
-        """The same in so many characters; of numbers the head alone is broken."""
+        """The same in ``width`` characters; of numbers the head alone is broken."""
         whole = self.cells[1:] if self.numeric else ()
         broken = (tuple(wrapped(" ".join(lines), width)) for lines in self.cells[: len(self.cells) - len(whole)])
         return replace(self, cells=(*broken, *whole))

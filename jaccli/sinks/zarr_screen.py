@@ -10,14 +10,15 @@ from typing import Any, Final
 from jaccli.errors import RefusedError
 from jaccli.safety.documents import parse_json
 from jaccli.safety.memory import require_unpacked
-from jaccli.samples.expected import WHOLE
+from jaccli.samples.expected import SAVE_AGAIN, WHOLE
 
 # Codecs that only unpack numbers, by their names in zarr 3 and in zarr 2. Others, such as "pickle", run code.
 _CODECS_3: Final = ("bytes", "zstd", "blosc", "gzip", "crc32c", "transpose", "sharding_indexed", "endian")
 _CODECS: Final = (*_CODECS_3, "zlib", "lz4", "bz2", "lzma")
 _METADATA: Final = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 _MAX_METADATA: Final = 1 << 24
-# A chunk of zeros has no file, so a small store may announce many chunks: so many freely, and so many for each file.
+# zarr writes no file for a chunk of zeros, so a store may have more chunks than files: up to 20,000, plus 100 for each
+# file.
 _CHUNKS_FREELY: Final = 20_000
 _CHUNKS_OF_A_FILE: Final = 100
 _WIDEST: Final = 8  # bytes of an element
@@ -41,7 +42,9 @@ def screen_store(path: str) -> None:
             leads_out = os.path.islink(full) and not os.path.realpath(full).startswith(real + os.sep)
             if leads_out or not expected_kind:
                 raise RefusedError(
-                    f"{name} holds {entry[:60]!r}, which leads out of it or is no file", "expected a zarr store"
+                    f"{name} holds {entry[:60]!r}, which leads out of it or is no file",
+                    "expected a zarr store",
+                    SAVE_AGAIN,
                 )
         described += [os.path.join(folder, entry) for entry in files if entry in _METADATA]
     for file in described:
@@ -50,12 +53,12 @@ def screen_store(path: str) -> None:
 
 def _metadata(file: str, name: str) -> Any:
     if os.path.getsize(file) > _MAX_METADATA:
-        raise RefusedError(f"{name} is a damaged zarr store", WHOLE)
+        raise RefusedError(f"{name} is a damaged zarr store", *WHOLE)
     try:
         with open(file, "rb") as text:
             return parse_json(text.read(), name)
     except (OSError, ValueError):
-        raise RefusedError(f"{name} is a damaged zarr store", WHOLE) from None
+        raise RefusedError(f"{name} is a damaged zarr store", *WHOLE) from None
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def _check_chunks(shape: Any, chunk: Any, name: str, folder: _Folder) -> None:
     if not isinstance(chunk, list) or not isinstance(shape, list) or len(shape) != len(chunk):
         return
     if any(type(size) is not int or size < 0 for size in (*shape, *chunk)):
-        raise RefusedError(f"{name} is a damaged zarr store: shape {str(shape)[:60]}, chunks {str(chunk)[:60]}", WHOLE)
+        raise RefusedError(f"{name} is a damaged zarr store: shape {str(shape)[:60]}, chunks {str(chunk)[:60]}", *WHOLE)
     chunks = math.prod(-(-n // max(size, 1)) for n, size in zip(shape, chunk, strict=True))
     if chunks > _CHUNKS_FREELY + _CHUNKS_OF_A_FILE * folder.files:
         raise RefusedError(

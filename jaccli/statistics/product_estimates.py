@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import torch
@@ -15,12 +14,12 @@ from jaccli.linear_maps.extreme_singular_values import Extremes, extreme_singula
 from jaccli.linear_maps.linear_map import LinearMap
 from jaccli.linear_maps.matrix_free import MatrixFree
 from jaccli.linear_maps.rescaled import Rescaled, measured, rescaled
-from jaccli.names import check_count
+from jaccli.names import check_count, check_share
 from jaccli.statistics import quadrature
 from jaccli.statistics.consistency import check_records
 from jaccli.statistics.jackknife import Estimate, NamedFigures, within
 from jaccli.statistics.probing import Effort, effort_of, estimated
-from jaccli.text.wording import worded
+from jaccli.text.wording import term, worded
 
 # A J below this size would lose digits in J − I.
 SMALL = 2.0**-10
@@ -121,9 +120,9 @@ def _check(a: object, probes: object, tolerance: object) -> None:
         raise UsageError(what, "expected a linear map", "jaccli.operator(model, x) makes one")
     if probes is not None:
         check_count("probes", probes, ", or None")
-    if tolerance is not None and not (isinstance(tolerance, Real) and 0 < float(tolerance) < 1):
-        what = worded("{tolerance:{value}}", value=repr(tolerance))
-        raise UsageError(what, "expected a share between 0 and 1, or None")
+    if tolerance is not None:
+        given, example = term("tolerance", repr(tolerance)), worded("as {tolerance:0.05}")
+        check_share(tolerance, given, "expected a share between 0 and 1, or None", example)
 
 
 def _estimates(j: LinearMap, effort: Effort, largest: Extremes) -> dict[str, Estimate]:

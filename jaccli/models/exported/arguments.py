@@ -37,7 +37,11 @@ def value_of(raw: Mapping[str, Any], parse_graph: ParseGraph) -> Any:
     if kind == "as_string_to_argument":
         return {str(key): value_of(item, parse_graph) for key, item in value.items()}
     if kind == "as_custom_obj":
-        raise UnsupportedError("the exported model uses a custom object, which only running code could build")
+        raise UnsupportedError(
+            "the exported model uses a custom object, which only running code could build",
+            "expected tensors and numbers",
+            "re-export the model without it",
+        )
     return _READERS[kind](value)
 
 

@@ -79,9 +79,17 @@ def parse_spec(text: str, fields: Mapping[str, Any]) -> ArchivedTree:
     try:
         spec = _node(json.loads(text)[1], fields, depth=0)
     except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
-        raise RefusedError("the archive's description of inputs or outputs is damaged") from error
+        raise RefusedError(
+            "the archive's description of inputs or outputs is damaged",
+            "expected what torch.export.save writes",
+            "copy, download or export it again",
+        ) from error
     if spec.size() > _MAX_LEAVES:
-        raise RefusedError("the archive describes more inputs or outputs than a model can have")
+        raise RefusedError(
+            "the archive describes more inputs or outputs than a model can have",
+            f"expected at most {_MAX_LEAVES}",
+            "copy, download or export it again",
+        )
     return spec
 
 

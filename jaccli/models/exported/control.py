@@ -31,7 +31,11 @@ def while_loop(
         if not bool(run(test, (*values, *additional))[0]):
             return values
         values = run(body, (*values, *additional))
-    raise ResourceError(f"a loop of the exported model did not end after {_MAX_STEPS} steps")
+    raise ResourceError(
+        f"a loop of the exported model did not end after {_MAX_STEPS} steps",
+        "expected a loop that ends",
+        "re-export the model with fewer steps, or try another input",
+    )
 
 
 def map_impl(run: RunGraph, body: Any, mapped: Sequence[Any], operands: Sequence[Any] = ()) -> tuple[Any, ...]:

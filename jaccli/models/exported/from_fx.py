@@ -92,7 +92,11 @@ def _inputs(exported: Any) -> tuple[dict[str, tuple[StateKind, str]], tuple[Inpu
         elif kind == "USER_INPUT":
             leaves.append(_leaf(placeholders[spec.arg.name], getattr(exported, "range_constraints", {})))
         else:
-            raise UnsupportedError(f"the exported model takes a {kind.lower()} as an input")
+            raise UnsupportedError(
+                f"the exported model takes a {kind.lower()} as an input",
+                "expected tensors and numbers",
+                "re-export the model without it",
+            )
     return state, tuple(leaves)
 
 
@@ -240,7 +244,11 @@ class _Converter:
         part = _attribute(self._module, str(target))
         if isinstance(part, fx.GraphModule):
             return _Converter(part, {}, self._listed).graph()
-        raise UnsupportedError(f"the exported model refers to {quote(target)}, which is not a tensor")
+        raise UnsupportedError(
+            f"the exported model refers to {quote(target)}, which is not a tensor",
+            "expected parameters, buffers and constant tensors",
+            "re-export the model without it",
+        )
 
 
 def _is_control(target: Any) -> bool:

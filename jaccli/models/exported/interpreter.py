@@ -97,7 +97,11 @@ class ProgramRun:
     def run_inner(self, graph: ExportedGraph, operands: Sequence[Any]) -> tuple[Any, ...]:
         """Run a graph inside a control-flow operator."""
         if len(operands) != len(graph.inputs):
-            raise RefusedError("a control-flow block of the exported model gets the wrong number of inputs")
+            raise RefusedError(
+                "a control-flow block of the exported model gets the wrong number of inputs",
+                f"expected {len(graph.inputs)}, and it gets {len(operands)}",
+                "copy, download or export it again",
+            )
         values = {name: value for name, value in zip(graph.inputs, operands, strict=True) if name is not None}
         scope = self.run(graph, values)
         return tuple(scope.value(item) for item in graph.outputs)

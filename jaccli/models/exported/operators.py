@@ -42,10 +42,18 @@ def _arithmetic(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def compute(*values: Any) -> Any:
         if not all(isinstance(value, _NUMBERS) for value in values):
-            raise UnsupportedError("the exported model computes with something that is no number")
+            raise UnsupportedError(
+                "the exported model computes with something that is no number",
+                "expected numbers and tensors",
+                "re-export the model without it",
+            )
         result = function(*values)
         if type(result) is int and result.bit_length() > _MAX_BITS:
-            raise UnsupportedError("the exported model computes an absurdly large number")
+            raise UnsupportedError(
+                "the exported model computes an absurdly large number",
+                f"expected at most {_MAX_BITS} bits",
+                "re-export the model without it",
+            )
         return result
 
     return compute
@@ -56,7 +64,11 @@ def _bounded(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 
     def compute(base: Any, exponent: Any) -> Any:
         if isinstance(exponent, int) and abs(exponent) > 64:
-            raise UnsupportedError(f"the exported model raises a number to {exponent!r}"[:120])
+            raise UnsupportedError(
+                f"the exported model raises a number to {exponent!r}"[:120],
+                "expected an exponent or a shift of at most 64",
+                "re-export the model without it",
+            )
         return function(base, exponent)
 
     return compute

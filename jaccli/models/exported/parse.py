@@ -115,7 +115,11 @@ class _Parser:
             elif kind == "constant_input":
                 leaves.append(InputLeaf(None, value_of(spec["value"], self.graph)))
             else:
-                raise UnsupportedError(f"the exported model takes a {kind.replace('_', ' ')[:40]!r} as an input")
+                raise UnsupportedError(
+                    f"the exported model takes a {kind.replace('_', ' ')[:40]!r} as an input",
+                    "expected tensors and numbers",
+                    "re-export the model without it",
+                )
         return state, leaves
 
     def leaf(self, arg: Mapping[str, Any], values: Mapping[str, Any]) -> InputLeaf:
@@ -149,7 +153,11 @@ class _Parser:
             elif kind == "buffer_mutation":
                 mutations[str(spec["buffer_name"])] = value_of({"as_tensor": spec["arg"]}, self.graph)
             elif kind != "user_input_mutation":
-                raise UnsupportedError(f"the exported program returns a {kind.replace('_', ' ')[:40]!r}")
+                raise UnsupportedError(
+                    f"the exported program returns a {kind.replace('_', ' ')[:40]!r}",
+                    "expected tensors and numbers",
+                    "re-export the model without it",
+                )
         return results, mutations
 
 
@@ -210,7 +218,11 @@ def _input_name(arg: Mapping[str, Any]) -> str | None:
     if arg.get("as_optional_tensor") is not None:
         return _input_name(arg["as_optional_tensor"])
     if arg.get("as_custom_obj") is not None:
-        raise UnsupportedError("the exported model uses a custom object, which only running code could build")
+        raise UnsupportedError(
+            "the exported model uses a custom object, which only running code could build",
+            "expected tensors and numbers",
+            "re-export the model without it",
+        )
     return None
 
 

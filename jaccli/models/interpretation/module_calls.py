@@ -41,7 +41,9 @@ class CallReports:
         self._calls[path] += 1
         changed, _ = self.tap.enter(path, self._calls[path], args, {})
         if len(changed) != len(args):
-            raise InternalError(f"a tap changed the number of inputs of {quote(path)}")
+            raise InternalError(
+                f"a tap changed the number of inputs of {quote(path)}", f"expected {len(args)}", "please report it"
+            )
         return self._calls[path], changed
 
     def leave(self, path: str, call: int, output: Any) -> Any:

@@ -81,7 +81,11 @@ def pairs(layout: Nesting, value: Any) -> Iterator[tuple[Any, Any]]:
     """
     if isinstance(layout, tuple):
         if not isinstance(value, (tuple, list)) or len(value) != len(layout):
-            raise InternalError("a tap changed how many values a module takes or returns")
+            raise InternalError(
+                "a tap changed how many values a module takes or returns",
+                "expected as many as the module has",
+                "please report it",
+            )
         for inner, item in zip(layout, value, strict=True):
             yield from pairs(inner, item)
     elif layout is not None:

@@ -100,7 +100,11 @@ class ScriptProgram:
         if name not in self._compiled:
             graph = self.functions.graph(name)
             if graph is None:
-                raise UnsupportedError(f"the model calls {quote(name, 120)}, of which it holds no code")
+                raise UnsupportedError(
+                    f"the model calls {quote(name, 120)}, of which it holds no code",
+                    "expected a file that holds all of its functions",
+                    "save the model again with torch.jit.save",
+                )
             self._compiled[name] = compile_graph(self, name, graph)
             if name.removeprefix("__torch__.") in SWITCHED_OFF:
                 self._compiled[name] = CompiledGraph(name, [None, False], [], 1)

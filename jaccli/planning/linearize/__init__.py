@@ -12,7 +12,7 @@ demand (the structure of f, checks) is computed once and kept inside of it, and 
 Why: everything that a method needs is known before a method is chosen.
 """
 
-from jaccli.planning.linearize.linearization import Linearization, Pair, pair_name
+from jaccli.planning.linearize.linearization import Linearization, Pair
 from jaccli.planning.linearize.of_pairs import linearize, preview
 from jaccli.planning.linearize.probe import AdjointProbe
 from jaccli.planning.linearize.recording import record_backward, set_aside
@@ -26,7 +26,6 @@ __all__ = [
     "detached_inputs",
     "exact_attention",
     "linearize",
-    "pair_name",
     "preview",
     "readable",
     "record_backward",

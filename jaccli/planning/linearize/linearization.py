@@ -15,6 +15,7 @@ from jaccli.graph import CaptureGap, EliminationPlan, Graph, capture, plan_elimi
 from jaccli.linearization.differences import Differences
 from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.linearization.rounding import Rounding, rounding
+from jaccli.names import pair_name
 from jaccli.planning.linearize.probe import AdjointProbe
 from jaccli.planning.linearize.session import readable
 from jaccli.runtime.dispatch import LeftTorch, Within
@@ -23,11 +24,6 @@ Pair = tuple[Address, Address]
 HIDDEN_PATH = (
     "the target moves with the source, but no gradient flows (detach, no_grad, rounding or an integer between)"
 )
-
-
-def pair_name(pair: Pair) -> str:
-    """``fc1 -> output``."""
-    return f"{pair[0]!s} -> {pair[1]!s}"
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ class Linearization:
     @property
     def name(self) -> str:
         """``fc1 -> output``."""
-        return pair_name(self.pair)
+        return pair_name(*self.pair)
 
     def with_mixing_samples(self) -> Linearization:
         """The same, where samples turned out to mix: its probe holds the first sample's row. Cost: a backward pass."""
