@@ -109,7 +109,7 @@ NETWORKS: dict[str, tuple[Any, tuple[int, ...], str]] = {
 }
 # Limits, under which such small networks would be left alone; and the same plans on every machine.
 LOW: dict[str, Any] = {
-    "jaccli.graph.layout.cost.known": lambda _device: TYPICAL,
+    "jaccli.graph.layout.cost.stored_or_typical": lambda _device: TYPICAL,
     "jaccli.graph.program.onednn.SMALLEST": 0,
     "jaccli.graph.program.onednn.SMALLEST_TANH": 0,
     "jaccli.graph.program.memory_plan.DONATED_FROM": 0,
@@ -230,11 +230,11 @@ def test_results_are_kept_and_make_a_table(tmp_path: Path) -> None:
     for network_name, ratio in (("gru", 2.0), ("lstm", 0.5)):
         figures = {key: {"ratio": ratio} for key in ("planned", "memory")}
         results.add({"network": network_name, "switch": "views", **figures})
-    results.add({"network": "gru", "switch": "columns", "error": "TypeError: no"})
+    results.add({"network": "gru", "switch": "stacking", "error": "TypeError: no"})
     again = Results.resumed(about, path)
-    assert again.missing("gru", ["views", "columns", "stacking"]) == ["columns", "stacking"]
+    assert again.missing("gru", ["views", "stacking", "output"]) == ["stacking", "output"]
     rows = table(read([path, path])).splitlines()
     assert rows[2] == "| each view made once | `program/peephole` | 2 | 2.00 gru | 1.00 | – | 2.00 gru |"
-    assert rows[-1] == "- columns: error on gru: TypeError: no"
+    assert rows[-1] == "- stacking: error on gru: TypeError: no"
     with pytest.raises(ValueError, match="threads 1, now 2: take another file"):
         Results.resumed({**about, "threads": 2}, path)

@@ -79,7 +79,12 @@ SEARCH_SWITCHES = switches(
         "elimination/accumulate",
         {_SEARCH + "_seed_ranges": empty},
     ),
-    ("rates", "plans by this machine's rates", "layout/cost", {"graph.layout.cost.known": lambda _device: TYPICAL}),
+    (
+        "rates",
+        "plans by this machine's rates",
+        "layout/cost",
+        {"graph.layout.cost.stored_or_typical": lambda _device: TYPICAL},
+    ),
     ("compression", "compression by colouring", "elimination/compressed", {_SEARCH + "compressed_plan": nothing}),
     (
         "greedy",
