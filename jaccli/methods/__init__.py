@@ -11,7 +11,7 @@
 In: f at the samples, and how many rows or columns go at once. Out: J, filled in, with what a reader should know of it.
 Why: a method owns everything that is said of it: how it fills J, its cost in passes, bytes and predicted seconds, why
 it cannot be used, and its fallbacks. ``auto`` is a method too; its docstring is the decision table. A new method is a
-file here and one line in ``jaccli.names.METHOD_CLASSES``.
+file here, its name in ``jaccli.names.MethodName`` (for type checkers) and one line in ``METHOD_CLASSES`` there.
 """
 
 from __future__ import annotations
