@@ -74,7 +74,7 @@ def test_of_a_large_file_the_rows_wanted_are_read(tmp_path: Path) -> None:
     spec = parse_input(str(tmp_path / "large.npz"))
     with limited_memory(50_000_000):
         assert load_samples(spec, rows=parse_samples("0:2").indices).shape == (2, 3)
-        with pytest.raises(ResourceError, match=r"unfolds to 192\.0 MiB"):
+        with pytest.raises(ResourceError, match=r"unfolds to 192 MiB"):
             load_samples(spec)
         with pytest.raises(ResourceError, match="unfolds to"):
             load_samples(spec, rows=parse_samples("::2").indices)
