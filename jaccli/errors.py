@@ -19,6 +19,7 @@ others end a pass or a search early.
     ├── MethodGap, CaptureGap, CompileGap      gaps
     ├── SamplesMixed, TooMuchWork              a search for zeros of J ends
     ├── LeftTorch, NoSecondDerivative          NotImplementedError: torch's own way to say so
+    ├── NoGraph                                RuntimeError: a layer is called where nothing is recorded
     ├── DamagedError, BudgetError              ValueError, UnpicklingError: of a file that is read
     └── Busy                                   RuntimeError: a time that does not count
     BaseException

@@ -140,7 +140,7 @@ class MethodSelection:
 
 
 class Method(ABC):
-    """A way to compute J. A new method is a subclass in a file of its own, and one line in ``jaccli.names``.
+    """A way to compute J. A new method is a subclass in a file of its own, and its entry in ``jaccli.names``.
 
     Attributes:
         name: as on the command line, and in ``METHOD_CLASSES``.

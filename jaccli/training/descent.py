@@ -14,7 +14,8 @@ from jaccli.models.adapt import as_network
 from jaccli.networks.dtypes import is_whole
 from jaccli.networks.network import Network
 
-# Share of the steps in which the learning rate is warmed up, and how many at most.
+# Share of the steps in which the learning rate is warmed up, and how many at most. Adam's second moments are averages
+# of few gradients at first: full steps by them would undo what the network has learnt.
 WARM_UP = 0.1
 WARM_STEPS = 100
 
