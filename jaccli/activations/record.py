@@ -38,6 +38,22 @@ class NoGraph(RuntimeError):
     """A layer is called where autograd records nothing. The planner then records the pass without gradients."""
 
 
+def check_sample_dimension(x: Tensor, dim: int) -> None:
+    """Check that ``x``, of any shape, has samples in dimension ``dim``.
+
+    Raises:
+        UsageError: it has no such dimension, or no sample there.
+    """
+    if 0 < x.dim() <= dim:
+        raise UsageError(
+            f"x has shape {tuple(x.shape)}, and input@{dim} says that dimension {dim} counts the samples",
+            f"expected a dimension from 0 to {x.dim() - 1}",
+            "leave @ out where the first dimension counts them",
+        )
+    if x.dim() == 0 or x.shape[dim] == 0:
+        raise UsageError(f"x has shape {tuple(x.shape)}", f"expected at least one sample in dimension {dim}")
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What the model is called with.
@@ -67,8 +83,7 @@ class Inputs:
             raise RefusedError(
                 f"x is {kind[0]}", "expected a dense tensor", "give x.to_padded_tensor(0.0), or with values"
             )
-        if x.dim() <= dim or x.shape[dim] == 0:
-            raise UsageError(f"x has shape {tuple(x.shape)}", f"expected at least one sample in dimension {dim}")
+        check_sample_dimension(x, dim)
         if isinstance(args, Tensor | str) or not isinstance(args, Sequence):
             raise UsageError(f"args is a {type(args).__name__}", "expected a tuple, as args=(mask,)")
         if not isinstance(kwargs or {}, Mapping):

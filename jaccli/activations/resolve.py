@@ -24,7 +24,7 @@ def resolve(network: Network, name: str) -> Address:
     if address is None and names.globbed(name):
         raise UsageError(
             f"layer {name!r} is a glob, and one layer is wanted here",
-            "expected a target without * ? { }",
+            "expected a name without * ? { }",
             worded("{several_layers}"),
         )
     if address is None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from jaccli.activations.address import Address
 from jaccli.activations.entry_dimension import sample_dims, tensors_at
 from jaccli.activations.nested import leaves
-from jaccli.activations.record import Inputs
+from jaccli.activations.record import Inputs, check_sample_dimension
 from jaccli.linear_maps.agreement import values_agree
 from jaccli.networks.network import Network
 
@@ -27,12 +27,17 @@ def find_samples(network: Network, inputs: Inputs, addresses: Sequence[Address])
     are in the dimension of the same size. If several have that size, values decide (``entry_dimension``).
 
     Cost: a forward pass in the second case; two more for each dimension where several have that size.
+
+    Raises:
+        UsageError: the input has no such dimension.
     """
     dims = [a.dim for a in addresses if a.is_model_input and a.dim is not None]
+    first = inputs.args[0]
     if dims:
+        if isinstance(first, Tensor):
+            check_sample_dimension(first, dims[0])
         return replace(inputs, dim=dims[0])
     others = [a for a in addresses if a.dim is not None]
-    first = inputs.args[0]
     if not others or not isinstance(first, Tensor):
         return inputs
     tensors = tensors_at(network, inputs, others)

@@ -140,8 +140,9 @@ def _explain(linearization: Linearization, size: int, vectors: int, loaded: Load
     from jaccli.text.escape import inert
 
     f, batch = linearization.linear.f, loaded.inputs.batch
+    each = f"each of {batch} samples" if batch != 1 else "one sample"
     print(
-        f"{inert(linearization.name)}: J is {f.n_out} x {f.n_in} for each of {batch} samples, and is not built\n"
+        f"{inert(linearization.name)}: J is {f.n_out} x {f.n_in} for {each}, and is not built\n"
         f"  method  estimate: products with random vectors, {vectors} at a time\n"
         f"  samples {min(size, batch)} at a time",
         file=sys.stderr,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from jaccli.errors import UnsupportedError, UsageError, warn
 from jaccli.linear_maps.matrix_free import MatrixFree
 from jaccli.linear_maps.norms import orthogonal_to, orthonormal, power_of_two, singular_values
 from jaccli.linear_maps.rescaled import rescaled
+from jaccli.names import check_one_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -75,6 +76,7 @@ def extreme_singular_values(a: MatrixFree, k: int, which: Which = "largest") -> 
     n = min(n_out, n_in)
     if not 1 <= k <= n:
         raise UsageError(f"k={k}", f"expected 1 to {n}, the number of singular values of a {n_out} x {n_in} J")
+    which = check_one_of("which", which, get_args(Which))
     values, bounds = zip(*(_of_one(a.sample(b), k, which) for b in range(batch)), strict=True)
     return Extremes(torch.stack(values), torch.stack(bounds))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -75,6 +76,10 @@ class LinearMap(MatrixFree):
 
     def __getitem__(self, b: int) -> LinearOperator:
         return self.as_scipy(b)
+
+    def __iter__(self) -> Iterator[LinearOperator]:
+        """``A[0]``, ``A[1]``, …: a SciPy ``LinearOperator`` for each sample."""
+        return (self.as_scipy(b) for b in range(self.shape[0]))
 
     def as_scipy(self, b: int | None = None) -> LinearOperator:
         """Sample ``b`` as a SciPy ``LinearOperator`` ``(n_out, n_in)``, which takes and gives NumPy arrays.

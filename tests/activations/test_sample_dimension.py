@@ -10,7 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import jaccli
+from jaccli.activations.record import Inputs
+from jaccli.activations.resolve import resolve
+from jaccli.activations.sample_dimension import find_samples
 from jaccli.cli.boundary import run
+from jaccli.models.adapt import as_network
 
 
 class SequenceFirst(nn.Module):
@@ -139,3 +143,12 @@ def test_identity_share_of_the_identity_is_one() -> None:
 
     for n in range(1, 60):
         assert deviation(2 * torch.eye(n, dtype=torch.float64) / 3)["identity_share"] <= 1.0
+
+
+@pytest.mark.parametrize("name", ["input@2", "input@5"])
+def test_a_dimension_that_the_input_has_not(name: str) -> None:
+    network = as_network(nn.Linear(3, 2))
+    with pytest.raises(jaccli.UsageError, match=r"expected a dimension from 0 to 1"):
+        find_samples(network, Inputs((torch.randn(4, 3),)), [resolve(network, name)])
+    with pytest.raises(jaccli.UsageError, match=r"expected a dimension from 0 to 1"):
+        jaccli.jacobian(nn.Linear(3, 2), torch.randn(4, 3), name)

@@ -325,3 +325,13 @@ def test_identity_has_no_matrix() -> None:
     v = torch.ones(2, 10**7)
     assert eye.matvec(v).data_ptr() == v.data_ptr()
     assert eye.T is eye
+
+
+def test_samples_are_iterated() -> None:
+    a = Matrices(torch.randn(3, 2, 4, dtype=torch.float64))
+    assert [one.shape for one in a] == [(2, 4)] * 3
+
+
+def test_an_end_of_the_spectrum_that_is_mistyped() -> None:
+    with pytest.raises(jaccli.UsageError, match=r"which 'larges' is not known(.|\n)*did you mean 'largest'"):
+        Matrices(torch.randn(1, 2, 4)).singular_values(1, which="larges")  # type: ignore[arg-type]

@@ -7,8 +7,8 @@ from typing import Any, Final
 import torch
 from torch._ops import OpOverload
 
-# ``train`` of dropout and recurrent layers, ``training`` of batch normalisation and rrelu; ``dropout_p`` of attention is
-# a probability, with no switch beside it.
+# ``train`` of dropout and recurrent layers, ``training`` of batch normalisation and rrelu; ``dropout_p`` of attention
+# is a probability, with no switch beside it.
 _FLAGS: Final = ("train", "training", "dropout_p")
 
 
