@@ -34,7 +34,8 @@ from ablation.sparse_networks import ALL_CASES
 from ablation.subject import Subject
 from ablation.switches import SWITCHES
 from ablation.table import table
-from ablation.timing import OutOfTime, limited
+from ablation.timing import OutOfTime
+from measure import limit
 from run import about
 from session import limit_threads
 
@@ -84,10 +85,10 @@ def _work(name: str, switches: Sequence[str], rounds: int, threads: int | None, 
     subject = Subject(ALL_CASES[name], rounds)
     for switch in switches:
         try:
-            with limited(SWITCH_S):
+            with limit(SWITCH_S, OutOfTime, of_processor=True):
                 result = subject.without(SWITCHES[switch])
-        except OutOfTime as limit:
-            result = {"network": name, "switch": switch, "gap": str(limit)}
+        except OutOfTime as late:
+            result = {"network": name, "switch": switch, "gap": str(late)}
         except Exception as error:
             result = {"network": name, "switch": switch, "error": f"{type(error).__name__}: {error}"[:300]}
         print(f"{name}: {line(result)}", file=sys.stderr, flush=True)

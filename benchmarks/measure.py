@@ -76,19 +76,20 @@ class OutOfTimeError(Exception):
 
 
 @contextmanager
-def limit(seconds: float) -> Iterator[None]:
-    """Raise OutOfTimeError inside, as soon as Python has the word again."""
+def limit(seconds: float, raised: type[BaseException] = OutOfTimeError, of_processor: bool = False) -> Iterator[None]:
+    """Raise an error inside after so much time, or time of the processor, as soon as Python has the word again."""
+    number, timer = (signal.SIGPROF, signal.ITIMER_PROF) if of_processor else (signal.SIGALRM, signal.ITIMER_REAL)
 
     def ring(_number: int, _frame: FrameType | None) -> None:
-        raise OutOfTimeError(f"more than {seconds:.3g} s")
+        raise raised(f"more than {seconds:.3g} s{' of the processor' if of_processor else ''}")
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(number, ring)
+    signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(timer, 0)
+        signal.signal(number, before)
 
 
 def enter(contender: Contender, variants: Iterable[Variant], truth: Tensor, best_s: float = math.inf) -> Contender:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 SIDE_S = 0.2  # each side of a pair is timed for so long at least,
@@ -20,22 +19,6 @@ Off = Callable[[], AbstractContextManager[None]]
 
 class OutOfTime(BaseException):
     """A switch took too long. No ``Exception``: where a program fails with one, jaccli goes on without."""
-
-
-@contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """Raise OutOfTime in here after so much time of the processor, as soon as Python has the word again."""
-
-    def ring(*_: Any) -> None:
-        raise OutOfTime(f"more than {seconds:.3g} s of the processor")
-
-    before = signal.signal(signal.SIGPROF, ring)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:

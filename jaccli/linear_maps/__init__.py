@@ -1,8 +1,7 @@
 """Batches of matrices that are known by their products: the basis of ``jaccli.operator``.
 
     two products ─→ matrix_free              rows, trace, ‖J‖_F, the matrices themselves
-                      ├─ algebra             the products of Jᵀ, A + B, cA, BA, I, and of matrices that are known
-                      ├─ linear_map          its operators: A.T, A + B, c * A, A @ B, A - A.I; SciPy by scipy_operator
+                      ├─ linear_map          with A.T, A + B, c * A, A @ B, A - A.I; SciPy by scipy_operator
                       ├─ rescaled            J/s near size 1, for estimators that square products
                       └─ extreme_singular_values   the k largest or smallest: ARPACK, block Krylov, or J itself
     implementations of one product           the first that works and is verified; by_rows where only Jᵀu is known

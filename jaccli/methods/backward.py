@@ -12,7 +12,7 @@ from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.methods.base import Method, MethodGap, MethodTask, SelectionInput, attempt
 from jaccli.planning.linearize.linearization import Linearization
 from jaccli.planning.linearize.nearby import perturbed
-from jaccli.runtime.torch_errors import is_out_of_memory, reason
+from jaccli.runtime.torch_errors import reason, reraise_out_of_memory
 
 
 class Loop(Method):
@@ -150,8 +150,7 @@ def check_tiling(task: MethodTask) -> None:
         with torch.no_grad():
             values = linear.evaluate(torch.cat([other, linear.point, other]), copies=3)
     except Exception as error:
-        if is_out_of_memory(error):
-            raise
+        reraise_out_of_memory(error)
         raise MethodGap(f"the model does not take copies of the batch: {reason(error)}") from None
     same = values.shape[0] == 3 * linear.batch and values.shape[1:] == linear.value.shape[1:]
     eps = linear.recorded_pass.rounding if linear.recorded_pass is not None else 0.0

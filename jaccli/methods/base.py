@@ -22,7 +22,7 @@ from jaccli.names import MethodName
 from jaccli.planning.linearize.linearization import Linearization
 from jaccli.planning.linearize.session import readable
 from jaccli.runtime.timed import timed
-from jaccli.runtime.torch_errors import is_out_of_memory, reason
+from jaccli.runtime.torch_errors import reason, reraise_out_of_memory
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
@@ -229,8 +229,7 @@ def attempt(call: Callable[..., Result], *args: Any) -> Result:
     except JaccliError:
         raise
     except Exception as error:
-        if is_out_of_memory(error):
-            raise
+        reraise_out_of_memory(error)
         raise MethodGap(reason(error)) from error
 
 
@@ -239,6 +238,5 @@ def _measured(run: Callable[[], object], times: float) -> float | None:
     try:
         return times * min(timed(run)[0] for _ in range(2))
     except Exception as error:
-        if is_out_of_memory(error):
-            raise
+        reraise_out_of_memory(error)
         return None

@@ -21,7 +21,7 @@ from jaccli.linear_maps.agreement import agrees, is_adjoint, programs_agree, tol
 from jaccli.penalty.slope import MovedProduct
 from jaccli.planning.linearize import Linearization
 from jaccli.run.agreement import disagreement
-from jaccli.runtime.torch_errors import is_out_of_memory, reason
+from jaccli.runtime.torch_errors import reason, reraise_out_of_memory
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Shaped
@@ -198,8 +198,7 @@ class Verification:
                 return (None,) * len(self.variables), None
             return torch.autograd.grad(inner, list(self.variables), retain_graph=True, allow_unused=True), None
         except (RuntimeError, NotImplementedError) as error:
-            if is_out_of_memory(error):
-                raise
+            reraise_out_of_memory(error)
             return None, reason(error)
 
     def _agree(self, gradients: Sequence[Tensor | None], truth: Sequence[Tensor | None]) -> bool:

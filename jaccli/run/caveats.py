@@ -10,7 +10,7 @@ from jaccli.linearization.differences import unchecked
 from jaccli.planning.linearize import Linearization
 from jaccli.planning.mixing_message import mixing
 from jaccli.run.execute import Outcome
-from jaccli.runtime.torch_errors import is_out_of_memory
+from jaccli.runtime.torch_errors import reraise_out_of_memory
 from jaccli.text.quantities import dtype_name
 from jaccli.text.wording import worded
 
@@ -75,8 +75,7 @@ def _target_moves(linearization: Linearization) -> bool:
         with torch.no_grad():
             value = linear.evaluate(h + 0.1 * (h.abs() + h.abs().mean()))
     except Exception as error:
-        if is_out_of_memory(error):
-            raise
+        reraise_out_of_memory(error)
         return False
     return not torch.equal(value.reshape(-1), linear.value.reshape(-1))
 

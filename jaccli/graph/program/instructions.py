@@ -54,14 +54,12 @@ class Uses:
     """Which instruction makes, reads and writes what, by its position in the body.
 
     Attributes:
-        makers: the position of the instruction that makes a variable; none for inputs and constants.
         readers: the positions that take a variable, one for each time.
         births: the position at which the memory behind a root is made; none for inputs and constants.
         results: the roots of what the program returns.
     """
 
     def __init__(self, program: Instructions) -> None:
-        self.makers: dict[Variable, int] = {}
         self.readers: dict[Variable, list[int]] = {}
         self.births: dict[AliasSet, int] = {}
         self._touched: dict[AliasSet, list[int]] = {}
@@ -74,9 +72,6 @@ class Uses:
             for memory in memories:
                 self._touched.setdefault(memory, []).append(position)
             for out in (out for out in instruction.outputs if out is not None):
-                # An operator that writes in place returns its operand: that was made before.
-                if out not in variables:
-                    self.makers.setdefault(out, position)
                 if self.root(out) not in memories:
                     self.births.setdefault(self.root(out), position)
         self.results = set(map(self.root, program.results))

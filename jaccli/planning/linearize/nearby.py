@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from jaccli.linearization.linearized_function import LinearizedFunction
-from jaccli.runtime.torch_errors import is_out_of_memory
+from jaccli.runtime.torch_errors import reraise_out_of_memory
 
 
 def perturbed(point: Tensor) -> Tensor:
@@ -30,7 +30,6 @@ def value_at(linear: LinearizedFunction, point: Tensor) -> Tensor | None:
         with torch.no_grad():
             value = linear.evaluate(point)
     except Exception as error:
-        if is_out_of_memory(error):
-            raise
+        reraise_out_of_memory(error)
         return None
     return value if value.shape == linear.value.shape else None

@@ -9,7 +9,7 @@ from torch import Tensor
 from jaccli.autograd.seeds import gaussian
 from jaccli.linearization.linearized_function import LinearizedFunction
 from jaccli.planning.linearize.sample_independence import gradient_at_silent_samples
-from jaccli.runtime.torch_errors import is_out_of_memory, reason
+from jaccli.runtime.torch_errors import reason, reraise_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ def probed(linear: LinearizedFunction) -> tuple[AdjointProbe, bool]:
     try:
         row = linear.vjp_or_none(u)
     except Exception as error:
-        if is_out_of_memory(error):
-            raise
+        reraise_out_of_memory(error)
         return AdjointProbe(backward_gap=reason(error)), False
     if row is None:
         return AdjointProbe(), False

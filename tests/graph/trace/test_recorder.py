@@ -104,6 +104,13 @@ RUNS: list[Run] = [
 ]
 
 
+def recorder_of(x: Tensor) -> Recorder:
+    """One whose only input is ``x``."""
+    recorder = Recorder()
+    recorder.declare(x)
+    return recorder
+
+
 def points() -> tuple[Tensor, Tensor]:
     x, other = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     return x, other
@@ -173,8 +180,7 @@ def test_after_the_run_every_tensor_stands_for_its_content(run: Run) -> None:
 def test_a_view_is_renewed_when_it_is_read() -> None:
     """I4: a write to the base costs a node for each view that is read afterwards, once, and none for others."""
     x, _ = points()
-    recorder = Recorder()
-    recorder.declare(x)
+    recorder = recorder_of(x)
     with recording(recorder):
         y = x * 2
         read, unread = y[0], y[1]
@@ -191,8 +197,7 @@ def test_a_view_is_renewed_when_it_is_read() -> None:
 def test_a_write_through_a_view_renews_its_chain_alone() -> None:
     """I4: base and view have seen the write; reading them records nothing."""
     x, _ = points()
-    recorder = Recorder()
-    recorder.declare(x)
+    recorder = recorder_of(x)
     with recording(recorder):
         y = x * 2
         row = y[0]
@@ -222,8 +227,7 @@ def test_memory_shared_behind_the_recordings_back_is_a_gap() -> None:
     x, _ = points()
     buffer = torch.ones(3, 4, dtype=x.dtype)
     alias = buffer[0]
-    recorder = Recorder()
-    recorder.declare(x)
+    recorder = recorder_of(x)
     of_input = x[0]
     with recording(recorder):
         buffer.mul_(2)
@@ -238,8 +242,7 @@ def test_a_write_to_memory_of_several_constants_is_a_gap() -> None:
     x, _ = points()
     buffer = torch.ones(3, 4, dtype=x.dtype)
     alias = buffer[0]
-    recorder = Recorder()
-    recorder.declare(x)
+    recorder = recorder_of(x)
     with recording(recorder):
         assert torch.equal(buffer + alias, torch.full((3, 4), 2.0, dtype=x.dtype))
         with pytest.raises(CaptureGap, match="shared behind"):
@@ -250,8 +253,7 @@ def test_constants_may_share_memory_that_nothing_writes_to() -> None:
     x, _ = points()
     weight = torch.ones(3, 4, dtype=x.dtype)
     row = weight[0]
-    recorder = Recorder()
-    recorder.declare(x)
+    recorder = recorder_of(x)
     with recording(recorder):
         y = x * weight + row
         assert [v.origin for v in recorder.nodes[-1].inputs()] == ["node", "constant"]
@@ -260,8 +262,7 @@ def test_constants_may_share_memory_that_nothing_writes_to() -> None:
 
 def test_a_write_without_a_pure_form_is_a_gap() -> None:
     x, _ = points()
-    recorder = Recorder()
-    recorder.declare(x)
+    recorder = recorder_of(x)
     with recording(recorder):
         y = x * 2
         with pytest.raises(CaptureGap, match="writes in place"):
@@ -272,8 +273,7 @@ def test_a_write_without_a_pure_form_is_a_gap() -> None:
 
 def test_a_derivative_on_memory_of_a_varying_value_is_a_gap() -> None:
     x, _ = points()
-    recorder = Recorder()
-    recorder.declare(x)
+    recorder = recorder_of(x)
     part = x[0]
     recorder.derive()
     with recording(recorder), pytest.raises(CaptureGap, match="another's memory"):
